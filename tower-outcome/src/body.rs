@@ -1,0 +1,180 @@
+//! Response bodies: one that carries a guard to the end of the stream, one that can be a refusal.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use pin_project::pin_project;
+
+use crate::Refusal;
+
+/// How a body came to its end.
+#[derive(Clone, Copy, Debug)]
+pub enum End<'a> {
+    /// All of it was delivered, with these trailers.
+    Complete(Option<&'a HeaderMap>),
+    /// It broke off with an error; `Some` if that was a refusal of our own (a lost lease, a forced drain).
+    Broken(Option<&'a Refusal>),
+}
+
+/// Is told how a body ended.
+///
+/// A value dropped without [`on_end`](OnEnd::on_end) belongs to a body that was dropped before its end: its reader
+/// went away.
+pub trait OnEnd {
+    /// Takes the end. Called at most once, as soon as the end is known.
+    fn on_end(self, end: End<'_>);
+}
+
+/// A body that carries a guard until its end, its error or its drop.
+///
+/// The end is seen at once where the inner body tells it with `is_end_stream`, because servers drop such bodies without
+/// polling them again. `size_hint` and `is_end_stream` are the inner body's, so framing does not change.
+#[pin_project]
+pub struct GuardedBody<B, G> {
+    #[pin]
+    inner: B,
+    guard: Option<G>,
+}
+
+/// The inner service's body, or the few bytes of a refusal.
+#[pin_project]
+#[derive(Debug)]
+pub struct RespondBody<B>(#[pin] Either<B>);
+
+#[pin_project(project = EitherProj)]
+#[derive(Debug)]
+enum Either<B> {
+    Inner(#[pin] B),
+    Refusal(Option<Bytes>),
+}
+
+// === impl GuardedBody ===
+
+impl<B: Body, G: OnEnd> GuardedBody<B, G> {
+    /// Attaches `guard` to `inner`. A body that is already at its end tells the guard now.
+    pub fn new(inner: B, guard: G) -> Self {
+        if inner.is_end_stream() {
+            guard.on_end(End::Complete(None));
+            return Self { inner, guard: None };
+        }
+        Self { inner, guard: Some(guard) }
+    }
+}
+
+impl<B, G> GuardedBody<B, G> {
+    /// A body whose end is already known: it carries no guard.
+    pub fn settled(inner: B) -> Self {
+        Self { inner, guard: None }
+    }
+
+    /// The inner body.
+    pub fn get_ref(&self) -> &B {
+        &self.inner
+    }
+}
+
+impl<B, G> Body for GuardedBody<B, G>
+where
+    B: Body,
+    B::Error: 'static,
+    G: OnEnd,
+{
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let mut this = self.project();
+        let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        if this.guard.is_some() {
+            let end = match &frame {
+                Some(Ok(frame)) => match frame.trailers_ref() {
+                    Some(trailers) => Some(End::Complete(Some(trailers))),
+                    None if this.inner.is_end_stream() => Some(End::Complete(None)),
+                    None => None,
+                },
+                Some(Err(error)) => Some(End::Broken(Refusal::of(error))),
+                None => Some(End::Complete(None)),
+            };
+            if let Some(end) = end
+                && let Some(guard) = this.guard.take()
+            {
+                guard.on_end(end);
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl<B: fmt::Debug, G> fmt::Debug for GuardedBody<B, G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuardedBody").field("inner", &self.inner).field("settled", &self.guard.is_none()).finish()
+    }
+}
+
+impl<B: Default, G> Default for GuardedBody<B, G> {
+    /// An empty body without a guard.
+    fn default() -> Self {
+        Self::settled(B::default())
+    }
+}
+
+// === impl RespondBody ===
+
+impl<B> RespondBody<B> {
+    /// The inner service's own body.
+    pub fn inner(body: B) -> Self {
+        Self(Either::Inner(body))
+    }
+
+    /// The text of a refusal; empty for a gRPC trailers-only answer.
+    pub fn refusal(text: impl Into<Bytes>) -> Self {
+        Self(Either::Refusal(Some(text.into()).filter(|text| !text.is_empty())))
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for RespondBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().0.project() {
+            EitherProj::Inner(body) => body.poll_frame(cx),
+            EitherProj::Refusal(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Either::Inner(body) => body.is_end_stream(),
+            Either::Refusal(text) => text.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Either::Inner(body) => body.size_hint(),
+            Either::Refusal(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+        }
+    }
+}
+
+impl<B: Default> Default for RespondBody<B> {
+    /// The inner body's default: empty, for every body in use.
+    fn default() -> Self {
+        Self::inner(B::default())
+    }
+}

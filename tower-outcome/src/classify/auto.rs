@@ -1,0 +1,77 @@
+use http::{Method, Request, Response};
+
+use super::{AtEnd, Classify, ClassifyEnd, ClassifyResponse, Grpc, Http, HttpClassifier, broken, is_grpc};
+use crate::{Outcome, Refusal, body::End};
+
+/// [`Grpc`] when the request is gRPC by its content type, otherwise [`Http`].
+///
+/// The request decides, not the response, so that a proxy's `text/html` answer to a gRPC call is read as gRPC reads it.
+/// Costs a look at the content type of `POST` requests; no other method can be gRPC.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Auto {
+    http: Http,
+}
+
+/// One request's classifier of [`Auto`].
+#[derive(Clone, Copy, Debug)]
+pub struct AutoClassifier(Protocol);
+
+#[derive(Clone, Copy, Debug)]
+enum Protocol {
+    Http(HttpClassifier),
+    Grpc,
+}
+
+// === impl Auto ===
+
+impl Auto {
+    /// `Http::new()` for what is not gRPC.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { http: Http::new() }
+    }
+
+    /// Another reading of HTTP status codes.
+    #[must_use]
+    pub const fn http(self, http: Http) -> Self {
+        Self { http }
+    }
+}
+
+impl<B> Classify<Request<B>> for Auto {
+    type Classifier = AutoClassifier;
+
+    fn classify(&self, request: &Request<B>) -> AutoClassifier {
+        AutoClassifier(if request.method() == Method::POST && is_grpc(request.headers()) {
+            Protocol::Grpc
+        } else {
+            Protocol::Http(self.http.classifier(request.method()))
+        })
+    }
+}
+
+// === impl AutoClassifier ===
+
+impl<B, E: 'static> ClassifyResponse<Response<B>, E> for AutoClassifier {
+    type Scope = AtEnd;
+
+    fn head(&self, response: &Response<B>) -> Option<Outcome> {
+        match &self.0 {
+            Protocol::Http(http) => http.at_head(response.status(), response.headers()),
+            Protocol::Grpc => Grpc::at_head(response.status(), response.headers()),
+        }
+    }
+
+    fn error(&self, error: &E) -> Outcome {
+        broken(Refusal::of(error))
+    }
+}
+
+impl ClassifyEnd for AutoClassifier {
+    fn end(self, end: End<'_>) -> Outcome {
+        match self.0 {
+            Protocol::Http(http) => http.end(end),
+            Protocol::Grpc => Grpc.end(end),
+        }
+    }
+}

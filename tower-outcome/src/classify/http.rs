@@ -1,0 +1,165 @@
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, Method, Request, Response, StatusCode, header::RETRY_AFTER};
+
+use super::{AtEnd, Classify, ClassifyEnd, ClassifyResponse, broken};
+use crate::{Outcome, Refusal, Verdict, body::End};
+
+/// HTTP by status code: 5xx and broken bodies fail, 429 is soft, all else succeeds.
+///
+/// A success waits for the end of the body, because a download that breaks off is no success. What cannot have a body
+/// (the answer to `HEAD`, 101, 204, 304; RFC 9110 section 6.4.1) is settled at the head. `Retry-After` (seconds or a
+/// date, RFC 9110 section 10.2.3) is read from answers that are not successes.
+#[derive(Clone, Copy, Debug)]
+pub struct Http {
+    status: fn(StatusCode) -> Verdict,
+}
+
+/// One request's classifier of [`Http`].
+#[derive(Clone, Copy, Debug)]
+pub struct HttpClassifier {
+    status: fn(StatusCode) -> Verdict,
+    is_head: bool,
+}
+
+// === impl Http ===
+
+impl Http {
+    /// The preset: 5xx is a failure, 429 is soft.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { status: by_status }
+    }
+
+    /// Judges status codes with a function of the user's, for example to let `501` pass.
+    #[must_use]
+    pub const fn status(self, judge: fn(StatusCode) -> Verdict) -> Self {
+        Self { status: judge }
+    }
+
+    pub(super) fn classifier(self, method: &Method) -> HttpClassifier {
+        HttpClassifier { status: self.status, is_head: method == Method::HEAD }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<B> Classify<Request<B>> for Http {
+    type Classifier = HttpClassifier;
+
+    fn classify(&self, request: &Request<B>) -> HttpClassifier {
+        self.classifier(request.method())
+    }
+}
+
+// === impl HttpClassifier ===
+
+impl HttpClassifier {
+    pub(super) fn at_head(&self, status: StatusCode, headers: &HeaderMap) -> Option<Outcome> {
+        match (self.status)(status) {
+            Verdict::Success if !self.is_head && may_have_body(status) => None,
+            Verdict::Success => Some(Outcome::SUCCESS),
+            verdict => Some(Outcome::new(verdict).retry_after(retry_after(headers, SystemTime::now))),
+        }
+    }
+}
+
+impl<B, E: 'static> ClassifyResponse<Response<B>, E> for HttpClassifier {
+    type Scope = AtEnd;
+
+    fn head(&self, response: &Response<B>) -> Option<Outcome> {
+        self.at_head(response.status(), response.headers())
+    }
+
+    fn error(&self, error: &E) -> Outcome {
+        broken(Refusal::of(error))
+    }
+}
+
+impl ClassifyEnd for HttpClassifier {
+    fn end(self, end: End<'_>) -> Outcome {
+        match end {
+            End::Complete(_) => Outcome::SUCCESS,
+            End::Broken(refusal) => broken(refusal),
+        }
+    }
+}
+
+fn by_status(status: StatusCode) -> Verdict {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => Verdict::Soft,
+        status if status.is_server_error() => Verdict::Failure,
+        _ => Verdict::Success,
+    }
+}
+
+fn may_have_body(status: StatusCode) -> bool {
+    !matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// `Retry-After`, in either form. A date in the past is now; what does not parse is no hint.
+fn retry_after(headers: &HeaderMap, now: impl FnOnce() -> SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than fit is a very long time, not nonsense.
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(now()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(method: Method, status: u16) -> Option<Verdict> {
+        let request = Request::builder().method(method).body(()).unwrap();
+        let response = Response::builder().status(status).body(()).unwrap();
+        let classifier = Http::new().classify(&request);
+        ClassifyResponse::<_, std::io::Error>::head(&classifier, &response).map(|outcome| outcome.verdict())
+    }
+
+    #[test]
+    fn only_a_success_with_a_body_waits_for_its_end() {
+        for status in [200, 201, 301, 404, 499] {
+            assert_eq!(head(Method::GET, status), None, "{status}");
+            assert_eq!(head(Method::HEAD, status), Some(Verdict::Success), "{status}");
+        }
+        for status in [101, 204, 304] {
+            assert_eq!(head(Method::GET, status), Some(Verdict::Success), "{status}");
+        }
+        for status in [500, 502, 503, 504, 599] {
+            assert_eq!(head(Method::GET, status), Some(Verdict::Failure), "{status}");
+        }
+        assert_eq!(head(Method::GET, 429), Some(Verdict::Soft));
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms_and_nonsense_is_no_hint() {
+        let now = || httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let read = |value: &str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
+            retry_after(&headers, now)
+        };
+        assert_eq!(read("120"), Some(Duration::from_secs(120)));
+        assert_eq!(read(" 0 "), Some(Duration::ZERO));
+        assert_eq!(read("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
+        assert_eq!(read("Sun, 06 Nov 1994 08:50:37 GMT"), Some(Duration::from_secs(60)));
+        assert_eq!(read("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
+        for nonsense in ["", "-1", "1.5", "soon", "Sun, 99 Nov 1994 08:00:00 GMT"] {
+            assert_eq!(read(nonsense), None, "{nonsense:?}");
+        }
+    }
+
+    #[test]
+    fn a_users_own_reading_of_status_codes_is_used() {
+        let lenient = Http::new().status(|status| if status == 501 { Verdict::Success } else { by_status(status) });
+        let classifier = lenient.classifier(&Method::GET);
+        assert_eq!(classifier.at_head(StatusCode::NOT_IMPLEMENTED, &HeaderMap::new()), None);
+        assert_eq!(classifier.at_head(StatusCode::BAD_GATEWAY, &HeaderMap::new()), Some(Outcome::FAILURE));
+    }
+}

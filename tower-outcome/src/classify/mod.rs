@@ -1,0 +1,175 @@
+//! What became of a request, judged in two steps: at the head, then at the end.
+//!
+//! The status line of a response is not yet the answer: a gRPC call fails in its trailers, a download breaks off
+//! halfway. So a classifier is asked twice, and the layer's guard rides in the body in between.
+//!
+//! ```text
+//!   request ── classify() ──► classifier ── head() ──► Some(outcome): known now, the body is left alone
+//!                                  │           └─────► None: rides in the body ── end() ──► outcome
+//!                                  └── error() ──► outcome      body dropped before its end: cancelled
+//! ```
+//!
+//! | preset | failure | soft | needs the body |
+//! |---|---|---|---|
+//! | [`AnyErr`] | any `Err` | | no, and works for any response type |
+//! | [`Http`] | any `Err`, 5xx, a body that breaks off | 429 | yes |
+//! | [`Grpc`] | any `Err`, codes 2, 4, 13, 14, 15, a missing status, a body that breaks off | 8 | yes |
+//! | [`Auto`] | as `Grpc` if the request is gRPC, else as `Http` | | yes |
+//!
+//! In all of them a refusal of our own ([`Refusal`](crate::Refusal)) is [`Verdict::Ignore`](crate::Verdict): it says
+//! nothing about the other side. Write your own with [`from_fn`], or [`Http::status`] for HTTP status codes.
+
+mod any;
+mod auto;
+mod grpc;
+mod http;
+
+use ::http::Response;
+use http_body::Body;
+
+pub use self::{
+    any::{AnyErr, FromFn, from_fn},
+    auto::{Auto, AutoClassifier},
+    grpc::{Grpc, is_grpc},
+    http::{Http, HttpClassifier},
+};
+use crate::{
+    Outcome, Settle,
+    body::{End, GuardedBody, OnEnd},
+};
+
+/// Makes a classifier for each request.
+pub trait Classify<Req> {
+    /// Judges one request; what it needs to know of the request, it takes along.
+    type Classifier: ClassifyEnd;
+
+    /// Looks at the request before it is sent.
+    fn classify(&self, request: &Req) -> Self::Classifier;
+}
+
+/// The first step: the head of the response, or the error instead of one.
+pub trait ClassifyResponse<Res, E>: ClassifyEnd {
+    /// Where the answer is known: [`AtHead`] leaves the response type alone, [`AtEnd`] wraps an HTTP body.
+    type Scope;
+
+    /// Judges the head. `None`: only the end will tell.
+    fn head(&self, response: &Res) -> Option<Outcome>;
+
+    /// Judges an error that came instead of a response.
+    fn error(&self, error: &E) -> Outcome;
+}
+
+/// The second step: the end of the body.
+pub trait ClassifyEnd {
+    /// Judges the end. Not called for a body dropped before its end: that was a cancellation, and is the guard's business.
+    fn end(self, end: End<'_>) -> Outcome;
+}
+
+/// The answer is known at the response itself, whose type stays as it is.
+#[derive(Clone, Copy, Debug)]
+pub enum AtHead {}
+
+/// The answer is known at the end of an HTTP body, which is wrapped in a [`GuardedBody`].
+#[derive(Clone, Copy, Debug)]
+pub enum AtEnd {}
+
+/// How a guard is attached to a response: the two ways are [`AtHead`] and [`AtEnd`].
+pub trait Scope<Res, G>: sealed::Sealed {
+    /// The response with the guard attached.
+    type Response;
+
+    /// Attaches the guard, which is told the end.
+    fn attach(response: Res, guard: G) -> Self::Response;
+
+    /// The same type without a guard.
+    fn detached(response: Res) -> Self::Response;
+}
+
+/// A layer's guard together with the classifier that will tell it the outcome.
+#[derive(Debug)]
+pub struct Judge<C, G> {
+    classifier: C,
+    guard: G,
+}
+
+/// What [`Judge::answer`] makes of a response.
+pub type Judged<C, G, Res, E> = <<C as ClassifyResponse<Res, E>>::Scope as Scope<Res, Judge<C, G>>>::Response;
+
+mod sealed {
+    #[expect(unnameable_types, reason = "that is what seals the trait")]
+    pub trait Sealed {}
+    impl Sealed for super::AtHead {}
+    impl Sealed for super::AtEnd {}
+}
+
+// === impl Scope ===
+
+impl<Res, G: OnEnd> Scope<Res, G> for AtHead {
+    type Response = Res;
+
+    fn attach(response: Res, guard: G) -> Res {
+        guard.on_end(End::Complete(None));
+        response
+    }
+
+    fn detached(response: Res) -> Res {
+        response
+    }
+}
+
+impl<B: Body, G: OnEnd> Scope<Response<B>, G> for AtEnd {
+    type Response = Response<GuardedBody<B, G>>;
+
+    fn attach(response: Response<B>, guard: G) -> Self::Response {
+        response.map(|body| GuardedBody::new(body, guard))
+    }
+
+    fn detached(response: Response<B>) -> Self::Response {
+        response.map(GuardedBody::settled)
+    }
+}
+
+// === impl Judge ===
+
+impl<C, G: Settle> Judge<C, G> {
+    /// Pairs a request's classifier with the guard that wants to know.
+    pub fn new(classifier: C, guard: G) -> Self {
+        Self { classifier, guard }
+    }
+
+    /// Judges the answer, or goes along with its body to the end.
+    ///
+    /// # Errors
+    ///
+    /// Passes the error through, judged.
+    pub fn answer<Res, E>(self, result: Result<Res, E>) -> Result<Judged<C, G, Res, E>, E>
+    where
+        C: ClassifyResponse<Res, E>,
+        C::Scope: Scope<Res, Self>,
+    {
+        match result {
+            Ok(response) => Ok(match self.classifier.head(&response) {
+                Some(outcome) => {
+                    self.guard.settle(outcome);
+                    C::Scope::detached(response)
+                }
+                None => C::Scope::attach(response, self),
+            }),
+            Err(error) => {
+                self.guard.settle(self.classifier.error(&error));
+                Err(error)
+            }
+        }
+    }
+}
+
+impl<C: ClassifyEnd, G: Settle> OnEnd for Judge<C, G> {
+    fn on_end(self, end: End<'_>) {
+        self.guard.settle(self.classifier.end(end));
+    }
+}
+
+/// The verdict of the presets on an error or a broken body: a failure, unless we refused it ourselves.
+fn broken(refusal: Option<&crate::Refusal>) -> Outcome {
+    if refusal.is_some() { Outcome::IGNORE } else { Outcome::FAILURE }
+}

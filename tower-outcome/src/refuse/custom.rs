@@ -1,0 +1,62 @@
+use std::fmt;
+
+use bytes::Bytes;
+use http::{Request, Response};
+
+use super::{Protocol, Refuse};
+use crate::{Refusal, Refused, body::RespondBody};
+
+/// Tells a refusal with a function of the user's.
+///
+/// ```
+/// use http::Response;
+/// use tower_outcome::refuse::Custom;
+///
+/// let page = Custom::new(|refusal, _protocol| {
+///     let mut response = Response::new(format!("<h1>Back soon</h1><!-- {} -->", refusal.code()).into());
+///     *response.status_mut() = refusal.class().status();
+///     response
+/// });
+/// # let _ = page;
+/// ```
+#[derive(Clone, Copy)]
+pub struct Custom<F>(F);
+
+// === impl Custom ===
+
+impl<F> Custom<F>
+where
+    F: Fn(&Refusal, Protocol) -> Response<Bytes>,
+{
+    /// Answers with what `answer` makes of a refusal and the protocol of the request.
+    pub const fn new(answer: F) -> Self {
+        Self(answer)
+    }
+}
+
+impl<F, A, B, E> Refuse<Request<A>, Response<B>, E> for Custom<F>
+where
+    F: Fn(&Refusal, Protocol) -> Response<Bytes>,
+{
+    type Response = Response<RespondBody<B>>;
+    type Error = E;
+    type Seen = Protocol;
+
+    fn see(&self, request: &Request<A>) -> Protocol {
+        Protocol::of(request)
+    }
+
+    fn refuse<X: Refused>(&self, seen: Protocol, refused: X) -> Result<Self::Response, E> {
+        Ok((self.0)(refused.refusal(), seen).map(RespondBody::refusal))
+    }
+
+    fn pass(result: Result<Response<B>, E>) -> Result<Self::Response, E> {
+        result.map(|response| response.map(RespondBody::inner))
+    }
+}
+
+impl<F> fmt::Debug for Custom<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Custom").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,92 @@
+use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
+
+use super::Refuse;
+use crate::{
+    Refusal, Refused,
+    body::RespondBody,
+    header::{GRPC_MESSAGE, GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS},
+};
+
+/// Tells a refusal as a gRPC trailers-only answer: HTTP 200, `grpc-status` and `grpc-message` in the head, no body.
+///
+/// When to come back is told in `grpc-retry-pushback-ms` (gRFC A6), rounded up to a whole millisecond.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Grpc;
+
+// === impl Grpc ===
+
+impl Grpc {
+    /// The answer itself, for those who have no layer to give it.
+    #[must_use]
+    pub fn answer<B>(&self, refusal: &Refusal) -> Response<RespondBody<B>> {
+        let mut response = Response::new(RespondBody::refusal(""));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(refusal.class().grpc_status())));
+        if let Ok(message) = HeaderValue::try_from(percent_encoded(&refusal.to_string())) {
+            headers.insert(GRPC_MESSAGE, message);
+        }
+        if let Some(after) = refusal.retry_after() {
+            let millis = after.as_nanos().div_ceil(1_000_000);
+            // A Java or Go client reads it as a signed 32-bit or 64-bit number; a day is as good as never.
+            let millis = u64::try_from(millis).unwrap_or(u64::MAX).min(86_400_000);
+            headers.insert(GRPC_RETRY_PUSHBACK_MS, HeaderValue::from(millis));
+        }
+        response
+    }
+}
+
+impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Grpc {
+    type Response = Response<RespondBody<B>>;
+    type Error = E;
+    type Seen = ();
+
+    fn see(&self, _: &Request<A>) {}
+
+    fn refuse<X: Refused>(&self, (): (), refused: X) -> Result<Self::Response, E> {
+        Ok(self.answer(refused.refusal()))
+    }
+
+    fn pass(result: Result<Response<B>, E>) -> Result<Self::Response, E> {
+        result.map(|response| response.map(RespondBody::inner))
+    }
+}
+
+/// The encoding of `grpc-message` (gRPC's PROTOCOL-HTTP2.md): all but printable ASCII and `%` itself is escaped.
+fn percent_encoded(message: &str) -> String {
+    let mut text = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        match byte {
+            b'%' => text.push_str("%25"),
+            b' '..=b'~' => text.push(char::from(byte)),
+            other => text.push_str(&format!("%{other:02X}")),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http_body::Body;
+
+    use super::*;
+    use crate::Class;
+
+    #[test]
+    fn an_answer_is_trailers_only() {
+        let refusal = Refusal::new(Class::Limited, "rate").with_retry_after(Some(Duration::from_micros(1500)));
+        let answer = Grpc.answer::<String>(&refusal);
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["grpc-status"], "8");
+        assert_eq!(answer.headers()["grpc-message"], "too many requests (rate)");
+        assert_eq!(answer.headers()["grpc-retry-pushback-ms"], "2");
+        assert!(answer.body().is_end_stream());
+    }
+
+    #[test]
+    fn a_message_is_percent_encoded() {
+        assert_eq!(percent_encoded("100% ü\n"), "100%25 %C3%BC%0A");
+    }
+}

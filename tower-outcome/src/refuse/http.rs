@@ -1,0 +1,125 @@
+use std::{fmt::Write as _, time::Duration};
+
+use http::{
+    HeaderValue, Request, Response,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
+
+use super::Refuse;
+use crate::{Refusal, Refused, body::RespondBody};
+
+/// Tells a refusal as an HTTP answer: the class's status, `Retry-After`, and a line of text or problem+json.
+///
+/// `Retry-After` is in seconds, rounded **up** and at least 1 (RFC 9110 section 10.2.3): a client told 0 comes back at
+/// once and is refused again. It is left out where no time is known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Http {
+    problem_json: bool,
+}
+
+// === impl Http ===
+
+impl Http {
+    /// Plain text.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { problem_json: false }
+    }
+
+    /// Answers with `application/problem+json` (RFC 9457) instead of a line of text. Default: off.
+    ///
+    /// ```json
+    /// {"type":"about:blank","title":"Service Unavailable","status":503,"detail":"unavailable (circuit-open)","code":"circuit-open"}
+    /// ```
+    #[must_use]
+    pub const fn problem_json(self) -> Self {
+        Self { problem_json: true }
+    }
+
+    /// The answer itself, for those who have no layer to give it.
+    #[must_use]
+    pub fn answer<B>(&self, refusal: &Refusal) -> Response<RespondBody<B>> {
+        let status = refusal.class().status();
+        let (content_type, text) = if self.problem_json {
+            ("application/problem+json", problem(refusal))
+        } else {
+            ("text/plain; charset=utf-8", format!("{refusal}\n"))
+        };
+        let mut response = Response::new(RespondBody::refusal(text));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if let Some(after) = refusal.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
+        }
+        response
+    }
+}
+
+impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Http {
+    type Response = Response<RespondBody<B>>;
+    type Error = E;
+    type Seen = ();
+
+    fn see(&self, _: &Request<A>) {}
+
+    fn refuse<X: Refused>(&self, (): (), refused: X) -> Result<Self::Response, E> {
+        Ok(self.answer(refused.refusal()))
+    }
+
+    fn pass(result: Result<Response<B>, E>) -> Result<Self::Response, E> {
+        result.map(|response| response.map(RespondBody::inner))
+    }
+}
+
+fn whole_seconds(after: Duration) -> u64 {
+    after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1)
+}
+
+fn problem(refusal: &Refusal) -> String {
+    let status = refusal.class().status();
+    let title = status.canonical_reason().unwrap_or_default();
+    let code = refusal.code();
+    let mut text = String::with_capacity(160);
+    // Only our own constants go in, so the escapes are those that `{:?}` and JSON share.
+    let _ = write!(
+        text,
+        r#"{{"type":"about:blank","title":{title:?},"status":{},"detail":{:?},"code":{code:?}}}"#,
+        status.as_u16(),
+        refusal.to_string(),
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Class;
+
+    #[test]
+    fn retry_after_is_rounded_up_and_never_zero() {
+        for (millis, seconds) in [(0, 1), (1, 1), (400, 1), (1000, 1), (1001, 2), (59_999, 60)] {
+            assert_eq!(whole_seconds(Duration::from_millis(millis)), seconds, "{millis} ms");
+        }
+        assert_eq!(whole_seconds(Duration::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn an_answer_has_the_status_of_its_class_and_the_hint() {
+        let refusal = Refusal::new(Class::Limited, "rate").with_retry_after(Some(Duration::from_millis(200)));
+        let answer = Http::new().answer::<String>(&refusal);
+        assert_eq!(answer.status(), 429);
+        assert_eq!(answer.headers()["retry-after"], "1");
+        let answer = Http::new().answer::<String>(&Refusal::new(Class::Unavailable, "circuit-open"));
+        assert_eq!(answer.status(), 503);
+        assert!(!answer.headers().contains_key("retry-after"));
+    }
+
+    #[test]
+    fn a_problem_is_told_as_rfc_9457_says() {
+        assert_eq!(
+            problem(&Refusal::new(Class::Unavailable, "circuit-open")),
+            r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"unavailable (circuit-open)","code":"circuit-open"}"#
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! The guard in the body: settled at the end, at an error, or cancelled by a drop; once, and never late.
+
+use std::{convert::Infallible, sync::mpsc};
+
+use http::{Method, Request, Response};
+use http_body::Body;
+use http_body_util::BodyExt;
+use testkit::{Broken, Script, Step};
+use tower_outcome::{
+    BoxError, Class, Outcome, Refusal, Settle,
+    body::RespondBody,
+    classify::{AnyErr, Auto, AutoClassifier, Classify, ClassifyResponse, Judge, Judged, Scope},
+};
+
+/// Tells the test what it was told; `None` for a guard that was dropped.
+struct Tell(Option<mpsc::Sender<Option<Outcome>>>);
+
+impl Settle for Tell {
+    fn settle(mut self, outcome: Outcome) {
+        self.0.take().unwrap().send(Some(outcome)).unwrap();
+    }
+}
+
+impl Drop for Tell {
+    fn drop(&mut self) {
+        if let Some(sender) = self.0.take() {
+            let _ = sender.send(None);
+        }
+    }
+}
+
+type Told = mpsc::Receiver<Option<Outcome>>;
+type Answer<C, Res, E> = (Result<Judged<C, Tell, Res, E>, E>, Told);
+
+fn answer<C, Res, E>(classifier: C, result: Result<Res, E>) -> Answer<C, Res, E>
+where
+    C: ClassifyResponse<Res, E>,
+    C::Scope: Scope<Res, Judge<C, Tell>>,
+{
+    let (sender, told) = mpsc::channel();
+    (Judge::new(classifier, Tell(Some(sender))).answer(result), told)
+}
+
+fn http() -> AutoClassifier {
+    Auto::new().classify(&Request::new(()))
+}
+
+fn grpc() -> AutoClassifier {
+    let request = Request::builder().method(Method::POST).header("content-type", "application/grpc");
+    Auto::new().classify(&request.body(()).unwrap())
+}
+
+fn body(steps: impl IntoIterator<Item = Step>) -> Result<Response<Script>, Infallible> {
+    Ok(Response::new(Script::new(steps)))
+}
+
+#[tokio::test]
+async fn a_success_is_told_at_the_end_of_the_body_and_not_before() {
+    let (response, told) = answer(http(), body([Step::Data("a"), Step::Data("b")]));
+    let mut body = response.unwrap().into_body();
+    for _ in 0..2 {
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+    }
+    assert!(body.frame().await.is_none());
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+    assert!(body.frame().await.is_none(), "polled past its end, it says so again and tells nobody");
+    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+}
+
+#[tokio::test]
+async fn a_body_that_tells_its_end_is_settled_with_its_last_frame() {
+    // A server drops such a body without polling it again.
+    let script = Script::new([Step::Data("a"), Step::Data("b")]).telling_end();
+    let (response, told) = answer::<_, _, Infallible>(http(), Ok(Response::new(script)));
+    let mut body = response.unwrap().into_body();
+    body.frame().await;
+    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+    body.frame().await;
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+}
+
+#[test]
+fn an_empty_body_is_settled_at_the_head() {
+    let response = Response::new(Script::new([]).telling_end());
+    let (response, told) = answer::<_, _, Infallible>(http(), Ok(response));
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+    assert!(response.unwrap().body().is_end_stream());
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_a_failure() {
+    let (response, told) = answer(http(), body([Step::Data("a"), Step::Break]));
+    response.unwrap().into_body().collect().await.unwrap_err();
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
+}
+
+#[tokio::test]
+async fn a_body_that_we_broke_off_ourselves_is_ignored() {
+    const LOST: Refusal = Refusal::new(Class::Unavailable, "lease-lost");
+    let cut = Script::new([Step::Break]).map_err(|Broken| BoxError::from(LOST));
+    let (response, told) = answer::<_, _, Infallible>(http(), Ok(Response::new(cut)));
+    response.unwrap().into_body().collect().await.unwrap_err();
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::IGNORE)));
+}
+
+#[tokio::test]
+async fn a_body_dropped_halfway_cancels_its_guard() {
+    let (response, told) = answer(http(), body([Step::Data("a"), Step::Hang]));
+    let mut body = response.unwrap().into_body();
+    body.frame().await;
+    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+    drop(body);
+    assert_eq!(told.try_recv(), Ok(None));
+}
+
+#[test]
+fn a_failure_is_told_at_the_head() {
+    let response = Response::builder().status(500).body(Script::new([Step::Hang])).unwrap();
+    let (_response, told) = answer::<_, _, Infallible>(http(), Ok(response));
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
+}
+
+#[tokio::test]
+async fn a_grpc_call_is_judged_by_its_trailers() {
+    for (code, expected) in [("0", Outcome::SUCCESS), ("14", Outcome::FAILURE), ("8", Outcome::SOFT)] {
+        let (response, told) = answer(grpc(), body([Step::Data("a"), Step::grpc_status(code)]));
+        response.unwrap().into_body().collect().await.unwrap();
+        assert_eq!(told.try_recv(), Ok(Some(expected)), "{code}");
+    }
+    let (response, told) = answer(grpc(), body([Step::Data("a")]));
+    response.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)), "a stream cut before its status");
+}
+
+#[test]
+fn a_neutral_classification_leaves_the_response_type_alone() {
+    let (response, told) = answer::<_, u8, BoxError>(AnyErr, Ok(7));
+    let seven: u8 = response.unwrap();
+    assert_eq!((seven, told.try_recv()), (7, Ok(Some(Outcome::SUCCESS))));
+    let (_, told) = answer::<_, u8, BoxError>(AnyErr, Err("reset".into()));
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
+}
+
+#[tokio::test]
+async fn a_refusals_text_is_a_body_of_known_length() {
+    let body = RespondBody::<Script>::refusal("no");
+    assert_eq!(body.size_hint().exact(), Some(2));
+    assert_eq!(body.collect().await.unwrap().to_bytes(), "no");
+    let body = RespondBody::<Script>::refusal("");
+    assert!(body.is_end_stream());
+    assert_eq!(body.size_hint().exact(), Some(0));
+}
+
+#[test]
+fn bodies_are_send_and_unpin_as_their_inner_ones_are() {
+    fn check<T: Send + Sync + Unpin>() {}
+    check::<tower_outcome::body::GuardedBody<String, ()>>();
+    check::<RespondBody<String>>();
+}
