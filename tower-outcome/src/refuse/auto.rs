@@ -1,7 +1,9 @@
+use std::fmt::Display;
+
 use http::{Method, Request, Response};
 
 use super::{Grpc, Http, Refuse};
-use crate::{Refused, body::RespondBody, classify::is_grpc};
+use crate::{Refusal, Refused, body::RespondBody, classify::is_grpc};
 
 /// [`Grpc`] when the request is gRPC by its content type, otherwise [`Http`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,6 +34,14 @@ impl Auto {
     pub const fn http(self, http: Http) -> Self {
         Self { http }
     }
+
+    /// The answer itself, for those who have no layer to give it. `detail` is for the reader: the error's own words.
+    pub fn answer<B>(&self, seen: Protocol, refusal: &Refusal, detail: impl Display) -> Response<RespondBody<B>> {
+        match seen {
+            Protocol::Http => self.http.answer(refusal, detail),
+            Protocol::Grpc => Grpc.answer(refusal, detail),
+        }
+    }
 }
 
 impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Auto {
@@ -44,10 +54,7 @@ impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Auto {
     }
 
     fn refuse<X: Refused>(&self, seen: Protocol, refused: X) -> Result<Self::Response, E> {
-        Ok(match seen {
-            Protocol::Http => self.http.answer(refused.refusal()),
-            Protocol::Grpc => Grpc.answer(refused.refusal()),
-        })
+        Ok(self.answer(seen, refused.refusal(), &refused))
     }
 
     fn pass(result: Result<Response<B>, E>) -> Result<Self::Response, E> {

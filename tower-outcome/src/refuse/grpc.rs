@@ -1,3 +1,5 @@
+use std::fmt::Display;
+
 use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
 
 use super::Refuse;
@@ -16,14 +18,13 @@ pub struct Grpc;
 // === impl Grpc ===
 
 impl Grpc {
-    /// The answer itself, for those who have no layer to give it.
-    #[must_use]
-    pub fn answer<B>(&self, refusal: &Refusal) -> Response<RespondBody<B>> {
+    /// The answer itself, for those who have no layer to give it. `detail` is for the reader: the error's own words.
+    pub fn answer<B>(&self, refusal: &Refusal, detail: impl Display) -> Response<RespondBody<B>> {
         let mut response = Response::new(RespondBody::refusal(""));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(refusal.class().grpc_status())));
-        if let Ok(message) = HeaderValue::try_from(percent_encoded(&refusal.to_string())) {
+        if let Ok(message) = HeaderValue::try_from(percent_encoded(&detail.to_string())) {
             headers.insert(GRPC_MESSAGE, message);
         }
         if let Some(after) = refusal.retry_after() {
@@ -44,7 +45,7 @@ impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Grpc {
     fn see(&self, _: &Request<A>) {}
 
     fn refuse<X: Refused>(&self, (): (), refused: X) -> Result<Self::Response, E> {
-        Ok(self.answer(refused.refusal()))
+        Ok(self.answer(refused.refusal(), &refused))
     }
 
     fn pass(result: Result<Response<B>, E>) -> Result<Self::Response, E> {
@@ -77,7 +78,7 @@ mod tests {
     #[test]
     fn an_answer_is_trailers_only() {
         let refusal = Refusal::new(Class::Limited, "rate").with_retry_after(Some(Duration::from_micros(1500)));
-        let answer = Grpc.answer::<String>(&refusal);
+        let answer = Grpc.answer::<String>(&refusal, refusal);
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.headers()["grpc-status"], "8");
         assert_eq!(answer.headers()["grpc-message"], "too many requests (rate)");

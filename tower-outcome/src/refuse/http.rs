@@ -1,4 +1,7 @@
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    fmt::{Display, Write as _},
+    time::Duration,
+};
 
 use http::{
     HeaderValue, Request, Response,
@@ -29,21 +32,20 @@ impl Http {
     /// Answers with `application/problem+json` (RFC 9457) instead of a line of text. Default: off.
     ///
     /// ```json
-    /// {"type":"about:blank","title":"Service Unavailable","status":503,"detail":"unavailable (circuit-open)","code":"circuit-open"}
+    /// {"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the circuit is open","code":"circuit-open"}
     /// ```
     #[must_use]
     pub const fn problem_json(self) -> Self {
         Self { problem_json: true }
     }
 
-    /// The answer itself, for those who have no layer to give it.
-    #[must_use]
-    pub fn answer<B>(&self, refusal: &Refusal) -> Response<RespondBody<B>> {
+    /// The answer itself, for those who have no layer to give it. `detail` is for the reader: the error's own words.
+    pub fn answer<B>(&self, refusal: &Refusal, detail: impl Display) -> Response<RespondBody<B>> {
         let status = refusal.class().status();
         let (content_type, text) = if self.problem_json {
-            ("application/problem+json", problem(refusal))
+            ("application/problem+json", problem(refusal, &detail.to_string()))
         } else {
-            ("text/plain; charset=utf-8", format!("{refusal}\n"))
+            ("text/plain; charset=utf-8", format!("{detail}\n"))
         };
         let mut response = Response::new(RespondBody::refusal(text));
         *response.status_mut() = status;
@@ -64,7 +66,7 @@ impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Http {
     fn see(&self, _: &Request<A>) {}
 
     fn refuse<X: Refused>(&self, (): (), refused: X) -> Result<Self::Response, E> {
-        Ok(self.answer(refused.refusal()))
+        Ok(self.answer(refused.refusal(), &refused))
     }
 
     fn pass(result: Result<Response<B>, E>) -> Result<Self::Response, E> {
@@ -76,19 +78,29 @@ fn whole_seconds(after: Duration) -> u64 {
     after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1)
 }
 
-fn problem(refusal: &Refusal) -> String {
+fn problem(refusal: &Refusal, detail: &str) -> String {
     let status = refusal.class().status();
     let title = status.canonical_reason().unwrap_or_default();
-    let code = refusal.code();
-    let mut text = String::with_capacity(160);
-    // Only our own constants go in, so the escapes are those that `{:?}` and JSON share.
-    let _ = write!(
-        text,
-        r#"{{"type":"about:blank","title":{title:?},"status":{},"detail":{:?},"code":{code:?}}}"#,
-        status.as_u16(),
-        refusal.to_string(),
-    );
+    let (status, code) = (status.as_u16(), refusal.code());
+    let mut text = format!(r#"{{"type":"about:blank","title":"{title}","status":{status},"detail":""#);
+    escape_into(&mut text, detail);
+    text.push_str(r#"","code":""#);
+    escape_into(&mut text, code);
+    text.push_str("\"}");
     text
+}
+
+/// The escapes of a JSON string (RFC 8259 section 7).
+fn escape_into(text: &mut String, value: &str) {
+    for char in value.chars() {
+        match char {
+            '"' | '\\' => text.extend(['\\', char]),
+            '\0'..='\x1f' => {
+                let _ = write!(text, "\\u{:04x}", u32::from(char));
+            }
+            _ => text.push(char),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -107,10 +119,10 @@ mod tests {
     #[test]
     fn an_answer_has_the_status_of_its_class_and_the_hint() {
         let refusal = Refusal::new(Class::Limited, "rate").with_retry_after(Some(Duration::from_millis(200)));
-        let answer = Http::new().answer::<String>(&refusal);
+        let answer = Http::new().answer::<String>(&refusal, "slow down");
         assert_eq!(answer.status(), 429);
         assert_eq!(answer.headers()["retry-after"], "1");
-        let answer = Http::new().answer::<String>(&Refusal::new(Class::Unavailable, "circuit-open"));
+        let answer = Http::new().answer::<String>(&Refusal::new(Class::Unavailable, "circuit-open"), "open");
         assert_eq!(answer.status(), 503);
         assert!(!answer.headers().contains_key("retry-after"));
     }
@@ -118,8 +130,8 @@ mod tests {
     #[test]
     fn a_problem_is_told_as_rfc_9457_says() {
         assert_eq!(
-            problem(&Refusal::new(Class::Unavailable, "circuit-open")),
-            r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"unavailable (circuit-open)","code":"circuit-open"}"#
+            problem(&Refusal::new(Class::Unavailable, "circuit-open"), "the circuit \"ü\\\" is\nopen"),
+            r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the circuit \"ü\\\" is\u000aopen","code":"circuit-open"}"#
         );
     }
 }
