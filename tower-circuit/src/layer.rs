@@ -1,0 +1,105 @@
+use tower_layer::Layer;
+use tower_outcome::{
+    classify::{self, AnyErr},
+    refuse::{self, Fail},
+};
+
+use crate::{Circuit, CircuitGate, CircuitService};
+
+/// Puts a [`Circuit`] in front of a service, which is refused at once while the circuit is open.
+///
+/// All services it makes share the circuit. Three ways to refuse, chosen by type:
+///
+/// | | while open | for |
+/// |---|---|---|
+/// | `CircuitLayer::new(c)` | `call` answers `Err(`[`Open`](crate::Open)`)`, boxed | clients |
+/// | `CircuitLayer::new(c).respond()` | `call` answers 503, or a gRPC status; the error type stays | servers |
+/// | `CircuitLayer::new(c).gate()` | `poll_ready` is `Pending` | endpoints of a balancer, worker loops |
+///
+/// ```
+/// # use tower_circuit::{Circuit, CircuitLayer};
+/// # use tower_layer::Layer;
+/// # let upstream = ();
+/// let circuit = Circuit::new();
+/// let service = CircuitLayer::new(&circuit).layer(upstream);
+/// ```
+#[derive(Clone, Debug)]
+pub struct CircuitLayer<C = AnyErr, R = Fail> {
+    circuit: Circuit,
+    classify: C,
+    refuse: R,
+}
+
+/// Puts a [`Circuit`] in front of a service, which is not ready while the circuit is open.
+#[derive(Clone, Debug)]
+pub struct CircuitGateLayer<C = AnyErr> {
+    circuit: Circuit,
+    classify: C,
+}
+
+// === impl CircuitLayer ===
+
+impl CircuitLayer {
+    /// Refuses with an error, and takes any `Err` for a failure. Takes `circuit` or `&circuit`.
+    pub fn new(circuit: impl Into<Circuit>) -> Self {
+        Self { circuit: circuit.into(), classify: AnyErr, refuse: Fail }
+    }
+}
+
+impl<C, R> CircuitLayer<C, R> {
+    /// What counts as a failure. Default: [`AnyErr`], for any protocol and response type; HTTP and gRPC users want
+    /// [`classify::Auto`], which waits for the end of the body.
+    pub fn classify<K>(self, classify: K) -> CircuitLayer<K, R> {
+        CircuitLayer { circuit: self.circuit, classify, refuse: self.refuse }
+    }
+
+    /// Answers refused requests with 503 and `Retry-After`, or `UNAVAILABLE` if they are gRPC, and judges the answers of
+    /// the inner service by status and end of body ([`classify::Auto`]). The error type stays the inner service's, so
+    /// this goes on an axum `Router` as it is. To judge otherwise, call [`classify`](Self::classify) after it.
+    pub fn respond(self) -> CircuitLayer<classify::Auto, refuse::Auto> {
+        self.respond_with(refuse::Auto::new()).classify(classify::Auto::new())
+    }
+
+    /// Tells refusals another way, see [`refuse`]. The classification stays as it is.
+    pub fn respond_with<N>(self, refuse: N) -> CircuitLayer<C, N> {
+        CircuitLayer { circuit: self.circuit, classify: self.classify, refuse }
+    }
+
+    /// Waits instead of refusing: for endpoints of a balancer and for worker loops. Never on a server, where requests
+    /// would pile up in memory.
+    pub fn gate(self) -> CircuitGateLayer<C> {
+        CircuitGateLayer { circuit: self.circuit, classify: self.classify }
+    }
+}
+
+impl<S, C: Clone, R: Clone> Layer<S> for CircuitLayer<C, R> {
+    type Service = CircuitService<S, C, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CircuitService::new(inner, self.circuit.clone(), self.classify.clone(), self.refuse.clone())
+    }
+}
+
+// === impl CircuitGateLayer ===
+
+impl CircuitGateLayer {
+    /// A gate that takes any `Err` for a failure. Takes `circuit` or `&circuit`.
+    pub fn new(circuit: impl Into<Circuit>) -> Self {
+        CircuitLayer::new(circuit).gate()
+    }
+}
+
+impl<C> CircuitGateLayer<C> {
+    /// What counts as a failure. Default: [`AnyErr`]; HTTP and gRPC users want [`classify::Auto`].
+    pub fn classify<K>(self, classify: K) -> CircuitGateLayer<K> {
+        CircuitGateLayer { circuit: self.circuit, classify }
+    }
+}
+
+impl<S, C: Clone> Layer<S> for CircuitGateLayer<C> {
+    type Service = CircuitGate<S, C>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CircuitGate::new(inner, self.circuit.clone(), self.classify.clone())
+    }
+}

@@ -1,0 +1,115 @@
+use std::task::{Context, Poll, ready};
+
+use tower_outcome::{
+    classify::{AnyErr, Classify, ClassifyResponse, Judge, Judged, Scope},
+    refuse::{Fail, Refuse},
+};
+use tower_service::Service;
+
+use crate::{Circuit, Permit, ResponseFuture};
+
+/// Calls the inner service while the circuit admits it, and answers at once while it does not. Made by
+/// [`CircuitLayer`](crate::CircuitLayer).
+///
+/// | | `poll_ready` | `call` |
+/// |---|---|---|
+/// | closed, or a probe is possible | asks the inner service | asks the circuit once more, then the inner service |
+/// | otherwise | ready, the inner service is not asked | [`Open`](crate::Open), told as `R` tells it |
+///
+/// Readiness that was given while the circuit refused is spent on a refusal, even if the circuit closes in between: the
+/// inner service has not said that it is ready.
+#[derive(Debug)]
+pub struct CircuitService<S, C = AnyErr, R = Fail> {
+    inner: S,
+    circuit: Circuit,
+    classify: C,
+    refuse: R,
+    grant: Grant,
+}
+
+/// What `poll_ready` found, for the next `call` on this very clone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Grant {
+    None,
+    /// The inner service is ready.
+    Pass,
+    /// The inner service was not asked.
+    Refuse,
+}
+
+// === impl CircuitService ===
+
+impl<S, C, R> CircuitService<S, C, R> {
+    pub(crate) fn new(inner: S, circuit: Circuit, classify: C, refuse: R) -> Self {
+        Self { inner, circuit, classify, refuse, grant: Grant::None }
+    }
+
+    /// The circuit it asks.
+    pub fn circuit(&self) -> &Circuit {
+        &self.circuit
+    }
+
+    /// The inner service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The inner service. Calling it goes past the circuit.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The inner service, without the circuit.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, C, R, Req> Service<Req> for CircuitService<S, C, R>
+where
+    S: Service<Req>,
+    C: Classify<Req>,
+    C::Classifier: ClassifyResponse<S::Response, S::Error>,
+    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope: Scope<S::Response, Judge<C::Classifier, Permit>>,
+    R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error> + Clone,
+{
+    type Response = R::Response;
+    type Error = R::Error;
+    type Future = ResponseFuture<S, C, R, Req>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), R::Error>> {
+        self.grant = Grant::Refuse;
+        if !self.circuit.may_admit() {
+            return Poll::Ready(Ok(()));
+        }
+        match ready!(self.inner.poll_ready(cx)) {
+            Ok(()) => {
+                self.grant = Grant::Pass;
+                Poll::Ready(Ok(()))
+            }
+            Err(error) => Poll::Ready(R::pass(Err(error)).map(drop)),
+        }
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let admitted = match std::mem::replace(&mut self.grant, Grant::None) {
+            Grant::Pass => self.circuit.admit(),
+            Grant::Refuse => Err(self.circuit.refuse()),
+            Grant::None => panic!("`call` needs `poll_ready` to have said ready on this clone"),
+        };
+        match admitted {
+            Ok(permit) => {
+                let judge = Judge::new(self.classify.classify(&request), permit);
+                ResponseFuture::admitted(self.inner.call(request), judge)
+            }
+            Err(open) => ResponseFuture::refused(self.refuse.clone(), self.refuse.see(&request), open),
+        }
+    }
+}
+
+impl<S: Clone, C: Clone, R: Clone> Clone for CircuitService<S, C, R> {
+    /// A clone shares the circuit and has to ask for readiness itself.
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone(), self.circuit.clone(), self.classify.clone(), self.refuse.clone())
+    }
+}

@@ -1,0 +1,344 @@
+//! The gate: pending while open, one probe at a time, and no waker lost.
+
+mod common;
+
+use std::{
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use common::*;
+use testkit::{Answer, Probe, ProbeHandle, Wakes};
+use tower::{Layer, Service, ServiceExt};
+use tower_circuit::{Circuit, CircuitGate, CircuitLayer, Open, State};
+use tower_outcome::Unsent;
+
+type Gate = CircuitGate<Probe>;
+
+fn gate(circuit: &Circuit) -> (Gate, ProbeHandle) {
+    let (probe, handle) = Probe::new();
+    (CircuitLayer::new(circuit).gate().layer(probe), handle)
+}
+
+/// A gate and the waker of the task that waits for it.
+struct Waiting {
+    gate: Gate,
+    wakes: Arc<Wakes>,
+    waker: Waker,
+}
+
+impl Waiting {
+    fn new(gate: &Gate) -> Self {
+        let (wakes, waker) = Wakes::new();
+        Self { gate: gate.clone(), wakes, waker }
+    }
+
+    fn poll(&mut self) -> bool {
+        match self.gate.poll_ready(&mut Context::from_waker(&self.waker)) {
+            Poll::Ready(ready) => ready.map(|()| true).unwrap(),
+            Poll::Pending => false,
+        }
+    }
+}
+
+#[test]
+fn a_gate_keeps_the_contract() {
+    testkit::contract::check(|probe| CircuitLayer::new(Circuit::new()).gate().layer(probe));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_gate_is_pending_leaves_the_inner_service_alone_and_wakes_by_itself() {
+    let circuit = trips_at(1).build();
+    let (gate, probe) = gate(&circuit);
+    trip(&circuit);
+    let mut waiting = Waiting::new(&gate);
+    assert!(!waiting.poll());
+    assert_eq!((probe.polls(), waiting.wakes.count()), (0, 0));
+    tokio::time::sleep(COOLDOWN - Duration::from_millis(10)).await;
+    assert_eq!(waiting.wakes.count(), 0, "no busy loop");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(waiting.wakes.count(), 1);
+    assert!(waiting.poll());
+    finish(waiting.gate.call(request())).unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_who_wait_are_woken_when_it_closes() {
+    let circuit = trips_at(1).build();
+    let (gate, _probe) = gate(&circuit);
+    circuit.force_open();
+    let mut waiting: Vec<_> = (0..1000).map(|_| Waiting::new(&gate)).collect();
+    assert!(waiting.iter_mut().all(|waiting| !waiting.poll()));
+    circuit.reset();
+    for waiting in &mut waiting {
+        assert_eq!(waiting.wakes.count(), 1);
+        assert!(waiting.poll());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_all_who_wait_exactly_one_gets_the_probe() {
+    let circuit = trips_at(1).build();
+    let (gate, _probe) = gate(&circuit);
+    trip(&circuit);
+    let mut waiting: Vec<_> = (0..10).map(|_| Waiting::new(&gate)).collect();
+    assert!(waiting.iter_mut().all(|waiting| !waiting.poll()));
+    tokio::time::sleep(COOLDOWN).await;
+    let ready: Vec<_> = waiting.iter_mut().map(Waiting::poll).collect();
+    assert_eq!(ready.iter().filter(|&&ready| ready).count(), 1);
+    assert_eq!(ready, waiting.iter_mut().map(Waiting::poll).collect::<Vec<_>>(), "and keeps it when polled again");
+    let before: Vec<_> = waiting.iter().map(|waiting| waiting.wakes.count()).collect();
+    let at = ready.iter().position(|&ready| ready).unwrap();
+    finish(waiting[at].gate.call(request())).unwrap();
+    for (index, waiting) in waiting.iter_mut().enumerate().filter(|(index, _)| *index != at) {
+        assert_eq!(waiting.wakes.count(), before[index] + 1);
+        assert!(waiting.poll());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reserving_gate_that_is_dropped_wakes_another() {
+    let circuit = trips_at(1).build();
+    let (gate, _probe) = gate(&circuit);
+    cool_down(&circuit).await;
+    let (mut holder, mut waiting) = (Waiting::new(&gate), Waiting::new(&gate));
+    assert!(holder.poll() && !waiting.poll());
+    drop(holder);
+    assert_eq!(waiting.wakes.count(), 1);
+    assert!(waiting.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_dropped_by_its_caller_wakes_another() {
+    let circuit = trips_at(1).build();
+    let (gate, probe) = gate(&circuit);
+    cool_down(&circuit).await;
+    let (mut holder, mut waiting) = (Waiting::new(&gate), Waiting::new(&gate));
+    assert!(holder.poll() && !waiting.poll());
+    probe.answer(Answer::Hang);
+    let call = holder.gate.call(request());
+    assert!(!waiting.poll());
+    drop(call);
+    assert_eq!(waiting.wakes.count(), 1);
+    assert!(waiting.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_that_is_not_used_lapses_and_another_takes_it() {
+    let circuit = trips_at(1).build();
+    let (gate, probe) = gate(&circuit);
+    cool_down(&circuit).await;
+    let (mut idle, mut waiting) = (Waiting::new(&gate), Waiting::new(&gate));
+    assert!(idle.poll() && !waiting.poll());
+    tokio::time::sleep(10 * SECOND).await;
+    assert_eq!(waiting.wakes.count(), 1, "by its own timer");
+    assert!(waiting.poll());
+    let error = finish(idle.gate.call(request())).unwrap_err();
+    assert!(Unsent::<http::Request<String>>::recover(error).unwrap().1.is::<Open>());
+    assert_eq!(probe.calls(), 0);
+    assert!(!idle.poll());
+    finish(waiting.gate.call(request())).unwrap();
+    assert!(idle.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_whose_reservation_lapsed_asks_anew() {
+    let circuit = trips_at(1).build();
+    let (gate, _probe) = gate(&circuit);
+    cool_down(&circuit).await;
+    let (mut idle, mut other) = (Waiting::new(&gate), Waiting::new(&gate));
+    assert!(idle.poll());
+    tokio::time::advance(10 * SECOND).await;
+    assert!(other.poll());
+    assert!(!idle.poll(), "the place is another's now");
+    drop(other);
+    assert_eq!(idle.wakes.count(), 1);
+    assert!(idle.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_probe_sends_those_who_wait_to_the_next_cooldown() {
+    let circuit = trips_at(1).build();
+    let (gate, probe) = gate(&circuit);
+    cool_down(&circuit).await;
+    let (mut holder, mut waiting) = (Waiting::new(&gate), Waiting::new(&gate));
+    assert!(holder.poll() && !waiting.poll());
+    probe.answer(Answer::Fail);
+    finish(holder.gate.call(request())).unwrap_err();
+    assert_eq!(waiting.wakes.count(), 1);
+    assert!(!waiting.poll(), "it sets its alarm anew");
+    tokio::time::sleep(COOLDOWN - Duration::from_millis(10)).await;
+    assert_eq!(waiting.wakes.count(), 1);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(waiting.wakes.count(), 2);
+    assert!(waiting.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hanging_probe_is_over_at_its_deadline_and_the_gate_goes_on_by_itself() {
+    let circuit = trips_at(1).probe_deadline(3 * SECOND).build();
+    let (gate, probe) = gate(&circuit);
+    cool_down(&circuit).await;
+    let (mut holder, mut waiting) = (Waiting::new(&gate), Waiting::new(&gate));
+    assert!(holder.poll());
+    probe.answer(Answer::Hang);
+    let hanging = holder.gate.call(request());
+    let started = tokio::time::Instant::now();
+    waiting.gate.ready().await.unwrap();
+    assert_eq!(started.elapsed().as_secs(), 13, "the deadline and one cooldown, with nobody to help");
+    finish(waiting.gate.call(request())).unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+    drop(hanging);
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_was_ready_before_the_trip_is_pending_when_asked_again() {
+    let circuit = trips_at(1).build();
+    let (mut gate, probe) = gate(&circuit);
+    assert!(is_ready(&mut gate));
+    trip(&circuit);
+    assert!(!is_ready(&mut gate));
+    circuit.reset();
+    assert!(is_ready(&mut gate));
+    finish(gate.call(request())).unwrap();
+    assert_eq!(probe.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_comes_too_late_hands_its_request_back() {
+    let circuit = trips_at(1).build();
+    let (mut gate, probe) = gate(&circuit);
+    assert!(is_ready(&mut gate));
+    trip(&circuit);
+    let mine = http::Request::new(String::from("mine"));
+    let error = finish(gate.call(mine)).unwrap_err();
+    let (request, cause) = Unsent::<http::Request<String>>::recover(error).unwrap();
+    assert_eq!(request.body(), "mine");
+    assert_eq!(cause.downcast_ref::<Open>().unwrap().retry_after(), Some(COOLDOWN));
+    assert_eq!(probe.calls(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_outlives_an_inner_service_that_is_getting_ready() {
+    let circuit = trips_at(1).build();
+    let (gate, probe) = gate(&circuit);
+    cool_down(&circuit).await;
+    probe.be_pending();
+    let (mut holder, mut waiting) = (Waiting::new(&gate), Waiting::new(&gate));
+    assert!(!holder.poll() && !waiting.poll());
+    assert_eq!(probe.polls(), 1, "the other one's inner service is not asked: it cannot probe");
+    probe.be_ready();
+    assert_eq!(holder.wakes.count(), 1);
+    assert!(holder.poll());
+    finish(holder.gate.call(request())).unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_inner_service_that_is_finished_gives_the_reservation_back() {
+    let circuit = trips_at(1).build();
+    let (mut gate, probe) = gate(&circuit);
+    cool_down(&circuit).await;
+    probe.be_failed();
+    assert!(matches!(ready(&mut gate), Poll::Ready(Err(_))));
+    assert!(circuit.admit().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_leaves_the_reservation_where_it_is() {
+    let circuit = trips_at(1).build();
+    let (mut gate, _probe) = gate(&circuit);
+    cool_down(&circuit).await;
+    assert!(is_ready(&mut gate));
+    let mut clone = gate.clone();
+    assert!(!is_ready(&mut clone));
+    drop(clone);
+    finish(gate.call(request())).unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_open_gate_has_no_alarm_and_wakes_by_hand() {
+    let circuit = Circuit::new();
+    let (gate, _probe) = gate(&circuit);
+    circuit.force_open();
+    let mut waiting = Waiting::new(&gate);
+    assert!(!waiting.poll());
+    tokio::time::sleep(86_400 * SECOND).await;
+    assert_eq!(waiting.wakes.count(), 0);
+    circuit.automatic();
+    assert_eq!(waiting.wakes.count(), 1);
+    assert!(waiting.poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_moves_takes_its_waker_along() {
+    let circuit = Circuit::new();
+    let (gate, _probe) = gate(&circuit);
+    circuit.force_open();
+    let mut waiting = Waiting::new(&gate);
+    assert!(!waiting.poll());
+    let (moved, waker) = Wakes::new();
+    let old = std::mem::replace(&mut waiting.wakes, moved);
+    waiting.waker = waker;
+    assert!(!waiting.poll());
+    circuit.reset();
+    assert_eq!((old.count(), waiting.wakes.count()), (0, 1));
+}
+
+/// A task that is kept alive by its waker only, and that holds a gate.
+struct Task(#[expect(dead_code, reason = "it is there to be dropped")] Mutex<Gate>);
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[test]
+fn a_task_that_ends_with_its_waker_may_hold_a_gate_of_the_same_circuit() {
+    let circuit = Circuit::new();
+    let (gate, _probe) = gate(&circuit);
+    circuit.force_open();
+    let (done, is_done) = std::sync::mpsc::channel();
+    // Its own thread, because what would go wrong is a deadlock.
+    std::thread::spawn(move || {
+        let mut held = gate.clone();
+        assert!(!is_ready(&mut held));
+        let mut outer = gate;
+        let waker = Waker::from(Arc::new(Task(Mutex::new(held))));
+        assert!(outer.poll_ready(&mut Context::from_waker(&waker)).is_pending());
+        drop(waker);
+        assert!(!is_ready(&mut outer));
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(10 * SECOND).expect("a deadlock, or a panic");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn thousands_of_waiting_tasks_all_get_through() {
+    let millis = Duration::from_millis;
+    let circuit = trips_at(1).cooldown(tower_circuit::Cooldown::new(millis(20))).build();
+    let (gate, probe) = gate(&circuit);
+    trip(&circuit);
+    // The first probes go wrong in every way there is.
+    probe.answer(Answer::Fail);
+    probe.answer(Answer::Panic);
+    probe.answer(Answer::Fail);
+    let tasks: Vec<_> = (0..2000)
+        .map(|index| {
+            let mut gate = gate.clone();
+            tokio::spawn(async move {
+                gate.ready().await.unwrap();
+                // Some go away with their reservation.
+                if index % 3 > 0 {
+                    let _ = gate.call(request()).await;
+                }
+            })
+        })
+        .collect();
+    let all = futures_util::future::join_all(tasks);
+    tokio::time::timeout(30 * SECOND, all).await.expect("nobody waits for ever");
+    assert_eq!(circuit.state(), State::Closed);
+}

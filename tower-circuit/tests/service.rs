@@ -1,0 +1,417 @@
+//! The refusing types: an error for clients, an answer for servers.
+
+mod common;
+
+use std::{convert::Infallible, pin::pin, time::Duration};
+
+use common::*;
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use testkit::{Answer, Probe, ProbeHandle, Script, Step};
+use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
+use tower_circuit::{Circuit, CircuitLayer, CircuitService, Open, Reason, State, classify, refuse};
+use tower_outcome::{Class, Refusal};
+
+fn reject(circuit: &Circuit) -> (CircuitService<Probe>, ProbeHandle) {
+    let (probe, handle) = Probe::new();
+    (CircuitLayer::new(circuit).layer(probe), handle)
+}
+
+type Responding<S> = CircuitService<S, classify::Auto, refuse::Auto>;
+
+fn respond(circuit: &Circuit) -> (Responding<Probe>, ProbeHandle) {
+    let (probe, handle) = Probe::new();
+    (CircuitLayer::new(circuit).respond().layer(probe), handle)
+}
+
+#[test]
+fn a_rejecting_layer_keeps_the_contract() {
+    testkit::contract::check(|probe| CircuitLayer::new(Circuit::new()).layer(probe));
+}
+
+#[test]
+fn a_rejecting_layer_that_waits_for_the_body_keeps_the_contract() {
+    let layer = || CircuitLayer::new(Circuit::new()).classify(classify::Auto::new());
+    testkit::contract::check(|probe| layer().layer(probe));
+}
+
+#[test]
+fn a_responding_layer_keeps_the_contract() {
+    testkit::contract::check(|probe| CircuitLayer::new(Circuit::new()).respond().layer(probe));
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_failures_in_a_row_open_it_and_the_inner_service_is_left_alone() {
+    let circuit = Circuit::new();
+    let (mut service, probe) = reject(&circuit);
+    for _ in 0..5 {
+        assert_eq!(circuit.state(), State::Closed);
+        probe.answer(Answer::Fail);
+        finish(service.ready().await.unwrap().call(request())).unwrap_err();
+    }
+    let (polls, calls) = (probe.polls(), probe.calls());
+    probe.be_pending();
+    assert!(is_ready(&mut service), "what will be refused need not wait");
+    let error = finish(service.call(request())).unwrap_err();
+    assert_eq!((probe.polls(), probe.calls()), (polls, calls));
+    let open = error.downcast_ref::<Open>().unwrap();
+    assert_eq!((open.retry_after(), open.reason()), (Some(COOLDOWN), Some(Reason::ConsecutiveFailures)));
+    let refusal = Refusal::find(&*error).unwrap();
+    assert_eq!((refusal.class(), refusal.code()), (Class::Unavailable, "circuit-open"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_starts_the_row_again() {
+    let circuit = trips_at(2).build();
+    let (mut service, probe) = reject(&circuit);
+    for _ in 0..10 {
+        probe.answer(Answer::Fail);
+        finish(service.ready().await.unwrap().call(request())).unwrap_err();
+        assert_eq!(circuit.snapshot().failures_in_row, 1);
+        finish(service.ready().await.unwrap().call(request())).unwrap();
+        assert_eq!(circuit.snapshot().failures_in_row, 0);
+    }
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_the_cooldown_one_probe_closes_it() {
+    let circuit = trips_at(1).build();
+    let (mut service, probe) = reject(&circuit);
+    let mut other = service.clone();
+    cool_down(&circuit).await;
+    assert!(is_ready(&mut service) && is_ready(&mut other), "each of them might be the one");
+    probe.answer(Answer::Hang);
+    let mut hanging = Box::pin(service.call(request()));
+    assert!(poll_once(hanging.as_mut()).is_pending());
+    assert_eq!(circuit.state(), State::HalfOpen);
+    assert!(finish(other.call(request())).unwrap_err().is::<Open>());
+    drop(hanging);
+    finish(other.ready().await.unwrap().call(request())).unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+    assert_eq!(probe.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_for_a_refusal_is_spent_on_a_refusal() {
+    let circuit = trips_at(1).build();
+    let (mut service, probe) = reject(&circuit);
+    trip(&circuit);
+    assert!(is_ready(&mut service));
+    circuit.reset();
+    // The strict probe would panic: it has not been asked.
+    let error = finish(service.call(request())).unwrap_err();
+    assert!(error.is::<Open>());
+    assert_eq!((probe.polls(), probe.calls()), (0, 0));
+    finish(service.ready().await.unwrap().call(request())).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_from_before_the_trip_does_not_get_through() {
+    let circuit = trips_at(1).build();
+    let (mut service, probe) = reject(&circuit);
+    assert!(is_ready(&mut service));
+    trip(&circuit);
+    assert!(finish(service.call(request())).unwrap_err().is::<Open>());
+    assert_eq!(probe.calls(), 0);
+    assert_eq!(circuit.snapshot().totals.refused, 1);
+}
+
+#[test]
+#[should_panic(expected = "needs `poll_ready`")]
+fn a_call_without_readiness_is_a_broken_promise() {
+    let (mut service, _probe) = reject(&Circuit::new());
+    drop(service.call(request()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_servers_hint_raises_the_open_time_up_to_a_minute() {
+    for (hint, seconds) in [("3", 10), ("30", 30), ("86400", 60)] {
+        let circuit = trips_at(1).build();
+        let (mut service, probe) = respond(&circuit);
+        let response = Response::builder().status(503).header("retry-after", hint).body(Script::default()).unwrap();
+        probe.answer(Answer::Response(response));
+        finish(service.ready().await.unwrap().call(request())).unwrap();
+        assert_eq!(until(&circuit).duration_since(tokio::time::Instant::now()), seconds * SECOND, "{hint}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_request_is_answered_with_503_and_a_hint() {
+    let circuit = trips_at(1).build();
+    let (mut service, _probe) = respond(&circuit);
+    trip(&circuit);
+    tokio::time::advance(Duration::from_millis(500)).await;
+    let response = finish(service.ready().await.unwrap().call(request())).unwrap();
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.headers()["retry-after"], "10", "9.5 s, rounded up");
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "the circuit is open\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_grpc_request_is_answered_with_a_status() {
+    let circuit = trips_at(1).build();
+    let (mut service, _probe) = respond(&circuit);
+    trip(&circuit);
+    let response = finish(service.ready().await.unwrap().call(grpc_request())).unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["grpc-status"], "14");
+    assert_eq!(response.headers()["grpc-retry-pushback-ms"], "10000");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_infallible_service_stays_infallible_and_its_5xx_count() {
+    let circuit = trips_at(2).build();
+    let handler = service_fn(async |_: Request<String>| {
+        let mut response = Response::new(String::from("oops"));
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        Ok::<_, Infallible>(response)
+    });
+    let service = CircuitLayer::new(&circuit).respond().layer(handler);
+    // As axum has it: cloned for each request, boxed, Send and Sync.
+    let service = BoxCloneSyncService::<Request<String>, _, Infallible>::new(service);
+    for expected in [500, 500, 503] {
+        let response = service.clone().oneshot(request()).await.unwrap_or_else(|never| match never {});
+        assert_eq!(response.status(), expected);
+    }
+    assert_eq!(circuit.snapshot().trips, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_services_of_a_layer_share_the_circuit() {
+    let circuit = trips_at(1).build();
+    let layer = CircuitLayer::new(circuit.clone());
+    let (a, b) = (Probe::new(), Probe::new());
+    let (mut first, mut second) = (layer.layer(a.0), layer.clone().layer(b.0));
+    a.1.answer(Answer::Fail);
+    finish(first.ready().await.unwrap().call(request())).unwrap_err();
+    assert!(finish(second.ready().await.unwrap().call(request())).unwrap_err().is::<Open>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn grpc_trailers_decide_and_a_stream_cut_before_its_status_has_failed() {
+    for (steps, state) in [
+        (vec![Step::Data("x"), Step::grpc_status("0")], State::Closed),
+        (vec![Step::Data("x"), Step::grpc_status("5")], State::Closed),
+        (vec![Step::Data("x"), Step::grpc_status("14")], State::Open { until: None }),
+        (vec![Step::Data("x")], State::Open { until: None }),
+    ] {
+        let circuit = trips_at(1).build();
+        let (mut service, probe) = respond(&circuit);
+        probe.answer(Answer::Body(200, Script::new(steps)));
+        let response = finish(service.ready().await.unwrap().call(grpc_request())).unwrap();
+        assert_eq!(circuit.state(), State::Closed, "not known before the end");
+        response.into_body().collect().await.unwrap();
+        assert_eq!(is_open(&circuit), state != State::Closed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probes_success_is_known_at_the_end_of_its_body() {
+    let circuit = trips_at(1).build();
+    let (mut service, probe) = respond(&circuit);
+    cool_down(&circuit).await;
+    probe.answer(Answer::Body(200, Script::new([Step::Data("x")])));
+    let response = finish(service.ready().await.unwrap().call(request())).unwrap();
+    assert_eq!(circuit.state(), State::HalfOpen);
+    response.into_body().collect().await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_dropped_mid_body_frees_the_probes_place() {
+    let circuit = trips_at(1).build();
+    let (mut service, probe) = respond(&circuit);
+    cool_down(&circuit).await;
+    probe.answer(Answer::Body(200, Script::new([Step::Data("x"), Step::Hang])));
+    let mut body = finish(service.ready().await.unwrap().call(request())).unwrap().into_body();
+    body.frame().await.unwrap().unwrap();
+    drop(body);
+    assert_eq!(circuit.snapshot().totals.cancelled, 1);
+    finish(service.ready().await.unwrap().call(request())).unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_dropped_mid_body_after_a_second_is_a_failure() {
+    let circuit = trips_at(1).build();
+    let (mut service, probe) = respond(&circuit);
+    probe.answer(Answer::Body(200, Script::new([Step::Data("x"), Step::Hang])));
+    let response = finish(service.ready().await.unwrap().call(request())).unwrap();
+    tokio::time::advance(SECOND).await;
+    drop(response);
+    assert!(is_open(&circuit));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_young_call_that_is_dropped_says_nothing_and_an_old_one_only_where_asked() {
+    for (limit, age, opens) in [
+        (Some(SECOND), Duration::from_millis(999), false),
+        (Some(SECOND), SECOND, true),
+        (Some(Duration::ZERO), Duration::ZERO, true),
+        (None, 3600 * SECOND, false),
+    ] {
+        let circuit = trips_at(1).cancelled_after(limit).build();
+        let (mut service, probe) = reject(&circuit);
+        probe.answer(Answer::Hang);
+        let call = service.ready().await.unwrap().call(request());
+        tokio::time::advance(age).await;
+        drop(call);
+        assert_eq!(is_open(&circuit), opens, "{limit:?} {age:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_further_in_frees_the_probes_place() {
+    let circuit = trips_at(1).build();
+    let (mut service, probe) = reject(&circuit);
+    cool_down(&circuit).await;
+    probe.answer(Answer::Panic);
+    let call = tokio::spawn(service.ready().await.unwrap().call(request()));
+    assert!(call.await.unwrap_err().is_panic());
+    assert_eq!(circuit.state(), State::HalfOpen);
+    finish(service.ready().await.unwrap().call(request())).unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_call_itself_frees_the_probes_place() {
+    let circuit = trips_at(1).build();
+    let inner = service_fn(|fine: bool| {
+        assert!(fine, "panics in `call`");
+        std::future::ready(Ok::<_, Infallible>(()))
+    });
+    let mut service = CircuitLayer::new(&circuit).layer(inner);
+    cool_down(&circuit).await;
+    service.ready().await.unwrap();
+    let call = std::panic::AssertUnwindSafe(|| drop(service.call(false)));
+    std::panic::catch_unwind(call).unwrap_err();
+    service.ready().await.unwrap().call(true).await.unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_further_in_neither_fails_nor_passes_a_probe() {
+    let circuit = trips_at(1).build();
+    let refused = Refusal::new(Class::Limited, "rate");
+    let inner = service_fn(move |_: ()| std::future::ready(Err::<(), _>(refused)));
+    let mut service = CircuitLayer::new(&circuit).layer(inner);
+    cool_down(&circuit).await;
+    for _ in 0..3 {
+        service.ready().await.unwrap().call(()).await.unwrap_err();
+        assert_eq!(circuit.state(), State::HalfOpen);
+    }
+    assert_eq!(circuit.snapshot().totals.ignored, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_asks_for_less_is_no_failure_in_a_row_but_closes_nothing() {
+    let circuit = trips_at(1).build();
+    let (mut service, probe) = respond(&circuit);
+    probe.answer(Answer::Status(429));
+    finish(service.ready().await.unwrap().call(request())).unwrap();
+    assert_eq!(circuit.state(), State::Closed);
+    cool_down(&circuit).await;
+    probe.answer(Answer::Status(429));
+    finish(service.ready().await.unwrap().call(request())).unwrap();
+    assert!(is_open(&circuit));
+    assert_eq!(circuit.snapshot().last_reason, Some(Reason::ProbeFailed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn forced_states_hold_under_traffic_and_are_given_back() {
+    let circuit = trips_at(1).build();
+    let (mut service, probe) = reject(&circuit);
+    probe.answer(Answer::Hang);
+    let mut before = pin!(service.ready().await.unwrap().call(request()));
+    assert!(poll_once(before.as_mut()).is_pending());
+
+    circuit.force_open();
+    tokio::time::advance(3600 * SECOND).await;
+    let error = finish(service.ready().await.unwrap().call(request())).unwrap_err();
+    let open = error.downcast_ref::<Open>().unwrap();
+    assert_eq!((open.retry_after(), open.reason()), (None, Some(Reason::Forced)));
+
+    circuit.force_closed();
+    for _ in 0..20 {
+        probe.answer(Answer::Fail);
+        finish(service.ready().await.unwrap().call(request())).unwrap_err();
+    }
+    assert_eq!(circuit.state(), State::Closed);
+
+    circuit.automatic();
+    probe.answer(Answer::Fail);
+    finish(service.ready().await.unwrap().call(request())).unwrap_err();
+    assert!(is_open(&circuit));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_call_is_counted_once_when_it_ends() {
+    let circuit = trips_at(3).build();
+    let (mut service, probe) = respond(&circuit);
+    for status in [200, 200, 500, 429, 200] {
+        probe.answer(Answer::Status(status));
+        finish(service.ready().await.unwrap().call(request())).unwrap();
+    }
+    probe.answer(Answer::Hang);
+    drop(service.ready().await.unwrap().call(request()));
+    probe.answer(Answer::Hang);
+    let late = service.ready().await.unwrap().call(request());
+    for _ in 0..3 {
+        probe.answer(Answer::Status(500));
+        finish(service.ready().await.unwrap().call(request())).unwrap();
+    }
+    finish(service.ready().await.unwrap().call(request())).unwrap();
+    drop(late);
+    let totals = circuit.snapshot().totals;
+    assert_eq!((totals.succeeded, totals.failed, totals.soft, totals.ignored), (3, 4, 1, 0));
+    assert_eq!((totals.cancelled, totals.stale, totals.refused), (1, 1, 1));
+    assert_eq!(totals.ended(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_state_can_be_followed() {
+    let circuit = trips_at(1).build();
+    let mut changes = circuit.subscribe();
+    assert_eq!(*changes.borrow_and_update(), State::Closed);
+    trip(&circuit);
+    assert_eq!(*changes.borrow_and_update(), State::Open { until: Some(until(&circuit)) });
+    tokio::time::advance(COOLDOWN).await;
+    assert!(!changes.has_changed().unwrap(), "the first call makes it half-open");
+    let permit = circuit.admit().unwrap();
+    assert_eq!(*changes.borrow_and_update(), State::HalfOpen);
+    tower_outcome::Settle::settle(permit, tower_outcome::Outcome::SUCCESS);
+    assert_eq!(*changes.borrow_and_update(), State::Closed);
+    circuit.reset();
+    assert!(!changes.has_changed().unwrap(), "closed it was");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_tells_the_whole_story() {
+    let circuit = trips_at(1).name("users").build();
+    trip(&circuit);
+    let opened = tokio::time::Instant::now();
+    let snapshot = circuit.snapshot();
+    assert_eq!((snapshot.trips, snapshot.last_reason), (1, Some(Reason::ConsecutiveFailures)));
+    assert_eq!((snapshot.opened_since, snapshot.next_probe_at), (Some(opened), Some(opened + COOLDOWN)));
+    tokio::time::advance(COOLDOWN).await;
+    let probe = circuit.admit().unwrap();
+    tokio::time::advance(11 * SECOND).await;
+    let snapshot = circuit.snapshot();
+    assert_eq!((snapshot.trips, snapshot.last_reason), (2, Some(Reason::ProbeTimedOut)));
+    assert_eq!(snapshot.opened_since, Some(opened));
+    drop(probe);
+    assert_eq!(circuit.snapshot().totals.stale, 1);
+    assert_eq!(format!("{circuit:?}").split(',').next(), Some("Circuit { name: Some(\"users\")"));
+}
+
+#[test]
+fn it_works_without_a_runtime() {
+    let circuit = trips_at(1).build();
+    let (mut service, _probe) = reject(&circuit);
+    assert!(is_ready(&mut service));
+    finish(service.call(request())).unwrap();
+    trip(&circuit);
+    assert!(is_ready(&mut service));
+    finish(service.call(request())).unwrap_err();
+}

@@ -1,0 +1,75 @@
+//! One `tracing` event for each transition, and none for anything else.
+
+mod common;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+};
+
+use common::*;
+use tower_outcome::{Outcome, Settle};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+struct Line(String);
+
+// === impl Log ===
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("tower_circuit") && *metadata.level() <= Level::INFO
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        self.0.lock().unwrap().push(line.0);
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+// === impl Line ===
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() != "generation" {
+            self.0.push_str(&format!("{}={value:?} ", field.name()));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_transition_is_one_event() {
+    let log = Log::default();
+    let _default = tracing::subscriber::set_default(log.clone());
+    let circuit = trips_at(1).name("users").build();
+    circuit.admit().unwrap().settle(Outcome::SUCCESS);
+    cool_down(&circuit).await;
+    circuit.admit().unwrap().settle(Outcome::SUCCESS);
+    assert_eq!(
+        *log.0.lock().unwrap(),
+        [
+            r#"message=circuit name="users" from="closed" to="open" reason="consecutive-failures" "#,
+            r#"message=circuit name="users" from="open" to="half-open" "#,
+            r#"message=circuit name="users" from="half-open" to="closed" "#,
+        ]
+    );
+}
