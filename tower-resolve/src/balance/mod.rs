@@ -1,0 +1,48 @@
+//! A cloneable balancer over a living set of endpoints.
+//!
+//! ```text
+//!   updates ──► Driver ── builds, watches, drops ──► endpoint services
+//!                 │ publishes                              ▲
+//!                 ▼                                        │ clone, ask once, call
+//!            one snapshot ◄── load ── Balance::call ── pick ── not ready? the next, and the driver watches it
+//! ```
+//!
+//! # What `poll_ready` and `call` say
+//!
+//! - `poll_ready` is `Ready`, at once, as long as the driver lives: endpoints are chosen in `call`, when the request is
+//!   there, so no reservation can go stale and clones never hold what they do not use. It is `Err` only when the driver
+//!   is gone; that is terminal.
+//! - `call` loads one snapshot, picks among the eligible endpoints, clones the service of the picked one and asks it
+//!   **once** whether it is ready. One that is not leaves the eligible set until the driver has seen it ready, and the
+//!   next one is asked. One whose `poll_ready` *fails* has its service made anew by the driver, after a backoff.
+//! - An endpoint that hands the request back ([`Unsent`](tower_outcome::Unsent)) never sent a byte of it: the request
+//!   goes to another endpoint. That is failover, not a retry, and happens at most
+//!   [`max_endpoints`](BalanceBuilder::max_endpoints) − 1 times.
+//! - With nothing eligible the request waits: [`max_waiting`](BalanceBuilder::max_waiting) requests at most, for
+//!   [`max_wait`](BalanceBuilder::max_wait) at most. Then, or at once when the set is known to be empty, the answer is
+//!   [`NoEndpoints`](crate::NoEndpoints).
+//!
+//! Draining endpoints are eligible only while nothing else is. Starting and fenced ones never are.
+//!
+//! # Cancel safety
+//!
+//! A dropped response future drops the endpoint's future, gives its place in flight up, or its place among the waiting;
+//! a wake-up meant for it goes to the next.
+
+mod builder;
+mod driver;
+mod future;
+mod service;
+mod shared;
+mod slot;
+mod snapshot;
+mod watch;
+
+pub use self::{
+    builder::BalanceBuilder,
+    driver::Driver,
+    future::ResponseFuture,
+    service::{Balance, Stamp},
+    slot::InFlight,
+    snapshot::{BalanceSnapshot, EndpointSnapshot},
+};

@@ -1,0 +1,180 @@
+use std::{
+    borrow::Borrow,
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    num::{NonZeroU32, NonZeroU64},
+    sync::Arc,
+};
+
+/// The name of an endpoint, unique in its set and kept over restarts: an instance id, a pod's name, or the address where
+/// there is nothing better.
+///
+/// Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointId(Arc<str>);
+
+/// One place that serves a name.
+///
+/// [`id`](Self::id), [`addr`](Self::addr) and [`epoch`](Self::epoch) together say *which instance* it is; when one of
+/// them changes it is another instance, with its own connections and its own load. The rest describes the instance.
+///
+/// ```
+/// use std::num::NonZeroU64;
+/// use tower_resolve::{Endpoint, Phase};
+///
+/// let endpoint = Endpoint::new("echo-1", "127.0.0.1:8081".parse().unwrap())
+///     .with_epoch(NonZeroU64::new(42))
+///     .with_zone("eu-1")
+///     .with_metadata("version", "1.4.0");
+/// assert_eq!(endpoint.phase(), Phase::Ready);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    id: EndpointId,
+    addr: SocketAddr,
+    epoch: Option<NonZeroU64>,
+    weight: NonZeroU32,
+    zone: Option<Arc<str>>,
+    phase: Phase,
+    metadata: BTreeMap<String, String>,
+}
+
+/// Where an endpoint is in its life, as its source tells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Known, but not to be used yet.
+    Starting,
+    /// To be used.
+    #[default]
+    Ready,
+    /// Still serves, but is leaving: used only when nothing else is eligible.
+    Draining,
+    /// Must not be used: it lost the right to serve.
+    Fenced,
+}
+
+// === impl EndpointId ===
+
+impl EndpointId {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<T: Into<Arc<str>>> From<T> for EndpointId {
+    fn from(id: T) -> Self {
+        Self(id.into())
+    }
+}
+
+impl Borrow<str> for EndpointId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for EndpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// An endpoint in phase [`Ready`](Phase::Ready), with weight 1 and nothing else known of it.
+    pub fn new(id: impl Into<EndpointId>, addr: SocketAddr) -> Self {
+        Self {
+            id: id.into(),
+            addr,
+            epoch: None,
+            weight: NonZeroU32::MIN,
+            zone: None,
+            phase: Phase::default(),
+            metadata: BTreeMap::new(),
+        }
+    }
+
+    /// The lease epoch (fencing token) under which it serves. Default: none, the endpoint is not leased.
+    #[must_use]
+    pub fn with_epoch(self, epoch: impl Into<Option<NonZeroU64>>) -> Self {
+        Self { epoch: epoch.into(), ..self }
+    }
+
+    /// Its share of the traffic beside the others'. Default: 1. No policy of this version looks at it yet.
+    #[must_use]
+    pub fn with_weight(self, weight: NonZeroU32) -> Self {
+        Self { weight, ..self }
+    }
+
+    /// Where it runs. Default: unknown.
+    #[must_use]
+    pub fn with_zone(self, zone: impl Into<Arc<str>>) -> Self {
+        Self { zone: Some(zone.into()), ..self }
+    }
+
+    /// Where it is in its life. Default: [`Phase::Ready`].
+    #[must_use]
+    pub fn with_phase(self, phase: Phase) -> Self {
+        Self { phase, ..self }
+    }
+
+    /// Adds one pair of whatever else is known of it.
+    #[must_use]
+    pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> &EndpointId {
+        &self.id
+    }
+
+    /// Where to connect.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The lease epoch under which it serves.
+    #[must_use]
+    pub fn epoch(&self) -> Option<NonZeroU64> {
+        self.epoch
+    }
+
+    /// Its share of the traffic.
+    #[must_use]
+    pub fn weight(&self) -> NonZeroU32 {
+        self.weight
+    }
+
+    /// Where it runs.
+    #[must_use]
+    pub fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
+    }
+
+    /// Where it is in its life.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Whatever else is known of it.
+    #[must_use]
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Whether `other` is the same instance: same id, address and epoch. Connections and load history may be kept.
+    #[must_use]
+    pub fn is_same_instance(&self, other: &Self) -> bool {
+        self.id == other.id && self.addr == other.addr && self.epoch == other.epoch
+    }
+}

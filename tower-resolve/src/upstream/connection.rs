@@ -1,0 +1,100 @@
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_util::sync::ReusableBoxFuture;
+use tower_outcome::{BoxError, Class, Refusal};
+
+use super::pool::{Capacity, Taken};
+
+/// A connection and what is needed to use it. Dropping it closes the connection.
+pub(super) struct Connection<B> {
+    sender: http1::SendRequest<B>,
+    /// Where the exchange's future lives. Its box is kept from one request to the next.
+    exchange: Option<Exchange<B>>,
+    is_reused: bool,
+    _taken: Taken,
+}
+
+type Exchange<B> = ReusableBoxFuture<'static, Answer<B>>;
+type Answer<B> = Result<Response<Incoming>, TrySendError<Request<B>>>;
+
+/// How to connect.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dial {
+    pub(super) addr: SocketAddr,
+    pub(super) timeout: Duration,
+}
+
+// === impl Connection ===
+
+impl<B> Connection<B> {
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Whether the last exchange is over on the wire, too.
+    pub(super) fn is_ready(&self) -> bool {
+        self.sender.is_ready()
+    }
+
+    /// Whether it served a request before.
+    pub(super) fn is_reused(&self) -> bool {
+        self.is_reused
+    }
+
+    pub(super) fn be_reused(&mut self) {
+        self.is_reused = true;
+    }
+}
+
+impl<B: Body + Send + 'static> Connection<B> {
+    /// Begins an exchange.
+    pub(super) fn send(&mut self, request: Request<B>) {
+        let answer = self.sender.try_send_request(request);
+        match &mut self.exchange {
+            Some(exchange) => exchange.set(answer),
+            None => self.exchange = Some(ReusableBoxFuture::new(answer)),
+        }
+    }
+
+    pub(super) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Answer<B>> {
+        self.exchange.as_mut().expect("an exchange was begun").poll(cx)
+    }
+}
+
+// === impl Dial ===
+
+impl Dial {
+    /// Connects, and sends the connection's task on its way.
+    pub(super) async fn connect<B>(self, capacity: Arc<Capacity>) -> Result<Connection<B>, BoxError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        // Our own limit says nothing about the other side, so it is told as a refusal.
+        let taken = Capacity::take(&capacity).ok_or(Refusal::new(Class::Exhausted, "upstream-connections"))?;
+        let stream = timeout(self.timeout, TcpStream::connect(self.addr)).await.map_err(std::io::Error::from)??;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let addr = self.addr;
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%addr, error = &error as &dyn std::error::Error, "an upstream connection broke");
+            }
+        });
+        Ok(Connection { sender, exchange: None, is_reused: false, _taken: taken })
+    }
+}

@@ -1,0 +1,49 @@
+//! A pooled HTTP/1 service for one address, ready to be an endpoint of a [`Balance`](crate::Balance).
+//!
+//! ```
+//! use std::num::NonZeroUsize;
+//! use tower_resolve::{Balance, Endpoint, Resolve, StaticResolver, upstream::Upstream};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let names = StaticResolver::new().with("echo", [Endpoint::new("echo-1", "127.0.0.1:8081".parse().unwrap())]);
+//! let (balance, driver) = Balance::builder().http().build(names.resolve("echo"), |endpoint| {
+//!     Upstream::builder(endpoint.addr()).max_connections(NonZeroUsize::new(256).unwrap()).build()
+//! });
+//! tokio::spawn(driver);
+//! # let mut balance = balance;
+//! # use tower_service::Service;
+//! # let _answer = balance.call(http::Request::new(String::new()));
+//! # }
+//! ```
+//!
+//! # Readiness is connection readiness
+//!
+//! - `poll_ready` is `Ready` while the last thing known of the address is good. After a connection could not be made it
+//!   is `Pending`, and *whoever polls it* connects again, after 50 ms, doubling to 2 s, with jitter; in a balance that is
+//!   the driver. `Ready` again as soon as a connection stands. Also `Pending` while all connections are taken.
+//! - `call` takes an idle connection that is still open, the one used last first, or makes one.
+//! - A request of which nothing was written comes back as [`Unsent`](tower_outcome::Unsent): the address refused, did not
+//!   answer in time, or all connections are taken. A pooled connection that turns out to be dead before anything was
+//!   written to it is replaced by the next, and nobody is told.
+//! - Any other failure is the upstream's, as hyper's error: the request may have been seen, so it is not sent again.
+//! - A connection goes back to the pool at the end of the response's body. A body dropped before that closes it.
+//!
+//! # What it costs
+//!
+//! On a reused connection: one short lock to take it and one to give it back (a few instructions on a list of idle
+//! connections, never held while waiting), and no allocation of its own. A new connection costs a task, and a box for
+//! the exchange that stays with it. One more task per address closes what was idle for too long.
+
+mod body;
+mod connection;
+mod future;
+mod pool;
+mod service;
+
+pub use self::{
+    body::UpstreamBody,
+    future::ResponseFuture,
+    pool::UpstreamSnapshot,
+    service::{Upstream, UpstreamBuilder},
+};

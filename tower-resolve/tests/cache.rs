@@ -1,0 +1,312 @@
+//! The caching resolver against a scripted source, in paused time.
+
+mod support;
+
+use std::{
+    num::NonZeroUsize,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use futures_util::{FutureExt, StreamExt};
+use support::{Updates, generation, settle, snapshot, source};
+use tokio::{sync::mpsc, time::sleep};
+use tower_resolve::{CachedResolver, Resolve, StaticResolver, Topology, Update};
+
+/// A source that counts how often it is asked, and how many of its streams are followed.
+#[derive(Clone, Default)]
+struct Source {
+    asked: Arc<AtomicUsize>,
+    answers: Arc<Mutex<Vec<Update>>>,
+    streams: Arc<Mutex<Vec<mpsc::UnboundedSender<Update>>>>,
+}
+
+impl Source {
+    /// What it says to each question from now on.
+    fn answer(&self, updates: impl IntoIterator<Item = Update>) {
+        *self.answers.lock().unwrap() = updates.into_iter().collect();
+    }
+
+    /// Says one thing more on the latest stream.
+    fn say(&self, update: Update) {
+        self.streams.lock().unwrap().last().unwrap().send(update).unwrap();
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(SeqCst)
+    }
+
+    fn followed(&self) -> usize {
+        self.streams.lock().unwrap().iter().filter(|stream| !stream.is_closed()).count()
+    }
+}
+
+impl Resolve for Source {
+    type Updates = Updates;
+
+    fn resolve(&self, _: &str) -> Updates {
+        self.asked.fetch_add(1, SeqCst);
+        let (sender, updates) = source();
+        for answer in self.answers.lock().unwrap().iter() {
+            sender.send(answer.clone()).unwrap();
+        }
+        self.streams.lock().unwrap().push(sender);
+        updates
+    }
+}
+
+fn ids(update: Option<Update>) -> Vec<String> {
+    let Some(Update::Snapshot(topology)) = update else { panic!("not a snapshot: {update:?}") };
+    topology.iter().map(|endpoint| endpoint.id().to_string()).collect()
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_who_follow_a_name_ask_once() {
+    let (source, cached) = cached([snapshot(1, &["a"])]);
+    let mut followers: Vec<_> = (0..10).map(|_| cached.clone().resolve("name")).collect();
+    for updates in &mut followers {
+        assert_eq!(ids(updates.next().await), ["a"]);
+    }
+    assert_eq!(source.asked(), 1);
+    source.say(snapshot(2, &["b"]));
+    for updates in &mut followers {
+        assert_eq!(ids(updates.next().await), ["b"]);
+    }
+    assert_eq!(source.asked(), 1);
+}
+
+fn cached(updates: impl IntoIterator<Item = Update>) -> (Source, CachedResolver<Source>) {
+    let source = Source::default();
+    source.answer(updates);
+    (source.clone(), CachedResolver::new(source))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_source_is_asked_again_after_the_ttl_and_one_that_speaks_is_not() {
+    let (source, cached) = cached([snapshot(1, &["a"])]);
+    let mut updates = cached.resolve("name");
+    assert_eq!(ids(updates.next().await), ["a"]);
+    sleep(Duration::from_millis(4_900)).await;
+    assert_eq!(source.asked(), 1);
+    source.say(Update::Progress(generation(1)));
+    sleep(Duration::from_millis(4_900)).await;
+    assert_eq!(source.asked(), 1, "measured from the last sign of life");
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!((source.asked(), source.followed()), (2, 1));
+    assert!(updates.next().now_or_never().is_none(), "the same answer is no news");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_outlives_its_followers_and_is_used_again() {
+    let (source, cached) = cached([snapshot(1, &["a"])]);
+    assert_eq!(ids(cached.resolve("name").next().await), ["a"]);
+    settle().await;
+    assert_eq!(source.followed(), 0, "without followers the source is left alone");
+    let known = cached.peek("name").unwrap();
+    assert_eq!((known.topology.len(), known.degraded.is_none()), (1, true));
+    sleep(seconds(3)).await;
+    let mut updates = cached.resolve("name");
+    assert_eq!(ids(updates.next().now_or_never().flatten()), ["a"], "at once");
+    assert_eq!(source.asked(), 1);
+    drop(updates);
+    sleep(seconds(60)).await;
+    source.answer([snapshot(2, &["b"])]);
+    let mut updates = cached.resolve("name");
+    assert_eq!(ids(updates.next().await), ["a"], "the last good set first");
+    assert_eq!(ids(updates.next().await), ["b"]);
+    assert_eq!(source.asked(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_never_goes_back() {
+    let (source, cached) = cached([snapshot(5, &["new"])]);
+    let mut updates = cached.resolve("name");
+    assert_eq!(ids(updates.next().await), ["new"]);
+    source.answer([snapshot(4, &["old"])]);
+    sleep(seconds(6)).await;
+    assert!(source.asked() >= 2);
+    assert!(updates.next().now_or_never().is_none());
+    assert_eq!(cached.peek("name").unwrap().topology.generation(), generation(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_in_trouble_takes_nothing_away_and_is_asked_again() {
+    let (source, cached) = cached([snapshot(1, &["a"])]);
+    let mut updates = cached.resolve("name");
+    assert_eq!(ids(updates.next().await), ["a"]);
+    source.answer([Update::degraded("down")]);
+    source.say(Update::degraded("down"));
+    assert!(matches!(updates.next().await, Some(Update::Degraded(_))));
+    sleep(seconds(10)).await;
+    assert!((5..=7).contains(&source.asked()), "after the ttl, once a second: {}", source.asked());
+    let known = cached.peek("name").unwrap();
+    assert_eq!((known.topology.len(), known.degraded.is_some()), (1, true));
+    assert!(known.age >= seconds(10));
+    assert!(updates.next().now_or_never().is_none(), "more of the same is no news");
+    source.answer([snapshot(2, &["b"])]);
+    assert!(matches!(updates.next().await, Some(Update::Progress(_))), "well again");
+    assert_eq!(ids(updates.next().await), ["b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_confirmed_emptiness_reaches_the_follower_who_knows_of_the_trouble() {
+    let (source, cached) = cached([snapshot(1, &["a"])]);
+    let mut updates = cached.resolve("name");
+    let mut fold = tower_resolve::diff::Fold::new();
+    let _ = fold.apply(updates.next().await.unwrap());
+    source.say(Update::degraded("down"));
+    let _ = fold.apply(updates.next().await.unwrap());
+    source.say(snapshot(2, &[]));
+    settle().await;
+    while let Some(update) = updates.next().now_or_never().flatten() {
+        let _ = fold.apply(update);
+    }
+    assert_eq!(fold.topology().unwrap().len(), 1, "held back");
+    source.say(snapshot(3, &[]));
+    settle().await;
+    while let Some(update) = updates.next().now_or_never().flatten() {
+        let _ = fold.apply(update);
+    }
+    assert_eq!(fold.topology().unwrap().len(), 0, "confirmed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bounded_staleness_ends_in_an_empty_set_and_comes_back() {
+    let source = Source::default();
+    source.answer([snapshot(1, &["a"])]);
+    let cached = CachedResolver::new(source.clone()).max_stale(seconds(20));
+    let mut updates = cached.resolve("name");
+    let mut fold = tower_resolve::diff::Fold::new();
+    let _ = fold.apply(updates.next().await.unwrap());
+    source.answer([Update::degraded("down")]);
+    source.say(Update::degraded("down"));
+    let drain = |updates: &mut tower_resolve::CachedUpdates<Updates>, fold: &mut tower_resolve::diff::Fold| {
+        while let Some(update) = updates.next().now_or_never().flatten() {
+            let _ = fold.apply(update);
+        }
+        fold.topology().unwrap().len()
+    };
+    sleep(seconds(19)).await;
+    assert_eq!(drain(&mut updates, &mut fold), 1);
+    sleep(seconds(2)).await;
+    assert_eq!((drain(&mut updates, &mut fold), cached.peek("name").is_none()), (0, true));
+    source.answer([snapshot(1, &["a"])]);
+    sleep(seconds(2)).await;
+    assert_eq!(drain(&mut updates, &mut fold), 1, "the same generation, and well again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_does_not_exist_is_asked_for_once_a_second() {
+    let (source, cached) = cached([Update::DoesNotExist(generation(1))]);
+    let mut updates = cached.resolve("name");
+    assert!(matches!(updates.next().await, Some(Update::DoesNotExist(_))));
+    drop(updates);
+    sleep(Duration::from_millis(500)).await;
+    let mut updates = cached.resolve("name");
+    assert!(matches!(updates.next().now_or_never(), Some(Some(Update::DoesNotExist(_)))), "remembered");
+    assert_eq!(source.asked(), 1);
+    source.answer([snapshot(2, &["a"])]);
+    sleep(Duration::from_millis(600)).await;
+    assert_eq!((source.asked(), ids(updates.next().await)), (2, vec!["a".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_generation_seen_elsewhere_makes_it_ask_at_once() {
+    let (source, cached) = cached([snapshot(5, &["a"])]);
+    let mut updates = cached.resolve("name");
+    updates.next().await;
+    sleep(seconds(1)).await;
+    assert!(!cached.invalidate_older_than("name", generation(5)));
+    assert!(!cached.invalidate_older_than("unknown", generation(9)));
+    source.answer([snapshot(9, &["b"])]);
+    for _ in 0..50 {
+        assert!(cached.invalidate_older_than("name", generation(9)));
+    }
+    settle().await;
+    assert_eq!((source.asked(), ids(updates.next().await)), (2, vec!["b".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_to_be_old_is_asked_for_ten_times_a_second_at_most() {
+    let (source, cached) = cached([snapshot(5, &["a"])]);
+    let mut updates = cached.resolve("name");
+    updates.next().await;
+    cached.invalidate_older_than("name", generation(9));
+    for _ in 0..100 {
+        sleep(Duration::from_millis(10)).await;
+        cached.invalidate_older_than("name", generation(9));
+    }
+    assert!((10..=12).contains(&source.asked()), "{}", source.asked());
+    assert_eq!(cached.peek("name").unwrap().topology.len(), 1, "and it stays in use meanwhile");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_makes_it_ask_for_a_snapshot() {
+    let (source, cached) = cached([snapshot(5, &["a"])]);
+    let mut updates = cached.resolve("name");
+    updates.next().await;
+    source.answer([snapshot(8, &["b"])]);
+    source.say(Update::Delta { from: generation(7), to: generation(8), put: vec![], removed: vec![] });
+    assert_eq!((ids(updates.next().await), source.asked()), (vec!["b".to_owned()], 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_ends_its_updates_is_asked_again() {
+    struct Ends(Arc<AtomicUsize>);
+    impl Resolve for Ends {
+        type Updates = futures_util::stream::Iter<std::option::IntoIter<Update>>;
+        fn resolve(&self, _: &str) -> Self::Updates {
+            let asked = self.0.fetch_add(1, SeqCst) as u64;
+            futures_util::stream::iter(Some(snapshot(asked, &["a"])))
+        }
+    }
+    let asked = Arc::new(AtomicUsize::new(0));
+    let _updates = CachedResolver::new(Ends(asked.clone())).resolve("name");
+    sleep(seconds(60)).await;
+    assert!((10..=13).contains(&asked.load(SeqCst)), "once a ttl, not in a loop: {}", asked.load(SeqCst));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_name_asked_for_longest_ago_gives_way() {
+    let source = Source::default();
+    source.answer([snapshot(1, &["a"])]);
+    let cached = CachedResolver::new(source.clone()).max_names(NonZeroUsize::new(2).unwrap());
+    for name in ["one", "two", "one"] {
+        cached.resolve(name).next().await;
+        settle().await;
+    }
+    cached.resolve("three").next().await;
+    settle().await;
+    assert_eq!(["one", "two", "three"].map(|name| cached.peek(name).is_some()), [true, false, true]);
+    let _followed = [cached.resolve("one"), cached.resolve("three")];
+    let mut direct = cached.resolve("four");
+    assert_eq!(ids(direct.next().await), ["a"], "without room it is asked directly");
+    assert!(cached.peek("four").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fixed_name_is_known_at_once_and_another_does_not_exist() {
+    let cached = CachedResolver::new(StaticResolver::new().with("name", [support::endpoint("a")]));
+    assert_eq!(ids(cached.resolve("name").next().await), ["a"]);
+    assert!(matches!(cached.resolve("other").next().await, Some(Update::DoesNotExist(_))));
+    let mut updates = cached.resolve("name");
+    updates.next().await;
+    sleep(seconds(30)).await;
+    assert!(updates.next().now_or_never().is_none());
+    assert!(cached.peek("name").unwrap().age <= seconds(5));
+}
+
+#[test]
+fn topologies_are_cheap_to_clone_and_compare() {
+    fn check<T: Clone + Send + Sync + 'static>() {}
+    check::<Topology>();
+    check::<Update>();
+    check::<CachedResolver<StaticResolver>>();
+}
