@@ -164,7 +164,7 @@ where
         match self.fold.apply(update) {
             Applied::Changed(change) => {
                 tracing::info!(
-                    generation = ?self.fold.topology().map(crate::Topology::generation),
+                    generation = self.fold.topology().map(|topology| topology.generation().value),
                     added = change.added.len(),
                     removed = change.removed.len(),
                     changed = change.changed.len(),
