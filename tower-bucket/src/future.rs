@@ -1,0 +1,75 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use pin_project::pin_project;
+use tower_outcome::refuse::Refuse;
+use tower_service::Service;
+
+/// The future of a [`Bucket`](crate::Bucket): the inner service's, or a refusal that is ready at once.
+///
+/// # Cancel safety
+///
+/// It may be dropped at any time. The token was taken in `call` and is not given back: the inner service has been
+/// called, and may have done its work.
+#[pin_project]
+pub struct ResponseFuture<S, R, Req>
+where
+    S: Service<Req>,
+    R: Refuse<Req, S::Response, S::Error>,
+{
+    #[pin]
+    state: State<S::Future, Result<R::Response, R::Error>>,
+}
+
+#[pin_project(project = StateProj)]
+enum State<F, T> {
+    Admitted(#[pin] F),
+    /// `None` once it was told.
+    Refused(Option<T>),
+}
+
+// === impl ResponseFuture ===
+
+impl<S, R, Req> ResponseFuture<S, R, Req>
+where
+    S: Service<Req>,
+    R: Refuse<Req, S::Response, S::Error>,
+{
+    pub(crate) const fn admitted(inner: S::Future) -> Self {
+        Self { state: State::Admitted(inner) }
+    }
+
+    pub(crate) const fn refused(answer: Result<R::Response, R::Error>) -> Self {
+        Self { state: State::Refused(Some(answer)) }
+    }
+}
+
+impl<S, R, Req> Future for ResponseFuture<S, R, Req>
+where
+    S: Service<Req>,
+    R: Refuse<Req, S::Response, S::Error>,
+{
+    type Output = Result<R::Response, R::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Admitted(inner) => Poll::Ready(R::pass(ready!(inner.poll(cx)))),
+            StateProj::Refused(answer) => Poll::Ready(answer.take().expect("polled after it was ready")),
+        }
+    }
+}
+
+impl<S, R, Req> fmt::Debug for ResponseFuture<S, R, Req>
+where
+    S: Service<Req>,
+    R: Refuse<Req, S::Response, S::Error>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let refused = matches!(self.state, State::Refused(_));
+        f.debug_struct("ResponseFuture").field("refused", &refused).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,43 @@
+//! Handles, layers and services go anywhere: into a router, a task, a static.
+
+use http::{Request, Response};
+use testkit::Probe;
+use tower_bucket::{
+    Admitted, Bucket, BucketLayer, ClientIp, Exhausted, Header, Keyed, KeyedLimiter, Limiter, OnMissingKey, PeerIp,
+    Quota, ResponseFuture, Snapshot,
+};
+use tower_outcome::refuse::{Auto, Fail};
+
+fn value<T: Send + Sync + Unpin + 'static>() {}
+fn handle<T: Clone + Send + Sync + Unpin + 'static>() {}
+fn small<T: Copy + Send + Sync + Unpin + 'static>() {}
+fn debug<T: std::fmt::Debug>() {}
+
+/// A key that is neither `Send` nor `Sync`: it is not kept, so that does not matter.
+type Odd = std::rc::Rc<u8>;
+
+#[test]
+fn handles_and_layers_go_anywhere() {
+    handle::<Limiter>();
+    handle::<KeyedLimiter<Odd>>();
+    handle::<KeyedLimiter<str>>();
+    handle::<BucketLayer<Limiter>>();
+    handle::<BucketLayer<Keyed<PeerIp, ClientIp>, Auto>>();
+    handle::<Bucket<Probe, Keyed<Header, Odd>, Fail>>();
+    handle::<Header>();
+    small::<(Admitted, ClientIp, Exhausted, OnMissingKey, PeerIp, Quota, Snapshot)>();
+}
+
+#[test]
+fn a_future_is_sent_and_pinned_as_the_inner_one_is() {
+    value::<ResponseFuture<Probe, Fail, Request<String>>>();
+    value::<ResponseFuture<Probe, Auto, Request<String>>>();
+    debug::<ResponseFuture<Probe, Auto, Request<String>>>();
+}
+
+#[test]
+fn a_response_of_any_type_may_be_rejected() {
+    type Plain = tower::util::BoxCloneSyncService<&'static str, Response<()>, std::io::Error>;
+    handle::<Bucket<Plain, Limiter>>();
+    debug::<ResponseFuture<Plain, Fail, &'static str>>();
+}
