@@ -1,0 +1,110 @@
+//! One rings, ten thousand hear it, and listening costs nothing until then.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Release},
+        },
+    },
+    task::{Context, Poll, Waker},
+};
+
+use pin_project::pin_project;
+use tokio::sync::{Notify, futures::OwnedNotified};
+
+/// Rings once, and stays rung.
+#[derive(Clone, Default)]
+pub(crate) struct Bell(Arc<Rope>);
+
+#[derive(Default)]
+struct Rope {
+    rung: AtomicBool,
+    notify: Arc<Notify>,
+}
+
+/// Ready when the bell has rung.
+///
+/// A connection asks at each of its polls, so asking is one atomic load: the list of waiters has a lock, which is taken
+/// when the task is a new one, and not again.
+#[pin_project]
+pub(crate) struct Heard {
+    bell: Bell,
+    #[pin]
+    notified: OwnedNotified,
+    waker: Option<Waker>,
+}
+
+// === impl Bell ===
+
+impl Bell {
+    pub(crate) fn ring(&self) {
+        self.0.rung.store(true, Release);
+        self.0.notify.notify_waiters();
+    }
+
+    pub(crate) fn heard(&self) -> Heard {
+        Heard { bell: self.clone(), notified: self.0.notify.clone().notified_owned(), waker: None }
+    }
+}
+
+impl fmt::Debug for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Bell").field(&self.0.rung).finish()
+    }
+}
+
+// === impl Heard ===
+
+impl Future for Heard {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.bell.0.rung.load(Acquire) {
+            return Poll::Ready(());
+        }
+        if this.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return Poll::Pending;
+        }
+        *this.waker = Some(cx.waker().clone());
+        // It was made before the load above, so a bell rung since then is heard.
+        this.notified.poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_test::{assert_pending, assert_ready, task};
+
+    use super::*;
+
+    #[test]
+    fn all_who_listen_hear_it_and_so_do_those_who_come_later() {
+        let bell = Bell::default();
+        let mut early = task::spawn(bell.heard());
+        let mut unpolled = task::spawn(bell.heard());
+        assert_pending!(early.poll());
+        assert_pending!(early.poll());
+        bell.ring();
+        assert!(early.is_woken());
+        assert_ready!(early.poll());
+        assert_ready!(unpolled.poll());
+        assert_ready!(task::spawn(bell.heard()).poll());
+    }
+
+    #[test]
+    fn a_listener_that_moves_to_another_task_is_woken_there() {
+        let bell = Bell::default();
+        let mut first = task::spawn(Box::pin(bell.heard()));
+        assert_pending!(first.poll());
+        let mut second = task::spawn(first.into_inner());
+        assert_pending!(second.poll());
+        bell.ring();
+        assert!(second.is_woken());
+    }
+}

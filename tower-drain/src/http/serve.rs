@@ -1,0 +1,68 @@
+use std::{future::Future, io};
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower_outcome::BoxError;
+use tower_service::Service;
+
+use super::Http;
+use crate::{drain::Drain, listen::Listen, report::Report, server::Server};
+
+impl<L: Listen> Server<L> {
+    /// Serves `app` over HTTP with the default limits of [`Http`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Drain::accept`].
+    pub fn serve<App, B>(self, app: App) -> impl Future<Output = io::Result<Report>> + Send + use<L, App, B>
+    where
+        L::Io: AsyncRead + AsyncWrite + Unpin,
+        App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+            + Clone
+            + Send
+            + 'static,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let http = Http::new(self.drain(), app);
+        self.run(http)
+    }
+}
+
+impl Drain {
+    /// Serves `app` on `listener` until this drain is over: HTTP/1.1 and HTTP/2, at most 10 000 connections, with the
+    /// default limits of [`Http`]. [`Server`] has the knobs.
+    ///
+    /// ```no_run
+    /// # async fn run() -> std::io::Result<()> {
+    /// use axum::{Router, routing::get};
+    /// use tokio::net::TcpListener;
+    /// use tower_drain::Drain;
+    ///
+    /// let drain = Drain::new();
+    /// let app = Router::new().route("/", get(|| async { "hello" }));
+    /// let report = drain.serve(TcpListener::bind("0.0.0.0:8080").await?, app).await?;
+    /// println!("{report}");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors, panics, cancel safety
+    ///
+    /// As [`accept`](Self::accept).
+    pub fn serve<L, App, B>(
+        &self,
+        listener: L,
+        app: App,
+    ) -> impl Future<Output = io::Result<Report>> + Send + use<L, App, B>
+    where
+        L: Listen<Io: AsyncRead + AsyncWrite + Unpin>,
+        App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+            + Clone
+            + Send
+            + 'static,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        Server::new(self, listener).serve(app)
+    }
+}

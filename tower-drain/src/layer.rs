@@ -1,0 +1,51 @@
+use tower_layer::Layer;
+
+use crate::{drain::Drain, service::Guarded};
+
+/// Makes the drain wait for each request until its body's end, and tells HTTP/1 clients to go.
+///
+/// From [`Announcing`](crate::Phase::Announcing) on, an HTTP/1 answer carries `Connection: close`, so that a client
+/// with a pool leaves of its own will before anything is cut. HTTP/2 answers stay as they are, and so do `101` and a
+/// successful `CONNECT`. Nothing is ever refused, and the error stays the inner service's.
+///
+/// It is for servers with an accept loop of their own (`axum::serve`, tonic, plain hyper). Under
+/// [`Drain::serve`](crate::Drain::serve) it is not needed, since the connections are waited for and told there; it does
+/// no harm, says nothing twice, and adds the requests to the report.
+///
+/// It costs two atomic additions and one clone of an `Arc` per request.
+///
+/// # What it cannot see
+///
+/// A body that is known to be at its end is over when the head is handed to the server, so the last bytes may still be
+/// on their way when [`done`](Drain::done) is ready: wait for the server too. And an upgraded connection lives
+/// on after its `101`: under another's accept loop, hold a [`Guard`](crate::Guard) in the task that serves it.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use tower_drain::{Drain, DrainLayer};
+///
+/// let drain = Drain::new();
+/// let app: Router = Router::new().route("/", get(|| async { "hello" })).layer(DrainLayer::new(&drain));
+/// ```
+#[derive(Clone, Debug)]
+pub struct DrainLayer {
+    drain: Drain,
+}
+
+// === impl DrainLayer ===
+
+impl DrainLayer {
+    /// Refers to `drain`.
+    #[must_use]
+    pub fn new(drain: &Drain) -> Self {
+        Self { drain: drain.clone() }
+    }
+}
+
+impl<S> Layer<S> for DrainLayer {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded::new(inner, &self.drain)
+    }
+}

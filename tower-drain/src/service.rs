@@ -1,0 +1,49 @@
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use http_body::Body;
+use tower_outcome::body::GuardedBody;
+use tower_service::Service;
+
+use crate::{close::Closable, count::Kind, drain::Drain, future::ResponseFuture, guard::Guard};
+
+/// A service whose requests the drain waits for. Made by [`DrainLayer`](crate::DrainLayer).
+#[derive(Clone, Debug)]
+pub struct Guarded<S> {
+    inner: S,
+    drain: Drain,
+}
+
+// === impl Guarded ===
+
+impl<S> Guarded<S> {
+    /// Wraps `inner`, as [`DrainLayer`](crate::DrainLayer) does.
+    pub fn new(inner: S, drain: &Drain) -> Self {
+        Self { inner, drain: drain.clone() }
+    }
+
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+}
+
+impl<S, A, B> Service<Request<A>> for Guarded<S>
+where
+    S: Service<Request<A>, Response = Response<B>>,
+    B: Body,
+{
+    type Response = Response<GuardedBody<B, Guard>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        let closable = Closable::of(&request);
+        let guard = self.drain.guard_of(Kind::Request);
+        ResponseFuture::new(self.inner.call(request), guard, closable)
+    }
+}

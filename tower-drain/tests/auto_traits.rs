@@ -1,0 +1,30 @@
+//! What users rely on to move these types about.
+
+use tower_drain::*;
+
+fn is<T: Send + Sync + 'static>() {}
+fn is_send<T: Send + 'static>() {}
+fn is_clone<T: Clone + Send + Sync + 'static>() {}
+fn is_unpin<T: Unpin>() {}
+
+#[test]
+fn everything_can_be_shared_and_moved() {
+    is_clone::<Drain>();
+    is_clone::<Builder>();
+    is_clone::<DrainLayer>();
+    is_clone::<Guarded<axum::Router>>();
+    is_clone::<ConnectionLimit>();
+    is_clone::<ConnectionLimitLayer>();
+    is_clone::<Limited<Http<axum::Router>>>();
+    is_clone::<Http<axum::Router>>();
+    is_clone::<Addr>();
+    is_clone::<Report>();
+    is::<Guard>();
+    is::<Accepted<tokio::net::TcpStream>>();
+    is::<Server<tokio::net::TcpListener>>();
+    is::<Reached>();
+    is::<Done>();
+    is_send::<Connection<axum::Router, tokio::net::TcpStream, axum::body::Body>>();
+    is_unpin::<Guard>();
+    is_unpin::<Accepted<tokio::net::TcpStream>>();
+}

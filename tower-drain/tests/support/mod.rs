@@ -1,0 +1,134 @@
+//! What the tests on sockets share: a server to drain, and a client that sees every byte.
+#![allow(dead_code, reason = "not every test needs all of it")]
+
+use std::{future::Future, io, net::SocketAddr, time::Duration};
+
+use axum::{Router, routing::get};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tower_drain::{Drain, Http, Report, Server};
+
+pub(crate) const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
+
+/// A running server and its address.
+pub(crate) struct Running {
+    pub(crate) addr: SocketAddr,
+    pub(crate) task: JoinHandle<io::Result<Report>>,
+}
+
+/// An answer, read to the end of its body.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+/// A client that speaks HTTP/1 by hand.
+pub(crate) struct Client<Io = TcpStream>(pub(crate) Io);
+
+pub(crate) fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Nothing here takes longer, unless it hangs.
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+    timeout(Duration::from_secs(20), future).await.expect("hangs")
+}
+
+pub(crate) fn app() -> Router {
+    Router::new().route("/", get(|| async { "hello" }))
+}
+
+/// No announcing; five seconds to close, which no test ever waits for.
+pub(crate) fn quick() -> Drain {
+    Drain::builder().announce(ms(0)).close(ms(5000)).force(ms(200)).build()
+}
+
+pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    (listener, addr)
+}
+
+pub(crate) async fn serve(drain: &Drain, app: Router) -> Running {
+    let (listener, addr) = listen().await;
+    Running { addr, task: tokio::spawn(drain.serve(listener, app)) }
+}
+
+/// As [`serve`], with the runner's knobs.
+pub(crate) async fn serve_with(
+    drain: &Drain,
+    app: Router,
+    knobs: impl FnOnce(Http<Router>) -> Http<Router>,
+) -> Running {
+    let (listener, addr) = listen().await;
+    let http = knobs(Http::new(drain, app));
+    Running { addr, task: tokio::spawn(Server::new(drain, listener).run(http)) }
+}
+
+/// Until so many guests are here: accepting is another task's work.
+pub(crate) async fn guests(drain: &Drain, count: usize) {
+    soon(async {
+        while drain.snapshot().guests != count {
+            sleep(ms(1)).await;
+        }
+    })
+    .await;
+}
+
+impl Running {
+    pub(crate) async fn client(&self) -> Client {
+        Client(TcpStream::connect(self.addr).await.unwrap())
+    }
+
+    pub(crate) async fn report(self) -> Report {
+        soon(self.task).await.unwrap().unwrap()
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Client<Io> {
+    pub(crate) async fn ask(&mut self, request: &str) -> Answered {
+        self.send(request).await;
+        self.answer().await
+    }
+
+    pub(crate) async fn send(&mut self, bytes: &str) {
+        self.0.write_all(bytes.as_bytes()).await.unwrap();
+    }
+
+    pub(crate) async fn answer(&mut self) -> Answered {
+        let head = self.head().await;
+        let length =
+            head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+        let mut body = vec![0; length];
+        soon(self.0.read_exact(&mut body)).await.unwrap();
+        Answered { head, body: String::from_utf8(body).unwrap() }
+    }
+
+    pub(crate) async fn head(&mut self) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(soon(self.0.read_u8()).await.expect("a whole head"));
+        }
+        String::from_utf8(head).unwrap()
+    }
+
+    /// Whether it ends without another byte, and without a reset.
+    pub(crate) async fn is_closed(&mut self) -> bool {
+        soon(self.0.read(&mut [0; 64])).await.unwrap() == 0
+    }
+}
+
+impl Answered {
+    pub(crate) fn ok(&self) -> bool {
+        self.head.starts_with("HTTP/1.1 200 ")
+    }
+
+    pub(crate) fn closes(&self) -> usize {
+        self.head.lines().filter(|line| line.eq_ignore_ascii_case("connection: close")).count()
+    }
+}
