@@ -109,7 +109,7 @@ impl UpstreamBuilder {
     fn new(addr: SocketAddr) -> Self {
         Self {
             dial: Dial { addr, timeout: Duration::from_secs(1) },
-            limits: Limits { idle_timeout: Duration::from_secs(4), max_idle: 32 },
+            limits: Limits { idle_timeout: Duration::from_secs(4), max_idle: 1024 },
             max_connections: const { NonZeroUsize::new(1024).unwrap() },
         }
     }
@@ -130,7 +130,8 @@ impl UpstreamBuilder {
         self
     }
 
-    /// How many idle connections are kept; 0 keeps none. Default: 32.
+    /// How many idle connections are kept; 0 keeps none. Default: 1 024, as many as may be open: with fewer, each wave of
+    /// answers closes connections that the next wave of requests opens again. The idle timeout is what lets them go.
     #[must_use]
     pub fn max_idle(mut self, connections: usize) -> Self {
         self.limits.max_idle = connections;
