@@ -1,0 +1,71 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use pin_project::pin_project;
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    time::Sleep,
+};
+
+use crate::{BootInstant, Clock};
+
+/// Wakes whoever waits, at a change and at an instant. Costs nothing until it is polled; then a place in a `Notify` and
+/// in Tokio's timer, each behind a short lock.
+#[pin_project]
+#[derive(Default)]
+pub(crate) struct Alarm {
+    #[pin]
+    change: Option<OwnedNotified>,
+    #[pin]
+    timer: Option<Sleep>,
+}
+
+// === impl Alarm ===
+
+impl Alarm {
+    /// Ready when `look` says `None`; waits for `notify`, and for the instant that `look` told, to ask again.
+    pub(crate) fn poll<C: Clock>(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        clock: &C,
+        notify: &Arc<Notify>,
+        mut look: impl FnMut() -> Option<Option<BootInstant>>,
+    ) -> Poll<()> {
+        loop {
+            let mut this = self.as_mut().project();
+            // First the place in the queue, then the look: so no change falls between them.
+            if this.change.is_none() {
+                this.change.set(Some(notify.clone().notified_owned()));
+            }
+            let Some(deadline) = look() else {
+                self.set(Self::default());
+                return Poll::Ready(());
+            };
+            if let Some(change) = this.change.as_mut().as_pin_mut()
+                && change.poll(cx).is_ready()
+            {
+                this.change.set(None);
+                continue;
+            }
+            if let Some(deadline) = deadline.filter(|_| this.timer.is_none()) {
+                this.timer.set(Some(clock.sleep_until(deadline)));
+            }
+            // A deadline only ever moves to later, so an old timer wakes us too early, never too late.
+            match this.timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
+                Some(Poll::Ready(())) => this.timer.set(None),
+                _ => return Poll::Pending,
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Alarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Alarm").field("armed", &self.change.is_some()).finish()
+    }
+}

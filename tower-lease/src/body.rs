@@ -1,0 +1,118 @@
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http_body::{Body, Frame, SizeHint};
+use pin_project::pin_project;
+use tower_outcome::BoxError;
+
+use crate::{BootClock, Clock, LeaseLost, Ticket, alarm::Alarm};
+
+/// A response body that breaks off with [`LeaseLost`] once the lease is lost (R-28, I3), and that counts as inside until
+/// its end.
+///
+/// `size_hint` and `is_end_stream` are the inner body's, so framing does not change. It costs a look at the clock per
+/// frame; a body that has to wait also costs one allocation and a place in a timer.
+#[pin_project]
+pub struct LeaseBody<B, C = BootClock> {
+    #[pin]
+    inner: B,
+    /// None when its end is known.
+    ticket: Option<Ticket<C>>,
+    /// Boxed, so that it is `Unpin`, and only once it has to wait.
+    alarm: Option<Pin<Box<Alarm>>>,
+    broken: bool,
+}
+
+// === impl LeaseBody ===
+
+impl<B: Body, C: Clock> LeaseBody<B, C> {
+    pub(crate) fn new(inner: B, ticket: Ticket<C>) -> Self {
+        // A server drops such a body without polling it again.
+        let ticket = Some(ticket).filter(|_| !inner.is_end_stream());
+        Self { inner, ticket, alarm: None, broken: false }
+    }
+}
+
+impl<B, C> LeaseBody<B, C> {
+    /// The inner body.
+    pub fn get_ref(&self) -> &B {
+        &self.inner
+    }
+}
+
+impl<B, C> Body for LeaseBody<B, C>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+    C: Clock,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let mut this = self.project();
+        if *this.broken {
+            return Poll::Ready(None);
+        }
+        let Some(ticket) = this.ticket else {
+            return this.inner.poll_frame(cx).map_err(Into::into);
+        };
+        // A lease that is known to be lost runs no more of the inner body.
+        let frame = match ticket.good_until() {
+            Some(_) => this.inner.as_mut().poll_frame(cx),
+            None => Poll::Pending,
+        };
+        if frame.is_pending() {
+            let shared = ticket.shared();
+            let alarm = this.alarm.get_or_insert_default();
+            ready!(
+                alarm
+                    .as_mut()
+                    .poll(cx, &shared.clock, &shared.lost, || { ticket.is_good().then(|| ticket.good_until()) })
+            );
+        }
+        match frame {
+            // Asked of the end too: a client that is told "that was all" believes it.
+            Poll::Ready(frame) if ticket.is_good() => {
+                let goes_on = matches!(&frame, Some(Ok(frame)) if !frame.is_trailers());
+                if !goes_on || this.inner.is_end_stream() {
+                    (*this.ticket, *this.alarm) = (None, None);
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+            _ => {
+                let lost = LeaseLost::new(ticket.epoch());
+                (*this.ticket, *this.alarm, *this.broken) = (None, None, true);
+                Poll::Ready(Some(Err(lost.into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.broken || (self.ticket.is_none() && self.inner.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl<B: Default, C> Default for LeaseBody<B, C> {
+    /// The inner body's default: empty, for every body in use.
+    fn default() -> Self {
+        Self { inner: B::default(), ticket: None, alarm: None, broken: false }
+    }
+}
+
+impl<B: fmt::Debug, C> fmt::Debug for LeaseBody<B, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseBody")
+            .field("inner", &self.inner)
+            .field("guarded", &self.ticket.is_some())
+            .field("broken", &self.broken)
+            .finish()
+    }
+}

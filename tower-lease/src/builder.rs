@@ -1,0 +1,101 @@
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::{
+    BootClock, BuildError, Claim, ClaimId, Clock, Holder, Keeper, Lease, LeaseKey, LeaseStore, State, lease::Core,
+    terms::Terms,
+};
+
+/// The knobs of a lease. Made by [`Lease::builder`].
+///
+/// | | default | |
+/// |---|---|---|
+/// | [`ttl`](Self::ttl) | 10 s | rides out a change of the store's leader |
+/// | [`renew_every`](Self::renew_every) | a quarter of the TTL | three more attempts before it is over |
+/// | [`clock_drift_ppm`](Self::clock_drift_ppm) | 10 000 (1 %) | worse than any crystal |
+/// | [`guard`](Self::guard) | 250 ms, or a twentieth of the TTL if that is more | from a check to its effect |
+/// | [`reacquire`](Self::reacquire) | no | a lost listener is replaced, not revived |
+/// | [`drain_within`](Self::drain_within) | 10 s | |
+/// | [`clock`](Self::clock) | [`BootClock`] | counts suspend |
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct LeaseBuilder<S, C = BootClock> {
+    store: S,
+    key: LeaseKey,
+    holder: Holder,
+    clock: C,
+    terms: Terms,
+}
+
+// === impl LeaseBuilder ===
+
+impl<S: LeaseStore> LeaseBuilder<S> {
+    pub(crate) fn new(store: S, key: LeaseKey, holder: Holder) -> Self {
+        Self { store, key, holder, clock: BootClock::new(), terms: Terms::default() }
+    }
+}
+
+impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
+    /// How long the store keeps it without a renewal: how long a successor waits after a silent death. Default: 10 s.
+    ///
+    /// Below 5 s an etcd that changes its leader may take too long.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.terms.ttl = ttl;
+        self
+    }
+
+    /// How often it is renewed; each period is shortened by up to a fifth at random. Default: a quarter of the TTL.
+    pub fn renew_every(mut self, every: Duration) -> Self {
+        self.terms.renew_every = Some(every);
+        self
+    }
+
+    /// The greatest error of the clocks' rates, in parts per million. Default: 10 000.
+    pub fn clock_drift_ppm(mut self, ppm: u32) -> Self {
+        self.terms.drift_ppm = ppm;
+        self
+    }
+
+    /// The longest time between a look at the gate and its effect. Default: 250 ms, or a twentieth of the TTL if
+    /// that is more.
+    pub fn guard(mut self, guard: Duration) -> Self {
+        self.terms.guard = Some(guard);
+        self
+    }
+
+    /// Whether the keeper goes for a new epoch after a loss. Default: no, then it ends.
+    pub fn reacquire(mut self, reacquire: bool) -> Self {
+        self.terms.reacquire = reacquire;
+        self
+    }
+
+    /// How long [`step_down`](Lease::step_down) waits for those inside. Default: 10 s.
+    pub fn drain_within(mut self, limit: Duration) -> Self {
+        self.terms.drain_within = limit;
+        self
+    }
+
+    /// Another clock, for paused tests and simulations. Default: [`BootClock`].
+    pub fn clock<D: Clock>(self, clock: D) -> LeaseBuilder<S, D> {
+        let Self { store, key, holder, clock: _, terms } = self;
+        LeaseBuilder { store, key, holder, clock, terms }
+    }
+
+    /// Makes the handle, and the keeper that must be spawned.
+    ///
+    /// # Errors
+    ///
+    /// The durations do not fit together, or the store does not grant so short a TTL.
+    pub fn build(self) -> Result<(Lease<C>, Keeper<S, C>), BuildError> {
+        let Self { store, key, holder, clock, terms } = self;
+        let capabilities = store.capabilities();
+        terms.check(&capabilities)?;
+        // A holder may be cloned by mistake, so the claims' ids are drawn for this keeper alone.
+        let claim = Claim::new(key.clone(), holder, ClaimId::random(), terms.ttl);
+        let core = Core::new(terms, claim.id(), capabilities.watch(), fastrand::u64(..));
+        let (told, state) = watch::channel(State::Idle);
+        let lease = Lease::new(key, clock, state);
+        Ok((lease.clone(), Keeper::new(store, claim, core, lease, told)))
+    }
+}

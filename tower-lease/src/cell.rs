@@ -1,0 +1,238 @@
+use crate::{
+    BootInstant,
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+
+/// The gate itself: which epoch, until when, and how many are inside. One writer (the keeper), any number of readers.
+///
+/// Readers compare the clock with `until` themselves, so the gate closes on time though nobody runs.
+#[derive(Debug)]
+pub(crate) struct Cell {
+    /// Only grows.
+    epoch: AtomicU64,
+    /// Nanoseconds, even; the lowest bit says "no more new ones". 0 when closed, and always 0 while `epoch` changes.
+    valid: AtomicU64,
+    in_flight: AtomicUsize,
+}
+
+/// What a reader saw: everything in it is of one epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reading {
+    pub(crate) epoch: u64,
+    pub(crate) until: BootInstant,
+    pub(crate) draining: bool,
+}
+
+const DRAINING: u64 = 1;
+
+// === impl Cell ===
+
+impl Cell {
+    pub(crate) fn new() -> Self {
+        Self { epoch: AtomicU64::new(0), valid: AtomicU64::new(0), in_flight: AtomicUsize::new(0) }
+    }
+
+    /// Reads (epoch, until) of one epoch. Three plain loads on x86.
+    ///
+    /// Why they belong together: `epoch` only grows, and the writer stores 0 to `valid` before it and the new validity
+    /// after it. Having read `e` (acquire), we see that 0 or something later. If what we read from `valid` (acquire)
+    /// belongs to a later epoch, then that epoch's store happened before ours of `valid`, so the second look at `epoch`
+    /// must see it, and differs. So equal looks mean: closed, or of `e`.
+    pub(crate) fn read(&self) -> Reading {
+        loop {
+            let epoch = self.epoch.load(Ordering::Acquire);
+            let valid = self.valid.load(Ordering::Acquire);
+            if self.epoch.load(Ordering::Relaxed) == epoch {
+                return Reading {
+                    epoch,
+                    until: BootInstant::from_nanos(valid & !DRAINING),
+                    draining: valid & DRAINING != 0,
+                };
+            }
+        }
+    }
+
+    /// Opens for a new epoch.
+    pub(crate) fn open(&self, epoch: u64, until: BootInstant) {
+        debug_assert_eq!(self.valid.load(Ordering::Relaxed), 0, "an epoch opens only after the last was closed");
+        self.epoch.store(epoch, Ordering::Release);
+        self.valid.store(until.as_nanos() & !DRAINING, Ordering::Release);
+    }
+
+    /// Moves the end of an open epoch.
+    pub(crate) fn extend(&self, until: BootInstant) {
+        let draining = self.valid.load(Ordering::Relaxed) & DRAINING;
+        self.valid.store((until.as_nanos() & !DRAINING) | draining, Ordering::Release);
+    }
+
+    /// Lets nobody new in; who is inside may stay until the end.
+    pub(crate) fn drain(&self) {
+        let valid = self.valid.load(Ordering::Relaxed);
+        if valid != 0 {
+            self.valid.store(valid | DRAINING, Ordering::Release);
+        }
+    }
+
+    /// Ends the epoch, now and for everyone.
+    pub(crate) fn close(&self) {
+        self.valid.store(0, Ordering::Release);
+    }
+
+    /// Counts one in. Must come *before* the reading that decides: see [`in_flight`](Self::in_flight).
+    pub(crate) fn enter(&self) {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts one out; true if it was the last.
+    pub(crate) fn leave(&self) -> bool {
+        self.in_flight.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// How many are inside. After [`drain`](Self::drain), 0 means that nobody is and nobody will be.
+    ///
+    /// It is a read-modify-write so that it stands in one order with every `enter`: one that came before is counted
+    /// here; one that comes after reads from this write and so sees the gate draining. No `SeqCst` is needed for that.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.fetch_add(0, Ordering::AcqRel)
+    }
+}
+
+// === impl Reading ===
+
+impl Reading {
+    /// Whether the epoch lasts at `now`, for those inside.
+    pub(crate) fn lasts(&self, now: BootInstant) -> bool {
+        now < self.until
+    }
+
+    /// Whether new ones are let in, as far as one can tell without the clock.
+    pub(crate) fn seems_open(&self) -> bool {
+        !self.draining && self.until > BootInstant::from_nanos(0)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const fn at(nanos: u64) -> BootInstant {
+        BootInstant::from_nanos(nanos)
+    }
+
+    #[test]
+    fn it_is_closed_until_it_is_opened_and_after_it_was_closed() {
+        let cell = Cell::new();
+        assert!(!cell.read().lasts(at(0)));
+        cell.open(3, at(100));
+        assert_eq!(cell.read(), Reading { epoch: 3, until: at(100), draining: false });
+        assert!(cell.read().lasts(at(99)) && !cell.read().lasts(at(100)));
+        cell.close();
+        assert!(!cell.read().lasts(at(0)));
+        assert!(!cell.read().seems_open());
+    }
+
+    #[test]
+    fn a_draining_gate_lasts_for_those_inside_and_stays_draining_when_extended() {
+        let cell = Cell::new();
+        cell.open(1, at(100));
+        cell.drain();
+        cell.extend(at(201));
+        assert_eq!(cell.read(), Reading { epoch: 1, until: at(200), draining: true });
+        assert!(!cell.read().seems_open());
+    }
+
+    #[test]
+    fn draining_a_closed_gate_does_not_open_it() {
+        let cell = Cell::new();
+        cell.drain();
+        assert_eq!(cell.read(), Reading { epoch: 0, until: at(0), draining: false });
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::{sync::Arc, thread};
+
+    use super::*;
+
+    const fn at(nanos: u64) -> BootInstant {
+        BootInstant::from_nanos(nanos)
+    }
+
+    /// Each epoch has its own hundred: a reading that mixes two epochs shows.
+    #[test]
+    fn loom_a_reading_is_of_one_epoch() {
+        loom::model(|| {
+            let cell = Arc::new(Cell::new());
+            cell.open(1, at(100));
+            let writer = {
+                let cell = cell.clone();
+                thread::spawn(move || {
+                    cell.extend(at(110));
+                    cell.close();
+                    cell.open(2, at(200));
+                })
+            };
+            let reading = cell.read();
+            let of = reading.until.as_nanos() / 100;
+            assert!(of == 0 || of == reading.epoch, "{reading:?}");
+            writer.join().unwrap();
+        });
+    }
+
+    /// when the keeper has drained and counts nobody, nobody gets in any more.
+    #[test]
+    fn loom_r29_nobody_slips_in_behind_the_count() {
+        loom::model(|| {
+            let cell = Arc::new(Cell::new());
+            let released = Arc::new(AtomicUsize::new(0));
+            cell.open(1, at(100));
+            let request = {
+                let (cell, released) = (cell.clone(), released.clone());
+                thread::spawn(move || {
+                    cell.enter();
+                    let reading = cell.read();
+                    if reading.seems_open() {
+                        // Inside: the lease must not have been given back.
+                        assert_eq!(released.load(Ordering::Relaxed), 0);
+                    }
+                    cell.leave();
+                })
+            };
+            cell.drain();
+            if cell.in_flight() == 0 {
+                released.store(1, Ordering::Relaxed);
+            }
+            request.join().unwrap();
+        });
+    }
+
+    /// R-29, the other way round: what happened inside happened before the count came to zero.
+    #[test]
+    fn loom_r29_who_left_is_done() {
+        loom::model(|| {
+            let cell = Arc::new(Cell::new());
+            let effects = Arc::new(AtomicUsize::new(0));
+            cell.open(1, at(100));
+            let request = {
+                let (cell, effects) = (cell.clone(), effects.clone());
+                thread::spawn(move || {
+                    cell.enter();
+                    let inside = cell.read().seems_open();
+                    if inside {
+                        effects.store(1, Ordering::Relaxed);
+                    }
+                    cell.leave();
+                    inside
+                })
+            };
+            cell.drain();
+            let empty = cell.in_flight() == 0;
+            let seen = effects.load(Ordering::Relaxed);
+            let inside = request.join().unwrap();
+            if empty && inside {
+                assert_eq!(seen, 1, "counted as gone, so its effect is known");
+            }
+        });
+    }
+}

@@ -1,0 +1,177 @@
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep};
+
+pub use self::boot::BootClock;
+
+/// An instant on a [`Clock`], in nanoseconds since some start that only this clock knows.
+///
+/// It is meaningful only beside instants of the same clock: it goes into no message and no file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BootInstant(u64);
+
+/// The clock by which a holder judges its own validity.
+///
+/// It must never go back, and should count the time the machine was suspended: a holder that slept through the end of
+/// its lease must know so at the first look. The generic parameter keeps it off the vtable; it is read on every request.
+pub trait Clock: Clone + Send + Sync + 'static {
+    /// The time now.
+    fn now(&self) -> BootInstant;
+
+    /// Sleeps about that long. Whoever wakes looks at [`now`](Self::now) again, because timers may run at another rate
+    /// than this clock (in suspend, in simulations).
+    fn sleep_until(&self, deadline: BootInstant) -> Sleep {
+        tokio::time::sleep(deadline.since(self.now()))
+    }
+}
+
+/// Tokio's clock, which a test can pause and advance.
+///
+/// It does not count suspend: for tests and simulations, not for holders on machines that sleep.
+#[derive(Clone, Copy, Debug)]
+pub struct TokioClock {
+    origin: Instant,
+}
+
+// === impl BootInstant ===
+
+impl BootInstant {
+    /// That many nanoseconds after the clock's start.
+    #[must_use]
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since the clock's start.
+    #[must_use]
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// How long after `earlier` this is; zero if it is not.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// The instant this long after; the end of time (584 years) if there is none.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+// === impl TokioClock ===
+
+impl TokioClock {
+    /// A clock that starts now. Its clones agree with it; another `new()` does not.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { origin: Instant::now() }
+    }
+}
+
+impl Default for TokioClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for TokioClock {
+    fn now(&self) -> BootInstant {
+        BootInstant(0).after(self.origin.elapsed())
+    }
+}
+
+// === impl BootClock ===
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod boot {
+    use std::time::Duration;
+
+    use rustix::time::{ClockId, clock_gettime};
+
+    use super::{BootInstant, Clock};
+
+    /// The time since boot, suspend included: `CLOCK_BOOTTIME` on Linux and Android, the monotonic clock elsewhere.
+    ///
+    /// The standard library's `Instant` is `CLOCK_MONOTONIC` there, which stops while the machine sleeps, so a laptop
+    /// or a paused virtual machine would wake up believing its lease was still young.
+    ///
+    /// Tokio's timers do not count suspend. So after a resume a waiting request may be *woken* late, by up to a renewal
+    /// period; its answer is withheld all the same, because whoever answers looks at this clock.
+    ///
+    /// Do not pair it with a paused Tokio clock: timers would then fire at once, and it would say "not yet". Use
+    /// [`TokioClock`](super::TokioClock) there.
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct BootClock(());
+
+    impl BootClock {
+        /// The machine's clock.
+        #[must_use]
+        pub fn new() -> Self {
+            Self(())
+        }
+    }
+
+    impl Clock for BootClock {
+        fn now(&self) -> BootInstant {
+            let now = clock_gettime(ClockId::Boottime);
+            // Never negative: it counts from boot.
+            let (seconds, nanos) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));
+            BootInstant(0).after(Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0)))
+        }
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod boot {
+    use super::{BootInstant, Clock, TokioClock};
+
+    /// The time since boot, suspend included: `CLOCK_BOOTTIME` on Linux and Android, the monotonic clock elsewhere.
+    ///
+    /// Whether the monotonic clock counts suspend is the platform's choice (macOS: no, Windows: yes).
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct BootClock(TokioClock);
+
+    impl BootClock {
+        /// The machine's clock.
+        #[must_use]
+        pub fn new() -> Self {
+            Self(TokioClock::new())
+        }
+    }
+
+    impl Clock for BootClock {
+        fn now(&self) -> BootInstant {
+            self.0.now()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r3_the_boot_clock_does_not_go_back() {
+        let clock = BootClock::new();
+        let first = clock.now();
+        assert!(clock.now() >= first);
+        assert!(first > BootInstant::from_nanos(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_tokio_clock_goes_with_paused_time() {
+        let clock = TokioClock::new();
+        let start = clock.now();
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(clock.now().since(start), Duration::from_secs(3));
+        assert_eq!(start.since(clock.now()), Duration::ZERO);
+    }
+
+    #[test]
+    fn time_ends_instead_of_overflowing() {
+        assert_eq!(BootInstant::from_nanos(5).after(Duration::MAX).as_nanos(), u64::MAX);
+    }
+}

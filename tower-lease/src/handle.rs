@@ -1,0 +1,315 @@
+use std::{
+    fmt,
+    num::NonZeroU64,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    BootClock, BootInstant, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore, Lost, NotHeld, State,
+    cell::Cell,
+};
+
+/// The handle of a lease: cheap to clone, and always answering from this process's own knowledge.
+///
+/// Every question compares the clock with the end of validity, so it is answered right though the keeper does not get
+/// to run. Made together with its keeper by [`Lease::builder`].
+pub struct Lease<C = BootClock> {
+    shared: Arc<Shared<C>>,
+}
+
+/// What the handles, the layers and the keeper of a lease share.
+pub(crate) struct Shared<C> {
+    pub(crate) cell: Cell,
+    pub(crate) clock: C,
+    key: LeaseKey,
+    /// Told when an epoch ended, or lets nobody new in.
+    pub(crate) lost: Arc<Notify>,
+    /// Told when an epoch began or was extended, and when the keeper has gone.
+    pub(crate) opened: Arc<Notify>,
+    /// Told when nobody is inside any more.
+    pub(crate) drained: Notify,
+    pub(crate) stepping_down: Notify,
+    /// When the keeper tries next, in nanoseconds; 0 if that is not known.
+    pub(crate) next_attempt: AtomicU64,
+    pub(crate) ended: AtomicBool,
+    state: watch::Receiver<State>,
+}
+
+/// The right to be inside, for work that is no request: a job of a worker loop, a connection.
+///
+/// [`Lease::step_down`] waits until it is dropped. It does not stop the work at a loss: ask
+/// [`is_good`](Self::is_good) before each effect, and send the [`token`](Self::token) along.
+pub struct Ticket<C = BootClock> {
+    shared: Arc<Shared<C>>,
+    epoch: NonZeroU64,
+}
+
+// === impl Lease ===
+
+impl Lease {
+    /// Prepares a lease on `key` in `store` for `holder`. [`LeaseBuilder`] has the knobs and their defaults.
+    pub fn builder<S: LeaseStore>(store: S, key: LeaseKey, holder: Holder) -> LeaseBuilder<S> {
+        LeaseBuilder::new(store, key, holder)
+    }
+}
+
+impl<C: Clock> Lease<C> {
+    pub(crate) fn new(key: LeaseKey, clock: C, state: watch::Receiver<State>) -> Self {
+        let shared = Shared {
+            cell: Cell::new(),
+            clock,
+            key,
+            lost: Arc::default(),
+            opened: Arc::default(),
+            drained: Notify::new(),
+            stepping_down: Notify::new(),
+            next_attempt: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            state,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What is leased.
+    #[must_use]
+    pub fn key(&self) -> &LeaseKey {
+        &self.shared.key
+    }
+
+    /// What the keeper last told; but never `Held` past the end of validity.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let told = *self.shared.state.borrow();
+        match told.epoch() {
+            Some(epoch) if told.lasts() && !self.shared.lasts(epoch) => {
+                // The watch holds the cause, if the keeper has come to tell it since.
+                let now = *self.shared.state.borrow();
+                if now == told { State::Fenced { epoch, cause: Lost::Expired } } else { now }
+            }
+            _ => told,
+        }
+    }
+
+    /// Whether it is held, and new work may begin.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.shared.is_open(Duration::ZERO)
+    }
+
+    /// The token, while it is held; also while it is being given back, for the work that goes on.
+    #[must_use]
+    pub fn token(&self) -> Option<FencingToken> {
+        let reading = self.shared.cell.read();
+        let epoch = NonZeroU64::new(reading.epoch).filter(|_| reading.lasts(self.shared.clock.now()))?;
+        Some(FencingToken::new(self.shared.key.clone(), epoch))
+    }
+
+    /// For how long it is still held if no renewal succeeds; zero when it is not.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        self.shared.cell.read().until.since(self.shared.clock.now())
+    }
+
+    /// Follows the states. Ends (`changed()` fails) when the keeper has.
+    ///
+    /// These are the keeper's words; only [`is_held`](Self::is_held) and the like look at the clock too.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<State> {
+        self.shared.state.clone()
+    }
+
+    /// Waits until it is held.
+    ///
+    /// # Errors
+    ///
+    /// The keeper has gone, so it never will be.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped.
+    pub async fn held(&self) -> Result<FencingToken, NotHeld> {
+        loop {
+            let opened = self.shared.opened.clone().notified_owned();
+            if let Some(token) = self.token().filter(|_| self.is_held()) {
+                return Ok(token);
+            }
+            if self.has_ended() {
+                return Err(NotHeld::new(None));
+            }
+            opened.await;
+        }
+    }
+
+    /// Gives it back in order: lets nobody new in, waits for those inside (at most
+    /// [`drain_within`](LeaseBuilder::drain_within), then they are cut off), releases it in the store. Answers with the
+    /// last state: `Released`, or `Fenced` if it was lost meanwhile.
+    ///
+    /// It waits for the keeper's end, so the keeper must be running.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, it goes on though this future is dropped.
+    pub async fn step_down(&self) -> State {
+        self.shared.stepping_down.notify_one();
+        let mut states = self.subscribe();
+        while states.changed().await.is_ok() {}
+        self.state()
+    }
+
+    /// Whether the keeper has gone: nothing will change any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.shared.ended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared<C>> {
+        &self.shared
+    }
+
+    /// Lets one in, if the lease is held for at least `min_remaining`. What the layers do for each request.
+    ///
+    /// # Errors
+    ///
+    /// It is not held, or not for so long.
+    pub fn enter(&self, min_remaining: Duration) -> Result<Ticket<C>, NotHeld> {
+        // Counted before the check: see `Cell::in_flight`.
+        self.shared.cell.enter();
+        let mut ticket = Ticket { shared: self.shared.clone(), epoch: NonZeroU64::MIN };
+        match self.shared.open_epoch(min_remaining) {
+            Some(epoch) => {
+                ticket.epoch = epoch;
+                Ok(ticket)
+            }
+            None => Err(self.not_held()),
+        }
+    }
+
+    pub(crate) fn not_held(&self) -> NotHeld {
+        let at = match self.shared.next_attempt.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(BootInstant::from_nanos(nanos)),
+        };
+        NotHeld::new(at.map(|at| at.since(self.shared.clock.now())))
+    }
+}
+
+impl<C> Clone for Lease<C> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<C: Clock> fmt::Debug for Lease<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("key", &self.key().as_str()).field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+// === impl Shared ===
+
+impl<C> Shared<C> {
+    /// Whether new ones are let in, without looking at the clock: for questions that are asked again.
+    pub(crate) fn seems_open(&self) -> bool {
+        self.cell.read().seems_open()
+    }
+
+    /// Waits until nobody is inside. Final once the gate is closed to new ones.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let drained = self.drained.notified();
+            if self.cell.in_flight() == 0 {
+                return;
+            }
+            drained.await;
+        }
+    }
+}
+
+impl<C: Clock> Shared<C> {
+    /// Whether new ones are let in.
+    pub(crate) fn is_open(&self, min_remaining: Duration) -> bool {
+        self.open_epoch(min_remaining).is_some()
+    }
+
+    /// Until when new ones are let in, if they are.
+    pub(crate) fn open_until(&self) -> Option<BootInstant> {
+        let reading = self.cell.read();
+        Some(reading.until).filter(|until| !reading.draining && self.clock.now() < *until)
+    }
+
+    fn open_epoch(&self, min_remaining: Duration) -> Option<NonZeroU64> {
+        let reading = self.cell.read();
+        if reading.draining {
+            return None;
+        }
+        let now = self.clock.now();
+        let enough = reading.lasts(now) && reading.until.since(now) >= min_remaining;
+        NonZeroU64::new(reading.epoch).filter(|_| enough)
+    }
+
+    fn lasts(&self, epoch: NonZeroU64) -> bool {
+        self.end_of(epoch).is_some_and(|until| self.clock.now() < until)
+    }
+
+    /// Until when this epoch is good; `None` when it is over, as far as the keeper knows.
+    fn end_of(&self, epoch: NonZeroU64) -> Option<BootInstant> {
+        let reading = self.cell.read();
+        Some(reading.until).filter(|until| reading.epoch == epoch.get() && until.as_nanos() > 0)
+    }
+}
+
+impl<C> fmt::Debug for Shared<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("key", &self.key).field("cell", &self.cell).finish_non_exhaustive()
+    }
+}
+
+// === impl Ticket ===
+
+impl<C: Clock> Ticket<C> {
+    /// The token of the epoch in which it was let in.
+    #[must_use]
+    pub fn token(&self) -> FencingToken {
+        FencingToken::new(self.shared.key.clone(), self.epoch)
+    }
+
+    /// Whether that epoch lasts, so that effects may still leave (I3).
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.shared.lasts(self.epoch)
+    }
+
+    pub(crate) const fn epoch(&self) -> NonZeroU64 {
+        self.epoch
+    }
+
+    pub(crate) const fn shared(&self) -> &Arc<Shared<C>> {
+        &self.shared
+    }
+
+    /// Until when it is good, unless it is over already.
+    pub(crate) fn good_until(&self) -> Option<BootInstant> {
+        self.shared.end_of(self.epoch)
+    }
+}
+
+impl<C> Drop for Ticket<C> {
+    fn drop(&mut self) {
+        // Only a keeper that is closing listens. It drained before it counted, so whoever it counted sees that here.
+        if self.shared.cell.leave() && !self.shared.seems_open() {
+            self.shared.drained.notify_waiters();
+        }
+    }
+}
+
+impl<C> fmt::Debug for Ticket<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,253 @@
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::{Future, pending, poll_fn},
+    pin::Pin,
+    sync::atomic::Ordering,
+    task::Poll,
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    Acquired, BootClock, BootInstant, Claim, ClaimId, Clock, Fault, Lease, LeaseStore, Lost, State, StoreError, Watch,
+    WatchEvent,
+    handle::Shared,
+    lease::{Core, Input, Output, Reply, Seen, Sent},
+};
+
+/// Acquires, renews and watches one lease: a future that the user spawns.
+///
+/// When it is dropped, or its task aborted, the gate closes at once, in `Drop`. It then releases nothing: those inside
+/// are still being cut off, and the store's TTL cleans up. For an orderly end call [`Lease::step_down`].
+#[must_use = "the lease is never acquired unless its keeper runs"]
+pub struct Keeper<S: LeaseStore, C: Clock = BootClock> {
+    store: S,
+    /// Number 0: never used itself.
+    claim: Claim,
+    core: Core,
+    lease: Lease<C>,
+    told: watch::Sender<State>,
+    watch: Option<S::Watch>,
+    flights: Flights,
+}
+
+/// The requests under way. One that outlives its attempt is kept, because its answer may come yet.
+struct Flights(VecDeque<Flight>);
+
+// A store's futures cannot be named.
+type Flight = Pin<Box<dyn Future<Output = Input> + Send>>;
+
+/// Attempts last a second and lie up to half a second apart, so this covers answers that are four seconds late.
+const MAX_FLIGHTS: usize = 4;
+
+// === impl Keeper ===
+
+impl<S: LeaseStore, C: Clock> Keeper<S, C> {
+    pub(crate) fn new(store: S, claim: Claim, core: Core, lease: Lease<C>, told: watch::Sender<State>) -> Self {
+        Self { store, claim, core, lease, told, watch: None, flights: Flights(VecDeque::new()) }
+    }
+
+    /// Keeps the lease until it is stepped down, or lost without [`reacquire`](crate::LeaseBuilder::reacquire). Answers
+    /// with the last state: `Released` or `Fenced`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it closes the gate at once and leaves the record to the store's TTL.
+    pub async fn run(mut self) -> State {
+        self.feed(Input::Start);
+        while !self.core.is_over() {
+            let input = self.next().await;
+            self.feed(input);
+        }
+        self.core.state()
+    }
+
+    /// Whatever happens next.
+    async fn next(&mut self) -> Input {
+        let shared = self.lease.shared();
+        let deadline = self.core.deadline();
+        tokio::select! {
+            biased;
+            () = timer(&shared.clock, deadline) => Input::Timer,
+            input = next_event(&mut self.watch) => input,
+            input = self.flights.next() => input,
+            () = shared.stepping_down.notified() => Input::StepDown,
+            () = shared.drained(), if self.core.is_closing() => Input::Drained,
+        }
+    }
+
+    fn feed(&mut self, input: Input) {
+        // Before anything that follows from it can be sent.
+        let now = self.lease.shared().clock.now();
+        for output in self.core.on(input, now) {
+            self.act(output);
+        }
+        let next = self.core.next_attempt().map_or(0, BootInstant::as_nanos);
+        self.lease.shared().next_attempt.store(next, Ordering::Relaxed);
+    }
+
+    fn act(&mut self, output: Output) {
+        let shared = self.lease.shared();
+        match output {
+            Output::Acquire(sent) => self.fly(|store, claim| acquire(store, claim, sent), sent.claim),
+            Output::Renew(sent) => self.fly(|store, claim| renew(store, claim, sent), sent.claim),
+            Output::Release(claim) => self.fly(release, claim),
+            Output::Forget => self.flights.0.clear(),
+            Output::Watch(from) => self.watch = Some(self.store.watch(self.lease.key(), from)),
+            Output::Unwatch => self.watch = None,
+            Output::Open(epoch, until) => {
+                shared.cell.open(epoch.get(), until);
+                shared.opened.notify_waiters();
+            }
+            Output::Extend(until) => {
+                shared.cell.extend(until);
+                // Gates that want more time than was left.
+                shared.opened.notify_waiters();
+            }
+            Output::Drain => {
+                shared.cell.drain();
+                shared.lost.notify_waiters();
+            }
+            Output::Close => shared.close(),
+            Output::Distrust { epoch, highest } => {
+                let key = self.lease.key();
+                tracing::error!(%key, epoch, highest, "the lease store granted a token that does not rise");
+            }
+            Output::Publish(state) => self.publish(state),
+        }
+    }
+
+    fn fly<F>(&mut self, request: impl FnOnce(S, Claim) -> F, id: ClaimId)
+    where
+        F: Future<Output = Input> + Send + 'static,
+    {
+        let claim = Claim::new(self.claim.key().clone(), self.claim.holder().clone(), id, self.claim.ttl());
+        self.flights.push(Box::pin(request(self.store.clone(), claim)));
+    }
+
+    /// One event per transition, at the level an operator needs.
+    fn publish(&self, state: State) {
+        let from = self.told.send_replace(state);
+        let (key, holder) = (self.lease.key(), self.claim.holder().name());
+        let epoch = state.epoch().map(u64::from);
+        match state {
+            State::Fenced { cause, .. } => {
+                tracing::warn!(%key, holder, epoch, %from, to = %state, %cause, "lease");
+            }
+            State::Jeopardy { .. } => tracing::warn!(%key, holder, epoch, %from, to = %state, "lease"),
+            _ => tracing::info!(%key, holder, epoch, %from, to = %state, "lease"),
+        }
+    }
+}
+
+impl<S: LeaseStore, C: Clock> Drop for Keeper<S, C> {
+    fn drop(&mut self) {
+        let shared = self.lease.shared();
+        shared.close();
+        match self.core.state() {
+            State::Fenced { .. } | State::Released => {}
+            state => self.publish(match state.epoch().filter(|_| state.lasts()) {
+                Some(epoch) => State::Fenced { epoch, cause: Lost::KeeperGone },
+                None => State::Released,
+            }),
+        }
+        shared.ended.store(true, Ordering::Release);
+        shared.next_attempt.store(0, Ordering::Relaxed);
+        shared.opened.notify_waiters();
+    }
+}
+
+impl<S: LeaseStore, C: Clock> fmt::Debug for Keeper<S, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+// === impl Flights ===
+
+impl Flights {
+    fn push(&mut self, flight: Flight) {
+        if self.0.len() == MAX_FLIGHTS {
+            self.0.pop_front();
+        }
+        self.0.push_back(flight);
+    }
+
+    /// The first answer. Cancel safe: the requests stay where they are.
+    async fn next(&mut self) -> Input {
+        poll_fn(|cx| {
+            for at in 0..self.0.len() {
+                if let Poll::Ready(input) = self.0[at].as_mut().poll(cx) {
+                    drop(self.0.remove(at));
+                    return Poll::Ready(input);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+// === impl Shared ===
+
+impl<C> Shared<C> {
+    /// Closes the gate, and tells those who wait inside.
+    fn close(&self) {
+        self.cell.close();
+        self.lost.notify_waiters();
+        // Someone may have left between a drain and this.
+        self.drained.notify_waiters();
+    }
+}
+
+async fn acquire<S: LeaseStore>(store: S, claim: Claim, sent: Sent) -> Input {
+    Input::Acquired(
+        sent,
+        match store.acquire(&claim).await {
+            Ok(Acquired::Granted(grant)) => {
+                Ok(Reply::Granted { epoch: grant.token().epoch(), ttl: grant.ttl(), revision: grant.revision() })
+            }
+            Ok(Acquired::Held(record)) => Ok(Reply::Held { claim: record.claim(), expires_in: record.expires_in() }),
+            Err(error) => Err(fault(&error, &claim, "acquire")),
+        },
+    )
+}
+
+async fn renew<S: LeaseStore>(store: S, claim: Claim, sent: Sent) -> Input {
+    Input::Renewed(sent, store.renew(&claim).await.map_err(|error| fault(&error, &claim, "renew")))
+}
+
+async fn release<S: LeaseStore>(store: S, claim: Claim) -> Input {
+    let result = store.release(&claim).await;
+    let certain = match &result {
+        // It holds nothing: that is what was wanted.
+        Err(error) => fault(error, &claim, "release") == Fault::Lost,
+        Ok(()) => true,
+    };
+    Input::Released(claim.id(), certain)
+}
+
+fn fault(error: &StoreError, claim: &Claim, call: &str) -> Fault {
+    let cause = std::error::Error::source(error).map(tracing::field::display);
+    tracing::debug!(key = %claim.key(), call, %error, cause, "the lease store failed");
+    error.fault()
+}
+
+async fn next_event<W: Watch>(watch: &mut Option<W>) -> Input {
+    let Some(watch) = watch else { return pending().await };
+    Input::Watched(match watch.next().await {
+        Ok(WatchEvent::Held(record, revision)) => Seen::Held(record.claim(), revision),
+        Ok(WatchEvent::Vacant(_, revision)) => Seen::Vacant(revision),
+        // What was skipped may have been the loss: begin again with the present state.
+        Ok(WatchEvent::Lagged) | Err(_) => Seen::Broken,
+    })
+}
+
+async fn timer<C: Clock>(clock: &C, deadline: Option<BootInstant>) {
+    match deadline {
+        // The core looks at the time again, so a timer of another rate does no harm.
+        Some(deadline) => clock.sleep_until(deadline).await,
+        None => pending().await,
+    }
+}

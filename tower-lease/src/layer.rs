@@ -1,0 +1,146 @@
+use std::{fmt, marker::PhantomData, time::Duration};
+
+use tower_layer::Layer;
+use tower_outcome::refuse::{Auto, Fail};
+
+use crate::{
+    BootClock, Clock, Lease, LeaseGate, Leased,
+    carry::{Http, Neutral},
+};
+
+/// Lets requests in only while the lease is held, and answers the others at once. Makes [`Leased`] services.
+///
+/// As made by [`new`](Self::new) it refuses with an error (*reject*) and works for every protocol, connections
+/// included; [`respond`](Self::respond) answers in HTTP or gRPC; [`gate`](Self::gate) waits.
+pub struct LeaseLayer<C = BootClock, R = Fail, P = Neutral> {
+    lease: Lease<C>,
+    knobs: Knobs,
+    refuse: R,
+    carry: PhantomData<fn() -> P>,
+}
+
+/// Is ready only while the lease is held: for endpoints inside a balancer, and worker loops. Makes [`LeaseGate`]
+/// services. Made by [`LeaseLayer::gate`].
+pub struct LeaseGateLayer<C = BootClock, P = Neutral> {
+    lease: Lease<C>,
+    knobs: Knobs,
+    carry: PhantomData<fn() -> P>,
+}
+
+/// What becomes of requests that are inside when the lease is lost. Their answers are withheld either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum InFlight {
+    /// The inner future is dropped, and the request answered with [`LeaseLost`](crate::LeaseLost), promptly.
+    #[default]
+    Cancel,
+    /// The inner future runs to its end, and then its answer is replaced. Only for work whose effects carry the
+    /// [`FencingToken`](crate::FencingToken) to a resource that checks it.
+    Finish,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Knobs {
+    pub(crate) min_remaining: Duration,
+    pub(crate) in_flight: InFlight,
+}
+
+// === impl LeaseLayer ===
+
+impl<C: Clock> LeaseLayer<C> {
+    /// Refers to a lease; any number of layers and services may.
+    #[must_use]
+    pub fn new(lease: &Lease<C>) -> Self {
+        Self { lease: lease.clone(), knobs: Knobs::default(), refuse: Fail, carry: PhantomData }
+    }
+}
+
+impl<C: Clock, P> LeaseLayer<C, Fail, P> {
+    /// Waits in `poll_ready` instead of refusing, so that a balancer looks elsewhere.
+    #[must_use]
+    pub fn gate(self) -> LeaseGateLayer<C, P> {
+        LeaseGateLayer { lease: self.lease, knobs: self.knobs, carry: PhantomData }
+    }
+}
+
+impl<C: Clock, R, P> LeaseLayer<C, R, P> {
+    /// Lets in only what has this much validity before it: a request's own deadline, say. Default: zero.
+    ///
+    /// It must be well below the TTL less its margin, or there is never enough.
+    #[must_use]
+    pub fn min_remaining(mut self, min_remaining: Duration) -> Self {
+        self.knobs.min_remaining = min_remaining;
+        self
+    }
+
+    /// What becomes of requests that are inside when the lease is lost. Default: [`InFlight::Cancel`].
+    #[must_use]
+    pub fn in_flight(mut self, in_flight: InFlight) -> Self {
+        self.knobs.in_flight = in_flight;
+        self
+    }
+
+    /// Answers in the request's own protocol, HTTP or gRPC, so that the error type stays as it was (axum, tonic).
+    /// Implies [`http`](Self::http).
+    #[must_use]
+    pub fn respond(self) -> LeaseLayer<C, Auto, Http> {
+        self.http().respond_with(Auto::new())
+    }
+
+    /// Answers with `refuse`. For HTTP services call [`http`](Self::http) too.
+    #[must_use]
+    pub fn respond_with<Q>(self, refuse: Q) -> LeaseLayer<C, Q, P> {
+        LeaseLayer { lease: self.lease, knobs: self.knobs, refuse, carry: self.carry }
+    }
+
+    /// For HTTP: gives each request the [`FencingToken`](crate::FencingToken) as an extension (that allocates), refuses
+    /// those whose `x-lease-epoch` header names another instance, and breaks bodies off at a loss. Default: no, any
+    /// protocol.
+    #[must_use]
+    pub fn http(self) -> LeaseLayer<C, R, Http> {
+        LeaseLayer { lease: self.lease, knobs: self.knobs, refuse: self.refuse, carry: PhantomData }
+    }
+}
+
+impl<S, C: Clock, R: Clone, P> Layer<S> for LeaseLayer<C, R, P> {
+    type Service = Leased<S, C, R, P>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Leased::new(inner, self.lease.clone(), self.knobs, self.refuse.clone())
+    }
+}
+
+impl<C, R: Clone, P> Clone for LeaseLayer<C, R, P> {
+    fn clone(&self) -> Self {
+        let Self { lease, knobs, refuse, carry } = self;
+        Self { lease: lease.clone(), knobs: *knobs, refuse: refuse.clone(), carry: *carry }
+    }
+}
+
+impl<C: Clock, R, P> fmt::Debug for LeaseLayer<C, R, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseLayer").field("lease", &self.lease).field("knobs", &self.knobs).finish_non_exhaustive()
+    }
+}
+
+// === impl LeaseGateLayer ===
+
+impl<S, C: Clock, P> Layer<S> for LeaseGateLayer<C, P> {
+    type Service = LeaseGate<S, C, P>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        LeaseGate::new(inner, self.lease.clone(), self.knobs)
+    }
+}
+
+impl<C, P> Clone for LeaseGateLayer<C, P> {
+    fn clone(&self) -> Self {
+        Self { lease: self.lease.clone(), knobs: self.knobs, carry: self.carry }
+    }
+}
+
+impl<C: Clock, P> fmt::Debug for LeaseGateLayer<C, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseGateLayer").field("lease", &self.lease).field("knobs", &self.knobs).finish_non_exhaustive()
+    }
+}

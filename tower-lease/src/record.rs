@@ -1,0 +1,331 @@
+use std::{
+    error::Error,
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+
+use crate::{FencingToken, LeaseKey};
+
+/// Who holds, or wants to: a stable name, a random incarnation, and what others should know.
+///
+/// The payload (an address, a version) is written with the record and never changes, because the record must not be
+/// rewritten. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Holder {
+    name: Arc<str>,
+    incarnation: u128,
+    payload: Bytes,
+}
+
+/// One attempt of one holder to get one key, with an id of its own.
+///
+/// A store must treat a repeated `acquire` of the same claim as the same attempt, and must renew and release
+/// only what was acquired by this very claim. The keeper makes a new claim for each epoch, so nothing that
+/// was acquired earlier is ever adopted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    key: LeaseKey,
+    holder: Holder,
+    id: ClaimId,
+    ttl: Duration,
+}
+
+/// The id of a [`Claim`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClaimId(u128);
+
+/// A point in a store's history. Ordered within one store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(u64);
+
+/// What a store says to a claim that got the key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    token: FencingToken,
+    ttl: Duration,
+    revision: Revision,
+}
+
+/// What a store keeps of a key that is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    token: FencingToken,
+    holder: Holder,
+    claim: ClaimId,
+    expires_in: Option<Duration>,
+}
+
+/// The records under a prefix, all as of one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// As of when; watch from here.
+    pub revision: Revision,
+    /// Sorted by key.
+    pub records: Vec<Record>,
+}
+
+/// A payload longer than [`Holder::MAX_PAYLOAD`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PayloadTooLong(usize);
+
+// === impl Holder ===
+
+impl Holder {
+    /// The longest payload: 1 KiB. Every watcher of the key gets it.
+    pub const MAX_PAYLOAD: usize = 1024;
+
+    /// A holder with a new incarnation: call it once per process start.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self::restore(name, random(), Bytes::new())
+    }
+
+    /// A holder as it was written to a store. For those who write one.
+    #[must_use]
+    pub fn restore(name: &str, incarnation: u128, payload: Bytes) -> Self {
+        Self { name: name.into(), incarnation, payload }
+    }
+
+    /// Adds what others should know, such as an address. Default: nothing.
+    ///
+    /// # Errors
+    ///
+    /// It is longer than [`MAX_PAYLOAD`](Self::MAX_PAYLOAD).
+    pub fn with_payload(self, payload: impl Into<Bytes>) -> Result<Self, PayloadTooLong> {
+        let payload = payload.into();
+        if payload.len() > Self::MAX_PAYLOAD {
+            return Err(PayloadTooLong(payload.len()));
+        }
+        Ok(Self { payload, ..self })
+    }
+
+    /// The name, which stays over restarts.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Which run of it.
+    #[must_use]
+    pub const fn incarnation(&self) -> u128 {
+        self.incarnation
+    }
+
+    /// What others should know.
+    #[must_use]
+    pub const fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+}
+
+impl fmt::Debug for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let incarnation = format_args!("{:032x}", self.incarnation);
+        f.debug_struct("Holder")
+            .field("name", &self.name)
+            .field("incarnation", &incarnation)
+            .field("payload", &self.payload)
+            .finish()
+    }
+}
+
+// === impl Claim, ClaimId ===
+
+impl Claim {
+    /// A claim of `holder` to `key` for `ttl`. Keepers make them; so do tests of stores.
+    #[must_use]
+    pub const fn new(key: LeaseKey, holder: Holder, id: ClaimId, ttl: Duration) -> Self {
+        Self { key, holder, id, ttl }
+    }
+
+    /// What is claimed.
+    #[must_use]
+    pub const fn key(&self) -> &LeaseKey {
+        &self.key
+    }
+
+    /// By whom.
+    #[must_use]
+    pub const fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    /// Which attempt.
+    #[must_use]
+    pub const fn id(&self) -> ClaimId {
+        self.id
+    }
+
+    /// For how long. A store may grant another time, and says so.
+    #[must_use]
+    pub const fn ttl(&self) -> Duration {
+        self.ttl
+    }
+}
+
+impl ClaimId {
+    /// A new random id.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(random())
+    }
+
+    /// An id as it was written to a store.
+    #[must_use]
+    pub const fn from_u128(id: u128) -> Self {
+        Self(id)
+    }
+
+    /// The number, to write it.
+    #[must_use]
+    pub const fn as_u128(self) -> u128 {
+        self.0
+    }
+
+    /// The id of this keeper's `serial`th claim, of which `self` is number 0.
+    pub(crate) const fn numbered(self, serial: u64) -> Self {
+        Self(self.0.wrapping_add(serial as u128))
+    }
+}
+
+impl fmt::Debug for ClaimId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+// === impl Revision ===
+
+impl Revision {
+    /// Before everything.
+    pub const START: Self = Self(0);
+
+    /// A revision as a store numbers it.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+// === impl Grant ===
+
+impl Grant {
+    /// `ttl` is what the store promises, not what was asked for, counted from when it **first** applied the claim.
+    #[must_use]
+    pub const fn new(token: FencingToken, ttl: Duration, revision: Revision) -> Self {
+        Self { token, ttl, revision }
+    }
+
+    /// The token of this acquisition.
+    #[must_use]
+    pub const fn token(&self) -> &FencingToken {
+        &self.token
+    }
+
+    /// For how long the store keeps it without a renewal.
+    #[must_use]
+    pub const fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// When in the store's history.
+    #[must_use]
+    pub const fn revision(&self) -> Revision {
+        self.revision
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    /// A record as a store keeps it.
+    #[must_use]
+    pub const fn new(token: FencingToken, holder: Holder, claim: ClaimId) -> Self {
+        Self { token, holder, claim, expires_in: None }
+    }
+
+    /// Adds how long it lasts without a renewal, where the store knows.
+    #[must_use]
+    pub fn expiring_in(self, expires_in: Duration) -> Self {
+        Self { expires_in: Some(expires_in), ..self }
+    }
+
+    /// What is held.
+    #[must_use]
+    pub const fn key(&self) -> &LeaseKey {
+        self.token.key()
+    }
+
+    /// The token of the acquisition.
+    #[must_use]
+    pub const fn token(&self) -> &FencingToken {
+        &self.token
+    }
+
+    /// Who holds it.
+    #[must_use]
+    pub const fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    /// By which claim.
+    #[must_use]
+    pub const fn claim(&self) -> ClaimId {
+        self.claim
+    }
+
+    /// How long it lasted without a renewal when it was read. A hint for those who wait; never a reason to take it.
+    #[must_use]
+    pub const fn expires_in(&self) -> Option<Duration> {
+        self.expires_in
+    }
+}
+
+// === impl PayloadTooLong ===
+
+impl fmt::Display for PayloadTooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a holder's payload has at most {} bytes, this one {}", Holder::MAX_PAYLOAD, self.0)
+    }
+}
+
+impl Error for PayloadTooLong {}
+
+/// 128 bits that no other process draws. The standard library's hash keys are its one public source of the system's
+/// randomness; what differs between a process and its fork goes in beside them.
+fn random() -> u128 {
+    let keys = RandomState::new();
+    let salt = (std::process::id(), SystemTime::UNIX_EPOCH.elapsed().ok());
+    let half = |side: u8| u128::from(keys.hash_one((side, salt)));
+    half(0) << 64 | half(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r16_a_restart_is_another_incarnation() {
+        let (one, two) = (Holder::new("echo-0"), Holder::new("echo-0"));
+        assert_eq!(one.name(), two.name());
+        assert_ne!(one.incarnation(), two.incarnation());
+        assert_ne!(one, two);
+        assert!(one.incarnation() >> 64 != 0 && one.incarnation() as u64 != 0, "both halves are drawn");
+    }
+
+    #[test]
+    fn a_payload_is_bounded() {
+        assert!(Holder::new("a").with_payload(vec![0; 1024]).is_ok());
+        assert_eq!(Holder::new("a").with_payload(vec![0; 1025]).unwrap_err(), PayloadTooLong(1025));
+    }
+}

@@ -1,0 +1,200 @@
+use std::{
+    fmt,
+    marker::PhantomData,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tower_outcome::{
+    BoxError, Unsent,
+    refuse::{Fail, Refuse},
+};
+use tower_service::Service;
+
+use crate::{
+    BootClock, Clock, GateFuture, Lease, ResponseFuture,
+    alarm::Alarm,
+    carry::{Carry, Neutral},
+    future::Denial,
+    layer::Knobs,
+};
+
+/// A service that lets requests in only while the lease is held, and refuses the others in `call`.
+///
+/// `poll_ready` never fails or waits because of the lease: while it is not held the service is ready, to refuse.
+pub struct Leased<S, C = BootClock, R = Fail, P = Neutral> {
+    inner: S,
+    lease: Lease<C>,
+    knobs: Knobs,
+    refuse: R,
+    /// The inner service said so.
+    is_ready: bool,
+    alarm: Option<Pin<Box<Alarm>>>,
+    carry: PhantomData<fn() -> P>,
+}
+
+/// A service that is ready only while the lease is held.
+///
+/// A lease lost between readiness and `call` hands the request back as [`Unsent`], because of
+/// [`NotHeld`](crate::NotHeld), so that it can go elsewhere. `poll_ready` fails only when the keeper has gone for good.
+pub struct LeaseGate<S, C = BootClock, P = Neutral> {
+    inner: S,
+    lease: Lease<C>,
+    knobs: Knobs,
+    alarm: Option<Pin<Box<Alarm>>>,
+    carry: PhantomData<fn() -> P>,
+}
+
+// === impl Leased ===
+
+impl<S, C: Clock, R, P> Leased<S, C, R, P> {
+    pub(crate) fn new(inner: S, lease: Lease<C>, knobs: Knobs, refuse: R) -> Self {
+        Self { inner, lease, knobs, refuse, is_ready: false, alarm: None, carry: PhantomData }
+    }
+
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Waits for the inner service, but not past the loss of the lease: then we are ready, to refuse.
+    fn poll_loss(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let shared = self.lease.shared();
+        let alarm = self.alarm.get_or_insert_default();
+        alarm.as_mut().poll(cx, &shared.clock, &shared.lost, || shared.open_until().map(Some))
+    }
+
+    fn admit<Req, Res>(&mut self, request: &mut Req) -> Result<crate::Ticket<C>, Denial>
+    where
+        P: Carry<Req, Res, C>,
+    {
+        // A service that said "ready" while the lease was not held has not asked the inner one, so it must refuse.
+        if !self.is_ready {
+            return Err(Denial::NotHeld(self.lease.not_held()));
+        }
+        let ticket = self.lease.enter(self.knobs.min_remaining).map_err(Denial::NotHeld)?;
+        P::board(request, &ticket).map_err(Denial::WrongInstance)?;
+        Ok(ticket)
+    }
+}
+
+impl<S, C, R, P, Req> Service<Req> for Leased<S, C, R, P>
+where
+    S: Service<Req>,
+    C: Clock,
+    P: Carry<Req, S::Response, C>,
+    R: Refuse<Req, P::Response, S::Error> + Clone,
+{
+    type Response = R::Response;
+    type Error = R::Error;
+    type Future = ResponseFuture<S::Future, Req, R::Seen, C, R, P>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), R::Error>> {
+        self.is_ready = false;
+        if !self.lease.shared().seems_open() {
+            return Poll::Ready(Ok(()));
+        }
+        match self.inner.poll_ready(cx) {
+            Poll::Pending => return self.poll_loss(cx).map(Ok),
+            Poll::Ready(Ok(())) => self.is_ready = true,
+            Poll::Ready(Err(error)) => return Poll::Ready(R::pass(Err(error)).map(drop)),
+        }
+        self.alarm = None;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Req) -> Self::Future {
+        let (refuse, seen) = (self.refuse.clone(), self.refuse.see(&request));
+        match self.admit(&mut request) {
+            Ok(ticket) => {
+                self.is_ready = false;
+                ResponseFuture::inside(self.inner.call(request), ticket, self.knobs.in_flight, refuse, seen)
+            }
+            Err(denial) => ResponseFuture::denied(denial, refuse, seen),
+        }
+    }
+}
+
+impl<S: Clone, C: Clock, R: Clone, P> Clone for Leased<S, C, R, P> {
+    /// The clone has asked nobody yet.
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone(), self.lease.clone(), self.knobs, self.refuse.clone())
+    }
+}
+
+impl<S: fmt::Debug, C: Clock, R, P> fmt::Debug for Leased<S, C, R, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leased").field("inner", &self.inner).field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+// === impl LeaseGate ===
+
+impl<S, C: Clock, P> LeaseGate<S, C, P> {
+    pub(crate) fn new(inner: S, lease: Lease<C>, knobs: Knobs) -> Self {
+        Self { inner, lease, knobs, alarm: None, carry: PhantomData }
+    }
+
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (lease, min_remaining) = (&self.lease, self.knobs.min_remaining);
+        let is_decided = || lease.shared().is_open(min_remaining) || lease.has_ended();
+        if is_decided() {
+            self.alarm = None;
+            return Poll::Ready(());
+        }
+        let shared = lease.shared();
+        let alarm = self.alarm.get_or_insert_default();
+        // Only the keeper can open it, and it tells: no timer.
+        alarm.as_mut().poll(cx, &shared.clock, &shared.opened, || (!is_decided()).then_some(None))
+    }
+}
+
+impl<S, C, P, Req> Service<Req> for LeaseGate<S, C, P>
+where
+    S: Service<Req>,
+    S::Error: Into<BoxError>,
+    C: Clock,
+    P: Carry<Req, S::Response, C>,
+    Req: Send + 'static,
+{
+    type Response = P::Response;
+    type Error = BoxError;
+    type Future = GateFuture<S::Future, Req, C, P>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        ready!(self.poll_open(cx));
+        if self.lease.has_ended() {
+            return Poll::Ready(Err(self.lease.not_held().into()));
+        }
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: Req) -> Self::Future {
+        let ticket = match self.lease.enter(self.knobs.min_remaining) {
+            Ok(ticket) => ticket,
+            Err(not_held) => return GateFuture::unsent(Unsent::new(request, not_held).into()),
+        };
+        match P::board(&mut request, &ticket) {
+            Ok(()) => GateFuture::inside(self.inner.call(request), ticket, self.knobs.in_flight),
+            Err(wrong) => GateFuture::unsent(Unsent::new(request, wrong).into()),
+        }
+    }
+}
+
+impl<S: Clone, C: Clock, P> Clone for LeaseGate<S, C, P> {
+    /// The clone has asked nobody yet.
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone(), self.lease.clone(), self.knobs)
+    }
+}
+
+impl<S: fmt::Debug, C: Clock, P> fmt::Debug for LeaseGate<S, C, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseGate").field("inner", &self.inner).field("lease", &self.lease).finish_non_exhaustive()
+    }
+}

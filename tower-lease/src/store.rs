@@ -1,0 +1,269 @@
+use std::{error::Error, fmt, future::Future, time::Duration};
+
+use tower_outcome::BoxError;
+
+use crate::{Claim, Grant, LeaseKey, Listing, Record, Revision};
+
+/// Where leases are kept: one authority that decides who holds what.
+///
+/// Every method is one conditional write or one linearizable read. What a caller must know of a failure is not its
+/// transport code but what may have happened: see [`Fault`]. Futures may be dropped at any time; the effect of a
+/// dropped call is unknown.
+///
+/// More abilities (atomic transfer, guarded compare-and-set) will come as methods with a default that says "not
+/// supported", so that no store breaks.
+pub trait LeaseStore: Clone + Send + Sync + 'static {
+    /// Reports changes.
+    type Watch: Watch;
+
+    /// What this store can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Takes the key if it is free (R-14).
+    ///
+    /// The token must be greater than every earlier one of this key, over deletion and re-creation too (R-19). A claim
+    /// that already holds the key gets the same grant again, and changes nothing (R-15).
+    fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Acquired, StoreError>> + Send;
+
+    /// Extends what this claim holds, and says for how long from now (R-2). [`Fault::Lost`] if it does not hold it.
+    fn renew(&self, claim: &Claim) -> impl Future<Output = Result<Duration, StoreError>> + Send;
+
+    /// Gives back what this claim holds; a success too if it holds nothing (R-30).
+    fn release(&self, claim: &Claim) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Takes the key from whoever holds it. For operators.
+    fn revoke(&self, key: &LeaseKey) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Reads who holds the key; `None` if nobody.
+    fn inspect(&self, key: &LeaseKey) -> impl Future<Output = Result<Option<Record>, StoreError>> + Send;
+
+    /// Reports the state of the key as of `from` or later, then every later state, or at least the latest.
+    fn watch(&self, key: &LeaseKey, from: Revision) -> Self::Watch;
+
+    /// Reads all records whose keys start with `prefix`, as of one revision.
+    fn list_prefix(&self, prefix: &str) -> impl Future<Output = Result<Listing, StoreError>> + Send;
+
+    /// Reports every change after `after` to keys that start with `prefix`, in order.
+    fn watch_prefix(&self, prefix: &str, after: Revision) -> Self::Watch;
+}
+
+/// An endless report of changes. What is not asked for is not kept without bound: who lags is told so.
+pub trait Watch: Send + 'static {
+    /// The next event.
+    ///
+    /// # Errors
+    ///
+    /// The watch broke and will report nothing more: open another one, after a pause.
+    ///
+    /// # Cancel safety
+    ///
+    /// Required: a future dropped before it was ready has lost no event.
+    fn next(&mut self) -> impl Future<Output = Result<WatchEvent, StoreError>> + Send;
+}
+
+/// What a store says to an `acquire` that it carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Acquired {
+    /// The claim holds the key.
+    Granted(Grant),
+    /// Another one holds it.
+    Held(Record),
+}
+
+/// What a [`Watch`] reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WatchEvent {
+    /// The key of this record is held.
+    Held(Record, Revision),
+    /// Nobody holds this key: released, revoked, or expired.
+    Vacant(LeaseKey, Revision),
+    /// Events were skipped because the reader was too slow, or asked for what is forgotten: list again, and watch from
+    /// the listing's revision.
+    Lagged,
+}
+
+/// What a store can do (R-32).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    fencing: Fencing,
+    linearizable: bool,
+    min_ttl: Duration,
+    expiry_granularity: Duration,
+    shared_session: bool,
+    watch: bool,
+    renew_is_write: bool,
+}
+
+/// Whether the tokens of a store fence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fencing {
+    /// The tokens of a key strictly increase, always.
+    Total,
+    /// They may repeat or go back.
+    None,
+}
+
+/// A call to a store that did not succeed.
+#[derive(Debug)]
+pub struct StoreError {
+    fault: Fault,
+    cause: Option<BoxError>,
+}
+
+/// What may have happened in a call that did not succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// Nothing: the request did not leave.
+    NotSent,
+    /// Nothing: the store said no (rights, quota, nonsense).
+    Refused,
+    /// Anything: no answer, or none that can be understood. It may even happen later.
+    Unknown,
+    /// The claim does not hold the key: expired, revoked, or taken by another.
+    Lost,
+}
+
+// === impl Capabilities ===
+
+impl Capabilities {
+    /// A linearizable store with watches, any TTL, exact expiry, one renewal per lease; each setter takes one back.
+    #[must_use]
+    pub const fn new(fencing: Fencing) -> Self {
+        Self {
+            fencing,
+            linearizable: true,
+            min_ttl: Duration::ZERO,
+            expiry_granularity: Duration::ZERO,
+            shared_session: false,
+            watch: true,
+            renew_is_write: false,
+        }
+    }
+
+    /// Whether its writes and reads are linearizable.
+    #[must_use]
+    pub const fn with_linearizable(self, linearizable: bool) -> Self {
+        Self { linearizable, ..self }
+    }
+
+    /// The shortest TTL it grants.
+    #[must_use]
+    pub const fn with_min_ttl(self, min_ttl: Duration) -> Self {
+        Self { min_ttl, ..self }
+    }
+
+    /// How late an expiry may be noticed.
+    #[must_use]
+    pub const fn with_expiry_granularity(self, expiry_granularity: Duration) -> Self {
+        Self { expiry_granularity, ..self }
+    }
+
+    /// Whether several keys can hang on one renewal.
+    #[must_use]
+    pub const fn with_shared_session(self, shared_session: bool) -> Self {
+        Self { shared_session, ..self }
+    }
+
+    /// Whether it can report changes. Without that, keepers ask again and again.
+    #[must_use]
+    pub const fn with_watch(self, watch: bool) -> Self {
+        Self { watch, ..self }
+    }
+
+    /// Whether each renewal is a replicated write.
+    #[must_use]
+    pub const fn with_renew_is_write(self, renew_is_write: bool) -> Self {
+        Self { renew_is_write, ..self }
+    }
+
+    /// Whether its tokens fence.
+    #[must_use]
+    pub const fn fencing(&self) -> Fencing {
+        self.fencing
+    }
+
+    /// Whether its writes and reads are linearizable.
+    #[must_use]
+    pub const fn linearizable(&self) -> bool {
+        self.linearizable
+    }
+
+    /// The shortest TTL it grants.
+    #[must_use]
+    pub const fn min_ttl(&self) -> Duration {
+        self.min_ttl
+    }
+
+    /// How late an expiry may be noticed.
+    #[must_use]
+    pub const fn expiry_granularity(&self) -> Duration {
+        self.expiry_granularity
+    }
+
+    /// Whether several keys can hang on one renewal.
+    #[must_use]
+    pub const fn shared_session(&self) -> bool {
+        self.shared_session
+    }
+
+    /// Whether it can report changes.
+    #[must_use]
+    pub const fn watch(&self) -> bool {
+        self.watch
+    }
+
+    /// Whether each renewal is a replicated write.
+    #[must_use]
+    pub const fn renew_is_write(&self) -> bool {
+        self.renew_is_write
+    }
+}
+
+// === impl StoreError ===
+
+impl StoreError {
+    /// An error without a cause to tell.
+    #[must_use]
+    pub const fn new(fault: Fault) -> Self {
+        Self { fault, cause: None }
+    }
+
+    /// Nothing happened, because of `cause`.
+    pub fn not_sent(cause: impl Into<BoxError>) -> Self {
+        Self { fault: Fault::NotSent, cause: Some(cause.into()) }
+    }
+
+    /// The store said no, because of `cause`.
+    pub fn refused(cause: impl Into<BoxError>) -> Self {
+        Self { fault: Fault::Refused, cause: Some(cause.into()) }
+    }
+
+    /// Anything may have happened, because of `cause`.
+    pub fn unknown(cause: impl Into<BoxError>) -> Self {
+        Self { fault: Fault::Unknown, cause: Some(cause.into()) }
+    }
+
+    /// What may have happened.
+    #[must_use]
+    pub const fn fault(&self) -> Fault {
+        self.fault
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.fault {
+            Fault::NotSent => "the request to the lease store was not sent",
+            Fault::Refused => "the lease store refused",
+            Fault::Unknown => "the lease store's answer is unknown",
+            Fault::Lost => "the lease is not held by this claim",
+        })
+    }
+}
+
+impl Error for StoreError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}

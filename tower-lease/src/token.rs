@@ -1,0 +1,171 @@
+use std::{borrow::Borrow, cmp::Ordering, error::Error, fmt, num::NonZeroU64, str::FromStr, sync::Arc};
+
+/// The name of what is leased: `svc/echo/listener/0`, `leader`.
+///
+/// 1 to [`MAX_LEN`](Self::MAX_LEN) bytes of visible ASCII without `;` and `,`, so that it fits into a header beside its
+/// epoch. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseKey(Arc<str>);
+
+/// Proof of one acquisition: the key, and an epoch greater than that of every earlier acquisition of this key (R-19).
+///
+/// A resource that remembers the highest epoch it has seen can refuse a holder that does not know yet that it was
+/// replaced. Tokens of different keys have no order (R-25), so this type has no `<`: use [`compare`](Self::compare).
+///
+/// ```
+/// use std::{cmp::Ordering, num::NonZeroU64};
+/// use tower_lease::{FencingToken, LeaseKey};
+///
+/// let epoch = |n| NonZeroU64::new(n).unwrap();
+/// let old = FencingToken::new(LeaseKey::new("leader")?, epoch(7));
+/// let new = FencingToken::new(LeaseKey::new("leader")?, epoch(9));
+/// assert_eq!(old.compare(&new), Ok(Ordering::Less));
+/// let other = FencingToken::new(LeaseKey::new("listener/0")?, epoch(8));
+/// assert!(old.compare(&other).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FencingToken {
+    key: LeaseKey,
+    epoch: NonZeroU64,
+}
+
+/// A text that is no [`LeaseKey`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidKey(());
+
+/// Two tokens of different keys were compared (R-25).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherKey(());
+
+// === impl LeaseKey ===
+
+impl LeaseKey {
+    /// The longest key, in bytes.
+    pub const MAX_LEN: usize = 512;
+
+    /// Takes `key` if it is one.
+    ///
+    /// # Errors
+    ///
+    /// It is empty, too long, or has bytes that do not fit into a header.
+    pub fn new(key: &str) -> Result<Self, InvalidKey> {
+        let fits = (1..=Self::MAX_LEN).contains(&key.len());
+        if fits && key.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b';' | b',')) {
+            Ok(Self(key.into()))
+        } else {
+            Err(InvalidKey(()))
+        }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for LeaseKey {
+    type Err = InvalidKey;
+
+    fn from_str(key: &str) -> Result<Self, InvalidKey> {
+        Self::new(key)
+    }
+}
+
+impl Borrow<str> for LeaseKey {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for LeaseKey {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for LeaseKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl FencingToken ===
+
+impl FencingToken {
+    /// A token as a store gave it out.
+    #[must_use]
+    pub const fn new(key: LeaseKey, epoch: NonZeroU64) -> Self {
+        Self { key, epoch }
+    }
+
+    /// What it is a token of.
+    #[must_use]
+    pub const fn key(&self) -> &LeaseKey {
+        &self.key
+    }
+
+    /// Which acquisition of the key.
+    #[must_use]
+    pub const fn epoch(&self) -> NonZeroU64 {
+        self.epoch
+    }
+
+    /// Which of two tokens of one key is the later one.
+    ///
+    /// # Errors
+    ///
+    /// They are of different keys.
+    pub fn compare(&self, other: &Self) -> Result<Ordering, OtherKey> {
+        if self.key == other.key { Ok(self.epoch.cmp(&other.epoch)) } else { Err(OtherKey(())) }
+    }
+}
+
+impl fmt::Display for FencingToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{};{}", self.key, self.epoch)
+    }
+}
+
+// === impl InvalidKey, OtherKey ===
+
+impl fmt::Display for InvalidKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a lease key is 1 to {} bytes of visible ASCII without ';' and ','", LeaseKey::MAX_LEN)
+    }
+}
+
+impl Error for InvalidKey {}
+
+impl fmt::Display for OtherKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("tokens of different keys have no order")
+    }
+}
+
+impl Error for OtherKey {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(key: &str, epoch: u64) -> FencingToken {
+        FencingToken::new(LeaseKey::new(key).unwrap(), NonZeroU64::new(epoch).unwrap())
+    }
+
+    #[test]
+    fn r25_tokens_of_different_keys_have_no_order() {
+        assert_eq!(token("a", 1).compare(&token("a", 2)), Ok(Ordering::Less));
+        assert_eq!(token("a", 1).compare(&token("b", 2)), Err(OtherKey(())));
+    }
+
+    #[test]
+    fn a_key_fits_into_a_header() {
+        for bad in ["", "a b", "a;b", "a,b", "ä", "a\n", &"x".repeat(513)] {
+            assert_eq!(LeaseKey::new(bad), Err(InvalidKey(())), "{bad:?}");
+        }
+        assert_eq!("svc/echo/0".parse::<LeaseKey>().unwrap().as_str(), "svc/echo/0");
+        assert_eq!(token("a", 7).to_string(), "a;7");
+    }
+}

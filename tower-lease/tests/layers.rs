@@ -1,0 +1,628 @@
+//! The layers: what a request meets in each state, from readiness to the last frame of its answer.
+
+mod common;
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use common::{Flaky, VALID, Way, builder, held, key, ms, settle, soon, spawn};
+use http::{Method, Request, Response};
+use http_body::Body;
+use http_body_util::BodyExt;
+use testkit::{Answer, Probe, Script, Step, Wakes, contract};
+use tokio::time::{Instant, advance, sleep};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_lease::{
+    BootClock, FencingToken, InFlight, Lease, LeaseGateLayer, LeaseLayer, LeaseLost, LeaseStore, Leased, MemoryStore,
+    NotHeld, State, TokioClock, WrongInstance,
+};
+use tower_outcome::{BoxError, Class, Refusal, Unsent};
+
+fn request() -> Request<String> {
+    Request::new(String::new())
+}
+
+fn poll_ready<S: Service<Request<String>>>(service: &mut S) -> Poll<Result<(), S::Error>> {
+    let (_, waker) = Wakes::new();
+    service.poll_ready(&mut Context::from_waker(&waker))
+}
+
+async fn not_held() -> (MemoryStore, common::Kept) {
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let idle = tokio::spawn(async move {
+        std::future::pending::<()>().await;
+        keeper.run().await
+    });
+    (MemoryStore::new(), (lease, idle))
+}
+
+/// Asks until ready, then calls.
+async fn ask<S, Req>(service: &mut S, request: Req) -> Result<S::Response, S::Error>
+where
+    S: Service<Req>,
+{
+    soon(async { service.ready().await?.call(request).await }).await
+}
+
+// === the contract ===
+
+#[tokio::test(start_paused = true)]
+async fn the_contract_holds_while_it_is_held() {
+    let (_store, (lease, _keeper)) = held().await;
+    let layer = LeaseLayer::new(&lease);
+    contract::check(|probe| layer.layer(probe));
+    contract::check(|probe| layer.clone().http().layer(probe));
+    contract::check(|probe| layer.clone().respond().layer(probe));
+    contract::check(|probe| layer.clone().gate().layer(probe));
+    contract::check(|probe| layer.clone().http().gate().layer(probe));
+    contract::check(|probe| layer.clone().in_flight(InFlight::Finish).layer(probe));
+    assert!(lease.is_held());
+}
+
+// === refusing ===
+
+#[tokio::test(start_paused = true)]
+async fn reject_answers_an_error_without_asking_the_inner_service() {
+    let (_store, (lease, _idle)) = not_held().await;
+    let (probe, handle) = Probe::new();
+    handle.be_pending();
+    let mut service = LeaseLayer::new(&lease).layer(probe);
+    assert!(matches!(poll_ready(&mut service), Poll::Ready(Ok(()))));
+    let error = service.call(request()).await.unwrap_err();
+    assert!(error.is::<NotHeld>());
+    let refusal = Refusal::find(&*error).unwrap();
+    assert_eq!((refusal.class(), refusal.code()), (Class::Unavailable, "lease-not-held"));
+    assert_eq!((handle.polls(), handle.calls()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_tells_when_we_try_again() {
+    let (store, (_holder, _keeper)) = held().await;
+    let (contender, _contender) = spawn(builder(&store));
+    sleep(ms(100)).await;
+    let (probe, _) = Probe::new();
+    let mut service = LeaseLayer::new(&contender).layer(probe);
+    let error = ask(&mut service, request()).await.unwrap_err();
+    let wait = error.downcast::<NotHeld>().unwrap().retry_after().unwrap();
+    assert!(wait > Duration::ZERO && wait <= ms(2_500), "{wait:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn respond_answers_in_the_requests_protocol_and_keeps_the_error_type() {
+    let (_store, (lease, _idle)) = not_held().await;
+    let inner = service_fn(|_: Request<String>| async { Ok::<_, Infallible>(Response::new(String::new())) });
+    let mut service = LeaseLayer::new(&lease).respond().layer(inner);
+    let Ok(response) = ask(&mut service, request()).await;
+    assert_eq!(response.status(), 503);
+    let grpc = Request::builder().method(Method::POST).header("content-type", "application/grpc");
+    let Ok(response) = ask(&mut service, grpc.body(String::new()).unwrap()).await;
+    assert_eq!((response.status().as_u16(), &response.headers()["grpc-status"]), (200, &"14".parse().unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_was_ready_to_refuse_refuses_though_the_lease_came_meanwhile() {
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let (probe, handle) = Probe::new();
+    let mut service = LeaseLayer::new(&lease).layer(probe);
+    assert!(poll_ready(&mut service).is_ready());
+    tokio::spawn(keeper.run());
+    soon(lease.held()).await.unwrap();
+    // The strict probe would panic if it were called now: nobody has asked it.
+    assert!(service.call(request()).await.unwrap_err().is::<NotHeld>());
+    assert_eq!(ask(&mut service, request()).await.unwrap().status(), 200);
+    assert_eq!(handle.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r27_readiness_is_not_believed_in_call() {
+    let store = MemoryStore::new();
+    let (lease, keeper) = builder(&store).build().unwrap();
+    let mut keeper = pin!(keeper.run());
+    tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
+    let (probe, handle) = Probe::new();
+    let mut service = LeaseLayer::new(&lease).layer(probe);
+    service.ready().await.unwrap();
+    advance(VALID).await;
+    assert!(service.call(request()).await.unwrap_err().is::<NotHeld>());
+    assert_eq!(handle.calls(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r27_what_is_left_must_be_enough() {
+    let store = Flaky::new();
+    let (lease, _keeper) = spawn(builder(&store));
+    soon(lease.held()).await.unwrap();
+    store.renewals([], Way::LoseRequest);
+    let layer = LeaseLayer::new(&lease).min_remaining(Duration::from_secs(5));
+    let (probe, handle) = Probe::new();
+    let mut service = layer.clone().layer(probe);
+    assert!(ask(&mut service, request()).await.is_ok());
+    sleep(VALID - ms(4_999)).await;
+    assert!(lease.is_held());
+    assert!(ask(&mut service, request()).await.unwrap_err().is::<NotHeld>());
+    assert_eq!(handle.calls(), 1);
+    // A gate opens again with the next renewal.
+    let (probe, _) = Probe::new();
+    let mut gate = layer.gate().layer(probe);
+    assert!(poll_ready(&mut gate).is_pending());
+    store.renewals([], Way::Pass);
+    let start = Instant::now();
+    assert!(ask(&mut gate, request()).await.is_ok());
+    assert!(start.elapsed() > Duration::ZERO && start.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_the_inner_service_is_refused_when_the_lease_is_lost() {
+    let (store, (lease, _keeper)) = held().await;
+    let (probe, handle) = Probe::new();
+    handle.be_pending();
+    let mut service = LeaseLayer::new(&lease).layer(probe);
+    let waiting = tokio::spawn(async move { ask(&mut service, request()).await });
+    settle().await;
+    assert!(!waiting.is_finished());
+    store.revoke(&key()).await.unwrap();
+    let start = Instant::now();
+    assert!(soon(waiting).await.unwrap().unwrap_err().is::<NotHeld>());
+    assert!(start.elapsed() < ms(10));
+}
+
+// === the gate ===
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_is_pending_until_the_lease_is_held_and_wakes_then() {
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let (probe, handle) = Probe::new();
+    let mut gate = LeaseLayer::new(&lease).gate().layer(probe);
+    let (wakes, waker) = Wakes::new();
+    assert!(gate.poll_ready(&mut Context::from_waker(&waker)).is_pending());
+    assert_eq!((handle.polls(), wakes.count()), (0, 0));
+    tokio::spawn(keeper.run());
+    soon(lease.held()).await.unwrap();
+    assert!(wakes.count() > 0);
+    assert!(matches!(poll_ready(&mut gate), Poll::Ready(Ok(()))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_waits_through_a_loss_and_fails_only_when_the_keeper_has_gone() {
+    let store = MemoryStore::new();
+    let (lease, keeper) = spawn(builder(&store).reacquire(true));
+    soon(lease.held()).await.unwrap();
+    let (probe, _) = Probe::new();
+    let mut gate = LeaseLayer::new(&lease).gate().layer(probe);
+    assert!(poll_ready(&mut gate).is_ready());
+    store.revoke(&key()).await.unwrap();
+    settle().await;
+    assert!(poll_ready(&mut gate).is_pending(), "a re-poll after readiness takes it back");
+    gate.ready().await.unwrap();
+    keeper.abort();
+    settle().await;
+    let error = soon(gate.ready()).await.map(drop).unwrap_err();
+    assert!(error.is::<NotHeld>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_closes_before_the_call_hands_the_request_back() {
+    let (store, (lease, _keeper)) = held().await;
+    let (probe, handle) = Probe::new();
+    let mut gate = LeaseLayer::new(&lease).gate().layer(probe);
+    gate.ready().await.unwrap();
+    store.revoke(&key()).await.unwrap();
+    settle().await;
+    let error = gate.call(Request::new("hello".to_owned())).await.unwrap_err();
+    assert_eq!(Refusal::find(&*error).unwrap().code(), "lease-not-held");
+    let (request, cause) = Unsent::<Request<String>>::recover(error).unwrap();
+    assert_eq!(request.body(), "hello");
+    assert!(cause.is::<NotHeld>());
+    assert_eq!(handle.calls(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_of_a_waiting_gate_waits_for_itself() {
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let (probe, handle) = Probe::new();
+    let mut gate = LeaseLayer::new(&lease).gate().layer(probe);
+    assert!(poll_ready(&mut gate).is_pending());
+    let mut clone = gate.clone();
+    drop(gate);
+    tokio::spawn(keeper.run());
+    assert!(ask(&mut clone, request()).await.is_ok());
+    assert_eq!((handle.calls(), handle.clones()), (1, 1));
+}
+
+// === in flight ===
+
+#[tokio::test(start_paused = true)]
+async fn r28_a_pending_request_is_cancelled_as_soon_as_the_lease_is_lost() {
+    let (store, (lease, _keeper)) = held().await;
+    let (probe, handle) = Probe::new();
+    handle.answer(Answer::Hang);
+    let mut service = LeaseLayer::new(&lease).layer(probe);
+    let call = tokio::spawn(service.ready().await.unwrap().call(request()));
+    sleep(Duration::from_secs(60)).await;
+    assert!(!call.is_finished(), "renewals keep it alive");
+    store.revoke(&key()).await.unwrap();
+    let start = Instant::now();
+    let error = soon(call).await.unwrap().unwrap_err();
+    assert_eq!(error.downcast_ref::<LeaseLost>().unwrap().epoch().get(), 1);
+    assert_eq!(Refusal::find(&*error).unwrap().code(), "lease-lost");
+    assert!(start.elapsed() < ms(10));
+    assert_eq!(handle.in_flight(), 0, "the inner future is dropped");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r28_a_pending_request_is_cancelled_at_the_end_of_validity_though_no_keeper_runs() {
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let mut keeper = pin!(keeper.run());
+    tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
+    let (probe, handle) = Probe::new();
+    handle.answer(Answer::Hang);
+    let mut service = LeaseLayer::new(&lease).layer(probe);
+    let start = Instant::now();
+    let error = ask(&mut service, request()).await.unwrap_err();
+    assert!(error.is::<LeaseLost>());
+    assert!((VALID..VALID + ms(5)).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn r28_an_answer_produced_after_the_loss_is_replaced() {
+    for in_flight in [InFlight::Cancel, InFlight::Finish] {
+        let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+        let mut keeper = pin!(keeper.run());
+        tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
+        let (probe, handle) = Probe::new();
+        handle.answer(Answer::Status(200));
+        handle.answer(Answer::Fail);
+        let mut service = LeaseLayer::new(&lease).in_flight(in_flight).layer(probe);
+        let call = service.ready().await.unwrap().call(request());
+        let failing = service.ready().await.unwrap().call(request());
+        advance(VALID).await;
+        assert!(soon(call).await.unwrap_err().is::<LeaseLost>(), "{in_flight:?}");
+        assert!(failing.await.unwrap_err().is::<LeaseLost>(), "{in_flight:?}: an error is an answer too");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn r28_finish_lets_the_work_end_and_replaces_its_answer() {
+    let (store, (lease, _keeper)) = held().await;
+    let done = Arc::new(Mutex::new(false));
+    let inner = service_fn(|_: Request<String>| {
+        let done = done.clone();
+        async move {
+            sleep(Duration::from_secs(5)).await;
+            *done.lock().unwrap() = true;
+            Ok::<_, BoxError>(Response::new(String::new()))
+        }
+    });
+    let mut service = LeaseLayer::new(&lease).in_flight(InFlight::Finish).layer(inner);
+    let mut call = pin!(service.ready().await.unwrap().call(request()));
+    assert!(futures_poll(call.as_mut()).await.is_none());
+    store.revoke(&key()).await.unwrap();
+    settle().await;
+    assert!(futures_poll(call.as_mut()).await.is_none(), "it runs on");
+    assert!(soon(call).await.unwrap_err().is::<LeaseLost>());
+    assert!(*done.lock().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn r28_in_respond_mode_a_lost_request_is_answered() {
+    let (store, (lease, _keeper)) = held().await;
+    let inner = service_fn(|_: Request<String>| async {
+        std::future::pending::<()>().await;
+        Ok::<_, Infallible>(Response::new(String::new()))
+    });
+    let mut service = LeaseLayer::new(&lease).respond().layer(inner);
+    let call = service.ready().await.unwrap().call(request());
+    let revoke = async {
+        sleep(ms(10)).await;
+        store.revoke(&key()).await.unwrap();
+    };
+    let (Ok(response), ()) = tokio::join!(call, revoke);
+    assert_eq!(response.status(), 503);
+    let text = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(text, "the lease was lost (epoch 1)\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r29_stepping_down_waits_for_requests_and_a_dropped_one_has_left() {
+    let (_store, (lease, _keeper)) = held().await;
+    let (probe, handle) = Probe::new();
+    handle.answer(Answer::Hang);
+    let mut service = LeaseLayer::new(&lease).layer(probe);
+    let call = service.ready().await.unwrap().call(request());
+    let stepping = tokio::spawn({
+        let lease = lease.clone();
+        async move { lease.step_down().await }
+    });
+    sleep(ms(500)).await;
+    assert!(!stepping.is_finished());
+    assert!(ask(&mut service, request()).await.unwrap_err().is::<NotHeld>(), "nobody new");
+    let start = Instant::now();
+    drop(call);
+    assert_eq!(soon(stepping).await.unwrap(), State::Released);
+    assert!(start.elapsed() < ms(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn r29_a_panic_inside_has_left_too() {
+    let (_store, (lease, _keeper)) = held().await;
+    let (probe, handle) = Probe::new();
+    handle.answer(Answer::Panic);
+    let mut service = LeaseLayer::new(&lease).layer(probe);
+    let call = tokio::spawn(service.ready().await.unwrap().call(request()));
+    assert!(soon(call).await.unwrap_err().is_panic());
+    let start = Instant::now();
+    assert_eq!(lease.step_down().await, State::Released);
+    assert!(start.elapsed() < ms(10));
+}
+
+/// The successor's first request starts after the predecessor's last has ended, whether that one is waited for or cut
+/// off.
+#[tokio::test(start_paused = true)]
+async fn r29_two_holders_never_serve_at_once() {
+    for (work, drain) in [(ms(300), Duration::from_secs(10)), (Duration::from_secs(60), Duration::from_secs(2))] {
+        let inside = Arc::new(Mutex::new((0, 0)));
+        let store = MemoryStore::new();
+        let serve = |lease: Lease<TokioClock>| {
+            let inside = inside.clone();
+            async move {
+                let inner = service_fn(move |_: Request<String>| {
+                    let inside = inside.clone();
+                    async move {
+                        let _serving = Serving::new(inside);
+                        sleep(work).await;
+                        Ok::<_, BoxError>(Response::new(String::new()))
+                    }
+                });
+                let mut service = LeaseLayer::new(&lease).gate().layer(inner);
+                while let Ok(ready) = service.ready().await {
+                    let _ = ready.call(request()).await;
+                }
+            }
+        };
+        for _ in 0..5 {
+            let (lease, _keeper) = spawn(builder(&store).drain_within(drain));
+            tokio::spawn(serve(lease.clone()));
+            soon(lease.held()).await.unwrap();
+            sleep(ms(1_000)).await;
+            let (next, next_keeper) = spawn(builder(&store));
+            tokio::spawn(serve(next.clone()));
+            sleep(ms(100)).await;
+            lease.step_down().await;
+            soon(next.held()).await.unwrap();
+            sleep(ms(1_000)).await;
+            assert_eq!(next.step_down().await, State::Released);
+            soon(next_keeper).await.unwrap();
+        }
+        assert_eq!(inside.lock().unwrap().1, 1, "the most that ever served at once");
+    }
+}
+
+/// Counts who serves now, and the most there ever were.
+struct Serving(Arc<Mutex<(u32, u32)>>);
+
+impl Serving {
+    fn new(inside: Arc<Mutex<(u32, u32)>>) -> Self {
+        let mut counts = inside.lock().unwrap();
+        counts.0 += 1;
+        counts.1 = counts.1.max(counts.0);
+        drop(counts);
+        Self(inside)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().0 -= 1;
+    }
+}
+
+// === HTTP ===
+
+#[tokio::test(start_paused = true)]
+async fn the_token_rides_on_the_request() {
+    let (_store, (lease, _keeper)) = held().await;
+    let (probe, handle) = Probe::new();
+    let mut service = LeaseLayer::new(&lease).http().layer(probe);
+    ask(&mut service, request()).await.unwrap();
+    let head = handle.last_head().unwrap();
+    assert_eq!(head.extensions.get::<FencingToken>(), lease.token().as_ref());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_for_another_epoch_is_misdirected_and_does_not_get_in() {
+    let (_store, (lease, _keeper)) = held().await;
+    let (probe, handle) = Probe::new();
+    let mut service = LeaseLayer::new(&lease).http().layer(probe);
+    let to = |epoch: &str| Request::builder().header("x-lease-epoch", epoch).body(String::new()).unwrap();
+    assert!(ask(&mut service, to("1")).await.is_ok());
+    for other in ["2", "0", "one"] {
+        let error = ask(&mut service, to(other)).await.unwrap_err();
+        assert_eq!(error.downcast_ref::<WrongInstance>().unwrap().epoch().get(), 1);
+        let refusal = Refusal::find(&*error).unwrap();
+        assert_eq!((refusal.class(), refusal.code()), (Class::Misdirected, "wrong-instance"));
+    }
+    assert_eq!(handle.calls(), 1);
+    let start = Instant::now();
+    lease.step_down().await;
+    assert!(start.elapsed() < ms(10), "nobody was left inside");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_misdirected_request_is_told_421_and_handed_back_by_a_gate() {
+    let (_store, (lease, _keeper)) = held().await;
+    let to = || Request::builder().header("x-lease-epoch", "9").body("body".to_owned()).unwrap();
+    let (probe, _) = Probe::new();
+    let mut service = LeaseLayer::new(&lease).respond().layer(probe);
+    assert_eq!(ask(&mut service, to()).await.unwrap().status(), 421);
+    let (probe, _) = Probe::new();
+    let mut gate = LeaseLayer::new(&lease).http().gate().layer(probe);
+    let error = ask(&mut gate, to()).await.unwrap_err();
+    let (request, cause) = Unsent::<Request<String>>::recover(error).unwrap();
+    assert_eq!(request.body(), "body");
+    assert!(cause.is::<WrongInstance>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn r28_i3_a_body_breaks_off_when_the_lease_is_lost() {
+    let (store, (lease, _keeper)) = held().await;
+    let (probe, handle) = Probe::new();
+    handle.answer(Answer::Body(200, Script::new([Step::Data("one"), Step::Data("two"), Step::Data("three")])));
+    handle.answer(Answer::Body(200, Script::new([Step::Data("one"), Step::Hang])));
+    let mut service = LeaseLayer::new(&lease).http().layer(probe);
+    let mut flowing = ask(&mut service, request()).await.unwrap().into_body();
+    let mut hanging = ask(&mut service, request()).await.unwrap().into_body();
+    assert!(flowing.frame().await.unwrap().is_ok());
+    let hanging = tokio::spawn(async move {
+        assert!(hanging.frame().await.unwrap().is_ok());
+        (hanging.frame().await.unwrap(), hanging.frame().await.is_none())
+    });
+    sleep(Duration::from_secs(30)).await;
+    assert!(!hanging.is_finished(), "renewals keep it alive");
+    store.revoke(&key()).await.unwrap();
+    let start = Instant::now();
+    let (broken, ended) = soon(hanging).await.unwrap();
+    assert!(broken.unwrap_err().is::<LeaseLost>() && ended);
+    assert!(start.elapsed() < ms(10));
+    assert!(flowing.frame().await.unwrap().unwrap_err().is::<LeaseLost>(), "not another byte");
+    assert!(flowing.frame().await.is_none() && flowing.is_end_stream());
+}
+
+#[tokio::test(start_paused = true)]
+async fn i3_no_frame_leaves_after_the_end_of_validity_not_even_the_end() {
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let mut keeper = pin!(keeper.run());
+    tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
+    let (probe, handle) = Probe::new();
+    handle.answer(Answer::Body(200, Script::new([Step::Data("one"), Step::Data("two")])));
+    handle.answer(Answer::Body(200, Script::new([Step::Data("one")])));
+    let mut service = LeaseLayer::new(&lease).http().layer(probe);
+    let mut body = ask(&mut service, request()).await.unwrap().into_body();
+    let mut ending = ask(&mut service, request()).await.unwrap().into_body();
+    assert!(body.frame().await.unwrap().is_ok() && ending.frame().await.unwrap().is_ok());
+    advance(VALID).await;
+    assert!(body.frame().await.unwrap().unwrap_err().is::<LeaseLost>());
+    assert!(ending.frame().await.unwrap().unwrap_err().is::<LeaseLost>(), "a cut answer must not look whole");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r29_a_body_is_inside_until_its_end() {
+    let bodies = || {
+        [
+            Script::new([Step::Data("x")]).telling_end(),
+            Script::new([Step::Data("x")]),
+            Script::new([Step::Data("x"), Step::Trailer("a", "b")]),
+            Script::new([Step::Data("x"), Step::Break]),
+            Script::new([]).telling_end(),
+        ]
+    };
+    for (at, script) in bodies().into_iter().enumerate() {
+        let (_store, (lease, _keeper)) = held().await;
+        let (probe, handle) = Probe::new();
+        handle.answer(Answer::Body(200, script));
+        let mut service = LeaseLayer::new(&lease).http().layer(probe);
+        let mut body = ask(&mut service, request()).await.unwrap().into_body();
+        let stepping = tokio::spawn({
+            let lease = lease.clone();
+            async move { lease.step_down().await }
+        });
+        sleep(ms(100)).await;
+        assert_eq!(stepping.is_finished(), at == 4, "body {at}");
+        while body.frame().await.is_some_and(|frame| frame.is_ok()) {}
+        let start = Instant::now();
+        soon(stepping).await.unwrap();
+        assert!(start.elapsed() < ms(10), "body {at}, and it need not be dropped");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_keeps_its_framing() {
+    let (_store, (lease, _keeper)) = held().await;
+    let inner = service_fn(|_: Request<String>| async { Ok::<_, Infallible>(Response::new("hello".to_owned())) });
+    let mut service = LeaseLayer::new(&lease).respond().layer(inner);
+    let Ok(response) = ask(&mut service, request()).await;
+    assert_eq!(response.body().size_hint().exact(), Some(5));
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
+}
+
+// === other protocols, and bounds ===
+
+/// As an accept loop has it: a connection is a request, and its future the connection's whole life.
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_gated_like_a_request_and_cut_when_the_lease_is_lost() {
+    struct Accepted(#[expect(dead_code, reason = "owned for its life")] tokio::io::DuplexStream);
+    let (store, (lease, _keeper)) = held().await;
+    let (near, mut far) = tokio::io::duplex(16);
+    let inner = service_fn(|accepted: Accepted| async move {
+        let _accepted = accepted;
+        std::future::pending::<Result<(), std::io::Error>>().await
+    });
+    let mut service = LeaseLayer::new(&lease).layer(inner);
+    let connection = tokio::spawn(service.ready().await.unwrap().call(Accepted(near)));
+    settle().await;
+    store.revoke(&key()).await.unwrap();
+    assert!(soon(connection).await.unwrap().unwrap_err().is::<LeaseLost>());
+    let read = tokio::io::AsyncReadExt::read(&mut far, &mut [0]).await.unwrap();
+    assert_eq!(read, 0, "the connection is closed");
+}
+
+#[tokio::test]
+async fn the_boot_clock_is_the_default_and_works() {
+    let store = MemoryStore::new();
+    let (lease, keeper) = Lease::builder(store, key(), tower_lease::Holder::new("a")).build().unwrap();
+    tokio::spawn(keeper.run());
+    soon(lease.held()).await.unwrap();
+    let (probe, _) = Probe::new();
+    let mut service = LeaseLayer::new(&lease).layer(probe);
+    assert!(ask(&mut service, request()).await.is_ok());
+    assert!(lease.remaining() > Duration::from_secs(8));
+}
+
+/// The bounds of axum's `Router::layer`, of tonic's `Server::layer` and of `BoxCloneSyncService`.
+#[test]
+fn the_layers_fit_where_they_are_to_be_used() {
+    type Inner = tower::util::BoxCloneSyncService<Request<String>, Response<String>, Infallible>;
+
+    fn router_layer<L>(_: &L)
+    where
+        L: Layer<Inner> + Clone + Send + Sync + 'static,
+        L::Service: Service<Request<String>, Error = Infallible> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Request<String>>>::Future: Send + 'static,
+        <L::Service as Service<Request<String>>>::Response: 'static,
+    {
+    }
+    fn balanced<L>(_: &L)
+    where
+        L: Layer<Inner> + Clone + Send + Sync + 'static,
+        L::Service: Service<Request<String>, Error = BoxError> + Clone + Send + Sync + Unpin + 'static,
+        <L::Service as Service<Request<String>>>::Future: Send + 'static,
+    {
+    }
+    fn handle<T: Clone + Send + Sync + Unpin + 'static>(_: &T) {}
+    fn task<T: Future + Send + 'static>(_: T) {}
+
+    let (lease, keeper) = Lease::builder(MemoryStore::new(), key(), tower_lease::Holder::new("a")).build().unwrap();
+    handle(&lease);
+    router_layer(&LeaseLayer::new(&lease).respond());
+    balanced(&LeaseLayer::new(&lease));
+    balanced(&LeaseLayer::new(&lease).gate());
+    let _: LeaseGateLayer<BootClock> = LeaseLayer::new(&lease).gate();
+    let _: fn(&Leased<Inner>) -> &Inner = Leased::get_ref;
+    task(keeper.run());
+}
+
+async fn futures_poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    let mut future = Some(future);
+    std::future::poll_fn(|cx| {
+        Poll::Ready(match future.take().expect("polled once").poll(cx) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        })
+    })
+    .await
+}
