@@ -1,1 +1,131 @@
-fn main() {}
+//! The gateway: the layers of this workspace, composed before replicas that serve only while they hold a lease.
+//!
+//! Run with `cargo run --release -p gateway`, or with `--config FILE` before backends of your own.
+#![forbid(unsafe_code)]
+
+mod admin;
+mod config;
+mod demo;
+mod forward;
+mod gateway;
+mod head;
+mod metrics;
+mod records;
+
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use tokio::net::TcpListener;
+
+use crate::{config::Config, demo::Demo};
+
+/// An API gateway: per-client limits, circuits, failover and a drain that drops nobody.
+///
+/// Without --config it runs a demo: three replicas on leases, on loopback.
+/// Exit codes: 0 drained; 1 could not run; 2 wrong configuration; 3 ended by force, something was cut.
+#[derive(Debug, Parser)]
+#[command(name = "gateway", version)]
+struct Arguments {
+    /// The configuration: a TOML file that names the backends
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where clients connect, instead of what the configuration says
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Where operators connect, instead of what the configuration says
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
+    /// Check the configuration and end
+    #[arg(long, requires = "config")]
+    check: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    let config = match &arguments.config {
+        Some(file) => match Config::load(file) {
+            Ok(config) => config,
+            Err(invalid) => {
+                eprintln!("{invalid}");
+                return ExitCode::from(WRONG_CONFIGURATION);
+            }
+        },
+        None => Config::demo(),
+    };
+    if arguments.check {
+        println!("the configuration is right");
+        return ExitCode::SUCCESS;
+    }
+    match run(arguments, config).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments, config: Config) -> Result<ExitCode, String> {
+    let demo = arguments.config.is_none();
+    // A demo must start wherever it is tried; a configured address is meant.
+    let (listener, admin) = (
+        bind(arguments.listen.unwrap_or(config.listen), demo && arguments.listen.is_none()).await?,
+        bind(arguments.admin.unwrap_or(config.admin), demo && arguments.admin.is_none()).await?,
+    );
+    let demo = if demo { Some(Demo::start().await?) } else { None };
+    tell(&listener, &admin, demo.as_ref())?;
+    Ok(gateway::run(&config, listener, admin, demo).await)
+}
+
+/// Binds `address`; if it is taken and `or_next`, one of the next ports.
+async fn bind(address: SocketAddr, or_next: bool) -> Result<TcpListener, String> {
+    let mut next = address;
+    loop {
+        match TcpListener::bind(next).await {
+            Ok(listener) => return Ok(listener),
+            Err(error)
+                if or_next && error.kind() == std::io::ErrorKind::AddrInUse && next.port() < address.port() + PORTS =>
+            {
+                next.set_port(next.port() + 1);
+            }
+            Err(error) => {
+                return Err(format!("cannot listen on {next}: {error}; stop what uses it, or give another address"));
+            }
+        }
+    }
+}
+
+/// Tells where everything is, and what to try.
+fn tell(listener: &TcpListener, admin: &TcpListener, demo: Option<&Demo>) -> Result<(), String> {
+    let address = |listener: &TcpListener| listener.local_addr().map_err(|error| error.to_string());
+    let (gateway, admin) = (address(listener)?, address(admin)?);
+    if let Some(demo) = demo {
+        println!("Three replicas, each serving only while it holds its lease:");
+        for (name, address, token) in demo.replicas() {
+            println!("  {name}  http://{address}  fencing token {token}");
+        }
+    }
+    println!("gateway listening on http://{gateway}");
+    println!("admin listening on http://{admin}");
+    if demo.is_some() {
+        println!(
+            "
+Try, in another terminal:
+  curl http://{gateway}/                                    which replica answers, and with which token
+  curl -X POST http://{admin}/replicas/echo-2/kill          then ask again: nobody notices; /revive brings it back
+  curl http://{admin}/topology                              endpoints, leases, generation, circuits
+  seq 300 | xargs -P8 -I@ curl -so /dev/null -w '%{{http_code}}\\n' http://{gateway}/ | sort | uniq -c    the limit: 429
+
+Ctrl-C drains and ends; a second one forces."
+        );
+    }
+    Ok(())
+}
+
+const WRONG_CONFIGURATION: u8 = 2;
+/// How many ports after the usual one a demo tries.
+const PORTS: u16 = 100;

@@ -1,0 +1,172 @@
+//! Passes requests on: rewrites the heads, bounds the wait for an answer, and turns every error into an answer.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use pin_project::pin_project;
+use tokio::time::Sleep;
+use tower_layer::Layer;
+use tower_outcome::{
+    BoxError, Class, PeerAddr, Refusal,
+    body::RespondBody,
+    refuse::{self, Protocol},
+};
+use tower_service::Service;
+
+use crate::head::{self, Unacceptable};
+
+/// Wraps whatever picks an upstream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ForwardLayer {
+    response_timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Forward<S> {
+    inner: S,
+    response_timeout: Duration,
+    /// The inner service has ended for good and must not be called.
+    ended: bool,
+}
+
+#[pin_project]
+pub(crate) struct ForwardFuture<F> {
+    #[pin]
+    state: State<F>,
+}
+
+#[pin_project(project = StateProj)]
+enum State<F> {
+    /// Waits for the head of the response, until the timeout.
+    Sent {
+        #[pin]
+        answer: F,
+        #[pin]
+        timeout: Sleep,
+        protocol: Protocol,
+    },
+    Unacceptable(Unacceptable),
+    Ended(Protocol),
+}
+
+// === impl ForwardLayer ===
+
+impl ForwardLayer {
+    pub(crate) fn new(response_timeout: Duration) -> Self {
+        Self { response_timeout }
+    }
+}
+
+impl<S> Layer<S> for ForwardLayer {
+    type Service = Forward<S>;
+
+    fn layer(&self, inner: S) -> Forward<S> {
+        Forward { inner, response_timeout: self.response_timeout, ended: false }
+    }
+}
+
+// === impl Forward ===
+
+impl<S, A, B> Service<Request<A>> for Forward<S>
+where
+    S: Service<Request<A>, Response = Response<B>, Error = BoxError>,
+{
+    type Response = Response<RespondBody<B>>;
+    type Error = Infallible;
+    type Future = ForwardFuture<S::Future>;
+
+    /// As ready as the inner service; one that has ended for good is answered for, in `call`.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.ended = ready!(self.inner.poll_ready(cx)).is_err();
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        let protocol = Protocol::of(&request);
+        if self.ended {
+            return ForwardFuture { state: State::Ended(protocol) };
+        }
+        let (mut head, body) = request.into_parts();
+        let peer = head.extensions.get::<PeerAddr>().map(|peer| peer.0);
+        ForwardFuture {
+            state: match head::request(&mut head, peer) {
+                Ok(()) => State::Sent {
+                    answer: self.inner.call(Request::from_parts(head, body)),
+                    timeout: tokio::time::sleep(self.response_timeout),
+                    protocol,
+                },
+                Err(unacceptable) => State::Unacceptable(unacceptable),
+            },
+        }
+    }
+}
+
+// === impl ForwardFuture ===
+
+impl<F, B> Future for ForwardFuture<F>
+where
+    F: Future<Output = Result<Response<B>, BoxError>>,
+{
+    type Output = Result<Response<RespondBody<B>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(Ok(match self.project().state.project() {
+            StateProj::Sent { answer, timeout, protocol } => match answer.poll(cx) {
+                Poll::Ready(Ok(response)) => passed_on(response),
+                Poll::Ready(Err(error)) => refused(*protocol, &error),
+                Poll::Pending => {
+                    ready!(timeout.poll(cx));
+                    tracing::debug!("no answer from the upstream in time");
+                    REFUSE.answer(*protocol, &TIMED_OUT, "the upstream did not answer in time")
+                }
+            },
+            StateProj::Unacceptable(why) => unacceptable(*why),
+            StateProj::Ended(protocol) => REFUSE.answer(*protocol, &ENDED, "the gateway has ended"),
+        }))
+    }
+}
+
+fn passed_on<B>(response: Response<B>) -> Response<RespondBody<B>> {
+    let (mut head, body) = response.into_parts();
+    head::response(&mut head);
+    Response::from_parts(head, RespondBody::inner(body))
+}
+
+/// Tells a refusal of our own layers in their words; any other error is the upstream's, and its words are not for clients.
+fn refused<B>(protocol: Protocol, error: &BoxError) -> Response<RespondBody<B>> {
+    match Refusal::find(&**error) {
+        Some(refusal) => REFUSE.answer(protocol, refusal, error),
+        None => {
+            tracing::debug!(error = %chain(error), "the upstream failed");
+            REFUSE.answer(protocol, &BAD_UPSTREAM, "the upstream failed")
+        }
+    }
+}
+
+fn chain(error: &BoxError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+fn unacceptable<B>(Unacceptable { status, why }: Unacceptable) -> Response<RespondBody<B>> {
+    let mut response = Response::new(RespondBody::refusal(format!("{why}\n")));
+    *response.status_mut() = status;
+    response
+}
+
+const REFUSE: refuse::Auto = refuse::Auto::new().http(refuse::Http::new().problem_json());
+const TIMED_OUT: Refusal = Refusal::new(Class::TimedOut, "upstream-timeout");
+const BAD_UPSTREAM: Refusal = Refusal::new(Class::BadUpstream, "upstream-failed");
+const ENDED: Refusal = Refusal::new(Class::Unavailable, "gateway-ended");

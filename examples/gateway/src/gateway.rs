@@ -1,0 +1,199 @@
+//! The composition: this file is what to copy.
+
+use std::{
+    collections::HashMap,
+    process::ExitCode,
+    sync::{Arc, Mutex},
+};
+
+use futures_util::{StreamExt, stream::BoxStream};
+use http::Response;
+use hyper::body::Incoming;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tower::{
+    Layer, ServiceBuilder,
+    util::{Either, MapResponseLayer},
+};
+use tower_bucket::{BucketLayer, ClientIp, Keyed, PeerIp, Quota};
+use tower_circuit::{Circuit, CircuitGateLayer, Cooldown, Trip};
+use tower_drain::{ConnectionLimit, Drain, DrainLayer, Http, Server};
+use tower_outcome::{body::RespondBody, classify, refuse};
+use tower_resolve::{
+    Balance, Endpoint, Resolve, StaticResolver, Update,
+    policy::{LeastRequest, Policy, RoundRobin},
+    upstream::Upstream,
+};
+
+use crate::{
+    admin::Admin,
+    config::{self, Config, Per},
+    demo::{Demo, PREFIX},
+    forward::ForwardLayer,
+    metrics::Metrics,
+};
+
+/// Everything an operator may want to look at while it runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Gateway {
+    pub(crate) drain: Drain,
+    pub(crate) metrics: Metrics,
+    pub(crate) circuits: Circuits,
+    pub(crate) connections: ConnectionLimit,
+    per_client: Option<PerClient>,
+}
+
+/// A limit per client, which answers 429.
+type PerClient = BucketLayer<Keyed<PeerIp, ClientIp>, refuse::Auto>;
+
+/// The circuits of the endpoints, by their names.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Circuits(Arc<Mutex<HashMap<String, Circuit>>>);
+
+/// Runs the gateway until it is drained.
+pub(crate) async fn run(config: &Config, listener: TcpListener, admin: TcpListener, demo: Option<Demo>) -> ExitCode {
+    match config.balance.policy {
+        config::Policy::LeastRequest => serve(config, LeastRequest, listener, admin, demo).await,
+        config::Policy::RoundRobin => serve(config, RoundRobin::default(), listener, admin, demo).await,
+    }
+}
+
+async fn serve<P: Policy>(
+    config: &Config,
+    policy: P,
+    listener: TcpListener,
+    admin: TcpListener,
+    demo: Option<Demo>,
+) -> ExitCode {
+    let gateway = Gateway::new(config);
+    let demo = demo.map(Arc::new);
+
+    // What each endpoint has for itself: a pool of connections, and a circuit before it that closes the gate.
+    let (circuits, own) = (gateway.circuits.clone(), config.clone());
+    let make = move |endpoint: &Endpoint| {
+        let circuit = circuit(&own, endpoint);
+        circuits.put(endpoint, &circuit);
+        CircuitGateLayer::new(circuit).classify(classify::Auto::new()).layer(upstream(&own, endpoint))
+    };
+    let (balance, driver) = Balance::builder()
+        .http()
+        .policy(policy)
+        .max_waiting(config.balance.max_waiting.get())
+        .max_wait(config.balance.max_wait)
+        .build(updates(config, demo.as_deref()), make);
+    let driver = tokio::spawn(driver);
+
+    let app = ServiceBuilder::new()
+        .layer(DrainLayer::new(&gateway.drain))
+        .layer(gateway.metrics.clone())
+        .layer(match gateway.per_client.clone() {
+            Some(limit) => Either::Left(limit),
+            None => Either::Right(MapResponseLayer::new(|response: Response<_>| response.map(RespondBody::inner))),
+        })
+        .layer(ForwardLayer::new(config.timeouts.response))
+        .service(balance.clone());
+    let http = Http::new(&gateway.drain, app);
+
+    // The admin port has a drain of its own, so that it can tell of the gateway's to the end.
+    let admin = Admin::start(admin, gateway.clone(), move || balance.snapshot(), demo.clone());
+    let signals = tokio::spawn(gateway.drain.on_signals());
+    let ended = Server::new(&gateway.drain, listener).limit(&gateway.connections).run(http).await;
+    admin.stop().await;
+    stop(signals).await;
+    stop(driver).await;
+    if let Some(demo) = demo {
+        demo.stop().await;
+    }
+    match ended {
+        Ok(report) => {
+            println!("ended: {report}");
+            if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(CUT) }
+        }
+        Err(error) => {
+            eprintln!("the listener broke: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn stop<T>(task: JoinHandle<T>) {
+    task.abort();
+    let _ = task.await;
+}
+
+/// Ended by force, and something was cut.
+const CUT: u8 = 3;
+
+/// Where the endpoints are: the demo's lease records, or the file's backends, which do not change.
+fn updates(config: &Config, demo: Option<&Demo>) -> BoxStream<'static, Update> {
+    match demo {
+        Some(demo) => demo.records().resolve(PREFIX),
+        None => {
+            let backends = config.backends.iter();
+            let backends = backends.map(|backend| Endpoint::new(backend.name.as_str(), backend.address));
+            StaticResolver::new().with("backends", backends).resolve("backends").boxed()
+        }
+    }
+}
+
+fn circuit(config: &Config, endpoint: &Endpoint) -> Circuit {
+    let config::Circuit { consecutive_failures, open_for, probe_deadline } = config.circuit;
+    Circuit::builder()
+        .name(endpoint.id().as_str())
+        .trip(Trip::consecutive(consecutive_failures))
+        .cooldown(Cooldown::new(open_for))
+        .probe_deadline(probe_deadline)
+        .build()
+}
+
+fn upstream(config: &Config, endpoint: &Endpoint) -> Upstream<Incoming> {
+    let config::Upstream { max_connections, max_idle, idle_timeout } = config.upstream;
+    Upstream::builder(endpoint.addr())
+        .connect_timeout(config.timeouts.connect)
+        .max_connections(max_connections)
+        .max_idle(max_idle.get())
+        .idle_timeout(idle_timeout)
+        .build()
+}
+
+fn quota(limit: config::PerClient) -> Quota {
+    let rate = match limit.per {
+        Per::Second => Quota::per_second,
+        Per::Minute => Quota::per_minute,
+        Per::Hour => Quota::per_hour,
+    };
+    rate(limit.rate).burst(limit.burst)
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    fn new(config: &Config) -> Self {
+        let config::Drain { announce, close, force } = config.drain;
+        Self {
+            drain: Drain::builder().announce(announce).close(close).force(force).build(),
+            metrics: Metrics::default(),
+            circuits: Circuits::default(),
+            connections: ConnectionLimit::new(config.max_connections),
+            per_client: config.per_client.map(|limit| BucketLayer::per_client(quota(limit)).respond()),
+        }
+    }
+
+    /// What the limit per client has done; `None` if there is none.
+    pub(crate) fn clients(&self) -> Option<tower_bucket::Snapshot> {
+        self.per_client.as_ref().map(|layer| layer.limiter().snapshot())
+    }
+}
+
+// === impl Circuits ===
+
+impl Circuits {
+    /// A new instance of an endpoint begins with a new circuit. As many as there are names, which the topology bounds.
+    fn put(&self, endpoint: &Endpoint, circuit: &Circuit) {
+        let mut circuits = self.0.lock().expect("not poisoned");
+        circuits.insert(endpoint.id().as_str().to_owned(), circuit.clone());
+    }
+
+    pub(crate) fn get(&self, id: &str) -> Option<Circuit> {
+        self.0.lock().expect("not poisoned").get(id).cloned()
+    }
+}

@@ -1,0 +1,8 @@
+//! The crates together, in other people's servers.
+#![forbid(unsafe_code)]
+
+mod axum;
+mod client;
+mod order;
+mod parts;
+mod tonic;
