@@ -144,12 +144,20 @@ impl Running {
         // Twice: connections are accepted and closed without the lease, requests are refused without it.
         let http = Http::new(&drain, LeaseLayer::new(&lease).respond().layer(echo));
         let server = Server::new(&drain, listener).run(LeaseLayer::new(&lease).layer(http));
+        // The record can be read before the grant arrives here. Whoever is that quick waits in the queue of the socket,
+        // which listens already, and is not refused.
+        let held = lease.clone();
+        let server = async move {
+            if held.held().await.is_ok() {
+                _ = server.await;
+            }
+        };
         Ok(Self {
             address,
             lease,
             drain,
             keeper: tokio::spawn(async { _ = keeper.run().await }),
-            server: tokio::spawn(async { _ = server.await }),
+            server: tokio::spawn(server),
         })
     }
 

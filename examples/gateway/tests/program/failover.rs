@@ -11,6 +11,9 @@ use std::{
 use crate::common::{Backend, Gateway, connect, get, send};
 use tokio::{task::JoinSet, time::Instant};
 
+/// A connection is closed before anybody has seen it: what is written to it in that moment was written to a dead replica.
+const NOTICED: Duration = Duration::from_millis(100);
+
 /// One request of the load: when it began, and its answer.
 struct Record {
     began: Instant,
@@ -91,7 +94,8 @@ async fn a_killed_replica_costs_only_what_was_written_to_it_and_comes_back_with_
     let failed: Vec<&Record> = records.iter().filter(|record| record.status != 200).collect();
     for record in &failed {
         assert_eq!(record.status, 502, "{}", record.text);
-        assert!(record.began <= killed, "a request that began after the kill failed");
+        let late = record.began.saturating_duration_since(killed);
+        assert!(late < NOTICED, "a request that began {late:?} after the kill failed: {}", record.text);
     }
     assert!(failed.len() <= 64, "at most one a client can have been under way");
     assert_eq!(gateway.metric("gateway_responses_total{code=\"502\"}").await as usize, failed.len());
