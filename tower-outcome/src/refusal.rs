@@ -16,6 +16,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// | `BadUpstream` | 502 | 14 `UNAVAILABLE` |
 /// | `Misdirected` | 421 | 14 `UNAVAILABLE` |
 /// | `Stale` | 412 | 9 `FAILED_PRECONDITION` |
+/// | `BadRequest` | 400 | 13 `INTERNAL` |
 ///
 /// The HTTP codes follow RFC 9110 section 15 and RFC 6585 section 4, the gRPC ones gRPC's `statuscodes.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +36,8 @@ pub enum Class {
     Misdirected,
     /// Carries a fencing token lower than one already seen.
     Stale,
+    /// Broken by whoever sent it: nonsense, or a body that broke off.
+    BadRequest,
 }
 
 /// The core of every refusal: its class, a code that programs can match on, and when to come back.
@@ -95,6 +98,7 @@ impl Class {
             Self::BadUpstream => StatusCode::BAD_GATEWAY,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Stale => StatusCode::PRECONDITION_FAILED,
+            Self::BadRequest => StatusCode::BAD_REQUEST,
         }
     }
 
@@ -105,6 +109,7 @@ impl Class {
             Self::TimedOut => 4,
             Self::Limited | Self::Exhausted => 8,
             Self::Stale => 9,
+            Self::BadRequest => 13,
             Self::Unavailable | Self::BadUpstream | Self::Misdirected => 14,
         }
     }
@@ -118,6 +123,7 @@ impl Class {
             Self::BadUpstream => "bad upstream",
             Self::Misdirected => "meant for another instance",
             Self::Stale => "stale fencing token",
+            Self::BadRequest => "bad request",
         }
     }
 }

@@ -123,6 +123,16 @@ async fn is_ready(upstream: &mut Upstream<Body>) -> bool {
     }
 }
 
+/// A connection counts until its socket is closed, which is its own task's business.
+async fn open_are(upstream: &Upstream<Body>, open: usize) {
+    within(async {
+        while upstream.snapshot().open != open {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
 async fn within<F: Future>(future: F) -> F::Output {
     timeout(Duration::from_secs(10), future).await.expect("within ten seconds")
 }
@@ -290,12 +300,12 @@ async fn a_body_dropped_halfway_and_a_call_that_is_given_up_close_their_connecti
     within(body.frame()).await.unwrap().unwrap();
     assert_eq!(upstream.snapshot().open, 1);
     drop(body);
-    assert_eq!((upstream.snapshot().open, upstream.snapshot().idle), (0, 0));
+    open_are(&upstream, 0).await;
     drop(upstream.call(get("/")));
     let server = serve(anywhere()).await;
     let mut upstream = Upstream::new(server.addr);
     assert!(timeout(Duration::from_millis(50), upstream.call(get("/slow"))).await.is_err());
-    assert_eq!((upstream.snapshot().open, upstream.snapshot().idle), (0, 0));
+    open_are(&upstream, 0).await;
 }
 
 #[tokio::test]
@@ -325,6 +335,42 @@ async fn the_limit_of_connections_hands_back_and_readiness_waits_for_room() {
     within(waits).await.unwrap().unwrap();
 }
 
+/// One connection for two dozen clients: they wait for it, and none of them is told that nobody can be reached.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_finds_every_connection_taken_waits_for_room() {
+    let server = serve(anywhere()).await;
+    let resolver = StaticResolver::new().with("one", [Endpoint::new("only", server.addr)]);
+    let (balance, driver) =
+        Balance::builder().http().max_wait(Duration::from_secs(10)).build(resolver.resolve("one"), |endpoint| {
+            Upstream::<()>::builder(endpoint.addr()).max_connections(NonZeroUsize::MIN).build::<Body>()
+        });
+    tokio::spawn(driver);
+    let mut clients = JoinSet::new();
+    for _ in 0..24 {
+        let mut balance = balance.clone();
+        clients.spawn(async move {
+            for _ in 0..20 {
+                let response = within(balance.call(get("/"))).await.expect("room comes free");
+                response.into_body().collect().await.unwrap();
+            }
+        });
+    }
+    within(async { while clients.join_next().await.transpose().unwrap().is_some() {} }).await;
+    assert_eq!(server.accepted.load(SeqCst), 1);
+}
+
+/// What breaks off the upload is on the client's side, and must open nobody's circuit.
+#[tokio::test]
+async fn a_request_whose_own_body_breaks_off_says_nothing_about_the_upstream() {
+    let server = serve(anywhere()).await;
+    let mut upstream = Upstream::new(server.addr);
+    let frames = [Ok(http_body::Frame::data(Bytes::from_static(b"half"))), Err(io::Error::other("the client is gone"))];
+    let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
+    let error = within(upstream.call(Request::post("/").body(body).unwrap())).await.unwrap_err();
+    let refusal = Refusal::find(&*error).expect("a refusal, which every classification ignores");
+    assert_eq!((refusal.class(), refusal.code()), (Class::BadRequest, "request-body"));
+}
+
 #[tokio::test]
 async fn idle_connections_are_bounded_in_number_and_time() {
     let server = serve(anywhere()).await;
@@ -335,13 +381,9 @@ async fn idle_connections_are_bounded_in_number_and_time() {
     for response in responses {
         text(response).await;
     }
-    assert_eq!((upstream.snapshot().open, upstream.snapshot().idle), (2, 2));
-    within(async {
-        while upstream.snapshot().open > 0 {
-            sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
+    open_are(&upstream, 2).await;
+    assert_eq!(upstream.snapshot().idle, 2);
+    open_are(&upstream, 0).await;
     text(within(upstream.call(get("/"))).await.unwrap()).await;
 }
 

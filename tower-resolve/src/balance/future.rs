@@ -15,7 +15,7 @@ use tokio::{
     sync::futures::OwnedNotified,
     time::{Instant, Sleep, sleep_until},
 };
-use tower_outcome::{BoxError, Unsent, classify::Scope};
+use tower_outcome::{BoxError, Class, Refusal, Unsent, classify::Scope};
 use tower_service::Service;
 
 use super::{
@@ -187,10 +187,16 @@ impl<F, Req> State<F, Req> {
         guard.failed();
         match recovered {
             Ok((request, cause)) => {
+                let is_full = Refusal::find(&*cause).is_some_and(|refusal| refusal.class() == Class::Exhausted);
                 trail.tried += 1;
                 trail.cause = Some(cause);
                 if trail.tried >= shared.limits.max_endpoints {
-                    return Self::refused(shared, &Nothing::Yet, trail);
+                    // They are well, and will have room again.
+                    let waits = is_full && trail.deadline.is_none_or(|deadline| Instant::now() < deadline);
+                    return match waits {
+                        true => Self::wait(shared, request, trail),
+                        false => Self::refused(shared, &Nothing::Yet, trail),
+                    };
                 }
                 Self::begin::<S, P, K>(shared, request, trail)
             }

@@ -1,4 +1,5 @@
 use std::{
+    io,
     net::SocketAddr,
     sync::Arc,
     task::{Context, Poll},
@@ -17,7 +18,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::ReusableBoxFuture;
 use tower_outcome::{BoxError, Class, Refusal};
 
-use super::pool::{Capacity, Taken};
+use super::pool::Capacity;
 
 /// A connection and what is needed to use it. Dropping it closes the connection.
 pub(super) struct Connection<B> {
@@ -25,7 +26,6 @@ pub(super) struct Connection<B> {
     /// Where the exchange's future lives. Its box is kept from one request to the next.
     exchange: Option<Exchange<B>>,
     is_reused: bool,
-    _taken: Taken,
 }
 
 type Exchange<B> = ReusableBoxFuture<'static, Answer<B>>;
@@ -48,6 +48,11 @@ impl<B> Connection<B> {
     /// Whether the last exchange is over on the wire, too.
     pub(super) fn is_ready(&self) -> bool {
         self.sender.is_ready()
+    }
+
+    /// Waits for that. `false`: it closed.
+    pub(super) async fn ready(&mut self) -> bool {
+        self.sender.ready().await.is_ok()
     }
 
     /// Whether it served a request before.
@@ -86,15 +91,32 @@ impl Dial {
     {
         // Our own limit says nothing about the other side, so it is told as a refusal.
         let taken = Capacity::take(&capacity).ok_or(Refusal::new(Class::Exhausted, "upstream-connections"))?;
-        let stream = timeout(self.timeout, TcpStream::connect(self.addr)).await.map_err(std::io::Error::from)??;
+        let stream = timeout(self.timeout, TcpStream::connect(self.addr)).await.map_err(io::Error::from)?;
+        let stream = stream.map_err(told)?;
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let addr = self.addr;
         tokio::spawn(async move {
+            let _taken = taken;
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%addr, error = &error as &dyn std::error::Error, "an upstream connection broke");
             }
         });
-        Ok(Connection { sender, exchange: None, is_reused: false, _taken: taken })
+        Ok(Connection { sender, exchange: None, is_reused: false })
     }
 }
+
+/// Tells apart what the other side has done from what this process lacks, which says nothing about the other side.
+fn told(error: io::Error) -> BoxError {
+    use io::ErrorKind::{AddrNotAvailable, OutOfMemory};
+    let is_ours = matches!(error.kind(), AddrNotAvailable | OutOfMemory)
+        || error.raw_os_error().is_some_and(|code| NO_DESCRIPTORS.contains(&code));
+    if !is_ours {
+        return error.into();
+    }
+    tracing::warn!(%error, "no socket for an upstream connection");
+    Refusal::new(Class::Unavailable, "local-sockets").into()
+}
+
+/// `ENFILE` and `EMFILE`, which have no `ErrorKind`, and the same numbers on every Unix.
+const NO_DESCRIPTORS: [i32; 2] = [23, 24];

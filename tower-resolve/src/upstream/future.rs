@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use tower_outcome::{BoxError, Unsent};
+use tower_outcome::{BoxError, Class, Refusal, Unsent};
 
 use super::{UpstreamBody, connection::Connection, pool::Pool};
 
@@ -72,7 +72,7 @@ where
                             Some(request) => {
                                 return Poll::Ready(Err(Unsent::new(request, error.into_error()).into()));
                             }
-                            None => return Poll::Ready(Err(error.into_error().into())),
+                            None => return Poll::Ready(Err(broken(error.into_error()))),
                         },
                     }
                 }
@@ -124,4 +124,9 @@ where
         connection.send(request);
         Self::Sent(connection)
     }
+}
+
+/// A request whose own body broke off was ended by whoever sent it: that says nothing about the other side.
+fn broken(error: hyper::Error) -> BoxError {
+    if error.is_user() { Refusal::new(Class::BadRequest, "request-body").into() } else { error.into() }
 }

@@ -17,7 +17,7 @@ use http::HeaderValue;
 use http_body::Body;
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tower_outcome::{BoxError, Refusal};
 
@@ -51,7 +51,8 @@ pub(super) struct Capacity {
     changed: Notify,
 }
 
-/// One open connection's share, given back by being dropped.
+/// One open connection's share, given back by being dropped: with the task of the connection, so it lasts as long as the
+/// socket does.
 #[derive(Debug)]
 pub(super) struct Taken(Arc<Capacity>);
 
@@ -90,7 +91,7 @@ impl<B> Pool<B> {
 
     /// Whether a request would find a connection, or room for one.
     pub(super) fn is_ready(&self) -> bool {
-        !self.is_down.load(Acquire) && (self.capacity.has_room() || !self.idle().connections.is_empty())
+        !self.is_down.load(Acquire) && (self.capacity.has_room() || self.has_ready())
     }
 
     pub(super) fn snapshot(&self) -> UpstreamSnapshot {
@@ -116,6 +117,10 @@ impl<B> Pool<B> {
             }
         }
         None
+    }
+
+    fn has_ready(&self) -> bool {
+        self.idle().connections.iter().rev().any(|(_, connection)| connection.is_ready())
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle<B>> {
@@ -182,7 +187,19 @@ where
 
 impl<B: Send + 'static> Pool<B> {
     /// Gives a connection back, at the end of an exchange.
+    ///
+    /// The exchange may not be over on the wire: its last byte is read before hyper says so, and an answer may come
+    /// before its request has been sent. Usually the next request finds it ready. Where no other connection can be made,
+    /// somebody may wait for this one, so it is put back when it is ready, and they are told.
     pub(super) fn put(self: &Arc<Self>, connection: Connection<B>) {
+        if connection.is_ready() || self.capacity.has_room() {
+            self.shelve(connection);
+        } else if !connection.is_closed() {
+            tokio::spawn(finish(Arc::downgrade(self), connection, self.limits.idle_timeout));
+        }
+    }
+
+    fn shelve(self: &Arc<Self>, connection: Connection<B>) {
         if connection.is_closed() {
             return;
         }
@@ -220,6 +237,15 @@ impl<B: Send + 'static> Pool<B> {
     }
 }
 
+/// Waits for the end of an exchange, for as long as a connection may be idle.
+async fn finish<B: Send + 'static>(pool: Weak<Pool<B>>, mut connection: Connection<B>, idle_timeout: Duration) {
+    if timeout(idle_timeout, connection.ready()).await.is_ok_and(|is_ready| is_ready)
+        && let Some(pool) = pool.upgrade()
+    {
+        pool.shelve(connection);
+    }
+}
+
 /// Closes idle connections in time. One task per upstream that has any, which wakes once per idle timeout at most.
 async fn reap<B: Send + 'static>(pool: Weak<Pool<B>>, idle_timeout: Duration) {
     let mut next = Instant::now() + idle_timeout;
@@ -246,10 +272,9 @@ impl<B> fmt::Debug for Pool<B> {
 
 impl Capacity {
     pub(super) fn take(capacity: &Arc<Self>) -> Option<Taken> {
-        if capacity.open.fetch_add(1, SeqCst) >= capacity.max {
-            capacity.open.fetch_sub(1, SeqCst);
-            return None;
-        }
+        // Never above the limit, not even for a moment: whoever comes back to below it then tells those who wait.
+        let more = |open: usize| (open < capacity.max).then(|| open + 1);
+        capacity.open.fetch_update(SeqCst, SeqCst, more).ok()?;
         Some(Taken(capacity.clone()))
     }
 
