@@ -54,6 +54,11 @@ fn body(steps: impl IntoIterator<Item = Step>) -> Result<Response<Script>, Infal
     Ok(Response::new(Script::new(steps)))
 }
 
+fn grpc_body(steps: impl IntoIterator<Item = Step>) -> Result<Response<Script>, Infallible> {
+    let response = Response::builder().header("content-type", "application/grpc");
+    Ok(response.body(Script::new(steps)).unwrap())
+}
+
 #[tokio::test]
 async fn a_success_is_told_at_the_end_of_the_body_and_not_before() {
     let (response, told) = answer(http(), body([Step::Data("a"), Step::Data("b")]));
@@ -124,13 +129,24 @@ fn a_failure_is_told_at_the_head() {
 #[tokio::test]
 async fn a_grpc_call_is_judged_by_its_trailers() {
     for (code, expected) in [("0", Outcome::SUCCESS), ("14", Outcome::FAILURE), ("8", Outcome::SOFT)] {
-        let (response, told) = answer(grpc(), body([Step::Data("a"), Step::grpc_status(code)]));
+        let (response, told) = answer(grpc(), grpc_body([Step::Data("a"), Step::grpc_status(code)]));
         response.unwrap().into_body().collect().await.unwrap();
         assert_eq!(told.try_recv(), Ok(Some(expected)), "{code}");
     }
-    let (response, told) = answer(grpc(), body([Step::Data("a")]));
+    let (response, told) = answer(grpc(), grpc_body([Step::Data("a")]));
     response.unwrap().into_body().collect().await.unwrap();
     assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)), "a stream cut before its status");
+}
+
+#[test]
+fn a_client_cannot_make_failures_of_plain_answers_by_calling_its_requests_grpc() {
+    let (_, told) = answer(grpc(), body([Step::Data("a")]));
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+    for (status, expected) in [(404, Outcome::SUCCESS), (415, Outcome::SUCCESS), (502, Outcome::FAILURE)] {
+        let response = Response::builder().status(status).body(Script::new([])).unwrap();
+        let (_, told) = answer::<_, _, Infallible>(grpc(), Ok(response));
+        assert_eq!(told.try_recv(), Ok(Some(expected)), "{status}");
+    }
 }
 
 #[test]

@@ -66,7 +66,8 @@ pub(crate) struct Circuit {
 pub(crate) struct Timeouts {
     /// To connect to a backend.
     pub(crate) connect: Duration,
-    /// From the request to the head of the response. Bodies may take as long as they move.
+    /// To the head of the response, from when the request was sent. An upload may take as long as it moves; the body of a
+    /// response has no limit of time.
     pub(crate) response: Duration,
 }
 
@@ -447,11 +448,13 @@ impl Check<'_> {
                 let text = format!("`name` is {:?}, which another backend has too; give each its own", name.get_ref());
                 self.wrong(name.span(), text);
             }
-            let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-            let (span, address) = (address.span(), self.address("address", Some(address), nowhere));
-            if address != nowhere && address.port() == 0 {
+            let (span, known) = (address.span(), self.mistakes.len());
+            let address = self.address("address", Some(address), SocketAddr::from(([0, 0, 0, 0], 0)));
+            if self.mistakes.len() > known {
+                // Told already.
+            } else if address.port() == 0 {
                 self.wrong(span, "`address` has port 0; write the port that the backend listens on".to_owned());
-            } else if let Some(other) = backends.iter().find(|other| address != nowhere && other.address == address) {
+            } else if let Some(other) = backends.iter().find(|other| other.address == address) {
                 let text = format!("`address` {address} is backend {:?} too; list each address once", other.name);
                 self.wrong(span, text);
             }
@@ -544,6 +547,12 @@ mod tests {
             assert!(told.contains(expected), "{expected:?} is missing in:\n{told}");
         }
         assert_eq!(told.lines().count(), 7);
+    }
+
+    #[test]
+    fn no_address_is_let_through_for_looking_like_a_placeholder() {
+        let nowhere = "[[backend]]\nname = 'a'\naddress = '0.0.0.0:0'\n";
+        assert!(mistakes(nowhere).contains("gateway.toml:3:11: `address` has port 0"), "{}", mistakes(nowhere));
     }
 
     #[test]

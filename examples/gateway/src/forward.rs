@@ -1,16 +1,14 @@
-//! Passes requests on: rewrites the heads, bounds the wait for an answer, and turns every error into an answer.
+//! Passes requests on: rewrites the heads, and turns every error into an answer.
 
 use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use http::{Request, Response};
 use pin_project::pin_project;
-use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_outcome::{
     BoxError, Class, PeerAddr, Refusal,
@@ -19,18 +17,18 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use crate::head::{self, Unacceptable};
+use crate::{
+    answer::NoAnswer,
+    head::{self, Unacceptable},
+};
 
 /// Wraps whatever picks an upstream.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ForwardLayer {
-    response_timeout: Duration,
-}
+pub(crate) struct ForwardLayer;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Forward<S> {
     inner: S,
-    response_timeout: Duration,
     /// The inner service has ended for good and must not be called.
     ended: bool,
 }
@@ -43,12 +41,10 @@ pub(crate) struct ForwardFuture<F> {
 
 #[pin_project(project = StateProj)]
 enum State<F> {
-    /// Waits for the head of the response, until the timeout.
+    /// Waits for the head of the response.
     Sent {
         #[pin]
         answer: F,
-        #[pin]
-        timeout: Sleep,
         protocol: Protocol,
     },
     Unacceptable(Unacceptable),
@@ -57,17 +53,11 @@ enum State<F> {
 
 // === impl ForwardLayer ===
 
-impl ForwardLayer {
-    pub(crate) fn new(response_timeout: Duration) -> Self {
-        Self { response_timeout }
-    }
-}
-
 impl<S> Layer<S> for ForwardLayer {
     type Service = Forward<S>;
 
     fn layer(&self, inner: S) -> Forward<S> {
-        Forward { inner, response_timeout: self.response_timeout, ended: false }
+        Forward { inner, ended: false }
     }
 }
 
@@ -96,11 +86,7 @@ where
         let peer = head.extensions.get::<PeerAddr>().map(|peer| peer.0);
         ForwardFuture {
             state: match head::request(&mut head, peer) {
-                Ok(()) => State::Sent {
-                    answer: self.inner.call(Request::from_parts(head, body)),
-                    timeout: tokio::time::sleep(self.response_timeout),
-                    protocol,
-                },
+                Ok(()) => State::Sent { answer: self.inner.call(Request::from_parts(head, body)), protocol },
                 Err(unacceptable) => State::Unacceptable(unacceptable),
             },
         }
@@ -117,14 +103,9 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(Ok(match self.project().state.project() {
-            StateProj::Sent { answer, timeout, protocol } => match answer.poll(cx) {
-                Poll::Ready(Ok(response)) => passed_on(response),
-                Poll::Ready(Err(error)) => refused(*protocol, &error),
-                Poll::Pending => {
-                    ready!(timeout.poll(cx));
-                    tracing::debug!("no answer from the upstream in time");
-                    REFUSE.answer(*protocol, &TIMED_OUT, "the upstream did not answer in time")
-                }
+            StateProj::Sent { answer, protocol } => match ready!(answer.poll(cx)) {
+                Ok(response) => passed_on(response, *protocol),
+                Err(error) => refused(*protocol, &error),
             },
             StateProj::Unacceptable(why) => unacceptable(*why),
             StateProj::Ended(protocol) => REFUSE.answer(*protocol, &ENDED, "the gateway has ended"),
@@ -132,16 +113,19 @@ where
     }
 }
 
-fn passed_on<B>(response: Response<B>) -> Response<RespondBody<B>> {
+fn passed_on<B>(response: Response<B>, protocol: Protocol) -> Response<RespondBody<B>> {
     let (mut head, body) = response.into_parts();
-    head::response(&mut head);
-    Response::from_parts(head, RespondBody::inner(body))
+    match head::response(&mut head) {
+        Ok(()) => Response::from_parts(head, RespondBody::inner(body)),
+        Err(why) => REFUSE.answer(protocol, &BAD_UPSTREAM, why),
+    }
 }
 
 /// Tells a refusal of our own layers in their words; any other error is the upstream's, and its words are not for clients.
 fn refused<B>(protocol: Protocol, error: &BoxError) -> Response<RespondBody<B>> {
     match Refusal::find(&**error) {
         Some(refusal) => REFUSE.answer(protocol, refusal, error),
+        None if error.is::<NoAnswer>() => REFUSE.answer(protocol, &TIMED_OUT, NoAnswer),
         None => {
             tracing::debug!(error = %chain(error), "the upstream failed");
             REFUSE.answer(protocol, &BAD_UPSTREAM, "the upstream failed")

@@ -26,6 +26,7 @@ use tower_resolve::{
 
 use crate::{
     admin::Admin,
+    answer::{AnswerLayer, Watched},
     config::{self, Config, Per},
     demo::{Demo, PREFIX},
     forward::ForwardLayer,
@@ -72,7 +73,9 @@ async fn serve<P: Policy>(
     let make = move |endpoint: &Endpoint| {
         let circuit = circuit(&own, endpoint);
         circuits.put(endpoint, &circuit);
-        CircuitGateLayer::new(circuit).classify(classify::Auto::new()).layer(upstream(&own, endpoint))
+        // To backends it speaks HTTP/1, which cannot carry gRPC: its status codes are all there is to judge by.
+        let circuit = CircuitGateLayer::new(circuit).classify(classify::Http::new());
+        circuit.layer(AnswerLayer::new(own.timeouts.response).layer(upstream(&own, endpoint)))
     };
     let (balance, driver) = Balance::builder()
         .http()
@@ -89,7 +92,7 @@ async fn serve<P: Policy>(
             Some(limit) => Either::Left(limit),
             None => Either::Right(MapResponseLayer::new(|response: Response<_>| response.map(RespondBody::inner))),
         })
-        .layer(ForwardLayer::new(config.timeouts.response))
+        .layer(ForwardLayer)
         .service(balance.clone());
     let http = Http::new(&gateway.drain, app);
 
@@ -142,10 +145,12 @@ fn circuit(config: &Config, endpoint: &Endpoint) -> Circuit {
         .trip(Trip::consecutive(consecutive_failures))
         .cooldown(Cooldown::new(open_for))
         .probe_deadline(probe_deadline)
+        // Clients come and go; an endpoint that hangs is found by its timeout, which is inside.
+        .cancelled_after(None)
         .build()
 }
 
-fn upstream(config: &Config, endpoint: &Endpoint) -> Upstream<Incoming> {
+fn upstream(config: &Config, endpoint: &Endpoint) -> Upstream<Watched<Incoming>> {
     let config::Upstream { max_connections, max_idle, idle_timeout } = config.upstream;
     Upstream::builder(endpoint.addr())
         .connect_timeout(config.timeouts.connect)

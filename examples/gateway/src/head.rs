@@ -7,9 +7,11 @@ use std::net::SocketAddr;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{
-        CONNECTION, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+        CONNECTION, COOKIE, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+        VIA,
     },
     request, response,
+    uri::Authority,
 };
 
 /// A request that is not passed on, by the status that says why.
@@ -28,6 +30,9 @@ pub(crate) fn request(head: &mut request::Parts, peer: Option<SocketAddr>) -> Re
         return Err(METHOD);
     }
     let host = host(head)?;
+    if !is_plain(&head.headers) {
+        return Err(CODING);
+    }
     head.uri = origin_form(&head.uri);
     strip_hop_by_hop(&mut head.headers);
     if head.version == Version::HTTP_2 {
@@ -39,6 +44,9 @@ pub(crate) fn request(head: &mut request::Parts, peer: Option<SocketAddr>) -> Re
         head.headers.insert(HOST, host);
     }
     head.headers.append(VIA, via);
+    for name in &CLAIMS {
+        head.headers.remove(name);
+    }
     if let Some(peer) = peer {
         append_forwarded_for(&mut head.headers, peer);
     }
@@ -47,9 +55,23 @@ pub(crate) fn request(head: &mut request::Parts, peer: Option<SocketAddr>) -> Re
 }
 
 /// Makes an upstream's response into one for the client, whose connection frames it anew.
-pub(crate) fn response(head: &mut response::Parts) {
+///
+/// A coding other than `chunked` would be lost with its field, and a switch of protocols was never asked for.
+pub(crate) fn response(head: &mut response::Parts) -> Result<(), &'static str> {
+    if !is_plain(&head.headers) {
+        return Err("the upstream used a transfer coding other than chunked");
+    }
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err("the upstream switched protocols unasked");
+    }
     strip_hop_by_hop(&mut head.headers);
     head.version = Version::HTTP_11;
+    Ok(())
+}
+
+/// Whether the body is coded as this gateway can pass it on: not at all, or chunked (RFC 9112 section 6.1).
+fn is_plain(headers: &HeaderMap) -> bool {
+    headers.get_all(TRANSFER_ENCODING).iter().all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
 }
 
 /// The host the request is for, if it has to be written: the target's authority replaces `Host` (RFC 9112 section 3.2.2).
@@ -61,7 +83,11 @@ fn host(head: &request::Parts) -> Result<Option<HeaderValue>, Unacceptable> {
     }
     let Some(authority) = head.uri.authority() else {
         let needs_host = head.version != Version::HTTP_10;
-        return if first.is_none() && needs_host { Err(NO_HOST) } else { Ok(None) };
+        return match first {
+            None if needs_host => Err(NO_HOST),
+            Some(host) if !is_host(host) => Err(NO_HOST),
+            _ => Ok(None),
+        };
     };
     if authority.as_str().contains('@') {
         return Err(USERINFO);
@@ -70,6 +96,11 @@ fn host(head: &request::Parts) -> Result<Option<HeaderValue>, Unacceptable> {
         return Err(HOSTS);
     }
     HeaderValue::from_str(authority.as_str()).map(Some).map_err(|_| NO_HOST)
+}
+
+/// A host and perhaps a port, and nothing else. Empty is allowed where there is no authority (RFC 9112 section 3.2).
+fn is_host(host: &HeaderValue) -> bool {
+    host.is_empty() || (Authority::try_from(host.as_bytes()).is_ok() && !host.as_bytes().contains(&b'@'))
 }
 
 fn same_host(host: &HeaderValue, authority: &str) -> bool {
@@ -142,14 +173,22 @@ fn via(version: Version) -> HeaderValue {
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
+/// What only a proxy in front of us could know, and there is none that we trust.
+const CLAIMS: [HeaderName; 5] = [
+    FORWARDED,
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-prefix"),
+    HeaderName::from_static("x-real-ip"),
+];
+
 /// RFC 9110 section 7.6.1, with the older fields that clients still send.
-const HOP_BY_HOP: [HeaderName; 8] = [
+const HOP_BY_HOP: [HeaderName; 7] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION,
     TE,
-    TRAILER,
     TRANSFER_ENCODING,
     UPGRADE,
 ];
@@ -158,6 +197,8 @@ const METHOD: Unacceptable =
     Unacceptable { status: StatusCode::METHOD_NOT_ALLOWED, why: "CONNECT and TRACE are not passed on" };
 const NO_HOST: Unacceptable = Unacceptable { status: StatusCode::BAD_REQUEST, why: "the request names no host" };
 const HOSTS: Unacceptable = Unacceptable { status: StatusCode::BAD_REQUEST, why: "the request names two hosts" };
+const CODING: Unacceptable =
+    Unacceptable { status: StatusCode::NOT_IMPLEMENTED, why: "the only transfer coding is chunked" };
 const USERINFO: Unacceptable =
     Unacceptable { status: StatusCode::BAD_REQUEST, why: "the target must not carry user information" };
 
@@ -239,6 +280,34 @@ mod tests {
     }
 
     #[test]
+    fn a_coding_that_would_be_lost_is_refused_both_ways() {
+        let coded = |coding: &str| passed(get("/").header("transfer-encoding", coding)).err();
+        assert_eq!((coded("chunked"), coded("Chunked")), (None, None));
+        assert_eq!((coded("gzip, chunked"), coded("gzip")), (Some(CODING), Some(CODING)));
+        let mut head =
+            Response::builder().header("transfer-encoding", "gzip, chunked").body(()).unwrap().into_parts().0;
+        assert!(super::response(&mut head).is_err());
+        let mut head = Response::builder().status(101).body(()).unwrap().into_parts().0;
+        assert!(super::response(&mut head).is_err());
+    }
+
+    #[test]
+    fn what_a_client_claims_to_know_of_proxies_is_not_passed_on() {
+        let head = passed(get("/").header("forwarded", "for=10.0.0.1").header("x-real-ip", "10.0.0.1")).unwrap();
+        assert!(!head.headers.contains_key("forwarded") && !head.headers.contains_key("x-real-ip"));
+    }
+
+    #[test]
+    fn a_host_is_a_host() {
+        for host in ["user@example.org", "example.org/path", "a b"] {
+            assert_eq!(passed(Request::get("/").header("host", host)).unwrap_err(), NO_HOST, "{host}");
+        }
+        for host in ["example.org:81", "[::1]:80", ""] {
+            assert!(passed(Request::get("/").header("host", host)).is_ok(), "{host}");
+        }
+    }
+
+    #[test]
     fn tunnels_and_traces_are_refused() {
         for method in ["CONNECT", "TRACE"] {
             assert_eq!(passed(get("/").method(method)).unwrap_err(), METHOD);
@@ -250,7 +319,7 @@ mod tests {
         let response = Response::builder().version(Version::HTTP_10).header("connection", "close, x-a");
         let mut head =
             response.header("x-a", "1").header("transfer-encoding", "chunked").body(()).unwrap().into_parts().0;
-        super::response(&mut head);
+        super::response(&mut head).unwrap();
         assert!(head.headers.is_empty());
         assert_eq!(head.version, Version::HTTP_11);
     }

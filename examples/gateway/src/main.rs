@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod answer;
 mod config;
 mod demo;
 mod forward;

@@ -62,8 +62,10 @@ impl<S: LeaseStore> Follow<S> {
             }
             Self::Watch { reader, mut watch, seen } => match watch.next().await {
                 Ok(WatchEvent::Held(record, at)) => {
-                    let put = reader.endpoint(&record).into_iter().map(Into::into).collect();
-                    (reader.delta(seen, at, put, Vec::new()), Self::Watch { reader, watch, seen: at })
+                    let put: Vec<_> = reader.endpoint(&record).into_iter().map(Into::into).collect();
+                    // A record without an address is no endpoint, whatever was there before.
+                    let removed = if put.is_empty() { vec![reader.id(record.key()).into()] } else { Vec::new() };
+                    (reader.delta(seen, at, put, removed), Self::Watch { reader, watch, seen: at })
                 }
                 Ok(WatchEvent::Vacant(key, at)) => {
                     let removed = vec![reader.id(&key).into()];

@@ -3,10 +3,11 @@ use http::{Method, Request, Response};
 use super::{AtEnd, Classify, ClassifyEnd, ClassifyResponse, Grpc, Http, HttpClassifier, broken, is_grpc};
 use crate::{Outcome, Refusal, body::End};
 
-/// [`Grpc`] when the request is gRPC by its content type, otherwise [`Http`].
+/// [`Grpc`] when both the request and the response are gRPC by their content type, otherwise [`Http`].
 ///
-/// The request decides, not the response, so that a proxy's `text/html` answer to a gRPC call is read as gRPC reads it.
-/// Costs a look at the content type of `POST` requests; no other method can be gRPC.
+/// Both must say so: a client that calls its request gRPC would otherwise make a failure of each answer that is not, and
+/// a gRPC server always answers in its own words. What a proxy says in `text/html` is read by its status. Costs a look at
+/// the content type of `POST` requests; no other method can be gRPC.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Auto {
     http: Http,
@@ -19,7 +20,8 @@ pub struct AutoClassifier(Protocol);
 #[derive(Clone, Copy, Debug)]
 enum Protocol {
     Http(HttpClassifier),
-    Grpc,
+    /// As far as the request goes.
+    Grpc(HttpClassifier),
 }
 
 // === impl Auto ===
@@ -43,7 +45,7 @@ impl<B> Classify<Request<B>> for Auto {
 
     fn classify(&self, request: &Request<B>) -> AutoClassifier {
         AutoClassifier(if request.method() == Method::POST && is_grpc(request.headers()) {
-            Protocol::Grpc
+            Protocol::Grpc(self.http.classifier(request.method()))
         } else {
             Protocol::Http(self.http.classifier(request.method()))
         })
@@ -58,7 +60,9 @@ impl<B, E: 'static> ClassifyResponse<Response<B>, E> for AutoClassifier {
     fn head(&self, response: &Response<B>) -> Option<Outcome> {
         match &self.0 {
             Protocol::Http(http) => http.at_head(response.status(), response.headers()),
-            Protocol::Grpc => Grpc::at_head(response.status(), response.headers()),
+            Protocol::Grpc(_) if is_grpc(response.headers()) => Grpc::at_head(response.status(), response.headers()),
+            // Without a status at its end there is nothing to wait for.
+            Protocol::Grpc(http) => http.at_head(response.status(), response.headers()).or(Some(Outcome::SUCCESS)),
         }
     }
 
@@ -71,7 +75,7 @@ impl ClassifyEnd for AutoClassifier {
     fn end(self, end: End<'_>) -> Outcome {
         match self.0 {
             Protocol::Http(http) => http.end(end),
-            Protocol::Grpc => Grpc.end(end),
+            Protocol::Grpc(_) => Grpc.end(end),
         }
     }
 }

@@ -14,7 +14,7 @@
 //! | [`AnyErr`] | any `Err` | | no, and works for any response type |
 //! | [`Http`] | any `Err`, 5xx, a body that breaks off | 429 | yes |
 //! | [`Grpc`] | any `Err`, codes 2, 4, 13, 14, 15, a missing status, a body that breaks off | 8 | yes |
-//! | [`Auto`] | as `Grpc` if the request is gRPC, else as `Http` | | yes |
+//! | [`Auto`] | as `Grpc` if request and response are gRPC, else as `Http` | | yes |
 //!
 //! In all of them a refusal of our own ([`Refusal`](crate::Refusal)) is [`Verdict::Ignore`](crate::Verdict): it says
 //! nothing about the other side. Write your own with [`from_fn`], or [`Http::status`] for HTTP status codes.

@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use crate::common::{Backend, Gateway, get, send, status};
+use futures_util::StreamExt;
+use http_body_util::{BodyExt, StreamBody};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::common::{Backend, Gateway, PATIENCE, get, send, status, tcp};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_past_its_limit_is_told_when_to_come_back_and_others_are_not_affected() {
@@ -120,4 +124,75 @@ async fn a_backend_that_does_not_answer_is_told_as_a_timeout() {
     let answer = gateway.get(1, "/").await;
     assert_eq!(answer.status, 504);
     assert_eq!(answer.headers["content-type"], "application/problem+json");
+}
+
+/// What its clients do wrong is not a backend's failure: five of each would open its circuit otherwise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_break_off_or_send_nonsense_open_no_circuit() {
+    let backend = Backend::new(|request| async move {
+        let streams = request.uri().path() == "/stream";
+        let _ = request.into_body().collect().await;
+        if !streams {
+            return status(200);
+        }
+        let first = futures_util::stream::iter([Ok(http_body::Frame::data(bytes::Bytes::from_static(b"event")))]);
+        let body = StreamBody::new(first.chain(futures_util::stream::pending()));
+        http::Response::new(BodyExt::boxed(body))
+    })
+    .await;
+    let gateway = Gateway::with_backends(&[backend.address], "").await;
+    let head = "POST / HTTP/1.1\r\nhost: test\r\n";
+    for _ in 0..7 {
+        for request in [
+            format!("{head}content-length: 100\r\n\r\nhalf"),
+            format!("{head}transfer-encoding: chunked\r\n\r\n5\r\nhello\r\nZZZ\r\n"),
+            format!("{head}content-type: application/grpc\r\ncontent-length: 0\r\n\r\n"),
+            "GET /stream HTTP/1.1\r\nhost: test\r\n\r\n".to_owned(),
+        ] {
+            let mut stream = tcp(gateway.address, 1).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    gateway
+        .wait_until("all of them are over", async || gateway.metric("gateway_requests_in_flight").await == 0.0)
+        .await;
+    assert_eq!(circuit(&gateway, "b0").await, "closed");
+    assert_eq!(gateway.get(1, "/").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_may_take_longer_than_an_answer_and_one_that_stops_is_the_clients_business() {
+    let backend = Backend::named("thanks").await;
+    let gateway = Gateway::with_backends(&[backend.address], "[timeouts]\nresponse = '300ms'\n").await;
+    let mut slow = tcp(gateway.address, 1).await.unwrap();
+    slow.write_all(b"POST / HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: 10\r\n\r\n").await.unwrap();
+    for _ in 0..10 {
+        slow.write_all(b"x").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, slow.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("thanks"), "{answer}");
+
+    for _ in 0..6 {
+        let mut stalled = tcp(gateway.address, 1).await.unwrap();
+        stalled.write_all(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nx").await.unwrap();
+        let mut answer = [0; 12];
+        tokio::time::timeout(PATIENCE, stalled.read_exact(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 504");
+    }
+    assert_eq!(circuit(&gateway, "b0").await, "closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_hangs_opens_its_circuit() {
+    let backend = moody(&Arc::new(AtomicU16::new(0))).await;
+    let more = "[timeouts]\nresponse = '100ms'\n[balance]\nmax_wait = '100ms'\n";
+    let gateway = Gateway::with_backends(&[backend.address], more).await;
+    for _ in 0..5 {
+        assert_eq!(gateway.get(1, "/").await.status, 504);
+    }
+    assert_eq!(circuit(&gateway, "b0").await, "open");
+    assert_eq!(gateway.get(1, "/").await.status, 503);
 }
