@@ -9,6 +9,8 @@ use pin_project::pin_project;
 use tower_outcome::refuse::Refuse;
 use tower_service::Service;
 
+use crate::fields::Tell;
+
 /// The future of a [`Bucket`](crate::Bucket): the inner service's, or a refusal that is ready at once.
 ///
 /// # Cancel safety
@@ -16,13 +18,14 @@ use tower_service::Service;
 /// It may be dropped at any time. The token was taken in `call` and is not given back: the inner service has been
 /// called, and may have done its work.
 #[pin_project]
-pub struct ResponseFuture<S, R, Req>
+pub struct ResponseFuture<S, R, Req, N = ()>
 where
     S: Service<Req>,
     R: Refuse<Req, S::Response, S::Error>,
 {
     #[pin]
     state: State<S::Future, Result<R::Response, R::Error>>,
+    note: N,
 }
 
 #[pin_project(project = StateProj)]
@@ -34,36 +37,43 @@ enum State<F, T> {
 
 // === impl ResponseFuture ===
 
-impl<S, R, Req> ResponseFuture<S, R, Req>
+impl<S, R, Req, N> ResponseFuture<S, R, Req, N>
 where
     S: Service<Req>,
     R: Refuse<Req, S::Response, S::Error>,
 {
-    pub(crate) const fn admitted(inner: S::Future) -> Self {
-        Self { state: State::Admitted(inner) }
+    pub(crate) const fn admitted(inner: S::Future, note: N) -> Self {
+        Self { state: State::Admitted(inner), note }
     }
 
-    pub(crate) const fn refused(answer: Result<R::Response, R::Error>) -> Self {
-        Self { state: State::Refused(Some(answer)) }
+    pub(crate) const fn refused(answer: Result<R::Response, R::Error>, note: N) -> Self {
+        Self { state: State::Refused(Some(answer)), note }
     }
 }
 
-impl<S, R, Req> Future for ResponseFuture<S, R, Req>
+impl<S, R, Req, N> Future for ResponseFuture<S, R, Req, N>
 where
     S: Service<Req>,
     R: Refuse<Req, S::Response, S::Error>,
+    N: Tell<R::Response>,
 {
     type Output = Result<R::Response, R::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
-            StateProj::Admitted(inner) => Poll::Ready(R::pass(ready!(inner.poll(cx)))),
-            StateProj::Refused(answer) => Poll::Ready(answer.take().expect("polled after it was ready")),
+        let this = self.project();
+        let mut answer = match this.state.project() {
+            StateProj::Admitted(inner) => R::pass(ready!(inner.poll(cx))),
+            StateProj::Refused(answer) => answer.take().expect("polled after it was ready"),
+        };
+        if let Ok(response) = &mut answer {
+            this.note.tell(response);
         }
+        Poll::Ready(answer)
     }
 }
 
-impl<S, R, Req> fmt::Debug for ResponseFuture<S, R, Req>
+impl<S, R, Req, N> fmt::Debug for ResponseFuture<S, R, Req, N>
 where
     S: Service<Req>,
     R: Refuse<Req, S::Response, S::Error>,

@@ -1,5 +1,24 @@
 //! The heart: the generic cell rate algorithm (ITU-T I.371) as arithmetic on nanoseconds.
 //!
+//! A bucket is one number, the *theoretical arrival time*: the moment at which it is full again.
+//!
+//! ```text
+//!            now                    full_at                 full_at + cost
+//!   ──────────┼────────────────────────┼─────────────────────────┼─────────►
+//!             │◄──────── debt ────────►│◄───────── cost ────────►│
+//!             │◄─────────── depth ──────────────►│◄──── wait ────►│
+//! ```
+//!
+//! What would end beyond the bucket's depth must wait for the rest. Whoever may wait reserves: the bucket goes into debt
+//! beyond its depth, and those who come later stand behind. So the queue of waiters is this same number.
+//!
+//! # Giving back
+//!
+//! Taking out what was taken is sound only as far as it still lies ahead: what the bucket has forgotten by itself must
+//! not be given back as well. Whoever took at `at` gives back the cost less the time since, whatever others took or gave
+//! back meanwhile. One who still waits gives back all of it, but only if nobody stands behind: the turns of those behind are
+//! fixed, and the gap before them cannot be moved to after them without two passing where one may.
+//!
 //! # Why not `governor`'s
 //!
 //! `governor` has the same algorithm, and is the oracle of the tests below. As the engine it does not carry what this
@@ -10,42 +29,126 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::{Quota, sync::AtomicU64};
+use crate::{Quota, quota::HORIZON, sync::AtomicU64};
 
-/// `Ok`: how far the bucket is now in debt. `Err`: how long until one would pass. Both in nanoseconds.
+/// `Ok`: how far the bucket is now in debt. `Err`: how long until it would pass at once. Both in nanoseconds.
 pub(crate) type Decision = Result<u64, u64>;
 
-/// One bucket. It holds the *theoretical arrival time*: the moment at which it is full again. Zero is full.
+/// What is asked of a bucket. All in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ask {
+    pub(crate) now: u64,
+    /// What it takes out; not more than `depth`.
+    cost: u64,
+    depth: u64,
+    /// How long it may wait.
+    patience: u64,
+}
+
+/// One bucket. Zero is full.
 #[derive(Debug, Default)]
 pub(crate) struct Cell(AtomicU64);
 
-/// Takes one token out of a bucket that will be full at `full_at`. Gives the new moment, or how long to wait.
-///
-/// Nothing overflows: `now` and the quota's depth are at most [`HORIZON`](crate::quota::HORIZON), a quarter of `u64`, so
-/// `full_at` is at most two quarters and `next` three.
-#[inline]
-pub(crate) fn take(full_at: u64, now: u64, quota: Quota) -> Result<u64, u64> {
-    let next = full_at.max(now) + quota.interval_nanos();
-    match (next - now).saturating_sub(quota.depth()) {
-        0 => Ok(next),
-        wait => Err(wait),
+// === impl Ask ===
+
+impl Ask {
+    pub(crate) const NOTHING: Self = Self { now: 0, cost: 0, depth: 0, patience: 0 };
+
+    /// One token, now or not at all.
+    #[inline]
+    pub(crate) const fn one(now: u64, quota: Quota) -> Self {
+        Self { now, cost: quota.interval_nanos(), depth: quota.depth(), patience: 0 }
+    }
+
+    /// So many tokens. `None` if the bucket never holds that many.
+    #[inline]
+    pub(crate) const fn tokens(now: u64, quota: Quota, tokens: u32) -> Option<Self> {
+        if tokens != 1 && tokens > quota.parts().1 {
+            return None;
+        }
+        Some(Self { cost: quota.interval_nanos() * tokens as u64, ..Self::one(now, quota) })
+    }
+
+    pub(crate) const fn cost(&self) -> u64 {
+        self.cost
+    }
+
+    /// For so long it may wait.
+    #[inline]
+    pub(crate) fn patience(self, nanos: u64) -> Self {
+        Self { patience: nanos.min(HORIZON / 2), ..self }
+    }
+
+    /// Puts it to a bucket that will be full at `full_at`. Gives the new moment, or how long to wait.
+    ///
+    /// Nothing overflows: `now`, cost and depth are at most [`HORIZON`], a quarter of `u64`, and patience half of that, so
+    /// `full_at` is at most two quarters and a half, and `next` three and a half.
+    #[inline]
+    pub(crate) fn put(&self, full_at: u64) -> Result<u64, u64> {
+        let next = full_at.max(self.now) + self.cost;
+        let wait = (next - self.now).saturating_sub(self.depth);
+        if wait <= self.patience { Ok(next) } else { Err(wait) }
+    }
+
+    /// How long after `now` the turn comes of one that was let in and left the bucket with `debt`.
+    #[inline]
+    pub(crate) const fn turn(&self, debt: u64) -> u64 {
+        debt.saturating_sub(self.depth)
+    }
+
+    /// The moment a bucket must be full at, so that the like of this ask waits for so long.
+    #[cfg(feature = "redis")]
+    pub(crate) fn refused_for(&self, nanos: u64) -> u64 {
+        (self.now + nanos.min(HORIZON / 2) + self.depth).saturating_sub(self.cost)
+    }
+
+    /// Takes out again what this ask put into a bucket, and left it with `debt` then. Gives the new moment, or nothing if
+    /// nothing can be given back.
+    pub(crate) fn take_out(&self, debt: u64, full_at: u64, now: u64) -> Option<u64> {
+        let (next, began) = (self.now + debt, self.now + self.turn(debt));
+        let somebody_waits = full_at > now.saturating_add(self.depth);
+        if somebody_waits && full_at != next {
+            return None;
+        }
+        let ahead = self.cost.saturating_sub(now.saturating_sub(began));
+        (ahead > 0).then(|| full_at.saturating_sub(ahead))
     }
 }
 
 // === impl Cell ===
 
 impl Cell {
-    /// Takes one token. Costs one compare-and-swap; a refusal only reads.
+    /// Costs one compare-and-swap; a refusal only reads.
     #[inline]
-    pub(crate) fn take(&self, now: u64, quota: Quota) -> Decision {
+    pub(crate) fn take(&self, ask: &Ask) -> Decision {
         let mut full_at = self.0.load(Relaxed);
         loop {
-            let next = take(full_at, now, quota)?;
+            let next = ask.put(full_at)?;
             match self.0.compare_exchange_weak(full_at, next, Relaxed, Relaxed) {
-                Ok(_) => return Ok(next - now),
+                Ok(_) => return Ok(next - ask.now),
                 Err(seen) => full_at = seen,
             }
         }
+    }
+
+    /// What [`take`](Self::take) would answer.
+    pub(crate) fn peek(&self, ask: &Ask) -> Decision {
+        ask.put(self.0.load(Relaxed)).map(|next| next - ask.now)
+    }
+
+    /// Makes it full no sooner than `full_at`.
+    #[cfg(feature = "redis")]
+    pub(crate) fn raise(&self, full_at: u64) {
+        self.0.fetch_max(full_at, Relaxed);
+    }
+
+    pub(crate) fn give_back(&self, ask: &Ask, debt: u64, now: u64) {
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |full_at| ask.take_out(debt, full_at, now));
+    }
+
+    /// How far in debt it is.
+    pub(crate) fn debt(&self, now: u64) -> u64 {
+        self.0.load(Relaxed).saturating_sub(now)
     }
 }
 
@@ -67,19 +170,19 @@ mod tests {
     fn a_burst_passes_at_once_and_then_one_an_interval() {
         let quota = quota(Duration::from_nanos(10), 3);
         let cell = Cell::default();
-        assert_eq!([(); 4].map(|()| cell.take(100, quota)), [Ok(10), Ok(20), Ok(30), Err(10)]);
-        assert_eq!(cell.take(109, quota), Err(1));
-        assert_eq!(cell.take(110, quota), Ok(30));
-        assert_eq!(cell.take(110, quota), Err(10));
-        assert_eq!(cell.take(1000, quota), Ok(10), "rested, it is full, and not fuller than that");
+        assert_eq!([(); 4].map(|()| cell.take(&Ask::one(100, quota))), [Ok(10), Ok(20), Ok(30), Err(10)]);
+        assert_eq!(cell.take(&Ask::one(109, quota)), Err(1));
+        assert_eq!(cell.take(&Ask::one(110, quota)), Ok(30));
+        assert_eq!(cell.take(&Ask::one(110, quota)), Err(10));
+        assert_eq!(cell.take(&Ask::one(1000, quota)), Ok(10), "rested, it is full, and not fuller than that");
     }
 
     #[test]
     fn a_thread_whose_clock_reading_is_older_gains_nothing() {
         let quota = quota(Duration::from_nanos(10), 1);
         let cell = Cell::default();
-        assert_eq!(cell.take(100, quota), Ok(10));
-        assert_eq!(cell.take(95, quota), Err(15));
+        assert_eq!(cell.take(&Ask::one(100, quota)), Ok(10));
+        assert_eq!(cell.take(&Ask::one(95, quota)), Err(15));
     }
 
     #[test]
@@ -88,11 +191,11 @@ mod tests {
         {
             for now in [0, 1, HORIZON] {
                 let cell = Cell::default();
-                assert!(cell.take(now, quota).is_ok());
-                assert!(cell.take(HORIZON, quota).is_ok() || quota.burst_size().get() == 1);
+                assert!(cell.take(&Ask::one(now, quota)).is_ok());
+                assert!(cell.take(&Ask::one(HORIZON, quota)).is_ok() || quota.burst_size().get() == 1);
             }
         }
-        assert_eq!(take(2 * HORIZON, HORIZON, quota(Duration::MAX, 1)), Err(HORIZON));
+        assert_eq!(Ask::one(HORIZON, quota(Duration::MAX, 1)).put(2 * HORIZON), Err(HORIZON));
     }
 
     proptest! {
@@ -111,7 +214,7 @@ mod tests {
             for step in steps {
                 now += step;
                 clock.advance(Duration::from_nanos(step));
-                let decision = cell.take(now, ours).map(drop).map_err(Duration::from_nanos);
+                let decision = cell.take(&Ask::one(now, ours)).map(drop).map_err(Duration::from_nanos);
                 let oracle = limiter.check().map_err(|not_until| {
                     not_until.wait_time_from(governor::clock::Clock::now(&clock))
                 });
@@ -131,7 +234,7 @@ mod tests {
             let mut admitted = Vec::new();
             for step in steps {
                 now += step;
-                admitted.extend(cell.take(now, quota).is_ok().then_some(now));
+                admitted.extend(cell.take(&Ask::one(now, quota)).is_ok().then_some(now));
             }
             assert_conforming(&admitted, quota);
         }
@@ -141,12 +244,12 @@ mod tests {
             let quota = quota(Duration::from_nanos(interval), burst);
             let cell = Cell::default();
             let wait = loop {
-                if let Err(wait) = cell.take(now, quota) {
+                if let Err(wait) = cell.take(&Ask::one(now, quota)) {
                     break wait;
                 }
             };
-            prop_assert_eq!(cell.take(now + wait - 1, quota), Err(1));
-            prop_assert!(cell.take(now + wait, quota).is_ok());
+            prop_assert_eq!(cell.take(&Ask::one(now + wait - 1, quota)), Err(1));
+            prop_assert!(cell.take(&Ask::one(now + wait, quota)).is_ok());
         }
     }
 
@@ -154,12 +257,180 @@ mod tests {
     fn two_threads_together_get_no_more_than_one() {
         let quota = quota(Duration::from_secs(1), 1_000);
         let cell = Cell::default();
-        let admitted = || (0..2_000).filter(|_| cell.take(0, quota).is_ok()).count();
+        let admitted = || (0..2_000).filter(|_| cell.take(&Ask::one(0, quota)).is_ok()).count();
         let both = std::thread::scope(|scope| {
             let other = scope.spawn(admitted);
             admitted() + other.join().unwrap()
         });
         assert_eq!(both, 1_000);
+    }
+
+    fn tokens(now: u64, quota: Quota, tokens: u32) -> Ask {
+        Ask::tokens(now, quota, tokens).unwrap()
+    }
+
+    #[test]
+    fn a_costly_request_waits_for_all_it_costs_and_one_beyond_the_burst_is_none() {
+        let quota = quota(Duration::from_nanos(10), 3);
+        let cell = Cell::default();
+        assert_eq!(cell.take(&tokens(100, quota, 3)), Ok(30));
+        assert_eq!(cell.take(&tokens(110, quota, 3)), Err(20));
+        assert_eq!(cell.take(&tokens(110, quota, 1)), Ok(30));
+        assert_eq!(Ask::tokens(100, quota, 4), None);
+    }
+
+    #[test]
+    fn who_may_wait_stands_behind_those_who_wait() {
+        let quota = quota(Duration::from_nanos(10), 2);
+        let cell = Cell::default();
+        let ask = Ask::one(100, quota).patience(25);
+        let turns = [(); 5].map(|()| cell.take(&ask).map(|debt| ask.turn(debt)));
+        assert_eq!(turns, [Ok(0), Ok(0), Ok(10), Ok(20), Err(30)]);
+        assert_eq!(cell.take(&Ask::one(119, quota)), Err(11), "one who would not wait comes after them");
+    }
+
+    #[test]
+    fn what_is_given_back_at_once_is_all_of_it_and_later_only_what_lies_ahead() {
+        let quota = quota(Duration::from_nanos(10), 3);
+        for (later, left) in [(0, 0), (4, 4), (9, 9), (10, 10), (50, 10)] {
+            let cell = Cell::default();
+            let ask = Ask::one(100, quota);
+            let debt = cell.take(&ask).unwrap();
+            cell.give_back(&ask, debt, 100 + later);
+            assert_eq!(cell.debt(100), left, "after {later} ns");
+        }
+    }
+
+    #[test]
+    fn one_who_waits_gives_back_all_if_nobody_stands_behind_and_else_nothing() {
+        let quota = quota(Duration::from_nanos(10), 1);
+        let cell = Cell::default();
+        let ask = Ask::one(100, quota).patience(100);
+        let [_, second, third] = [(); 3].map(|()| cell.take(&ask).unwrap());
+        cell.give_back(&ask, second, 105);
+        assert_eq!(cell.debt(100), 30, "the third keeps its turn, and nobody gets the second's");
+        cell.give_back(&ask, third, 105);
+        assert_eq!(cell.debt(100), 20);
+        cell.give_back(&ask, second, 105);
+        assert_eq!(cell.debt(100), 10);
+    }
+
+    /// What a client does: asks, and perhaps changes its mind later.
+    #[derive(Clone, Debug)]
+    struct Act {
+        step: u64,
+        tokens: u32,
+        patience: u64,
+        /// One who came before gives back: the number of places before this one.
+        gives_back: Option<usize>,
+    }
+
+    fn acts(longest: usize) -> impl Strategy<Value = Vec<Act>> {
+        let act = (prop_oneof![Just(0), 0_u64..60, 0_u64..400], 1_u32..4, prop_oneof![Just(0), 0_u64..300]);
+        let act = (act, prop::option::of(0_usize..6));
+        let act = act.prop_map(|((step, tokens, patience), gives_back)| Act { step, tokens, patience, gives_back });
+        prop::collection::vec(act, 1..longest)
+    }
+
+    /// One that was let in.
+    struct Guest {
+        ask: Ask,
+        debt: u64,
+        begins: u64,
+        stays: bool,
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        #[test]
+        fn whoever_waits_and_gives_back_no_interval_sees_more_than_burst_and_rate(
+            interval in 1_u64..60,
+            burst in 1_u32..6,
+            acts in acts(60),
+        ) {
+            let quota = quota(Duration::from_nanos(interval), burst);
+            let (cell, mut now) = (Cell::default(), 1_000);
+            let mut guests: Vec<Guest> = Vec::new();
+            for act in acts {
+                now += act.step;
+                if let Some(guest) = act.gives_back.and_then(|back| guests.iter_mut().rev().nth(back)).filter(|guest| guest.stays) {
+                    // One who waited and was called is beyond recall; one who was let in at once may be refused elsewhere.
+                    let waits = guest.begins > guest.ask.now;
+                    if !waits || guest.begins > now {
+                        guest.stays = false;
+                        cell.give_back(&guest.ask, guest.debt, now);
+                    }
+                }
+                if let Some(ask) = Ask::tokens(now, quota, act.tokens).map(|ask| ask.patience(act.patience))
+                    && let Ok(debt) = cell.take(&ask)
+                {
+                    guests.push(Guest { ask, debt, begins: now + ask.turn(debt), stays: true });
+                }
+            }
+            let served = guests.iter().filter(|guest| guest.stays).map(|guest| (guest.begins, guest.ask.cost())).collect();
+            assert_within(served, quota.depth());
+        }
+
+        #[test]
+        fn while_quotas_change_each_is_kept_and_the_time_that_is_owed_too(
+            quotas in prop::collection::vec((1_u64..60, 1_u32..6, 0_usize..30), 1..8),
+            acts in acts(150),
+        ) {
+            let mut quotas = quotas.into_iter().map(|(interval, burst, turns)| (quota(Duration::from_nanos(interval), burst), turns)).cycle();
+            let (cell, mut now, mut deepest) = (Cell::default(), 1_000, 0);
+            let (mut of_all, mut of_this) = (Vec::new(), Vec::new());
+            let (mut current, mut turns) = quotas.next().unwrap();
+            for act in acts {
+                now += act.step;
+                if turns == 0 {
+                    assert_within(std::mem::take(&mut of_this), current.depth());
+                    (current, turns) = quotas.next().unwrap();
+                }
+                turns = turns.saturating_sub(1);
+                deepest = deepest.max(current.depth());
+                if let Some(ask) = Ask::tokens(now, current, act.tokens) && cell.take(&ask).is_ok() {
+                    of_all.push((now, ask.cost()));
+                    of_this.push((now, ask.cost()));
+                }
+            }
+            assert_within(of_this, current.depth());
+            assert_within(of_all, deepest);
+        }
+
+        #[test]
+        fn governor_decides_the_same_about_requests_that_cost_more(
+            interval in 1_u64..5_000,
+            burst in 1_u32..20,
+            requests in prop::collection::vec((prop_oneof![Just(0), 0_u64..200, 0_u64..20_000], 1_u32..25), 1..200),
+        ) {
+            let ours = quota(Duration::from_nanos(interval), burst);
+            let theirs = governor::Quota::with_period(ours.interval()).unwrap().allow_burst(ours.burst_size());
+            let clock = FakeRelativeClock::default();
+            let limiter = RateLimiter::direct_with_clock(theirs, clock.clone());
+            let (cell, mut now) = (Cell::default(), 0);
+            for (step, number) in requests {
+                now += step;
+                clock.advance(Duration::from_nanos(step));
+                let decision = Ask::tokens(now, ours, number).map(|ask| cell.take(&ask).map(drop).map_err(Duration::from_nanos));
+                let oracle = limiter.check_n(NonZeroU32::new(number).unwrap()).ok().map(|decision| decision.map_err(|not_until| {
+                    not_until.wait_time_from(governor::clock::Clock::now(&clock))
+                }));
+                prop_assert_eq!(decision, oracle);
+            }
+        }
+    }
+
+    /// Every stretch between two of those served, both counted: what they cost is at most the depth and the time between.
+    fn assert_within(mut served: Vec<(u64, u64)>, depth: u64) {
+        served.sort_unstable();
+        for (first, &(from, _)) in served.iter().enumerate() {
+            let mut cost = 0;
+            for &(to, more) in &served[first..] {
+                cost += more;
+                assert!(cost <= depth + (to - from), "{cost} in {from}..={to} of a depth of {depth}: {served:?}");
+            }
+        }
     }
 
     /// Every stretch between two admissions, both counted: at most the burst and what the rate gives in that time.
@@ -170,5 +441,48 @@ mod tests {
                 assert!(((last - first) as u64) < most, "more than {most} in {from}..={to}");
             }
         }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use std::{num::NonZeroU32, time::Duration};
+
+    use loom::{sync::Arc, thread};
+
+    use super::*;
+
+    fn quota(burst: u32) -> Quota {
+        Quota::every(Duration::from_nanos(10)).unwrap().burst(NonZeroU32::new(burst).unwrap())
+    }
+
+    #[test]
+    fn two_threads_never_get_more_than_the_burst() {
+        loom::model(|| {
+            let cell = Arc::new(Cell::default());
+            let take = |cell: &Cell| (0..2).filter(|_| cell.take(&Ask::one(100, quota(3))).is_ok()).count();
+            let other = thread::spawn({
+                let cell = cell.clone();
+                move || take(&cell)
+            });
+            assert_eq!(take(&cell) + other.join().unwrap(), 3);
+        });
+    }
+
+    #[test]
+    fn what_one_gives_back_another_gets_once() {
+        loom::model(|| {
+            let cell = Arc::new(Cell::default());
+            let ask = Ask::one(100, quota(1));
+            let debt = cell.take(&ask).unwrap();
+            let other = thread::spawn({
+                let cell = cell.clone();
+                move || (0..2).filter(|_| cell.take(&Ask::one(100, quota(1))).is_ok()).count()
+            });
+            cell.give_back(&ask, debt, 100);
+            let passed = other.join().unwrap();
+            assert!(passed <= 1);
+            assert_eq!(cell.take(&ask).is_ok(), passed == 0);
+        });
     }
 }

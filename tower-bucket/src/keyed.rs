@@ -1,15 +1,16 @@
-use std::{
-    fmt,
-    hash::{BuildHasher, Hash, RandomState},
-    marker::PhantomData,
-    num::NonZeroU32,
-    sync::Arc,
-};
+use std::{fmt, hash::Hash, marker::PhantomData, num::NonZeroU32, sync::Arc};
+
+use tokio::time::Instant;
 
 use crate::{
-    Admitted, Exhausted, OnMissingKey, Quota, Snapshot,
-    limiter::Start,
-    store::{Fingerprint, Store},
+    Admitted, Exhausted, Quota, Snapshot,
+    clock::Start,
+    dial::Dial,
+    error::Reason,
+    gcra::Ask,
+    hash::{Fingerprint, Seed},
+    snapshot::Fate,
+    store::{Drawer, Drawn, Store},
 };
 
 /// A bucket for each key, in bounded memory: a cheap handle, whose clones share it.
@@ -34,9 +35,9 @@ use crate::{
 /// and only when another needs the room; nothing has to be cleaned up. When the store is full of active keys, these keep
 /// their buckets, and new ones share one overflow bucket of the same quota, until somebody's is full again: a flood of
 /// made-up keys harms other newcomers, but nobody who is known. [`Snapshot::overflowed`] tells, and a warning once a
-/// minute.
+/// minute. A key that finds room after it shared the overflow bucket begins like any other, with a full one.
 ///
-/// The keys themselves are not kept, only their hashes (SipHash with a random seed, as in a `HashMap`).
+/// The keys themselves are not kept, only their hashes (`foldhash`, seeded by the operating system).
 pub struct KeyedLimiter<K: ?Sized> {
     shared: Arc<Shared>,
     key: PhantomData<fn(&K)>,
@@ -45,8 +46,8 @@ pub struct KeyedLimiter<K: ?Sized> {
 #[derive(Debug)]
 struct Shared {
     store: Store,
-    hasher: RandomState,
-    quota: Quota,
+    seed: Seed,
+    dial: Dial,
     start: Start,
 }
 
@@ -64,13 +65,22 @@ impl<K: ?Sized> KeyedLimiter<K> {
     /// Call it first: what it returns is a fresh limiter, which shares nothing with earlier clones.
     #[must_use]
     pub fn capacity(self, keys: NonZeroU32) -> Self {
-        Self::with(self.shared.quota, keys.get() as usize)
+        Self::with(self.quota(), keys.get() as usize)
     }
 
     /// The quota that each key has.
     #[must_use]
+    #[inline]
     pub fn quota(&self) -> Quota {
-        self.shared.quota
+        self.shared.dial.read()
+    }
+
+    /// Keeps another quota for each key from now on, without forgetting what was taken: one atomic change, for all clones.
+    ///
+    /// What is owed stays what it is in *time*, as for a [`Limiter`](crate::Limiter::set_quota): at most the old quota's
+    /// [`refill`](Quota::refill) goes by before a key is at the new one's full burst.
+    pub fn set_quota(&self, quota: Quota) {
+        self.shared.dial.turn(quota);
     }
 
     /// What it has done so far.
@@ -79,27 +89,44 @@ impl<K: ?Sized> KeyedLimiter<K> {
         self.shared.store.snapshot()
     }
 
-    /// What becomes of a request without a key.
-    pub(crate) fn check_missing(&self, choice: OnMissingKey) -> Result<Option<Admitted>, Exhausted> {
-        let Shared { store, quota, start, .. } = &*self.shared;
-        let now = start.elapsed();
-        store.count_keyless(now);
-        match choice {
-            OnMissingKey::Shared => Admitted::or_exhausted(store.take_keyless(now, *quota), *quota).map(Some),
-            OnMissingKey::Allow => {
-                store.keyless_tally().count_allowed();
-                Ok(None)
-            }
-            OnMissingKey::Deny => {
-                store.keyless_tally().count_refused();
-                Err(Exhausted::keyless())
-            }
-        }
+    #[inline]
+    pub(crate) fn since_start(&self, now: Instant) -> u64 {
+        self.shared.start.until(now)
+    }
+
+    #[inline]
+    pub(crate) fn take(&self, drawer: Drawer, ask: &Ask) -> Result<Drawn, u64> {
+        self.shared.store.take(drawer, ask)
+    }
+
+    pub(crate) fn peek_at(&self, drawer: Drawer, ask: &Ask) -> Result<u64, u64> {
+        self.shared.store.peek(drawer, ask)
+    }
+
+    pub(crate) fn give_back(&self, drawer: Drawer, ask: &Ask, drawn: Drawn, now: Instant) {
+        self.shared.store.give_back(drawer, ask, drawn, self.since_start(now));
+    }
+
+    /// Lets nothing more like `ask` pass for so many nanoseconds.
+    #[cfg(feature = "redis")]
+    pub(crate) fn hold(&self, drawer: Drawer, ask: &Ask, nanos: u64) {
+        self.shared.store.hold(drawer, ask, nanos);
+    }
+
+    #[inline]
+    pub(crate) fn count(&self, drawer: Drawer, fate: Fate) {
+        self.shared.store.count(drawer, fate);
+    }
+
+    /// Notes that a request has no key.
+    #[cold]
+    pub(crate) fn note_keyless(&self) {
+        self.shared.store.note_keyless(self.since_start(Instant::now()));
     }
 
     fn with(quota: Quota, capacity: usize) -> Self {
-        let (store, hasher, start) = (Store::new(capacity), RandomState::new(), Start::now());
-        Self { shared: Arc::new(Shared { store, hasher, quota, start }), key: PhantomData }
+        let (store, seed, dial, start) = (Store::new(capacity), Seed::random(), Dial::new(quota), Start::now());
+        Self { shared: Arc::new(Shared { store, seed, dial, start }), key: PhantomData }
     }
 }
 
@@ -110,9 +137,40 @@ impl<K: Hash + ?Sized> KeyedLimiter<K> {
     ///
     /// The bucket is empty. Nothing was taken.
     pub fn check_key(&self, key: &K) -> Result<Admitted, Exhausted> {
-        let Shared { store, hasher, quota, start } = &*self.shared;
-        let key = Fingerprint::from(hasher.hash_one(key));
-        Admitted::or_exhausted(store.take(key, start.elapsed(), *quota), *quota)
+        self.check_key_cost(key, 1)
+    }
+
+    /// Takes so many tokens from the bucket of `key`, now. What costs none always passes.
+    ///
+    /// # Errors
+    ///
+    /// The bucket has not so many now, or never holds so many. Nothing was taken.
+    pub fn check_key_cost(&self, key: &K, tokens: u32) -> Result<Admitted, Exhausted> {
+        let (drawer, quota, now) = (Drawer::Key(self.fingerprint(key)), self.quota(), self.since_start(Instant::now()));
+        if tokens == 0 {
+            self.count(drawer, Fate::Allowed);
+            return Ok(Admitted::new(self.shared.store.debt(drawer, now), quota));
+        }
+        let ask = Ask::tokens(now, quota, tokens).ok_or(Reason::Cost);
+        let decision = ask.and_then(|ask| self.take(drawer, &ask).map_err(Reason::Wait));
+        self.count(drawer, if decision.is_ok() { Fate::Allowed } else { Fate::Refused });
+        decision.map(|drawn| Admitted::new(drawn.debt, quota)).map_err(Exhausted::new)
+    }
+
+    /// What [`check_key`](Self::check_key) would answer; nothing is taken, counted or remembered.
+    ///
+    /// # Errors
+    ///
+    /// The bucket is empty.
+    pub fn peek_key(&self, key: &K) -> Result<Admitted, Exhausted> {
+        let (drawer, quota) = (Drawer::Key(self.fingerprint(key)), self.quota());
+        let decision = self.peek_at(drawer, &Ask::one(self.since_start(Instant::now()), quota));
+        decision.map(|debt| Admitted::new(debt, quota)).map_err(|wait| Exhausted::new(Reason::Wait(wait)))
+    }
+
+    #[inline]
+    pub(crate) fn fingerprint(&self, key: &K) -> Fingerprint {
+        self.shared.seed.fingerprint(key)
     }
 }
 
@@ -125,7 +183,7 @@ impl<K: ?Sized> Clone for KeyedLimiter<K> {
 impl<K: ?Sized> fmt::Debug for KeyedLimiter<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeyedLimiter")
-            .field("quota", &self.shared.quota)
+            .field("quota", &self.quota())
             .field("capacity", &self.shared.store.capacity())
             .field("snapshot", &self.snapshot())
             .finish()

@@ -1,9 +1,12 @@
-use std::{fmt, hash::Hash};
+use std::{num::NonZeroU32, time::Duration};
 
 use tower_layer::Layer;
 use tower_outcome::refuse::{Auto, Fail};
 
-use crate::{Admitted, Bucket, ClientIp, Exhausted, Key, KeyedLimiter, Limiter, OnMissingKey, PeerIp, Quota};
+use crate::{
+    AtOnce, Both, Bucket, ClientIp, Cost, Keyed, KeyedLimiter, Limiter, OnMissingKey, PeerIp, Plan, PolicyName, Quota,
+    Shadow, Told, Tuned, Waiting,
+};
 
 /// Lets no more requests through than a limiter admits. Makes a [`Bucket`] around a service.
 ///
@@ -28,34 +31,34 @@ use crate::{Admitted, Bucket, ClientIp, Exhausted, Key, KeyedLimiter, Limiter, O
 /// let api = BucketLayer::keyed(tenants.clone(), api_key).on_missing_key(OnMissingKey::Deny).respond();
 /// # let _ = (upstream, site, api);
 /// ```
+///
+/// Several limits at once, requests that cost more, and an answer that says how it stands:
+///
+/// ```
+/// # use std::num::NonZeroU32;
+/// # use http::Request;
+/// # use tower_bucket::{BucketLayer, Limiter, PolicyName, Quota};
+/// # const TEN: NonZeroU32 = NonZeroU32::new(10).unwrap();
+/// # const HUNDRED: NonZeroU32 = NonZeroU32::new(100).unwrap();
+/// const SITE: PolicyName = PolicyName::new("site").unwrap();
+/// const CLIENT: PolicyName = PolicyName::new("client").unwrap();
+///
+/// let site = BucketLayer::new(Limiter::new(Quota::per_second(HUNDRED))).fields(SITE);
+/// let client = BucketLayer::per_client(Quota::per_second(TEN)).fields(CLIENT);
+/// let both = site.and(client).cost(|request: &Request<String>| if request.method() == "POST" { 5 } else { 1 }).respond();
+/// # let _ = both;
+/// ```
+///
+/// # Order of words
+///
+/// What makes the limit comes first ([`new`](Self::new), [`on_missing_key`](Self::on_missing_key)), then what is asked of it
+/// ([`plan`](Self::plan), [`cost`](Self::cost), [`shadow`](Self::shadow), [`fields`](Self::fields), [`and`](Self::and)), then
+/// how a refusal is told and whether one may wait. `cost` and the like hold for all limits that are put together by then.
 #[derive(Clone, Copy, Debug)]
-pub struct BucketLayer<L, R = Fail> {
+pub struct BucketLayer<L, R = Fail, M = AtOnce> {
     limit: L,
     refuse: R,
-}
-
-/// Decides about a request: a [`Limiter`], or a [`Keyed`] one. Implemented here only.
-pub trait Limit<Req>: sealed::Sealed {
-    /// Takes what the request costs. `None`: it passes unlimited.
-    ///
-    /// # Errors
-    ///
-    /// The bucket that the request draws from is empty.
-    fn admit(&self, request: &Req) -> Result<Option<Admitted>, Exhausted>;
-}
-
-/// A [`KeyedLimiter`] together with the [`Key`] that tells whose bucket a request draws from.
-pub struct Keyed<F, K: ?Sized> {
-    limiter: KeyedLimiter<K>,
-    key: F,
-    missing: OnMissingKey,
-}
-
-mod sealed {
-    #[expect(unnameable_types, reason = "that is what seals the trait")]
-    pub trait Sealed {}
-    impl Sealed for crate::Limiter {}
-    impl<F, K: ?Sized> Sealed for super::Keyed<F, K> {}
+    mode: M,
 }
 
 // === impl BucketLayer ===
@@ -64,7 +67,7 @@ impl BucketLayer<Limiter> {
     /// All requests draw from one bucket.
     #[must_use]
     pub const fn new(limiter: Limiter) -> Self {
-        Self { limit: limiter, refuse: Fail }
+        Self { limit: limiter, refuse: Fail, mode: AtOnce }
     }
 }
 
@@ -85,7 +88,7 @@ impl<F, K> BucketLayer<Keyed<F, K>> {
     /// ```
     #[must_use]
     pub fn keyed(limiter: KeyedLimiter<K>, key: F) -> Self {
-        Self { limit: Keyed { limiter, key, missing: OnMissingKey::default() }, refuse: Fail }
+        Self { limit: Keyed::new(limiter, key), refuse: Fail, mode: AtOnce }
     }
 }
 
@@ -100,74 +103,135 @@ impl BucketLayer<Keyed<PeerIp, ClientIp>> {
     }
 }
 
-impl<F, K, R> BucketLayer<Keyed<F, K>, R> {
+impl<F, K, R, M> BucketLayer<Keyed<F, K>, R, M> {
     /// What becomes of a request without a key. Default: [`OnMissingKey::Shared`].
     #[must_use]
-    pub fn on_missing_key(mut self, choice: OnMissingKey) -> Self {
-        self.limit.missing = choice;
-        self
+    pub fn on_missing_key(self, choice: OnMissingKey) -> Self {
+        Self { limit: self.limit.on_missing_key(choice), ..self }
     }
 
     /// The limiter that is drawn from.
     pub fn limiter(&self) -> &KeyedLimiter<K> {
-        &self.limit.limiter
+        self.limit.limiter()
     }
 }
 
-impl<L, R> BucketLayer<L, R> {
+impl<L, R, M> BucketLayer<L, R, M> {
+    /// A request must pass `other`, too. Of the other one the limits are taken, not how it refuses.
+    ///
+    /// All limits are asked first and take only if none refuses; if another request then is faster, what was taken is given
+    /// back. The refusal tells the longest wait. Put first what you want counted and told first.
+    #[must_use]
+    pub fn and<T>(self, other: BucketLayer<T>) -> BucketLayer<Both<L, T>, R, M> {
+        self.map(|limit| Both::new(limit, other.limit))
+    }
+
+    /// How many tokens a request costs: `Fn(&Req) -> u32`. Default: 1. What costs none always passes; what costs more than
+    /// the burst never does, and is refused without a time to come back ([`Exhausted::is_cost`](crate::Exhausted::is_cost)).
+    #[must_use]
+    pub fn cost<F>(self, tokens: F) -> BucketLayer<Tuned<L, Cost<F>>, R, M> {
+        self.map(|limit| Tuned::new(limit, Cost::new(tokens)))
+    }
+
+    /// Which quota a request is held to, such as its tenant's plan: `Fn(&Req) -> Option<Quota>`. Default, and where it says
+    /// `None`: the limiter's own.
+    ///
+    /// Let it depend on nothing but the key. What is owed is time: a key that is asked under a slow quota and under a fast one
+    /// pays for both.
+    ///
+    /// ```
+    /// use std::num::NonZeroU32;
+    /// use http::{HeaderName, HeaderValue, Request};
+    /// use tower_bucket::{BucketLayer, Header, KeyedLimiter, Quota};
+    ///
+    /// #[derive(Clone)]
+    /// struct Tenant { plan: Quota } // put into the extensions by who checks the API key
+    ///
+    /// let api_key = Header::new(HeaderName::from_static("x-api-key"));
+    /// let tenants = KeyedLimiter::<HeaderValue>::new(Quota::per_minute(NonZeroU32::MIN));
+    /// let layer = BucketLayer::keyed(tenants, api_key)
+    ///     .plan(|request: &Request<String>| request.extensions().get::<Tenant>().map(|tenant| tenant.plan))
+    ///     .respond();
+    /// # let _ = layer;
+    /// ```
+    #[must_use]
+    pub fn plan<F>(self, quota: F) -> BucketLayer<Tuned<L, Plan<F>>, R, M> {
+        self.map(|limit| Tuned::new(limit, Plan::new(quota)))
+    }
+
+    /// Refuses nothing, and only counts what would have been refused ([`Snapshot::shadowed`](crate::Snapshot)): to try a
+    /// quota on real traffic.
+    #[must_use]
+    pub fn shadow(self) -> BucketLayer<Tuned<L, Shadow>, R, M> {
+        self.map(|limit| Tuned::new(limit, Shadow))
+    }
+
+    /// Tells how the limit stands in the `RateLimit` and `RateLimit-Policy` fields of every answer, also those that are let
+    /// through; see [`Fields`](crate::Fields). For HTTP responses. Default: off, as it costs a few allocations.
+    ///
+    /// Said after [`and`](Self::and) it tells the limit that leaves least; said before, each one.
+    #[must_use]
+    pub fn fields(self, name: PolicyName) -> BucketLayer<Told<L>, R, M> {
+        self.map(|limit| Told::new(limit, name))
+    }
+
+    /// Lets a request that finds no token wait for one, for up to `longest`, instead of refusing it. A request whose turn
+    /// would come later is refused at once; so are those beyond the number of [`waiters`](Self::waiters).
+    ///
+    /// It waits in the response future, before the inner service is called. See [`Waiting`] for who comes first, and
+    /// [`WaitFuture`](crate::WaitFuture) for what happens when it is dropped. The inner service must be `Clone`.
+    ///
+    /// ```
+    /// use std::{num::NonZeroU32, time::Duration};
+    /// use tower_bucket::{BucketLayer, Limiter, Quota};
+    ///
+    /// // A client of an API that allows ten a second: a burst is spread out instead of failing.
+    /// let ten = Limiter::new(Quota::per_second(NonZeroU32::new(10).unwrap()));
+    /// let layer = BucketLayer::new(ten).wait(Duration::from_secs(5));
+    /// # let _ = layer;
+    /// ```
+    #[must_use]
+    pub fn wait(self, longest: Duration) -> BucketLayer<L, R, Waiting> {
+        BucketLayer { limit: self.limit, refuse: self.refuse, mode: Waiting::new(longest) }
+    }
+
     /// Answers refused requests with a 429, or `RESOURCE_EXHAUSTED` if they are gRPC. The inner error type stays as it
     /// is: for servers. Default: `Err(Exhausted)`, boxed ([`Fail`]), for clients.
     #[must_use]
-    pub fn respond(self) -> BucketLayer<L, Auto> {
+    pub fn respond(self) -> BucketLayer<L, Auto, M> {
         self.respond_with(Auto::new())
     }
 
     /// Tells refusals in another way: [`refuse`](tower_outcome::refuse) has some, and room for yours.
     #[must_use]
-    pub fn respond_with<T>(self, refuse: T) -> BucketLayer<L, T> {
-        BucketLayer { limit: self.limit, refuse }
+    pub fn respond_with<T>(self, refuse: T) -> BucketLayer<L, T, M> {
+        BucketLayer { limit: self.limit, refuse, mode: self.mode }
+    }
+
+    fn map<T>(self, change: impl FnOnce(L) -> T) -> BucketLayer<T, R, M> {
+        BucketLayer { limit: change(self.limit), refuse: self.refuse, mode: self.mode }
     }
 }
 
-impl<S, L: Clone, R: Clone> Layer<S> for BucketLayer<L, R> {
-    type Service = Bucket<S, L, R>;
+impl<L, R> BucketLayer<L, R, Waiting> {
+    /// How many requests may wait at a time, in all services that this layer and its clones make. Default: 1024; a request
+    /// that waits is held in memory, with what of its body has come.
+    #[must_use]
+    pub fn waiters(mut self, most: NonZeroU32) -> Self {
+        self.mode.at_most(most);
+        self
+    }
+
+    /// The line, to see how many wait.
+    pub const fn waiting(&self) -> &Waiting {
+        &self.mode
+    }
+}
+
+impl<S, L: Clone, R: Clone, M: Clone> Layer<S> for BucketLayer<L, R, M> {
+    type Service = Bucket<S, L, R, M>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Bucket::new(inner, self.limit.clone(), self.refuse.clone())
-    }
-}
-
-// === impl Limit ===
-
-impl<Req> Limit<Req> for Limiter {
-    fn admit(&self, _: &Req) -> Result<Option<Admitted>, Exhausted> {
-        self.check().map(Some)
-    }
-}
-
-impl<Req, F, K> Limit<Req> for Keyed<F, K>
-where
-    F: Key<Req, Key = K>,
-    K: Hash,
-{
-    fn admit(&self, request: &Req) -> Result<Option<Admitted>, Exhausted> {
-        match self.key.key(request) {
-            Some(key) => self.limiter.check_key(&key).map(Some),
-            None => self.limiter.check_missing(self.missing),
-        }
-    }
-}
-
-// === impl Keyed ===
-
-impl<F: Clone, K: ?Sized> Clone for Keyed<F, K> {
-    fn clone(&self) -> Self {
-        Self { limiter: self.limiter.clone(), key: self.key.clone(), missing: self.missing }
-    }
-}
-
-impl<F, K: ?Sized> fmt::Debug for Keyed<F, K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keyed").field("limiter", &self.limiter).field("missing", &self.missing).finish_non_exhaustive()
+        Bucket::new(inner, self.limit.clone(), self.refuse.clone(), self.mode.clone())
     }
 }

@@ -1,19 +1,36 @@
 //! Let no more through than was agreed: token buckets, one for all or one for each client.
 //!
 //! Put it where requests come in, so that one client cannot take what is meant for all; or before an upstream that
-//! allows only so much. It refuses, it does not wait: a request beyond the quota is answered at once, and told when to
-//! come back. It guards a rate; against too many requests *at a time* a concurrency limit is the means.
+//! allows only so much. A request beyond the quota is answered at once, and told when to come back; or it waits for its turn,
+//! where you say so. It guards a rate; against too many requests *at a time* a concurrency limit is the means.
 //!
 //! ```text
 //!                                    ┌ token there ──► inner service
-//!   request ──► whose bucket? ──► call
-//!                    │               └ bucket empty ─► Err(Exhausted), or 429 / RESOURCE_EXHAUSTED: come back in …
+//!   request ──► whose bucket? ──► call ┼ bucket empty ─► Err(Exhausted), or 429 / RESOURCE_EXHAUSTED: come back in …
+//!                    │               └ with `wait` ──► its turn comes soon enough ──► sleeps, then the inner service
 //!                    └ no key: share a bucket (default), allow, or deny
 //! ```
+//!
+//! | you want | say |
+//! |---|---|
+//! | one bucket for all, or for one upstream | [`BucketLayer::new`] with a [`Limiter`] |
+//! | one for each client | [`BucketLayer::per_client`]; behind proxies [`BucketLayer::keyed`] with [`ProxiedIp`] |
+//! | one for each API key, path, tenant or pair of these | [`BucketLayer::keyed`] with [`Header`], [`Path`], a function, a tuple |
+//! | another quota for some keys | [`plan`](BucketLayer::plan) |
+//! | requests that cost more | [`cost`](BucketLayer::cost) |
+//! | several limits at once | [`and`](BucketLayer::and) |
+//! | to wait instead of failing | [`wait`](BucketLayer::wait) |
+//! | to try a quota without refusing | [`shadow`](BucketLayer::shadow) |
+//! | answers that tell what is left | [`fields`](BucketLayer::fields) |
+//! | another quota while it runs | [`Limiter::set_quota`], [`KeyedLimiter::set_quota`] |
 //!
 //! The price of a request that passes: one clock reading and one or two atomic additions, and per client a hash and a
 //! look-up; no lock, no allocation, no boxed future. Per-client buckets take 21 bytes for each client they have room
 //! for, at the start, and nothing after that.
+//!
+//! What is kept is the generic cell rate algorithm: over any stretch of time *t* a bucket lets no more through than its
+//! `burst + rate * t`, whatever the threads, costs and changes of mind. Each process counts for
+//! itself; for one quota over many machines there is the feature `redis`.
 //!
 //! # Examples
 //!
@@ -62,36 +79,54 @@
 //!
 //! # Cancel safety
 //!
-//! A call that is dropped has spent its token; see [`ResponseFuture`].
+//! A call that is dropped has spent its token; see [`ResponseFuture`]. One that is dropped while it waits gives it back where
+//! that is sound; see [`WaitFuture`].
 //!
 //! # Features
 //!
-//! - `axum`: [`PeerIp`] also reads axum's `ConnectInfo<SocketAddr>`. Off by default.
+//! All are off by default.
+//!
+//! - `axum`: [`PeerIp`] also reads axum's `ConnectInfo<SocketAddr>`.
+//! - `redis`: the same quota on many machines, with its buckets in Redis (module `redis`).
+//! - `tonic`: [`PeerIp`] also reads tonic's `TcpConnectInfo`.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod clock;
 mod connect_info;
+mod dial;
 mod error;
+mod fields;
 mod future;
 mod gcra;
+mod hash;
 mod key;
 mod keyed;
 mod layer;
+mod limit;
 mod limiter;
 mod quota;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod service;
+mod snapshot;
 mod store;
 mod sync;
+mod wait;
 
 pub use self::{
     error::Exhausted,
+    fields::{Fields, PolicyName},
     future::ResponseFuture,
-    key::{ClientIp, Header, Key, OnMissingKey, PeerIp},
+    key::{ClientIp, Header, Key, Network, NotANetwork, OnMissingKey, Path, PeerIp, ProxiedIp, UriPath},
     keyed::KeyedLimiter,
-    layer::{BucketLayer, Keyed, Limit},
-    limiter::{Admitted, Limiter, Snapshot},
+    layer::BucketLayer,
+    limit::{Both, Cost, Keyed, Limit, Plan, Shadow, Told, Tuned},
+    limiter::{Admitted, Limiter},
     quota::Quota,
-    service::Bucket,
+    service::{AtOnce, Bucket},
+    snapshot::Snapshot,
+    wait::{WaitFuture, Waiting},
 };
 
 #[cfg(doctest)]

@@ -1,17 +1,14 @@
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use crate::{
-    Exhausted, Quota,
-    gcra::{Cell, Decision},
-    quota::HORIZON,
+    Exhausted, Quota, Snapshot,
+    clock::Start,
+    dial::Dial,
+    error::Reason,
+    gcra::{Ask, Cell},
+    snapshot::{Fate, Tally},
 };
 
 /// One bucket for all: a cheap handle, whose clones share it.
@@ -24,54 +21,27 @@ use crate::{
 /// assert!(limiter.check().is_ok());
 /// assert!(limiter.clone().check().unwrap_err().retry_after().is_some());
 /// assert_eq!(limiter.snapshot().refused, 1);
+///
+/// limiter.set_quota(Quota::per_second(NonZeroU32::MAX)); // for all clones, from here on
 /// ```
 ///
 /// A check costs a clock reading, one compare-and-swap and one addition; no lock, no allocation.
 #[derive(Clone, Debug)]
 pub struct Limiter(Arc<Shared>);
 
-/// A token was taken: what is left.
+/// How a bucket stands after a request was let through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admitted {
     debt: u64,
     quota: Quota,
 }
 
-/// What a limiter has done so far, as plain numbers. They only grow, but for `keys`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Snapshot {
-    /// Requests let through, with or without a key.
-    pub allowed: u64,
-    /// Requests refused, with or without a key.
-    pub refused: u64,
-    /// Keys remembered just now; never more than the capacity. 0 for a [`Limiter`].
-    pub keys: u64,
-    /// Keys forgotten because another needed the room. All of them were indistinguishable from new.
-    pub evictions: u64,
-    /// Requests, let through or refused, of new keys that found no room and shared the overflow bucket.
-    pub overflowed: u64,
-    /// Requests, let through or refused, that had no key. Many of them: something does not tell us who is asking.
-    pub keyless: u64,
-}
-
 #[derive(Debug)]
 struct Shared {
     cell: Cell,
-    tally: Tally,
-    quota: Quota,
+    dial: Dial,
     start: Start,
-}
-
-/// The moment that is nanosecond zero.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Start(Instant);
-
-/// Counts decisions.
-#[derive(Debug, Default)]
-pub(crate) struct Tally {
-    allowed: AtomicU64,
-    refused: AtomicU64,
+    tally: Tally,
 }
 
 // === impl Limiter ===
@@ -80,7 +50,8 @@ impl Limiter {
     /// A full bucket.
     #[must_use]
     pub fn new(quota: Quota) -> Self {
-        Self(Arc::new(Shared { cell: Cell::default(), tally: Tally::default(), quota, start: Start::now() }))
+        let (cell, dial, start, tally) = (Cell::default(), Dial::new(quota), Start::now(), Tally::default());
+        Self(Arc::new(Shared { cell, dial, start, tally }))
     }
 
     /// Takes one token, now.
@@ -88,18 +59,53 @@ impl Limiter {
     /// # Errors
     ///
     /// The bucket is empty. Nothing was taken.
-    #[inline]
     pub fn check(&self) -> Result<Admitted, Exhausted> {
-        let shared = &*self.0;
-        let decision = shared.cell.take(shared.start.elapsed(), shared.quota);
-        shared.tally.count(decision);
-        Admitted::or_exhausted(decision, shared.quota)
+        self.check_cost(1)
+    }
+
+    /// Takes so many tokens, now. What costs none always passes.
+    ///
+    /// # Errors
+    ///
+    /// The bucket has not so many now, or never holds so many. Nothing was taken.
+    pub fn check_cost(&self, tokens: u32) -> Result<Admitted, Exhausted> {
+        let (quota, now) = (self.quota(), self.since_start(Instant::now()));
+        if tokens == 0 {
+            self.count(Fate::Allowed);
+            return Ok(Admitted::new(self.0.cell.debt(now), quota));
+        }
+        let ask = Ask::tokens(now, quota, tokens).ok_or(Reason::Cost);
+        let decision = ask.and_then(|ask| self.take(&ask).map_err(Reason::Wait));
+        self.count(if decision.is_ok() { Fate::Allowed } else { Fate::Refused });
+        decision.map(|debt| Admitted::new(debt, quota)).map_err(Exhausted::new)
+    }
+
+    /// What [`check`](Self::check) would answer; nothing is taken or counted.
+    ///
+    /// # Errors
+    ///
+    /// The bucket is empty.
+    pub fn peek(&self) -> Result<Admitted, Exhausted> {
+        let quota = self.quota();
+        let decision = self.peek_at(&Ask::one(self.since_start(Instant::now()), quota));
+        decision.map(|debt| Admitted::new(debt, quota)).map_err(|wait| Exhausted::new(Reason::Wait(wait)))
     }
 
     /// The quota it keeps.
     #[must_use]
+    #[inline]
     pub fn quota(&self) -> Quota {
-        self.0.quota
+        self.0.dial.read()
+    }
+
+    /// Keeps another quota from now on, without forgetting what was taken: one atomic change, for all clones.
+    ///
+    /// What is owed stays what it is in *time*. Who had used up a bucket of 10 a second waits for a tenth of a second
+    /// before the next request passes, whatever the rate is then; and after a change from a slow quota to a fast one that
+    /// wait may be longer than the new bucket is deep, but never longer than the old one's [`refill`](Quota::refill). So
+    /// each quota by itself is kept for as long as it stands.
+    pub fn set_quota(&self, quota: Quota) {
+        self.0.dial.turn(quota);
     }
 
     /// What it has done so far.
@@ -109,24 +115,43 @@ impl Limiter {
         self.0.tally.add_to(&mut snapshot);
         snapshot
     }
+
+    #[inline]
+    pub(crate) fn since_start(&self, now: Instant) -> u64 {
+        self.0.start.until(now)
+    }
+
+    #[inline]
+    pub(crate) fn take(&self, ask: &Ask) -> Result<u64, u64> {
+        self.0.cell.take(ask)
+    }
+
+    pub(crate) fn peek_at(&self, ask: &Ask) -> Result<u64, u64> {
+        self.0.cell.peek(ask)
+    }
+
+    pub(crate) fn give_back(&self, ask: &Ask, debt: u64, now: Instant) {
+        self.0.cell.give_back(ask, debt, self.since_start(now));
+    }
+
+    #[inline]
+    pub(crate) fn count(&self, fate: Fate) {
+        self.0.tally.count(fate);
+    }
 }
 
 // === impl Admitted ===
 
 impl Admitted {
-    #[inline]
-    pub(crate) fn or_exhausted(decision: Decision, quota: Quota) -> Result<Self, Exhausted> {
-        match decision {
-            Ok(debt) => Ok(Self { debt, quota }),
-            Err(wait) => Err(Exhausted::until(wait)),
-        }
+    pub(crate) const fn new(debt: u64, quota: Quota) -> Self {
+        Self { debt, quota }
     }
 
     /// How many more would have passed at that very moment.
     #[must_use]
     pub const fn remaining(&self) -> u32 {
         // At most the burst, which is a `u32`.
-        ((self.quota.depth() - self.debt) / self.quota.interval_nanos()) as u32
+        (self.left() / self.quota.interval_nanos()) as u32
     }
 
     /// How long until the bucket is full again, if nobody else takes from it.
@@ -135,49 +160,21 @@ impl Admitted {
         Duration::from_nanos(self.debt)
     }
 
+    /// How long until one more would pass than [`remaining`](Self::remaining) says; zero if the bucket is full.
+    #[must_use]
+    pub const fn next_after(&self) -> Duration {
+        let interval = self.quota.interval_nanos();
+        if self.debt == 0 { Duration::ZERO } else { Duration::from_nanos(interval - self.left() % interval) }
+    }
+
     /// The quota that was applied.
     #[must_use]
     pub const fn quota(&self) -> Quota {
         self.quota
     }
-}
 
-// === impl Start ===
-
-impl Start {
-    pub(crate) fn now() -> Self {
-        Self(Instant::now())
-    }
-
-    /// Nanoseconds since then, below [`HORIZON`]: the one clock reading of a request.
-    #[inline]
-    pub(crate) fn elapsed(self) -> u64 {
-        let elapsed = self.0.elapsed();
-        let seconds = elapsed.as_secs().min(HORIZON / 1_000_000_000 - 1);
-        seconds * 1_000_000_000 + u64::from(elapsed.subsec_nanos())
-    }
-}
-
-// === impl Tally ===
-
-impl Tally {
-    #[inline]
-    pub(crate) fn count(&self, decision: Decision) {
-        let counter = if decision.is_ok() { &self.allowed } else { &self.refused };
-        counter.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn count_refused(&self) {
-        self.refused.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn count_allowed(&self) {
-        self.allowed.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn add_to(&self, snapshot: &mut Snapshot) {
-        snapshot.allowed += self.allowed.load(Relaxed);
-        snapshot.refused += self.refused.load(Relaxed);
+    const fn left(&self) -> u64 {
+        self.quota.depth().saturating_sub(self.debt)
     }
 }
 
@@ -196,6 +193,7 @@ mod tests {
         let limiter = Limiter::new(five_a_second());
         let admitted = limiter.check().unwrap();
         assert_eq!((admitted.remaining(), admitted.reset_after()), (4, Duration::from_millis(200)));
+        assert_eq!(admitted.next_after(), Duration::from_millis(200));
         assert_eq!(admitted.quota(), limiter.quota());
         let left: Vec<_> = (0..4).map(|_| limiter.check().unwrap().remaining()).collect();
         assert_eq!(left, [3, 2, 1, 0]);
@@ -212,6 +210,44 @@ mod tests {
         tokio::time::advance(Duration::from_millis(50)).await;
         assert!(limiter.check().is_ok());
         assert!(limiter.check().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peek_takes_nothing_and_tells_what_a_check_would() {
+        let limiter = Limiter::new(five_a_second());
+        for _ in 0..10 {
+            assert_eq!(limiter.peek().unwrap().remaining(), 4);
+        }
+        while limiter.check().is_ok() {}
+        assert_eq!(limiter.peek(), limiter.check());
+        assert_eq!((limiter.snapshot().allowed, limiter.snapshot().refused), (5, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_may_cost_more_than_one_or_nothing() {
+        let limiter = Limiter::new(five_a_second());
+        assert_eq!(limiter.check_cost(3).unwrap().remaining(), 2);
+        assert_eq!(limiter.check_cost(3).unwrap_err().retry_after(), Some(Duration::from_millis(200)));
+        assert_eq!(limiter.check_cost(2).unwrap().remaining(), 0);
+        assert!(limiter.check_cost(0).is_ok());
+        let never = limiter.check_cost(6).unwrap_err();
+        assert!(never.is_cost() && never.retry_after().is_none());
+        assert_eq!(limiter.snapshot().refused, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_quota_takes_effect_at_once_and_what_is_owed_stays_owed() {
+        let limiter = Limiter::new(five_a_second());
+        while limiter.check().is_ok() {}
+        let other = limiter.clone();
+        other.set_quota(Quota::per_second(NonZeroU32::new(10).unwrap()));
+        assert_eq!(limiter.quota().interval(), Duration::from_millis(100));
+        assert_eq!(limiter.check().unwrap_err().retry_after(), Some(Duration::from_millis(100)));
+        other.set_quota(Quota::per_minute(NonZeroU32::MIN));
+        tokio::time::advance(Duration::from_millis(999)).await;
+        assert_eq!(limiter.check().unwrap_err().retry_after(), Some(Duration::from_millis(1)));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(limiter.check().is_ok() && limiter.check().is_err());
     }
 
     #[test]

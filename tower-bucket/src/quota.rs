@@ -1,7 +1,4 @@
-use std::{
-    num::{NonZeroU32, NonZeroU64},
-    time::Duration,
-};
+use std::{num::NonZeroU32, time::Duration};
 
 /// How many requests in what time, and how many at once.
 ///
@@ -34,14 +31,17 @@ use std::{
 /// than 146 years is cut to that: the interval, and the burst to what refills in that time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Quota {
-    /// Nanoseconds for one request. `interval * burst <= HORIZON`.
-    interval: NonZeroU64,
-    burst: NonZeroU32,
+    /// Nanoseconds for one request; not zero, and `interval * burst <= HORIZON`.
+    interval: u64,
+    /// Not zero.
+    burst: u32,
 }
 
 // === impl Quota ===
 
 impl Quota {
+    pub(crate) const ONE_A_SECOND: Self = Self::per_second(NonZeroU32::MIN);
+
     /// `count` requests a second, all of them at once if need be.
     #[must_use]
     pub const fn per_second(count: NonZeroU32) -> Self {
@@ -65,30 +65,26 @@ impl Quota {
     pub const fn every(interval: Duration) -> Option<Self> {
         let nanos = interval.as_nanos();
         let nanos = if nanos > HORIZON as u128 { HORIZON } else { nanos as u64 };
-        match NonZeroU64::new(nanos) {
-            Some(interval) => Some(Self { interval, burst: NonZeroU32::MIN }),
-            None => None,
-        }
+        if nanos == 0 { None } else { Some(Self { interval: nanos, burst: 1 }) }
     }
 
     /// How many requests may come at once after a rest. Default: the count of the rate; 1 for [`every`](Self::every).
     #[must_use]
     pub const fn burst(self, burst: NonZeroU32) -> Self {
-        let most = HORIZON / self.interval.get();
-        let burst = if burst.get() as u64 > most { most as u32 } else { burst.get() };
-        Self { burst: NonZeroU32::new(burst).expect("an interval fits into the horizon"), ..self }
+        let most = HORIZON / self.interval;
+        Self { burst: if burst.get() as u64 > most { most as u32 } else { burst.get() }, ..self }
     }
 
     /// The time in which one request becomes free again.
     #[must_use]
     pub const fn interval(&self) -> Duration {
-        Duration::from_nanos(self.interval.get())
+        Duration::from_nanos(self.interval)
     }
 
     /// How many requests may come at once.
     #[must_use]
     pub const fn burst_size(&self) -> NonZeroU32 {
-        self.burst
+        NonZeroU32::new(self.burst).expect("a burst is not zero")
     }
 
     /// The time from an empty bucket to a full one.
@@ -97,19 +93,30 @@ impl Quota {
         Duration::from_nanos(self.depth())
     }
 
+    /// As they were in another quota.
+    #[inline]
+    pub(crate) const fn from_parts((interval, burst): (u64, u32)) -> Self {
+        Self { interval, burst }
+    }
+
+    /// Nanoseconds for one request, and the burst.
+    #[inline]
+    pub(crate) const fn parts(&self) -> (u64, u32) {
+        (self.interval, self.burst)
+    }
+
     pub(crate) const fn interval_nanos(&self) -> u64 {
-        self.interval.get()
+        self.interval
     }
 
     /// The bucket's size in nanoseconds.
     pub(crate) const fn depth(&self) -> u64 {
-        self.interval.get() * self.burst.get() as u64
+        self.interval * self.burst as u64
     }
 
     const fn rate(count: NonZeroU32, seconds: u64) -> Self {
         let interval = (seconds * 1_000_000_000).div_ceil(count.get() as u64);
-        let interval = NonZeroU64::new(interval).expect("rounded up from more than zero");
-        Self { interval, burst: NonZeroU32::MIN }.burst(count)
+        Self { interval, burst: 1 }.burst(count)
     }
 }
 

@@ -1,27 +1,40 @@
 use std::task::{Context, Poll, ready};
 
+use tokio::time::Instant;
 use tower_outcome::refuse::{Fail, Refuse};
 use tower_service::Service;
 
-use crate::{Limit, ResponseFuture};
+use crate::{
+    Limit, ResponseFuture,
+    fields::Tell,
+    limit::{Denial, Terms},
+};
 
 /// A service that lets no more requests through than a limiter admits. Made by [`BucketLayer`](crate::BucketLayer).
 ///
 /// Readiness is the inner service's. The token is taken in `call`, so readiness that is asked for and not used costs
 /// none. A call that is refused does not reach the inner service, which stays ready: what it reserved for the call it
 /// keeps until the next one, or its drop.
+///
+/// `M` says what becomes of a request that finds no token: with [`AtOnce`] it is refused, with
+/// [`Waiting`](crate::Waiting) it may wait.
 #[derive(Clone, Debug)]
-pub struct Bucket<S, L, R = Fail> {
-    inner: S,
-    limit: L,
-    refuse: R,
+pub struct Bucket<S, L, R = Fail, M = AtOnce> {
+    pub(crate) inner: S,
+    pub(crate) limit: L,
+    pub(crate) refuse: R,
+    pub(crate) mode: M,
 }
+
+/// Who finds no token is refused at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AtOnce;
 
 // === impl Bucket ===
 
-impl<S, L, R> Bucket<S, L, R> {
-    pub(crate) const fn new(inner: S, limit: L, refuse: R) -> Self {
-        Self { inner, limit, refuse }
+impl<S, L, R, M> Bucket<S, L, R, M> {
+    pub(crate) const fn new(inner: S, limit: L, refuse: R, mode: M) -> Self {
+        Self { inner, limit, refuse, mode }
     }
 
     /// The inner service.
@@ -44,12 +57,14 @@ impl<S, L, R, Req> Service<Req> for Bucket<S, L, R>
 where
     S: Service<Req>,
     L: Limit<Req>,
+    L::Note: Tell<R::Response>,
     R: Refuse<Req, S::Response, S::Error>,
 {
     type Response = R::Response;
     type Error = R::Error;
-    type Future = ResponseFuture<S, R, Req>;
+    type Future = ResponseFuture<S, R, Req, L::Note>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), R::Error>> {
         match ready!(self.inner.poll_ready(cx)) {
             Ok(()) => Poll::Ready(Ok(())),
@@ -57,10 +72,39 @@ where
         }
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        match self.limit.admit(&request) {
-            Ok(_) => ResponseFuture::admitted(self.inner.call(request)),
-            Err(exhausted) => ResponseFuture::refused(self.refuse.refuse(self.refuse.see(&request), exhausted)),
+        let ask = self.limit.ask(&request, Terms::USUAL);
+        match self.limit.take(ask, Instant::now(), 0) {
+            Ok(taken) => {
+                self.limit.count_passed(ask, taken, false);
+                ResponseFuture::admitted(self.inner.call(request), self.limit.note(ask, Ok(taken)))
+            }
+            Err(denial) => {
+                let (answer, note) = self.deny(&request, ask, denial);
+                ResponseFuture::refused(answer, note)
+            }
         }
+    }
+}
+
+impl<S, L, R, M> Bucket<S, L, R, M> {
+    /// Counts a refusal and tells it.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn deny<Req>(
+        &self,
+        request: &Req,
+        ask: L::Ask,
+        denial: Denial,
+    ) -> (Result<R::Response, R::Error>, L::Note)
+    where
+        S: Service<Req>,
+        L: Limit<Req>,
+        R: Refuse<Req, S::Response, S::Error>,
+    {
+        self.limit.count_denied(ask, denial.by());
+        let answer = self.refuse.refuse(self.refuse.see(request), denial.exhausted());
+        (answer, self.limit.note(ask, Err(denial)))
     }
 }

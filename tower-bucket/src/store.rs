@@ -11,9 +11,10 @@
 //! no decision. Only idle buckets are ever forgotten, and only when a newcomer needs the room; so there is no cleanup
 //! task, and known keys keep theirs whatever flood comes.
 //!
-//! Of a key its 64-bit hash is kept, not the key. Two keys with the same hash would share a bucket: at 100 000 keys the
-//! odds that any two do are 1 in 3 000 million, and without the hash's random seed nobody can look for a pair. In return a
-//! key costs 16 bytes however long it is, a newcomer allocates nothing, and no user code (`Eq`) runs in here.
+//! Of a key its 64-bit hash is kept, not the key (`hash.rs` says which). Two keys with the same hash would share a
+//! bucket: at 100 000 keys the odds that any two do are 1 in 3 000 million, and without the hash's random seed nobody can
+//! look for a pair. In return a key costs 16 bytes however long it is, a newcomer allocates nothing, and no user code
+//! (`Eq`) runs in here.
 
 use std::{
     array,
@@ -24,9 +25,10 @@ use std::{
 };
 
 use crate::{
-    Quota, Snapshot,
-    gcra::{self, Cell, Decision},
-    limiter::Tally,
+    Snapshot,
+    gcra::{Ask, Cell},
+    hash::Fingerprint,
+    snapshot::{Fate, Tally},
     sync::{AtomicU64, AtomicUsize, Mutex},
 };
 
@@ -45,9 +47,22 @@ pub(crate) struct Store {
     keyless_told: Told,
 }
 
-/// A key's hash; never zero, which is the mark of an empty slot.
+/// Whose bucket a request draws from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Fingerprint(u64);
+pub(crate) enum Drawer {
+    Key(Fingerprint),
+    /// All who have no key.
+    Keyless,
+}
+
+/// Tokens were taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Drawn {
+    /// How far the bucket is now in debt, in nanoseconds.
+    pub(crate) debt: u64,
+    /// From the overflow bucket, because a new key found no room.
+    overflowed: bool,
+}
 
 #[repr(align(64))]
 #[derive(Debug, Default)]
@@ -55,12 +70,20 @@ struct Set([Slot; WAYS]);
 
 /// One key's bucket.
 ///
-/// `full_at` also says who may write the slot. It is [`CLAIMED`] while the slot changes owner, and greater after each
-/// change, so a compare-and-swap on it succeeds only if the owner is still who it was when it was read.
+/// `full_at` also says who may write the slot. It is [`CLAIMED`] while the slot changes owner, and greater ever after: an
+/// owner moves in when the slot is idle and brings it beyond that moment, and what it gives back never leads to before it. So
+/// a compare-and-swap on it succeeds only if the owner is still who it was when it was read.
 #[derive(Debug, Default)]
 struct Slot {
     owner: AtomicU64,
     full_at: AtomicU64,
+}
+
+/// A slot that may be given a new owner: nobody's, or that of a key whose bucket is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Idle {
+    Empty,
+    Occupied,
 }
 
 /// The right to give an idle slot a new owner. Whoever holds it must give it back by one of its methods.
@@ -108,24 +131,68 @@ impl Store {
         self.capacity
     }
 
-    /// Takes one token from `key`'s bucket.
-    pub(crate) fn take(&self, key: Fingerprint, now: u64, quota: Quota) -> Decision {
-        let decision = match self.take_known(key, now, quota) {
-            Some(decision) => decision,
-            None => self.take_new(key, now, quota),
-        };
-        self.stripe(key).tally.count(decision);
-        decision
+    /// Takes from the drawer's bucket, or tells how long it must wait.
+    #[inline]
+    pub(crate) fn take(&self, drawer: Drawer, ask: &Ask) -> Result<Drawn, u64> {
+        match drawer {
+            Drawer::Key(key) => self.take_key(key, ask),
+            Drawer::Keyless => self.keyless.take(ask).map(Drawn::from),
+        }
     }
 
-    /// Takes one token from the bucket of all who have no key.
-    pub(crate) fn take_keyless(&self, now: u64, quota: Quota) -> Decision {
-        let decision = self.keyless.take(now, quota);
-        self.stripes[0].tally.count(decision);
-        decision
+    /// What [`take`](Self::take) would answer. A key that is not known is taken for one that will find room.
+    pub(crate) fn peek(&self, drawer: Drawer, ask: &Ask) -> Result<u64, u64> {
+        match drawer {
+            Drawer::Key(key) => self.peek_key(key, ask),
+            Drawer::Keyless => self.keyless.peek(ask),
+        }
     }
 
-    pub(crate) fn count_keyless(&self, now: u64) {
+    /// How far in debt the drawer's bucket is.
+    pub(crate) fn debt(&self, drawer: Drawer, now: u64) -> u64 {
+        match drawer {
+            Drawer::Keyless => self.keyless.debt(now),
+            Drawer::Key(key) => {
+                let full_at = self.slots(key).find_map(|slot| slot.full_at(key)).unwrap_or_default();
+                full_at.saturating_sub(now)
+            }
+        }
+    }
+
+    /// Puts back what `ask` took, as far as that is sound.
+    pub(crate) fn give_back(&self, drawer: Drawer, ask: &Ask, drawn: Drawn, now: u64) {
+        match drawer {
+            Drawer::Keyless => self.keyless.give_back(ask, drawn.debt, now),
+            Drawer::Key(_) if drawn.overflowed => self.overflow.give_back(ask, drawn.debt, now),
+            Drawer::Key(key) => {
+                let _ = self.slots(key).any(|slot| slot.give_back(key, ask, drawn.debt, now));
+            }
+        }
+    }
+
+    /// Lets nothing more like `ask` pass for so many nanoseconds from then, if the drawer has a bucket of its own.
+    #[cfg(feature = "redis")]
+    pub(crate) fn hold(&self, drawer: Drawer, ask: &Ask, nanos: u64) {
+        let full_at = ask.refused_for(nanos);
+        match drawer {
+            Drawer::Keyless => self.keyless.raise(full_at),
+            Drawer::Key(key) => {
+                let _ = self.slots(key).any(|slot| slot.raise(key, full_at));
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn count(&self, drawer: Drawer, fate: Fate) {
+        match drawer {
+            Drawer::Key(key) => self.stripe(key).tally.count(fate),
+            Drawer::Keyless => self.keyless_tally().count(fate),
+        }
+    }
+
+    /// Notes that a request has no key.
+    #[cold]
+    pub(crate) fn note_keyless(&self, now: u64) {
         self.stripes[0].keyless.fetch_add(1, Relaxed);
         if self.keyless_told.is_due(now) {
             tracing::warn!("a request has no rate limit key");
@@ -147,56 +214,74 @@ impl Store {
         snapshot
     }
 
-    fn take_known(&self, key: Fingerprint, now: u64, quota: Quota) -> Option<Decision> {
+    #[inline]
+    fn take_key(&self, key: Fingerprint, ask: &Ask) -> Result<Drawn, u64> {
+        match self.take_known(key, ask) {
+            Some(decision) => decision,
+            None => self.take_new(key, ask),
+        }
+    }
+
+    #[inline]
+    fn take_known(&self, key: Fingerprint, ask: &Ask) -> Option<Result<Drawn, u64>> {
         let first = self.first_home(key);
-        match self.sets[first].take(key, now, quota) {
-            None => self.sets[self.second_home(key, first)].take(key, now, quota),
+        match self.sets[first].take(key, ask) {
+            None => self.sets[self.second_home(key, first)].take(key, ask),
             known => known,
         }
     }
 
     #[cold]
-    fn take_new(&self, key: Fingerprint, now: u64, quota: Quota) -> Decision {
+    fn take_new(&self, key: Fingerprint, ask: &Ask) -> Result<Drawn, u64> {
         let stripe = self.stripe(key);
         let alone = stripe.moving_in.lock().unwrap_or_else(PoisonError::into_inner);
         // Another thread may have moved the same key in.
-        if let Some(decision) = self.take_known(key, now, quota) {
+        if let Some(decision) = self.take_known(key, ask) {
             return decision;
         }
-        match self.room(key, now, stripe) {
-            Some(claim) => claim.move_in(key, now, quota),
+        match self.room(key, ask.now, stripe) {
+            Some(claim) => Ok(claim.move_in(key, ask)),
             None => {
                 drop(alone);
-                self.take_overflow(now, quota, stripe)
+                self.take_overflow(ask, stripe)
             }
         }
     }
 
-    fn take_overflow(&self, now: u64, quota: Quota, stripe: &Stripe) -> Decision {
+    fn take_overflow(&self, ask: &Ask, stripe: &Stripe) -> Result<Drawn, u64> {
         stripe.overflowed.fetch_add(1, Relaxed);
-        if self.full_told.is_due(now) {
+        if self.full_told.is_due(ask.now) {
             tracing::warn!(capacity = self.capacity, "rate limiter full of active keys, newcomers share a bucket");
         }
-        self.overflow.take(now, quota)
+        self.overflow.take(ask).map(|debt| Drawn { debt, overflowed: true })
     }
 
-    /// An idle slot in one of the key's homes, the one with fewer active neighbours first.
+    fn peek_key(&self, key: Fingerprint, ask: &Ask) -> Result<u64, u64> {
+        let full_at = self.slots(key).find_map(|slot| slot.full_at(key)).unwrap_or_default();
+        ask.put(full_at).map(|next| next - ask.now)
+    }
+
+    /// A slot in one of the key's homes: an empty one, else that of a key that idles. So nobody who idles is forgotten while
+    /// there is room, and need not be found anew.
     fn room(&self, key: Fingerprint, now: u64, stripe: &Stripe) -> Option<Claim<'_>> {
         let mut homes = self.homes(key);
-        homes.sort_by_key(|set| set.active(now));
-        let claims = || homes.into_iter().flat_map(|set| &set.0).filter_map(|slot| slot.claim(now));
-        for claim in claims() {
-            let evicts = claim.is_occupied();
-            if evicts || self.count_in() {
-                stripe.evictions.fetch_add(u64::from(evicts), Relaxed);
+        homes.sort_by_key(|set| (set.active(now), set.occupied()));
+        if let Some(claim) = homes.into_iter().find_map(|home| home.claim(now, Idle::Empty)) {
+            if self.count_in() {
                 return Some(claim);
             }
             claim.give_back();
         }
-        // Nobody idles at home. An empty slot there may be used only after a key elsewhere has gone.
-        let claim = claims().next()?;
+        let claim = homes.into_iter().find_map(|home| self.make_room(home, now))?;
+        stripe.evictions.fetch_add(1, Relaxed);
+        Some(claim)
+    }
+
+    /// A slot of somebody who idles there; or an empty one, for which a key elsewhere must go, because that would be one too
+    /// many.
+    fn make_room<'a>(&self, home: &'a Set, now: u64) -> Option<Claim<'a>> {
+        let claim = home.claim(now, Idle::Occupied).or_else(|| home.claim(now, Idle::Empty))?;
         if claim.is_occupied() || self.evict_a_stranger(now) {
-            stripe.evictions.fetch_add(1, Relaxed);
             return Some(claim);
         }
         claim.give_back();
@@ -219,6 +304,10 @@ impl Store {
         [&self.sets[first], &self.sets[self.second_home(key, first)]]
     }
 
+    fn slots(&self, key: Fingerprint) -> impl Iterator<Item = &Slot> {
+        self.homes(key).into_iter().flat_map(|set| &set.0)
+    }
+
     fn first_home(&self, key: Fingerprint) -> usize {
         scale(key.0, self.sets.len())
     }
@@ -239,33 +328,44 @@ fn scale(random: u64, bound: usize) -> usize {
     ((u128::from(random) * bound as u128) >> 64) as usize
 }
 
-// === impl Fingerprint ===
+// === impl Drawn ===
 
-impl From<u64> for Fingerprint {
-    fn from(hash: u64) -> Self {
-        Self(hash.max(1))
+impl From<u64> for Drawn {
+    #[inline]
+    fn from(debt: u64) -> Self {
+        Self { debt, overflowed: false }
     }
 }
 
 // === impl Set ===
 
 impl Set {
-    /// Takes one token, if one of the slots is `key`'s. A slot that `key` is just losing is passed over: it may have
-    /// another by now.
-    fn take(&self, key: Fingerprint, now: u64, quota: Quota) -> Option<Decision> {
-        self.0.iter().find_map(|slot| slot.take(key, now, quota))
+    /// Takes, if one of the slots is `key`'s. A slot that `key` is just losing is passed over: it may have another by
+    /// now.
+    #[inline]
+    fn take(&self, key: Fingerprint, ask: &Ask) -> Option<Result<Drawn, u64>> {
+        self.0.iter().find_map(|slot| slot.take(key, ask))
+    }
+
+    fn claim(&self, now: u64, what: Idle) -> Option<Claim<'_>> {
+        self.0.iter().find_map(|slot| slot.claim(now, what))
     }
 
     fn active(&self, now: u64) -> usize {
         self.0.iter().filter(|slot| slot.full_at.load(Relaxed) > now).count()
+    }
+
+    fn occupied(&self) -> usize {
+        self.0.iter().filter(|slot| slot.owner.load(Relaxed) != 0).count()
     }
 }
 
 // === impl Slot ===
 
 impl Slot {
-    /// Takes one token, if the slot is `key`'s.
-    fn take(&self, key: Fingerprint, now: u64, quota: Quota) -> Option<Decision> {
+    /// Takes, if the slot is `key`'s.
+    #[inline]
+    fn take(&self, key: Fingerprint, ask: &Ask) -> Option<Result<Drawn, u64>> {
         if self.owner.load(Relaxed) != key.0 {
             return None;
         }
@@ -275,39 +375,79 @@ impl Slot {
             if full_at == CLAIMED || self.owner.load(Acquire) != key.0 {
                 return None;
             }
-            let next = match gcra::take(full_at, now, quota) {
+            let next = match ask.put(full_at) {
                 Ok(next) => next,
                 Err(wait) => return Some(Err(wait)),
             };
             match self.full_at.compare_exchange_weak(full_at, next, AcqRel, Acquire) {
-                Ok(_) => return Some(Ok(next - now)),
+                Ok(_) => return Some(Ok(Drawn::from(next - ask.now))),
                 Err(seen) => full_at = seen,
             }
         }
     }
 
-    fn claim(&self, now: u64) -> Option<Claim<'_>> {
+    /// When it is full again, if it is `key`'s.
+    fn full_at(&self, key: Fingerprint) -> Option<u64> {
+        let full_at = self.full_at.load(Acquire);
+        (full_at != CLAIMED && self.owner.load(Acquire) == key.0).then_some(full_at)
+    }
+
+    /// Puts back, if the slot is `key`'s. False if it is not.
+    fn give_back(&self, key: Fingerprint, ask: &Ask, debt: u64, now: u64) -> bool {
+        let mut full_at = self.full_at.load(Acquire);
+        loop {
+            if full_at == CLAIMED || self.owner.load(Acquire) != key.0 {
+                return false;
+            }
+            // A nanosecond stays, so that the time is greater than when this owner moved in.
+            let Some(lower) = ask.take_out(debt, full_at, now) else { return true };
+            match self.full_at.compare_exchange_weak(full_at, lower + 1, AcqRel, Acquire) {
+                Ok(_) => return true,
+                Err(seen) => full_at = seen,
+            }
+        }
+    }
+
+    /// Makes it full no sooner than `full_at`, if the slot is `key`'s. False if it is not.
+    #[cfg(feature = "redis")]
+    fn raise(&self, key: Fingerprint, full_at: u64) -> bool {
+        let mut seen = self.full_at.load(Acquire);
+        loop {
+            if seen == CLAIMED || self.owner.load(Acquire) != key.0 {
+                return false;
+            }
+            match self.full_at.compare_exchange_weak(seen, seen.max(full_at), AcqRel, Acquire) {
+                Ok(_) => return true,
+                Err(other) => seen = other,
+            }
+        }
+    }
+
+    fn claim(&self, now: u64, what: Idle) -> Option<Claim<'_>> {
+        if self.kind() != what {
+            return None;
+        }
         let was = self.full_at.load(Acquire);
         if was > now {
             return None;
         }
         self.full_at.compare_exchange(was, CLAIMED, AcqRel, Relaxed).ok()?;
-        Some(Claim { slot: self, was })
+        let claim = Claim { slot: self, was };
+        // Another may have moved in before, and its bucket be full again.
+        if self.kind() == what {
+            return Some(claim);
+        }
+        claim.give_back();
+        None
+    }
+
+    fn kind(&self) -> Idle {
+        if self.owner.load(Relaxed) == 0 { Idle::Empty } else { Idle::Occupied }
     }
 
     /// Forgets an idle key. False if there is none.
     fn evict(&self, now: u64) -> bool {
-        if self.owner.load(Relaxed) == 0 {
-            return false;
-        }
-        let Some(claim) = self.claim(now) else { return false };
-        let occupied = claim.is_occupied();
-        if occupied {
-            claim.clear()
-        } else {
-            claim.give_back()
-        }
-        occupied
+        self.claim(now, Idle::Occupied).map(Claim::clear).is_some()
     }
 }
 
@@ -315,15 +455,16 @@ impl Slot {
 
 impl Claim<'_> {
     fn is_occupied(&self) -> bool {
-        self.slot.owner.load(Relaxed) != 0
+        self.slot.kind() == Idle::Occupied
     }
 
-    /// Makes `key` the owner and takes its first token.
-    fn move_in(self, key: Fingerprint, now: u64, quota: Quota) -> Decision {
+    /// Makes `key` the owner and takes what is asked.
+    fn move_in(self, key: Fingerprint, ask: &Ask) -> Drawn {
         self.slot.owner.store(key.0, Release);
-        // `was` is not after `now`: the bucket is full and gives one, and the slot's time grows.
-        self.slot.full_at.store(now + quota.interval_nanos(), Release);
-        Ok(quota.interval_nanos())
+        // `was` is not after now, and no ask is for more than a full bucket: it gives, and the slot's time grows.
+        let debt = ask.cost();
+        self.slot.full_at.store(ask.now + debt, Release);
+        Drawn::from(debt)
     }
 
     /// Leaves the slot empty. One more than it was: a thread that read it before must not succeed now.
@@ -377,12 +518,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::Quota;
 
     const SECOND: u64 = 1_000_000_000;
 
     fn quota(interval: u64, burst: u32) -> Quota {
         let quota = Quota::every(Duration::from_nanos(interval)).unwrap();
         quota.burst(NonZeroU32::new(burst).unwrap())
+    }
+
+    /// One token, counted as the limiter does it.
+    fn take(store: &Store, key: Fingerprint, now: u64, quota: Quota) -> Result<u64, u64> {
+        let decision = store.take(Drawer::Key(key), &Ask::one(now, quota)).map(|drawn| drawn.debt);
+        store.count(Drawer::Key(key), if decision.is_ok() { Fate::Allowed } else { Fate::Refused });
+        decision
     }
 
     /// A good hash of a small number (SplitMix64), the same in each run.
@@ -397,7 +546,7 @@ mod tests {
     fn each_key_has_a_bucket_of_its_own() {
         let (store, quota) = (Store::new(100), quota(10, 2));
         for number in 0..100 {
-            let decisions = [(); 3].map(|()| store.take(key(number), 5, quota));
+            let decisions = [(); 3].map(|()| take(&store, key(number), 5, quota));
             assert_eq!(decisions, [Ok(10), Ok(20), Err(10)], "{number}");
         }
         let snapshot = store.snapshot();
@@ -410,7 +559,7 @@ mod tests {
         for (capacity, homeless) in [(1, 0), (8, 0), (12, 0), (100, 0), (1_000, 1), (100_000, 10)] {
             let store = Store::new(capacity);
             for number in 0..capacity as u64 {
-                let _ = store.take(key(number), 0, quota(SECOND, 1));
+                let _ = take(&store, key(number), 0, quota(SECOND, 1));
             }
             let snapshot = store.snapshot();
             assert!(snapshot.overflowed <= homeless, "{capacity}: {snapshot:?}");
@@ -426,31 +575,83 @@ mod tests {
         let known: Vec<_> = (0..500).map(key).collect();
         let mut now = 0;
         for &key in &known {
-            assert!(store.take(key, now, quota).is_ok());
-            assert!(store.take(key, now, quota).is_ok());
+            assert!(take(&store, key, now, quota).is_ok());
+            assert!(take(&store, key, now, quota).is_ok());
         }
         for stranger in 0..300_000 {
             now += 1;
-            let _ = store.take(key(1_000_000 + stranger), now, quota);
+            let _ = take(&store, key(1_000_000 + stranger), now, quota);
             assert!(store.keys.load(Relaxed) <= 1_000);
         }
         assert!(store.snapshot().overflowed > 290_000);
         for &key in &known {
-            assert_eq!(store.take(key, now, quota), Err(SECOND - now));
-            assert!(store.take(key, SECOND, quota).is_ok(), "and gets what is due, though the store is full");
+            assert_eq!(take(&store, key, now, quota), Err(SECOND - now));
+            assert!(take(&store, key, SECOND, quota).is_ok(), "and gets what is due, though the store is full");
         }
+    }
+
+    /// As many as there are addresses in a /104 of IPv6's documentation range and more: nobody can remember them all.
+    #[test]
+    #[ignore = "takes some seconds"]
+    fn ten_million_strangers_leave_memory_bounded_and_the_known_alone() {
+        use crate::{ClientIp, hash::Seed};
+
+        let (store, quota, seed) = (Store::new(100_000), quota(60 * SECOND, 2), Seed::random());
+        let memory = store.sets.len() * size_of::<Set>() + size_of::<Store>();
+        assert!(memory < 22 * 100_000, "{memory} bytes");
+        let address =
+            |net: u128| ClientIp::from(std::net::IpAddr::from(((0x2001_0DB8 << 96) | (net << 64)).to_be_bytes()));
+        let known: Vec<_> = (0..50_000).map(|net| seed.fingerprint(&address(net))).collect();
+        for &key in &known {
+            assert!(take(&store, key, 0, quota).is_ok() && take(&store, key, 0, quota).is_ok());
+        }
+        let counted = allocation_counter::measure(|| {
+            for net in 0..10_000_000 {
+                let _ = take(&store, seed.fingerprint(&address((1 << 20) + net)), net as u64, quota);
+            }
+        });
+        assert_eq!((counted.count_total, store.keys.load(Relaxed)), (0, 100_000));
+        for &key in &known {
+            assert!(take(&store, key, 10_000_000, quota).is_err(), "a known client got more, because of strangers");
+        }
+        for &key in &known {
+            assert!(take(&store, key, 60 * SECOND, quota).is_ok(), "a known client got less, because of strangers");
+        }
+        let snapshot = store.snapshot();
+        assert_eq!((snapshot.keys, snapshot.evictions), (100_000, 0));
+        assert!(snapshot.overflowed > 9_900_000, "{snapshot:?}");
+    }
+
+    #[test]
+    fn what_is_given_back_goes_to_the_bucket_it_came_from() {
+        let (store, quota) = (Store::new(8), quota(SECOND, 1));
+        let ask = Ask::one(5, quota);
+        for number in 0..8 {
+            assert!(take(&store, key(number), 5, quota).is_ok());
+        }
+        for drawer in [Drawer::Key(key(100)), Drawer::Keyless] {
+            let drawn = store.take(drawer, &ask).unwrap();
+            store.give_back(drawer, &ask, drawn, 5);
+            assert_eq!(store.debt(drawer, 5), 0);
+            assert!(store.take(drawer, &ask).is_ok() && store.take(drawer, &ask).is_err());
+        }
+        assert_eq!(take(&store, key(3), 5, quota), Err(SECOND), "a neighbour's is not touched");
+        store.give_back(Drawer::Key(key(3)), &ask, Drawn::from(SECOND), 5);
+        assert_eq!(store.debt(Drawer::Key(key(3)), 5), 1, "all but the nanosecond that marks the slot");
+        store.give_back(Drawer::Key(key(3)), &ask, Drawn::from(SECOND), 6 + SECOND);
+        assert_eq!(take(&store, key(3), 6 + SECOND, quota), Ok(SECOND));
     }
 
     #[test]
     fn newcomers_share_one_bucket_when_all_keys_are_active() {
         let (store, quota) = (Store::new(8), quota(SECOND, 2));
         for number in 0..8 {
-            assert!(store.take(key(number), 0, quota).is_ok());
+            assert!(take(&store, key(number), 0, quota).is_ok());
         }
-        assert_eq!(store.take(key(8), 0, quota), Ok(SECOND));
-        assert_eq!(store.take(key(9), 0, quota), Ok(2 * SECOND));
-        assert_eq!(store.take(key(10), 0, quota), Err(SECOND));
-        assert_eq!(store.take(key(0), 0, quota), Ok(2 * SECOND), "a known key has its own");
+        assert_eq!(take(&store, key(8), 0, quota), Ok(SECOND));
+        assert_eq!(take(&store, key(9), 0, quota), Ok(2 * SECOND));
+        assert_eq!(take(&store, key(10), 0, quota), Err(SECOND));
+        assert_eq!(take(&store, key(0), 0, quota), Ok(2 * SECOND), "a known key has its own");
         let snapshot = store.snapshot();
         assert_eq!((snapshot.keys, snapshot.overflowed, snapshot.evictions), (8, 3, 0));
     }
@@ -459,14 +660,14 @@ mod tests {
     fn the_idle_make_room_and_the_active_stay() {
         let (store, quota) = (Store::new(1_000), quota(SECOND, 1));
         for number in 0..1_000 {
-            let _ = store.take(key(number), number, quota);
+            let _ = take(&store, key(number), number, quota);
         }
         let half_are_idle = SECOND + 500;
         for number in 2_000..2_400 {
-            assert!(store.take(key(number), half_are_idle, quota).is_ok());
+            assert!(take(&store, key(number), half_are_idle, quota).is_ok());
         }
         for number in 501..1_000 {
-            assert!(store.take(key(number), half_are_idle, quota).is_err(), "{number} was forgotten");
+            assert!(take(&store, key(number), half_are_idle, quota).is_err(), "{number} was forgotten");
         }
         let snapshot = store.snapshot();
         assert_eq!((snapshot.evictions, snapshot.overflowed), (400, 0));
@@ -474,19 +675,31 @@ mod tests {
     }
 
     #[test]
+    fn who_idles_is_not_forgotten_while_there_is_room() {
+        let (store, quota) = (Store::new(10_000), quota(1, 1));
+        for round in 0..3 {
+            for number in 0..9_000 {
+                assert!(take(&store, key(number), 10 * (1 + number + 10_000 * round), quota).is_ok());
+            }
+        }
+        let snapshot = store.snapshot();
+        assert_eq!((snapshot.keys, snapshot.evictions, snapshot.overflowed), (9_000, 0, 0));
+    }
+
+    #[test]
     fn a_stranger_who_idles_makes_room_where_the_homes_are_empty() {
         let (store, quota) = (Store { capacity: 1, ..Store::new(16) }, quota(SECOND, 1));
         let lives_in = |key, set: &Set| store.homes(key).iter().any(|home| std::ptr::eq(*home, set));
-        assert_eq!(store.take(key(0), 0, quota), Ok(SECOND));
-        let set = store.sets.iter().find(|set| set.active(0) == 1).unwrap();
+        assert_eq!(take(&store, key(0), 0, quota), Ok(SECOND));
+        let set = store.sets.iter().find(|set| set.occupied() == 1).unwrap();
         let newcomer = (1..).map(key).find(|&key| !lives_in(key, set)).unwrap();
-        assert_eq!(store.take(newcomer, 0, quota), Ok(SECOND));
+        assert_eq!(take(&store, newcomer, 0, quota), Ok(SECOND));
         assert_eq!(store.snapshot().overflowed, 1, "one key is all it may hold, and that one is active");
-        assert_eq!(store.take(newcomer, SECOND, quota), Ok(SECOND));
-        assert_eq!(store.take(newcomer, SECOND, quota), Err(SECOND));
+        assert_eq!(take(&store, newcomer, SECOND, quota), Ok(SECOND));
+        assert_eq!(take(&store, newcomer, SECOND, quota), Err(SECOND));
         let snapshot = store.snapshot();
         assert_eq!((snapshot.keys, snapshot.evictions, snapshot.overflowed), (1, 1, 1));
-        assert!(store.take(key(0), 2 * SECOND - 1, quota).is_ok());
+        assert!(take(&store, key(0), 2 * SECOND - 1, quota).is_ok());
         assert_eq!(store.snapshot().overflowed, 2, "the first one was forgotten, and is a newcomer again");
     }
 
@@ -506,7 +719,7 @@ mod tests {
                         false => break,
                     }
                 }
-                store.take(key(number), 0, quota).is_ok()
+                take(&store, key(number), 0, quota).is_ok()
             };
             (1..=KEYS).filter(|&number| bring(number)).count() as u64
         };
@@ -520,17 +733,50 @@ mod tests {
     #[test]
     fn an_active_key_keeps_its_bucket_while_slots_change_owners_around_it() {
         let (store, once_a_second, often) = (Store::new(32), quota(SECOND, 1), quota(1, 1));
+        assert!(take(&store, key(0), 10, once_a_second).is_ok());
         std::thread::scope(|scope| {
             // Each stranger is idle again at the next turn, so every turn evicts.
-            scope.spawn(|| (0..200_000).all(|turn| store.take(key(100 + turn), 10 + turn, often).is_ok()));
-            let admitted = (0..200_000).filter(|turn| store.take(key(0), 10 + turn, once_a_second).is_ok()).count();
-            assert!(admitted <= 1, "{admitted} in less than a second");
+            scope.spawn(|| (0..200_000).all(|turn| take(&store, key(100 + turn), 10 + turn, often).is_ok()));
+            let admitted = (0..200_000).filter(|turn| take(&store, key(0), 10 + turn, once_a_second).is_ok()).count();
+            assert_eq!(admitted, 0, "more than one in less than a second");
         });
         assert!(store.snapshot().evictions > 100_000);
         assert!(store.snapshot().keys <= 32);
     }
 
     proptest! {
+        /// Of each bucket: that of a key, whatever the others do and however small the store is, and the overflow bucket.
+        #[test]
+        fn no_bucket_gives_more_than_burst_and_rate(
+            interval in 1_u64..500,
+            burst in 1_u32..5,
+            capacity in 1_usize..20,
+            requests in prop::collection::vec((0_u64..40, 1_u32..4, any::<bool>(), prop_oneof![Just(0), 0_u64..50, 0_u64..2_000]), 1..300),
+        ) {
+            let (store, quota) = (Store::new(capacity), quota(interval, burst));
+            let (mut now, mut served) = (0, vec![Vec::new(); 41]);
+            for (number, tokens, gives_back, step) in requests {
+                now += step;
+                let Some(ask) = Ask::tokens(now, quota, tokens) else { continue };
+                let drawer = Drawer::Key(key(number));
+                match store.take(drawer, &ask) {
+                    Ok(drawn) if gives_back => store.give_back(drawer, &ask, drawn, now),
+                    Ok(drawn) => served[if drawn.overflowed { 40 } else { number as usize }].push((now, ask.cost())),
+                    Err(_) => {}
+                }
+                prop_assert!(store.keys.load(Relaxed) <= capacity);
+            }
+            for served in served {
+                for (first, &(from, _)) in served.iter().enumerate() {
+                    let mut cost = 0;
+                    for &(to, more) in &served[first..] {
+                        cost += more;
+                        prop_assert!(cost <= quota.depth() + (to - from));
+                    }
+                }
+            }
+        }
+
         #[test]
         fn governor_decides_the_same_for_many_keys(
             interval in 1_u64..1_000,
@@ -547,7 +793,7 @@ mod tests {
                 now += step;
                 clock.advance(Duration::from_nanos(step));
                 let overflowed = store.snapshot().overflowed;
-                let decision = store.take(key(number), now, ours).is_ok();
+                let decision = take(&store, key(number), now, ours).is_ok();
                 // Who found no room is in one bucket, here and there.
                 let number = if store.snapshot().overflowed > overflowed { u64::MAX } else { number };
                 prop_assert_eq!(decision, oracle.check_key(&number).is_ok());
@@ -564,11 +810,16 @@ mod loom_tests {
     use loom::{model::Builder, sync::Arc, thread};
 
     use super::*;
+    use crate::Quota;
 
     const FIVE: u64 = 5;
 
     fn quota(burst: u32) -> Quota {
         Quota::every(Duration::from_nanos(FIVE)).unwrap().burst(NonZeroU32::new(burst).unwrap())
+    }
+
+    fn take(store: &Store, number: u64, now: u64, quota: Quota) -> Result<u64, u64> {
+        store.take(Drawer::Key(Fingerprint::from(number)), &Ask::one(now, quota)).map(|drawn| drawn.debt)
     }
 
     fn check(model: impl Fn() + Send + Sync + 'static) {
@@ -583,9 +834,9 @@ mod loom_tests {
             let store = Arc::new(Store::new(1));
             let other = thread::spawn({
                 let store = store.clone();
-                move || store.take(Fingerprint(7), 10, quota(1)).is_ok()
+                move || take(&store, 7, 10, quota(1)).is_ok()
             });
-            let mine = store.take(Fingerprint(7), 10, quota(1)).is_ok();
+            let mine = take(&store, 7, 10, quota(1)).is_ok();
             assert!(mine != other.join().unwrap());
         });
     }
@@ -594,13 +845,13 @@ mod loom_tests {
     fn a_known_key_takes_from_its_own_bucket_while_a_newcomer_wants_the_slot() {
         check(|| {
             let store = Arc::new(Store::new(1));
-            assert_eq!(store.take(Fingerprint(7), 10, quota(2)), Ok(FIVE));
+            assert_eq!(take(&store, 7, 10, quota(2)), Ok(FIVE));
             // It idles by now. Either it is forgotten and comes as new, or it stays and the newcomer overflows.
             let known = thread::spawn({
                 let store = store.clone();
-                move || store.take(Fingerprint(7), 20, quota(2))
+                move || take(&store, 7, 20, quota(2))
             });
-            let newcomer = [(); 2].map(|()| store.take(Fingerprint(9), 20, quota(2)));
+            let newcomer = [(); 2].map(|()| take(&store, 9, 20, quota(2)));
             assert_eq!(newcomer, [Ok(FIVE), Ok(2 * FIVE)]);
             assert_eq!(known.join().unwrap(), Ok(FIVE));
             assert_eq!(store.keys.load(Relaxed), 1);

@@ -4,10 +4,10 @@
 #[cfg(all(test, loom))]
 pub(crate) use loom::sync::{
     Mutex,
-    atomic::{AtomicU64, AtomicUsize},
+    atomic::{AtomicU64, AtomicUsize, fence},
 };
 #[cfg(not(all(test, loom)))]
 pub(crate) use std::sync::{
     Mutex,
-    atomic::{AtomicU64, AtomicUsize},
+    atomic::{AtomicU64, AtomicUsize, fence},
 };

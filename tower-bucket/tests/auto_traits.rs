@@ -3,14 +3,16 @@
 use http::{Request, Response};
 use testkit::Probe;
 use tower_bucket::{
-    Admitted, Bucket, BucketLayer, ClientIp, Exhausted, Header, Keyed, KeyedLimiter, Limiter, OnMissingKey, PeerIp,
-    Quota, ResponseFuture, Snapshot,
+    Admitted, Both, Bucket, BucketLayer, ClientIp, Exhausted, Fields, Header, Keyed, KeyedLimiter, Limiter, Network,
+    NotANetwork, OnMissingKey, Path, PeerIp, PolicyName, ProxiedIp, Quota, ResponseFuture, Snapshot, UriPath,
+    WaitFuture, Waiting,
 };
 use tower_outcome::refuse::{Auto, Fail};
 
 fn value<T: Send + Sync + Unpin + 'static>() {}
 fn handle<T: Clone + Send + Sync + Unpin + 'static>() {}
 fn small<T: Copy + Send + Sync + Unpin + 'static>() {}
+fn sent<T: Send + Sync + 'static>() {}
 fn debug<T: std::fmt::Debug>() {}
 
 /// A key that is neither `Send` nor `Sync`: it is not kept, so that does not matter.
@@ -24,8 +26,10 @@ fn handles_and_layers_go_anywhere() {
     handle::<BucketLayer<Limiter>>();
     handle::<BucketLayer<Keyed<PeerIp, ClientIp>, Auto>>();
     handle::<Bucket<Probe, Keyed<Header, Odd>, Fail>>();
-    handle::<Header>();
-    small::<(Admitted, ClientIp, Exhausted, OnMissingKey, PeerIp, Quota, Snapshot)>();
+    handle::<Bucket<Probe, Both<Limiter, Keyed<ProxiedIp, ClientIp>>, Auto, Waiting>>();
+    handle::<(Header, ProxiedIp, UriPath, Waiting)>();
+    small::<(Admitted, ClientIp, Exhausted, Fields, Network, NotANetwork, OnMissingKey, Path, PeerIp, PolicyName)>();
+    small::<(Quota, Snapshot)>();
 }
 
 #[test]
@@ -33,6 +37,8 @@ fn a_future_is_sent_and_pinned_as_the_inner_one_is() {
     value::<ResponseFuture<Probe, Fail, Request<String>>>();
     value::<ResponseFuture<Probe, Auto, Request<String>>>();
     debug::<ResponseFuture<Probe, Auto, Request<String>>>();
+    debug::<WaitFuture<Probe, Limiter, Auto, Request<String>>>();
+    sent::<WaitFuture<Probe, Keyed<PeerIp, ClientIp>, Auto, Request<String>>>();
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! On an axum router: no `HandleErrorLayer`, no `Buffer`, and one limiter however often axum layers.
 
-use std::{net::SocketAddr, num::NonZeroU32};
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use axum::{Router, body::Body, routing::get};
 use http::{Request, StatusCode};
 use tower::ServiceExt as _;
-use tower_bucket::{BucketLayer, KeyedLimiter, Limiter, Quota};
+use tower_bucket::{BucketLayer, KeyedLimiter, Limiter, PolicyName, Quota};
 use tower_outcome::PeerAddr;
 
 const FIVE_A_MINUTE: Quota = Quota::per_minute(NonZeroU32::new(5).unwrap());
@@ -51,6 +51,20 @@ async fn a_shared_limit_and_one_by_function_stand_on_one_router() {
         }
     }
     assert_eq!((passed, limiter.snapshot().allowed, limiter.snapshot().refused), (8, 8, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_that_wait_and_tell_how_they_stand_fit_on_a_router() {
+    let all = BucketLayer::new(Limiter::new(Quota::per_minute(NonZeroU32::new(600).unwrap())));
+    let layer = all.and(BucketLayer::per_client(FIVE_A_MINUTE)).fields(PolicyName::default()).respond();
+    let app = app().layer(layer.wait(Duration::from_secs(30)));
+    let begin = tokio::time::Instant::now();
+    for turn in 0..7 {
+        let response = app.clone().oneshot(request("/one", PeerAddr(addr(1)))).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert!(response.headers().contains_key("ratelimit"), "{turn}");
+    }
+    assert_eq!(begin.elapsed().as_secs(), 24, "two of the seven waited for twelve seconds each");
 }
 
 #[cfg(feature = "axum")]

@@ -1,36 +1,81 @@
 //! The heart: closed, open, half-open. Time and verdicts come in, decisions go out.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use tokio::time::Instant;
+use tower_outcome::Verdict;
 
 use crate::{
-    Cooldown, Mode, Reason, State, Trip,
-    trip::Evidence,
-    word::{Tag, Word},
+    Cooldown, Counts, Evidence, LastCalls, Mode, Reason, State, Trip,
+    cooldown::Backoff,
+    probe::{Elapsed, ProbeRules, Probes},
+    window::{Row, Told},
+    word::{Tag, Ticket, Word},
 };
+
+/// What a circuit goes by.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) trip: Trip,
+    /// The calls without which no ratio is judged.
+    pub(crate) at_least: NonZeroU32,
+    pub(crate) cooldown: Cooldown,
+    pub(crate) probes: ProbeRules,
+    /// Whether each call is to be judged by the heart, and not only those that fail.
+    pub(crate) asks: bool,
+}
 
 /// The state machine of one circuit.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     trip: Trip,
-    cooldown: Cooldown,
-    probe_deadline: Duration,
+    at_least: NonZeroU32,
+    rules: ProbeRules,
+    asks: bool,
+    backoff: Backoff,
+    told: Told,
+    row: Option<Row>,
     phase: Phase,
     forced: bool,
     generation: u32,
-    last_probe: u32,
+    /// The generation whose calls have been counted: the last one that was closed.
+    counted: u32,
+    last_probe: NonZeroU32,
     trips: u64,
     last_reason: Option<Reason>,
     news: Vec<Transition>,
     stirred: bool,
 }
 
-/// Leave to make one call, valid in the generation it was given in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ticket {
-    pub(crate) generation: u32,
-    kind: Kind,
+/// How a call ended, and when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ending {
+    /// Not `Ignore`.
+    pub(crate) verdict: Verdict,
+    pub(crate) slow: bool,
+    pub(crate) hint: Option<Duration>,
+    pub(crate) now: Instant,
+    /// Whether to look at all the counts. Those that end badly are judged, and those that a policy wants to see.
+    pub(crate) judged: bool,
+}
+
+/// What became of an [`Ending`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ended {
+    /// Too late to matter.
+    Stale,
+    Counted,
+    /// By the circuit's own conditions, which may have opened it.
+    Judged(Evidence),
+}
+
+/// What is counted outside of the heart, with the call in question in it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outside {
+    pub(crate) failures_in_row: u32,
+    /// Those of the window that went well, as far as the heart was not told.
+    pub(crate) succeeded: u64,
+    pub(crate) turn: u32,
 }
 
 /// No ticket: when one may be had at the latest (`None`: nobody knows), and why the circuit opened.
@@ -40,6 +85,14 @@ pub(crate) struct Shut {
     pub(crate) reason: Option<Reason>,
 }
 
+/// Until when no call will be admitted, unless something happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    Now,
+    Then(Instant),
+    ForGood,
+}
+
 /// A transition, to be told once the lock is released.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Transition {
@@ -47,6 +100,7 @@ pub(crate) struct Transition {
     pub(crate) to: Tag,
     pub(crate) state: State,
     pub(crate) generation: u32,
+    /// Why it is not closed.
     pub(crate) reason: Option<Reason>,
 }
 
@@ -59,52 +113,38 @@ pub(crate) struct Look {
     pub(crate) last_reason: Option<Reason>,
     pub(crate) opened_since: Option<Instant>,
     pub(crate) next_probe_at: Option<Instant>,
+    pub(crate) told: Counts,
+    pub(crate) last_calls: Option<LastCalls>,
+    pub(crate) counted: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Call,
-    Probe(u32),
-}
-
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Phase {
-    /// Calls pass. -> `Open` on a failure that trips it.
+    /// Calls pass. -> `Open` on a bad one that trips it.
     Closed,
     /// Calls are refused. -> `HalfOpen` on the first call at or after `until`; by hand only where that is `None`.
     Open { since: Instant, until: Option<Instant> },
-    /// One call at a time may try. -> `Closed` on its success, `Open` on its failure or its deadline.
-    HalfOpen { since: Instant, slot: Slot },
-}
-
-/// The place of the one probe. It is free, or there is an instant at which it will be.
-#[derive(Clone, Copy, Debug)]
-enum Slot {
-    Free,
-    /// Promised to a gate that is ready. -> `Free` when given back, or at `until`.
-    Reserved {
-        id: u32,
-        until: Instant,
-    },
-    /// Under way. -> `Free` when cancelled; at the deadline it has failed.
-    Running {
-        id: u32,
-        deadline: Instant,
-    },
+    /// As many calls as there are places may try. -> `Closed` on enough successes, `Open` on a failure or a deadline.
+    HalfOpen { since: Instant, probes: Probes },
 }
 
 // === impl Breaker ===
 
 impl Breaker {
-    pub(crate) fn new(trip: Trip, cooldown: Cooldown, probe_deadline: Duration) -> Self {
+    pub(crate) fn new(rules: Rules) -> Self {
         Self {
-            trip,
-            cooldown,
-            probe_deadline,
+            row: rules.trip.row().map(|calls| Row::new(calls.get())),
+            trip: rules.trip,
+            at_least: rules.at_least,
+            rules: rules.probes,
+            asks: rules.asks,
+            backoff: Backoff::new(rules.cooldown),
+            told: Told::default(),
             phase: Phase::Closed,
             forced: false,
             generation: 0,
-            last_probe: 0,
+            counted: 0,
+            last_probe: NonZeroU32::MIN,
             trips: 0,
             last_reason: None,
             news: Vec::new(),
@@ -113,39 +153,37 @@ impl Breaker {
     }
 
     /// Whether a call made now would be admitted. Takes nothing.
-    pub(crate) fn may_admit(&mut self, now: Instant) -> bool {
+    pub(crate) fn may_admit(&mut self, now: Instant) -> Result<(), Shut> {
         self.tick(now);
-        match self.phase {
-            Phase::Closed => true,
-            Phase::Open { until, .. } => until.is_some_and(|until| until <= now),
-            Phase::HalfOpen { slot, .. } => matches!(slot, Slot::Free),
+        match self.until() {
+            Until::Then(until) if until > now => Err(self.shut()),
+            Until::ForGood => Err(self.shut()),
+            Until::Now | Until::Then(_) => Ok(()),
         }
     }
 
     /// Admits a call that starts now.
     pub(crate) fn admit(&mut self, now: Instant) -> Result<Ticket, Shut> {
-        let deadline = after(now, self.probe_deadline);
-        self.take(now, |id| Slot::Running { id, deadline })
+        self.take(now, true)
     }
 
-    /// Promises the probe to a call that is to follow. The promise lapses as a probe would.
+    /// Promises a probe to a call that is to follow. The promise lapses as a probe would.
     pub(crate) fn reserve(&mut self, now: Instant) -> Result<Ticket, Shut> {
-        let until = after(now, self.probe_deadline);
-        self.take(now, |id| Slot::Reserved { id, until })
+        self.take(now, false)
     }
 
     /// Whether a promise still holds.
     pub(crate) fn holds(&mut self, ticket: Ticket, now: Instant) -> bool {
         self.tick(now);
-        self.reserved_by(ticket).is_some()
+        self.promised_to(ticket).is_some()
     }
 
-    /// Admits a call that was promised the probe, or any other way that is open to it now.
+    /// Admits a call that was promised a probe, or any other way that is open to it now.
     pub(crate) fn begin(&mut self, ticket: Ticket, now: Instant) -> Result<Ticket, Shut> {
         self.tick(now);
-        let deadline = after(now, self.probe_deadline);
-        match self.reserved_by(ticket) {
-            Some((slot, id)) => *slot = Slot::Running { id, deadline },
+        let until = after(now, self.rules.deadline);
+        match self.promised_to(ticket) {
+            Some((probes, id)) => probes.start(id, until),
             None => return self.admit(now),
         }
         Ok(ticket)
@@ -153,49 +191,55 @@ impl Breaker {
 
     /// Takes a promise back. One that lapsed or was redeemed is left alone.
     pub(crate) fn release(&mut self, ticket: Ticket) {
-        if let Some((slot, _)) = self.reserved_by(ticket) {
-            *slot = Slot::Free;
+        if let Some((probes, id)) = self.promised_to(ticket) {
+            probes.free(id);
             self.stirred = true;
         }
     }
 
-    /// A call went well. `false`: too late to matter.
-    pub(crate) fn succeed(&mut self, ticket: Ticket, now: Instant) -> bool {
-        self.tick(now);
-        if ticket.generation != self.generation {
-            return false;
+    /// A call ended, and said something.
+    pub(crate) fn end(&mut self, ticket: Ticket, ending: Ending, outside: Outside) -> Ended {
+        self.tick(ending.now);
+        if ticket.generation() != self.generation {
+            return Ended::Stale;
         }
-        if ticket.is_probe() {
-            self.enter(Phase::Closed);
+        let Some(id) = ticket.id() else { return self.end_call(ending, outside) };
+        if let Some(reason) = self.judge_probe(id.get(), ending) {
+            self.open(reason, ending.hint, ending.now);
         }
-        true
+        Ended::Counted
     }
 
-    /// A call failed. `false`: too late to matter.
-    pub(crate) fn fail(&mut self, ticket: Ticket, evidence: Evidence, hint: Option<Duration>, now: Instant) -> bool {
-        self.tick(now);
-        if ticket.generation != self.generation {
-            return false;
+    fn end_call(&mut self, ending: Ending, outside: Outside) -> Ended {
+        self.told.add(outside.turn, ending.verdict, ending.slow);
+        if let Some(row) = &mut self.row {
+            row.push(ending.verdict != Verdict::Success);
         }
-        let reason = match ticket.kind {
-            Kind::Probe(_) => Some(Reason::ProbeFailed),
-            Kind::Call if self.forced => None,
-            Kind::Call => self.trip.judge(&evidence),
-        };
-        if let Some(reason) = reason {
+        if !ending.judged {
+            return Ended::Counted;
+        }
+        let evidence = self.evidence(ending, outside);
+        if let Some(reason) = self.judge(&evidence) {
+            self.open(reason, ending.hint, ending.now);
+        }
+        Ended::Judged(evidence)
+    }
+
+    /// Somebody else judged this generation, and found that it should open.
+    pub(crate) fn trip(&mut self, generation: u32, reason: Reason, hint: Option<Duration>, now: Instant) {
+        if generation == self.generation && matches!(self.phase, Phase::Closed) && !self.forced {
             self.open(reason, hint, now);
         }
-        true
     }
 
     /// A call ended without saying anything. A probe gives its place to the next. `false`: too late to matter.
     pub(crate) fn forget(&mut self, ticket: Ticket, now: Instant) -> bool {
         self.tick(now);
-        if ticket.generation != self.generation {
+        if ticket.generation() != self.generation {
             return false;
         }
-        if let Phase::HalfOpen { slot, .. } = &mut self.phase {
-            *slot = Slot::Free;
+        if let (Phase::HalfOpen { probes, .. }, Some(id)) = (&mut self.phase, ticket.id()) {
+            probes.free(id.get());
             self.stirred = true;
         }
         true
@@ -213,7 +257,7 @@ impl Breaker {
             // What was held open is tried first; what was held closed starts afresh.
             Mode::Automatic => match self.phase {
                 Phase::Closed => Phase::Closed,
-                _ => Phase::HalfOpen { since, slot: Slot::Free },
+                _ => Phase::HalfOpen { since, probes: Probes::default() },
             },
         };
         self.forced = mode != Mode::Automatic;
@@ -230,12 +274,23 @@ impl Breaker {
         self.enter(Phase::Closed);
     }
 
-    /// Why a call made now would be refused, and until when.
-    pub(crate) fn shut(&self) -> Shut {
-        Shut { next: self.next_probe_at(), reason: self.last_reason.filter(|_| !matches!(self.phase, Phase::Closed)) }
+    /// Until when a call would be refused, as far as is known now.
+    pub(crate) fn until(&self) -> Until {
+        match &self.phase {
+            Phase::Closed => Until::Now,
+            Phase::Open { until, .. } => until.map_or(Until::ForGood, Until::Then),
+            Phase::HalfOpen { probes, .. } => probes.next_free(&self.rules).map_or(Until::Now, Until::Then),
+        }
     }
 
-    pub(crate) fn look(&mut self, now: Instant) -> Look {
+    /// Whether it can be told from a new one, apart from the calls that went well.
+    pub(crate) fn is_unblemished(&mut self, turn: u32) -> bool {
+        let bad = self.told.sum(turn);
+        let last = self.row.as_ref().map_or(0, |row| row.look().failed);
+        matches!(self.phase, Phase::Closed) && !self.forced && bad.bad() + bad.slow + u64::from(last) == 0
+    }
+
+    pub(crate) fn look(&mut self, now: Instant, turn: u32) -> Look {
         self.tick(now);
         Look {
             state: self.phase.state(),
@@ -244,6 +299,9 @@ impl Breaker {
             last_reason: self.last_reason,
             opened_since: self.opened_since(),
             next_probe_at: self.next_probe_at(),
+            told: self.told.sum(turn),
+            last_calls: self.row.as_ref().map(Row::look),
+            counted: self.counted,
         }
     }
 
@@ -259,72 +317,125 @@ impl Breaker {
 
     /// Makes true what time alone has decided: a promise lapses, a probe past its deadline has failed.
     fn tick(&mut self, now: Instant) {
-        let Phase::HalfOpen { slot, .. } = &mut self.phase else { return };
-        match *slot {
-            Slot::Reserved { until, .. } if until <= now => {
-                *slot = Slot::Free;
-                self.stirred = true;
-            }
-            // It failed then, not when somebody looked.
-            Slot::Running { deadline, .. } if deadline <= now => self.open(Reason::ProbeTimedOut, None, deadline),
-            _ => {}
+        let Phase::HalfOpen { probes, .. } = &mut self.phase else { return };
+        match probes.pass_time(now) {
+            Elapsed::Nothing => {}
+            Elapsed::Lapsed => self.stirred = true,
+            Elapsed::TimedOut(deadline) => self.open(Reason::ProbeTimedOut, None, deadline),
         }
     }
 
-    fn take(&mut self, now: Instant, slot_for: impl FnOnce(u32) -> Slot) -> Result<Ticket, Shut> {
+    fn take(&mut self, now: Instant, running: bool) -> Result<Ticket, Shut> {
         self.tick(now);
         if let Phase::Open { since, until: Some(until) } = self.phase
             && until <= now
         {
-            self.enter(Phase::HalfOpen { since, slot: Slot::Free });
+            self.enter(Phase::HalfOpen { since, probes: Probes::default() });
         }
-        let kind = match &mut self.phase {
-            Phase::Closed => Kind::Call,
-            Phase::HalfOpen { slot: slot @ Slot::Free, .. } => {
-                self.last_probe = self.last_probe.wrapping_add(1);
-                *slot = slot_for(self.last_probe);
-                Kind::Probe(self.last_probe)
+        match &mut self.phase {
+            Phase::Closed => Ok(Ticket::call(self.generation, self.asks)),
+            Phase::HalfOpen { probes, .. } if probes.is_free(&self.rules) => {
+                // From 1, and again from 1 after four thousand million.
+                self.last_probe = self.last_probe.checked_add(1).unwrap_or(NonZeroU32::MIN);
+                probes.take(self.last_probe.get(), after(now, self.rules.deadline), running);
+                Ok(Ticket::probe(self.generation, self.last_probe))
             }
-            Phase::Open { .. } | Phase::HalfOpen { .. } => return Err(self.shut()),
-        };
-        Ok(Ticket { generation: self.generation, kind })
+            Phase::Open { .. } | Phase::HalfOpen { .. } => Err(self.shut()),
+        }
     }
 
-    fn reserved_by(&mut self, ticket: Ticket) -> Option<(&mut Slot, u32)> {
-        match (&mut self.phase, ticket.kind) {
-            (Phase::HalfOpen { slot: slot @ Slot::Reserved { .. }, .. }, Kind::Probe(id))
-                if ticket.generation == self.generation && slot.id() == Some(id) =>
+    /// Why a call is refused, and until when.
+    fn shut(&self) -> Shut {
+        Shut { next: self.next_probe_at(), reason: self.last_reason }
+    }
+
+    fn promised_to(&mut self, ticket: Ticket) -> Option<(&mut Probes, u32)> {
+        match (&mut self.phase, ticket.id()) {
+            (Phase::HalfOpen { probes, .. }, Some(id))
+                if ticket.generation() == self.generation && probes.is_promised(id.get()) =>
             {
-                Some((slot, id))
+                Some((probes, id.get()))
             }
             _ => None,
         }
     }
 
+    fn evidence(&self, ending: Ending, outside: Outside) -> Evidence {
+        let Ending { verdict, slow, now, .. } = ending;
+        let mut window = self.told.sum(outside.turn);
+        window.succeeded += outside.succeeded;
+        let last_calls = self.row.as_ref().map(Row::look);
+        let (generation, failures_in_row) = (self.generation, outside.failures_in_row);
+        Evidence { verdict, slow, now, generation, failures_in_row, window, last_calls }
+    }
+
+    fn judge(&self, evidence: &Evidence) -> Option<Reason> {
+        if evidence.is_bad() && !self.forced { self.trip.judge(evidence, self.at_least) } else { None }
+    }
+
+    /// Why to open again; or frees the place, and closes after enough successes.
+    fn judge_probe(&mut self, id: u32, ending: Ending) -> Option<Reason> {
+        let Phase::HalfOpen { probes, .. } = &mut self.phase else { return None };
+        match ending.verdict {
+            Verdict::Success if ending.slow => return Some(Reason::ProbeSlow),
+            Verdict::Success => {}
+            // Who asks for less is not well enough to close for.
+            _ => return Some(Reason::ProbeFailed),
+        }
+        self.stirred = true;
+        if probes.succeed(id, &self.rules) {
+            self.enter(Phase::Closed);
+        }
+        None
+    }
+
     fn open(&mut self, reason: Reason, hint: Option<Duration>, at: Instant) {
+        // First, because an iterator of the user's may panic.
+        let until = after(at, self.backoff.next(hint));
         self.trips += 1;
         self.last_reason = Some(reason);
         let since = self.opened_since().unwrap_or(at);
-        self.enter(Phase::Open { since, until: Some(after(at, self.cooldown.open_for(hint))) });
+        self.enter(Phase::Open { since, until: Some(until) });
     }
 
     /// The only door between states.
     fn enter(&mut self, phase: Phase) {
-        let from = self.phase.tag();
+        let from = self.tag();
         self.phase = phase;
         self.generation = Word::next_generation(self.generation);
         self.stirred = true;
+        if matches!(self.phase, Phase::Closed) {
+            self.begin_afresh();
+        }
         self.news.push(Transition {
             from,
-            to: phase.tag(),
-            state: phase.state(),
+            to: self.tag(),
+            state: self.phase.state(),
             generation: self.generation,
-            reason: self.last_reason.filter(|_| matches!(phase, Phase::Open { .. })),
+            reason: self.last_reason.filter(|_| !matches!(self.phase, Phase::Closed)),
         });
     }
 
+    fn begin_afresh(&mut self) {
+        self.counted = self.generation;
+        self.backoff.reset();
+        self.told.clear();
+        if let Some(row) = &mut self.row {
+            row.clear();
+        }
+    }
+
+    const fn tag(&self) -> Tag {
+        match self.phase {
+            Phase::Closed if self.asks => Tag::Asking,
+            Phase::Closed => Tag::Closed,
+            Phase::Open { .. } => Tag::Open,
+            Phase::HalfOpen { .. } => Tag::HalfOpen,
+        }
+    }
+
     fn mode(&self) -> Mode {
-        match (self.forced, self.phase) {
+        match (self.forced, &self.phase) {
             (false, _) => Mode::Automatic,
             (true, Phase::Closed) => Mode::ForcedClosed,
             (true, _) => Mode::ForcedOpen,
@@ -339,56 +450,21 @@ impl Breaker {
     }
 
     fn next_probe_at(&self) -> Option<Instant> {
-        match self.phase {
-            Phase::Closed => None,
-            Phase::Open { until, .. } => until,
-            Phase::HalfOpen { slot, .. } => match slot {
-                Slot::Free => None,
-                Slot::Reserved { until: at, .. } | Slot::Running { deadline: at, .. } => Some(at),
-            },
+        match self.until() {
+            Until::Then(until) => Some(until),
+            Until::Now | Until::ForGood => None,
         }
-    }
-}
-
-// === impl Ticket ===
-
-impl Ticket {
-    pub(crate) const fn call(generation: u32) -> Self {
-        Self { generation, kind: Kind::Call }
-    }
-
-    pub(crate) const fn is_probe(self) -> bool {
-        matches!(self.kind, Kind::Probe(_))
     }
 }
 
 // === impl Phase ===
 
 impl Phase {
-    const fn tag(self) -> Tag {
-        match self {
-            Self::Closed => Tag::Closed,
-            Self::Open { .. } => Tag::Open,
-            Self::HalfOpen { .. } => Tag::HalfOpen,
-        }
-    }
-
-    const fn state(self) -> State {
+    const fn state(&self) -> State {
         match self {
             Self::Closed => State::Closed,
-            Self::Open { until, .. } => State::Open { until },
+            Self::Open { until, .. } => State::Open { until: *until },
             Self::HalfOpen { .. } => State::HalfOpen,
-        }
-    }
-}
-
-// === impl Slot ===
-
-impl Slot {
-    const fn id(self) -> Option<u32> {
-        match self {
-            Self::Free => None,
-            Self::Reserved { id, .. } | Self::Running { id, .. } => Some(id),
         }
     }
 }
@@ -409,9 +485,33 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Trips at the second failure in a row; open for 10 s; probes have 3 s.
-    fn breaker() -> (Breaker, Instant) {
+    fn rules() -> Rules {
         let trip = Trip::consecutive(NonZeroU32::new(2).unwrap());
-        (Breaker::new(trip, Cooldown::default(), 3 * SECOND), Instant::now())
+        let probes = ProbeRules { places: NonZeroU32::MIN, successes: NonZeroU32::MIN, deadline: 3 * SECOND };
+        let at_least = NonZeroU32::new(4).unwrap();
+        Rules { trip, at_least, cooldown: Cooldown::fixed(10 * SECOND), probes, asks: false }
+    }
+
+    fn breaker() -> (Breaker, Instant) {
+        (Breaker::new(rules()), Instant::now())
+    }
+
+    /// Several probes at once, of which several must succeed.
+    fn probing(places: u32, successes: u32) -> (Breaker, Instant) {
+        let [places, successes] = [places, successes].map(|count| NonZeroU32::new(count).unwrap());
+        let probes = ProbeRules { places, successes, deadline: 3 * SECOND };
+        let (mut breaker, now) = (Breaker::new(Rules { probes, ..rules() }), Instant::now());
+        assert!(fail(&mut breaker, 2, None, now));
+        (breaker, now + 10 * SECOND)
+    }
+
+    fn end(breaker: &mut Breaker, ticket: Ticket, ending: Ending, failures_in_row: u32) -> bool {
+        let ended = breaker.end(ticket, ending, Outside { failures_in_row, succeeded: 0, turn: 0 });
+        !matches!(ended, Ended::Stale)
+    }
+
+    fn ending(verdict: Verdict, now: Instant) -> Ending {
+        Ending { verdict, slow: false, hint: None, now, judged: true }
     }
 
     fn open() -> (Breaker, Instant) {
@@ -428,15 +528,27 @@ mod tests {
 
     fn fail(breaker: &mut Breaker, failures_in_row: u32, hint: Option<Duration>, now: Instant) -> bool {
         let ticket = breaker.admit(now).unwrap();
-        breaker.fail(ticket, Evidence { failures_in_row }, hint, now)
+        end(breaker, ticket, Ending { hint, ..ending(Verdict::Failure, now) }, failures_in_row)
     }
 
     fn fail_probe(breaker: &mut Breaker, ticket: Ticket, now: Instant) -> bool {
-        breaker.fail(ticket, Evidence { failures_in_row: 0 }, None, now)
+        end(breaker, ticket, ending(Verdict::Failure, now), 0)
+    }
+
+    fn succeed(breaker: &mut Breaker, ticket: Ticket, now: Instant) -> bool {
+        end(breaker, ticket, ending(Verdict::Success, now), 0)
+    }
+
+    fn look(breaker: &mut Breaker, now: Instant) -> Look {
+        breaker.look(now, 0)
+    }
+
+    fn may_admit(breaker: &mut Breaker, now: Instant) -> bool {
+        breaker.may_admit(now).is_ok()
     }
 
     fn state(breaker: &mut Breaker, now: Instant) -> State {
-        breaker.look(now).state
+        look(breaker, now).state
     }
 
     #[test]
@@ -446,7 +558,7 @@ mod tests {
         assert_eq!(state(&mut breaker, now), State::Closed);
         fail(&mut breaker, 2, None, now);
         assert_eq!(state(&mut breaker, now), State::Open { until: Some(now + 10 * SECOND) });
-        assert_eq!(breaker.look(now).last_reason, Some(Reason::ConsecutiveFailures));
+        assert_eq!(look(&mut breaker, now).last_reason, Some(Reason::ConsecutiveFailures));
     }
 
     #[test]
@@ -463,16 +575,16 @@ mod tests {
         let (mut breaker, now) = cooled_down();
         breaker.admit(now).unwrap();
         assert_eq!(breaker.admit(now).unwrap_err().next, Some(now + 3 * SECOND));
-        assert!(!breaker.may_admit(now));
+        assert!(!may_admit(&mut breaker, now));
     }
 
     #[test]
     fn a_probe_that_succeeds_closes_it() {
         let (mut breaker, now) = cooled_down();
         let probe = breaker.admit(now).unwrap();
-        assert!(breaker.succeed(probe, now));
+        assert!(succeed(&mut breaker, probe, now));
         assert_eq!(state(&mut breaker, now), State::Closed);
-        assert_eq!(breaker.look(now).opened_since, None);
+        assert_eq!(look(&mut breaker, now).opened_since, None);
     }
 
     #[test]
@@ -480,7 +592,7 @@ mod tests {
         let (mut breaker, now) = cooled_down();
         let probe = breaker.admit(now).unwrap();
         assert!(fail_probe(&mut breaker, probe, now + SECOND));
-        let look = breaker.look(now + SECOND);
+        let look = look(&mut breaker, now + SECOND);
         assert_eq!(look.state, State::Open { until: Some(now + 11 * SECOND) });
         assert_eq!((look.trips, look.last_reason), (2, Some(Reason::ProbeFailed)));
         assert_eq!(look.opened_since, Some(now - 10 * SECOND));
@@ -500,8 +612,8 @@ mod tests {
         let (mut breaker, now) = cooled_down();
         let probe = breaker.admit(now).unwrap();
         let (deadline, looked) = (now + 3 * SECOND, now + 7 * SECOND);
-        assert!(!breaker.succeed(probe, looked), "too late");
-        let look = breaker.look(looked);
+        assert!(!succeed(&mut breaker, probe, looked), "too late");
+        let look = look(&mut breaker, looked);
         assert_eq!(look.state, State::Open { until: Some(deadline + 10 * SECOND) });
         assert_eq!(look.last_reason, Some(Reason::ProbeTimedOut));
     }
@@ -511,7 +623,7 @@ mod tests {
         let (mut breaker, now) = cooled_down();
         breaker.admit(now).unwrap();
         let later = now + 365 * 86_400 * SECOND;
-        assert!(breaker.may_admit(later));
+        assert!(may_admit(&mut breaker, later));
         assert!(breaker.admit(later).unwrap().is_probe());
     }
 
@@ -523,10 +635,10 @@ mod tests {
         fail(&mut breaker, 2, None, now);
         let now = now + 10 * SECOND;
         let probe = breaker.admit(now).unwrap();
-        assert!(!breaker.succeed(early, now));
+        assert!(!succeed(&mut breaker, early, now));
         assert!(!fail_probe(&mut breaker, other, now));
         assert_eq!(state(&mut breaker, now), State::HalfOpen);
-        assert!(breaker.succeed(probe, now));
+        assert!(succeed(&mut breaker, probe, now));
     }
 
     #[test]
@@ -561,7 +673,7 @@ mod tests {
         let probe = breaker.begin(promised, now).unwrap();
         breaker.release(promised);
         assert_eq!(breaker.admit(now).unwrap_err().next, Some(now + 3 * SECOND));
-        assert!(breaker.succeed(probe, now));
+        assert!(succeed(&mut breaker, probe, now));
     }
 
     #[test]
@@ -580,12 +692,12 @@ mod tests {
         let (mut breaker, now) = breaker();
         breaker.set_mode(Mode::ForcedClosed, now);
         fail(&mut breaker, u32::MAX, None, now);
-        assert_eq!(breaker.look(now).mode, Mode::ForcedClosed);
-        assert!(breaker.may_admit(now));
+        assert_eq!(look(&mut breaker, now).mode, Mode::ForcedClosed);
+        assert!(may_admit(&mut breaker, now));
         breaker.set_mode(Mode::ForcedOpen, now);
         let later = now + 3600 * SECOND;
         assert_eq!(breaker.admit(later).unwrap_err(), Shut { next: None, reason: Some(Reason::Forced) });
-        assert_eq!(breaker.look(later).mode, Mode::ForcedOpen);
+        assert_eq!(look(&mut breaker, later).mode, Mode::ForcedOpen);
     }
 
     #[test]
@@ -604,7 +716,7 @@ mod tests {
         let (mut breaker, now) = cooled_down();
         let probe = breaker.admit(now).unwrap();
         breaker.set_mode(Mode::Automatic, now);
-        assert!(breaker.succeed(probe, now));
+        assert!(succeed(&mut breaker, probe, now));
     }
 
     #[test]
@@ -617,9 +729,9 @@ mod tests {
             told,
             [
                 (Tag::Closed, Tag::Open, Some(Reason::ConsecutiveFailures)),
-                (Tag::Open, Tag::HalfOpen, None),
+                (Tag::Open, Tag::HalfOpen, Some(Reason::ConsecutiveFailures)),
                 (Tag::HalfOpen, Tag::Open, Some(Reason::ProbeTimedOut)),
-                (Tag::Open, Tag::HalfOpen, None),
+                (Tag::Open, Tag::HalfOpen, Some(Reason::ProbeTimedOut)),
             ]
         );
         assert!(breaker.take_news().is_empty());
@@ -627,10 +739,125 @@ mod tests {
 
     #[test]
     fn durations_without_measure_do_not_overflow() {
-        let trip = Trip::consecutive(NonZeroU32::MIN);
-        let mut breaker = Breaker::new(trip, Cooldown::new(Duration::MAX).cap(Duration::MAX), Duration::MAX);
+        let cooldown = Cooldown::new(Duration::MAX).cap(Duration::MAX);
+        let probes = ProbeRules { deadline: Duration::MAX, ..rules().probes };
+        let mut breaker = Breaker::new(Rules { cooldown, probes, ..rules() });
         let now = Instant::now();
-        fail(&mut breaker, 1, Some(Duration::MAX), now);
-        assert!(!breaker.may_admit(now + 365 * 86_400 * SECOND));
+        fail(&mut breaker, 2, Some(Duration::MAX), now);
+        assert!(!may_admit(&mut breaker, now + 365 * 86_400 * SECOND));
+    }
+
+    #[test]
+    fn as_many_probes_as_there_are_places_and_each_has_its_own_deadline() {
+        let (mut breaker, now) = probing(2, 2);
+        let first = breaker.admit(now).unwrap();
+        let second = breaker.admit(now + SECOND).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(breaker.admit(now + SECOND).unwrap_err().next, Some(now + 3 * SECOND), "the first's");
+        assert!(succeed(&mut breaker, first, now + 2 * SECOND));
+        assert!(breaker.admit(now + 2 * SECOND).unwrap().is_probe(), "its place is free again");
+        assert!(!succeed(&mut breaker, second, now + 4 * SECOND), "it had failed a nanosecond before");
+        let look = look(&mut breaker, now + 4 * SECOND);
+        assert_eq!(look.state, State::Open { until: Some(now + 14 * SECOND) });
+        assert_eq!(look.last_reason, Some(Reason::ProbeTimedOut));
+    }
+
+    #[test]
+    fn it_closes_after_as_many_successes_as_asked_for_and_not_before() {
+        let (mut breaker, now) = probing(1, 3);
+        for left in [2, 1, 0] {
+            let probe = breaker.admit(now).unwrap();
+            breaker.take_stirred();
+            assert!(succeed(&mut breaker, probe, now));
+            assert!(breaker.take_stirred(), "those who wait may take the free place");
+            assert_eq!(state(&mut breaker, now) == State::Closed, left == 0);
+        }
+    }
+
+    #[test]
+    fn one_failure_among_the_probes_opens_it_and_the_others_are_too_late() {
+        let (mut breaker, now) = probing(3, 1);
+        let [first, second, third] = [(); 3].map(|()| breaker.admit(now).unwrap());
+        assert!(fail_probe(&mut breaker, second, now));
+        assert!(!succeed(&mut breaker, first, now) && !fail_probe(&mut breaker, third, now));
+        assert_eq!(look(&mut breaker, now).trips, 2);
+    }
+
+    #[test]
+    fn a_soft_or_slow_probe_closes_nothing() {
+        for (ending, reason) in [
+            (ending(Verdict::Soft, Instant::now()), Reason::ProbeFailed),
+            (Ending { slow: true, ..ending(Verdict::Success, Instant::now()) }, Reason::ProbeSlow),
+        ] {
+            let (mut breaker, now) = cooled_down();
+            let probe = breaker.admit(now).unwrap();
+            assert!(end(&mut breaker, probe, Ending { now, ..ending }, 0));
+            assert_eq!(look(&mut breaker, now).last_reason, Some(reason));
+        }
+    }
+
+    #[test]
+    fn the_open_time_grows_while_probes_fail_and_begins_anew_after_closing() {
+        let cooldown = Cooldown::from_fn(|| (1..).map(Duration::from_secs));
+        let (mut breaker, mut now) = (Breaker::new(Rules { cooldown, ..rules() }), Instant::now());
+        fail(&mut breaker, 2, None, now);
+        for seconds in 1..5 {
+            now += seconds * SECOND;
+            assert!(!may_admit(&mut breaker, now - Duration::from_nanos(1)));
+            let probe = breaker.admit(now).unwrap();
+            fail_probe(&mut breaker, probe, now);
+        }
+        now += 5 * SECOND;
+        let probe = breaker.admit(now).unwrap();
+        assert!(succeed(&mut breaker, probe, now));
+        fail(&mut breaker, 2, None, now);
+        assert_eq!(state(&mut breaker, now), State::Open { until: Some(now + SECOND) });
+    }
+
+    #[test]
+    fn a_ratio_counts_what_the_heart_was_told_and_what_it_was_not() {
+        let trip = Trip::failure_ratio(crate::Ratio::HALF);
+        let (mut breaker, now) = (Breaker::new(Rules { trip, ..rules() }), Instant::now());
+        let mut judged = |verdict, succeeded| {
+            let ticket = breaker.admit(now).unwrap();
+            let outside = Outside { failures_in_row: 0, succeeded, turn: 0 };
+            breaker.end(ticket, ending(verdict, now), outside);
+            breaker.look(now, 0).last_reason
+        };
+        assert_eq!(judged(Verdict::Failure, 2), None, "three calls are too few");
+        assert_eq!(judged(Verdict::Soft, 3), None, "two of five");
+        assert_eq!(judged(Verdict::Failure, 3), Some(Reason::FailureRatio));
+    }
+
+    #[test]
+    fn a_success_opens_nothing_even_if_it_makes_the_calls_enough() {
+        let trip = Trip::failure_ratio(crate::Ratio::HALF);
+        let (mut breaker, now) = (Breaker::new(Rules { trip, ..rules() }), Instant::now());
+        for (verdict, succeeded) in [(Verdict::Failure, 0), (Verdict::Failure, 0), (Verdict::Success, 1)] {
+            let ticket = breaker.admit(now).unwrap();
+            breaker.end(ticket, ending(verdict, now), Outside { failures_in_row: 0, succeeded, turn: 0 });
+        }
+        assert_eq!(state(&mut breaker, now), State::Closed);
+    }
+
+    #[test]
+    fn what_somebody_else_found_counts_only_in_the_generation_it_was_found_in() {
+        let (mut breaker, now) = breaker();
+        let early = breaker.admit(now).unwrap().generation();
+        breaker.reset();
+        breaker.trip(early, Reason::Policy("mine"), None, now);
+        assert_eq!(state(&mut breaker, now), State::Closed);
+        let current = breaker.admit(now).unwrap().generation();
+        breaker.trip(current, Reason::Policy("mine"), None, now);
+        assert_eq!(look(&mut breaker, now).last_reason, Some(Reason::Policy("mine")));
+    }
+
+    #[test]
+    fn an_iterator_that_panics_leaves_the_circuit_as_it_was() {
+        let cooldown = Cooldown::from_fn(|| std::iter::from_fn(|| panic!("the user's")));
+        let (mut breaker, now) = (Breaker::new(Rules { cooldown, ..rules() }), Instant::now());
+        let failing = std::panic::AssertUnwindSafe(|| fail(&mut breaker, 2, None, now));
+        std::panic::catch_unwind(failing).unwrap_err();
+        assert_eq!((state(&mut breaker, now), look(&mut breaker, now).trips), (State::Closed, 0));
     }
 }

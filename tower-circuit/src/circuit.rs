@@ -1,21 +1,29 @@
-use std::{fmt, task::Waker, time::Duration};
+use std::{
+    fmt,
+    num::NonZeroU32,
+    sync::{Arc, OnceLock},
+    task::Waker,
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::Instant};
 use tower_outcome::{Outcome, Verdict};
 
 use crate::{
-    Cooldown, Mode, Open, Permit, Snapshot, State, Trip,
-    breaker::{Breaker, Shut, Ticket},
+    Cooldown, Evidence, Mode, Open, PerEndpoint, Permit, Reason, Snapshot, State, Trip, TripPolicy,
+    breaker::{Breaker, Ended, Ending, Rules, Shut},
     core::{Core, News, Seat},
     permit::Reservation,
-    stripe::{Count, Counters, StripedArc},
+    probe::ProbeRules,
+    stripe::{Count, Lane, StripedArc, Stripes},
+    word::{Tag, Ticket},
 };
 
 /// One circuit: what its user holds, and what the layers refer to.
 ///
 /// Cheap to clone; all clones are the same circuit, and it lives as long as one of them or a call under way. Everything
-/// is synchronous and may be called from any thread, with or without a runtime. Memory: about 2 KiB, whatever the load,
-/// and a waker for each gate that waits.
+/// is synchronous and may be called from any thread, with or without a runtime. Memory: 3.5 KiB, whatever the load, half a
+/// KiB more once somebody [subscribes](Self::subscribe), and a waker for each gate that waits.
 ///
 /// ```
 /// use std::{num::NonZeroU32, time::Duration};
@@ -38,27 +46,45 @@ pub struct Circuit {
 #[must_use = "call `build`"]
 pub struct CircuitBuilder {
     name: Option<String>,
-    trip: Trip,
-    cooldown: Cooldown,
-    probe_deadline: Duration,
-    cancelled_after: Option<Duration>,
+    rules: Rules,
+    window: Duration,
+    cancelled_after: CancelledAfter,
+}
+
+/// From which age a call that its caller dropped is a failure.
+#[derive(Clone, Copy, Debug)]
+enum CancelledAfter {
+    /// From the slow-call limit, or a second.
+    Default,
+    Age(Option<Duration>),
 }
 
 /// The circuit itself: the core, with a clock and those who want to know.
 #[derive(Debug)]
 pub(crate) struct Shared {
     core: Core,
-    counters: Counters,
-    changes: watch::Sender<State>,
-    name: Option<String>,
+    slow_limit: Option<Duration>,
     cancelled_after: Option<Duration>,
+    /// The heart wants to know of each success, not only of those that are slow.
+    tell_all: bool,
+    policy: Policy,
+    /// Made for the first who wants to know.
+    changes: OnceLock<watch::Sender<State>>,
+    name: Option<String>,
+}
+
+/// The user's own, if there is one.
+struct Policy {
+    own: Option<Arc<dyn TripPolicy>>,
+    wants_successes: bool,
 }
 
 // === impl Circuit ===
 
 impl Circuit {
-    /// A closed circuit with the defaults: opens after 5 failures in a row for 10 s (or what the server asks for, up to
-    /// 60 s), then tries one probe of at most 10 s at a time.
+    /// A closed circuit with the defaults: opens after 5 failures in a row, or when half of at least 20 calls within 10 s
+    /// failed, for 10 s (or what the server asks for, up to 60 s); then tries one probe of at most 10 s at a time, and
+    /// stays open about twice as long after each that fails.
     #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
@@ -81,30 +107,26 @@ impl Circuit {
     /// and the look finds out.
     #[must_use]
     pub fn state(&self) -> State {
-        if self.is_closed() { State::Closed } else { self.shared.get().look().state }
+        if self.is_closed() { State::Closed } else { self.snapshot().state }
     }
 
     /// The state and the numbers, for status pages and metrics. Takes the lock for a moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let shared = self.shared.get();
-        let look = shared.look();
-        Snapshot {
-            state: look.state,
-            mode: look.mode,
-            failures_in_row: shared.core.word().failures_in_row(),
-            trips: look.trips,
-            last_reason: look.last_reason,
-            opened_since: look.opened_since,
-            next_probe_at: look.next_probe_at,
-            totals: shared.counters.totals(),
-        }
+        let (snapshot, news) = self.shared.get().core.snapshot(Instant::now());
+        self.shared.get().tell(news);
+        snapshot
     }
 
     /// Follows the state. A reader that is slow sees the newest state and may miss some between.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<State> {
-        self.shared.get().changes.subscribe()
+        let shared = self.shared.get();
+        let changes = shared.changes.get_or_init(|| watch::Sender::new(State::Closed));
+        // Whoever changed the state without seeing that somebody wants to know had the lock before this look.
+        let state = self.snapshot().state;
+        changes.send_if_modified(|told| std::mem::replace(told, state) != state);
+        changes.subscribe()
     }
 
     /// Refuses every call until told otherwise. Calls under way go on; they decide nothing any more.
@@ -145,32 +167,63 @@ impl Circuit {
     ///
     /// [`Open`] while calls are refused.
     pub fn admit(&self) -> Result<Permit, Open> {
-        let now = Instant::now();
-        let admitted = match self.shared.get().core.admit_closed() {
-            Some(ticket) => Ok(ticket),
-            None => self.shared.get().ask(|breaker| breaker.admit(now)),
-        };
-        self.permit(admitted, now)
+        let mut permit = self.admit_call()?;
+        permit.start();
+        Ok(permit)
     }
 
-    /// Whether a call made now would be admitted. Takes nothing.
-    pub(crate) fn may_admit(&self) -> bool {
-        self.is_closed() || self.shared.get().ask(|breaker| breaker.may_admit(Instant::now()))
+    /// As [`admit`](Self::admit), for a call that nobody has waited for yet, and if it is of the simple kind.
+    #[inline(always)]
+    pub(crate) fn admit_simply(&self) -> Option<Permit> {
+        let ticket = self.shared.get().core.admit_simply()?;
+        Some(Permit::new(self.shared.hold(), ticket, None))
     }
 
-    /// Refuses a call, whatever the state is by now.
-    pub(crate) fn refuse(&self) -> Open {
-        self.shared.get().refused(self.shared.get().ask(|breaker| breaker.shut()), Instant::now())
+    /// As [`admit`](Self::admit), for a call that nobody has waited for yet.
+    pub(crate) fn admit_call(&self) -> Result<Permit, Open> {
+        match self.shared.get().core.admit_closed() {
+            // Where the heart wants to know, it may want to know the time.
+            Some(ticket) => Ok(Permit::new(self.shared.hold(), ticket, ticket.asks().then(Instant::now))),
+            None => self.admit_probe(),
+        }
     }
 
-    /// Admits a call that was promised the probe.
+    fn admit_probe(&self) -> Result<Permit, Open> {
+        let (shared, now) = (self.shared.get(), Instant::now());
+        match shared.core.shut(now) {
+            Some(open) => Err(self.count_refused(open)),
+            None => self.permit(shared.ask(|breaker| breaker.admit(now)), now),
+        }
+    }
+
+    /// Whether a call made now would be admitted. Takes nothing, and counts no refusal.
+    #[inline]
+    pub(crate) fn may_admit(&self) -> Result<(), Open> {
+        if self.is_closed() { Ok(()) } else { self.may_probe() }
+    }
+
+    #[cold]
+    fn may_probe(&self) -> Result<(), Open> {
+        let (shared, now) = (self.shared.get(), Instant::now());
+        match shared.core.shut(now) {
+            Some(open) => Err(open),
+            None => shared.ask(|breaker| breaker.may_admit(now)).map_err(|shut| open(shut, now)),
+        }
+    }
+
+    /// Counts a refusal that [`may_admit`](Self::may_admit) has found.
+    pub(crate) fn refused(&self) {
+        self.shared.get().core.count(Count::Refused);
+    }
+
+    /// Admits a call that was promised a probe.
     pub(crate) fn begin(&self, reservation: &Reservation) -> Result<Permit, Open> {
         let now = Instant::now();
         let admitted = self.shared.get().ask(|breaker| breaker.begin(reservation.ticket(), now));
         self.permit(admitted, now)
     }
 
-    /// Reserves the probe; `None` where none is needed. Or takes a seat, to be woken at the next change; there is
+    /// Reserves a probe; `None` where none is needed. Or takes a seat, to be woken at the next change; there is
     /// something to look at again at the instant in `Err`, too.
     pub(crate) fn reserve_or_wait(
         &self,
@@ -192,15 +245,26 @@ impl Circuit {
         self.shared.get().core.leave(seat);
     }
 
+    #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.shared.get().core.word().is_closed()
     }
 
+    /// Whether nobody else has it, no call is under way, and nothing bad is on record.
+    pub(crate) fn is_idle(&self, now: Instant) -> bool {
+        self.shared.is_alone() && self.shared.get().core.is_unblemished(now)
+    }
+
     fn permit(&self, admitted: Result<Ticket, Shut>, now: Instant) -> Result<Permit, Open> {
         match admitted {
-            Ok(ticket) => Ok(Permit::new(self.shared.hold(), ticket, now)),
-            Err(shut) => Err(self.shared.get().refused(shut, now)),
+            Ok(ticket) => Ok(Permit::new(self.shared.hold(), ticket, Some(now))),
+            Err(shut) => Err(self.count_refused(open(shut, now))),
         }
+    }
+
+    fn count_refused(&self, open: Open) -> Open {
+        self.refused();
+        open
     }
 
     fn set_mode(&self, mode: Mode) {
@@ -229,9 +293,13 @@ impl fmt::Debug for Circuit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Circuit")
             .field("name", &self.name())
-            .field("state", &*self.shared.get().changes.borrow())
+            .field("state", &self.shared.get().core.word().tag().as_str())
             .finish()
     }
+}
+
+fn open(shut: Shut, now: Instant) -> Open {
+    Open::new(shut.next.map(|next| next.saturating_duration_since(now)), shut.reason)
 }
 
 // === impl CircuitBuilder ===
@@ -242,85 +310,161 @@ impl CircuitBuilder {
         Self { name: Some(name.into()), ..self }
     }
 
-    /// When it opens. Default: 5 failures in a row, see [`Trip`].
-    pub fn trip(self, trip: Trip) -> Self {
-        Self { trip, ..self }
+    /// When it opens. Default: 5 failures in a row, or half of the window's calls, see [`Trip`].
+    pub fn trip(mut self, trip: Trip) -> Self {
+        self.rules.trip = trip;
+        self
     }
 
-    /// How long it stays open. Default: 10 s, with hints up to 60 s, see [`Cooldown`].
-    pub fn cooldown(self, cooldown: Cooldown) -> Self {
-        Self { cooldown, ..self }
+    /// The time over which ratios are taken. It is counted exactly, in ten turns: the present one and the nine before it,
+    /// so at any moment between nine tenths of it and all. Default: 10 s, which forgets a deployment soon and holds enough
+    /// calls to judge by. From one second to one day; what is out of that is taken for the nearest.
+    pub fn window(self, window: Duration) -> Self {
+        Self { window, ..self }
+    }
+
+    /// The calls without which no ratio is judged. Default: 20, so that the first failure after a quiet night is not all of
+    /// one call.
+    pub fn at_least(mut self, calls: NonZeroU32) -> Self {
+        self.rules.at_least = calls;
+        self
+    }
+
+    /// How long it stays open. Default: 10 s, growing to 60 s, see [`Cooldown`].
+    pub fn cooldown(mut self, cooldown: Cooldown) -> Self {
+        self.rules.cooldown = cooldown;
+        self
+    }
+
+    /// How many probes there may be at once. Default: 1, which is all that it takes to learn that the other side is still
+    /// down.
+    pub fn probes(mut self, at_once: NonZeroU32) -> Self {
+        self.rules.probes.places = at_once;
+        self
+    }
+
+    /// How many probes must succeed before the circuit closes; one that fails opens it again. Default: 1.
+    pub fn successes_to_close(mut self, successes: NonZeroU32) -> Self {
+        self.rules.probes.successes = successes;
+        self
     }
 
     /// A probe that takes longer than this has failed, and the circuit opens again; the call itself goes on. A gate that
-    /// is ready but not called loses its claim to the probe after the same time. Default: 10 s, the cooldown's.
+    /// is ready but not called loses its claim to a probe after the same time. Default: 10 s, the cooldown's.
     ///
     /// Choose it above what a good answer takes to the end of its body; zero would fail every probe.
-    pub fn probe_deadline(self, deadline: Duration) -> Self {
-        Self { probe_deadline: deadline, ..self }
+    pub fn probe_deadline(mut self, deadline: Duration) -> Self {
+        self.rules.probes.deadline = deadline;
+        self
     }
 
     /// A call dropped by its caller (who lost patience, or whose timeout is further out) is a failure if it is at least
-    /// this old; younger ones say nothing, because callers go away for reasons of their own. Default: 1 s. `None`: never
-    /// a failure.
+    /// this old; younger ones say nothing, because callers go away for reasons of their own. Default: the slow-call limit
+    /// if there is one, else 1 s. `None`: never a failure.
     ///
-    /// Choose it no longer than the timeouts outside of the circuit, or hanging calls are never seen.
+    /// Choose it no longer than the timeouts outside of the circuit, or hanging calls are never seen. The age of a call
+    /// counts from the first time that somebody had to wait for it.
     pub fn cancelled_after(self, age: impl Into<Option<Duration>>) -> Self {
-        Self { cancelled_after: age.into(), ..self }
+        Self { cancelled_after: CancelledAfter::Age(age.into()), ..self }
+    }
+
+    /// Makes circuits like this, one for each endpoint of a balancer.
+    pub fn per_endpoint(self) -> PerEndpoint {
+        PerEndpoint::new(self)
     }
 
     /// Makes the circuit: closed, and automatic.
     #[must_use]
     pub fn build(self) -> Circuit {
-        let breaker = Breaker::new(self.trip, self.cooldown, self.probe_deadline);
-        let shared = Shared {
-            core: Core::new(breaker),
-            counters: Counters::new(),
-            changes: watch::Sender::new(State::Closed),
-            name: self.name,
-            cancelled_after: self.cancelled_after,
+        self.build_striped(Stripes::MANY)
+    }
+
+    pub(crate) fn build_striped(self, stripes: Stripes) -> Circuit {
+        let trip = &self.rules.trip;
+        let (slow_limit, policy) = (trip.slow_limit(), Policy::new(trip.own_policy()));
+        let cancelled_after = match self.cancelled_after {
+            CancelledAfter::Default => Some(slow_limit.unwrap_or(CANCELLED_AFTER)),
+            CancelledAfter::Age(age) => age,
         };
-        Circuit { shared: StripedArc::new(shared) }
+        let tell_all = trip.row().is_some() || policy.wants_successes;
+        let rules = Rules { asks: tell_all || slow_limit.is_some(), ..self.rules };
+        let shared = Shared {
+            slow_limit,
+            cancelled_after,
+            tell_all,
+            policy,
+            core: Core::new(rules, self.window, stripes),
+            changes: OnceLock::new(),
+            name: self.name,
+        };
+        Circuit { shared: StripedArc::new(shared, |shared| shared.core.lanes()) }
     }
 }
 
 impl Default for CircuitBuilder {
     fn default() -> Self {
-        Self {
-            name: None,
-            trip: Trip::default(),
-            cooldown: Cooldown::default(),
-            probe_deadline: PROBE_DEADLINE,
-            cancelled_after: Some(CANCELLED_AFTER),
-        }
+        let probes = ProbeRules { places: NonZeroU32::MIN, successes: NonZeroU32::MIN, deadline: PROBE_DEADLINE };
+        let rules =
+            Rules { trip: Trip::default(), at_least: AT_LEAST, cooldown: Cooldown::default(), probes, asks: false };
+        Self { name: None, rules, window: WINDOW, cancelled_after: CancelledAfter::Default }
     }
 }
 
+const WINDOW: Duration = Duration::from_secs(10);
+const AT_LEAST: NonZeroU32 = NonZeroU32::new(20).unwrap();
 const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 const CANCELLED_AFTER: Duration = Duration::from_secs(1);
 
 // === impl Shared ===
 
 impl Shared {
-    pub(crate) fn settle(&self, ticket: Ticket, outcome: Outcome) {
-        let (current, count) = match outcome.verdict() {
-            Verdict::Success => (self.succeed(ticket), Count::Succeeded),
-            Verdict::Failure => (self.fail(ticket, outcome.hint()), Count::Failed),
-            // Who asks for less is not well enough to close for.
-            Verdict::Soft if ticket.is_probe() => (self.fail(ticket, outcome.hint()), Count::Soft),
-            Verdict::Soft => (self.is_current(ticket), Count::Soft),
-            Verdict::Ignore => (self.forget(ticket), Count::Ignored),
-        };
-        self.counters.add(if current { count } else { Count::Stale });
+    /// A call ended.
+    #[inline(always)]
+    pub(crate) fn settle(&self, lane: &Lane, ticket: Ticket, started: Option<Instant>, outcome: Outcome) {
+        if outcome.verdict() != Verdict::Success || !self.core.succeed(lane, ticket, Instant::now) {
+            self.settle_slowly(lane, ticket, started, outcome.verdict(), outcome.hint());
+        }
     }
 
-    pub(crate) fn cancel(&self, ticket: Ticket, started: Instant) {
-        let failed = self.cancelled_after.is_some_and(|age| started.elapsed() >= age);
-        let (current, count) = match failed {
-            true => (self.fail(ticket, None), Count::Failed),
-            false => (self.forget(ticket), Count::Cancelled),
+    #[cold]
+    fn settle_slowly(
+        &self,
+        lane: &Lane,
+        ticket: Ticket,
+        started: Option<Instant>,
+        verdict: Verdict,
+        hint: Option<Duration>,
+    ) {
+        let (now, outcome) = (Instant::now(), Outcome::new(verdict).retry_after(hint));
+        lane.count(match outcome.verdict() {
+            Verdict::Success if self.is_simple(ticket, started, now) => return self.succeed(lane, ticket, now),
+            Verdict::Success => self.end(ticket, started, outcome, now, Count::Succeeded),
+            Verdict::Failure => self.end(ticket, started, outcome, now, Count::Failed),
+            Verdict::Soft => self.end(ticket, started, outcome, now, Count::Soft),
+            Verdict::Ignore => self.forget(ticket, Count::Ignored),
+        });
+    }
+
+    /// A success of which the heart need not know, after all. It counts itself.
+    fn succeed(&self, lane: &Lane, ticket: Ticket, now: Instant) {
+        if !self.core.succeed_late(lane, ticket, now) {
+            lane.count(Count::Stale);
+        }
+    }
+
+    fn is_simple(&self, ticket: Ticket, started: Option<Instant>, now: Instant) -> bool {
+        !self.tell_all && !ticket.is_probe() && !self.is_slow(started, now)
+    }
+
+    #[cold]
+    pub(crate) fn cancel(&self, lane: &Lane, ticket: Ticket, started: Option<Instant>) {
+        let now = Instant::now();
+        let old = |age| started.is_some_and(|started| now.saturating_duration_since(started) >= age);
+        let count = match self.cancelled_after.is_some_and(old) {
+            true => self.end(ticket, started, Outcome::FAILURE, now, Count::Failed),
+            false => self.forget(ticket, Count::Cancelled),
         };
-        self.counters.add(if current { count } else { Count::Stale });
+        lane.count(count);
     }
 
     pub(crate) fn ask<T>(&self, question: impl FnOnce(&mut Breaker) -> T) -> T {
@@ -329,47 +473,52 @@ impl Shared {
         answer
     }
 
-    fn succeed(&self, ticket: Ticket) -> bool {
-        match ticket.is_probe() {
-            true => self.ask(|breaker| breaker.succeed(ticket, Instant::now())),
-            false => self.core.succeed_call(ticket),
-        }
+    fn is_slow(&self, started: Option<Instant>, now: Instant) -> bool {
+        self.slow_limit
+            .is_some_and(|limit| started.is_some_and(|started| now.saturating_duration_since(started) >= limit))
     }
 
-    fn fail(&self, ticket: Ticket, hint: Option<Duration>) -> bool {
-        // After a trip many calls fail late; they need not queue for the lock to be told so.
-        if !self.is_current(ticket) {
-            return false;
+    fn end(&self, ticket: Ticket, started: Option<Instant>, outcome: Outcome, now: Instant, count: Count) -> Count {
+        // After a trip many calls end late; they need not queue for the lock to be told so.
+        if !self.core.is_current(ticket) {
+            return Count::Stale;
         }
-        let (current, news) = self.core.fail(ticket, hint, Instant::now());
+        let slow = self.is_slow(started, now);
+        let judged = slow || outcome.verdict() != Verdict::Success || self.policy.wants_successes;
+        let ending = Ending { verdict: outcome.verdict(), slow, hint: outcome.hint(), now, judged };
+        let (ended, news) = self.core.end(ticket, ending);
         self.tell(news);
-        current
+        match ended {
+            Ended::Stale => return Count::Stale,
+            Ended::Counted => {}
+            Ended::Judged(evidence) => self.ask_policy(ticket, &evidence, outcome.hint()),
+        }
+        count
     }
 
-    fn forget(&self, ticket: Ticket) -> bool {
-        match ticket.is_probe() {
-            true => self.ask(|breaker| breaker.forget(ticket, Instant::now())),
-            false => self.is_current(ticket),
+    /// Outside of the lock: a policy is other people's code. Not if the circuit has opened for a reason of its own.
+    fn ask_policy(&self, ticket: Ticket, evidence: &Evidence, hint: Option<Duration>) {
+        if self.core.is_current(ticket)
+            && let Some(why) = self.policy.judge(evidence)
+        {
+            self.ask(|breaker| breaker.trip(ticket.generation(), Reason::Policy(why), hint, evidence.now));
         }
     }
 
-    fn is_current(&self, ticket: Ticket) -> bool {
-        self.core.word().generation() == ticket.generation
-    }
-
-    fn look(&self) -> crate::breaker::Look {
-        self.ask(|breaker| breaker.look(Instant::now()))
-    }
-
-    fn refused(&self, shut: Shut, now: Instant) -> Open {
-        self.counters.add(Count::Refused);
-        Open::new(shut.next.map(|next| next.saturating_duration_since(now)), shut.reason)
+    fn forget(&self, ticket: Ticket, count: Count) -> Count {
+        let current = match ticket.is_probe() {
+            true => self.ask(|breaker| breaker.forget(ticket, Instant::now())),
+            false => self.core.is_current(ticket),
+        };
+        if current { count } else { Count::Stale }
     }
 
     /// Outside of the lock: subscribers and wakers are other people's code.
     fn tell(&self, news: News) {
-        if let Some(last) = news.transitions.last() {
-            self.changes.send_if_modified(|state| {
+        if let Some(last) = news.transitions.last()
+            && let Some(changes) = self.changes.get()
+        {
+            changes.send_if_modified(|state| {
                 // Another thread may have told a later transition already.
                 let newest = self.core.word().generation() == last.generation;
                 newest && std::mem::replace(state, last.state) != last.state
@@ -381,10 +530,29 @@ impl Shared {
                 name = self.name.as_deref(),
                 from = told.from.as_str(),
                 to = told.to.as_str(),
-                reason = told.reason.map(crate::Reason::as_str),
+                reason = told.reason.filter(|_| told.to == Tag::Open).map(Reason::as_str),
                 generation = told.generation,
                 "circuit"
             );
         }
+    }
+}
+
+// === impl Policy ===
+
+impl Policy {
+    fn new(own: Option<Arc<dyn TripPolicy>>) -> Self {
+        let wants_successes = own.as_ref().is_some_and(|policy| policy.wants_successes());
+        Self { own, wants_successes }
+    }
+
+    fn judge(&self, evidence: &Evidence) -> Option<&'static str> {
+        self.own.as_ref().and_then(|policy| policy.judge(evidence))
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.own.is_some() { "own" } else { "none" })
     }
 }

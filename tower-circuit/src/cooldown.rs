@@ -1,36 +1,90 @@
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
 
 /// How long an open circuit stays open before it lets a probe through.
 ///
-/// Default: 10 s, or as long as the server asked for, up to 60 s.
-#[derive(Clone, Debug)]
+/// Default: 10 s, and about twice as long after each probe that fails, up to 60 s; 10 s again once it has closed. A
+/// server's hint may raise it.
+#[derive(Clone)]
 pub struct Cooldown {
-    base: Duration,
+    steps: Steps,
     cap: Duration,
+    seed: Option<u64>,
+}
+
+#[derive(Clone)]
+enum Steps {
+    Growing(Duration),
+    Fixed(Duration),
+    Own(Arc<dyn Fn() -> Durations + Send + Sync>),
+}
+
+type Durations = Box<dyn Iterator<Item = Duration> + Send>;
+
+/// Where one circuit stands in its cooldown.
+pub(crate) struct Backoff {
+    cooldown: Cooldown,
+    random: fastrand::Rng,
+    /// Of the present outage; none while closed.
+    last: Option<Duration>,
+    own: Option<Durations>,
 }
 
 // === impl Cooldown ===
 
 impl Cooldown {
-    /// Stays open this long. Default: 10 s, which gives a restarting process time to come back.
+    /// Stays open this long at first. Default: 10 s, which gives a restarting process time to come back.
+    ///
+    /// Each probe that fails doubles the time, more or less: the factor is drawn between 1.6 and 2.4, so that many clients
+    /// of one upstream drift apart. It ends at the [`cap`](Self::cap), and begins anew once the circuit has closed.
     ///
     /// Zero lets a probe through at once, so only the number of calls at a time is limited.
     #[must_use]
     pub const fn new(base: Duration) -> Self {
-        Self { base, cap: CAP }
+        Self { steps: Steps::Growing(base), cap: CAP, seed: None }
     }
 
-    /// A server's hint (`Retry-After`, `grpc-retry-pushback-ms`) on the failure that opens the circuit may raise the
-    /// open time to this at most. Default: 60 s, so that no answer can switch a client off for a day.
-    ///
-    /// A cap below the base leaves the base as it is; hints then have no effect.
+    /// Stays open this long each time, however many probes fail.
     #[must_use]
-    pub const fn cap(self, cap: Duration) -> Self {
+    pub const fn fixed(time: Duration) -> Self {
+        Self { steps: Steps::Fixed(time), cap: CAP, seed: None }
+    }
+
+    /// Stays open as long as an iterator of your own says: one item each time the circuit opens, a new iterator once it has
+    /// closed. When it ends, its last item holds (10 s if there was none). The [`cap`](Self::cap) does not bind it.
+    ///
+    /// Both are called while the circuit opens, under its lock: they must not ask a circuit that they are in themselves.
+    ///
+    /// ```
+    /// use std::{iter, time::Duration};
+    /// use tower_circuit::Cooldown;
+    ///
+    /// let cooldown = Cooldown::from_fn(|| {
+    ///     iter::successors(Some(Duration::from_secs(1)), |last| Some(*last * 3)).take(5)
+    /// });
+    /// ```
+    #[must_use]
+    pub fn from_fn<F, I>(durations: F) -> Self
+    where
+        F: Fn() -> I + Send + Sync + 'static,
+        I: Iterator<Item = Duration> + Send + 'static,
+    {
+        let steps = Steps::Own(Arc::new(move || Box::new(durations())));
+        Self { steps, cap: CAP, seed: None }
+    }
+
+    /// Growth ends here, and a server's hint (`Retry-After`, `grpc-retry-pushback-ms`) on the failure that opens the
+    /// circuit may raise the open time to this at most. Default: 60 s, so that no answer can switch a client off for a day.
+    ///
+    /// A cap below the base leaves the base as it is; there is then no growth, and hints have no effect.
+    #[must_use]
+    pub fn cap(self, cap: Duration) -> Self {
         Self { cap, ..self }
     }
 
-    pub(crate) fn open_for(&self, hint: Option<Duration>) -> Duration {
-        self.base.max(hint.unwrap_or_default().min(self.cap))
+    /// Draws the same factors each time, for tests. Default: a seed from the operating system's randomness.
+    #[must_use]
+    pub fn seed(self, seed: u64) -> Self {
+        Self { seed: Some(seed), ..self }
     }
 }
 
@@ -40,21 +94,137 @@ impl Default for Cooldown {
     }
 }
 
+impl fmt::Debug for Cooldown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut cooldown = f.debug_struct("Cooldown");
+        match &self.steps {
+            Steps::Growing(base) => cooldown.field("base", base),
+            Steps::Fixed(time) => cooldown.field("fixed", time),
+            Steps::Own(_) => cooldown.field("own", &true),
+        };
+        cooldown.field("cap", &self.cap).finish()
+    }
+}
+
 const BASE: Duration = Duration::from_secs(10);
 const CAP: Duration = Duration::from_secs(60);
+const FACTOR: f64 = 2.0;
+const JITTER: f64 = 0.2;
+
+// === impl Backoff ===
+
+impl Backoff {
+    pub(crate) fn new(cooldown: Cooldown) -> Self {
+        let random = cooldown.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+        Self { cooldown, random, last: None, own: None }
+    }
+
+    /// How long to stay open, this time.
+    pub(crate) fn next(&mut self, hint: Option<Duration>) -> Duration {
+        let next = self.step();
+        self.last = Some(next);
+        next.max(hint.unwrap_or_default().min(self.cooldown.cap))
+    }
+
+    /// The circuit has closed.
+    pub(crate) fn reset(&mut self) {
+        (self.last, self.own) = (None, None);
+    }
+
+    fn step(&mut self) -> Duration {
+        match (&self.cooldown.steps, self.last) {
+            (Steps::Fixed(time), _) => *time,
+            (Steps::Growing(base), None) => *base,
+            (Steps::Growing(base), Some(last)) => {
+                let factor = FACTOR * (1.0 - JITTER + 2.0 * JITTER * self.random.f64());
+                let grown = Duration::try_from_secs_f64(last.as_secs_f64() * factor).unwrap_or(Duration::MAX);
+                grown.min(self.cooldown.cap).max(*base)
+            }
+            (Steps::Own(durations), last) => {
+                let own = self.own.get_or_insert_with(|| durations());
+                own.next().or(last).unwrap_or(BASE)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Backoff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backoff").field("cooldown", &self.cooldown).field("last", &self.last).finish_non_exhaustive()
+    }
+}
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[test]
     fn a_hint_raises_the_open_time_up_to_the_cap_and_never_lowers_it() {
-        let open_for = |hint| Cooldown::default().open_for(hint);
+        let open_for = |hint| Backoff::new(Cooldown::default()).next(hint);
         assert_eq!(open_for(None), BASE);
         assert_eq!(open_for(Some(Duration::ZERO)), BASE);
-        assert_eq!(open_for(Some(Duration::from_secs(30))), Duration::from_secs(30));
+        assert_eq!(open_for(Some(30 * SECOND)), 30 * SECOND);
         assert_eq!(open_for(Some(Duration::MAX)), CAP);
-        let low_cap = Cooldown::new(Duration::from_secs(90)).cap(CAP);
-        assert_eq!(low_cap.open_for(Some(Duration::MAX)), Duration::from_secs(90));
+        let low_cap = Cooldown::new(90 * SECOND).cap(CAP);
+        assert_eq!(Backoff::new(low_cap).next(Some(Duration::MAX)), 90 * SECOND);
+    }
+
+    #[test]
+    fn it_grows_by_a_jittered_factor_to_the_cap_and_begins_anew_after_closing() {
+        let mut seen = Vec::new();
+        for seed in 0..50 {
+            let mut backoff = Backoff::new(Cooldown::default().seed(seed));
+            assert_eq!(backoff.next(None), BASE);
+            let second = backoff.next(None);
+            assert!((16 * SECOND..24 * SECOND).contains(&second), "{second:?}");
+            seen.push(second);
+            assert!(backoff.next(None) > second);
+            assert_eq!([(); 2].map(|()| backoff.next(None))[1], CAP);
+            backoff.reset();
+            assert_eq!(backoff.next(None), BASE);
+        }
+        seen.sort_unstable();
+        seen.dedup();
+        assert!(seen.len() > 40, "jittered");
+    }
+
+    #[test]
+    fn the_same_seed_draws_the_same_factors() {
+        let three = |seed| {
+            let mut backoff = Backoff::new(Cooldown::default().seed(seed));
+            [(); 3].map(|()| backoff.next(None))
+        };
+        assert_eq!(three(7), three(7));
+        assert_ne!(three(7), three(8));
+    }
+
+    #[test]
+    fn a_hint_is_not_what_the_next_time_grows_from() {
+        let mut backoff = Backoff::new(Cooldown::new(SECOND));
+        assert_eq!(backoff.next(Some(40 * SECOND)), 40 * SECOND);
+        assert!(backoff.next(None) < 3 * SECOND);
+    }
+
+    #[test]
+    fn a_fixed_one_does_not_grow() {
+        let mut backoff = Backoff::new(Cooldown::fixed(SECOND));
+        assert_eq!([(); 3].map(|()| backoff.next(None)), [SECOND; 3]);
+    }
+
+    #[test]
+    fn an_iterator_of_ones_own_is_asked_anew_after_closing_and_its_last_item_holds() {
+        let mut backoff = Backoff::new(Cooldown::from_fn(|| [1, 3].into_iter().map(Duration::from_secs)));
+        assert_eq!([(); 3].map(|()| backoff.next(None).as_secs()), [1, 3, 3]);
+        backoff.reset();
+        assert_eq!(backoff.next(Some(2 * SECOND)), 2 * SECOND);
+        assert_eq!(Backoff::new(Cooldown::from_fn(std::iter::empty)).next(None), BASE);
+    }
+
+    #[test]
+    fn durations_without_measure_do_not_overflow() {
+        let mut backoff = Backoff::new(Cooldown::new(Duration::MAX).cap(Duration::MAX));
+        assert_eq!([(); 2].map(|()| backoff.next(Some(Duration::MAX))), [Duration::MAX; 2]);
     }
 }

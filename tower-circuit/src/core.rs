@@ -1,20 +1,33 @@
-//! The heart, the word in front of it, and those who wait for it. No clock and no task: `now` comes in.
+//! The heart, the word in front of it, the counters beside it, and those who wait for it. No clock and no task: `now` comes
+//! in.
 
-use std::{collections::HashMap, task::Waker, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::atomic::Ordering::{Acquire, Release},
+    task::Waker,
+    time::Duration,
+};
 
 use tokio::time::Instant;
+use tower_outcome::Verdict;
 
 use crate::{
-    breaker::{Breaker, Shut, Ticket, Transition},
-    sync::{Mutex, MutexGuard, PoisonError},
-    trip::Evidence,
-    word::{SharedWord, Tag, Word},
+    Counts, Open, Snapshot,
+    breaker::{Breaker, Ended, Ending, Outside, Rules, Shut, Transition, Until},
+    stripe::{Count, Lane, Lanes, Stripes},
+    sync::{AtomicU64, Mutex, MutexGuard, PoisonError},
+    window::{Turns, nanos_at},
+    word::{SharedWord, Tag, Ticket, Word},
 };
 
 /// What all handles of one circuit share.
 #[derive(Debug)]
 pub(crate) struct Core {
     word: SharedWord,
+    /// While not closed: nanoseconds until which a call need not ask. Zero to ask, all ones for good.
+    shut_until: AtomicU64,
+    turns: Turns,
+    lanes: Lanes,
     heart: Mutex<Heart>,
 }
 
@@ -34,6 +47,8 @@ pub(crate) struct News {
 struct Heart {
     breaker: Breaker,
     waiting: Waiting,
+    /// The most that were ever told to have succeeded: what is being moved from one turn to the next is missed for a moment.
+    succeeded: u64,
 }
 
 /// At most one waker for each gate that is pending.
@@ -46,41 +61,129 @@ struct Waiting {
 // === impl Core ===
 
 impl Core {
-    pub(crate) fn new(breaker: Breaker) -> Self {
-        let heart = Heart { breaker, waiting: Waiting::default() };
-        Self { word: SharedWord::new(Word::new(Tag::Closed, 0)), heart: Mutex::new(heart) }
+    /// Closed.
+    pub(crate) fn new(rules: Rules, window: Duration, stripes: Stripes) -> Self {
+        let tag = if rules.asks { Tag::Asking } else { Tag::Closed };
+        Self {
+            word: SharedWord::new(Word::new(tag, 0, None)),
+            shut_until: AtomicU64::new(ASK),
+            turns: Turns::new(window),
+            lanes: Lanes::new(stripes),
+            heart: Mutex::new(Heart { breaker: Breaker::new(rules), waiting: Waiting::default(), succeeded: 0 }),
+        }
     }
 
+    #[inline]
     pub(crate) fn word(&self) -> Word {
         self.word.load()
     }
 
-    /// Admits a call if the circuit is closed. One load.
-    pub(crate) fn admit_closed(&self) -> Option<Ticket> {
-        let word = self.word();
-        word.is_closed().then(|| Ticket::call(word.generation()))
+    /// Admits a call of the simple kind, if the circuit is closed. One load.
+    #[inline]
+    pub(crate) fn admit_simply(&self) -> Option<Ticket> {
+        self.word().ticket()
     }
 
-    /// A call other than a probe went well: one load, and a store only after a failure. `false`: too late to matter.
-    pub(crate) fn succeed_call(&self, ticket: Ticket) -> bool {
-        let word = self.word();
-        let current = word.generation() == ticket.generation;
-        if current && word.failures_in_row() > 0 {
-            self.word.forgive(ticket.generation);
+    /// Admits a call if the circuit is closed.
+    pub(crate) fn admit_closed(&self) -> Option<Ticket> {
+        self.word().closer_ticket()
+    }
+
+    /// Why a call made now is refused, and for how long, where that is known without the lock.
+    pub(crate) fn shut(&self, now: Instant) -> Option<Open> {
+        // Without a reason the circuit is closed, or the reason has no code.
+        let reason = Some(self.word().reason()?);
+        match self.shut_until.load(Acquire) {
+            FOR_GOOD => Some(Open::new(None, reason)),
+            until => {
+                let left = until.checked_sub(nanos_at(now)).filter(|&left| left > 0)?;
+                Some(Open::new(Some(Duration::from_nanos(left)), reason))
+            }
+        }
+    }
+
+    /// A call went well of which the heart need not know: two loads and a compare-and-swap. `false`: not so simple.
+    #[inline]
+    pub(crate) fn succeed(&self, lane: &Lane, ticket: Ticket, now: impl FnOnce() -> Instant) -> bool {
+        let simple = self.word().is_as_on(ticket);
+        if simple {
+            let now = now();
+            lane.ring.add(ticket, self.turns.at(now), &self.word);
+        }
+        simple
+    }
+
+    /// As [`succeed`](Self::succeed), where there were failures, or not all were to be told. `false`: too late to matter.
+    pub(crate) fn succeed_late(&self, lane: &Lane, ticket: Ticket, now: Instant) -> bool {
+        let current = self.is_current(ticket);
+        if current {
+            self.word.forgive(ticket.generation());
+            lane.ring.add(ticket.plain(), self.turns.at(now), &self.word);
         }
         current
     }
 
-    /// A call failed. `false`: too late to matter.
-    pub(crate) fn fail(&self, ticket: Ticket, hint: Option<Duration>, now: Instant) -> (bool, News) {
+    /// A call ended, and the heart must know.
+    pub(crate) fn end(&self, ticket: Ticket, ending: Ending) -> (Ended, News) {
+        let (turn, generation) = (self.turns.at(ending.now), ticket.generation());
         self.ask(|breaker| {
-            // Under the lock, so that the generation that counts the failure is the one that judges it.
-            let failures_in_row = if ticket.is_probe() { 0 } else { self.word.add_failure(ticket.generation) };
-            breaker.fail(ticket, Evidence { failures_in_row }, hint, now)
+            // Under the lock, so that the generation that counts the call is the one that judges it.
+            let failures_in_row = match ending.verdict {
+                _ if ticket.is_probe() => 0,
+                Verdict::Success => self.word.forgive(generation),
+                Verdict::Failure => self.word.add_failure(generation),
+                Verdict::Soft | Verdict::Ignore => self.word().failures_in_row(),
+            };
+            let succeeded = if ending.judged { self.succeeded(generation, turn) } else { 0 };
+            breaker.end(ticket, ending, Outside { failures_in_row, succeeded, turn })
         })
     }
 
-    /// Reserves the probe (or finds the circuit closed), or takes a seat among the waiting.
+    pub(crate) fn is_current(&self, ticket: Ticket) -> bool {
+        self.word().generation() == ticket.generation()
+    }
+
+    pub(crate) fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    /// Counts what no call is there to count for.
+    pub(crate) fn count(&self, count: Count) {
+        self.lanes.mine().count(count);
+    }
+
+    pub(crate) fn snapshot(&self, now: Instant) -> (Snapshot, News) {
+        let turn = self.turns.at(now);
+        let mut heart = self.lock();
+        let look = heart.breaker.look(now, turn);
+        let mut totals = self.lanes.totals();
+        totals.succeeded = totals.succeeded.max(heart.succeeded);
+        heart.succeeded = totals.succeeded;
+        let news = self.harvest(&mut heart);
+        drop(heart);
+        let succeeded = self.succeeded(look.counted, turn);
+        let snapshot = Snapshot {
+            state: look.state,
+            mode: look.mode,
+            failures_in_row: self.word().failures_in_row(),
+            window: look.told.plus(Counts { succeeded, ..Counts::default() }),
+            last_calls: look.last_calls,
+            trips: look.trips,
+            last_reason: look.last_reason,
+            opened_since: look.opened_since,
+            next_probe_at: look.next_probe_at,
+            totals,
+        };
+        (snapshot, news)
+    }
+
+    /// Closed, automatic, and with nothing bad on record: whoever forgets it loses nothing.
+    pub(crate) fn is_unblemished(&self, now: Instant) -> bool {
+        let turn = self.turns.at(now);
+        self.word().is_closed() && self.word().failures_in_row() == 0 && self.lock().breaker.is_unblemished(turn)
+    }
+
+    /// Reserves a probe (or finds the circuit closed), or takes a seat among the waiting.
     ///
     /// Both under one lock, so that nothing can change between the answer and the seat.
     pub(crate) fn reserve_or_wait(&self, seat: &mut Seat, waker: Waker, now: Instant) -> (Result<Ticket, Shut>, News) {
@@ -111,10 +214,19 @@ impl Core {
     fn harvest(&self, heart: &mut Heart) -> News {
         let transitions = heart.breaker.take_news();
         if let Some(last) = transitions.last() {
-            self.word.enter(Word::new(last.to, last.generation));
+            if last.to.is_closed() {
+                self.lanes.iter().for_each(|lane| lane.ring.sweep());
+            }
+            self.word.enter(Word::new(last.to, last.generation, last.reason));
         }
+        self.shut_until.store(encode(heart.breaker.until()), Release);
         let stirred = heart.breaker.take_stirred();
         News { transitions, wakers: if stirred { heart.waiting.rise() } else { Vec::new() } }
+    }
+
+    /// The good calls that the heart was not told of.
+    fn succeeded(&self, generation: u32, turn: u32) -> u64 {
+        self.lanes.iter().map(|lane| lane.ring.sum(generation, turn)).sum()
     }
 
     fn lock(&self) -> MutexGuard<'_, Heart> {
@@ -127,6 +239,17 @@ impl Core {
         self.lock().waiting.wakers.len()
     }
 }
+
+fn encode(until: Until) -> u64 {
+    match until {
+        Until::Now => ASK,
+        Until::Then(until) => nanos_at(until),
+        Until::ForGood => FOR_GOOD,
+    }
+}
+
+const ASK: u64 = 0;
+const FOR_GOOD: u64 = u64::MAX;
 
 // === impl Waiting ===
 
@@ -146,96 +269,5 @@ impl Waiting {
 
     fn rise(&mut self) -> Vec<Waker> {
         self.wakers.drain().map(|(_, waker)| waker).collect()
-    }
-}
-
-/// Every interleaving: `RUSTFLAGS="--cfg loom" cargo test -p tower-circuit --lib loom`.
-#[cfg(all(test, loom))]
-mod loom_tests {
-    use std::{
-        num::NonZeroU32,
-        sync::atomic::{AtomicBool, Ordering::SeqCst},
-        task::Wake,
-    };
-
-    use loom::sync::Arc;
-
-    use super::*;
-    use crate::{Cooldown, Trip};
-
-    /// Opens at the second failure in a row, for no time at all.
-    fn core() -> (Arc<Core>, Instant) {
-        let trip = Trip::consecutive(NonZeroU32::new(2).unwrap());
-        let breaker = Breaker::new(trip, Cooldown::new(Duration::ZERO), Duration::from_secs(1));
-        (Arc::new(Core::new(breaker)), Instant::now())
-    }
-
-    fn half_open() -> (Arc<Core>, Ticket, Instant) {
-        let (core, now) = core();
-        for _ in 0..2 {
-            let ticket = core.admit_closed().unwrap();
-            let _ = core.fail(ticket, None, now);
-        }
-        let probe = core.ask(|breaker| breaker.admit(now)).0.unwrap();
-        assert!(probe.is_probe());
-        (core, probe, now)
-    }
-
-    #[test]
-    fn failures_and_a_success_at_once_are_told_in_some_order() {
-        loom::model(|| {
-            let (core, now) = core();
-            let failing = [(); 2].map(|()| core.admit_closed().unwrap());
-            let succeeding = core.admit_closed().unwrap();
-            let other = core.clone();
-            let success = loom::thread::spawn(move || other.succeed_call(succeeding));
-            let failed = failing.map(|ticket| core.fail(ticket, None, now).0);
-            let succeeded = success.join().unwrap();
-            // The success came first, last or between: each gives another end, and no other ends exist.
-            let word = core.word();
-            let end = (word.is_closed(), word.failures_in_row(), succeeded);
-            assert_eq!(failed, [true, true], "nobody else could have ended this generation");
-            assert!([(false, 0, true), (false, 0, false), (true, 1, true)].contains(&end), "{end:?}");
-        });
-    }
-
-    #[test]
-    fn the_word_and_the_heart_agree_after_a_race_of_transitions() {
-        loom::model(|| {
-            let (core, probe, now) = half_open();
-            let other = core.clone();
-            let forced = loom::thread::spawn(move || {
-                let _ = other.ask(|breaker| breaker.set_mode(crate::Mode::ForcedOpen, now));
-            });
-            let _ = core.ask(|breaker| breaker.succeed(probe, now));
-            forced.join().unwrap();
-            let look = core.ask(|breaker| breaker.look(now)).0;
-            assert_eq!(look.mode, crate::Mode::ForcedOpen);
-            assert!(!core.word().is_closed());
-            assert!(core.admit_closed().is_none());
-        });
-    }
-
-    #[test]
-    fn a_probe_given_back_while_a_gate_asks_is_had_or_heard_of() {
-        struct Woken(AtomicBool);
-        impl Wake for Woken {
-            fn wake(self: std::sync::Arc<Self>) {
-                self.0.store(true, SeqCst);
-            }
-        }
-        loom::model(|| {
-            let (core, probe, now) = half_open();
-            let other = core.clone();
-            let cancelled = loom::thread::spawn(move || {
-                let (_, news) = other.ask(|breaker| breaker.forget(probe, now));
-                news.wakers.into_iter().for_each(Waker::wake);
-            });
-            let woken = std::sync::Arc::new(Woken(AtomicBool::new(false)));
-            let mut seat = Seat::default();
-            let (answer, _) = core.reserve_or_wait(&mut seat, woken.clone().into(), now);
-            cancelled.join().unwrap();
-            assert!(answer.is_ok() || woken.0.load(SeqCst), "a lost wakeup");
-        });
     }
 }

@@ -4,7 +4,7 @@ use tower_outcome::{Class, Refusal, Refused};
 
 use crate::Reason;
 
-/// The circuit refused the call: it is open, or half-open with its probe under way. The inner service was not called.
+/// The circuit refused the call: it is open, or half-open with its probes under way. The inner service was not called.
 ///
 /// Its class is [`Class::Unavailable`], its code `circuit-open`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl Open {
         self.refusal.retry_after()
     }
 
-    /// Why the circuit opened last; `None` if it closed again before this refusal was told.
+    /// Why the circuit opened last.
     #[must_use]
     pub const fn reason(&self) -> Option<Reason> {
         self.reason

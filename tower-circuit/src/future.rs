@@ -44,13 +44,14 @@ pub struct GateFuture<F, K>(#[pin] Gated<F, K>);
 struct Watched<F, K> {
     #[pin]
     call: F,
-    judge: Option<Judge<K, Permit>>,
+    classifier: Option<K>,
+    permit: Permit,
 }
 
 #[pin_project(project = AnswerProj)]
 enum Answer<F, K, R, N> {
     Admitted(#[pin] Watched<F, K>),
-    Refused { refuse: R, seen: N, open: Option<Open> },
+    Refused { refuse: R, seen: N, open: Open },
 }
 
 #[pin_project(project = GatedProj)]
@@ -69,12 +70,13 @@ where
     <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope: Scope<S::Response, Judge<C::Classifier, Permit>>,
     R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error>,
 {
-    pub(crate) fn admitted(call: S::Future, judge: Judge<C::Classifier, Permit>) -> Self {
-        Self { answer: Answer::Admitted(Watched::new(call, judge)), request: PhantomData }
+    #[inline(always)]
+    pub(crate) fn admitted(call: S::Future, classifier: C::Classifier, permit: Permit) -> Self {
+        Self { answer: Answer::Admitted(Watched::new(call, classifier, permit)), request: PhantomData }
     }
 
     pub(crate) fn refused(refuse: R, seen: R::Seen, open: Open) -> Self {
-        Self { answer: Answer::Refused { refuse, seen, open: Some(open) }, request: PhantomData }
+        Self { answer: Answer::Refused { refuse, seen, open }, request: PhantomData }
     }
 }
 
@@ -88,10 +90,11 @@ where
 {
     type Output = Result<R::Response, R::Error>;
 
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(match self.project().answer.project() {
             AnswerProj::Admitted(watched) => R::pass(ready!(watched.poll(cx))),
-            AnswerProj::Refused { refuse, seen, open } => refuse.refuse(*seen, open.take().expect(POLLED_AGAIN)),
+            AnswerProj::Refused { refuse, seen, open } => refuse.refuse(*seen, *open),
         })
     }
 }
@@ -113,8 +116,9 @@ where
 // === impl GateFuture ===
 
 impl<F, K> GateFuture<F, K> {
-    pub(crate) fn admitted(call: F, judge: Judge<K, Permit>) -> Self {
-        Self(Gated::Admitted(Watched::new(call, judge)))
+    #[inline(always)]
+    pub(crate) fn admitted(call: F, classifier: K, permit: Permit) -> Self {
+        Self(Gated::Admitted(Watched::new(call, classifier, permit)))
     }
 
     pub(crate) fn unsent(error: BoxError) -> Self {
@@ -131,6 +135,7 @@ where
 {
     type Output = Result<Judged<K, Permit, Res, E>, BoxError>;
 
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(match self.project().0.project() {
             GatedProj::Admitted(watched) => ready!(watched.poll(cx)).map_err(Into::into),
@@ -149,8 +154,9 @@ impl<F, K> fmt::Debug for GateFuture<F, K> {
 // === impl Watched ===
 
 impl<F, K> Watched<F, K> {
-    fn new(call: F, judge: Judge<K, Permit>) -> Self {
-        Self { call, judge: Some(judge) }
+    #[inline(always)]
+    fn new(call: F, classifier: K, permit: Permit) -> Self {
+        Self { call, classifier: Some(classifier), permit }
     }
 }
 
@@ -162,10 +168,45 @@ where
 {
     type Output = Result<Judged<K, Permit, Res, E>, E>;
 
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = ready!(this.call.poll(cx));
-        Poll::Ready(this.judge.take().expect(POLLED_AGAIN).answer(result))
+        let Poll::Ready(result) = this.call.poll(cx) else {
+            this.permit.start();
+            return Poll::Pending;
+        };
+        Poll::Ready(answer(this.classifier, this.permit, result))
+    }
+}
+
+/// As [`Judge::answer`], but in place, and for the permit, which starts here where it goes along with a body.
+#[inline(always)]
+fn answer<K, Res, E>(
+    slot: &mut Option<K>,
+    permit: &mut Permit,
+    result: Result<Res, E>,
+) -> Result<Judged<K, Permit, Res, E>, E>
+where
+    K: ClassifyResponse<Res, E>,
+    K::Scope: Scope<Res, Judge<K, Permit>>,
+{
+    let classifier = slot.as_ref().expect(POLLED_AGAIN);
+    match result {
+        Ok(response) => match classifier.head(&response) {
+            Some(outcome) => {
+                permit.tell(outcome);
+                Ok(K::Scope::detached(response))
+            }
+            None => {
+                permit.start();
+                let classifier = slot.take().expect(POLLED_AGAIN);
+                Ok(K::Scope::attach(response, Judge::new(classifier, permit.take())))
+            }
+        },
+        Err(error) => {
+            permit.tell(classifier.error(&error));
+            Err(error)
+        }
     }
 }
 

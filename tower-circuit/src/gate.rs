@@ -46,7 +46,7 @@ enum Turn {
     None,
     /// The circuit was closed.
     Pass,
-    /// The probe is ours.
+    /// A probe is ours.
     Probe(Reservation),
 }
 
@@ -84,6 +84,13 @@ impl<S, C> CircuitGate<S, C> {
         self.inner
     }
 
+    /// Closed, and nothing to be given back.
+    #[inline]
+    fn may_pass(&self) -> bool {
+        self.circuit.is_closed() && self.wait.is_none() && !matches!(self.turn, Turn::Probe(_))
+    }
+
+    #[cold]
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.circuit.is_closed() {
             self.turn = Turn::Pass;
@@ -100,9 +107,10 @@ impl<S, C> CircuitGate<S, C> {
         matches!(&self.turn, Turn::Probe(reservation) if reservation.holds(Instant::now()))
     }
 
+    #[cold]
     fn admit(&mut self) -> Result<Permit, Open> {
         match std::mem::replace(&mut self.turn, Turn::None) {
-            Turn::Pass => self.circuit.admit(),
+            Turn::Pass => self.circuit.admit_call(),
             Turn::Probe(reservation) => self.circuit.begin(&reservation),
             Turn::None => panic!("`call` needs `poll_ready` to have said ready on this clone"),
         }
@@ -122,8 +130,13 @@ where
     type Error = BoxError;
     type Future = GateFuture<S::Future, C::Classifier>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        ready!(self.poll_turn(cx));
+        if self.may_pass() {
+            self.turn = Turn::Pass;
+        } else {
+            ready!(self.poll_turn(cx));
+        }
         let ready = ready!(self.inner.poll_ready(cx));
         if ready.is_err() {
             self.turn = Turn::None;
@@ -131,11 +144,19 @@ where
         Poll::Ready(ready.map_err(Into::into))
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
+        if let Turn::Pass = self.turn
+            && let Some(permit) = self.circuit.admit_simply()
+        {
+            self.turn = Turn::None;
+            let classifier = self.classify.classify(&request);
+            return GateFuture::admitted(self.inner.call(request), classifier, permit);
+        }
         match self.admit() {
             Ok(permit) => {
-                let judge = Judge::new(self.classify.classify(&request), permit);
-                GateFuture::admitted(self.inner.call(request), judge)
+                let classifier = self.classify.classify(&request);
+                GateFuture::admitted(self.inner.call(request), classifier, permit)
             }
             Err(open) => GateFuture::unsent(Unsent::new(request, open).into()),
         }
@@ -167,7 +188,7 @@ impl Wait {
         Self { circuit: circuit.clone(), seat: Seat::default(), alarm: None }
     }
 
-    /// Pending until the circuit is closed or the probe is ours.
+    /// Pending until the circuit is closed or a probe is ours.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
         loop {
             let at = match self.circuit.reserve_or_wait(&mut self.seat, cx.waker(), Instant::now()) {

@@ -8,7 +8,8 @@ use crate::{Circuit, CircuitGate, CircuitService};
 
 /// Puts a [`Circuit`] in front of a service, which is refused at once while the circuit is open.
 ///
-/// All services it makes share the circuit. Three ways to refuse, chosen by type:
+/// All services it makes share the circuit; for one of its own for each route, tenant or host see
+/// [`KeyedCircuitLayer`](crate::KeyedCircuitLayer). Three ways to refuse, chosen by type:
 ///
 /// | | while open | for |
 /// |---|---|---|
@@ -30,7 +31,8 @@ pub struct CircuitLayer<C = AnyErr, R = Fail> {
     refuse: R,
 }
 
-/// Puts a [`Circuit`] in front of a service, which is not ready while the circuit is open.
+/// Puts a [`Circuit`] in front of a service, which is not ready while the circuit is open. For a circuit of its own for each
+/// endpoint see [`PerEndpoint`](crate::PerEndpoint).
 #[derive(Clone, Debug)]
 pub struct CircuitGateLayer<C = AnyErr> {
     circuit: Circuit,

@@ -5,28 +5,43 @@
 //! then lets a single call try whether things are well again.
 //!
 //! ```text
-//!            5 failures in a row                 10 s, or what the server asked for
+//!       5 failures in a row, or half of at             10 s, or what the server asked for;
+//!       least 20 calls within 10 s failed              longer after each probe that fails, up to 60 s
 //!   Closed ───────────────────────► Open ───────────────────────────────────────────► HalfOpen
 //!   calls pass      calls are refused ▲                                              one probe at a time
 //!      ▲                              └────── it fails, or takes more than 10 s ──────┘   │
 //!      └───────────────────────────────────── it succeeds ────────────────────────────────┘
 //! ```
 //!
+//! - **When it opens** is a [`Trip`]: failures in a row, a failure ratio over time or over the last calls, a ratio of slow
+//!   calls, a [policy of your own](TripPolicy), and any combination. All is counted exactly, in constant memory, and
+//!   nothing that has left the window counts. [`Reason`] tells which it was.
+//! - **How long it stays open** is a [`Cooldown`]: growing with jitter, fixed, or your own iterator of durations.
 //! - In half-open **there is always a free place for a probe, or a running deadline**: a probe that is cancelled frees its
 //!   place, one that hangs has failed when its time is up.
 //! - **A result from before the last transition decides nothing.** Every call carries the generation it was admitted in;
 //!   a slow success from before the trip does not close the circuit, a slow failure does not reopen it.
 //! - **A call that its caller gave up on** (a timeout further out, a client that hung up) says nothing while it is young
-//!   and is a failure once it is a second old.
+//!   and is a failure once it is a second old, counted from when somebody first had to wait for it.
 //! - What a failure is, [`tower_outcome::classify`] says: by default any `Err`; for HTTP and gRPC at the end of the body.
 //!   Refusals of our own, further in, are not held against the upstream.
 //!
-//! It costs a load of one atomic word, a clock reading, a reference and a counter for each call that goes well: no lock,
-//! no allocation, no boxed future. Threads do not contend for the counter or the reference. A failure, a transition and
-//! every call that is not in the closed state take a short lock. A circuit is about 2 KiB.
+//! # What it costs
+//!
+//! A call that goes well: three loads of one atomic word, a reference, a reading of the clock and a compare-and-swap on a
+//! counter, for the window and the totals alike; a second reading of the clock if the call has to be waited for. No lock,
+//! no allocation, no boxed future, no code of yours but the classification, and threads contend for nothing (eight groups
+//! of them; more share). A failure, a transition and a call that may be a probe take a short lock. A call that is refused
+//! takes none: it is told from two atomic words. The README has the numbers.
+//!
+//! Asking for more costs more, and only who asks: [`Trip::slow_ratio`] a reading of the clock for each call,
+//! [`Trip::failure_ratio_of_last`] and [`TripPolicy::wants_successes`] the lock.
+//!
+//! # Which state
 //!
 //! The state is a value that you own ([`Circuit`]); layers only refer to it, so a layer applied to a hundred routes is
-//! still one circuit.
+//! still one circuit. For a circuit for each route, tenant or host there is [`KeyedCircuits`], in bounded memory; for one
+//! for each endpoint in a balancer, [`PerEndpoint`].
 //!
 //! # Examples
 //!
@@ -90,14 +105,18 @@
 //! | | stack, outermost first |
 //! |---|---|
 //! | client, one upstream | retry, **circuit**, timeout, transport |
-//! | client, many endpoints | retry, timeout, balancer, **gate** for each endpoint, transport |
+//! | client, many endpoints | retry, timeout, balancer, **gate** for each endpoint ([`PerEndpoint`]), transport |
 //! | server | **circuit, responding**, timeout, handler |
 //!
 //! Retries outside, so that a refusal is not retried in a hurry ([`tower_outcome::Refusal::find`] tells one); timeouts
 //! inside, where they are failures at once.
 //!
 //! **Do not put the refusing layer inside a balancer**: refusing is fast, and what is fast looks idle, so the broken
-//! endpoint draws the traffic. That is what the gate is for.
+//! endpoint draws the traffic. That is what the gate is for, and why only the gate has a `tower::load::Load`.
+//!
+//! # Features
+//!
+//! `tower`: `tower::load::Load` for [`CircuitGate`], and `PerEndpoint::discover` for a stream of endpoints. Default: none.
 //!
 //! # Errors
 //!
@@ -120,33 +139,50 @@ mod breaker;
 mod circuit;
 mod cooldown;
 mod core;
+#[cfg(feature = "tower")]
+mod discover;
 mod error;
 mod future;
 mod gate;
+mod keyed;
+mod keyed_layer;
 mod layer;
+#[cfg(feature = "tower")]
+mod load;
+#[cfg(all(test, loom))]
+mod loom_tests;
 #[cfg(all(test, not(loom)))]
 mod model;
+mod per_endpoint;
 mod permit;
+mod probe;
 mod service;
 mod state;
 mod stripe;
 mod sync;
 mod trip;
+mod window;
 mod word;
 
 pub use tower_outcome::{classify, refuse};
 
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use self::discover::DiscoverCircuits;
 pub use self::{
     circuit::{Circuit, CircuitBuilder},
     cooldown::Cooldown,
     error::Open,
     future::{GateFuture, ResponseFuture},
     gate::CircuitGate,
+    keyed::{KeyedCircuits, KeyedSnapshot, WhenFull},
+    keyed_layer::{KeyedCircuitLayer, KeyedCircuitService},
     layer::{CircuitGateLayer, CircuitLayer},
+    per_endpoint::PerEndpoint,
     permit::Permit,
     service::CircuitService,
-    state::{Mode, Reason, Snapshot, State, Totals},
-    trip::Trip,
+    state::{Counts, LastCalls, Mode, Reason, Snapshot, State, Totals},
+    trip::{Evidence, Ratio, Trip, TripPolicy},
 };
 
 #[cfg(doctest)]

@@ -1,20 +1,44 @@
-//! The core against a naive model of the same rules: lists instead of counters and slots, and every rule spelled out.
+//! The core against a naive model of the same rules: lists instead of counters, rings and places, and every rule spelled
+//! out.
 
-use std::{num::NonZeroU32, task::Waker, time::Duration};
-
-use proptest::prelude::*;
-use tokio::time::Instant;
-
-use crate::{
-    Cooldown, Mode, Trip,
-    breaker::{Breaker, Ticket},
-    core::{Core, Seat},
-    word::Tag,
+use std::{
+    num::{NonZeroU16, NonZeroU32},
+    task::Waker,
+    time::Duration,
 };
 
-const THRESHOLD: u32 = 3;
-const OPEN_FOR: u64 = 50;
+use proptest::{option, prelude::*};
+use tokio::time::Instant;
+use tower_outcome::Verdict;
+
+use crate::{
+    Cooldown, Mode, Ratio, Reason, Trip,
+    breaker::{Breaker, Ended, Ending, Rules},
+    core::{Core, Seat},
+    probe::ProbeRules,
+    stripe::Stripes,
+    window::instant,
+    word::{Tag, Ticket},
+};
+
 const PROBE_FOR: u64 = 20;
+const TURN: u64 = 100;
+const TURNS: u64 = 10;
+/// What the model's cooldown says, in order; then the last one holds.
+const OPEN_FOR: [u64; 3] = [50, 70, 110];
+const CAP: u64 = 90;
+
+/// What the circuit goes by.
+#[derive(Clone, Debug)]
+struct Settings {
+    consecutive: Option<u32>,
+    ratio: Option<(u32, u32)>,
+    last: Option<(u16, (u32, u32))>,
+    slow: Option<(u32, u32)>,
+    at_least: u32,
+    places: u32,
+    successes: u32,
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -22,27 +46,38 @@ enum Step {
     Reserve,
     Begin(usize),
     Release(usize),
-    Succeed(usize),
-    Fail(usize, Option<u64>),
+    End { which: usize, verdict: Verdict, slow: bool, hint: Option<u64> },
     Forget(usize),
     Wait(u64),
     Mode(Mode),
     Reset,
 }
 
-/// All times are milliseconds since the start.
+/// All times are milliseconds since the beginning of the process.
 #[derive(Debug)]
 struct Model {
+    settings: Settings,
     now: u64,
     epoch: usize,
     state: Tag,
     until: Option<u64>,
+    reason: Option<Reason>,
     forced: bool,
-    /// Whether each call of this epoch failed, in order.
-    results: Vec<bool>,
-    /// The claims to the probe in this epoch that were not given back.
+    /// How often it opened since it was last closed.
+    openings: usize,
+    /// Each call of the last closed epoch, in order.
+    results: Vec<Result>,
+    /// The claims to a probe in this epoch that were not given back.
     claims: Vec<Claim>,
+    probes_succeeded: u32,
     issued: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Result {
+    at: u64,
+    verdict: Verdict,
+    slow: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,18 +93,50 @@ struct Issued {
     probe: Option<usize>,
 }
 
+// === impl Settings ===
+
+impl Settings {
+    fn rules(&self) -> Rules {
+        let number = |count| NonZeroU32::new(count).unwrap();
+        let ratio = |(parts, of)| Ratio::new(parts, of).unwrap();
+        let mut trip = Trip::never();
+        if let Some(failures) = self.consecutive {
+            trip = trip.or(Trip::consecutive(number(failures)));
+        }
+        if let Some(share) = self.ratio {
+            trip = trip.or(Trip::failure_ratio(ratio(share)));
+        }
+        if let Some((calls, share)) = self.last {
+            trip = trip.or(Trip::failure_ratio_of_last(NonZeroU16::new(calls).unwrap(), ratio(share)));
+        }
+        if let Some(share) = self.slow {
+            trip = trip.or(Trip::slow_ratio(Duration::from_secs(1), ratio(share)));
+        }
+        let deadline = Duration::from_millis(PROBE_FOR);
+        let probes = ProbeRules { places: number(self.places), successes: number(self.successes), deadline };
+        let cooldown = Cooldown::from_fn(|| OPEN_FOR.into_iter().map(Duration::from_millis));
+        let cooldown = cooldown.cap(Duration::from_millis(CAP));
+        let asks = self.last.is_some() || self.slow.is_some();
+        Rules { trip, at_least: number(self.at_least), cooldown, probes, asks }
+    }
+}
+
 // === impl Model ===
 
 impl Model {
-    fn new() -> Self {
+    fn new(settings: Settings) -> Self {
         Self {
-            now: 0,
+            settings,
+            now: 1_000_000,
             epoch: 0,
             state: Tag::Closed,
             until: None,
+            reason: None,
             forced: false,
+            openings: 0,
             results: vec![],
             claims: vec![],
+            probes_succeeded: 0,
             issued: 0,
         }
     }
@@ -78,13 +145,25 @@ impl Model {
         self.epoch += 1;
         self.state = state;
         self.until = until;
-        self.results.clear();
+        self.probes_succeeded = 0;
         self.claims.clear();
+        if state == Tag::Closed {
+            self.openings = 0;
+            self.results.clear();
+        }
+    }
+
+    fn open(&mut self, reason: Reason, at: u64, hint: Option<u64>) {
+        let open_for = OPEN_FOR[self.openings.min(OPEN_FOR.len() - 1)].max(hint.unwrap_or(0).min(CAP));
+        self.openings += 1;
+        self.reason = Some(reason);
+        self.go(Tag::Open, Some(at + open_for));
     }
 
     fn pass_time(&mut self) {
-        if let Some(late) = self.claims.iter().find(|claim| claim.running && claim.until <= self.now) {
-            self.go(Tag::Open, Some(late.until + OPEN_FOR));
+        let late = self.claims.iter().filter(|claim| claim.running && claim.until <= self.now);
+        if let Some(first) = late.map(|claim| claim.until).min() {
+            self.open(Reason::ProbeTimedOut, first, None);
         }
         self.claims.retain(|claim| claim.until > self.now);
     }
@@ -96,7 +175,7 @@ impl Model {
         }
         match self.state {
             Tag::Closed => Some(Issued { epoch: self.epoch, probe: None }),
-            Tag::HalfOpen if self.claims.is_empty() => {
+            Tag::HalfOpen if self.claims.len() < self.settings.places as usize => {
                 self.issued += 1;
                 self.claims.push(Claim { id: self.issued, until: self.now + PROBE_FOR, running });
                 Some(Issued { epoch: self.epoch, probe: Some(self.issued) })
@@ -121,29 +200,72 @@ impl Model {
         self.claims.retain(|claim| Some(claim.id) != issued.probe || claim.running);
     }
 
-    fn end(&mut self, issued: Issued, failed: Option<bool>, hint: Option<u64>) -> bool {
+    fn end(&mut self, issued: Issued, verdict: Verdict, slow: bool, hint: Option<u64>) -> bool {
         self.pass_time();
         if issued.epoch != self.epoch {
             return false;
         }
-        let open_until = self.now + OPEN_FOR.max(hint.unwrap_or(0).min(60_000));
-        match (issued.probe, failed) {
-            (Some(_), Some(true)) => self.go(Tag::Open, Some(open_until)),
-            (Some(_), Some(false)) => self.go(Tag::Closed, None),
-            (Some(id), None) => self.claims.retain(|claim| claim.id != id),
-            (None, Some(failed)) => {
-                self.results.push(failed);
-                if !self.forced && failed && self.failures_in_row() >= THRESHOLD {
-                    self.go(Tag::Open, Some(open_until));
+        match issued.probe {
+            Some(id) => match (verdict, slow) {
+                (Verdict::Success, false) => {
+                    self.claims.retain(|claim| claim.id != id);
+                    self.probes_succeeded += 1;
+                    if self.probes_succeeded == self.settings.successes {
+                        self.go(Tag::Closed, None);
+                    }
+                }
+                (Verdict::Success, true) => self.open(Reason::ProbeSlow, self.now, hint),
+                _ => self.open(Reason::ProbeFailed, self.now, hint),
+            },
+            None => {
+                self.results.push(Result { at: self.now, verdict, slow });
+                let bad = slow || verdict != Verdict::Success;
+                if let Some(reason) = self.judge().filter(|_| bad && !self.forced) {
+                    self.open(reason, self.now, hint);
                 }
             }
-            (None, None) => {}
         }
         true
     }
 
+    fn forget(&mut self, issued: Issued) -> bool {
+        self.pass_time();
+        if issued.epoch == self.epoch {
+            self.claims.retain(|claim| Some(claim.id) != issued.probe);
+        }
+        issued.epoch == self.epoch
+    }
+
+    fn judge(&self) -> Option<Reason> {
+        let Settings { consecutive, ratio, last, slow, at_least, .. } = self.settings.clone();
+        let failed = |results: &[Result]| results.iter().filter(|result| result.verdict != Verdict::Success).count();
+        let reached = |bad: usize, calls: usize, (parts, of): (u32, u32)| bad * of as usize >= calls * parts as usize;
+        let window = self.window();
+        let enough = window.len() >= at_least as usize;
+        let slow_calls = window.iter().filter(|result| result.slow).count();
+        if consecutive.is_some_and(|limit| self.failures_in_row() >= limit) {
+            return Some(Reason::ConsecutiveFailures);
+        }
+        if ratio.is_some_and(|ratio| enough && reached(failed(&window), window.len(), ratio)) {
+            return Some(Reason::FailureRatio);
+        }
+        if let Some((calls, ratio)) = last {
+            let row = &self.results[self.results.len().saturating_sub(calls.into())..];
+            if row.len() >= (at_least as usize).min(calls.into()) && reached(failed(row), row.len(), ratio) {
+                return Some(Reason::FailureRatioOfLast);
+            }
+        }
+        slow.filter(|&ratio| enough && reached(slow_calls, window.len(), ratio)).map(|_| Reason::SlowRatio)
+    }
+
+    fn window(&self) -> Vec<Result> {
+        let within = |result: &Result| result.at / TURN + TURNS > self.now / TURN;
+        self.results.iter().copied().filter(within).collect()
+    }
+
     fn failures_in_row(&self) -> u32 {
-        self.results.iter().rev().take_while(|&&failed| failed).count() as u32
+        let hard = self.results.iter().rev().filter(|result| result.verdict != Verdict::Soft);
+        hard.take_while(|result| result.verdict == Verdict::Failure).count() as u32
     }
 
     fn mode(&self) -> Mode {
@@ -160,7 +282,10 @@ impl Model {
         }
         self.forced = mode != Mode::Automatic;
         match mode {
-            Mode::ForcedOpen => self.go(Tag::Open, None),
+            Mode::ForcedOpen => {
+                self.reason = Some(Reason::Forced);
+                self.go(Tag::Open, None);
+            }
             Mode::ForcedClosed => self.go(Tag::Closed, None),
             Mode::Automatic if self.state == Tag::Closed => self.go(Tag::Closed, None),
             Mode::Automatic => self.go(Tag::HalfOpen, None),
@@ -172,7 +297,6 @@ impl Model {
 struct Pair {
     core: Core,
     model: Model,
-    start: Instant,
     calls: Vec<(Ticket, Issued)>,
     reserved: Vec<(Ticket, Issued)>,
 }
@@ -180,16 +304,14 @@ struct Pair {
 // === impl Pair ===
 
 impl Pair {
-    fn new() -> Self {
-        let millis = Duration::from_millis;
-        let trip = Trip::consecutive(NonZeroU32::new(THRESHOLD).unwrap());
-        let breaker = Breaker::new(trip, Cooldown::new(millis(OPEN_FOR)), millis(PROBE_FOR));
-        let (core, model) = (Core::new(breaker), Model::new());
-        Self { core, model, start: Instant::now(), calls: vec![], reserved: vec![] }
+    fn new(settings: Settings) -> Self {
+        let window = Duration::from_millis(TURN * TURNS);
+        let core = Core::new(settings.rules(), window, Stripes::FEW);
+        Self { core, model: Model::new(settings), calls: vec![], reserved: vec![] }
     }
 
     fn now(&self) -> Instant {
-        self.start + Duration::from_millis(self.model.now)
+        at(self.model.now)
     }
 
     fn ask<T>(&self, question: impl FnOnce(&mut Breaker) -> T) -> T {
@@ -201,7 +323,11 @@ impl Pair {
         match step {
             Step::Wait(millis) => self.model.now += millis,
             Step::Admit => {
+                let known = self.core.shut(now);
+                let simple = self.core.admit_simply();
+                assert!(simple.is_none_or(|ticket| self.core.admit_closed() == Some(ticket)));
                 let admitted = self.core.admit_closed().or_else(|| self.ask(|breaker| breaker.admit(now)).ok());
+                assert!(known.is_none() || admitted.is_none(), "what is refused without the lock is refused with it");
                 let expected = self.model.claim(true);
                 self.calls.extend(same(admitted, expected));
             }
@@ -228,23 +354,16 @@ impl Pair {
                 self.ask(|breaker| breaker.release(ticket));
                 self.model.release(issued);
             }
-            Step::Succeed(which) => {
+            Step::End { which, verdict, slow, hint } => {
                 let Some((ticket, issued)) = pick(&mut self.calls, which) else { return };
-                let current = match ticket.is_probe() {
-                    true => self.ask(|breaker| breaker.succeed(ticket, now)),
-                    false => self.core.succeed_call(ticket),
-                };
-                assert_eq!(current, self.model.end(issued, Some(false), None));
-            }
-            Step::Fail(which, hint) => {
-                let Some((ticket, issued)) = pick(&mut self.calls, which) else { return };
-                let (current, _) = self.core.fail(ticket, hint.map(Duration::from_millis), now);
-                assert_eq!(current, self.model.end(issued, Some(true), hint));
+                let slow = slow && self.model.settings.slow.is_some();
+                let current = self.end(which, ticket, verdict, slow, hint);
+                assert_eq!(current, self.model.end(issued, verdict, slow, hint));
             }
             Step::Forget(which) => {
                 let Some((ticket, issued)) = pick(&mut self.calls, which) else { return };
                 let current = self.ask(|breaker| breaker.forget(ticket, now));
-                assert_eq!(current, self.model.end(issued, None, None));
+                assert_eq!(current, self.model.forget(issued));
             }
             Step::Mode(mode) => {
                 self.ask(|breaker| breaker.set_mode(mode, now));
@@ -258,20 +377,47 @@ impl Pair {
         }
     }
 
-    fn compare(&mut self) {
+    /// As the shell does it: what is simple, without the heart, now on one lane and then on another.
+    fn end(&self, which: usize, ticket: Ticket, verdict: Verdict, slow: bool, hint: Option<u64>) -> bool {
         let now = self.now();
-        let look = self.ask(|breaker| breaker.look(now));
+        let lane = self.core.lanes().iter().nth(which % 2).unwrap();
+        if verdict == Verdict::Success && !slow && !ticket.asks() {
+            return self.core.succeed(lane, ticket, || now) || self.core.succeed_late(lane, ticket, now);
+        }
+        let hint = hint.map(Duration::from_millis);
+        let judged = slow || verdict != Verdict::Success;
+        !matches!(self.core.end(ticket, Ending { verdict, slow, hint, now, judged }).0, Ended::Stale)
+    }
+
+    fn compare(&mut self) {
+        let snapshot = self.core.snapshot(self.now()).0;
         self.model.pass_time();
-        assert_eq!(look.mode, self.model.mode());
-        assert_eq!(self.core.word().is_closed(), self.model.state == Tag::Closed);
-        assert_eq!(self.core.word().failures_in_row(), self.model.failures_in_row());
-        let until = match look.state {
+        let model = &self.model;
+        assert_eq!(snapshot.mode, model.mode());
+        assert_eq!(self.core.word().is_closed(), model.state == Tag::Closed);
+        assert_eq!(snapshot.last_reason, model.reason);
+        let until = match snapshot.state {
             crate::State::Open { until } => until,
             _ => None,
         };
-        let model_until = self.model.until.map(|until| self.start + Duration::from_millis(until));
-        assert_eq!(until, model_until);
+        assert_eq!(until, model.until.map(at));
+        if model.state == Tag::Closed {
+            assert_eq!(snapshot.failures_in_row, model.failures_in_row());
+        }
+        self.compare_window(snapshot.window);
     }
+
+    fn compare_window(&self, ours: crate::Counts) {
+        let window = self.model.window();
+        let count = |verdict| window.iter().filter(|result| result.verdict == verdict).count() as u64;
+        let slow = window.iter().filter(|result| result.slow).count() as u64;
+        assert_eq!((ours.succeeded, ours.failed), (count(Verdict::Success), count(Verdict::Failure)));
+        assert_eq!((ours.soft, ours.slow), (count(Verdict::Soft), slow));
+    }
+}
+
+fn at(millis: u64) -> Instant {
+    instant(millis * 1_000_000)
 }
 
 fn same(ours: Option<Ticket>, model: Option<Issued>) -> Option<(Ticket, Issued)> {
@@ -283,28 +429,42 @@ fn pick<T>(from: &mut Vec<T>, which: usize) -> Option<T> {
     (!from.is_empty()).then(|| from.swap_remove(which % from.len()))
 }
 
+fn settings() -> impl Strategy<Value = Settings> {
+    let ratio = || (1..=3_u32).prop_map(|parts| (parts, 3));
+    let last = (1..7_u16, ratio());
+    let trips = (option::of(1..4_u32), option::of(ratio()), option::of(last), option::of(ratio()));
+    (trips, 1..8_u32, 1..4_u32, 1..4_u32).prop_map(|((consecutive, ratio, last, slow), at_least, places, successes)| {
+        Settings { consecutive, ratio, last, slow, at_least, places, successes }
+    })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let which = any::<usize>();
+    let verdict = prop_oneof![3 => Just(Verdict::Success), 3 => Just(Verdict::Failure), 1 => Just(Verdict::Soft)];
+    let ending = (which, verdict, any::<bool>(), option::of(0..100_u64));
+    let wait = prop_oneof![0..5_u64, 15..25_u64, 45..55_u64, 95..105_u64, 900..1_100_u64, 0..100_000_000_u64];
     prop_oneof![
-        6 => Just(Step::Admit),
+        7 => Just(Step::Admit),
         3 => Just(Step::Reserve),
         2 => which.prop_map(Step::Begin),
         1 => which.prop_map(Step::Release),
-        2 => which.prop_map(Step::Succeed),
-        6 => (which, proptest::option::of(0..100_u64)).prop_map(|(which, hint)| Step::Fail(which, hint)),
+        9 => ending.prop_map(|(which, verdict, slow, hint)| Step::End { which, verdict, slow, hint }),
         1 => which.prop_map(Step::Forget),
-        4 => prop_oneof![0..5_u64, 15..25_u64, 45..55_u64, 0..100_000_u64].prop_map(Step::Wait),
+        4 => wait.prop_map(Step::Wait),
         1 => prop_oneof![Just(Mode::Automatic), Just(Mode::ForcedOpen), Just(Mode::ForcedClosed)].prop_map(Step::Mode),
         1 => Just(Step::Reset),
     ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
-    fn the_core_decides_as_the_naive_model_does(steps in proptest::collection::vec(step(), 1..80)) {
-        let mut pair = Pair::new();
+    fn the_core_decides_as_the_naive_model_does(
+        settings in settings(),
+        steps in proptest::collection::vec(step(), 1..120),
+    ) {
+        let mut pair = Pair::new(settings);
         for step in steps {
             pair.step(step);
             pair.compare();

@@ -3,7 +3,7 @@ use std::fmt;
 use tokio::time::Instant;
 use tower_outcome::{Outcome, Settle};
 
-use crate::{breaker::Ticket, circuit::Shared, stripe::Held};
+use crate::{circuit::Shared, stripe::Held, word::Ticket};
 
 /// Leave for one call, and the guard that tells the circuit how it ended.
 ///
@@ -11,12 +11,14 @@ use crate::{breaker::Ticket, circuit::Shared, stripe::Held};
 /// probe's place however it ends.
 #[must_use = "a permit that is dropped is a cancelled call"]
 pub struct Permit {
+    /// `None`: settled.
     circuit: Option<Held<Shared>>,
     ticket: Ticket,
-    started: Instant,
+    /// Unknown until somebody has to wait for the call: most of its cost would be the clock.
+    started: Option<Instant>,
 }
 
-/// The probe, promised to a gate that is ready. Goes back when dropped.
+/// A probe, promised to a gate that is ready. Goes back when dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     circuit: Held<Shared>,
@@ -26,31 +28,58 @@ pub(crate) struct Reservation {
 // === impl Permit ===
 
 impl Permit {
-    pub(crate) fn new(circuit: Held<Shared>, ticket: Ticket, started: Instant) -> Self {
+    #[inline(always)]
+    pub(crate) fn new(circuit: Held<Shared>, ticket: Ticket, started: Option<Instant>) -> Self {
         Self { circuit: Some(circuit), ticket, started }
     }
 
-    /// Whether this call is the one that decides a half-open circuit.
+    /// Whether this call is one of those that decide a half-open circuit.
     #[must_use]
     pub const fn is_probe(&self) -> bool {
         self.ticket.is_probe()
     }
+
+    /// From now on the call takes time, if it did not before.
+    #[inline(always)]
+    pub(crate) fn start(&mut self) {
+        if self.started.is_none() {
+            self.started = Some(Instant::now());
+        }
+    }
+
+    /// Itself, out of a place where nothing remains of it.
+    pub(crate) fn take(&mut self) -> Self {
+        Self { circuit: self.circuit.take(), ticket: self.ticket, started: self.started }
+    }
+
+    /// As [`settle`](Settle::settle), in place.
+    #[inline(always)]
+    pub(crate) fn tell(&mut self, outcome: Outcome) {
+        if let Some(circuit) = self.circuit.take() {
+            circuit.settle(&circuit.lane, self.ticket, self.started, outcome);
+        }
+    }
 }
 
 impl Settle for Permit {
+    #[inline]
     fn settle(mut self, outcome: Outcome) {
-        if let Some(circuit) = self.circuit.take() {
-            circuit.settle(self.ticket, outcome);
-        }
+        self.tell(outcome);
     }
 }
 
 impl Drop for Permit {
+    #[inline(always)]
     fn drop(&mut self) {
         if let Some(circuit) = self.circuit.take() {
-            circuit.cancel(self.ticket, self.started);
+            cancel(circuit, self.ticket, self.started);
         }
     }
+}
+
+#[cold]
+fn cancel(circuit: Held<Shared>, ticket: Ticket, started: Option<Instant>) {
+    circuit.cancel(&circuit.lane, ticket, started);
 }
 
 impl fmt::Debug for Permit {

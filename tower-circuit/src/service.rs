@@ -1,4 +1,4 @@
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use tower_outcome::{
     classify::{AnyErr, Classify, ClassifyResponse, Judge, Judged, Scope},
@@ -6,7 +6,7 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use crate::{Circuit, Permit, ResponseFuture};
+use crate::{Circuit, Open, Permit, ResponseFuture};
 
 /// Calls the inner service while the circuit admits it, and answers at once while it does not. Made by
 /// [`CircuitLayer`](crate::CircuitLayer).
@@ -25,10 +25,12 @@ pub struct CircuitService<S, C = AnyErr, R = Fail> {
     classify: C,
     refuse: R,
     grant: Grant,
+    /// Beside [`Grant::Refuse`].
+    open: Option<Open>,
 }
 
 /// What `poll_ready` found, for the next `call` on this very clone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 enum Grant {
     None,
     /// The inner service is ready.
@@ -41,7 +43,7 @@ enum Grant {
 
 impl<S, C, R> CircuitService<S, C, R> {
     pub(crate) fn new(inner: S, circuit: Circuit, classify: C, refuse: R) -> Self {
-        Self { inner, circuit, classify, refuse, grant: Grant::None }
+        Self { inner, circuit, classify, refuse, grant: Grant::None, open: None }
     }
 
     /// The circuit it asks.
@@ -63,6 +65,24 @@ impl<S, C, R> CircuitService<S, C, R> {
     pub fn into_inner(self) -> S {
         self.inner
     }
+
+    #[cold]
+    #[inline(never)]
+    fn admit_or_refuse(&mut self) -> Result<Permit, Open> {
+        match std::mem::replace(&mut self.grant, Grant::None) {
+            Grant::Pass => self.circuit.admit_call(),
+            Grant::Refuse => {
+                self.circuit.refused();
+                Err(self.open.take().expect("`poll_ready` left it here"))
+            }
+            Grant::None => panic!("`call` needs `poll_ready` to have said ready on this clone"),
+        }
+    }
+
+    #[cold]
+    fn refuse(&mut self, open: Open) {
+        (self.grant, self.open) = (Grant::Refuse, Some(open));
+    }
 }
 
 impl<S, C, R, Req> Service<Req> for CircuitService<S, C, R>
@@ -77,30 +97,34 @@ where
     type Error = R::Error;
     type Future = ResponseFuture<S, C, R, Req>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), R::Error>> {
-        self.grant = Grant::Refuse;
-        if !self.circuit.may_admit() {
+        if let Err(open) = self.circuit.may_admit() {
+            self.refuse(open);
             return Poll::Ready(Ok(()));
         }
-        match ready!(self.inner.poll_ready(cx)) {
-            Ok(()) => {
-                self.grant = Grant::Pass;
-                Poll::Ready(Ok(()))
-            }
-            Err(error) => Poll::Ready(R::pass(Err(error)).map(drop)),
+        let ready = self.inner.poll_ready(cx);
+        self.grant = if matches!(ready, Poll::Ready(Ok(()))) { Grant::Pass } else { Grant::None };
+        match ready {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(error)) => Poll::Ready(R::pass(Err(error)).map(drop)),
+            Poll::Pending => Poll::Pending,
         }
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        let admitted = match std::mem::replace(&mut self.grant, Grant::None) {
-            Grant::Pass => self.circuit.admit(),
-            Grant::Refuse => Err(self.circuit.refuse()),
-            Grant::None => panic!("`call` needs `poll_ready` to have said ready on this clone"),
-        };
-        match admitted {
+        if let Grant::Pass = self.grant
+            && let Some(permit) = self.circuit.admit_simply()
+        {
+            self.grant = Grant::None;
+            let classifier = self.classify.classify(&request);
+            return ResponseFuture::admitted(self.inner.call(request), classifier, permit);
+        }
+        match self.admit_or_refuse() {
             Ok(permit) => {
-                let judge = Judge::new(self.classify.classify(&request), permit);
-                ResponseFuture::admitted(self.inner.call(request), judge)
+                let classifier = self.classify.classify(&request);
+                ResponseFuture::admitted(self.inner.call(request), classifier, permit)
             }
             Err(open) => ResponseFuture::refused(self.refuse.clone(), self.refuse.see(&request), open),
         }

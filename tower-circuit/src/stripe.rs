@@ -1,39 +1,56 @@
-//! What many threads touch at once, laid out so that each has a cache line of its own.
+//! What many threads touch at once, laid out so that each has cache lines of its own.
 
 use std::{
     array,
     cell::Cell,
+    ops::Deref,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{self, AtomicUsize, Ordering::Relaxed},
     },
 };
 
-use crate::Totals;
+use crate::{Totals, window::Ring};
 
-/// One value for each group of threads.
+/// What groups of threads count, each in lines of its own.
 #[derive(Debug)]
-pub(crate) struct Striped<T>([Line<T>; STRIPES]);
+pub(crate) struct Lanes(Box<[Arc<Lane>]>);
 
 /// One value with many reference counts, so that calls on different threads do not fight for one.
 #[derive(Debug)]
 pub(crate) struct StripedArc<T>(Arc<Root<T>>);
 
-/// A reference to the value of a [`StripedArc`], counted on its thread's stripe.
-pub(crate) type Held<T> = Arc<Line<Arc<T>>>;
+/// A reference to the value of a [`StripedArc`], counted on its thread's stripe, with the lane to count in.
+pub(crate) type Held<T> = Arc<Stripe<T>>;
 
 #[derive(Debug)]
 struct Root<T> {
     value: Arc<T>,
-    held: [Held<T>; STRIPES],
+    /// Where there are fewer stripes, they come again.
+    held: [Held<T>; MOST],
+    /// How often each.
+    times: usize,
 }
 
-/// A value that shares its cache line with nobody.
 #[derive(Debug)]
-#[repr(align(64))]
-pub(crate) struct Line<T>(T);
+pub(crate) struct Stripe<T> {
+    value: Arc<T>,
+    pub(crate) lane: Arc<Lane>,
+    /// Keeps the reference counts of two stripes, which stand before all this, a cache line apart.
+    _room: [u64; 4],
+}
 
-/// How a call ended, as the totals know it.
+/// What one group of threads counts: the good calls by time, and the others, and those that the heart has taken, by how
+/// they ended.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) ring: Ring,
+    totals: [atomic::AtomicU64; KINDS],
+    /// Keeps what others write off the last line.
+    _room: [u64; 6],
+}
+
+/// How a call ended, as the totals know it. Those that succeeded and of which the heart was not told, the ring counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Count {
     Succeeded,
@@ -45,76 +62,45 @@ pub(crate) enum Count {
     Refused,
 }
 
-/// The counters behind [`Totals`]: one relaxed addition a call.
-#[derive(Debug)]
-pub(crate) struct Counters(Striped<[AtomicU64; KINDS]>);
+/// How many groups of threads a circuit tells apart: at most as many as there are, and a divisor of that.
+///
+/// A group takes a cache line for its references and four for its counts, 320 bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stripes(usize);
 
-// === impl Striped ===
+// === impl Stripes ===
 
-impl<T> Striped<T> {
-    fn new(mut value: impl FnMut() -> T) -> Self {
-        Self(array::from_fn(|_| Line(value())))
-    }
-
-    /// This thread's value.
-    fn mine(&self) -> &T {
-        &self.0[stripe()].0
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &T> {
-        self.0.iter().map(|line| &line.0)
-    }
+impl Stripes {
+    /// Eight threads in a circuit at once are many; more of them share.
+    pub(crate) const MANY: Self = Self(MOST);
+    /// For circuits of which there are many, so that each has few calls at once.
+    pub(crate) const FEW: Self = Self(2);
+    #[cfg(all(test, loom))]
+    pub(crate) const ONE: Self = Self(1);
 }
 
-// === impl StripedArc ===
+const MOST: usize = 8;
 
-impl<T> StripedArc<T> {
-    pub(crate) fn new(value: T) -> Self {
-        let value = Arc::new(value);
-        let held = array::from_fn(|_| Arc::new(Line(value.clone())));
-        Self(Arc::new(Root { value, held }))
+// === impl Lanes ===
+
+impl Lanes {
+    pub(crate) fn new(stripes: Stripes) -> Self {
+        Self((0..stripes.0).map(|_| Arc::new(Lane::new())).collect())
     }
 
-    pub(crate) fn get(&self) -> &T {
-        &self.0.value
+    /// This thread's.
+    pub(crate) fn mine(&self) -> &Lane {
+        &self.0[stripe() % self.0.len()]
     }
 
-    pub(crate) fn hold(&self) -> Held<T> {
-        self.0.held[stripe()].clone()
-    }
-}
-
-impl<T> Clone for StripedArc<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-// === impl Line ===
-
-impl<T> std::ops::Deref for Line<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
-// === impl Counters ===
-
-impl Counters {
-    pub(crate) fn new() -> Self {
-        Self(Striped::new(|| array::from_fn(|_| AtomicU64::new(0))))
-    }
-
-    pub(crate) fn add(&self, count: Count) {
-        self.0.mine()[count as usize].fetch_add(1, Relaxed);
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Lane> {
+        self.0.iter().map(|lane| &**lane)
     }
 
     pub(crate) fn totals(&self) -> Totals {
-        let sum = |count: Count| self.0.iter().map(|stripe| stripe[count as usize].load(Relaxed)).sum();
+        let sum = |count: Count| self.iter().map(|lane| lane.totals[count as usize].load(Relaxed)).sum();
         Totals {
-            succeeded: sum(Count::Succeeded),
+            succeeded: sum(Count::Succeeded) + self.iter().map(|lane| lane.ring.total()).sum::<u64>(),
             failed: sum(Count::Failed),
             soft: sum(Count::Soft),
             ignored: sum(Count::Ignored),
@@ -125,18 +111,86 @@ impl Counters {
     }
 }
 
-/// Eight threads in a circuit at once are many; more of them share. Two lines each for the references and one for the
-/// counters make 1.5 KiB a circuit.
-const STRIPES: usize = 8;
+// === impl StripedArc ===
+
+impl<T> StripedArc<T> {
+    /// As many stripes as `value` has lanes.
+    pub(crate) fn new(value: T, lanes: impl Fn(&T) -> &Lanes) -> Self {
+        let value = Arc::new(value);
+        let hold = |lane: &Arc<Lane>| Arc::new(Stripe { value: value.clone(), lane: lane.clone(), _room: [0; 4] });
+        let held: Box<[_]> = lanes(&value).0.iter().map(hold).collect();
+        let times = MOST / held.len();
+        Self(Arc::new(Root { held: array::from_fn(|index| held[index % held.len()].clone()), times, value }))
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> &T {
+        &self.0.value
+    }
+
+    #[inline]
+    pub(crate) fn hold(&self) -> Held<T> {
+        self.0.held[stripe() % MOST].clone()
+    }
+
+    /// Whether nobody else has it: no other handle, and no reference held.
+    pub(crate) fn is_alone(&self) -> bool {
+        let held = &self.0.held;
+        Arc::strong_count(&self.0) == 1 && held.iter().all(|stripe| Arc::strong_count(stripe) == self.0.times)
+    }
+}
+
+impl<T> Clone for StripedArc<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+// === impl Stripe ===
+
+impl<T> Deref for Stripe<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+// === impl Lane ===
+
+impl Lane {
+    fn new() -> Self {
+        let totals = array::from_fn(|_| atomic::AtomicU64::new(0));
+        Self { ring: Ring::new(), totals, _room: [0; 6] }
+    }
+
+    #[inline]
+    pub(crate) fn count(&self, count: Count) {
+        self.totals[count as usize].fetch_add(1, Relaxed);
+    }
+}
+
 const KINDS: usize = 7;
 
+/// Which stripe is this thread's. Until it [takes one](take_stripe) that is the first.
+#[inline]
 fn stripe() -> usize {
-    STRIPE.get() % STRIPES
+    STRIPE.get()
 }
+
+/// Threads take the stripes in turn, each when it first counts a call: so the many that never do take none.
+pub(crate) fn take_stripe() {
+    if STRIPE.get() == UNKNOWN {
+        STRIPE.set(MOST + NEXT.fetch_add(1, Relaxed) % MOST);
+    }
+}
+
+const UNKNOWN: usize = 0;
 
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// Threads take the stripes in turn.
-    static STRIPE: Cell<usize> = Cell::new(NEXT.fetch_add(1, Relaxed));
+    /// Modulo [`MOST`].
+    static STRIPE: Cell<usize> = const { Cell::new(UNKNOWN) };
 }

@@ -1,13 +1,19 @@
-//! The closed path allocates nothing.
+//! The closed path allocates nothing, and a circuit's memory is what it says.
 
 mod common;
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    num::{NonZeroU16, NonZeroUsize},
+};
 
 use common::*;
 use http::{Request, Response};
 use tower::{Layer, Service, service_fn};
-use tower_circuit::{Circuit, CircuitLayer, State};
+use tower_circuit::{
+    Circuit, CircuitBuilder, CircuitLayer, Evidence, KeyedCircuitLayer, KeyedCircuits, Ratio, State, Trip, TripPolicy,
+};
+use tower_outcome::{Outcome, Settle};
 
 fn ok(_: Request<String>) -> std::future::Ready<Result<Response<String>, Infallible>> {
     std::future::ready(Ok(Response::new(String::new())))
@@ -23,15 +29,58 @@ fn allocations<S: Service<Request<String>>>(mut service: S) -> u64 {
     allocation_counter::measure(|| (0..100).for_each(|_| call())).count_total
 }
 
+/// The test's own waker is allocated: what the bare service costs is to be taken off.
+fn bare() -> u64 {
+    allocations(service_fn(ok))
+}
+
 #[test]
 fn a_closed_circuit_allocates_nothing_a_call() {
+    // With a window and failures in a row, as by default.
     let circuit = Circuit::new();
-    // The test's own waker is allocated: what the bare service costs is taken off.
-    let bare = allocations(service_fn(ok));
-    assert_eq!(allocations(CircuitLayer::new(&circuit).layer(service_fn(ok))), bare);
-    assert_eq!(allocations(CircuitLayer::new(&circuit).respond().layer(service_fn(ok))), bare);
-    assert_eq!(allocations(CircuitLayer::new(&circuit).gate().layer(service_fn(ok))), bare);
+    assert_eq!(allocations(CircuitLayer::new(&circuit).layer(service_fn(ok))), bare());
+    assert_eq!(allocations(CircuitLayer::new(&circuit).respond().layer(service_fn(ok))), bare());
+    assert_eq!(allocations(CircuitLayer::new(&circuit).gate().layer(service_fn(ok))), bare());
     assert_eq!((circuit.state(), circuit.snapshot().totals.succeeded), (State::Closed, 303));
+}
+
+#[test]
+fn nor_does_one_with_all_policies_at_once() {
+    struct Curious;
+    impl TripPolicy for Curious {
+        fn judge(&self, evidence: &Evidence) -> Option<&'static str> {
+            (evidence.window.failed > 1_000_000).then_some("many")
+        }
+        fn wants_successes(&self) -> bool {
+            true
+        }
+    }
+    let trip = Trip::default()
+        .or(Trip::failure_ratio_of_last(NonZeroU16::new(1_000).unwrap(), Ratio::HALF))
+        .or(Trip::slow_ratio(SECOND, Ratio::HALF))
+        .or(Trip::policy(Curious));
+    let circuit = Circuit::builder().trip(trip).build();
+    assert_eq!(allocations(CircuitLayer::new(&circuit).layer(service_fn(ok))), bare());
+    assert_eq!(circuit.snapshot().last_calls.unwrap().calls, 101);
+}
+
+#[test]
+fn nor_does_finding_a_known_key() {
+    let circuits = KeyedCircuits::<usize>::new(Circuit::builder());
+    let by_length = |request: &Request<String>| request.body().len();
+    assert_eq!(allocations(KeyedCircuitLayer::new(&circuits, by_length).layer(service_fn(ok))), bare());
+}
+
+#[test]
+fn a_failure_allocates_nothing_either_and_a_refusal_only_its_error() {
+    let circuit = Circuit::builder().trip(Trip::never()).build();
+    let failures = allocation_counter::measure(|| {
+        (0..100).for_each(|_| circuit.admit().unwrap().settle(Outcome::FAILURE));
+    });
+    assert_eq!(failures.count_total, 0);
+    circuit.force_open();
+    let refusals = allocation_counter::measure(|| assert!((0..100).all(|_| circuit.admit().is_err())));
+    assert_eq!(refusals.count_total, 0);
 }
 
 #[test]
@@ -39,4 +88,43 @@ fn a_clone_allocates_nothing() {
     let service = CircuitLayer::new(Circuit::new()).respond().layer(service_fn(ok));
     let cloned = allocation_counter::measure(|| drop(service.clone()));
     assert_eq!(cloned.count_total, 0);
+}
+
+/// What a circuit takes, and what it has taken after 100,000 calls of every kind.
+fn memory(builder: CircuitBuilder) -> (i64, i64) {
+    let mut circuit = None;
+    let new = allocation_counter::measure(|| circuit = Some(builder.build())).bytes_current;
+    let circuit = circuit.unwrap();
+    let grown = allocation_counter::measure(|| {
+        for index in 0..100_000 {
+            let outcome = [Outcome::SUCCESS, Outcome::FAILURE, Outcome::SOFT, Outcome::IGNORE][index % 4];
+            circuit.admit().into_iter().for_each(|permit| permit.settle(outcome));
+            if index % 1_000 == 0 {
+                circuit.force_open();
+                circuit.automatic();
+            }
+        }
+    });
+    (new, new + grown.bytes_current)
+}
+
+#[test]
+fn a_circuit_takes_four_kibibytes_whatever_happens() {
+    let (new, later) = memory(Circuit::builder());
+    println!("a circuit: {new} bytes, after 100,000 calls {later}");
+    assert!(new <= 4_096 && later <= 4_096, "{new} {later}");
+    let row = Trip::default().or(Trip::failure_ratio_of_last(NonZeroU16::MAX, Ratio::HALF));
+    let (new, later) = memory(Circuit::builder().trip(row));
+    assert!(new <= 4_096 + 8_192 && later <= 4_096 + 8_192, "{new} {later}");
+}
+
+#[test]
+fn a_key_takes_two_kibibytes() {
+    let keys = 1_000;
+    let circuits = KeyedCircuits::<usize>::new(Circuit::builder()).capacity(NonZeroUsize::new(2 * keys).unwrap());
+    let all = allocation_counter::measure(|| (0..keys).for_each(|key| drop(circuits.get(&key)))).bytes_current;
+    println!("a key: {} bytes", all as usize / keys);
+    assert!(all as usize / keys <= 2_048, "{all}");
+    let more = allocation_counter::measure(|| (0..10 * keys).for_each(|key| drop(circuits.get(&key)))).bytes_current;
+    assert!((all + more) as usize <= 2 * keys * 2_048 && circuits.snapshot().keys <= 2 * keys, "{more}");
 }

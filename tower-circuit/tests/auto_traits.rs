@@ -4,8 +4,9 @@ use http::{Request, Response};
 use testkit::Probe;
 use tower::{Layer, Service};
 use tower_circuit::{
-    Circuit, CircuitBuilder, CircuitGate, CircuitGateLayer, CircuitLayer, CircuitService, Cooldown, Open, Permit,
-    Snapshot, State, Totals, Trip, classify, refuse,
+    Circuit, CircuitBuilder, CircuitGate, CircuitGateLayer, CircuitLayer, CircuitService, Cooldown, Evidence,
+    KeyedCircuitLayer, KeyedCircuitService, KeyedCircuits, Open, PerEndpoint, Permit, Ratio, Snapshot, State, Totals,
+    Trip, classify, refuse,
 };
 
 fn value<T: Send + Sync + Unpin + 'static>() {}
@@ -22,6 +23,12 @@ fn handles_layers_and_services_are_clone_send_and_sync() {
     shared::<CircuitService<Probe>>();
     shared::<CircuitService<Probe, classify::Auto, refuse::Auto>>();
     shared::<CircuitGate<Probe>>();
+    shared::<KeyedCircuits<String>>();
+    shared::<KeyedCircuitLayer<String, fn(&Request<String>) -> String>>();
+    shared::<KeyedCircuitService<Probe, String, fn(&Request<String>) -> String>>();
+    shared::<PerEndpoint<classify::Auto>>();
+    shared::<Evidence>();
+    shared::<Ratio>();
     shared::<Open>();
     shared::<Snapshot>();
     shared::<State>();

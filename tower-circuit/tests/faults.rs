@@ -2,7 +2,12 @@
 
 mod common;
 
-use std::{convert::Infallible, num::NonZeroU32, pin::Pin, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    num::{NonZeroU16, NonZeroU32},
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 use common::*;
 use futures_util::stream;
@@ -15,7 +20,9 @@ use tower::{
     service_fn,
     timeout::TimeoutLayer,
 };
-use tower_circuit::{Circuit, CircuitGateLayer, CircuitLayer, CircuitService, Cooldown, Open, Reason, State, Trip};
+use tower_circuit::{
+    Circuit, CircuitGateLayer, CircuitLayer, CircuitService, Cooldown, Open, Ratio, Reason, State, Trip,
+};
 use tower_outcome::{BoxError, Outcome, Refusal, Settle};
 
 fn reject(circuit: &Circuit) -> (CircuitService<Probe>, ProbeHandle) {
@@ -34,6 +41,22 @@ fn ten_thousand_good_calls_buy_no_patience() {
         circuit.admit().unwrap().settle(Outcome::FAILURE);
     }
     assert!(is_open(&circuit));
+}
+
+/// Fault 1 as it was measured, with a window of 100 calls and a ratio of a half.
+#[test]
+fn the_last_hundred_calls_are_the_last_hundred() {
+    let trip = Trip::failure_ratio_of_last(NonZeroU16::new(100).unwrap(), Ratio::HALF);
+    let circuit = Circuit::builder().trip(trip).build();
+    for _ in 0..10_000 {
+        circuit.admit().unwrap().settle(Outcome::SUCCESS);
+    }
+    for failures in 1..=50 {
+        assert!(!is_open(&circuit), "after {failures}");
+        circuit.admit().unwrap().settle(Outcome::FAILURE);
+    }
+    assert!(is_open(&circuit));
+    assert_eq!(circuit.snapshot().last_reason, Some(Reason::FailureRatioOfLast));
 }
 
 /// Fault 2: a slow call from before the trip closed the circuit while its only probe was hanging.
@@ -81,6 +104,22 @@ async fn half_open_does_not_wedge_whatever_becomes_of_the_probes() {
         drop(service.ready().await.unwrap().call(request()));
         tokio::time::advance(7 * SECOND).await;
     }
+    for _ in 0..50 {
+        finish(service.ready().await.unwrap().call(request())).unwrap();
+    }
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+/// Fault 3 as it was measured: a window of 200 ms, two probes to close, and the second 300 ms after the first.
+#[tokio::test(start_paused = true)]
+async fn probes_that_come_further_apart_than_the_window_close_it_all_the_same() {
+    let two = NonZeroU32::new(2).unwrap();
+    let circuit = trips_at(1).window(Duration::from_millis(200)).probes(two).successes_to_close(two).build();
+    let (mut service, _probe) = reject(&circuit);
+    cool_down(&circuit).await;
+    finish(service.ready().await.unwrap().call(request())).unwrap();
+    tokio::time::advance(Duration::from_millis(300)).await;
+    assert_eq!(circuit.state(), State::HalfOpen);
     for _ in 0..50 {
         finish(service.ready().await.unwrap().call(request())).unwrap();
     }
@@ -160,6 +199,27 @@ async fn calls_cut_by_a_very_short_timeout_open_it_where_the_age_limit_is_shorte
         service.ready().await.unwrap().call(()).await.unwrap_err();
     }
     assert!(is_open(&circuit));
+}
+
+/// Fault 5: a queue of all calls in the window, scanned at each call: 17 to 119 µs over 50,000 calls. Here there is nothing
+/// that could grow: no call allocates, good or bad, nor does the judging.
+#[tokio::test(start_paused = true)]
+async fn fifty_thousand_calls_in_a_window_of_a_minute_take_no_memory() {
+    let circuit = Circuit::builder().trip(Trip::failure_ratio(Ratio::ALL)).window(60 * SECOND).build();
+    for _ in 0..5 {
+        let allocated = allocation_counter::measure(|| {
+            for _ in 0..9_000 {
+                circuit.admit().unwrap().settle(Outcome::SUCCESS);
+            }
+            for _ in 0..1_000 {
+                circuit.admit().unwrap().settle(Outcome::FAILURE);
+            }
+        });
+        assert_eq!((allocated.count_total, allocated.bytes_current), (0, 0));
+        tokio::time::advance(SECOND).await;
+    }
+    let window = circuit.snapshot().window;
+    assert_eq!((window.succeeded, window.failed), (45_000, 5_000), "and all are counted");
 }
 
 /// Fault 6: three million polls in one second while ejected.

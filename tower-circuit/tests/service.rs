@@ -198,7 +198,8 @@ async fn grpc_trailers_decide_and_a_stream_cut_before_its_status_has_failed() {
     ] {
         let circuit = trips_at(1).build();
         let (mut service, probe) = respond(&circuit);
-        probe.answer(Answer::Body(200, Script::new(steps)));
+        let answer = http::Response::builder().header("content-type", "application/grpc");
+        probe.answer(Answer::Response(answer.body(Script::new(steps)).unwrap()));
         let response = finish(service.ready().await.unwrap().call(grpc_request())).unwrap();
         assert_eq!(circuit.state(), State::Closed, "not known before the end");
         response.into_body().collect().await.unwrap();
@@ -254,7 +255,8 @@ async fn a_young_call_that_is_dropped_says_nothing_and_an_old_one_only_where_ask
         let circuit = trips_at(1).cancelled_after(limit).build();
         let (mut service, probe) = reject(&circuit);
         probe.answer(Answer::Hang);
-        let call = service.ready().await.unwrap().call(request());
+        let mut call = Box::pin(service.ready().await.unwrap().call(request()));
+        assert!(poll_once(call.as_mut()).is_pending());
         tokio::time::advance(age).await;
         drop(call);
         assert_eq!(is_open(&circuit), opens, "{limit:?} {age:?}");

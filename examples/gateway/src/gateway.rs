@@ -9,7 +9,7 @@ use std::{
 use futures_util::{StreamExt, stream::BoxStream};
 use http::Response;
 use hyper::body::Incoming;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::net::TcpListener;
 use tower::{
     Layer, ServiceBuilder,
     util::{Either, MapResponseLayer},
@@ -50,22 +50,35 @@ type PerClient = BucketLayer<Keyed<PeerIp, ClientIp>, refuse::Auto>;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Circuits(Arc<Mutex<HashMap<String, Circuit>>>);
 
+/// The drain that a gateway is to be run with.
+pub(crate) fn drain(config: &Config) -> Drain {
+    let config::Drain { announce, close, force } = config.drain;
+    Drain::builder().announce(announce).close(close).force(force).build()
+}
+
 /// Runs the gateway until it is drained.
-pub(crate) async fn run(config: &Config, listener: TcpListener, admin: TcpListener, demo: Option<Demo>) -> ExitCode {
+pub(crate) async fn run(
+    config: &Config,
+    drain: Drain,
+    listener: TcpListener,
+    admin: TcpListener,
+    demo: Option<Demo>,
+) -> ExitCode {
+    let gateway = Gateway::new(config, drain);
     match config.balance.policy {
-        config::Policy::LeastRequest => serve(config, LeastRequest, listener, admin, demo).await,
-        config::Policy::RoundRobin => serve(config, RoundRobin::default(), listener, admin, demo).await,
+        config::Policy::LeastRequest => serve(config, LeastRequest, gateway, listener, admin, demo).await,
+        config::Policy::RoundRobin => serve(config, RoundRobin::default(), gateway, listener, admin, demo).await,
     }
 }
 
 async fn serve<P: Policy>(
     config: &Config,
     policy: P,
+    gateway: Gateway,
     listener: TcpListener,
     admin: TcpListener,
     demo: Option<Demo>,
 ) -> ExitCode {
-    let gateway = Gateway::new(config);
     let demo = demo.map(Arc::new);
 
     // What each endpoint has for itself: a pool of connections, and a circuit before it that closes the gate.
@@ -98,11 +111,9 @@ async fn serve<P: Policy>(
 
     // The admin port has a drain of its own, so that it can tell of the gateway's to the end.
     let admin = Admin::start(admin, gateway.clone(), move || balance.snapshot(), demo.clone());
-    let signals = tokio::spawn(gateway.drain.on_signals());
     let ended = Server::new(&gateway.drain, listener).limit(&gateway.connections).run(http).await;
     admin.stop().await;
-    stop(signals).await;
-    stop(driver).await;
+    driver.abort();
     if let Some(demo) = demo {
         demo.stop().await;
     }
@@ -116,11 +127,6 @@ async fn serve<P: Policy>(
             ExitCode::FAILURE
         }
     }
-}
-
-async fn stop<T>(task: JoinHandle<T>) {
-    task.abort();
-    let _ = task.await;
 }
 
 /// Ended by force, and something was cut.
@@ -172,10 +178,9 @@ fn quota(limit: config::PerClient) -> Quota {
 // === impl Gateway ===
 
 impl Gateway {
-    fn new(config: &Config) -> Self {
-        let config::Drain { announce, close, force } = config.drain;
+    fn new(config: &Config, drain: Drain) -> Self {
         Self {
-            drain: Drain::builder().announce(announce).close(close).force(force).build(),
+            drain,
             metrics: Metrics::default(),
             circuits: Circuits::default(),
             connections: ConnectionLimit::new(config.max_connections),

@@ -78,8 +78,15 @@ async fn run(arguments: Arguments, config: Config) -> Result<ExitCode, String> {
         bind(arguments.admin.unwrap_or(config.admin), demo && arguments.admin.is_none()).await?,
     );
     let demo = if demo { Some(Demo::start().await?) } else { None };
+    let drain = gateway::drain(&config);
+    let mut signals = Box::pin(drain.on_signals());
+    // Before anybody is told where we are, so that from then on a signal drains.
+    let _ = futures_util::poll!(&mut signals);
+    let signals = tokio::spawn(signals);
     tell(&listener, &admin, demo.as_ref())?;
-    Ok(gateway::run(&config, listener, admin, demo).await)
+    let code = gateway::run(&config, drain, listener, admin, demo).await;
+    signals.abort();
+    Ok(code)
 }
 
 /// Binds `address`; if it is taken and `or_next`, one of the next ports.

@@ -4,7 +4,7 @@ use axum::extract::ConnectInfo;
 use http::Extensions;
 
 /// The peer as axum tells it.
-pub(crate) fn connect_info(extensions: &Extensions) -> Option<SocketAddr> {
+pub(super) fn connect_info(extensions: &Extensions) -> Option<SocketAddr> {
     extensions.get().map(|&ConnectInfo(addr)| addr)
 }
 

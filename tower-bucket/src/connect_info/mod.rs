@@ -2,10 +2,21 @@
 
 #[cfg(feature = "axum")]
 mod axum;
-#[cfg(not(feature = "axum"))]
+#[cfg(not(all(feature = "axum", feature = "tonic")))]
 mod none;
+#[cfg(feature = "tonic")]
+mod tonic;
 
-#[cfg(feature = "axum")]
-pub(crate) use self::axum::connect_info;
+use std::net::SocketAddr;
+
+use http::Extensions;
+
 #[cfg(not(feature = "axum"))]
-pub(crate) use self::none::connect_info;
+use self::none as axum;
+#[cfg(not(feature = "tonic"))]
+use self::none as tonic;
+
+#[inline]
+pub(crate) fn connect_info(extensions: &Extensions) -> Option<SocketAddr> {
+    axum::connect_info(extensions).or_else(|| tonic::connect_info(extensions))
+}

@@ -2,7 +2,8 @@ use std::net::SocketAddr;
 
 use http::Extensions;
 
-/// No framework is known: nothing.
-pub(crate) fn connect_info(_: &Extensions) -> Option<SocketAddr> {
+/// The framework is not known: nothing.
+#[inline]
+pub(super) fn connect_info(_: &Extensions) -> Option<SocketAddr> {
     None
 }

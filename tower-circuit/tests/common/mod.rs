@@ -12,14 +12,15 @@ use http::Request;
 use testkit::Wakes;
 use tokio::time::Instant;
 use tower::Service;
-use tower_circuit::{Circuit, CircuitBuilder, State, Trip};
+use tower_circuit::{Circuit, CircuitBuilder, Cooldown, State, Trip};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const COOLDOWN: Duration = Duration::from_secs(10);
 
-/// Opens at this many failures in a row; all else as by default.
+/// Opens at this many failures in a row, for 10 s each time; all else as by default.
 pub(crate) fn trips_at(failures: u32) -> CircuitBuilder {
-    Circuit::builder().trip(Trip::consecutive(NonZeroU32::new(failures).unwrap()))
+    let trip = Trip::consecutive(NonZeroU32::new(failures).unwrap());
+    Circuit::builder().trip(trip).cooldown(Cooldown::fixed(COOLDOWN))
 }
 
 /// Opens a circuit made by [`trips_at`] with 1.

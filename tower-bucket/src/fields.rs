@@ -1,0 +1,209 @@
+//! The `RateLimit` and `RateLimit-Policy` fields of answers.
+
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+
+use crate::{Admitted, Quota, error::Reason, limit::Standing};
+
+/// What an answer says about a limit: the fields of draft-ietf-httpapi-ratelimit-headers-11.
+///
+/// ```text
+/// ratelimit-policy: "default";q=100;w=60
+/// ratelimit: "default";r=42;t=1
+/// ```
+///
+/// The policy is the rate, over the time in which an empty bucket becomes full, in whole seconds and at least one: `q`
+/// requests in `w` seconds. `r` is how many more would pass at once, and `t` how long that stays true: the seconds until
+/// there is one more, rounded up, and the same as `Retry-After` where the request was refused. It is left out where
+/// waiting adds nothing: the bucket is full, or no wait helps.
+///
+/// Several limits that are told each add a line; they are told apart by their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fields {
+    name: PolicyName,
+    standing: Standing,
+}
+
+/// A limit's name in the [`Fields`]. Default: `default`.
+///
+/// ```
+/// use tower_bucket::PolicyName;
+///
+/// const PER_CLIENT: PolicyName = PolicyName::new("per-client").unwrap();
+/// assert!(PolicyName::new("\"").is_none());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyName(&'static str);
+
+/// Writes itself into an answer: nothing, [`Fields`], or several.
+#[expect(unnameable_types, reason = "part of a sealed trait")]
+pub trait Tell<Res> {
+    /// Writes.
+    fn tell(&self, response: &mut Res);
+}
+
+// === impl Fields ===
+
+impl Fields {
+    pub(crate) const fn new(name: PolicyName, standing: Standing) -> Self {
+        Self { name, standing }
+    }
+
+    fn add_to(&self, headers: &mut HeaderMap) {
+        let (quota, remaining, after) = match self.standing {
+            Standing::Admitted(admitted) => (admitted.quota(), admitted.remaining(), until_more(&admitted)),
+            Standing::Denied(quota, Reason::Wait(nanos)) => (quota, 0, Some(Duration::from_nanos(nanos))),
+            Standing::Denied(quota, _) => (quota, 0, None),
+            Standing::None => return,
+        };
+        let ((requests, seconds), name) = (policy(quota), self.name.0);
+        headers.append(RATELIMIT_POLICY, value(format_args!("\"{name}\";q={requests};w={seconds}")));
+        headers.append(
+            RATELIMIT,
+            match after.map(whole_seconds) {
+                Some(after) => value(format_args!("\"{name}\";r={remaining};t={after}")),
+                None => value(format_args!("\"{name}\";r={remaining}")),
+            },
+        );
+    }
+}
+
+fn until_more(admitted: &Admitted) -> Option<Duration> {
+    Some(admitted.next_after()).filter(|after| !after.is_zero())
+}
+
+/// Requests and seconds, as whole numbers nearest to the rate.
+fn policy(quota: Quota) -> (u64, u64) {
+    let (interval, refill) = (quota.interval().as_nanos(), quota.refill());
+    let seconds = refill.as_secs() + u64::from(refill.subsec_nanos() >= 500_000_000);
+    let seconds = seconds.max(1);
+    let requests = (u128::from(seconds) * 1_000_000_000 + interval / 2) / interval;
+    (u64::try_from(requests).map_or(MOST, |requests| requests.clamp(1, MOST)), seconds)
+}
+
+fn whole_seconds(after: Duration) -> u64 {
+    after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1)
+}
+
+fn value(text: fmt::Arguments<'_>) -> HeaderValue {
+    let mut value = String::with_capacity(USUAL);
+    value.write_fmt(text).expect("a string takes all that is written to it");
+    HeaderValue::try_from(value).expect("digits, and a name that was checked")
+}
+
+// === impl PolicyName ===
+
+impl PolicyName {
+    /// `None` if it has a character that would not be itself in a structured field's string (RFC 9651 section 3.3.3): one
+    /// that is not printable ASCII, a quote or a backslash.
+    #[must_use]
+    pub const fn new(name: &'static str) -> Option<Self> {
+        let (bytes, mut at) = (name.as_bytes(), 0);
+        while at < bytes.len() {
+            if !matches!(bytes[at], b' '..=b'~') || matches!(bytes[at], b'"' | b'\\') {
+                return None;
+            }
+            at += 1;
+        }
+        Some(Self(name))
+    }
+}
+
+impl Default for PolicyName {
+    fn default() -> Self {
+        Self("default")
+    }
+}
+
+// === impl Tell ===
+
+impl<Res> Tell<Res> for () {
+    fn tell(&self, _: &mut Res) {}
+}
+
+impl<B> Tell<Response<B>> for Fields {
+    fn tell(&self, response: &mut Response<B>) {
+        self.add_to(response.headers_mut());
+    }
+}
+
+impl<Res, A: Tell<Res>, B: Tell<Res>> Tell<Res> for (A, B) {
+    fn tell(&self, response: &mut Res) {
+        self.0.tell(response);
+        self.1.tell(response);
+    }
+}
+
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// Bytes that a field has, so that it is written in one go.
+const USUAL: usize = 64;
+
+/// The greatest integer of a structured field (RFC 9651 section 3.3.1).
+const MOST: u64 = 999_999_999_999_999;
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    const fn n(number: u32) -> NonZeroU32 {
+        NonZeroU32::new(number).unwrap()
+    }
+
+    fn told(standing: Standing) -> Vec<String> {
+        let mut headers = HeaderMap::new();
+        Fields::new(PolicyName::default(), standing).add_to(&mut headers);
+        ["ratelimit-policy", "ratelimit"].map(|name| headers[name].to_str().unwrap().to_owned()).into()
+    }
+
+    #[test]
+    fn a_policy_is_the_rate_in_whole_seconds() {
+        let every = |seconds| Quota::every(Duration::from_secs(seconds)).unwrap();
+        for (quota, expected) in [
+            (Quota::per_second(n(100)), (100, 1)),
+            (Quota::per_second(n(100)).burst(n(20)), (100, 1)),
+            (Quota::per_second(n(3)), (3, 1)),
+            (Quota::per_minute(n(60)), (60, 60)),
+            (Quota::per_minute(n(60)).burst(n(5)), (5, 5)),
+            (Quota::per_hour(n(1000)), (1000, 3600)),
+            (every(5), (1, 5)),
+            (Quota::per_second(n(u32::MAX)), (4_000_000_000, 4)),
+        ] {
+            assert_eq!(policy(quota), expected, "{quota:?}");
+        }
+    }
+
+    #[test]
+    fn an_admission_tells_what_is_left_and_until_when_there_is_more() {
+        let quota = Quota::per_minute(n(60));
+        let after = |debt| told(Standing::Admitted(Admitted::new(debt, quota)))[1].clone();
+        assert_eq!(after(1_000_000_000), "\"default\";r=59;t=1");
+        assert_eq!(after(1_500_000_000), "\"default\";r=58;t=1");
+        assert_eq!(after(0), "\"default\";r=60");
+        assert_eq!(told(Standing::Admitted(Admitted::new(0, quota)))[0], "\"default\";q=60;w=60");
+    }
+
+    #[test]
+    fn a_refusal_tells_the_wait_and_one_that_no_wait_helps_tells_none() {
+        let quota = Quota::per_minute(n(60));
+        let after = |reason| told(Standing::Denied(quota, reason))[1].clone();
+        assert_eq!(after(Reason::Wait(1)), "\"default\";r=0;t=1");
+        assert_eq!(after(Reason::Wait(1_000_000_001)), "\"default\";r=0;t=2");
+        assert_eq!(after(Reason::Cost), "\"default\";r=0");
+    }
+
+    #[test]
+    fn a_name_that_would_break_the_field_is_none() {
+        assert!(PolicyName::new("per client").is_some());
+        for name in ["a\"b", "a\\b", "a\nb", "ä", "\x7f"] {
+            assert!(PolicyName::new(name).is_none(), "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Reading `X-Forwarded-For` and `Forwarded` (RFC 7239) from the right.
+//!
+//! The right end is what our own proxies wrote; anything further left may be a client's invention. So each line is read
+//! backwards, element by element, and no further than somebody trusts. What is broken on the left, such as a quote that
+//! never ends, cannot change what is read on the right.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The elements of a line, last first. `Err` is one that is not to be read, and ends it; empty ones are passed over (RFC 9110
+/// section 5.6.1).
+#[derive(Clone, Debug)]
+pub(super) struct FromRight<'a> {
+    rest: &'a [u8],
+    quotes: bool,
+}
+
+/// An element that does not name an address: `unknown`, a made-up name, or junk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Junk;
+
+// === impl FromRight ===
+
+impl<'a> FromRight<'a> {
+    /// With `quotes`, a comma between quotes is part of its element.
+    pub(super) const fn new(line: &'a [u8], quotes: bool) -> Self {
+        Self { rest: line, quotes }
+    }
+
+    /// Where the last element begins: behind its comma.
+    fn last_begins(&self) -> Result<usize, Junk> {
+        let mut quoted = false;
+        for at in (0..self.rest.len()).rev() {
+            match self.rest[at] {
+                b',' if !quoted => return Ok(at + 1),
+                b'"' if self.quotes && !is_escaped(self.rest, at) => quoted = !quoted,
+                _ if self.rest.len() - at > LONGEST => return Err(Junk),
+                _ => {}
+            }
+        }
+        if quoted { Err(Junk) } else { Ok(0) }
+    }
+}
+
+impl<'a> Iterator for FromRight<'a> {
+    type Item = Result<&'a [u8], Junk>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.rest.is_empty() {
+            let Ok(begin) = self.last_begins() else {
+                self.rest = &[];
+                return Some(Err(Junk));
+            };
+            let element = self.rest[begin..].trim_ascii();
+            self.rest = &self.rest[..begin.saturating_sub(1)];
+            if !element.is_empty() {
+                return Some(Ok(element));
+            }
+        }
+        None
+    }
+}
+
+/// The address in an element of `X-Forwarded-For`: IPv4 or IPv6, in brackets or not, in quotes or not, with a port or not.
+pub(super) fn x_forwarded_for(element: &[u8]) -> Result<IpAddr, Junk> {
+    let element = element.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(element);
+    node(element)
+}
+
+/// The address of the `for` in an element of `Forwarded`. It must be there, and only once.
+pub(super) fn forwarded(element: &[u8]) -> Result<IpAddr, Junk> {
+    let mut address = Err(Junk);
+    for pair in pairs(element) {
+        let Some(at) = pair.iter().position(|&byte| byte == b'=') else { return Err(Junk) };
+        let (name, value) = (pair[..at].trim_ascii(), pair[at + 1..].trim_ascii());
+        if name.eq_ignore_ascii_case(b"for") {
+            if address.is_ok() {
+                return Err(Junk);
+            }
+            address = Ok(x_forwarded_for(value)?);
+        }
+    }
+    address
+}
+
+/// Splits at semicolons outside of quotes.
+fn pairs(element: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut quoted, mut escaped) = (false, false);
+    element
+        .split(move |&byte| {
+            let quote = byte == b'"' && !escaped;
+            escaped = byte == b'\\' && quoted && !escaped;
+            quoted ^= quote;
+            byte == b';' && !quoted
+        })
+        .filter(|pair| !pair.trim_ascii().is_empty())
+}
+
+/// RFC 7239 section 6, and bare IPv6 besides, as `X-Forwarded-For` has it.
+fn node(text: &[u8]) -> Result<IpAddr, Junk> {
+    let text = std::str::from_utf8(text).map_err(|_| Junk)?;
+    if let Some(rest) = text.strip_prefix('[') {
+        let (address, port) = rest.split_once(']').ok_or(Junk)?;
+        let address: Ipv6Addr = address.parse().map_err(|_| Junk)?;
+        return if port.is_empty() || port.strip_prefix(':').is_some_and(is_port) {
+            Ok(address.into())
+        } else {
+            Err(Junk)
+        };
+    }
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let (address, port) = text.split_once(':').ok_or(Junk)?;
+    let address: Ipv4Addr = address.parse().map_err(|_| Junk)?;
+    if is_port(port) { Ok(address.into()) } else { Err(Junk) }
+}
+
+/// A number, or a made-up name with a `_` before it.
+fn is_port(text: &str) -> bool {
+    match text.strip_prefix('_') {
+        Some(name) => {
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        }
+        None => matches!(text.len(), 1..=5) && text.bytes().all(|byte| byte.is_ascii_digit()),
+    }
+}
+
+fn is_escaped(text: &[u8], at: usize) -> bool {
+    text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count() % 2 == 1
+}
+
+/// Bytes of an element that are read at most; an IPv6 address with a port, a host and a protocol takes a third of it.
+const LONGEST: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn from_right(line: &str, quotes: bool) -> Vec<Result<&str, Junk>> {
+        FromRight::new(line.as_bytes(), quotes)
+            .map(|element| element.map(|bytes| str::from_utf8(bytes).unwrap()))
+            .collect()
+    }
+
+    fn address(text: &str) -> Result<IpAddr, Junk> {
+        Ok(text.parse().unwrap())
+    }
+
+    #[test]
+    fn a_line_is_read_backwards_and_what_is_empty_is_no_element() {
+        assert_eq!(from_right("a, b ,c", false), [Ok("c"), Ok("b"), Ok("a")]);
+        assert_eq!(from_right(" ,, a,\t, ", false), [Ok("a")]);
+        assert_eq!(from_right("", false), []);
+    }
+
+    #[test]
+    fn a_comma_in_quotes_is_part_of_its_element() {
+        assert_eq!(from_right(r#"for="a,b", for=c"#, true), [Ok("for=c"), Ok(r#"for="a,b""#)]);
+        assert_eq!(from_right(r#"for="a\",b", for=c"#, true), [Ok("for=c"), Ok(r#"for="a\",b""#)]);
+        assert_eq!(from_right(r#"a", b"#, false), [Ok("b"), Ok("a\"")], "without quotes a quote is like any other");
+    }
+
+    #[test]
+    fn a_quote_that_is_left_open_on_the_left_swallows_nothing_on_the_right() {
+        for open in [r#"for="evil"#, r#"""#, r#"for="evil\"#, r#"for=a;x="""#] {
+            let line = format!(r#"{open}, for=192.0.2.1, for="[2001:db8::1]:80""#);
+            let elements: Vec<_> =
+                FromRight::new(line.as_bytes(), true).take(2).map(|one| forwarded(one.unwrap())).collect();
+            assert_eq!(elements, [address("2001:db8::1"), address("192.0.2.1")], "{line}");
+        }
+        assert_eq!(from_right(r#"for=b""#, true), [Err(Junk)]);
+    }
+
+    #[test]
+    fn an_element_beyond_measure_ends_the_reading() {
+        let line = format!("{}, 192.0.2.1", "x".repeat(100_000));
+        assert_eq!(from_right(&line, false), [Ok("192.0.2.1"), Err(Junk)]);
+    }
+
+    #[test]
+    fn addresses_are_read_in_every_shape() {
+        for text in ["192.0.2.1", "192.0.2.1:80", "192.0.2.1:_port", "\"192.0.2.1:80\""] {
+            assert_eq!(x_forwarded_for(text.as_bytes()), address("192.0.2.1"), "{text}");
+        }
+        for text in ["2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:80", "\"[2001:db8::1]:65535\"", "[2001:DB8::1]"] {
+            assert_eq!(x_forwarded_for(text.as_bytes()), address("2001:db8::1"), "{text}");
+        }
+    }
+
+    #[test]
+    fn junk_is_no_address() {
+        for text in [
+            "unknown",
+            "_hidden",
+            "",
+            "[",
+            "]",
+            "[]",
+            "[]:80",
+            "[2001:db8::1",
+            "[2001:db8::1]80",
+            "[2001:db8::1]:",
+            "[2001:db8::1]:123456",
+            "[192.0.2.1]",
+            "192.0.2",
+            "192.0.2.1.1",
+            "192.0.2.256",
+            "010.0.0.1",
+            "192.0.2.1:",
+            "192.0.2.1:x",
+            "192.0.2.1:80:80",
+            "192.0.2.1 192.0.2.2",
+            "fe80::1%eth0",
+            "\"192.0.2.1",
+            "1",
+            "localhost",
+            "192.0.2.1\u{a0}",
+            "http://192.0.2.1",
+            "::1::",
+        ] {
+            assert_eq!(x_forwarded_for(text.as_bytes()), Err(Junk), "{text}");
+        }
+        assert_eq!(x_forwarded_for(b"\xff\xfe"), Err(Junk));
+    }
+
+    #[test]
+    fn forwarded_is_read_as_rfc_7239_says() {
+        for text in [
+            "for=192.0.2.43",
+            "For=\"192.0.2.43\"",
+            "FOR=\"192.0.2.43:47011\"",
+            "for=192.0.2.43;proto=http;by=203.0.113.43",
+            "by=203.0.113.43; for=192.0.2.43 ;host=\"a;b,c\"",
+            "secret=\"for=10.0.0.1;\\\"\";for=192.0.2.43",
+        ] {
+            assert_eq!(forwarded(text.as_bytes()), address("192.0.2.43"), "{text}");
+        }
+        assert_eq!(forwarded(b"for=\"[2001:db8:cafe::17]:4711\""), address("2001:db8:cafe::17"));
+        for text in [
+            "for=unknown",
+            "for=_SEVKISEK",
+            "for",
+            "proto=http",
+            "for=192.0.2.1;for=192.0.2.2",
+            "192.0.2.1",
+            "for=",
+            "for=192.0.2.1;x",
+            "=192.0.2.1",
+        ] {
+            assert_eq!(forwarded(text.as_bytes()), Err(Junk), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics_and_what_a_proxy_appends_is_read_first(
+            left in prop::collection::vec(any::<u8>(), 0..600),
+            client in any::<IpAddr>(),
+            port in prop::option::of(any::<u16>()),
+        ) {
+            let bare = match (client, port) {
+                (client, None) => client.to_string(),
+                (IpAddr::V4(client), Some(port)) => format!("{client}:{port}"),
+                (IpAddr::V6(client), Some(port)) => format!("[{client}]:{port}"),
+            };
+            let line = [&left[..], b", ", bare.as_bytes()].concat();
+            let mut elements = FromRight::new(&line, false);
+            prop_assert_eq!(x_forwarded_for(elements.next().unwrap().unwrap()), Ok(client));
+            prop_assert!(elements.filter(|element| element.and_then(x_forwarded_for).is_ok()).count() <= left.len());
+
+            let node = if client.is_ipv6() && port.is_none() { format!("[{client}]") } else { bare };
+            let line = [&left[..], b",for=\"", node.as_bytes(), b"\";proto=https"].concat();
+            let mut elements = FromRight::new(&line, true);
+            prop_assert_eq!(forwarded(elements.next().unwrap().unwrap()), Ok(client));
+            prop_assert!(elements.filter(|element| element.and_then(forwarded).is_ok()).count() <= left.len());
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The same quota on many machines: buckets kept in Redis.
+//!
+//! ```text
+//!   request ──► this machine's own bucket ── empty ──────────────────────────► refused, no round trip
+//!                        │ token there
+//!                        ▼
+//!                one script on the server ── passes ─────────────────────────► inner service
+//!                        │                └─ empty ─► remembered here until then ► refused
+//!                        └─ no answer in time ─► OnFailure: local, open or closed; and Redis is left alone for a second
+//! ```
+//!
+//! A decision is one script and one round trip: it reads the server's clock, so that the machines' need not agree, and
+//! leaves a key that goes by itself when its bucket is full again. What this machine's own requests have used up is refused
+//! without asking, and so is what Redis has refused until the time that it told: a flood stays here.
+//!
+//! The server counts in whole microseconds, rounded up: a quota is never exceeded, and one of more than a million a second
+//! is kept as a million. The local buckets hold the same quota by the local clock, which drifts; where the two differ by that
+//! the stricter one wins.
+//!
+//! # Cancel safety
+//!
+//! A call that is dropped while Redis is asked may have spent its token there, and has spent the local one.
+
+mod key;
+mod layer;
+
+use std::{
+    fmt,
+    hash::Hash,
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use redis::{RedisError, Script, aio::ConnectionLike};
+use tokio::time::{Instant, timeout};
+
+pub use self::{
+    key::RedisKey,
+    layer::{RedisBucket, RedisFuture, RedisLayer},
+};
+use crate::{
+    Admitted, Exhausted, KeyedLimiter, Quota, Snapshot, error::Reason, gcra::Ask, snapshot::Fate, store::Drawer,
+};
+
+/// A bucket for each key, kept in Redis for all machines: a cheap handle, whose clones share it.
+///
+/// `C` is a connection that can be cloned and used by many at a time, such as `redis::aio::ConnectionManager`, which also
+/// reconnects, or a cluster's. The module's page tells how it decides.
+///
+/// ```no_run
+/// use std::num::NonZeroU32;
+/// use tower_bucket::{ClientIp, PeerIp, Quota, redis::{OnFailure, RedisLayer, RedisLimiter}};
+///
+/// # async fn connect(connection: redis::aio::MultiplexedConnection) {
+/// let quota = Quota::per_minute(NonZeroU32::new(600).unwrap());
+/// let limiter = RedisLimiter::<ClientIp, _>::new(connection, quota).prefix("shop:").on_failure(OnFailure::Local);
+/// let app: axum::Router = axum::Router::new().layer(RedisLayer::new(limiter, PeerIp).respond());
+/// # let _ = app;
+/// # }
+/// ```
+pub struct RedisLimiter<K: ?Sized, C> {
+    connection: C,
+    local: KeyedLimiter<K>,
+    prefix: Arc<str>,
+    timeout: Duration,
+    on_failure: OnFailure,
+    server: Arc<Server>,
+}
+
+/// What becomes of a request when Redis does not answer in time, or not at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OnFailure {
+    /// This machine's own bucket decides. The default: the service stays up, and a client gets at most the quota from each
+    /// machine.
+    #[default]
+    Local,
+    /// It passes. For limits that only keep order.
+    Open,
+    /// It is refused: 503, code `rate-limit-unavailable`. For limits that must hold, such as paid ones.
+    Closed,
+}
+
+/// What is known of the server.
+#[derive(Debug)]
+struct Server {
+    script: Script,
+    /// Nanoseconds since the local limiter's start; 0 while it answers.
+    down_until: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// What is decided without a round trip.
+enum First {
+    Decided(Result<Admitted, Reason>),
+    Ask(Question),
+}
+
+/// What the server is to be asked.
+#[derive(Clone, Debug)]
+struct Question {
+    name: Vec<u8>,
+    drawer: Drawer,
+    ask: Ask,
+    quota: Quota,
+    /// Of the local bucket.
+    debt: u64,
+}
+
+// === impl RedisLimiter ===
+
+impl<K: ?Sized, C> RedisLimiter<K, C> {
+    /// The same quota for each key, over all machines that use the same Redis and prefix.
+    #[must_use]
+    pub fn new(connection: C, quota: Quota) -> Self {
+        let (down_until, failures) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self {
+            connection,
+            local: KeyedLimiter::new(quota),
+            prefix: DEFAULT_PREFIX.into(),
+            timeout: DEFAULT_TIMEOUT,
+            on_failure: OnFailure::default(),
+            server: Arc::new(Server { script: Script::new(SCRIPT), down_until, failures }),
+        }
+    }
+
+    /// What the keys in Redis begin with. Default: `tower-bucket:`. Limiters of different quotas need different ones.
+    #[must_use]
+    pub fn prefix(self, prefix: &str) -> Self {
+        Self { prefix: prefix.into(), ..self }
+    }
+
+    /// How long a request waits for Redis. Default: 100 ms, many times what a round trip in a network takes, and bearable for
+    /// the few requests that meet a dead server before it is left alone.
+    #[must_use]
+    pub fn timeout(self, longest: Duration) -> Self {
+        Self { timeout: longest, ..self }
+    }
+
+    /// What becomes of requests when Redis does not answer. Default: [`OnFailure::Local`].
+    #[must_use]
+    pub fn on_failure(self, choice: OnFailure) -> Self {
+        Self { on_failure: choice, ..self }
+    }
+
+    /// How many keys this machine remembers by itself. Default: 100 000. Call it first, as it makes these buckets anew.
+    #[must_use]
+    pub fn capacity(self, keys: NonZeroU32) -> Self {
+        Self { local: self.local.capacity(keys), ..self }
+    }
+
+    /// Keeps another quota from now on, here. Each machine must be told; until all are, each holds to its own.
+    pub fn set_quota(&self, quota: Quota) {
+        self.local.set_quota(quota);
+    }
+
+    /// What it has done so far on this machine; the keys and evictions are those of its own buckets.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot { redis_failures: self.server.failures.load(Relaxed), ..self.local.snapshot() }
+    }
+
+    /// Whether Redis is asked; not so for a second after it has failed.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.local.since_start(Instant::now()) >= self.server.down_until.load(Relaxed)
+    }
+
+    /// Decides by itself, if that can be done.
+    fn first(&self, drawer: Drawer, name: impl FnOnce(&mut Vec<u8>)) -> First {
+        let (quota, now) = (self.local.quota(), self.local.since_start(Instant::now()));
+        let is_up = now >= self.server.down_until.load(Relaxed);
+        match self.on_failure {
+            OnFailure::Open if !is_up => return First::Decided(Ok(Admitted::new(0, quota))),
+            OnFailure::Closed if !is_up => return First::Decided(Err(Reason::Unavailable)),
+            _ => {}
+        }
+        let ask = Ask::one(now, quota);
+        match self.local.take(drawer, &ask) {
+            Ok(drawn) if is_up => {
+                let mut full_name = self.prefix.as_bytes().to_vec();
+                name(&mut full_name);
+                First::Ask(Question { name: full_name, drawer, ask, quota, debt: drawn.debt })
+            }
+            Ok(drawn) => First::Decided(Ok(Admitted::new(drawn.debt, quota))),
+            Err(wait) => First::Decided(Err(Reason::Wait(wait))),
+        }
+    }
+
+    /// Without an answer.
+    #[cold]
+    fn failed(&self, question: &Question, error: Option<&RedisError>) -> Result<Admitted, Reason> {
+        self.server.failures.fetch_add(1, Relaxed);
+        let now = self.local.since_start(Instant::now());
+        if self.server.down_until.swap(now + PAUSE, Relaxed) == 0 {
+            let error = error.map_or("timed out".to_owned(), ToString::to_string);
+            tracing::warn!(error, instead = ?self.on_failure, "redis does not answer the rate limiter");
+        }
+        match self.on_failure {
+            OnFailure::Closed => Err(Reason::Unavailable),
+            OnFailure::Local | OnFailure::Open => Ok(Admitted::new(question.debt, question.quota)),
+        }
+    }
+
+    fn answered(&self, question: &Question, (wait, debt): (u64, u64)) -> Result<Admitted, Reason> {
+        if self.server.down_until.load(Relaxed) != 0 && self.server.down_until.swap(0, Relaxed) != 0 {
+            tracing::info!("redis answers the rate limiter again");
+        }
+        let nanos = |micros: u64| micros.saturating_mul(1000);
+        if wait == 0 {
+            return Ok(Admitted::new(nanos(debt), question.quota));
+        }
+        self.local.hold(question.drawer, &question.ask, nanos(wait));
+        Err(Reason::Wait(nanos(wait)))
+    }
+
+    fn count(&self, drawer: Drawer, decision: Result<Admitted, Reason>) -> Result<Admitted, Exhausted> {
+        self.local.count(drawer, if decision.is_ok() { Fate::Allowed } else { Fate::Refused });
+        decision.map_err(Exhausted::new)
+    }
+}
+
+impl<K: ?Sized, C: ConnectionLike + Clone> RedisLimiter<K, C> {
+    async fn ask(&self, question: &Question) -> Result<Admitted, Reason> {
+        let (cost, depth) = in_micros(question.quota);
+        let mut connection = self.connection.clone();
+        let mut call = self.server.script.prepare_invoke();
+        call.key(&question.name).arg(cost).arg(depth);
+        match timeout(self.timeout, call.invoke_async(&mut connection)).await {
+            Ok(Ok(answer)) => self.answered(question, answer),
+            Ok(Err(error)) => self.failed(question, Some(&error)),
+            Err(_) => self.failed(question, None),
+        }
+    }
+}
+
+impl<K: Hash + RedisKey + ?Sized, C: ConnectionLike + Clone> RedisLimiter<K, C> {
+    /// Takes one token from the bucket of `key`, now.
+    ///
+    /// # Errors
+    ///
+    /// The bucket is empty; or Redis does not answer, and that means no ([`OnFailure::Closed`]).
+    pub async fn check_key(&self, key: &K) -> Result<Admitted, Exhausted> {
+        let drawer = Drawer::Key(self.local.fingerprint(key));
+        let decision = match self.first(drawer, |name| key.write_to(name)) {
+            First::Decided(decision) => decision,
+            First::Ask(question) => self.ask(&question).await,
+        };
+        self.count(drawer, decision)
+    }
+}
+
+impl<K: ?Sized, C: Clone> Clone for RedisLimiter<K, C> {
+    fn clone(&self) -> Self {
+        Self {
+            connection: self.connection.clone(),
+            local: self.local.clone(),
+            prefix: self.prefix.clone(),
+            server: self.server.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<K: ?Sized, C> fmt::Debug for RedisLimiter<K, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisLimiter")
+            .field("prefix", &self.prefix)
+            .field("on_failure", &self.on_failure)
+            .field("is_up", &self.is_up())
+            .field("local", &self.local)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Cost and depth in whole microseconds, rounded up; as many times one as the other as the burst says.
+fn in_micros(quota: Quota) -> (u64, u64) {
+    let (interval, burst) = quota.parts();
+    let cost = interval.div_ceil(1000);
+    // Lua's numbers are exact up to 2^53; the clock is below 2^51, and two of these are added to it.
+    (cost.min(MOST_MICROS), cost.saturating_mul(burst.into()).min(MOST_MICROS))
+}
+
+const SCRIPT: &str = include_str!("gcra.lua");
+const DEFAULT_PREFIX: &str = "tower-bucket:";
+const DEFAULT_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// For so many nanoseconds Redis is left alone after a failure, so that not every request waits for the timeout.
+const PAUSE: u64 = 1_000_000_000;
+
+/// 2^51 µs, 71 years.
+const MOST_MICROS: u64 = 1 << 51;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn n(number: u32) -> NonZeroU32 {
+        NonZeroU32::new(number).unwrap()
+    }
+
+    #[test]
+    fn a_quota_in_microseconds_is_never_more_than_it_was() {
+        assert_eq!(in_micros(Quota::per_second(n(100)).burst(n(20))), (10_000, 200_000));
+        assert_eq!(in_micros(Quota::per_second(n(3))), (333_334, 1_000_002));
+        assert_eq!(in_micros(Quota::per_second(n(4_000_000)).burst(n(10))), (1, 10));
+        let never = Quota::every(Duration::MAX).unwrap();
+        assert_eq!(in_micros(never), (MOST_MICROS, MOST_MICROS));
+    }
+}

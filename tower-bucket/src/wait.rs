@@ -1,0 +1,275 @@
+//! Waiting for a token instead of refusing.
+
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    num::NonZeroU32,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project::pin_project;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tower_outcome::refuse::Refuse;
+use tower_service::Service;
+
+use crate::{
+    Bucket, Limit,
+    fields::Tell,
+    limit::{Denial, Terms},
+};
+
+/// Who finds no token may wait for one, so long, and so many at a time. Made by
+/// [`BucketLayer::wait`](crate::BucketLayer::wait).
+///
+/// # Fairness
+///
+/// Turns are given when requests come, one after the other: who comes later has the later turn, also if it does not wait
+/// itself but draws from the same limiter in another layer. Turns that fall into the same millisecond come together,
+/// because the timer is not finer.
+///
+/// # What it holds
+///
+/// A request that waits owns the inner service that was ready for it, and what that reserved: place a concurrency limit
+/// outside, or the waiting take its permits.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    longest: Duration,
+    most: NonZeroU32,
+    waiters: Arc<AtomicU32>,
+}
+
+/// The future of a [`Bucket`] whose requests may wait: its turn, then the inner service's; or a refusal.
+///
+/// # Cancel safety
+///
+/// It may be dropped at any time. One that is dropped while it waits has not called the inner service, and gives its tokens
+/// back if nobody stands behind it. If somebody does, the tokens are lost: those behind keep the turns they were given, and
+/// the gap cannot be filled without two passing where one may. So cancelling never lets more through, at worst fewer; a
+/// caller that retries with a new request stands at the end of the line.
+///
+/// # Panics
+///
+/// When it must wait outside of a Tokio runtime with a timer.
+#[pin_project]
+pub struct WaitFuture<S, L, R, Req>
+where
+    S: Service<Req>,
+    L: Limit<Req>,
+    R: Refuse<Req, S::Response, S::Error>,
+{
+    #[pin]
+    state: State<S, L, Req, Result<R::Response, R::Error>>,
+    note: L::Note,
+}
+
+#[pin_project(project = StateProj)]
+enum State<S, L, Req, T>
+where
+    S: Service<Req>,
+    L: Limit<Req>,
+{
+    /// -> `Called` when the turn comes.
+    Waiting {
+        #[pin]
+        sleep: Sleep,
+        /// `None` once the turn has come.
+        held: Option<(S, Req, Turn<L, Req>)>,
+    },
+    Called(#[pin] S::Future),
+    /// `None` once it was told.
+    Refused(Option<T>),
+}
+
+/// A place in the line, given back on drop.
+struct Turn<L, Req>
+where
+    L: Limit<Req>,
+{
+    limit: L,
+    ask: L::Ask,
+    taken: L::Taken,
+    came: bool,
+    _waiter: Waiter,
+}
+
+/// One of those who wait.
+struct Waiter(Arc<AtomicU32>);
+
+// === impl Waiting ===
+
+impl Waiting {
+    pub(crate) fn new(longest: Duration) -> Self {
+        Self { longest, most: DEFAULT_WAITERS, waiters: Arc::default() }
+    }
+
+    pub(crate) const fn at_most(&mut self, waiters: NonZeroU32) {
+        self.most = waiters;
+    }
+
+    /// How many wait just now.
+    #[must_use]
+    pub fn waiters(&self) -> u32 {
+        self.waiters.load(Relaxed)
+    }
+
+    fn patience(&self) -> u64 {
+        u64::try_from(self.longest.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn wait(&self) -> Option<Waiter> {
+        let more = |waiters| (waiters < self.most.get()).then_some(waiters + 1);
+        self.waiters.fetch_update(Relaxed, Relaxed, more).ok().map(|_| Waiter(self.waiters.clone()))
+    }
+}
+
+// === impl Bucket ===
+
+impl<S, L, R, Req> Service<Req> for Bucket<S, L, R, Waiting>
+where
+    S: Service<Req> + Clone,
+    L: Limit<Req>,
+    L::Note: Tell<R::Response>,
+    R: Refuse<Req, S::Response, S::Error>,
+{
+    type Response = R::Response;
+    type Error = R::Error;
+    type Future = WaitFuture<S, L, R, Req>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), R::Error>> {
+        match ready!(self.inner.poll_ready(cx)) {
+            Ok(()) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(R::pass(Err(error)).map(drop)),
+        }
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let (ask, now) = (self.limit.ask(&request, Terms::USUAL), Instant::now());
+        let taken = match self.limit.take(ask, now, 0) {
+            Ok(taken) => Ok((taken, None)),
+            Err(denial) => self.queue_up(ask, now, denial),
+        };
+        match taken {
+            Ok((taken, None)) => {
+                self.limit.count_passed(ask, taken, false);
+                let note = self.limit.note(ask, Ok(taken));
+                WaitFuture { state: State::Called(self.inner.call(request)), note }
+            }
+            Ok((taken, Some(waiter))) => {
+                let note = self.limit.note(ask, Ok(taken));
+                let sleep = sleep_until(now + Duration::from_nanos(L::turn(taken)));
+                let turn = Turn { limit: self.limit.clone(), ask, taken, came: false, _waiter: waiter };
+                let held = Some((self.take_ready(), request, turn));
+                WaitFuture { state: State::Waiting { sleep, held }, note }
+            }
+            Err(denial) => {
+                let (answer, note) = self.deny(&request, ask, denial);
+                WaitFuture { state: State::Refused(Some(answer)), note }
+            }
+        }
+    }
+}
+
+impl<S, L, R> Bucket<S, L, R, Waiting> {
+    /// Takes a turn in the line, unless it would come too late or too many wait.
+    fn queue_up<Req>(&self, ask: L::Ask, now: Instant, denial: Denial) -> Result<(L::Taken, Option<Waiter>), Denial>
+    where
+        L: Limit<Req>,
+    {
+        let Some(waiter) = self.mode.wait() else { return Err(denial) };
+        let taken = self.limit.take(ask, now, self.mode.patience())?;
+        Ok((taken, Some(waiter)))
+    }
+
+    /// The service that said it is ready; a clone, which is not, stays in its place.
+    fn take_ready(&mut self) -> S
+    where
+        S: Clone,
+    {
+        let clone = self.inner.clone();
+        mem::replace(&mut self.inner, clone)
+    }
+}
+
+// === impl WaitFuture ===
+
+impl<S, L, R, Req> Future for WaitFuture<S, L, R, Req>
+where
+    S: Service<Req>,
+    L: Limit<Req>,
+    L::Note: Tell<R::Response>,
+    R: Refuse<Req, S::Response, S::Error>,
+{
+    type Output = Result<R::Response, R::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let mut answer = loop {
+            match this.state.as_mut().project() {
+                StateProj::Waiting { sleep, held } => {
+                    ready!(sleep.poll(cx));
+                    let (mut service, request, turn) = held.take().expect("held until the turn comes");
+                    turn.come();
+                    this.state.set(State::Called(service.call(request)));
+                }
+                StateProj::Called(inner) => break R::pass(ready!(inner.poll(cx))),
+                StateProj::Refused(answer) => break answer.take().expect("polled after it was ready"),
+            }
+        };
+        if let Ok(response) = &mut answer {
+            this.note.tell(response);
+        }
+        Poll::Ready(answer)
+    }
+}
+
+impl<S, L, R, Req> fmt::Debug for WaitFuture<S, L, R, Req>
+where
+    S: Service<Req>,
+    L: Limit<Req>,
+    R: Refuse<Req, S::Response, S::Error>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::Waiting { .. } => "waiting",
+            State::Called(_) => "called",
+            State::Refused(_) => "refused",
+        };
+        f.debug_struct("WaitFuture").field("state", &state).finish_non_exhaustive()
+    }
+}
+
+// === impl Turn ===
+
+impl<L: Limit<Req>, Req> Turn<L, Req> {
+    fn come(mut self) {
+        self.came = true;
+        self.limit.count_passed(self.ask, self.taken, true);
+    }
+}
+
+impl<L: Limit<Req>, Req> Drop for Turn<L, Req> {
+    fn drop(&mut self) {
+        if !self.came {
+            self.limit.give_back(self.ask, self.taken, Instant::now());
+            self.limit.count_abandoned(self.ask);
+        }
+    }
+}
+
+// === impl Waiter ===
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// With a request of a few KiB each, a few MiB at most.
+const DEFAULT_WAITERS: NonZeroU32 = NonZeroU32::new(1024).unwrap();

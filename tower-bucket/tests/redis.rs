@@ -1,0 +1,290 @@
+//! Against a real redis-server on a loopback port, started and stopped by each test:
+//! `cargo test -p tower-bucket --features redis --test redis -- --ignored`.
+#![cfg(feature = "redis")]
+
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, TcpListener},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use redis::{AsyncCommands as _, aio::MultiplexedConnection};
+use testkit::Probe;
+use tokio::time::{Instant, sleep};
+use tower::{Layer, Service, ServiceExt as _};
+use tower_bucket::{
+    ClientIp, Exhausted, OnMissingKey, PeerIp, Quota,
+    redis::{OnFailure, RedisLayer, RedisLimiter},
+};
+use tower_outcome::{Class, Refusal};
+
+mod common;
+use common::{from, n, request};
+
+/// So slow that nothing comes back while a test runs.
+const TEN_AN_HOUR: Quota = Quota::per_hour(n(10));
+
+type Machine<K = str> = RedisLimiter<K, MultiplexedConnection>;
+
+struct Server {
+    process: Child,
+    port: u16,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let words = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"];
+        let mut command = Command::new("redis-server");
+        command.args(words).arg(port.to_string()).stdout(Stdio::null()).stderr(Stdio::null());
+        let server = Self { process: command.spawn().expect("redis-server: apt-get install redis-server"), port };
+        for _ in 0..200 {
+            if server.try_connect().await.is_ok() {
+                return server;
+            }
+            sleep(Duration::from_millis(25)).await;
+        }
+        panic!("redis-server does not come up");
+    }
+
+    async fn try_connect(&self) -> redis::RedisResult<MultiplexedConnection> {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}/", self.port))?;
+        client.get_multiplexed_async_connection().await
+    }
+
+    async fn connect(&self) -> MultiplexedConnection {
+        self.try_connect().await.unwrap()
+    }
+
+    /// A limiter as another process on another machine would have it.
+    async fn machine<K: ?Sized>(&self, quota: Quota) -> Machine<K> {
+        // A busy machine must not fail for its slowness.
+        RedisLimiter::new(self.connect().await, quota).timeout(Duration::from_secs(5))
+    }
+
+    /// How many scripts were run so far.
+    async fn scripts(&self) -> u64 {
+        let stats: String =
+            redis::cmd("INFO").arg("commandstats").query_async(&mut self.connect().await).await.unwrap();
+        let calls = |line: &str| line.split_once("calls=")?.1.split_once(',')?.0.parse::<u64>().ok();
+        stats.lines().filter(|line| line.starts_with("cmdstat_evalsha:")).filter_map(calls).sum()
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap().success());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn pass(limiter: &Machine, key: &str, tries: usize) -> usize {
+    let mut passed = 0;
+    for _ in 0..tries {
+        passed += usize::from(limiter.check_key(key).await.is_ok());
+    }
+    passed
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn machines_share_one_quota_by_key() {
+    let server = Server::start().await;
+    let (one, two) = (server.machine(TEN_AN_HOUR).await, server.machine(TEN_AN_HOUR).await);
+    assert_eq!(pass(&one, "alice", 4).await, 4);
+    assert_eq!(pass(&two, "alice", 20).await, 6);
+    assert_eq!(pass(&one, "alice", 20).await, 0);
+    assert_eq!(pass(&one, "bob", 20).await, 10);
+    assert_eq!(pass(&two.clone().prefix("other:"), "bob", 20).await, 10, "another prefix, another limit");
+    let admitted = server.machine::<str>(TEN_AN_HOUR).await.check_key("carol").await.unwrap();
+    assert_eq!((admitted.remaining(), admitted.quota()), (9, TEN_AN_HOUR));
+    assert_eq!((one.snapshot().allowed, one.snapshot().refused, one.snapshot().redis_failures), (14, 30, 0));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn many_at_a_time_from_many_machines_get_the_burst_and_no_more() {
+    let server = Server::start().await;
+    let passed = std::sync::Arc::new(AtomicU32::new(0));
+    let mut tasks = Vec::new();
+    for _ in 0..8 {
+        let machine = server.machine::<str>(TEN_AN_HOUR).await;
+        for _ in 0..10 {
+            let (machine, passed) = (machine.clone(), passed.clone());
+            tasks.push(tokio::spawn(async move {
+                passed.fetch_add(u32::from(machine.check_key("alice").await.is_ok()), Relaxed);
+            }));
+        }
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(passed.load(Relaxed), 10);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_decision_is_one_script_and_what_was_refused_is_not_asked_again() {
+    let server = Server::start().await;
+    let (one, two) = (server.machine(TEN_AN_HOUR).await, server.machine(TEN_AN_HOUR).await);
+    assert_eq!(pass(&one, "alice", 10).await, 10);
+    // The first one of all is run twice: the server did not know the script.
+    assert!((10..=11).contains(&server.scripts().await));
+    let before = server.scripts().await;
+    assert_eq!(pass(&one, "alice", 100).await, 0);
+    assert_eq!(server.scripts().await, before, "this machine alone has used it up");
+    let told = two.check_key("alice").await.unwrap_err().retry_after().unwrap();
+    assert!(told > Duration::from_secs(350) && told <= Duration::from_secs(360), "{told:?}");
+    assert_eq!(server.scripts().await, before + 1);
+    assert_eq!(pass(&two, "alice", 100).await, 0);
+    assert_eq!(server.scripts().await, before + 1, "the other one remembers what it was told");
+    let again = two.check_key("alice").await.unwrap_err().retry_after().unwrap();
+    assert!(again <= told && again > Duration::from_secs(350), "{again:?}");
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn tokens_come_back_at_the_rate_and_full_buckets_go_by_themselves() {
+    let server = Server::start().await;
+    let quota = Quota::per_second(n(10)).burst(n(3));
+    let (one, two) = (server.machine(quota).await, server.machine(quota).await);
+    let begin = Instant::now();
+    let mut passed = 0;
+    while begin.elapsed() < Duration::from_secs(2) {
+        for machine in [&one, &two] {
+            passed += u128::from(machine.check_key("alice").await.is_ok());
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    let most = 3 + begin.elapsed().as_millis() / 100 + 1;
+    assert!(passed >= 12 && passed <= most, "{passed} of at most {most}");
+    let mut connection = server.connect().await;
+    let left: i64 = connection.pttl("tower-bucket:alice").await.unwrap();
+    assert!((1..=301).contains(&left), "{left} ms");
+    sleep(Duration::from_millis(400)).await;
+    let keys: Vec<String> = connection.keys("*").await.unwrap();
+    assert_eq!(keys, Vec::<String>::new());
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_server_that_hangs_is_waited_for_once_and_then_left_alone() {
+    let server = Server::start().await;
+    for (choice, expected) in [(OnFailure::Local, 10), (OnFailure::Open, 100), (OnFailure::Closed, 0)] {
+        let machine = server.machine(TEN_AN_HOUR).await.prefix(&format!("{choice:?}:")).on_failure(choice);
+        // The script is known and the connection warm.
+        assert_eq!(pass(&machine, "warm", 1).await, 1);
+        let machine = machine.timeout(Duration::from_millis(100));
+        server.signal("-STOP");
+        let begin = Instant::now();
+        let passed = pass(&machine, "alice", 100).await;
+        let took = begin.elapsed();
+        assert!(!machine.is_up());
+        assert_eq!((passed, machine.snapshot().redis_failures), (expected, 1), "{choice:?}");
+        assert!(took >= Duration::from_millis(100) && took < Duration::from_millis(900), "{took:?}");
+        server.signal("-CONT");
+        sleep(Duration::from_secs(1).saturating_sub(begin.elapsed()) + Duration::from_millis(150)).await;
+        let machine = machine.timeout(Duration::from_secs(5));
+        assert!(machine.is_up() && machine.check_key("bob").await.is_ok() && machine.is_up());
+        assert_eq!(machine.snapshot().redis_failures, 1);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_server_that_is_gone_means_no_where_that_was_chosen() {
+    let mut server = Server::start().await;
+    let machine = server.machine::<str>(TEN_AN_HOUR).await.on_failure(OnFailure::Closed);
+    assert!(machine.check_key("alice").await.is_ok());
+    server.process.kill().unwrap();
+    server.process.wait().unwrap();
+    let refused = machine.check_key("alice").await.unwrap_err();
+    assert_eq!((refused.retry_after(), refused.to_string()), (None, "rate limit unavailable".to_owned()));
+    let refusal = Refusal::find(&refused).unwrap();
+    assert_eq!((refusal.class(), refusal.code()), (Class::Unavailable, "rate-limit-unavailable"));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_server_whose_key_holds_nonsense_counts_as_failing() {
+    let server = Server::start().await;
+    let machine = server.machine::<str>(TEN_AN_HOUR).await;
+    let _: () = server.connect().await.lpush("tower-bucket:alice", "x").await.unwrap();
+    assert!(machine.check_key("alice").await.is_ok(), "the local bucket decides");
+    assert_eq!(machine.snapshot().redis_failures, 1);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_layer_answers_429_over_all_machines_and_calls_the_inner_service_for_the_rest() {
+    let server = Server::start().await;
+    let machine = async || server.machine::<ClientIp>(TEN_AN_HOUR).await;
+    let layers =
+        [RedisLayer::new(machine().await, PeerIp).respond(), RedisLayer::new(machine().await, PeerIp).respond()];
+    let (probes, mut services): (Vec<_>, Vec<_>) = layers
+        .iter()
+        .map(|layer| {
+            let (probe, handle) = Probe::new();
+            (handle, layer.layer(probe))
+        })
+        .unzip();
+    let mut answers = Vec::new();
+    for turn in 0..14 {
+        let response = services[turn % 2].ready().await.unwrap().call(from("2001:db8::1")).await.unwrap();
+        answers.push(response.status().as_u16());
+    }
+    assert_eq!(answers, [[200; 10].as_slice(), &[429; 4]].concat());
+    assert_eq!(
+        probes.iter().map(|probe| (probe.calls(), probe.in_flight(), probe.clones())).collect::<Vec<_>>(),
+        [(5, 0, 1); 2]
+    );
+    let keys: Vec<String> = server.connect().await.keys("*").await.unwrap();
+    assert_eq!(keys, ["tower-bucket:2001:db8::/64"]);
+
+    // All without a key are one, over all machines.
+    for turn in 0..12 {
+        let response = services[turn % 2].ready().await.unwrap().call(request()).await.unwrap();
+        assert_eq!(response.status().as_u16(), if turn < 10 { 200 } else { 429 });
+    }
+    let deny = RedisLayer::new(machine().await, PeerIp).on_missing_key(OnMissingKey::Deny);
+    let error = deny.layer(Probe::new().0).oneshot(request()).await.unwrap_err();
+    assert_eq!(error.downcast_ref::<Exhausted>().unwrap().to_string(), "rate limit key missing");
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_call_dropped_while_redis_is_asked_calls_nothing_and_leaves_nothing() {
+    let server = Server::start().await;
+    let layer = RedisLayer::new(server.machine::<ClientIp>(TEN_AN_HOUR).await, PeerIp);
+    let (probe, handle) = Probe::new();
+    let mut service = layer.layer(probe);
+    server.signal("-STOP");
+    let call = service.ready().await.unwrap().call(from("192.0.2.1"));
+    assert!(tokio::time::timeout(Duration::from_millis(50), call).await.is_err());
+    server.signal("-CONT");
+    assert_eq!((handle.calls(), handle.clones()), (0, 1));
+    assert!(service.ready().await.unwrap().call(from("192.0.2.1")).await.is_ok());
+}
+
+#[test]
+fn a_layer_is_sent_and_cloned() {
+    fn router<S, B>(_: fn() -> S)
+    where
+        S: Service<Request<String>, Response = Response<B>, Error = Infallible, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+    }
+    type Inner = tower::util::BoxCloneSyncService<Request<String>, Response<String>, Infallible>;
+    type Asks = RedisLayer<PeerIp, ClientIp, MultiplexedConnection, tower_outcome::refuse::Auto>;
+    router::<<Asks as Layer<Inner>>::Service, _>(|| unreachable!("only its type is looked at"));
+}
