@@ -424,16 +424,17 @@ impl Slot {
     }
 
     fn claim(&self, now: u64, what: Idle) -> Option<Claim<'_>> {
-        if self.kind() != what {
-            return None;
-        }
+        if self.kind() == what { self.seize(now, what) } else { None }
+    }
+
+    fn seize(&self, now: u64, what: Idle) -> Option<Claim<'_>> {
         let was = self.full_at.load(Acquire);
         if was > now {
             return None;
         }
         self.full_at.compare_exchange(was, CLAIMED, AcqRel, Relaxed).ok()?;
         let claim = Claim { slot: self, was };
-        // Another may have moved in before, and its bucket be full again.
+        // Since it was looked at, another may have moved in, whose bucket is full again; or one who idled have gone.
         if self.kind() == what {
             return Some(claim);
         }
@@ -684,6 +685,19 @@ mod tests {
         }
         let snapshot = store.snapshot();
         assert_eq!((snapshot.keys, snapshot.evictions, snapshot.overflowed), (9_000, 0, 0));
+    }
+
+    /// One thread sees a slot empty. Before it goes on, another key moves in, and its bucket becomes full again.
+    #[test]
+    fn a_slot_that_is_no_longer_what_it_seemed_is_left_alone() {
+        let (store, quota) = (Store::new(1), quota(5, 1));
+        assert!(take(&store, key(7), 10, quota).is_ok());
+        let slot = store.slots(key(7)).find(|slot| slot.kind() == Idle::Occupied).unwrap();
+        assert!(slot.seize(20, Idle::Empty).is_none());
+        assert_eq!(slot.full_at(key(7)), Some(15), "as it was");
+        slot.seize(20, Idle::Occupied).unwrap().clear();
+        assert!(slot.seize(20, Idle::Occupied).is_none());
+        assert_eq!(slot.kind(), Idle::Empty);
     }
 
     #[test]

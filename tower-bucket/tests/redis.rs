@@ -175,6 +175,18 @@ async fn tokens_come_back_at_the_rate_and_full_buckets_go_by_themselves() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
+async fn a_clock_that_was_set_leaves_no_bucket_fuller_than_full_or_emptier_than_empty() {
+    let server = Server::start().await;
+    let mut connection = server.connect().await;
+    let _: () = connection.set("tower-bucket:past", 1).await.unwrap();
+    assert_eq!(pass(&server.machine(TEN_AN_HOUR).await, "past", 20).await, 10);
+    let _: () = connection.set("tower-bucket:future", 4_000_000_000_000_000_u64).await.unwrap();
+    let refused = server.machine::<str>(TEN_AN_HOUR).await.check_key("future").await.unwrap_err();
+    assert_eq!(refused.retry_after(), Some(Duration::from_secs(360)));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
 async fn a_server_that_hangs_is_waited_for_once_and_then_left_alone() {
     let server = Server::start().await;
     for (choice, expected) in [(OnFailure::Local, 10), (OnFailure::Open, 100), (OnFailure::Closed, 0)] {

@@ -132,15 +132,22 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
     pub fn get(&self, key: &K) -> Circuit {
         let shared = &*self.shared;
         let shard = shared.shard(key);
-        if let Some(circuit) = read(shard).find(key) {
+        let find = || read(shard).find(key);
+        if let Some(circuit) = find() {
             return circuit;
+        }
+        if !shared.take_room() {
+            // Another thread may have taken it for the same key.
+            if let Some(circuit) = find() {
+                return circuit;
+            }
+            if !shared.evict() {
+                shared.overflowed.fetch_add(1, Relaxed);
+                return shared.overflow.clone();
+            }
         }
         // Made before any lock is taken: the name is the user's code.
         let new = shared.settings.circuit(key);
-        if !shared.make_room() {
-            shared.overflowed.fetch_add(1, Relaxed);
-            return shared.overflow.clone();
-        }
         let known = write(shard).take_in(key, &new);
         if known.is_some() {
             // Another thread was quicker, and the room is not needed.
@@ -210,10 +217,10 @@ impl<K: Hash + Eq> Shared<K> {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 
-    /// Reserves room for one key more, if need be in the place of another.
-    fn make_room(&self) -> bool {
+    /// Reserves room for one key more, if there is some.
+    fn take_room(&self) -> bool {
         let one_more = |keys| (keys < self.settings.capacity).then_some(keys + 1);
-        self.keys.fetch_update(Relaxed, Relaxed, one_more).is_ok() || self.evict()
+        self.keys.fetch_update(Relaxed, Relaxed, one_more).is_ok()
     }
 
     /// Lets an idle one make way. Each search begins at the next shard, so that all have their turn.
@@ -448,7 +455,7 @@ mod tests {
 
     #[test]
     fn many_threads_and_many_keys_agree_on_each_keys_circuit() {
-        let keyed = keyed(64);
+        let keyed = keyed(128);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..10_000).for_each(|index| call(&keyed, index % 64, Outcome::SUCCESS)));
@@ -457,6 +464,7 @@ mod tests {
         assert_eq!(keyed.snapshot(), KeyedSnapshot { keys: 64, evicted: 0, overflowed: 0 });
         let calls: u64 = keyed.circuits().iter().map(|(_, circuit)| circuit.snapshot().totals.succeeded).sum();
         assert_eq!(calls, 40_000);
+        assert_eq!(keyed.shared.keys.load(Relaxed), 64, "and who came second gave the room back");
     }
 
     #[test]

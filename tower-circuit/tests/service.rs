@@ -198,8 +198,8 @@ async fn grpc_trailers_decide_and_a_stream_cut_before_its_status_has_failed() {
     ] {
         let circuit = trips_at(1).build();
         let (mut service, probe) = respond(&circuit);
-        let answer = http::Response::builder().header("content-type", "application/grpc");
-        probe.answer(Answer::Response(answer.body(Script::new(steps)).unwrap()));
+        let response = Response::builder().header("content-type", "application/grpc").body(Script::new(steps)).unwrap();
+        probe.answer(Answer::Response(response));
         let response = finish(service.ready().await.unwrap().call(grpc_request())).unwrap();
         assert_eq!(circuit.state(), State::Closed, "not known before the end");
         response.into_body().collect().await.unwrap();

@@ -104,6 +104,18 @@ async fn the_window_is_empty_once_it_has_closed() {
     assert_eq!(circuit.snapshot().window.succeeded, 1);
 }
 
+/// A counter knows its generation by four bits, which come round after sixteen.
+#[tokio::test(start_paused = true)]
+async fn nothing_comes_back_from_sixteen_generations_ago() {
+    let circuit = Circuit::new();
+    calls(&circuit, 7, Outcome::SUCCESS);
+    for _ in 0..16 {
+        circuit.reset();
+        assert_eq!(circuit.snapshot().window.calls(), 0);
+    }
+    assert_eq!(circuit.snapshot().totals.succeeded, 7);
+}
+
 #[tokio::test(start_paused = true)]
 async fn time_that_jumps_far_ahead_empties_the_window_and_opens_no_trap() {
     let circuit = Circuit::new();
@@ -201,6 +213,17 @@ async fn slowness_counts_to_the_end_of_the_body() {
     let response = finish(service.ready().await.unwrap().call(request())).unwrap();
     tokio::time::advance(SECOND).await;
     http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+    assert_eq!(circuit.snapshot().window.slow, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slowness_counts_from_the_call_even_if_nobody_waited_for_the_answer() {
+    let circuit = slow_circuit();
+    let (probe, _handle) = Probe::<String>::new();
+    let mut service = CircuitLayer::new(&circuit).layer(probe);
+    let call = service.ready().await.unwrap().call(request());
+    tokio::time::advance(SECOND).await;
+    finish(call).unwrap();
     assert_eq!(circuit.snapshot().window.slow, 1);
 }
 

@@ -190,7 +190,8 @@ async fn a_dead_idle_connection_is_replaced_and_nobody_is_told() {
     let mut upstream = Upstream::<()>::builder(addr).max_connections(NonZeroUsize::MIN).build();
     for number in 0..5 {
         assert_eq!(text(within(upstream.call(get("/"))).await.unwrap()).await, number.to_string());
-        sleep(Duration::from_millis(50)).await;
+        // Until the close has been seen here: before that, a request is written to a connection that looks alive.
+        open_are(&upstream, 0).await;
     }
 }
 
