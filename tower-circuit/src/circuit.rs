@@ -22,8 +22,8 @@ use crate::{
 /// One circuit: what its user holds, and what the layers refer to.
 ///
 /// Cheap to clone; all clones are the same circuit, and it lives as long as one of them or a call under way. Everything
-/// is synchronous and may be called from any thread, with or without a runtime. Memory: 3.5 KiB, whatever the load, half a
-/// KiB more once somebody [subscribes](Self::subscribe), and a waker for each gate that waits.
+/// is synchronous and may be called from any thread, with or without a runtime. Memory: 3.6 KB, whatever the load, half a
+/// KB more once somebody [subscribes](Self::subscribe), and a waker for each gate that waits.
 ///
 /// ```
 /// use std::{num::NonZeroU32, time::Duration};
