@@ -3,15 +3,20 @@
 //!
 //! The peers' benchmarks have a lockfile of their own and include this very file, so both are driven alike.
 
+#![allow(clippy::disallowed_types, reason = "what is measured here has no runtime and no clock of its own")]
+
 use std::{
     convert::Infallible,
     fmt::Debug,
     future::{Ready, ready},
     hint::black_box,
     net::{Ipv4Addr, SocketAddr},
-    pin::pin,
+    pin::{Pin, pin},
     process::ExitCode,
-    task::{Context, Poll, Waker},
+    sync::{Arc, Barrier},
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+    time::{Duration, Instant},
 };
 
 use http::{Request, Response};
@@ -31,6 +36,15 @@ pub struct Case {
     pub run: fn(u32),
 }
 
+/// One thing to be measured with many threads in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Contended {
+    /// What the command line calls it.
+    pub name: &'static str,
+    /// Makes the layer once, and calls clones of it so many times from each of so many threads. How long that took.
+    pub run: fn(calls: u32, threads: usize) -> Duration,
+}
+
 /// A service that hands its request back, for the layers that look at no request.
 #[derive(Clone, Copy, Debug)]
 pub struct Bare;
@@ -39,8 +53,28 @@ pub struct Bare;
 #[derive(Clone, Copy, Debug)]
 pub struct BareHttp<B>(pub fn() -> B);
 
-/// Runs the case that the command line names, `CASE CALLS`, or prints all of them, `--list`.
-pub fn main(cases: &[Case]) -> ExitCode {
+/// A service that hands its request back when it is polled a second time.
+#[derive(Clone, Copy, Debug)]
+pub struct BareWaits;
+
+/// The future of [`BareWaits`].
+#[derive(Debug)]
+pub struct Later(Option<u32>, bool);
+
+/// Takes an error for an answer, to drive a layer that refuses with one.
+#[derive(Clone, Copy, Debug)]
+pub struct EitherWay<S>(pub S);
+
+/// The future of [`EitherWay`].
+#[derive(Debug)]
+pub struct EitherFuture<F>(F);
+
+/// Wakes a thread that is parked.
+struct Unpark(Thread);
+
+/// Runs the case that the command line names, `CASE CALLS`, or prints all of them, `--list`. With `CASE CALLS THREADS` it is
+/// one of the contended cases, which `--contended` lists; it prints its nanoseconds.
+pub fn main(cases: &[Case], contended: &[Contended]) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--list"] => {
@@ -48,6 +82,19 @@ pub fn main(cases: &[Case]) -> ExitCode {
                 println!("{name}\t{bare}\t{job}");
             }
             ExitCode::SUCCESS
+        }
+        ["--contended"] => {
+            contended.iter().for_each(|case| println!("{}", case.name));
+            ExitCode::SUCCESS
+        }
+        [name, calls, threads] => {
+            match (contended.iter().find(|case| case.name == name), calls.parse(), threads.parse()) {
+                (Some(case), Ok(calls), Ok(threads)) => {
+                    println!("{}", (case.run)(calls, threads).as_nanos());
+                    ExitCode::SUCCESS
+                }
+                _ => usage(),
+            }
         }
         [name, calls] => match (cases.iter().find(|case| case.name == name), calls.parse()) {
             (Some(case), Ok(calls)) => {
@@ -73,6 +120,57 @@ where
     for index in 0..calls {
         call(&mut service, index);
     }
+}
+
+/// Calls a service whose answers come at the second poll.
+///
+/// # Panics
+///
+/// If the service is not ready, done at once or not at all, or fails.
+#[inline(never)]
+pub fn waiting_calls<S>(calls: u32, mut service: S)
+where
+    S: Service<u32, Error: Debug>,
+{
+    for index in 0..calls {
+        now(service.poll_ready(&mut context())).expect("a service that is always ready");
+        let mut future = pin!(service.call(black_box(index)));
+        assert!(future.as_mut().poll(&mut context()).is_pending(), "the first poll only waits");
+        black_box(now(future.poll(&mut context())).expect("a call that succeeds"));
+    }
+}
+
+/// Calls clones of a service from so many threads at once, each so many times. How long that took from the first call to
+/// the last. A thread that has to wait for another sleeps.
+///
+/// # Panics
+///
+/// If a call fails.
+pub fn contend<S>(calls: u32, threads: usize, service: S) -> Duration
+where
+    S: Service<u32, Error: Debug> + Clone + Send,
+{
+    let start = Barrier::new(threads);
+    let run = |mut service: S| {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut call = |index| {
+            wait(&waker, |cx| service.poll_ready(cx)).expect("a service that is always ready");
+            let mut future = pin!(service.call(black_box(index)));
+            black_box(wait(&waker, |cx| future.as_mut().poll(cx)).expect("a call that succeeds"));
+        };
+        call(0);
+        start.wait();
+        let begun = Instant::now();
+        (0..calls).for_each(call);
+        (begun, Instant::now())
+    };
+    let clones: Vec<_> = (0..threads).map(|_| service.clone()).collect();
+    let times: Vec<_> = thread::scope(|scope| {
+        let running: Vec<_> = clones.into_iter().map(|service| scope.spawn(|| run(service))).collect();
+        running.into_iter().map(|thread| thread.join().expect("no thread panics")).collect()
+    });
+    let begun = times.iter().map(|(begun, _)| *begun).min().expect("a thread at least");
+    times.iter().map(|(_, ended)| *ended).max().expect("a thread at least") - begun
 }
 
 /// Calls a service that takes HTTP requests, and reads each answer's body to its end as a server does.
@@ -126,6 +224,15 @@ where
     }
 }
 
+fn wait<T>(waker: &Waker, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
+    loop {
+        match poll(&mut Context::from_waker(waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
 fn context() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
@@ -138,8 +245,16 @@ fn now<T>(poll: Poll<T>) -> T {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: CASE CALLS, or --list");
+    eprintln!("usage: CASE CALLS [THREADS], or --list, or --contended");
     ExitCode::from(2)
+}
+
+// === impl Unpark ===
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
 }
 
 // === impl Bare ===
@@ -155,6 +270,69 @@ impl Service<u32> for Bare {
 
     fn call(&mut self, request: u32) -> Self::Future {
         ready(Ok(request))
+    }
+}
+
+// === impl BareWaits ===
+
+impl Service<u32> for BareWaits {
+    type Response = u32;
+    type Error = Infallible;
+    type Future = Later;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: u32) -> Later {
+        Later(Some(request), false)
+    }
+}
+
+// === impl Later ===
+
+impl Future for Later {
+    type Output = Result<u32, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        match std::mem::replace(&mut self.1, true) {
+            true => Poll::Ready(Ok(self.0.take().expect("polled after it was ready"))),
+            false => Poll::Pending,
+        }
+    }
+}
+
+// === impl EitherWay ===
+
+impl<S> Service<u32> for EitherWay<S>
+where
+    S: Service<u32>,
+    S::Future: Unpin,
+{
+    type Response = Result<S::Response, S::Error>;
+    type Error = Infallible;
+    type Future = EitherFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        match self.0.poll_ready(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(_)) => panic!("a layer that refuses when it is called, and not before"),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn call(&mut self, request: u32) -> Self::Future {
+        EitherFuture(self.0.call(request))
+    }
+}
+
+// === impl EitherFuture ===
+
+impl<F: Future + Unpin> Future for EitherFuture<F> {
+    type Output = Result<F::Output, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(Ok)
     }
 }
 

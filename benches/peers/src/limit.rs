@@ -2,30 +2,37 @@
 
 use std::{
     convert::Infallible,
+    net::{IpAddr, Ipv4Addr},
     num::NonZeroU32,
+    sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::extract::ConnectInfo;
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
-use tower::{Layer, limit::ConcurrencyLimit, load_shed::LoadShed};
-use tower_governor::{
-    GovernorLayer,
-    governor::GovernorConfigBuilder,
-    key_extractor::{GlobalKeyExtractor, KeyExtractor, PeerIpKeyExtractor},
+use tower::{
+    Layer,
+    limit::{ConcurrencyLimit, RateLimit, rate::Rate},
+    load_shed::LoadShed,
 };
+use tower_governor::{GovernorLayer, governor::GovernorConfigBuilder, key_extractor::GlobalKeyExtractor};
+use tower_resilience_ratelimiter::RateLimiterLayer;
 use tower_service::Service;
 
 use crate::{
     AXUM,
-    drive::{self, Bare, Case},
+    drive::{self, Bare, Case, Contended},
 };
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "governor-check", job: SHARED, bare: "peers-bare", run: check },
     Case { name: "tower_governor-global", job: SHARED, bare: "peers-bare-axum", run: governor_global },
+    Case { name: "tower-rate", job: SHARED, bare: "peers-bare", run: rate },
+    Case { name: "tower-resilience-rate", job: SHARED, bare: "peers-bare", run: resilience },
     Case { name: "governor-check_key/1", job: KEYED, bare: "peers-bare", run: |calls| check_key(calls, 1) },
     Case { name: "governor-check_key/1000", job: KEYED, bare: "peers-bare", run: |calls| check_key(calls, 1_000) },
+    Case { name: "governor-check_key/100000", job: KEYED, bare: "peers-bare", run: |calls| check_key(calls, 100_000) },
     Case { name: "tower_governor-ip/1", job: KEYED, bare: "peers-bare-axum-peer", run: |calls| governor_ip(calls, 1) },
     Case {
         name: "tower_governor-ip/1000",
@@ -33,9 +40,28 @@ pub(crate) const CASES: &[Case] = &[
         bare: "peers-bare-axum-peer",
         run: |calls| governor_ip(calls, 1_000),
     },
+    Case {
+        name: "tower_governor-ip/100000",
+        job: KEYED,
+        bare: "peers-bare-axum-peer",
+        run: |calls| governor_ip(calls, 100_000),
+    },
     Case { name: "tower-concurrency", job: CONCURRENCY, bare: "peers-bare", run: concurrency },
     Case { name: "tower-load-shed", job: CONCURRENCY, bare: "peers-bare", run: load_shed },
     Case { name: "tower-load-shed+concurrency", job: CONCURRENCY, bare: "peers-bare", run: load_shed_concurrency },
+];
+
+pub(crate) const CONTENDED: &[Contended] = &[
+    Contended { name: "governor-check", run: |calls, threads| drive::contend(calls, threads, checked()) },
+    Contended { name: "governor-check_key/1", run: |calls, threads| drive::contend(calls, threads, checked_key(1)) },
+    Contended {
+        name: "governor-check_key/1000",
+        run: |calls, threads| drive::contend(calls, threads, checked_key(1_000)),
+    },
+    Contended {
+        name: "governor-check_key/100000",
+        run: |calls, threads| drive::contend(calls, threads, checked_key(100_000)),
+    },
 ];
 
 const SHARED: &str = "rate, one state";
@@ -46,20 +72,57 @@ const CONCURRENCY: &str = "concurrency";
 const PLENTY: NonZeroU32 = NonZeroU32::MAX;
 
 fn check(calls: u32) {
-    drive::calls(calls, Checked { inner: Bare, limiter: RateLimiter::direct(Quota::per_second(PLENTY)) });
+    drive::calls(calls, checked());
+}
+
+fn checked() -> Checked {
+    Checked { inner: Bare, limiter: Arc::new(RateLimiter::direct(Quota::per_second(PLENTY))) }
 }
 
 fn check_key(calls: u32, keys: u32) {
+    drive::calls(calls, checked_key(keys));
+}
+
+/// All keys are known from the start.
+fn checked_key(keys: u32) -> CheckedKey {
     let limiter = RateLimiter::keyed(Quota::per_second(PLENTY));
-    drive::calls(calls, CheckedKey { inner: Bare, limiter, keys });
+    (0..keys).for_each(|key| limiter.check_key(&key).expect("there is plenty"));
+    CheckedKey { inner: Bare, limiter: Arc::new(limiter), keys }
+}
+
+/// Its timer wants a runtime.
+fn rate(calls: u32) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let _entered = runtime.enter();
+    drive::calls(calls, RateLimit::new(Bare, Rate::new(PLENTY.get().into(), Duration::from_secs(1))));
+}
+
+fn resilience(calls: u32) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let _entered = runtime.enter();
+    let layer = RateLimiterLayer::builder()
+        .limit_for_period(u32::MAX as usize)
+        .refresh_period(Duration::from_secs(3600))
+        .timeout_duration(Duration::ZERO)
+        .build()
+        .expect("a valid limit");
+    drive::calls(calls, layer.layer(Bare));
 }
 
 fn governor_global(calls: u32) {
-    drive::http_calls(calls, governed(GlobalKeyExtractor), drive::plain);
+    let mut builder = GovernorConfigBuilder::default();
+    let config = builder.key_extractor(GlobalKeyExtractor).per_nanosecond(1).burst_size(u32::MAX).finish();
+    drive::http_calls(calls, GovernorLayer::new(config.expect("a valid quota")).layer(AXUM), drive::plain);
 }
 
 fn governor_ip(calls: u32, clients: u32) {
-    drive::http_calls(calls, governed(PeerIpKeyExtractor), drive::from_clients(clients, ConnectInfo));
+    let config =
+        GovernorConfigBuilder::default().per_nanosecond(1).burst_size(u32::MAX).finish().expect("a valid quota");
+    for index in 0..clients {
+        let client = Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 0).to_bits() + index);
+        config.limiter().check_key(&IpAddr::V4(client)).expect("there is plenty");
+    }
+    drive::http_calls(calls, GovernorLayer::new(config).layer(AXUM), drive::from_clients(clients, ConnectInfo));
 }
 
 fn concurrency(calls: u32) {
@@ -74,24 +137,16 @@ fn load_shed_concurrency(calls: u32) {
     drive::calls(calls, LoadShed::new(ConcurrencyLimit::new(Bare, 1_000)));
 }
 
-fn governed<K>(
-    key: K,
-) -> impl Service<http::Request<()>, Response = http::Response<axum::body::Body>, Error = Infallible>
-where
-    K: KeyExtractor<Key: Clone + std::hash::Hash + Eq>,
-{
-    let config = GovernorConfigBuilder::default().key_extractor(key).per_nanosecond(1).burst_size(u32::MAX).finish();
-    GovernorLayer::new(config.expect("a valid quota")).layer(AXUM)
-}
-
+#[derive(Clone)]
 struct Checked {
     inner: Bare,
-    limiter: DefaultDirectRateLimiter,
+    limiter: Arc<DefaultDirectRateLimiter>,
 }
 
+#[derive(Clone)]
 struct CheckedKey {
     inner: Bare,
-    limiter: DefaultKeyedRateLimiter<u32>,
+    limiter: Arc<DefaultKeyedRateLimiter<u32>>,
     keys: u32,
 }
 

@@ -14,14 +14,23 @@ use std::process::ExitCode;
 
 use axum::{body::Body, extract::ConnectInfo};
 
-use crate::drive::{Bare, BareHttp, Case};
+use crate::drive::{Bare, BareHttp, BareWaits, Case};
 
 fn main() -> ExitCode {
-    drive::main(&[BARE, circuit::CASES, limit::CASES, balance::CASES].concat())
+    drive::main(
+        &[BARE, circuit::CASES, limit::CASES, balance::CASES].concat(),
+        &[circuit::CONTENDED, limit::CONTENDED].concat(),
+    )
 }
 
 const BARE: &[Case] = &[
     Case { name: "peers-bare", job: "none", bare: "peers-bare", run: |calls| drive::calls(calls, Bare) },
+    Case {
+        name: "peers-bare-waits",
+        job: "none",
+        bare: "peers-bare-waits",
+        run: |calls| drive::waiting_calls(calls, BareWaits),
+    },
     Case {
         name: "peers-bare-axum",
         job: "none",
