@@ -33,7 +33,20 @@ pub struct Outcome {
 /// This is what a layer implements for its guard: a permit, a probe, a counter. The contract is that a value **dropped
 /// without [`settle`](Settle::settle) was cancelled**: the caller went away, timed out, or panicked before the answer
 /// was known. So cancellation needs no code of its own; it is what `Drop` finds.
+///
+/// ```text
+///   sent ──► answered() ──► settle(..)     a good head, and the outcome at the end of its body
+///     │          └────────► dropped        a good head, and its reader went away
+///     ├───────────────────► settle(..)     the outcome is known at the head, or from an error
+///     └───────────────────► dropped        nobody waited for an answer
+/// ```
 pub trait Settle {
+    /// A head has come that is not bad, and the rest is on its way; only the end will tell the outcome.
+    ///
+    /// Called at most once, and before the outcome. A stream may go on for hours from here: whoever gives an answer a time
+    /// to come in learns that it has come. Default: does nothing.
+    fn answered(&mut self) {}
+
     /// Takes the outcome. Called at most once, and then the value is gone.
     fn settle(self, outcome: Outcome);
 }

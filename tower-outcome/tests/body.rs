@@ -12,10 +12,15 @@ use tower_outcome::{
     classify::{AnyErr, Auto, AutoClassifier, Classify, ClassifyResponse, Judge, Judged, Scope},
 };
 
-/// Tells the test what it was told; `None` for a guard that was dropped.
-struct Tell(Option<mpsc::Sender<Option<Outcome>>>);
+/// Tells the test what it was told; `None` for a guard that was dropped. The second is told of good heads.
+struct Tell(Option<mpsc::Sender<Option<Outcome>>>, mpsc::Sender<()>);
 
 impl Settle for Tell {
+    fn answered(&mut self) {
+        assert!(self.0.is_some(), "never after the outcome");
+        let _ = self.1.send(());
+    }
+
     fn settle(mut self, outcome: Outcome) {
         self.0.take().unwrap().send(Some(outcome)).unwrap();
     }
@@ -37,8 +42,21 @@ where
     C: ClassifyResponse<Res, E>,
     C::Scope: Scope<Res, Judge<C, Tell>>,
 {
-    let (sender, told) = mpsc::channel();
-    (Judge::new(classifier, Tell(Some(sender))).answer(result), told)
+    let (answer, told, _) = answer_and_head(classifier, result);
+    (answer, told)
+}
+
+/// And whether a good head was told by then.
+fn answer_and_head<C, Res, E>(
+    classifier: C,
+    result: Result<Res, E>,
+) -> (Result<Judged<C, Tell, Res, E>, E>, Told, mpsc::Receiver<()>)
+where
+    C: ClassifyResponse<Res, E>,
+    C::Scope: Scope<Res, Judge<C, Tell>>,
+{
+    let ((sender, told), (head, heads)) = (mpsc::channel(), mpsc::channel());
+    (Judge::new(classifier, Tell(Some(sender), head)).answer(result), told, heads)
 }
 
 fn http() -> AutoClassifier {
@@ -71,6 +89,27 @@ async fn a_success_is_told_at_the_end_of_the_body_and_not_before() {
     assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
     assert!(body.frame().await.is_none(), "polled past its end, it says so again and tells nobody");
     assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+}
+
+#[tokio::test]
+async fn a_good_head_is_told_once_and_before_the_end() {
+    let (response, told, heads) = answer_and_head(http(), body([Step::Data("a")]));
+    assert_eq!((heads.try_iter().count(), told.try_recv()), (1, Err(mpsc::TryRecvError::Empty)));
+    response.unwrap().into_body().collect().await.unwrap();
+    assert_eq!((heads.try_iter().count(), told.try_recv()), (0, Ok(Some(Outcome::SUCCESS))));
+}
+
+#[test]
+fn a_head_that_is_bad_or_says_all_is_told_as_the_outcome_only() {
+    let response = |status| Ok::<_, Infallible>(Response::builder().status(status).body(Script::new([])).unwrap());
+    for (status, heads) in [(200, 1), (404, 1), (204, 0), (500, 0), (429, 0)] {
+        let (_response, _told, told) = answer_and_head(http(), response(status));
+        assert_eq!(told.try_iter().count(), heads, "{status}");
+    }
+    let (_, _, heads) = answer_and_head::<_, u8, BoxError>(AnyErr, Ok(7));
+    assert_eq!(heads.try_iter().count(), 0, "it has no body to go along with");
+    let (_, _, heads) = answer_and_head::<_, Response<Script>, BoxError>(http(), Err("reset".into()));
+    assert_eq!(heads.try_iter().count(), 0);
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@
 //!
 //! ```text
 //!   request ── classify() ──► classifier ── head() ──► Some(outcome): known now, the body is left alone
-//!                                  │           └─────► None: rides in the body ── end() ──► outcome
-//!                                  └── error() ──► outcome      body dropped before its end: cancelled
+//!                                  │           └─────► None: answered(), rides in the body ── end() ──► outcome
+//!                                  └── error() ──► outcome                  body dropped before its end: cancelled
 //! ```
 //!
 //! | preset | failure | soft | needs the body |
@@ -52,7 +52,8 @@ pub trait ClassifyResponse<Res, E>: ClassifyEnd {
     /// Where the answer is known: [`AtHead`] leaves the response type alone, [`AtEnd`] wraps an HTTP body.
     type Scope;
 
-    /// Judges the head. `None`: only the end will tell.
+    /// Judges the head. `None`: it is not bad, and only the end will tell; the guard is
+    /// [told so](crate::Settle::answered).
     fn head(&self, response: &Res) -> Option<Outcome>;
 
     /// Judges an error that came instead of a response.
@@ -137,12 +138,12 @@ impl<C, G: Settle> Judge<C, G> {
         Self { classifier, guard }
     }
 
-    /// Judges the answer, or goes along with its body to the end.
+    /// Judges the answer; or tells the guard that there is one, and goes along with its body to the end.
     ///
     /// # Errors
     ///
     /// Passes the error through, judged.
-    pub fn answer<Res, E>(self, result: Result<Res, E>) -> Result<Judged<C, G, Res, E>, E>
+    pub fn answer<Res, E>(mut self, result: Result<Res, E>) -> Result<Judged<C, G, Res, E>, E>
     where
         C: ClassifyResponse<Res, E>,
         C::Scope: Scope<Res, Self>,
@@ -153,7 +154,10 @@ impl<C, G: Settle> Judge<C, G> {
                     self.guard.settle(outcome);
                     C::Scope::detached(response)
                 }
-                None => C::Scope::attach(response, self),
+                None => {
+                    self.guard.answered();
+                    C::Scope::attach(response, self)
+                }
             }),
             Err(error) => {
                 self.guard.settle(self.classifier.error(&error));
