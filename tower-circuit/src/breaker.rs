@@ -8,7 +8,7 @@ use tower_outcome::Verdict;
 use crate::{
     Cooldown, Counts, Evidence, LastCalls, Mode, Reason, State, Trip,
     cooldown::Backoff,
-    probe::{Elapsed, ProbeRules, Probes},
+    probe::{Late, ProbeRules, Probes},
     window::{Row, Told},
     word::{Tag, Ticket, Word},
 };
@@ -124,7 +124,8 @@ enum Phase {
     Closed,
     /// Calls are refused. -> `HalfOpen` on the first call at or after `until`; by hand only where that is `None`.
     Open { since: Instant, until: Option<Instant> },
-    /// As many calls as there are places may try. -> `Closed` on enough successes, `Open` on a failure or a deadline.
+    /// As many calls as there are places may try. -> `Closed` on enough successes, `Open` on a failure, or at the deadline of
+    /// one that was not answered.
     HalfOpen { since: Instant, probes: Probes },
 }
 
@@ -204,10 +205,23 @@ impl Breaker {
             return Ended::Stale;
         }
         let Some(id) = ticket.id() else { return self.end_call(ending, outside) };
-        if let Some(reason) = self.judge_probe(id.get(), ending) {
+        if !self.free_place(id.get()) {
+            return Ended::Stale;
+        }
+        if let Some(reason) = self.judge_probe(ending) {
             self.open(reason, ending.hint, ending.now);
         }
         Ended::Counted
+    }
+
+    /// A probe has a good head, and its body is on its way: at its deadline it has succeeded.
+    pub(crate) fn answered(&mut self, ticket: Ticket, now: Instant) {
+        self.tick(now);
+        if let (Phase::HalfOpen { probes, .. }, Some(id)) = (&mut self.phase, ticket.id())
+            && ticket.generation() == self.generation
+        {
+            probes.answer(id.get());
+        }
     }
 
     fn end_call(&mut self, ending: Ending, outside: Outside) -> Ended {
@@ -238,11 +252,7 @@ impl Breaker {
         if ticket.generation() != self.generation {
             return false;
         }
-        if let (Phase::HalfOpen { probes, .. }, Some(id)) = (&mut self.phase, ticket.id()) {
-            probes.free(id.get());
-            self.stirred = true;
-        }
-        true
+        ticket.id().is_none_or(|id| self.free_place(id.get()))
     }
 
     /// Hands the circuit to the operator, or back.
@@ -315,14 +325,30 @@ impl Breaker {
         std::mem::take(&mut self.stirred)
     }
 
-    /// Makes true what time alone has decided: a promise lapses, a probe past its deadline has failed.
+    /// Makes true what time alone has decided: a promise lapses, a probe past its deadline has failed, or has succeeded if
+    /// it was answered.
     fn tick(&mut self, now: Instant) {
-        let Phase::HalfOpen { probes, .. } = &mut self.phase else { return };
-        match probes.pass_time(now) {
-            Elapsed::Nothing => {}
-            Elapsed::Lapsed => self.stirred = true,
-            Elapsed::TimedOut(deadline) => self.open(Reason::ProbeTimedOut, None, deadline),
+        while let Phase::HalfOpen { probes, .. } = &mut self.phase
+            && let Some(late) = probes.take_late(now)
+        {
+            match late {
+                Late::Promised => self.stirred = true,
+                Late::Running(deadline) => self.open(Reason::ProbeTimedOut, None, deadline),
+                Late::Answered(deadline) if self.is_slow_at_deadline() => self.open(Reason::ProbeSlow, None, deadline),
+                Late::Answered(_) => self.succeed_probe(),
+            }
         }
+    }
+
+    fn is_slow_at_deadline(&self) -> bool {
+        self.trip.slow_limit().is_some_and(|limit| limit <= self.rules.deadline)
+    }
+
+    /// `false`: the probe has decided what it could, at its deadline.
+    fn free_place(&mut self, id: u32) -> bool {
+        let Phase::HalfOpen { probes, .. } = &mut self.phase else { return false };
+        self.stirred = true;
+        probes.free(id)
     }
 
     fn take(&mut self, now: Instant, running: bool) -> Result<Ticket, Shut> {
@@ -373,20 +399,23 @@ impl Breaker {
         if evidence.is_bad() && !self.forced { self.trip.judge(evidence, self.at_least) } else { None }
     }
 
-    /// Why to open again; or frees the place, and closes after enough successes.
-    fn judge_probe(&mut self, id: u32, ending: Ending) -> Option<Reason> {
-        let Phase::HalfOpen { probes, .. } = &mut self.phase else { return None };
+    /// Why to open again; or closes after enough successes.
+    fn judge_probe(&mut self, ending: Ending) -> Option<Reason> {
         match ending.verdict {
             Verdict::Success if ending.slow => return Some(Reason::ProbeSlow),
-            Verdict::Success => {}
+            Verdict::Success => self.succeed_probe(),
             // Who asks for less is not well enough to close for.
             _ => return Some(Reason::ProbeFailed),
         }
+        None
+    }
+
+    fn succeed_probe(&mut self) {
+        let Phase::HalfOpen { probes, .. } = &mut self.phase else { return };
         self.stirred = true;
-        if probes.succeed(id, &self.rules) {
+        if probes.succeed(&self.rules) {
             self.enter(Phase::Closed);
         }
-        None
     }
 
     fn open(&mut self, reason: Reason, hint: Option<Duration>, at: Instant) {
@@ -616,6 +645,84 @@ mod tests {
         let look = look(&mut breaker, looked);
         assert_eq!(look.state, State::Open { until: Some(deadline + 10 * SECOND) });
         assert_eq!(look.last_reason, Some(Reason::ProbeTimedOut));
+    }
+
+    #[test]
+    fn a_probe_that_was_answered_in_time_has_succeeded_at_its_deadline_whatever_becomes_of_its_body() {
+        let (mut breaker, now) = cooled_down();
+        let probe = breaker.admit(now).unwrap();
+        breaker.answered(probe, now + 2 * SECOND);
+        assert_eq!(breaker.admit(now + 2 * SECOND).unwrap_err().next, Some(now + 3 * SECOND), "not yet");
+        assert!(!breaker.admit(now + 3 * SECOND).unwrap().is_probe(), "closed by the first who looks");
+        assert_eq!(look(&mut breaker, now + 3 * SECOND).trips, 1);
+        assert!(!fail_probe(&mut breaker, probe, now + 4 * SECOND) && !breaker.forget(probe, now + 4 * SECOND));
+        assert_eq!(state(&mut breaker, now + 4 * SECOND), State::Closed);
+    }
+
+    #[test]
+    fn a_probe_that_was_answered_fails_if_its_body_does_before_the_deadline() {
+        let (mut breaker, now) = cooled_down();
+        let probe = breaker.admit(now).unwrap();
+        breaker.answered(probe, now);
+        assert!(fail_probe(&mut breaker, probe, now + 2 * SECOND));
+        assert_eq!(look(&mut breaker, now + 3 * SECOND).last_reason, Some(Reason::ProbeFailed));
+    }
+
+    #[test]
+    fn a_probe_counts_once_be_it_at_its_deadline_or_at_the_end_of_its_body() {
+        let (mut breaker, now) = probing(1, 2);
+        let probe = breaker.admit(now).unwrap();
+        breaker.answered(probe, now);
+        let now = now + 3 * SECOND;
+        assert_eq!(state(&mut breaker, now), State::HalfOpen);
+        assert!(!succeed(&mut breaker, probe, now), "it has succeeded once");
+        assert_eq!(state(&mut breaker, now), State::HalfOpen);
+        let second = breaker.admit(now).unwrap();
+        assert!(!fail_probe(&mut breaker, probe, now), "nor does it fail for another");
+        assert!(succeed(&mut breaker, second, now));
+        assert_eq!(state(&mut breaker, now), State::Closed);
+    }
+
+    #[test]
+    fn deadlines_pass_in_their_order_and_failures_first() {
+        for (wait, answered_first, state_then) in [
+            (SECOND, true, State::Closed),
+            (SECOND, false, State::Open { until: None }),
+            (Duration::ZERO, true, State::Open { until: None }),
+        ] {
+            let (mut breaker, now) = probing(2, 1);
+            let (first, second) = (breaker.admit(now).unwrap(), breaker.admit(now + wait).unwrap());
+            breaker.answered(if answered_first { first } else { second }, now + wait);
+            let ended = state(&mut breaker, now + 60 * SECOND);
+            assert_eq!(ended == State::Closed, state_then == State::Closed, "{wait:?} {answered_first}");
+        }
+    }
+
+    #[test]
+    fn an_answered_probe_that_is_slow_at_its_deadline_closes_nothing() {
+        for (limit, reason) in [(3, Some(Reason::ProbeSlow)), (4, None)] {
+            let trip = rules().trip.or(Trip::slow_ratio(limit * SECOND, crate::Ratio::ALL));
+            let (mut breaker, now) = (Breaker::new(Rules { trip, ..rules() }), Instant::now());
+            fail(&mut breaker, 2, None, now);
+            let now = now + 10 * SECOND;
+            let probe = breaker.admit(now).unwrap();
+            breaker.answered(probe, now);
+            let look = look(&mut breaker, now + 3 * SECOND);
+            assert_eq!(look.last_reason.filter(|_| look.state != State::Closed), reason);
+        }
+    }
+
+    #[test]
+    fn an_answer_to_a_call_of_another_time_changes_nothing() {
+        let (mut breaker, now) = breaker();
+        let early = breaker.admit(now).unwrap();
+        fail(&mut breaker, 2, None, now);
+        let now = now + 10 * SECOND;
+        let probe = breaker.admit(now).unwrap();
+        breaker.answered(early, now);
+        assert_eq!(look(&mut breaker, now + 3 * SECOND).last_reason, Some(Reason::ProbeTimedOut));
+        breaker.answered(probe, now + 3 * SECOND);
+        assert!(matches!(state(&mut breaker, now + 3 * SECOND), State::Open { .. }), "too late");
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub struct CircuitBuilder {
     cancelled_after: CancelledAfter,
 }
 
-/// From which age a call that its caller dropped is a failure.
+/// From which age a call that its caller dropped, unanswered, is a failure.
 #[derive(Clone, Copy, Debug)]
 enum CancelledAfter {
     /// From the slow-call limit, or a second.
@@ -349,18 +349,22 @@ impl CircuitBuilder {
         self
     }
 
-    /// A probe that takes longer than this has failed, and the circuit opens again; the call itself goes on. A gate that
-    /// is ready but not called loses its claim to a probe after the same time. Default: 10 s, the cooldown's.
+    /// A probe that is not answered by then has failed, and the circuit opens again; the call itself goes on. One whose good
+    /// head has come, and whose body is still on its way, has succeeded by then: a stream may last. A gate that is ready but
+    /// not called loses its claim to a probe after the same time. Default: 10 s, the cooldown's.
     ///
-    /// Choose it above what a good answer takes to the end of its body; zero would fail every probe.
+    /// Choose it above what a good answer takes to come; zero would fail every probe.
     pub fn probe_deadline(mut self, deadline: Duration) -> Self {
         self.rules.probes.deadline = deadline;
         self
     }
 
-    /// A call dropped by its caller (who lost patience, or whose timeout is further out) is a failure if it is at least
-    /// this old; younger ones say nothing, because callers go away for reasons of their own. Default: the slow-call limit
-    /// if there is one, else 1 s. `None`: never a failure.
+    /// A call dropped by its caller (who lost patience, or whose timeout is further out) before it was answered is a failure
+    /// if it is at least this old; younger ones say nothing, because callers go away for reasons of their own. Default: the
+    /// slow-call limit if there is one, else 1 s. `None`: never a failure.
+    ///
+    /// Once a good head has come, who drops the rest says nothing either, however old the call is: readers of streams leave.
+    /// A body that stalls is seen where a timeout further in makes an error of it.
     ///
     /// Choose it no longer than the timeouts outside of the circuit, or hanging calls are never seen. The age of a call
     /// counts from the first time that somebody had to wait for it.

@@ -8,7 +8,7 @@ use std::{
 
 use pin_project::pin_project;
 use tower_outcome::{
-    BoxError,
+    BoxError, Settle,
     classify::{Classify, ClassifyResponse, Judge, Judged, Scope},
     refuse::Refuse,
 };
@@ -179,7 +179,7 @@ where
     }
 }
 
-/// As [`Judge::answer`], but in place, and for the permit, which starts here where it goes along with a body.
+/// As [`Judge::answer`], but in place.
 #[inline(always)]
 fn answer<K, Res, E>(
     slot: &mut Option<K>,
@@ -198,7 +198,7 @@ where
                 Ok(K::Scope::detached(response))
             }
             None => {
-                permit.start();
+                permit.answered();
                 let classifier = slot.take().expect(POLLED_AGAIN);
                 Ok(K::Scope::attach(response, Judge::new(classifier, permit.take())))
             }

@@ -18,11 +18,12 @@
 //!   nothing that has left the window counts. [`Reason`] tells which it was.
 //! - **How long it stays open** is a [`Cooldown`]: growing with jitter, fixed, or your own iterator of durations.
 //! - In half-open **there is always a free place for a probe, or a running deadline**: a probe that is cancelled frees its
-//!   place, one that hangs has failed when its time is up.
+//!   place; when its time is up, one that hangs has failed, and one that was answered and whose body goes on has succeeded.
 //! - **A result from before the last transition decides nothing.** Every call carries the generation it was admitted in;
 //!   a slow success from before the trip does not close the circuit, a slow failure does not reopen it.
 //! - **A call that its caller gave up on** (a timeout further out, a client that hung up) says nothing while it is young
-//!   and is a failure once it is a second old, counted from when somebody first had to wait for it.
+//!   and is a failure once it is a second old, counted from when somebody first had to wait for it. That is, before it was
+//!   answered: who leaves a stream that has begun says nothing.
 //! - What a failure is, [`tower_outcome::classify`] says: by default any `Err`; for HTTP and gRPC at the end of the body.
 //!   Refusals of our own, further in, are not held against the upstream.
 //!

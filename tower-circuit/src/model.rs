@@ -47,6 +47,7 @@ enum Step {
     Begin(usize),
     Release(usize),
     End { which: usize, verdict: Verdict, slow: bool, hint: Option<u64> },
+    Answer(usize),
     Forget(usize),
     Wait(u64),
     Mode(Mode),
@@ -85,6 +86,7 @@ struct Claim {
     id: usize,
     until: u64,
     running: bool,
+    answered: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -160,12 +162,24 @@ impl Model {
         self.go(Tag::Open, Some(at + open_for));
     }
 
+    /// Instant by instant.
     fn pass_time(&mut self) {
-        let late = self.claims.iter().filter(|claim| claim.running && claim.until <= self.now);
-        if let Some(first) = late.map(|claim| claim.until).min() {
-            self.open(Reason::ProbeTimedOut, first, None);
+        while let Some(until) = self.claims.iter().map(|claim| claim.until).filter(|&until| until <= self.now).min() {
+            let (due, rest) = self.claims.iter().partition(|claim| claim.until == until);
+            self.claims = rest;
+            self.decide_at(until, due);
         }
-        self.claims.retain(|claim| claim.until > self.now);
+    }
+
+    fn decide_at(&mut self, until: u64, due: Vec<Claim>) {
+        let answered = due.iter().filter(|claim| claim.answered).count() as u32;
+        if due.iter().any(|claim| claim.running && !claim.answered) {
+            return self.open(Reason::ProbeTimedOut, until, None);
+        }
+        self.probes_succeeded += answered;
+        if answered > 0 && self.probes_succeeded >= self.settings.successes {
+            self.go(Tag::Closed, None);
+        }
     }
 
     fn claim(&mut self, running: bool) -> Option<Issued> {
@@ -177,7 +191,7 @@ impl Model {
             Tag::Closed => Some(Issued { epoch: self.epoch, probe: None }),
             Tag::HalfOpen if self.claims.len() < self.settings.places as usize => {
                 self.issued += 1;
-                self.claims.push(Claim { id: self.issued, until: self.now + PROBE_FOR, running });
+                self.claims.push(Claim { id: self.issued, until: self.now + PROBE_FOR, running, answered: false });
                 Some(Issued { epoch: self.epoch, probe: Some(self.issued) })
             }
             _ => None,
@@ -206,9 +220,9 @@ impl Model {
             return false;
         }
         match issued.probe {
-            Some(id) => match (verdict, slow) {
+            Some(id) if !self.gives_back(id) => return false,
+            Some(_) => match (verdict, slow) {
                 (Verdict::Success, false) => {
-                    self.claims.retain(|claim| claim.id != id);
                     self.probes_succeeded += 1;
                     if self.probes_succeeded == self.settings.successes {
                         self.go(Tag::Closed, None);
@@ -230,10 +244,20 @@ impl Model {
 
     fn forget(&mut self, issued: Issued) -> bool {
         self.pass_time();
-        if issued.epoch == self.epoch {
-            self.claims.retain(|claim| Some(claim.id) != issued.probe);
-        }
-        issued.epoch == self.epoch
+        issued.epoch == self.epoch && issued.probe.is_none_or(|id| self.gives_back(id))
+    }
+
+    /// Not if it had succeeded at its deadline.
+    fn gives_back(&mut self, id: usize) -> bool {
+        let before = self.claims.len();
+        self.claims.retain(|claim| claim.id != id);
+        self.claims.len() < before
+    }
+
+    fn answer(&mut self, issued: Issued) {
+        self.pass_time();
+        let mine = |claim: &&mut Claim| issued.epoch == self.epoch && Some(claim.id) == issued.probe;
+        self.claims.iter_mut().filter(mine).for_each(|claim| claim.answered = true);
     }
 
     fn judge(&self) -> Option<Reason> {
@@ -360,6 +384,11 @@ impl Pair {
                 let current = self.end(which, ticket, verdict, slow, hint);
                 assert_eq!(current, self.model.end(issued, verdict, slow, hint));
             }
+            Step::Answer(which) => {
+                let Some((ticket, issued)) = look(&self.calls, which) else { return };
+                self.ask(|breaker| breaker.answered(ticket, now));
+                self.model.answer(issued);
+            }
             Step::Forget(which) => {
                 let Some((ticket, issued)) = pick(&mut self.calls, which) else { return };
                 let current = self.ask(|breaker| breaker.forget(ticket, now));
@@ -429,6 +458,10 @@ fn pick<T>(from: &mut Vec<T>, which: usize) -> Option<T> {
     (!from.is_empty()).then(|| from.swap_remove(which % from.len()))
 }
 
+fn look<T: Copy>(at: &[T], which: usize) -> Option<T> {
+    (!at.is_empty()).then(|| at[which % at.len()])
+}
+
 fn settings() -> impl Strategy<Value = Settings> {
     let ratio = || (1..=3_u32).prop_map(|parts| (parts, 3));
     let last = (1..7_u16, ratio());
@@ -449,6 +482,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => which.prop_map(Step::Begin),
         1 => which.prop_map(Step::Release),
         9 => ending.prop_map(|(which, verdict, slow, hint)| Step::End { which, verdict, slow, hint }),
+        3 => which.prop_map(Step::Answer),
         1 => which.prop_map(Step::Forget),
         4 => wait.prop_map(Step::Wait),
         1 => prop_oneof![Just(Mode::Automatic), Just(Mode::ForcedOpen), Just(Mode::ForcedClosed)].prop_map(Step::Mode),

@@ -7,8 +7,9 @@ use crate::{circuit::Shared, stripe::Held, word::Ticket};
 
 /// Leave for one call, and the guard that tells the circuit how it ended.
 ///
-/// It is born cancelled: dropped without being settled, it says that the caller went away. A probe's permit frees the
-/// probe's place however it ends.
+/// It is born cancelled: dropped without being settled, it says that the caller went away. [Told](Settle::answered) that a
+/// good head has come, it says no ill of the other side when it is dropped, and a probe has succeeded at its deadline. A
+/// probe's permit frees the probe's place however it ends.
 #[must_use = "a permit that is dropped is a cancelled call"]
 pub struct Permit {
     /// `None`: settled.
@@ -16,6 +17,8 @@ pub struct Permit {
     ticket: Ticket,
     /// Unknown until somebody has to wait for the call: most of its cost would be the clock.
     started: Option<Instant>,
+    /// A good head has come: whoever goes away now goes for reasons of their own.
+    answered: bool,
 }
 
 /// A probe, promised to a gate that is ready. Goes back when dropped.
@@ -30,7 +33,7 @@ pub(crate) struct Reservation {
 impl Permit {
     #[inline(always)]
     pub(crate) fn new(circuit: Held<Shared>, ticket: Ticket, started: Option<Instant>) -> Self {
-        Self { circuit: Some(circuit), ticket, started }
+        Self { circuit: Some(circuit), ticket, started, answered: false }
     }
 
     /// Whether this call is one of those that decide a half-open circuit.
@@ -49,7 +52,14 @@ impl Permit {
 
     /// Itself, out of a place where nothing remains of it.
     pub(crate) fn take(&mut self) -> Self {
-        Self { circuit: self.circuit.take(), ticket: self.ticket, started: self.started }
+        Self { circuit: self.circuit.take(), ..*self }
+    }
+
+    #[cold]
+    fn tell_answered(&self) {
+        if let Some(circuit) = &self.circuit {
+            circuit.ask(|breaker| breaker.answered(self.ticket, Instant::now()));
+        }
     }
 
     /// As [`settle`](Settle::settle), in place.
@@ -63,6 +73,14 @@ impl Permit {
 
 impl Settle for Permit {
     #[inline]
+    fn answered(&mut self) {
+        self.answered = true;
+        if self.is_probe() {
+            self.tell_answered();
+        }
+    }
+
+    #[inline]
     fn settle(mut self, outcome: Outcome) {
         self.tell(outcome);
     }
@@ -72,7 +90,7 @@ impl Drop for Permit {
     #[inline(always)]
     fn drop(&mut self) {
         if let Some(circuit) = self.circuit.take() {
-            cancel(circuit, self.ticket, self.started);
+            cancel(circuit, self.ticket, self.started.filter(|_| !self.answered));
         }
     }
 }

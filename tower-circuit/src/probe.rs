@@ -21,22 +21,33 @@ pub(crate) struct Probes {
     succeeded: u32,
 }
 
-/// A taken place. -> gone when given back or settled; when its time is up, a promise has lapsed and a probe has failed.
+/// A taken place. -> gone when given back or settled, or [late](Late) when its time is up.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     id: u32,
     until: Instant,
-    running: bool,
+    stage: Stage,
 }
 
-/// What time alone has decided.
+/// How far it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Elapsed {
-    Nothing,
-    /// A promise lapsed, so a place is free.
-    Lapsed,
-    /// A probe was not answered by this instant.
-    TimedOut(Instant),
+enum Stage {
+    Promised,
+    /// Sent, and not answered.
+    Running,
+    /// A good head has come, and the rest is on its way.
+    Answered,
+}
+
+/// A place whose time was up at this instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Late {
+    /// The promise has lapsed.
+    Promised,
+    /// Nobody answered.
+    Running(Instant),
+    /// It was answered, and is well so far.
+    Answered(Instant),
 }
 
 // === impl Probes ===
@@ -53,41 +64,51 @@ impl Probes {
 
     /// Takes a free place, for a probe that starts now or one that is to follow.
     pub(crate) fn take(&mut self, id: u32, until: Instant, running: bool) {
-        self.taken.push(Place { id, until, running });
+        let stage = if running { Stage::Running } else { Stage::Promised };
+        self.taken.push(Place { id, until, stage });
     }
 
     /// Whether this place is promised to one that has not started.
     pub(crate) fn is_promised(&self, id: u32) -> bool {
-        self.taken.iter().any(|place| place.id == id && !place.running)
+        self.taken.iter().any(|place| place.id == id && place.stage == Stage::Promised)
     }
 
     /// The probe that was promised this place starts, with its whole time.
     pub(crate) fn start(&mut self, id: u32, until: Instant) {
-        self.taken
-            .iter_mut()
-            .filter(|place| place.id == id)
-            .for_each(|place| (place.running, place.until) = (true, until));
+        self.place(id).for_each(|place| (place.stage, place.until) = (Stage::Running, until));
     }
 
-    pub(crate) fn free(&mut self, id: u32) {
+    /// A good head has come.
+    pub(crate) fn answer(&mut self, id: u32) {
+        self.place(id).for_each(|place| place.stage = Stage::Answered);
+    }
+
+    /// Gives a place back. `false`: it was given back already.
+    pub(crate) fn free(&mut self, id: u32) -> bool {
+        let before = self.taken.len();
         self.taken.retain(|place| place.id != id);
+        self.taken.len() < before
     }
 
     /// A probe succeeded. Says whether that is enough.
-    pub(crate) fn succeed(&mut self, id: u32, rules: &ProbeRules) -> bool {
-        self.free(id);
+    pub(crate) fn succeed(&mut self, rules: &ProbeRules) -> bool {
         self.succeeded += 1;
         self.succeeded >= rules.successes.get()
     }
 
-    pub(crate) fn pass_time(&mut self, now: Instant) -> Elapsed {
-        let late = self.taken.iter().filter(|place| place.until <= now);
-        // The first of those that failed: it failed then, not when somebody looked.
-        if let Some(first) = late.filter(|place| place.running).map(|place| place.until).min() {
-            return Elapsed::TimedOut(first);
-        }
-        let before = self.taken.len();
-        self.taken.retain(|place| place.until > now);
-        if self.taken.len() < before { Elapsed::Lapsed } else { Elapsed::Nothing }
+    /// Gives back the place whose time was up first; of those of one instant, one that failed.
+    pub(crate) fn take_late(&mut self, now: Instant) -> Option<Late> {
+        let late = self.taken.iter().enumerate().filter(|(_, place)| place.until <= now);
+        let (first, _) = late.min_by_key(|(_, place)| (place.until, place.stage != Stage::Running))?;
+        let Place { until, stage, .. } = self.taken.remove(first);
+        Some(match stage {
+            Stage::Promised => Late::Promised,
+            Stage::Running => Late::Running(until),
+            Stage::Answered => Late::Answered(until),
+        })
+    }
+
+    fn place(&mut self, id: u32) -> impl Iterator<Item = &mut Place> {
+        self.taken.iter_mut().filter(move |place| place.id == id)
     }
 }

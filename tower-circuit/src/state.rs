@@ -46,7 +46,7 @@ pub enum Reason {
     ProbeFailed,
     /// A probe succeeded, but took longer than the slow-call limit.
     ProbeSlow,
-    /// A probe was not answered before its deadline.
+    /// A probe was not answered by its deadline.
     ProbeTimedOut,
     /// By [`Circuit::force_open`](crate::Circuit::force_open).
     Forced,
@@ -112,15 +112,15 @@ pub struct LastCalls {
 pub struct Totals {
     /// Answered, and well.
     pub succeeded: u64,
-    /// Failed, or were dropped by their caller past the age limit.
+    /// Failed, or were dropped by their caller, unanswered and past the age limit.
     pub failed: u64,
     /// Answered with "ask for less".
     pub soft: u64,
     /// Said nothing about the other side, such as a refusal further in.
     pub ignored: u64,
-    /// Dropped by their caller before the age limit.
+    /// Dropped by their caller before the age limit, or after a good head.
     pub cancelled: u64,
-    /// Ended after the state they were admitted in, and so decided nothing. A probe past its deadline ends here.
+    /// Ended after the state they were admitted in, and so decided nothing. A probe past its deadline ends here: that decided.
     pub stale: u64,
     /// Refused. A gate that says `Pending` refuses nothing.
     pub refused: u64,

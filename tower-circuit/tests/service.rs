@@ -2,14 +2,14 @@
 
 mod common;
 
-use std::{convert::Infallible, pin::pin, time::Duration};
+use std::{convert::Infallible, num::NonZeroU32, pin::pin, time::Duration};
 
 use common::*;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use testkit::{Answer, Probe, ProbeHandle, Script, Step};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
-use tower_circuit::{Circuit, CircuitLayer, CircuitService, Open, Reason, State, classify, refuse};
+use tower_circuit::{Circuit, CircuitLayer, CircuitService, Open, Ratio, Reason, State, Trip, classify, refuse};
 use tower_outcome::{Class, Refusal};
 
 fn reject(circuit: &Circuit) -> (CircuitService<Probe>, ProbeHandle) {
@@ -233,15 +233,51 @@ async fn a_response_dropped_mid_body_frees_the_probes_place() {
     assert_eq!(circuit.state(), State::Closed);
 }
 
+/// A reader of a stream that leaves after an hour has not waited in vain.
 #[tokio::test(start_paused = true)]
-async fn a_response_dropped_mid_body_after_a_second_is_a_failure() {
+async fn a_response_dropped_mid_body_is_no_failure_however_long_it_was_read() {
+    for trip in [Trip::never(), Trip::slow_ratio(SECOND, Ratio::ALL)] {
+        let trip = trip.or(Trip::consecutive(NonZeroU32::MIN));
+        let circuit = Circuit::builder().trip(trip).cancelled_after(SECOND).build();
+        let (mut service, probe) = respond(&circuit);
+        probe.answer(Answer::Body(200, Script::new([Step::Data("x"), Step::Hang])));
+        let mut body = finish(service.ready().await.unwrap().call(request())).unwrap().into_body();
+        body.frame().await.unwrap().unwrap();
+        tokio::time::advance(3600 * SECOND).await;
+        drop(body);
+        assert_eq!((circuit.state(), circuit.snapshot().totals.cancelled), (State::Closed, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_whose_stream_goes_on_has_succeeded_at_its_deadline() {
     let circuit = trips_at(1).build();
     let (mut service, probe) = respond(&circuit);
-    probe.answer(Answer::Body(200, Script::new([Step::Data("x"), Step::Hang])));
-    let response = finish(service.ready().await.unwrap().call(request())).unwrap();
+    cool_down(&circuit).await;
     tokio::time::advance(SECOND).await;
-    drop(response);
-    assert!(is_open(&circuit));
+    probe.answer(Answer::Body(200, Script::new([Step::Data("x"), Step::Hang])));
+    let mut body = finish(service.ready().await.unwrap().call(request())).unwrap().into_body();
+    body.frame().await.unwrap().unwrap();
+    tokio::time::advance(10 * SECOND - Duration::from_millis(1)).await;
+    assert!(finish(service.ready().await.unwrap().call(request())).unwrap().status() == 503, "not sooner");
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert_eq!(finish(service.ready().await.unwrap().call(request())).unwrap().status(), 200);
+    assert_eq!((circuit.state(), circuit.snapshot().trips), (State::Closed, 1));
+    drop(body);
+    assert_eq!((circuit.state(), circuit.snapshot().totals.stale), (State::Closed, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_whose_head_is_bad_has_failed_at_once_and_one_whose_body_breaks_off_too() {
+    for answer in [Answer::Status(503), Answer::Body(200, Script::new([Step::Data("x"), Step::Break]))] {
+        let circuit = trips_at(1).build();
+        let (mut service, probe) = respond(&circuit);
+        cool_down(&circuit).await;
+        probe.answer(answer);
+        let _ = finish(service.ready().await.unwrap().call(request())).unwrap().into_body().collect().await;
+        assert!(is_open(&circuit));
+        assert_eq!(circuit.snapshot().last_reason, Some(Reason::ProbeFailed));
+    }
 }
 
 #[tokio::test(start_paused = true)]
