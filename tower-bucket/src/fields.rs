@@ -53,6 +53,11 @@ impl Fields {
         Self { name, standing }
     }
 
+    #[cfg(feature = "redis")]
+    pub(crate) fn at(self, standing: Standing) -> Self {
+        Self { standing, ..self }
+    }
+
     fn add_to(&self, headers: &mut HeaderMap) {
         let (quota, remaining, after) = match self.standing {
             Standing::Admitted(admitted) => (admitted.quota(), admitted.remaining(), until_more(&admitted)),

@@ -16,7 +16,7 @@ use testkit::Probe;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt as _};
 use tower_bucket::{
-    ClientIp, Exhausted, OnMissingKey, PeerIp, Quota,
+    ClientIp, Exhausted, OnMissingKey, PeerIp, PolicyName, Quota,
     redis::{OnFailure, RedisLayer, RedisLimiter},
 };
 use tower_outcome::{Class, Refusal};
@@ -183,6 +183,133 @@ async fn a_clock_that_was_set_leaves_no_bucket_fuller_than_full_or_emptier_than_
     let _: () = connection.set("tower-bucket:future", 4_000_000_000_000_000_u64).await.unwrap();
     let refused = server.machine::<str>(TEN_AN_HOUR).await.check_key("future").await.unwrap_err();
     assert_eq!(refused.retry_after(), Some(Duration::from_secs(360)));
+}
+
+/// A clock that was set back, or a quota made smaller, left a key refused for as long as the old moment was ahead, and each
+/// time told that it would soon pass.
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_bucket_far_in_debt_is_refused_for_as_long_as_is_told_and_no_longer() {
+    let server = Server::start().await;
+    let _: () = server.connect().await.set("tower-bucket:future", 4_000_000_000_000_000_u64).await.unwrap();
+    let quota = Quota::every(Duration::from_millis(200)).unwrap();
+    let refused = server.machine::<str>(quota).await.check_key("future").await.unwrap_err();
+    assert_eq!(refused.retry_after(), Some(Duration::from_millis(200)));
+    sleep(Duration::from_millis(250)).await;
+    assert!(server.machine::<str>(quota).await.check_key("future").await.is_ok());
+}
+
+/// What Redis refuses had used up a token of the local bucket, which then refused for longer than was told.
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn what_redis_refuses_costs_nothing_here() {
+    let server = Server::start().await;
+    let quota = Quota::every(Duration::from_secs(3600)).unwrap();
+    let (one, two) = (server.machine(quota).await, server.machine(quota).await);
+    assert_eq!(pass(&one, "alice", 1).await, 1);
+    sleep(Duration::from_millis(300)).await;
+    let told = two.check_key("alice").await.unwrap_err().retry_after().unwrap();
+    let again = two.check_key("alice").await.unwrap_err().retry_after().unwrap();
+    assert!(again <= told, "{told:?} and then {again:?}");
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_limiter_of_another_prefix_or_capacity_shares_nothing_with_the_one_it_was_made_from() {
+    let mut server = Server::start().await;
+    let one = server.machine::<str>(TEN_AN_HOUR).await;
+    assert_eq!(pass(&one, "alice", 10).await, 10);
+    let other = one.clone().prefix("other:");
+    assert_eq!((pass(&other, "alice", 20).await, one.snapshot().allowed), (10, 10));
+    sleep(Duration::from_millis(50)).await;
+    server.process.kill().unwrap();
+    server.process.wait().unwrap();
+    assert_eq!(pass(&one, "bob", 1).await, 1);
+    assert!(!one.is_up() && one.clone().capacity(n(10)).is_up(), "the one's time is not the other's");
+}
+
+/// After the pause all who came within the timeout had to wait for it.
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn while_a_server_hangs_one_request_at_a_time_finds_out() {
+    let server = Server::start().await;
+    let machine = server.machine::<str>(Quota::per_hour(n(1_000))).await;
+    assert_eq!(pass(&machine, "warm", 1).await, 1);
+    let machine = machine.timeout(Duration::from_millis(500));
+    server.signal("-STOP");
+    assert_eq!(pass(&machine, "alice", 1).await, 1);
+    sleep(Duration::from_millis(1_050)).await;
+    assert!(machine.is_up());
+    let begin = Instant::now();
+    let calls = (0..20).map(|_| async {
+        machine.check_key("alice").await.unwrap();
+        begin.elapsed() >= Duration::from_millis(450)
+    });
+    let waited = futures_util::future::join_all(calls).await.into_iter().filter(|&waited| waited).count();
+    assert_eq!((waited, machine.snapshot().redis_failures), (1, 2));
+    server.signal("-CONT");
+    sleep(Duration::from_millis(1_050)).await;
+    assert!(machine.check_key("alice").await.is_ok());
+    assert_eq!(machine.snapshot().redis_failures, 2);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_layer_asks_for_what_a_request_costs_by_its_plan_and_tells_how_it_stands() {
+    const SITE: PolicyName = PolicyName::new("site").unwrap();
+    let server = Server::start().await;
+    let (probe, handle) = Probe::new();
+    let limiter = server.machine::<ClientIp>(TEN_AN_HOUR).await;
+    let cost = |request: &Request<String>| request.body().len() as u32;
+    let plan = |request: &Request<String>| request.headers().contains_key("x-paid").then_some(Quota::per_hour(n(100)));
+    let mut service =
+        RedisLayer::new(limiter.clone(), PeerIp).cost(cost).plan(plan).fields(SITE).respond().layer(probe);
+    let mut call = async |peer, body: &str, paid: bool| {
+        let mut request = from(peer).map(|_| body.to_owned());
+        if paid {
+            request.headers_mut().insert("x-paid", "1".parse().unwrap());
+        }
+        let response = service.ready().await.unwrap().call(request).await.unwrap();
+        let lines = ["ratelimit-policy", "ratelimit"].map(|name| match response.headers().get(name) {
+            Some(line) => line.to_str().unwrap().to_owned(),
+            None => String::new(),
+        });
+        (response.status().as_u16(), lines)
+    };
+    let told =
+        |status, policy: &str, limit: &str| (status, [format!("\"site\";{policy}"), format!("\"site\";{limit}")]);
+    assert_eq!(call("192.0.2.1", "7 toks.", false).await, told(200, "q=10;w=3600", "r=3;t=360"));
+    let (status, [_, limit]) = call("192.0.2.1", "four", false).await;
+    assert!(status == 429 && limit.starts_with("\"site\";r=0;t="), "{limit}");
+    assert_eq!(call("192.0.2.1", "three", false).await.0, 429);
+    assert_eq!(call("192.0.2.1", "3 t", false).await.0, 200);
+    assert_eq!(call("192.0.2.1", "", false).await, (200, [String::new(), String::new()]), "free, and so not limited");
+    assert_eq!(call("192.0.2.1", "twelve chars", false).await, told(429, "q=10;w=3600", "r=0"), "never");
+    let paid = call("192.0.2.2", "twelve chars", true).await;
+    assert_eq!(paid, told(200, "q=100;w=3600", "r=88;t=36"));
+    let other = server.machine::<str>(Quota::per_hour(n(100))).await;
+    assert_eq!(other.check_key_cost("192.0.2.2", 89).await.unwrap_err().retry_after().unwrap().as_secs() / 10, 3);
+    assert_eq!(other.check_key_cost("192.0.2.2", 88).await.unwrap().remaining(), 0);
+    assert_eq!((handle.calls(), limiter.snapshot().allowed, limiter.snapshot().refused), (4, 4, 3));
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_shadow_over_all_machines_refuses_nothing_even_if_nobody_answers() {
+    let mut server = Server::start().await;
+    let limiter = server.machine::<ClientIp>(TEN_AN_HOUR).await.on_failure(OnFailure::Closed);
+    let (probe, handle) = Probe::new();
+    let mut service = RedisLayer::new(limiter.clone(), PeerIp).shadow().respond().layer(probe);
+    for turn in 0..30 {
+        if turn == 20 {
+            server.process.kill().unwrap();
+            server.process.wait().unwrap();
+        }
+        let peer = if turn < 20 { "192.0.2.1" } else { "192.0.2.2" };
+        assert_eq!(service.ready().await.unwrap().call(from(peer)).await.unwrap().status(), 200);
+    }
+    let snapshot = limiter.snapshot();
+    assert_eq!((snapshot.allowed, snapshot.shadowed, snapshot.refused, handle.calls()), (10, 20, 0, 30));
 }
 
 #[tokio::test]

@@ -51,6 +51,8 @@ macro_rules! as_inside {
 
 mod both;
 mod keyed;
+#[cfg(feature = "redis")]
+mod manner;
 mod shared;
 mod told;
 mod tuned;
@@ -150,6 +152,26 @@ pub(crate) mod sealed {
     pub trait Tune<Req> {
         fn tune(&self, request: &Req, terms: Terms) -> Terms;
     }
+
+    /// What is asked and what is told, whoever decides: what is [`Tuned`](super::Tuned) and [`Told`](super::Told) around
+    /// nothing.
+    #[cfg(feature = "redis")]
+    #[expect(unnameable_types, reason = "that is what seals the trait")]
+    pub trait Manner<Req> {
+        /// What an answer is told.
+        type Note: Note;
+
+        fn terms(&self, request: &Req, terms: Terms) -> Terms;
+        fn note(&self) -> Self::Note;
+    }
+
+    /// A note that is written before it is known how the bucket stands.
+    #[cfg(feature = "redis")]
+    #[expect(unnameable_types, reason = "that is what seals the trait")]
+    pub trait Note: Copy + Send + Sync + 'static {
+        #[must_use]
+        fn at(self, standing: Standing) -> Self;
+    }
 }
 
 impl<Req, L: Decide<Req> + Clone> Limit<Req> for L {}
@@ -160,13 +182,24 @@ impl Terms {
     /// One token of the limiter's own quota.
     pub(crate) const USUAL: Self = Self { tokens: 1, quota: None, shadow: false };
 
+    /// So many tokens of the limiter's own quota.
+    #[cfg(feature = "redis")]
+    pub(crate) const fn costing(tokens: u32) -> Self {
+        Self { tokens, ..Self::USUAL }
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) const fn tokens(self) -> u32 {
+        self.tokens
+    }
+
     #[inline]
-    fn quota_or(self, own: Quota) -> Quota {
+    pub(crate) fn quota_or(self, own: Quota) -> Quota {
         self.quota.unwrap_or(own)
     }
 
     #[inline]
-    fn take(
+    pub(crate) fn take(
         self,
         now: u64,
         quota: Quota,
@@ -196,12 +229,12 @@ impl Terms {
     }
 
     #[cold]
-    fn keyless(self) -> Result<Taken, Denial> {
+    pub(crate) fn keyless(self) -> Result<Taken, Denial> {
         self.refuse(Reason::Keyless)
     }
 
     #[cold]
-    fn refuse(self, reason: Reason) -> Result<Taken, Denial> {
+    pub(crate) fn refuse(self, reason: Reason) -> Result<Taken, Denial> {
         if self.shadow { Ok(Taken::IN_SHADOW) } else { Err(Denial { reason, by: 1 }) }
     }
 }
@@ -209,8 +242,33 @@ impl Terms {
 // === impl Taken ===
 
 impl Taken {
-    const NOTHING: Self = Self { from: From::Free, ask: Ask::NOTHING, quota: Quota::ONE_A_SECOND };
+    pub(crate) const NOTHING: Self = Self { from: From::Free, ask: Ask::NOTHING, quota: Quota::ONE_A_SECOND };
     const IN_SHADOW: Self = Self { from: From::Shadow, ..Self::NOTHING };
+
+    /// `None`: nothing was.
+    #[cfg(feature = "redis")]
+    pub(crate) const fn drawn(self) -> Option<Drawn> {
+        match self.from {
+            From::Bucket(drawn) => Some(drawn),
+            From::Free | From::Shadow => None,
+        }
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) const fn ask(&self) -> &Ask {
+        &self.ask
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) const fn quota(self) -> Quota {
+        self.quota
+    }
+
+    /// The same, from a bucket with this debt.
+    #[cfg(feature = "redis")]
+    pub(crate) fn owing(self, debt: u64) -> Self {
+        Self { from: From::Bucket(debt.into()), ..self }
+    }
 
     #[inline]
     fn turn(self) -> u64 {
@@ -221,7 +279,7 @@ impl Taken {
     }
 
     #[inline]
-    fn fate(self, waited: bool) -> Fate {
+    pub(crate) fn fate(self, waited: bool) -> Fate {
         match self.from {
             From::Shadow => Fate::Shadowed,
             _ if waited => Fate::Waited,
@@ -260,7 +318,7 @@ impl Denial {
 // === impl Standing ===
 
 impl Standing {
-    fn new(decision: Result<Taken, Denial>, quota: impl FnOnce() -> Quota) -> Self {
+    pub(crate) fn new(decision: Result<Taken, Denial>, quota: impl FnOnce() -> Quota) -> Self {
         match decision {
             Ok(Taken { from: From::Bucket(drawn), quota, .. }) => Self::Admitted(Admitted::new(drawn.debt, quota)),
             Err(denial) if denial.by & 1 != 0 => Self::Denied(quota(), denial.reason),

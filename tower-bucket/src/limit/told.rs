@@ -6,8 +6,8 @@ use crate::{Fields, PolicyName};
 /// A limit that is told in the `RateLimit` fields of answers; see [`Fields`].
 #[derive(Clone, Copy, Debug)]
 pub struct Told<L> {
-    limit: L,
-    name: PolicyName,
+    pub(super) limit: L,
+    pub(super) name: PolicyName,
 }
 
 // === impl Told ===

@@ -11,8 +11,8 @@ use crate::Quota;
 /// A limit of which something else is asked: a [`Cost`], a [`Plan`], or only to count, [`Shadow`].
 #[derive(Clone, Copy, Debug)]
 pub struct Tuned<L, T> {
-    limit: L,
-    tune: T,
+    pub(super) limit: L,
+    pub(super) tune: T,
 }
 
 /// How many tokens a request costs, by a function of the request.

@@ -6,7 +6,8 @@
 //!                        ▼
 //!                one script on the server ── passes ─────────────────────────► inner service
 //!                        │                └─ empty ─► remembered here until then ► refused
-//!                        └─ no answer in time ─► OnFailure: local, open or closed; and Redis is left alone for a second
+//!                        └─ no answer in time ─► OnFailure: local, open or closed; and Redis is left alone for a second,
+//!                                                after which one request at a time tries it, until it answers
 //! ```
 //!
 //! A decision is one script and one round trip: it reads the server's clock, so that the machines' need not agree, and
@@ -43,7 +44,11 @@ pub use self::{
     layer::{RedisBucket, RedisFuture, RedisLayer},
 };
 use crate::{
-    Admitted, Exhausted, KeyedLimiter, Quota, Snapshot, error::Reason, gcra::Ask, snapshot::Fate, store::Drawer,
+    Admitted, Exhausted, KeyedLimiter, Quota, Snapshot,
+    error::Reason,
+    limit::{Denial, Taken, Terms},
+    snapshot::Fate,
+    store::{Drawer, Drawn},
 };
 
 /// A bucket for each key, kept in Redis for all machines: a cheap handle, whose clones share it.
@@ -96,7 +101,7 @@ struct Server {
 
 /// What is decided without a round trip.
 enum First {
-    Decided(Result<Admitted, Reason>),
+    Decided(Result<Taken, Denial>),
     Ask(Question),
 }
 
@@ -105,10 +110,10 @@ enum First {
 struct Question {
     name: Vec<u8>,
     drawer: Drawer,
-    ask: Ask,
-    quota: Quota,
-    /// Of the local bucket.
-    debt: u64,
+    terms: Terms,
+    /// From the local bucket.
+    taken: Taken,
+    drawn: Drawn,
 }
 
 // === impl RedisLimiter ===
@@ -117,25 +122,26 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
     /// The same quota for each key, over all machines that use the same Redis and prefix.
     #[must_use]
     pub fn new(connection: C, quota: Quota) -> Self {
-        let (down_until, failures) = (AtomicU64::new(0), AtomicU64::new(0));
         Self {
             connection,
             local: KeyedLimiter::new(quota),
             prefix: DEFAULT_PREFIX.into(),
             timeout: DEFAULT_TIMEOUT,
             on_failure: OnFailure::default(),
-            server: Arc::new(Server { script: Script::new(SCRIPT), down_until, failures }),
+            server: Arc::default(),
         }
     }
 
     /// What the keys in Redis begin with. Default: `tower-bucket:`. Limiters of different quotas need different ones.
+    ///
+    /// What it returns is a limiter of its own, as of [`capacity`](Self::capacity): it shares nothing with earlier clones.
     #[must_use]
     pub fn prefix(self, prefix: &str) -> Self {
-        Self { prefix: prefix.into(), ..self }
+        Self { prefix: prefix.into(), local: self.local.anew(), server: Arc::default(), ..self }
     }
 
     /// How long a request waits for Redis. Default: 100 ms, many times what a round trip in a network takes, and bearable for
-    /// the few requests that meet a dead server before it is left alone.
+    /// those that meet a server that has just died, before it is left alone.
     #[must_use]
     pub fn timeout(self, longest: Duration) -> Self {
         Self { timeout: longest, ..self }
@@ -150,7 +156,7 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
     /// How many keys this machine remembers by itself. Default: 100 000. Call it first, as it makes these buckets anew.
     #[must_use]
     pub fn capacity(self, keys: NonZeroU32) -> Self {
-        Self { local: self.local.capacity(keys), ..self }
+        Self { local: self.local.capacity(keys), server: Arc::default(), ..self }
     }
 
     /// Keeps another quota from now on, here. Each machine must be told; until all are, each holds to its own.
@@ -164,69 +170,85 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
         Snapshot { redis_failures: self.server.failures.load(Relaxed), ..self.local.snapshot() }
     }
 
-    /// Whether Redis is asked; not so for a second after it has failed.
+    /// Whether Redis is asked. Not so for a second after it has failed; then one request at a time asks until it answers.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.local.since_start(Instant::now()) >= self.server.down_until.load(Relaxed)
     }
 
     /// Decides by itself, if that can be done.
-    fn first(&self, drawer: Drawer, name: impl FnOnce(&mut Vec<u8>)) -> First {
-        let (quota, now) = (self.local.quota(), self.local.since_start(Instant::now()));
+    fn first(&self, drawer: Drawer, terms: Terms, name: impl FnOnce(&mut Vec<u8>)) -> First {
+        let (quota, now) = (terms.quota_or(self.local.quota()), self.local.since_start(Instant::now()));
         let is_up = now >= self.server.down_until.load(Relaxed);
-        match self.on_failure {
-            OnFailure::Open if !is_up => return First::Decided(Ok(Admitted::new(0, quota))),
-            OnFailure::Closed if !is_up => return First::Decided(Err(Reason::Unavailable)),
-            _ => {}
+        if !is_up && let Some(decision) = self.without_the_server(terms) {
+            return First::Decided(decision);
         }
-        let ask = Ask::one(now, quota);
-        match self.local.take(drawer, &ask) {
-            Ok(drawn) if is_up => {
-                let mut full_name = self.prefix.as_bytes().to_vec();
-                name(&mut full_name);
-                First::Ask(Question { name: full_name, drawer, ask, quota, debt: drawn.debt })
-            }
-            Ok(drawn) => First::Decided(Ok(Admitted::new(drawn.debt, quota))),
-            Err(wait) => First::Decided(Err(Reason::Wait(wait))),
+        let taken = match terms.take(now, quota, 0, |ask| self.local.take(drawer, ask)) {
+            Ok(taken) if is_up => taken,
+            decision => return First::Decided(decision),
+        };
+        let Some(drawn) = taken.drawn() else { return First::Decided(Ok(taken)) };
+        if !self.server.may_ask(now) {
+            return First::Decided(self.without_the_server(terms).unwrap_or(Ok(taken)));
+        }
+        let mut full_name = self.prefix.as_bytes().to_vec();
+        name(&mut full_name);
+        First::Ask(Question { name: full_name, drawer, terms, taken, drawn })
+    }
+
+    /// What becomes of a request about which the server cannot be asked. `None`: the local bucket decides.
+    fn without_the_server(&self, terms: Terms) -> Option<Result<Taken, Denial>> {
+        match self.on_failure {
+            OnFailure::Local => None,
+            _ if terms.tokens() == 0 => None,
+            OnFailure::Open => Some(Ok(Taken::NOTHING)),
+            OnFailure::Closed => Some(terms.refuse(Reason::Unavailable)),
         }
     }
 
     /// Without an answer.
     #[cold]
-    fn failed(&self, question: &Question, error: Option<&RedisError>) -> Result<Admitted, Reason> {
+    fn failed(&self, question: &Question, error: Option<&RedisError>) -> Result<Taken, Denial> {
         self.server.failures.fetch_add(1, Relaxed);
         let now = self.local.since_start(Instant::now());
         if self.server.down_until.swap(now + PAUSE, Relaxed) == 0 {
             let error = error.map_or("timed out".to_owned(), ToString::to_string);
             tracing::warn!(error, instead = ?self.on_failure, "redis does not answer the rate limiter");
         }
-        match self.on_failure {
-            OnFailure::Closed => Err(Reason::Unavailable),
-            OnFailure::Local | OnFailure::Open => Ok(Admitted::new(question.debt, question.quota)),
+        let decision = self.without_the_server(question.terms).unwrap_or(Ok(question.taken));
+        if decision.is_err() {
+            self.give_back(question);
         }
+        decision
     }
 
-    fn answered(&self, question: &Question, (wait, debt): (u64, u64)) -> Result<Admitted, Reason> {
+    fn answered(&self, question: &Question, (wait, debt): (u64, u64)) -> Result<Taken, Denial> {
         if self.server.down_until.load(Relaxed) != 0 && self.server.down_until.swap(0, Relaxed) != 0 {
             tracing::info!("redis answers the rate limiter again");
         }
         let nanos = |micros: u64| micros.saturating_mul(1000);
         if wait == 0 {
-            return Ok(Admitted::new(nanos(debt), question.quota));
+            return Ok(question.taken.owing(nanos(debt)));
         }
-        self.local.hold(question.drawer, &question.ask, nanos(wait));
-        Err(Reason::Wait(nanos(wait)))
+        // What did not pass has used up nothing here either.
+        self.give_back(question);
+        self.local.hold(question.drawer, question.taken.ask(), nanos(wait));
+        question.terms.refuse(Reason::Wait(nanos(wait)))
     }
 
-    fn count(&self, drawer: Drawer, decision: Result<Admitted, Reason>) -> Result<Admitted, Exhausted> {
-        self.local.count(drawer, if decision.is_ok() { Fate::Allowed } else { Fate::Refused });
-        decision.map_err(Exhausted::new)
+    fn give_back(&self, question: &Question) {
+        self.local.give_back(question.drawer, question.taken.ask(), question.drawn, Instant::now());
+    }
+
+    fn count(&self, drawer: Drawer, decision: Result<Taken, Denial>) -> Result<Taken, Exhausted> {
+        self.local.count(drawer, decision.map_or(Fate::Refused, |taken| taken.fate(false)));
+        decision.map_err(|denial| denial.exhausted())
     }
 }
 
 impl<K: ?Sized, C: ConnectionLike + Clone> RedisLimiter<K, C> {
-    async fn ask(&self, question: &Question) -> Result<Admitted, Reason> {
-        let (cost, depth) = in_micros(question.quota);
+    async fn ask(&self, question: &Question) -> Result<Taken, Denial> {
+        let (cost, depth) = in_micros(question.taken.quota(), question.terms.tokens());
         let mut connection = self.connection.clone();
         let mut call = self.server.script.prepare_invoke();
         call.key(&question.name).arg(cost).arg(depth);
@@ -245,12 +267,39 @@ impl<K: Hash + RedisKey + ?Sized, C: ConnectionLike + Clone> RedisLimiter<K, C> 
     ///
     /// The bucket is empty; or Redis does not answer, and that means no ([`OnFailure::Closed`]).
     pub async fn check_key(&self, key: &K) -> Result<Admitted, Exhausted> {
+        self.check_key_cost(key, 1).await
+    }
+
+    /// Takes so many tokens from the bucket of `key`, now. What costs none always passes, and asks nobody.
+    ///
+    /// # Errors
+    ///
+    /// The bucket has not so many now, or never holds so many; or Redis does not answer, and that means no.
+    pub async fn check_key_cost(&self, key: &K, tokens: u32) -> Result<Admitted, Exhausted> {
         let drawer = Drawer::Key(self.local.fingerprint(key));
-        let decision = match self.first(drawer, |name| key.write_to(name)) {
+        let decision = match self.first(drawer, Terms::costing(tokens), |name| key.write_to(name)) {
             First::Decided(decision) => decision,
             First::Ask(question) => self.ask(&question).await,
         };
-        self.count(drawer, decision)
+        let debt = self.count(drawer, decision)?.drawn().map_or(0, |drawn| drawn.debt);
+        Ok(Admitted::new(debt, self.local.quota()))
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    /// While it is not known to answer, one asks, and the others do not wait for it with that one.
+    fn may_ask(&self, now: u64) -> bool {
+        let until = self.down_until.load(Relaxed);
+        until == 0 || until <= now && self.down_until.compare_exchange(until, now + PAUSE, Relaxed, Relaxed).is_ok()
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        let (down_until, failures) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { script: Script::new(SCRIPT), down_until, failures }
     }
 }
 
@@ -277,12 +326,13 @@ impl<K: ?Sized, C> fmt::Debug for RedisLimiter<K, C> {
     }
 }
 
-/// Cost and depth in whole microseconds, rounded up; as many times one as the other as the burst says.
-fn in_micros(quota: Quota) -> (u64, u64) {
+/// Cost and depth in whole microseconds, rounded up: so many tokens, and as many as the burst says.
+fn in_micros(quota: Quota, tokens: u32) -> (u64, u64) {
     let (interval, burst) = quota.parts();
-    let cost = interval.div_ceil(1000);
+    let one = interval.div_ceil(1000);
     // Lua's numbers are exact up to 2^53; the clock is below 2^51, and two of these are added to it.
-    (cost.min(MOST_MICROS), cost.saturating_mul(burst.into()).min(MOST_MICROS))
+    let micros = |tokens: u32| one.saturating_mul(tokens.into()).min(MOST_MICROS);
+    (micros(tokens), micros(burst))
 }
 
 const SCRIPT: &str = include_str!("gcra.lua");
@@ -305,10 +355,11 @@ mod tests {
 
     #[test]
     fn a_quota_in_microseconds_is_never_more_than_it_was() {
-        assert_eq!(in_micros(Quota::per_second(n(100)).burst(n(20))), (10_000, 200_000));
-        assert_eq!(in_micros(Quota::per_second(n(3))), (333_334, 1_000_002));
-        assert_eq!(in_micros(Quota::per_second(n(4_000_000)).burst(n(10))), (1, 10));
+        assert_eq!(in_micros(Quota::per_second(n(100)).burst(n(20)), 1), (10_000, 200_000));
+        assert_eq!(in_micros(Quota::per_second(n(100)).burst(n(20)), 20), (200_000, 200_000));
+        assert_eq!(in_micros(Quota::per_second(n(3)), 2), (666_668, 1_000_002));
+        assert_eq!(in_micros(Quota::per_second(n(4_000_000)).burst(n(10)), 1), (1, 10));
         let never = Quota::every(Duration::MAX).unwrap();
-        assert_eq!(in_micros(never), (MOST_MICROS, MOST_MICROS));
+        assert_eq!(in_micros(never, 1), (MOST_MICROS, MOST_MICROS));
     }
 }
