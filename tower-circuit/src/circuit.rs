@@ -13,7 +13,7 @@ use crate::{
     Cooldown, Evidence, Mode, Open, PerEndpoint, Permit, Reason, Snapshot, State, Trip, TripPolicy,
     breaker::{Breaker, Ended, Ending, Rules, Shut},
     core::{Core, News, Seat},
-    permit::Reservation,
+    permit::{Leave, Reservation},
     probe::ProbeRules,
     stripe::{Count, Lane, StripedArc, Stripes},
     word::{Tag, Ticket},
@@ -167,32 +167,32 @@ impl Circuit {
     ///
     /// [`Open`] while calls are refused.
     pub fn admit(&self) -> Result<Permit, Open> {
-        let mut permit = self.admit_call()?;
-        permit.start();
-        Ok(permit)
+        let mut leave = self.admit_call()?;
+        leave.start();
+        Ok(leave.into())
     }
 
     /// As [`admit`](Self::admit), for a call that nobody has waited for yet, and if it is of the simple kind.
     #[inline(always)]
-    pub(crate) fn admit_simply(&self) -> Option<Permit> {
+    pub(crate) fn admit_simply(&self) -> Option<Leave> {
         let ticket = self.shared.get().core.admit_simply()?;
-        Some(Permit::new(self.shared.hold(), ticket, None))
+        Some(Leave::new(self.shared.hold(), ticket, None))
     }
 
     /// As [`admit`](Self::admit), for a call that nobody has waited for yet.
-    pub(crate) fn admit_call(&self) -> Result<Permit, Open> {
+    pub(crate) fn admit_call(&self) -> Result<Leave, Open> {
         match self.shared.get().core.admit_closed() {
             // Where the heart wants to know, it may want to know the time.
-            Some(ticket) => Ok(Permit::new(self.shared.hold(), ticket, ticket.asks().then(Instant::now))),
+            Some(ticket) => Ok(Leave::new(self.shared.hold(), ticket, ticket.asks().then(Instant::now))),
             None => self.admit_probe(),
         }
     }
 
-    fn admit_probe(&self) -> Result<Permit, Open> {
+    fn admit_probe(&self) -> Result<Leave, Open> {
         let (shared, now) = (self.shared.get(), Instant::now());
         match shared.core.shut(now) {
             Some(open) => Err(self.count_refused(open)),
-            None => self.permit(shared.ask(|breaker| breaker.admit(now)), now),
+            None => self.leave_or_refuse(shared.ask(|breaker| breaker.admit(now)), now),
         }
     }
 
@@ -217,10 +217,10 @@ impl Circuit {
     }
 
     /// Admits a call that was promised a probe.
-    pub(crate) fn begin(&self, reservation: &Reservation) -> Result<Permit, Open> {
+    pub(crate) fn begin(&self, reservation: &Reservation) -> Result<Leave, Open> {
         let now = Instant::now();
         let admitted = self.shared.get().ask(|breaker| breaker.begin(reservation.ticket(), now));
-        self.permit(admitted, now)
+        self.leave_or_refuse(admitted, now)
     }
 
     /// Reserves a probe; `None` where none is needed. Or takes a seat, to be woken at the next change; there is
@@ -255,9 +255,9 @@ impl Circuit {
         self.shared.is_alone() && self.shared.get().core.is_unblemished(now)
     }
 
-    fn permit(&self, admitted: Result<Ticket, Shut>, now: Instant) -> Result<Permit, Open> {
+    fn leave_or_refuse(&self, admitted: Result<Ticket, Shut>, now: Instant) -> Result<Leave, Open> {
         match admitted {
-            Ok(ticket) => Ok(Permit::new(self.shared.hold(), ticket, Some(now))),
+            Ok(ticket) => Ok(Leave::new(self.shared.hold(), ticket, Some(now))),
             Err(shut) => Err(self.count_refused(open(shut, now))),
         }
     }

@@ -14,7 +14,7 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use crate::{Open, Permit};
+use crate::{Open, Permit, permit::Leave};
 
 /// The future of [`CircuitService`](crate::CircuitService).
 ///
@@ -45,7 +45,7 @@ struct Watched<F, K> {
     #[pin]
     call: F,
     classifier: Option<K>,
-    permit: Permit,
+    leave: Leave,
 }
 
 #[pin_project(project = AnswerProj)]
@@ -71,8 +71,8 @@ where
     R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error>,
 {
     #[inline(always)]
-    pub(crate) fn admitted(call: S::Future, classifier: C::Classifier, permit: Permit) -> Self {
-        Self { answer: Answer::Admitted(Watched::new(call, classifier, permit)), request: PhantomData }
+    pub(crate) fn admitted(call: S::Future, classifier: C::Classifier, leave: Leave) -> Self {
+        Self { answer: Answer::Admitted(Watched::new(call, classifier, leave)), request: PhantomData }
     }
 
     pub(crate) fn refused(refuse: R, seen: R::Seen, open: Open) -> Self {
@@ -117,8 +117,8 @@ where
 
 impl<F, K> GateFuture<F, K> {
     #[inline(always)]
-    pub(crate) fn admitted(call: F, classifier: K, permit: Permit) -> Self {
-        Self(Gated::Admitted(Watched::new(call, classifier, permit)))
+    pub(crate) fn admitted(call: F, classifier: K, leave: Leave) -> Self {
+        Self(Gated::Admitted(Watched::new(call, classifier, leave)))
     }
 
     pub(crate) fn unsent(error: BoxError) -> Self {
@@ -155,8 +155,8 @@ impl<F, K> fmt::Debug for GateFuture<F, K> {
 
 impl<F, K> Watched<F, K> {
     #[inline(always)]
-    fn new(call: F, classifier: K, permit: Permit) -> Self {
-        Self { call, classifier: Some(classifier), permit }
+    fn new(call: F, classifier: K, leave: Leave) -> Self {
+        Self { call, classifier: Some(classifier), leave }
     }
 }
 
@@ -172,10 +172,10 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Poll::Ready(result) = this.call.poll(cx) else {
-            this.permit.start();
+            this.leave.start();
             return Poll::Pending;
         };
-        Poll::Ready(answer(this.classifier, this.permit, result))
+        Poll::Ready(answer(this.classifier, this.leave, result))
     }
 }
 
@@ -183,7 +183,7 @@ where
 #[inline(always)]
 fn answer<K, Res, E>(
     slot: &mut Option<K>,
-    permit: &mut Permit,
+    leave: &mut Leave,
     result: Result<Res, E>,
 ) -> Result<Judged<K, Permit, Res, E>, E>
 where
@@ -194,17 +194,17 @@ where
     match result {
         Ok(response) => match classifier.head(&response) {
             Some(outcome) => {
-                permit.tell(outcome);
+                leave.tell(outcome);
                 Ok(K::Scope::detached(response))
             }
             None => {
+                let (classifier, mut permit) = (slot.take().expect(POLLED_AGAIN), Permit::from(leave.take()));
                 permit.answered();
-                let classifier = slot.take().expect(POLLED_AGAIN);
-                Ok(K::Scope::attach(response, Judge::new(classifier, permit.take())))
+                Ok(K::Scope::attach(response, Judge::new(classifier, permit)))
             }
         },
         Err(error) => {
-            permit.tell(classifier.error(&error));
+            leave.tell(classifier.error(&error));
             Err(error)
         }
     }

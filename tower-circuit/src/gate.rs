@@ -12,7 +12,11 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use crate::{Circuit, GateFuture, Open, Permit, core::Seat, permit::Reservation};
+use crate::{
+    Circuit, GateFuture, Open, Permit,
+    core::Seat,
+    permit::{Leave, Reservation},
+};
 
 /// Is not ready while the circuit is open, so that a balancer looks elsewhere. Made by
 /// [`CircuitGateLayer`](crate::CircuitGateLayer).
@@ -108,7 +112,7 @@ impl<S, C> CircuitGate<S, C> {
     }
 
     #[cold]
-    fn admit(&mut self) -> Result<Permit, Open> {
+    fn admit(&mut self) -> Result<Leave, Open> {
         match std::mem::replace(&mut self.turn, Turn::None) {
             Turn::Pass => self.circuit.admit_call(),
             Turn::Probe(reservation) => self.circuit.begin(&reservation),
@@ -147,16 +151,16 @@ where
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         if let Turn::Pass = self.turn
-            && let Some(permit) = self.circuit.admit_simply()
+            && let Some(leave) = self.circuit.admit_simply()
         {
             self.turn = Turn::None;
             let classifier = self.classify.classify(&request);
-            return GateFuture::admitted(self.inner.call(request), classifier, permit);
+            return GateFuture::admitted(self.inner.call(request), classifier, leave);
         }
         match self.admit() {
-            Ok(permit) => {
+            Ok(leave) => {
                 let classifier = self.classify.classify(&request);
-                GateFuture::admitted(self.inner.call(request), classifier, permit)
+                GateFuture::admitted(self.inner.call(request), classifier, leave)
             }
             Err(open) => GateFuture::unsent(Unsent::new(request, open).into()),
         }

@@ -146,9 +146,9 @@ where
         assert!(self.ready, "`call` needs `poll_ready` to have said ready on this clone");
         self.ready = false;
         match self.circuits.get(&(self.key)(&request)).admit_call() {
-            Ok(permit) => {
+            Ok(leave) => {
                 let classifier = self.classify.classify(&request);
-                ResponseFuture::admitted(self.inner.call(request), classifier, permit)
+                ResponseFuture::admitted(self.inner.call(request), classifier, leave)
             }
             Err(open) => ResponseFuture::refused(self.refuse.clone(), self.refuse.see(&request), open),
         }

@@ -12,13 +12,18 @@ use crate::{circuit::Shared, stripe::Held, word::Ticket};
 /// probe's permit frees the probe's place however it ends.
 #[must_use = "a permit that is dropped is a cancelled call"]
 pub struct Permit {
+    leave: Leave,
+    /// Whoever goes away now goes for reasons of their own.
+    answered: bool,
+}
+
+/// A permit before anything has been answered.
+pub(crate) struct Leave {
     /// `None`: settled.
     circuit: Option<Held<Shared>>,
     ticket: Ticket,
     /// Unknown until somebody has to wait for the call: most of its cost would be the clock.
     started: Option<Instant>,
-    /// A good head has come: whoever goes away now goes for reasons of their own.
-    answered: bool,
 }
 
 /// A probe, promised to a gate that is ready. Goes back when dropped.
@@ -31,15 +36,56 @@ pub(crate) struct Reservation {
 // === impl Permit ===
 
 impl Permit {
-    #[inline(always)]
-    pub(crate) fn new(circuit: Held<Shared>, ticket: Ticket, started: Option<Instant>) -> Self {
-        Self { circuit: Some(circuit), ticket, started, answered: false }
-    }
-
     /// Whether this call is one of those that decide a half-open circuit.
     #[must_use]
     pub const fn is_probe(&self) -> bool {
-        self.ticket.is_probe()
+        self.leave.ticket.is_probe()
+    }
+}
+
+impl From<Leave> for Permit {
+    fn from(leave: Leave) -> Self {
+        Self { leave, answered: false }
+    }
+}
+
+impl Settle for Permit {
+    fn answered(&mut self) {
+        self.answered = true;
+        self.leave.answered();
+    }
+
+    #[inline]
+    fn settle(mut self, outcome: Outcome) {
+        self.leave.tell(outcome);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.answered {
+            // As if it had just begun, when the leave is dropped.
+            self.leave.started = None;
+        }
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit")
+            .field("probe", &self.is_probe())
+            .field("started", &self.leave.started)
+            .field("answered", &self.answered)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Leave ===
+
+impl Leave {
+    #[inline(always)]
+    pub(crate) fn new(circuit: Held<Shared>, ticket: Ticket, started: Option<Instant>) -> Self {
+        Self { circuit: Some(circuit), ticket, started }
     }
 
     /// From now on the call takes time, if it did not before.
@@ -52,45 +98,31 @@ impl Permit {
 
     /// Itself, out of a place where nothing remains of it.
     pub(crate) fn take(&mut self) -> Self {
-        Self { circuit: self.circuit.take(), ..*self }
+        Self { circuit: self.circuit.take(), ticket: self.ticket, started: self.started }
     }
 
-    #[cold]
-    fn tell_answered(&self) {
-        if let Some(circuit) = &self.circuit {
-            circuit.ask(|breaker| breaker.answered(self.ticket, Instant::now()));
-        }
-    }
-
-    /// As [`settle`](Settle::settle), in place.
+    /// How the call ended.
     #[inline(always)]
     pub(crate) fn tell(&mut self, outcome: Outcome) {
         if let Some(circuit) = self.circuit.take() {
             circuit.settle(&circuit.lane, self.ticket, self.started, outcome);
         }
     }
-}
 
-impl Settle for Permit {
-    #[inline]
-    fn answered(&mut self) {
-        self.answered = true;
-        if self.is_probe() {
-            self.tell_answered();
+    fn answered(&self) {
+        if self.ticket.is_probe()
+            && let Some(circuit) = &self.circuit
+        {
+            circuit.ask(|breaker| breaker.answered(self.ticket, Instant::now()));
         }
     }
-
-    #[inline]
-    fn settle(mut self, outcome: Outcome) {
-        self.tell(outcome);
-    }
 }
 
-impl Drop for Permit {
+impl Drop for Leave {
     #[inline(always)]
     fn drop(&mut self) {
         if let Some(circuit) = self.circuit.take() {
-            cancel(circuit, self.ticket, self.started.filter(|_| !self.answered));
+            cancel(circuit, self.ticket, self.started);
         }
     }
 }
@@ -98,15 +130,6 @@ impl Drop for Permit {
 #[cold]
 fn cancel(circuit: Held<Shared>, ticket: Ticket, started: Option<Instant>) {
     circuit.cancel(&circuit.lane, ticket, started);
-}
-
-impl fmt::Debug for Permit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Permit")
-            .field("probe", &self.is_probe())
-            .field("started", &self.started)
-            .finish_non_exhaustive()
-    }
 }
 
 // === impl Reservation ===

@@ -6,7 +6,7 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use crate::{Circuit, Open, Permit, ResponseFuture};
+use crate::{Circuit, Open, Permit, ResponseFuture, permit::Leave};
 
 /// Calls the inner service while the circuit admits it, and answers at once while it does not. Made by
 /// [`CircuitLayer`](crate::CircuitLayer).
@@ -68,7 +68,7 @@ impl<S, C, R> CircuitService<S, C, R> {
 
     #[cold]
     #[inline(never)]
-    fn admit_or_refuse(&mut self) -> Result<Permit, Open> {
+    fn admit_or_refuse(&mut self) -> Result<Leave, Open> {
         match std::mem::replace(&mut self.grant, Grant::None) {
             Grant::Pass => self.circuit.admit_call(),
             Grant::Refuse => {
@@ -115,16 +115,16 @@ where
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         if let Grant::Pass = self.grant
-            && let Some(permit) = self.circuit.admit_simply()
+            && let Some(leave) = self.circuit.admit_simply()
         {
             self.grant = Grant::None;
             let classifier = self.classify.classify(&request);
-            return ResponseFuture::admitted(self.inner.call(request), classifier, permit);
+            return ResponseFuture::admitted(self.inner.call(request), classifier, leave);
         }
         match self.admit_or_refuse() {
-            Ok(permit) => {
+            Ok(leave) => {
                 let classifier = self.classify.classify(&request);
-                ResponseFuture::admitted(self.inner.call(request), classifier, permit)
+                ResponseFuture::admitted(self.inner.call(request), classifier, leave)
             }
             Err(open) => ResponseFuture::refused(self.refuse.clone(), self.refuse.see(&request), open),
         }
