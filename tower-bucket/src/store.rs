@@ -399,9 +399,10 @@ impl Slot {
             if full_at == CLAIMED || self.owner.load(Acquire) != key.0 {
                 return false;
             }
-            // A nanosecond stays, so that the time is greater than when this owner moved in.
             let Some(lower) = ask.take_out(debt, full_at, now) else { return true };
-            match self.full_at.compare_exchange_weak(full_at, lower + 1, AcqRel, Acquire) {
+            // Where nothing is left, a nanosecond stays, so that the time is greater than when this owner moved in.
+            let lower = lower + u64::from(lower <= now);
+            match self.full_at.compare_exchange_weak(full_at, lower, AcqRel, Acquire) {
                 Ok(_) => return true,
                 Err(seen) => full_at = seen,
             }
