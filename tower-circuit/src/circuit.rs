@@ -366,8 +366,9 @@ impl CircuitBuilder {
     /// Once a good head has come, who drops the rest says nothing either, however old the call is: readers of streams leave.
     /// A body that stalls is seen where a timeout further in makes an error of it.
     ///
-    /// Choose it no longer than the timeouts outside of the circuit, or hanging calls are never seen. The age of a call
-    /// counts from the first time that somebody had to wait for it.
+    /// Choose it a little shorter than the timeouts outside of the circuit, or hanging calls are never seen: the age of a call
+    /// counts from the first time that somebody had to wait for it. Not much shorter where callers are strangers: who may
+    /// hang up at will on calls that take that long makes failures of them, and opens the circuit for all.
     pub fn cancelled_after(self, age: impl Into<Option<Duration>>) -> Self {
         Self { cancelled_after: CancelledAfter::Age(age.into()), ..self }
     }

@@ -6,7 +6,8 @@ use std::{
 /// A client by its address: one IPv4 address, or one IPv6 network of 64 bits.
 ///
 /// A /64 is what one IPv6 subscriber gets, at the least; by single addresses anyone has 2^64 buckets. An IPv4 address
-/// written as IPv6 (`::ffff:192.0.2.1`, which a dual-stack socket reports) is the IPv4 address.
+/// written as IPv6 (`::ffff:192.0.2.1`, which a dual-stack socket reports) is the IPv4 address. What a translator writes for
+/// an IPv4 client (`64:ff9b::192.0.2.1`, RFC 6052) is one client, too: by networks all of IPv4 would be one.
 ///
 /// ```
 /// use std::net::IpAddr;
@@ -27,6 +28,7 @@ impl From<IpAddr> for ClientIp {
     fn from(addr: IpAddr) -> Self {
         Self(match addr.to_canonical() {
             IpAddr::V4(addr) => addr.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(addr) if addr.to_bits() & TRANSLATED == TRANSLATOR => addr.to_bits(),
             IpAddr::V6(addr) => addr.to_bits() & NETWORK,
         })
     }
@@ -36,6 +38,7 @@ impl fmt::Display for ClientIp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match IpAddr::from(Ipv6Addr::from_bits(self.0)).to_canonical() {
             IpAddr::V4(addr) => addr.fmt(f),
+            IpAddr::V6(client) if self.0 & !NETWORK != 0 => client.fmt(f),
             IpAddr::V6(network) => write!(f, "{network}/64"),
         }
     }
@@ -48,6 +51,10 @@ impl fmt::Debug for ClientIp {
 }
 
 const NETWORK: u128 = !0 << 64;
+
+/// RFC 6052's well-known prefix, of 96 bits.
+const TRANSLATOR: u128 = 0x0064_ff9b << 96;
+const TRANSLATED: u128 = !0 << 32;
 
 #[cfg(test)]
 mod tests {
@@ -71,6 +78,16 @@ mod tests {
         for other in ["::1", "::", "::192.0.2.1", "64:ff9b::192.0.2.1", "2002:c000:0201::1"] {
             assert_ne!(client(other), client("192.0.2.1"), "{other}");
         }
+    }
+
+    /// A server that has only IPv6 sees all of IPv4 in one /64.
+    #[test]
+    fn clients_behind_a_translator_are_not_one() {
+        assert_ne!(client("64:ff9b::192.0.2.1"), client("64:ff9b::192.0.2.2"));
+        assert_eq!(client("64:ff9b::192.0.2.1"), client("64:ff9b::c000:201"));
+        assert_eq!(client("64:ff9b::192.0.2.1").to_string(), "64:ff9b::c000:201");
+        assert_eq!(client("64:ff9b:0:0:1::1"), client("64:ff9b:0:0:2::1"), "only what the prefix says");
+        assert_eq!(client("64:ff9b:1::1"), client("64:ff9b:1::2"), "a network like any other");
     }
 
     #[test]
