@@ -392,6 +392,7 @@ async fn a_layer_answers_429_over_all_machines_and_calls_the_inner_service_for_t
         let response = services[turn % 2].ready().await.unwrap().call(request()).await.unwrap();
         assert_eq!(response.status().as_u16(), if turn < 10 { 200 } else { 429 });
     }
+    assert!(server.machine::<str>(TEN_AN_HOUR).await.check_key("").await.is_ok(), "an empty key is a key");
     let deny = RedisLayer::new(machine().await, PeerIp).on_missing_key(OnMissingKey::Deny);
     let error = deny.layer(Probe::new().0).oneshot(request()).await.unwrap_err();
     assert_eq!(error.downcast_ref::<Exhausted>().unwrap().to_string(), "rate limit key missing");

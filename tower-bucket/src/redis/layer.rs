@@ -173,7 +173,7 @@ impl<F, K: ?Sized, C, R, A> RedisLayer<F, K, C, R, A> {
         }
         self.limiter.local.note_keyless();
         let first = match self.missing {
-            OnMissingKey::Shared => self.limiter.first(Drawer::Keyless, terms, |_| {}),
+            OnMissingKey::Shared => self.limiter.first(Drawer::Keyless, terms, |name| name.extend_from_slice(KEYLESS)),
             OnMissingKey::Allow => First::Decided(Ok(Taken::NOTHING)),
             OnMissingKey::Deny => First::Decided(terms.keyless()),
         };
@@ -320,3 +320,6 @@ where
         f.debug_struct("RedisFuture").field("state", &state).finish_non_exhaustive()
     }
 }
+
+/// As no key is written that stands alone, not even an empty one.
+const KEYLESS: &[u8] = b"\0keyless";
