@@ -36,6 +36,7 @@ impl Drop for Tell {
 
 type Told = mpsc::Receiver<Option<Outcome>>;
 type Answer<C, Res, E> = (Result<Judged<C, Tell, Res, E>, E>, Told);
+type AnswerAndHead<C, Res, E> = (Result<Judged<C, Tell, Res, E>, E>, Told, mpsc::Receiver<()>);
 
 fn answer<C, Res, E>(classifier: C, result: Result<Res, E>) -> Answer<C, Res, E>
 where
@@ -46,11 +47,8 @@ where
     (answer, told)
 }
 
-/// And whether a good head was told by then.
-fn answer_and_head<C, Res, E>(
-    classifier: C,
-    result: Result<Res, E>,
-) -> (Result<Judged<C, Tell, Res, E>, E>, Told, mpsc::Receiver<()>)
+/// And what was told of a good head.
+fn answer_and_head<C, Res, E>(classifier: C, result: Result<Res, E>) -> AnswerAndHead<C, Res, E>
 where
     C: ClassifyResponse<Res, E>,
     C::Scope: Scope<Res, Judge<C, Tell>>,
