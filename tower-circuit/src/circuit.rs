@@ -561,3 +561,21 @@ impl fmt::Debug for Policy {
         f.write_str(if self.own.is_some() { "own" } else { "none" })
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Who opened it is slow to tell, and meanwhile another has closed it and told.
+    #[test]
+    fn a_subscriber_is_not_told_what_is_over() {
+        let circuit = Circuit::new();
+        let changes = circuit.subscribe();
+        let shared = circuit.shared.get();
+        let ((), opened) = shared.core.ask(|breaker| breaker.set_mode(Mode::ForcedOpen, Instant::now()));
+        let ((), closed) = shared.core.ask(Breaker::reset);
+        shared.tell(closed);
+        shared.tell(opened);
+        assert_eq!(*changes.borrow(), State::Closed);
+    }
+}

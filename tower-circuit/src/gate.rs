@@ -250,5 +250,12 @@ mod tests {
         assert_eq!(circuit.waiting(), 2, "and a gate that is dropped waits no more");
         circuit.reset();
         assert_eq!(circuit.waiting(), 0);
+        let gate = &mut gates[0];
+        let (_, waker) = Wakes::new();
+        assert!(gate.poll_ready(&mut Context::from_waker(&waker)).is_ready());
+        assert!(
+            gate.wait.is_none() && gate.may_pass(),
+            "and what it waited with is gone, so that it passes by the short way"
+        );
     }
 }
