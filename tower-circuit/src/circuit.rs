@@ -566,6 +566,20 @@ impl fmt::Debug for Policy {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_refusal_is_known_without_the_lock_whyever_it_is() {
+        let circuit = Circuit::builder().cooldown(Cooldown::fixed(Duration::ZERO)).build();
+        let core = &circuit.shared.get().core;
+        let known = || core.shut(Instant::now()).map(|open| (open.retry_after().is_some(), open.reason()));
+        assert_eq!(known(), None);
+        circuit.force_open();
+        assert_eq!(known(), Some((false, Some(Reason::Forced))));
+        circuit.automatic();
+        assert_eq!(known(), None, "a probe may be had, and has to be asked for");
+        let _probe = circuit.admit().unwrap();
+        assert_eq!(known(), Some((true, Some(Reason::Forced))));
+    }
+
     /// Who opened it is slow to tell, and meanwhile another has closed it and told.
     #[test]
     fn a_subscriber_is_not_told_what_is_over() {
