@@ -3,25 +3,28 @@
 use std::{
     future::{Future, poll_fn},
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
 };
 
-use pin_project::pin_project;
-use tokio::{select, time::sleep};
+use tokio::{
+    select,
+    time::{Instant, sleep},
+};
 use tower_outcome::BoxError;
 use tower_service::Service;
 
 use crate::{
     accepted::Accepted,
-    bell::{Bell, Heard},
     count::Kind,
     drain::Drain,
     fault::{Backoff, Fault},
     guard::Guard,
     listen::{Addr, Listen},
+    lives::Lives,
     report::Report,
+    reserve::Reserve,
     wait::Reached,
 };
 
@@ -45,13 +48,14 @@ where
     S: Service<Accepted<L::Io>, Future: Send + 'static, Error: Into<BoxError>>,
 {
     let local = listener.local_addr().unwrap_or(Addr::Other);
-    let mut door = Door { drain: drain.clone(), service, local, cut: Cut::default() };
+    let mut door = Door { drain: drain.clone(), service, local, lives: Lives::default(), reserve: Reserve::new() };
     let outcome = door.welcome(&mut listener).await;
     if outcome.is_err() {
         // Nobody can come any more; those who are here are not dropped for it.
         drain.shutdown();
     } else {
-        door.take_queued(&mut listener).await;
+        // Who came is served, but not beyond the time there is for serving.
+        until(pin!(drain.forced()), door.take_queued(&mut listener)).await;
     }
     drop(listener);
     drop(open);
@@ -64,20 +68,8 @@ struct Door<S> {
     drain: Drain,
     service: S,
     local: Addr,
-    cut: Cut,
-}
-
-/// Ends every [`Life`] that listens, when dropped.
-#[derive(Default)]
-struct Cut(Bell);
-
-/// A connection's whole life, which can be cut.
-#[pin_project]
-struct Life<F> {
-    #[pin]
-    cut: Heard,
-    #[pin]
-    life: F,
+    lives: Lives,
+    reserve: Reserve,
 }
 
 // === impl Door ===
@@ -89,7 +81,7 @@ impl<S> Door<S> {
         L: Listen,
         S: Service<Accepted<L::Io>, Future: Send + 'static, Error: Into<BoxError>>,
     {
-        let mut closing = std::pin::pin!(self.drain.closing());
+        let mut closing = pin!(self.drain.closing());
         let mut backoff = Backoff::default();
         // Readiness never delays the drain, and neither does a connection that may still come: hence `biased`.
         while let Some(ready) = until(closing.as_mut(), poll_fn(|cx| self.poll_ready(cx))).await {
@@ -101,7 +93,11 @@ impl<S> Door<S> {
                     self.admit(io, peer);
                 }
                 Err(error) => {
+                    let again = backoff.is_running() && Fault::of(&error) == Fault::Full;
                     let Some(pause) = pause(error, &mut backoff)? else { continue };
+                    if again {
+                        self.turn_away(listener);
+                    }
                     until(closing.as_mut(), sleep(pause)).await;
                 }
             }
@@ -109,7 +105,16 @@ impl<S> Door<S> {
         Ok(())
     }
 
-    /// Lets in who came before the listener closes: twice, for those whose handshake was just under way.
+    /// Out of descriptors, and not for a moment only: who waits in the queue is closed, so that it goes elsewhere instead of hanging.
+    fn turn_away<L: Listen>(&mut self, listener: &mut L) {
+        let turned = self.reserve.lend(|| {
+            let turned = (0..TURNED_AWAY).map_while(|_| listener.try_accept().ok().flatten());
+            turned.count()
+        });
+        tracing::warn!(turned, "accept: connections closed for lack of descriptors");
+    }
+
+    /// Lets in who came before the listener closes, until nobody came for a while: handshakes may be under way.
     ///
     /// A service that is not ready takes nobody; they are closed with the listener.
     async fn take_queued<L>(&mut self, listener: &mut L)
@@ -117,27 +122,39 @@ impl<S> Door<S> {
         L: Listen,
         S: Service<Accepted<L::Io>, Future: Send + 'static, Error: Into<BoxError>>,
     {
-        self.take_all(listener).await;
-        sleep(HANDSHAKE).await;
+        listener.begin_close();
+        let end = Instant::now() + LONGEST;
+        let mut quiet_since = Instant::now();
+        while quiet_since.elapsed() < QUIET && Instant::now() < end || listener.expects_more() {
+            if self.take_all(listener).await > 0 {
+                quiet_since = Instant::now();
+            }
+            sleep(GLANCE).await;
+        }
         self.take_all(listener).await;
     }
 
-    async fn take_all<L>(&mut self, listener: &mut L)
+    /// Tells how many it took.
+    async fn take_all<L>(&mut self, listener: &mut L) -> usize
     where
         L: Listen,
         S: Service<Accepted<L::Io>, Future: Send + 'static, Error: Into<BoxError>>,
     {
-        for _ in 0..QUEUE {
+        for taken in 0..QUEUE {
             if !poll_fn(|cx| Poll::Ready(matches!(self.poll_ready(cx), Poll::Ready(Ok(()))))).await {
-                return;
+                return taken;
             }
             match listener.try_accept() {
                 Ok(Some((io, peer))) => self.admit(io, peer),
-                Ok(None) => return,
+                Ok(None) => return taken,
                 Err(error) if Fault::of(&error) == Fault::Passing => {}
-                Err(error) => return tracing::warn!(%error, "connections left in the queue"),
+                Err(error) => {
+                    tracing::warn!(%error, "connections left in the queue");
+                    return taken;
+                }
             }
         }
+        QUEUE
     }
 
     fn poll_ready<Io>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>
@@ -152,7 +169,7 @@ impl<S> Door<S> {
         S: Service<Accepted<Io>, Future: Send + 'static, Error: Into<BoxError>>,
     {
         let accepted = Accepted::new(&self.drain, io, peer, self.local.clone());
-        tokio::spawn(Life { cut: self.cut.0.heard(), life: self.service.call(accepted) });
+        self.lives.begin(self.service.call(accepted));
     }
 }
 
@@ -169,7 +186,7 @@ async fn until<F: Future>(closing: Pin<&mut Reached>, future: F) -> Option<F::Ou
 fn pause(error: io::Error, backoff: &mut Backoff) -> io::Result<Option<Duration>> {
     match Fault::of(&error) {
         Fault::Passing => Ok(None),
-        Fault::Scarce => {
+        Fault::Scarce | Fault::Full => {
             let pause = backoff.next();
             tracing::warn!(%error, ?pause, "accept: out of resources");
             Ok(Some(pause))
@@ -178,38 +195,13 @@ fn pause(error: io::Error, backoff: &mut Backoff) -> io::Result<Option<Duration>
     }
 }
 
-// === impl Cut ===
-
-impl Drop for Cut {
-    fn drop(&mut self) {
-        self.0.ring();
-    }
-}
-
-// === impl Life ===
-
-impl<F, T, E> Future for Life<F>
-where
-    F: Future<Output = Result<T, E>>,
-    E: Into<BoxError>,
-{
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.project();
-        if this.cut.poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        this.life.poll(cx).map(|result| {
-            if let Err(error) = result {
-                tracing::debug!(error = &*error.into() as &dyn std::error::Error, "connection");
-            }
-        })
-    }
-}
-
-/// How long the last handshakes get before the listener closes.
-const HANDSHAKE: Duration = Duration::from_millis(10);
-/// How many are taken from the queue in one go: Linux's default longest queue. A client that never stops coming must
-/// not keep the listener open.
+/// How long nobody may have come before the listener is closed.
+const QUIET: Duration = Duration::from_millis(100);
+/// How often the queue is looked at meanwhile.
+const GLANCE: Duration = Duration::from_millis(10);
+/// A client that never stops coming must not keep the listener open.
+const LONGEST: Duration = Duration::from_secs(1);
+/// How many are taken from the queue in one go: Linux's default longest queue.
 const QUEUE: usize = 4096;
+/// How many are closed in one go when descriptors are out.
+const TURNED_AWAY: usize = 64;

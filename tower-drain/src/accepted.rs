@@ -1,6 +1,6 @@
 use std::fmt;
 
-use crate::{count::Kind, drain::Drain, guard::Guard, limit::Permit, listen::Addr};
+use crate::{count::Kind, drain::Drain, guard::Guard, listen::Addr, slots::Permit};
 
 /// A connection as a request: the stream, where it comes from, and the guard that the drain waits for.
 ///
@@ -27,6 +27,13 @@ pub struct Accepted<Io> {
     permit: Option<Permit>,
 }
 
+/// What makes a connection count, without its addresses.
+#[cfg(feature = "http")]
+pub(crate) struct Place {
+    _guard: Guard,
+    _permit: Option<Permit>,
+}
+
 // === impl Accepted ===
 
 impl<Io> Accepted<Io> {
@@ -38,6 +45,11 @@ impl<Io> Accepted<Io> {
     /// The stream.
     pub const fn io(&self) -> &Io {
         &self.io
+    }
+
+    /// The stream, to read a preamble from it.
+    pub const fn io_mut(&mut self) -> &mut Io {
+        &mut self.io
     }
 
     /// Where it comes from.
@@ -56,12 +68,24 @@ impl<Io> Accepted<Io> {
         (io, Accepted { io: (), peer, local, guard, permit })
     }
 
-    pub(crate) fn hold(&mut self, permit: Permit) {
+    /// It comes from somewhere else than it seems: a proxy said so.
+    pub fn readdress(&mut self, peer: Addr, local: Addr) {
+        (self.peer, self.local) = (peer, local);
+    }
+
+    /// A limit may be within another, whose place is kept too.
+    pub(crate) fn hold(&mut self, mut permit: Permit) {
+        permit.keep(self.permit.take());
         self.permit = Some(permit);
     }
 }
 
 impl Accepted<()> {
+    #[cfg(feature = "http")]
+    pub(crate) fn into_place(self) -> Place {
+        Place { _guard: self.guard, _permit: self.permit }
+    }
+
     /// Puts a stream back.
     pub fn with<Io>(self, io: Io) -> Accepted<Io> {
         let Self { io: (), peer, local, guard, permit } = self;

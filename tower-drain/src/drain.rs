@@ -332,7 +332,7 @@ impl fmt::Debug for Shared {
     }
 }
 
-const fn bounded(duration: Duration) -> Duration {
+pub(crate) const fn bounded(duration: Duration) -> Duration {
     if duration.as_secs() < FOREVER.as_secs() { duration } else { FOREVER }
 }
 

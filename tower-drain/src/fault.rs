@@ -2,13 +2,15 @@
 
 use std::{io, time::Duration};
 
-/// The three kinds of accept errors.
+/// The kinds of accept errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// It was that one connection: the next may be fine.
     Passing,
-    /// The process or the system is out of something: trying again at once would only burn the processor.
+    /// The process or the system is out of memory: trying again at once would only burn the processor.
     Scarce,
+    /// It is out of descriptors.
+    Full,
     /// The listener itself is broken.
     Fatal,
 }
@@ -45,7 +47,8 @@ impl Fault {
 fn by_number(error: &io::Error) -> Option<Fault> {
     use rustix::io::Errno;
     match Errno::from_io_error(error)? {
-        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Some(Fault::Scarce),
+        Errno::MFILE | Errno::NFILE => Some(Fault::Full),
+        Errno::NOBUFS | Errno::NOMEM => Some(Fault::Scarce),
         Errno::PROTO
         | Errno::NOPROTOOPT
         | Errno::NETDOWN
@@ -70,6 +73,11 @@ impl Backoff {
         *self.last.insert(next)
     }
 
+    /// Whether the last attempt failed too.
+    pub(crate) const fn is_running(&self) -> bool {
+        self.last.is_some()
+    }
+
     pub(crate) fn reset(&mut self) {
         self.last = None;
     }
@@ -91,8 +99,8 @@ mod tests {
             (Errno::INTR, Fault::Passing),
             (Errno::PROTO, Fault::Passing),
             (Errno::PERM, Fault::Passing),
-            (Errno::MFILE, Fault::Scarce),
-            (Errno::NFILE, Fault::Scarce),
+            (Errno::MFILE, Fault::Full),
+            (Errno::NFILE, Fault::Full),
             (Errno::NOBUFS, Fault::Scarce),
             (Errno::NOMEM, Fault::Scarce),
             (Errno::BADF, Fault::Fatal),

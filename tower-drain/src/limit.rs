@@ -6,10 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{
-            AtomicU64, AtomicUsize,
-            Ordering::{AcqRel, Relaxed},
-        },
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -23,93 +20,105 @@ use tokio::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::accepted::Accepted;
+use crate::{
+    accepted::Accepted,
+    slots::{Permit, Slots},
+};
 
 /// How many connections may be open at once: a handle, cheap to clone.
 ///
 /// A connection counts until its stream is gone, so an upgraded one counts for as long as it lives. Who comes beyond
-/// the limit is accepted **and refused**, so that clients do not hang in the kernel's queue: at most 64 at once get a
-/// short answer, for which they have a second each; beyond those the connection is just closed.
+/// the limit is accepted **and refused**, so that clients do not hang in the kernel's queue: at most 64 at once get an
+/// answer, for which they have a second each; beyond those the connection is just closed. What the answer is says
+/// [`ConnectionLimitLayer::refuse_overloaded`].
 #[derive(Clone)]
 pub struct ConnectionLimit {
     open: Slots,
     refusing: Slots,
     refused: Arc<AtomicU64>,
-    answer: &'static [u8],
 }
 
-/// Holds connections to a [`ConnectionLimit`].
+/// Holds connections to a [`ConnectionLimit`], and refuses them all while there is no right to serve them.
 #[derive(Clone, Debug)]
-pub struct ConnectionLimitLayer {
+pub struct ConnectionLimitLayer<R = Overloaded> {
     limit: ConnectionLimit,
+    right: Right,
+    refuse: R,
 }
 
 /// A connection service within a limit. Made by [`ConnectionLimitLayer`].
 #[derive(Clone, Debug)]
-pub struct Limited<S> {
+pub struct Limited<S, R = Overloaded> {
     inner: S,
     limit: ConnectionLimit,
+    right: Right,
+    refuse: R,
 }
+
+/// Whether connections may be served at all.
+#[derive(Clone)]
+struct Right(Option<Arc<dyn Fn() -> bool + Send + Sync>>);
 
 /// The life of a connection that was let in, or the refusal of one that was not.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
-pub struct LimitedFuture<F, Io>(#[pin] Fate<F, Io>);
+pub struct LimitedFuture<F, R>(#[pin] Fate<F, R>);
 
 #[pin_project(project = FateProj)]
-#[expect(clippy::large_enum_variant, reason = "a life is larger than a refusal")]
-enum Fate<F, Io> {
+enum Fate<F, R> {
     Admitted(#[pin] F),
-    Refused(#[pin] Refusing<Io>),
+    Refused(#[pin] Refused<R>),
     Closed,
 }
 
+/// A refusal, which is over in a second at most.
 #[pin_project]
-struct Refusing<Io> {
-    io: Io,
-    unwritten: &'static [u8],
-    told: bool,
+struct Refused<R> {
+    #[pin]
+    refusal: R,
     #[pin]
     alarm: Sleep,
-    // The drain waits for the answer to be told.
-    _rest: Accepted<()>,
     _permit: Permit,
 }
 
-/// A number of places.
-#[derive(Clone)]
-struct Slots {
-    max: usize,
-    taken: Arc<AtomicUsize>,
+/// A service that refuses connections, in a few bytes.
+///
+/// It is what a [`ConnectionLimit`] does by default with those it does not let in, and serves as well for whatever else
+/// makes a listener refuse: a lease that is not held, say.
+#[derive(Clone, Copy, Debug)]
+pub struct Overloaded {
+    answer: &'static [u8],
 }
 
-/// A place, given back on drop.
-pub(crate) struct Permit(Arc<AtomicUsize>);
+/// The life of a connection that is refused. Made by [`Overloaded`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Refusing<Io> {
+    io: Io,
+    unwritten: &'static [u8],
+    told: bool,
+    // The drain waits for the answer to be told.
+    _rest: Accepted<()>,
+}
 
 // === impl ConnectionLimit ===
 
 impl ConnectionLimit {
-    /// At most `max` connections, and an HTTP/1 answer for who is refused: `503` with `Retry-After: 1`.
+    /// At most `max` connections.
     #[must_use]
     pub fn new(max: NonZeroUsize) -> Self {
-        Self {
-            open: Slots::new(max.get()),
-            refusing: Slots::new(REFUSING),
-            refused: Arc::default(),
-            answer: OVERLOADED.as_bytes(),
-        }
+        Self { open: Slots::new(max.get()), refusing: Slots::new(REFUSING), refused: Arc::default() }
     }
 
-    /// What is written to a connection that is refused. Default: an HTTP/1 `503`. Empty: it is closed without a word.
+    /// How many may be open.
     #[must_use]
-    pub fn answer(self, answer: &'static [u8]) -> Self {
-        Self { answer, ..self }
+    pub const fn max(&self) -> usize {
+        self.open.max()
     }
 
     /// How many are open.
     #[must_use]
     pub fn open(&self) -> usize {
-        self.open.taken.load(Relaxed)
+        self.open.taken()
     }
 
     /// How many were refused so far, told so or not.
@@ -117,129 +126,232 @@ impl ConnectionLimit {
     pub fn refused(&self) -> u64 {
         self.refused.load(Relaxed)
     }
-
-    fn refuse<Io>(&self, accepted: Accepted<Io>) -> Option<Refusing<Io>> {
-        self.refused.fetch_add(1, Relaxed);
-        tracing::trace!(peer = %accepted.peer(), open = self.open(), "connection refused: limit reached");
-        let permit = self.refusing.take()?;
-        let (io, rest) = accepted.split();
-        Some(Refusing { io, unwritten: self.answer, told: false, alarm: sleep(PATIENCE), _rest: rest, _permit: permit })
-    }
 }
 
 impl Default for ConnectionLimit {
-    /// 10 000: at 33 kB each, what a proxy like HAProxy takes, that is 330 MB.
+    /// 10 000: at 33 kB each, what a proxy like HAProxy takes, that is 330 MB. Less where the process may not open that
+    /// many files: nine tenths of its `RLIMIT_NOFILE`, halved, because a proxy uses two for a request.
     fn default() -> Self {
-        Self::new(const { NonZeroUsize::new(10_000).unwrap() })
+        let max = files().map_or(MAX, |files| (files / 20 * 9).clamp(1, MAX));
+        Self::new(NonZeroUsize::new(max).expect("at least 1"))
     }
 }
 
 impl fmt::Debug for ConnectionLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectionLimit")
-            .field("max", &self.open.max)
+            .field("max", &self.open.max())
             .field("open", &self.open())
             .field("refused", &self.refused())
             .finish()
     }
 }
 
+/// How many files this process may have open.
+#[cfg(unix)]
+fn files() -> Option<usize> {
+    use rustix::process::{Resource, getrlimit};
+    getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok())
+}
+
+#[cfg(not(unix))]
+fn files() -> Option<usize> {
+    None
+}
+
 // === impl ConnectionLimitLayer ===
 
 impl ConnectionLimitLayer {
-    /// Refers to `limit`.
+    /// Refers to `limit`. Who is refused gets an HTTP/1 `503`.
     #[must_use]
     pub fn new(limit: &ConnectionLimit) -> Self {
-        Self { limit: limit.clone() }
+        Self { limit: limit.clone(), right: Right(None), refuse: Overloaded::http1() }
     }
 }
 
-impl<S> Layer<S> for ConnectionLimitLayer {
-    type Service = Limited<S>;
+impl<R> ConnectionLimitLayer<R> {
+    /// What is done with a connection that is refused: any connection service, [`Overloaded`] by default.
+    ///
+    /// Under TLS nothing can be said before the handshake, so `Overloaded::silent()` fits there. It runs in the
+    /// connection's task, at most 64 at once, and is dropped after a second.
+    #[must_use]
+    pub fn refuse_overloaded<T>(self, refuse: T) -> ConnectionLimitLayer<T> {
+        ConnectionLimitLayer { limit: self.limit, right: self.right, refuse }
+    }
 
-    fn layer(&self, inner: S) -> Limited<S> {
-        Limited { inner, limit: self.limit.clone() }
+    /// Refuses each connection that comes while `right` says no, in the same way and within the same bounds: a lease that
+    /// is not held, say. Those that are open stay. It is asked once for each connection, on the accept loop's task, so it
+    /// must not block.
+    #[must_use]
+    pub fn only_while(self, right: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { right: Right(Some(Arc::new(right))), ..self }
+    }
+
+    pub(crate) const fn limit(&self) -> &ConnectionLimit {
+        &self.limit
+    }
+
+    pub(crate) fn with_limit(self, limit: &ConnectionLimit) -> Self {
+        Self { limit: limit.clone(), ..self }
+    }
+}
+
+impl<S, R: Clone> Layer<S> for ConnectionLimitLayer<R> {
+    type Service = Limited<S, R>;
+
+    fn layer(&self, inner: S) -> Limited<S, R> {
+        Limited { inner, limit: self.limit.clone(), right: self.right.clone(), refuse: self.refuse.clone() }
     }
 }
 
 // === impl Limited ===
 
-impl<S, Io> Service<Accepted<Io>> for Limited<S>
+impl<S, R, Io> Service<Accepted<Io>> for Limited<S, R>
 where
     S: Service<Accepted<Io>, Response = ()>,
-    Io: AsyncRead + AsyncWrite + Unpin,
+    R: Service<Accepted<Io>, Response = ()>,
 {
     type Response = ();
     type Error = S::Error;
-    type Future = LimitedFuture<S::Future, Io>;
+    type Future = LimitedFuture<S::Future, R::Future>;
 
+    /// The refusal must be ready too, or nobody could be refused.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+        match self.refuse.poll_ready(cx) {
+            Poll::Pending => Poll::Pending,
+            // One that has ended for good refuses by closing: its call fails.
+            Poll::Ready(_) => self.inner.poll_ready(cx),
+        }
     }
 
     fn call(&mut self, mut accepted: Accepted<Io>) -> Self::Future {
-        LimitedFuture(match self.limit.open.take() {
-            Some(permit) => {
-                accepted.hold(permit);
-                Fate::Admitted(self.inner.call(accepted))
-            }
-            None => self.limit.refuse(accepted).map_or(Fate::Closed, Fate::Refused),
-        })
+        let held = self.right.is_held();
+        if held && let Some(permit) = self.limit.open.take() {
+            accepted.hold(permit);
+            return LimitedFuture(Fate::Admitted(self.inner.call(accepted)));
+        }
+        self.limit.refused.fetch_add(1, Relaxed);
+        tracing::trace!(peer = %accepted.peer(), open = self.limit.open(), held, "connection refused");
+        let Some(permit) = self.limit.refusing.take() else { return LimitedFuture(Fate::Closed) };
+        let refusal = self.refuse.call(accepted);
+        LimitedFuture(Fate::Refused(Refused { refusal, alarm: sleep(PATIENCE), _permit: permit }))
+    }
+}
+
+// === impl Right ===
+
+impl Right {
+    fn is_held(&self) -> bool {
+        self.0.as_ref().is_none_or(|right| right())
+    }
+}
+
+impl fmt::Debug for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Right").field(&self.is_held()).finish()
     }
 }
 
 // === impl LimitedFuture ===
 
-impl<F, Io, E> Future for LimitedFuture<F, Io>
+impl<F, R, E> Future for LimitedFuture<F, R>
 where
     F: Future<Output = Result<(), E>>,
-    Io: AsyncRead + AsyncWrite + Unpin,
+    R: Future,
 {
     type Output = Result<(), E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().0.project() {
             FateProj::Admitted(life) => life.poll(cx),
-            FateProj::Refused(refusing) => refusing.poll(cx).map(Ok),
+            FateProj::Refused(refused) => refused.poll(cx).map(Ok),
             FateProj::Closed => Poll::Ready(Ok(())),
         }
     }
 }
 
-impl<F, Io> fmt::Debug for LimitedFuture<F, Io> {
+impl<F, R> fmt::Debug for LimitedFuture<F, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LimitedFuture").field("refused", &!matches!(self.0, Fate::Admitted(_))).finish()
+    }
+}
+
+// === impl Refused ===
+
+impl<R: Future> Future for Refused<R> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.alarm.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        // Whether it could be told does not matter: a client that is gone needs no answer.
+        this.refusal.poll(cx).map(|_| ())
+    }
+}
+
+// === impl Overloaded ===
+
+impl Overloaded {
+    /// An HTTP/1 `503` with `Retry-After: 1` and `Connection: close`.
+    #[must_use]
+    pub const fn http1() -> Self {
+        Self { answer: OVERLOADED.as_bytes() }
+    }
+
+    /// Closes without a word, and without a reset: under TLS nothing can be said before the handshake.
+    #[must_use]
+    pub const fn silent() -> Self {
+        Self { answer: b"" }
+    }
+
+    /// These bytes.
+    #[must_use]
+    pub const fn saying(answer: &'static [u8]) -> Self {
+        Self { answer }
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Service<Accepted<Io>> for Overloaded {
+    type Response = ();
+    type Error = io::Error;
+    type Future = Refusing<Io>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, accepted: Accepted<Io>) -> Refusing<Io> {
+        let (io, rest) = accepted.split();
+        Refusing { io, unwritten: self.answer, told: false, _rest: rest }
     }
 }
 
 // === impl Refusing ===
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Future for Refusing<Io> {
-    type Output = ();
+    type Output = io::Result<()>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.as_mut().project().alarm.poll(cx).is_ready() {
-            return Poll::Ready(());
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        while !this.unwritten.is_empty() {
+            match ready!(Pin::new(&mut this.io).poll_write(cx, this.unwritten))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => this.unwritten = &this.unwritten[written..],
+            }
         }
-        // A client that is gone needs no answer.
-        self.poll_answer(cx).map(|_| ())
+        if !this.told {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            this.told = true;
+        }
+        poll_read_out(Pin::new(&mut this.io), cx)
     }
 }
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> Refusing<Io> {
-    fn poll_answer(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.project();
-        while !this.unwritten.is_empty() {
-            match ready!(Pin::new(&mut *this.io).poll_write(cx, this.unwritten))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => *this.unwritten = &this.unwritten[written..],
-            }
-        }
-        if !*this.told {
-            ready!(Pin::new(&mut *this.io).poll_shutdown(cx))?;
-            *this.told = true;
-        }
-        poll_read_out(Pin::new(this.io), cx)
+impl<Io> fmt::Debug for Refusing<Io> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refusing").field("told", &self.told).finish_non_exhaustive()
     }
 }
 
@@ -255,30 +367,12 @@ fn poll_read_out<Io: AsyncRead>(mut io: Pin<&mut Io>, cx: &mut Context<'_>) -> P
     }
 }
 
-// === impl Slots ===
-
-impl Slots {
-    fn new(max: usize) -> Self {
-        Self { max, taken: Arc::default() }
-    }
-
-    fn take(&self) -> Option<Permit> {
-        let more = |taken: usize| (taken < self.max).then(|| taken + 1);
-        self.taken.fetch_update(AcqRel, Relaxed, more).ok()?;
-        Some(Permit(self.taken.clone()))
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, AcqRel);
-    }
-}
-
+/// How many connections may be open by default.
+const MAX: usize = 10_000;
 /// How many may be told at once that they are refused.
 const REFUSING: usize = 64;
 /// How long one of them gets to take its answer.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 /// Written before a byte of the request is read, so it cannot come from `tower-outcome`, which answers requests.
 const OVERLOADED: &str = "HTTP/1.1 503 Service Unavailable\r\n\
     content-type: text/plain; charset=utf-8\r\n\
@@ -349,6 +443,46 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_limit_within_another_leaves_the_outer_one_its_count() {
+        let (drain, outer, inner) = (Drain::new(), ConnectionLimit::default(), ConnectionLimit::default());
+        let layers = (ConnectionLimitLayer::new(&outer), ConnectionLimitLayer::new(&inner));
+        let service = layers.layer(service_fn(hold));
+        let (client, connection) = accepted(&drain);
+        let life = tokio::spawn(service.oneshot(connection));
+        tokio::task::yield_now().await;
+        assert_eq!((outer.open(), inner.open()), (1, 1));
+        drop(client);
+        life.await.unwrap().unwrap();
+        assert_eq!((outer.open(), inner.open()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_without_the_right_to_be_served_is_refused_and_who_is_here_stays() {
+        use std::sync::atomic::AtomicBool;
+        let (drain, limit, held) = (Drain::new(), ConnectionLimit::default(), Arc::new(AtomicBool::new(true)));
+        let asked = held.clone();
+        let layer = ConnectionLimitLayer::new(&limit).only_while(move || asked.load(Relaxed));
+        let service = layer.layer(service_fn(hold));
+        let (first, one) = accepted(&drain);
+        let first_life = tokio::spawn(service.clone().oneshot(one));
+        tokio::task::yield_now().await;
+        held.store(false, Relaxed);
+        let (mut second, two) = accepted(&drain);
+        tokio::spawn(service.clone().oneshot(two));
+        let mut answer = String::new();
+        second.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert_eq!((limit.open(), limit.refused()), (1, 1));
+        held.store(true, Relaxed);
+        let (_third, three) = accepted(&drain);
+        tokio::spawn(service.oneshot(three));
+        tokio::task::yield_now().await;
+        assert_eq!((limit.open(), limit.refused()), (2, 1));
+        drop(first);
+        first_life.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn only_so_many_are_told_at_once() {
         let drain = Drain::new();
         let limit = ConnectionLimit::new(NonZeroUsize::MIN);
@@ -359,6 +493,6 @@ mod tests {
         let closed = lives.iter().filter(|life| matches!(life.0, Fate::Closed)).count();
         assert_eq!((closed, limit.open(), limit.refused()), (1, 1, REFUSING as u64 + 1));
         drop(lives);
-        assert_eq!((limit.open(), limit.refusing.taken.load(Relaxed)), (0, 0));
+        assert_eq!((limit.open(), limit.refusing.taken()), (0, 0));
     }
 }

@@ -43,6 +43,15 @@ pub trait Listen: Send + 'static {
         }
     }
 
+    /// Closing begins: the last ones are taken with [`try_accept`](Self::try_accept), and then it is dropped.
+    fn begin_close(&mut self) {}
+
+    /// Whether somebody is known to be on the way who must be waited for, besides those who come in the next 100 ms.
+    /// Asked every 10 ms.
+    fn expects_more(&mut self) -> bool {
+        false
+    }
+
     /// The address that clients connect to.
     ///
     /// # Errors

@@ -74,6 +74,14 @@ impl Report {
         Self { drained: left.guests, forced: forced.guests, upgraded, leaked: here.guests, requests, took }
     }
 
+    /// How many guests and requests ignored the cancellation: what `nursery.leaked_tasks` counts elsewhere.
+    ///
+    /// A request inside [`DrainLayer`](crate::DrainLayer) is not counted again for its connection.
+    #[must_use]
+    pub const fn leaked_tasks(&self) -> usize {
+        if self.leaked > self.requests.leaked { self.leaked } else { self.requests.leaked }
+    }
+
     /// Whether everybody left by themselves.
     #[must_use]
     pub const fn is_clean(&self) -> bool {

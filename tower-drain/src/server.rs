@@ -1,6 +1,7 @@
-use std::{future::Future, io};
+use std::{future::Future, io, net::SocketAddr, num::NonZeroUsize, time::Duration};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
 use tower_layer::Layer;
 use tower_outcome::BoxError;
 use tower_service::Service;
@@ -8,8 +9,10 @@ use tower_service::Service;
 use crate::{
     accept,
     accepted::Accepted,
+    bound::BoundListener,
+    cancel::Cancellation,
     drain::Drain,
-    limit::{ConnectionLimit, ConnectionLimitLayer},
+    limit::{ConnectionLimit, ConnectionLimitLayer, Overloaded},
     listen::{Addr, Listen},
     report::Report,
 };
@@ -17,25 +20,127 @@ use crate::{
 /// A listener with a limit, under a drain: [`Drain::serve`] with knobs.
 ///
 /// Several servers may share one drain. An admin server that must outlive the others gets a drain of its own.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tower_drain::{ListenerConfig, Server};
+///
+/// # #[cfg(feature = "http")]
+/// # async fn run(app: axum::Router) -> std::io::Result<()> {
+/// let config = ListenerConfig::new().drain_grace(Duration::from_secs(15));
+/// let server = Server::bind("127.0.0.1:8080".parse().unwrap(), config)?;
+/// let (drain, cancellation) = (server.drain_handle(), server.shutdown_token());
+/// println!("{}", server.serve(app).await?);
+/// # Ok(()) }
+/// ```
+///
+/// # A pipeline of connections
+///
+/// [`run`](Self::run) takes any connection service, so what surrounds it are layers, from the outside in: the limit of
+/// this server, the lease that gives it the right to serve, a count, a log line, TLS, then HTTP.
+///
+/// ```no_run
+/// # #[cfg(all(feature = "http", feature = "tls"))]
+/// # async fn run(
+/// #     drain: tower_drain::Drain,
+/// #     tls: tower_drain::Tls,
+/// #     lease: tokio::sync::watch::Receiver<bool>,
+/// #     app: axum::Router,
+/// # ) -> std::io::Result<()> {
+/// use std::{num::NonZeroUsize, sync::{Arc, atomic::{AtomicU64, Ordering}}};
+/// use tokio::net::{TcpListener, TcpStream};
+/// use tower::ServiceBuilder;
+/// use tower_drain::{Accepted, ConnectionLimit, Http, Overloaded, Server, TlsLayer};
+///
+/// let limit = ConnectionLimit::new(NonZeroUsize::new(2_000).unwrap());
+/// let came = Arc::new(AtomicU64::new(0));
+/// let count = came.clone();
+/// let connections = ServiceBuilder::new()
+///     .map_request(move |accepted: Accepted<TcpStream>| {
+///         count.fetch_add(1, Ordering::Relaxed);
+///         accepted
+///     })
+///     .map_request(|accepted: Accepted<TcpStream>| {
+///         println!("{} came", accepted.peer());
+///         accepted
+///     })
+///     .map_err(|error| {
+///         println!("{error}");
+///         error
+///     })
+///     .layer(TlsLayer::new(&drain, &tls))
+///     .service(Http::new(&drain, app));
+/// let listener = TcpListener::bind("0.0.0.0:8443").await?;
+/// Server::new(&drain, listener)
+///     .limit(&limit)
+///     .only_while(move || *lease.borrow()) // accepted and refused while it is not held: nobody hangs in the queue
+///     .refuse_overloaded(Overloaded::silent()) // before the handshake nothing can be said
+///     .run(connections)
+///     .await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "a server does nothing until it serves"]
-pub struct Server<L> {
+pub struct Server<L, R = Overloaded> {
     drain: Drain,
     listener: L,
+    layer: ConnectionLimitLayer<R>,
+}
+
+/// How [`Server::bind`] binds, and what its server is like.
+#[derive(Clone, Debug)]
+#[must_use = "bind it"]
+pub struct ListenerConfig {
+    drain: Drain,
     limit: ConnectionLimit,
+    backlog: u32,
+    reuse_port: bool,
 }
 
 // === impl Server ===
 
+impl Server<BoundListener> {
+    /// Binds `addr` as `config` says.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ListenerConfig::bind`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with network enabled.
+    pub fn bind(addr: SocketAddr, config: ListenerConfig) -> io::Result<Self> {
+        let listener = config.bind(addr)?;
+        let ListenerConfig { drain, limit, .. } = config;
+        Ok(Self { drain, listener, layer: ConnectionLimitLayer::new(&limit) })
+    }
+}
+
 impl<L: Listen> Server<L> {
     /// Will serve `listener` for as long as `drain` lets it.
     pub fn new(drain: &Drain, listener: L) -> Self {
-        Self { drain: drain.clone(), listener, limit: ConnectionLimit::default() }
+        let layer = ConnectionLimitLayer::new(&ConnectionLimit::default());
+        Self { drain: drain.clone(), listener, layer }
+    }
+}
+
+impl<L: Listen, R> Server<L, R> {
+    /// How many connections may be open. Default: one of its own, of at most 10 000. One limit may be shared by several
+    /// servers.
+    pub fn limit(self, limit: &ConnectionLimit) -> Self {
+        Self { layer: self.layer.with_limit(limit), ..self }
     }
 
-    /// How many connections may be open. Default: 10 000 of its own. One limit may be shared by several servers.
-    pub fn limit(self, limit: &ConnectionLimit) -> Self {
-        Self { limit: limit.clone(), ..self }
+    /// Refuses each connection that comes while `right` says no: see [`ConnectionLimitLayer::only_while`].
+    pub fn only_while(self, right: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { layer: self.layer.only_while(right), ..self }
+    }
+
+    /// What is done with a connection beyond the limit: see
+    /// [`ConnectionLimitLayer::refuse_overloaded`].
+    pub fn refuse_overloaded<T>(self, refuse: T) -> Server<L, T> {
+        let Self { drain, listener, layer } = self;
+        Server { drain, listener, layer: layer.refuse_overloaded(refuse) }
     }
 
     /// The address that clients connect to.
@@ -47,24 +152,125 @@ impl<L: Listen> Server<L> {
         self.listener.local_addr()
     }
 
-    /// The drain.
-    pub const fn drain(&self) -> &Drain {
-        &self.drain
+    /// The drain, which outlives the server.
+    #[must_use]
+    pub fn drain_handle(&self) -> Drain {
+        self.drain.clone()
+    }
+
+    /// What every handler is cancelled by.
+    #[must_use]
+    pub fn shutdown_token(&self) -> Cancellation {
+        self.drain.cancellation()
+    }
+
+    /// [`Drain::begin_drain`]: the soft way out. Everybody is still served, and told.
+    pub fn begin_drain(&self) {
+        self.drain.begin_drain();
+    }
+
+    /// [`Drain::shutdown`]: the quick way out. Nobody new comes, what is under way has the close time, then it is
+    /// cancelled.
+    pub fn shutdown(&self) {
+        self.drain.shutdown();
     }
 
     /// Runs connections through `service`, an [`Http`](crate::Http) with limits of your own for example.
     ///
     /// # Errors
     ///
-    /// Those of [`Drain::accept`].
-    pub fn run<S>(self, service: S) -> impl Future<Output = io::Result<Report>> + Send + use<L, S>
+    /// Those of [`Drain::accept_loop`].
+    pub fn run<S>(self, service: S) -> impl Future<Output = io::Result<Report>> + Send + use<L, S, R>
     where
-        L::Io: AsyncRead + AsyncWrite + Unpin,
         S: Service<Accepted<L::Io>, Response = (), Error: Into<BoxError>, Future: Send + 'static> + Send + 'static,
+        R: Service<Accepted<L::Io>, Response = (), Future: Send + 'static> + Clone + Send + 'static,
     {
-        let layer = ConnectionLimitLayer::new(&self.limit);
-        accept::serve(self.drain, self.listener, layer.layer(service))
+        tracing::info!(max_connections = self.layer.limit().max(), "listening");
+        accept::serve(self.drain, self.listener, self.layer.layer(service))
     }
+}
+
+// === impl ListenerConfig ===
+
+impl ListenerConfig {
+    /// 10 000 connections, or what the process may open; a drain of its own; a queue of 4 096; one socket.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many connections may be open. Default: [`ConnectionLimit::default`].
+    pub fn max_concurrent_connections(self, max: NonZeroUsize) -> Self {
+        Self { limit: ConnectionLimit::new(max), ..self }
+    }
+
+    /// The drain. Default: a new one with the default durations.
+    pub fn drain(self, drain: &Drain) -> Self {
+        Self { drain: drain.clone(), ..self }
+    }
+
+    /// A drain of its own that gives connections so long to end once they are told to. Default: 20 s.
+    pub fn drain_grace(self, grace: Duration) -> Self {
+        Self { drain: Drain::builder().close(grace).build(), ..self }
+    }
+
+    /// How many connections may wait to be accepted. Default: 4 096, which the system may lower (`somaxconn`).
+    pub fn backlog(self, backlog: u32) -> Self {
+        Self { backlog, ..self }
+    }
+
+    /// Whether others may bind the same address (`SO_REUSEPORT`), to spread load. Default: `false`.
+    ///
+    /// By itself this is **not** a way to change processes without losing anybody: each socket has a queue of its own,
+    /// and closing it resets all who wait there. See the feature `handoff`.
+    pub fn reuse_port(self, reuse_port: bool) -> Self {
+        Self { reuse_port, ..self }
+    }
+
+    /// Binds and listens, for [`Server::new`]: under a drain and a limit that are shared, say.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with network enabled.
+    pub fn bind(&self, addr: SocketAddr) -> io::Result<BoundListener> {
+        TcpListener::from_std(self.listen(addr)?).map(BoundListener::new)
+    }
+
+    /// Binds and listens; not blocking, and closed on `exec`. For a socket that others will have too.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn listen(&self, addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        set_reuse(&socket, self.reuse_port)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(i32::try_from(self.backlog).unwrap_or(i32::MAX))?;
+        Ok(socket.into())
+    }
+}
+
+impl Default for ListenerConfig {
+    fn default() -> Self {
+        Self { drain: Drain::new(), limit: ConnectionLimit::default(), backlog: BACKLOG, reuse_port: false }
+    }
+}
+
+/// `SO_REUSEADDR` lets a new process bind while connections of the old one are in `TIME_WAIT`.
+#[cfg(unix)]
+fn set_reuse(socket: &Socket, port: bool) -> io::Result<()> {
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(port)
+}
+
+/// On Windows `SO_REUSEADDR` means something else: anybody could take the port.
+#[cfg(not(unix))]
+fn set_reuse(_: &Socket, port: bool) -> io::Result<()> {
+    if port { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
 }
 
 impl Drain {
@@ -96,20 +302,20 @@ impl Drain {
     ///     })
     ///     .layer(ConnectionLimitLayer::new(&ConnectionLimit::default()))
     ///     .service_fn(echo);
-    /// println!("{}", drain.accept(listener, service).await?);
+    /// println!("{}", drain.accept_loop(listener, service).await?);
     /// # Ok(()) }
     /// ```
     ///
     /// # When closing begins
     ///
-    /// Who is in the queue is still let in: all there are, and after 10 ms, for handshakes under way, once more. Then
-    /// the listener is closed.
+    /// Who is in the queue is still let in, until nobody came for 100 ms, or after 1 s. Then the listener is closed.
     ///
     /// # Errors
     ///
     /// When the listener is broken for good, or `service` is. Then nobody can come any more, so the drain
     /// [shuts down](Drain::shutdown), those who are here end as in any drain, and the error is told after that. Errors
-    /// of single connections pass; when descriptors or memory run out it waits 10 ms, doubling to 1 s.
+    /// of single connections pass; when descriptors or memory run out it waits 10 ms, doubling to 1 s, and from the
+    /// second time on closes up to 64 of those who wait, with a descriptor kept for that.
     ///
     /// # Panics
     ///
@@ -118,7 +324,11 @@ impl Drain {
     /// # Cancel safety
     ///
     /// Dropping the future closes the listener and cuts all its connections.
-    pub fn accept<L, S>(&self, listener: L, service: S) -> impl Future<Output = io::Result<Report>> + Send + use<L, S>
+    pub fn accept_loop<L, S>(
+        &self,
+        listener: L,
+        service: S,
+    ) -> impl Future<Output = io::Result<Report>> + Send + use<L, S>
     where
         L: Listen,
         S: Service<Accepted<L::Io>, Error: Into<BoxError>, Future: Send + 'static> + Send + 'static,
@@ -126,3 +336,6 @@ impl Drain {
         accept::serve(self.clone(), listener, service)
     }
 }
+
+/// Linux's own limit, unless an administrator has set another.
+const BACKLOG: u32 = 4096;

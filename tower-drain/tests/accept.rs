@@ -8,52 +8,15 @@ use std::{
     time::Duration,
 };
 
-use support::{Client, GET, app};
+use support::{Client, GET, app, wire};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
-    sync::mpsc,
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     time::{Instant, sleep},
 };
 use tower::{Service, service_fn};
-use tower_drain::{Accepted, Addr, Drain, Listen, Phase};
-
-/// A network of two: what the test sends is what is accepted.
-struct Wire(mpsc::UnboundedReceiver<io::Result<DuplexStream>>);
-
-#[derive(Clone)]
-struct Dial(mpsc::UnboundedSender<io::Result<DuplexStream>>);
-
-fn wire() -> (Dial, Wire) {
-    let (sender, receiver) = mpsc::unbounded_channel();
-    (Dial(sender), Wire(receiver))
-}
-
-impl Dial {
-    fn connect(&self) -> Client<DuplexStream> {
-        let (client, server) = duplex(64 * 1024);
-        self.0.send(Ok(server)).unwrap();
-        Client(client)
-    }
-
-    fn fail(&self, error: io::Error) {
-        self.0.send(Err(error)).unwrap();
-    }
-}
-
-impl Listen for Wire {
-    type Io = DuplexStream;
-
-    async fn accept(&mut self) -> io::Result<(DuplexStream, Addr)> {
-        match self.0.recv().await {
-            Some(accepted) => accepted.map(|io| (io, Addr::Other)),
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Addr> {
-        Ok(Addr::Other)
-    }
-}
+use tower_drain::{Accepted, Drain, Phase};
+#[cfg(unix)]
+use tower_drain::{Addr, Listen};
 
 fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
@@ -69,7 +32,7 @@ async fn echo(accepted: Accepted<DuplexStream>) -> io::Result<()> {
 async fn any_service_of_connections_is_driven_and_drained() {
     let drain = Drain::new();
     let (dial, listener) = wire();
-    let server = tokio::spawn(drain.accept(listener, service_fn(echo)));
+    let server = tokio::spawn(drain.accept_loop(listener, service_fn(echo)));
     let mut client = dial.connect().0;
     client.write_all(b"hey").await.unwrap();
     let mut bytes = [0; 3];
@@ -179,7 +142,7 @@ async fn a_service_that_is_not_ready_does_not_delay_the_drain() {
     let drain = Drain::new();
     let (dial, listener) = wire();
     let mut client = dial.connect();
-    let server = tokio::spawn(drain.accept(listener, Stuck(None)));
+    let server = tokio::spawn(drain.accept_loop(listener, Stuck(None)));
     drain.begin_drain();
     let report = server.await.unwrap().unwrap();
     assert_eq!((report.drained, report.took.as_secs()), (0, 5));
@@ -190,7 +153,7 @@ async fn a_service_that_is_not_ready_does_not_delay_the_drain() {
 async fn a_service_that_has_ended_ends_the_server() {
     let drain = Drain::new();
     let (_dial, listener) = wire();
-    let error = drain.accept(listener, Stuck(Some(io::ErrorKind::BrokenPipe))).await.unwrap_err();
+    let error = drain.accept_loop(listener, Stuck(Some(io::ErrorKind::BrokenPipe))).await.unwrap_err();
     assert!(error.to_string().contains("broken pipe"), "{error}");
 }
 
@@ -198,7 +161,7 @@ async fn a_service_that_has_ended_ends_the_server() {
 async fn an_order_to_force_reaches_the_accept_loop_at_once() {
     let drain = Drain::new();
     let (dial, listener) = wire();
-    let server = tokio::spawn(drain.accept(listener, service_fn(echo)));
+    let server = tokio::spawn(drain.accept_loop(listener, service_fn(echo)));
     let mut client = dial.connect();
     client.send("x").await;
     client.0.read_u8().await.unwrap();

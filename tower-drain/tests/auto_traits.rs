@@ -25,6 +25,34 @@ fn everything_can_be_shared_and_moved() {
     is::<Reached>();
     is::<Done>();
     is_send::<Connection<axum::Router, tokio::net::TcpStream, axum::body::Body>>();
+    is_clone::<Cancellation>();
+    is_clone::<ListenerConfig>();
+    is_clone::<Overloaded>();
+    is_clone::<ProxyLayer>();
+    is_clone::<Proxied<Http<axum::Router>>>();
+    is_send::<RequestBody>();
+    is::<TooSlow>();
+    is_unpin::<RequestBody>();
     is_unpin::<Guard>();
     is_unpin::<Accepted<tokio::net::TcpStream>>();
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn and_so_can_tls() {
+    is_clone::<Tls>();
+    is_clone::<TlsLayer>();
+    is_clone::<TlsService<Http<axum::Router>>>();
+    is_send::<TlsFuture<Http<axum::Router>, tokio::net::TcpStream>>();
+}
+
+#[cfg(all(feature = "handoff", target_os = "linux"))]
+#[test]
+fn and_so_can_what_is_handed_on() {
+    use tower_drain::handoff::*;
+    is_clone::<Handoff>();
+    is::<Inheritance>();
+    is::<Incumbent>();
+    is::<HandoffListener<tokio::net::TcpListener>>();
+    is::<ReusePortListener>();
 }

@@ -139,3 +139,21 @@ async fn tonic_routes_are_served_and_drained() {
     soon(connection).await.unwrap().unwrap();
     assert!(server.report().await.is_clean());
 }
+
+#[tokio::test]
+async fn a_server_of_one_protocol_does_not_speak_the_other() {
+    let drain = quick();
+    let server = serve_with(&drain, app(), |http| http.http1_only()).await;
+    assert!(server.client().await.ask(GET).await.ok());
+    let (mut requests, connection) = connect(&server).await;
+    assert!(requests.send_request(request("/")).await.is_err());
+    assert!(soon(connection).await.unwrap().is_err());
+
+    let server = serve_with(&drain, app(), |http| http.http2_only()).await;
+    let (mut requests, _connection) = connect(&server).await;
+    assert_eq!(requests.send_request(request("/")).await.unwrap().status(), 200);
+    let mut client = server.client().await;
+    client.send(GET).await;
+    assert!(client.head().await.starts_with("HTTP/1.1 505 "));
+    assert!(client.is_closed().await);
+}

@@ -5,12 +5,11 @@ use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
+use tokio::{task::JoinHandle, time::Instant};
 use tower::service_fn;
 use tower_circuit::State;
-use tower_drain::{Drain, Http, Server};
+use tower_drain::{BoundListener, Drain, Http, RequestBody, Server};
 use tower_resolve::balance::{BalanceSnapshot, EndpointSnapshot};
 
 use crate::{demo::Demo, gateway::Gateway, metrics::Page};
@@ -35,7 +34,7 @@ type Answer = Response<Full<Bytes>>;
 
 impl Admin {
     pub(crate) fn start(
-        listener: TcpListener,
+        listener: BoundListener,
         gateway: Gateway,
         look: impl Fn() -> BalanceSnapshot + Send + Sync + 'static,
         demo: Option<Arc<Demo>>,
@@ -67,7 +66,7 @@ const LAST_PAGE: Duration = Duration::from_secs(1);
 // === impl Office ===
 
 impl Office {
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
+    async fn answer(&self, request: Request<RequestBody>) -> Answer {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/live") => text(StatusCode::OK, "live\n"),
             (&Method::GET, "/ready") => self.ready(),

@@ -1,15 +1,20 @@
 //! The demo's replicas: echo servers that serve only while they hold a lease, and that can be killed.
 
-use std::{convert::Infallible, fmt::Write as _, net::SocketAddr, sync::Mutex, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt::Write as _,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Mutex,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Request, Response};
 use http_body_util::{Either, Full};
-use hyper::body::Incoming;
-use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio::{task::JoinHandle, time::timeout};
 use tower::{Layer, service_fn};
-use tower_drain::{Drain, Http, Server};
+use tower_drain::{Drain, Http, ListenerConfig, RequestBody, Server};
 use tower_lease::{FencingToken, Holder, Lease, LeaseKey, LeaseLayer, MemoryStore};
 
 use crate::records::LeaseRecords;
@@ -99,6 +104,7 @@ impl Demo {
 /// The prefix of the replicas' lease keys.
 pub(crate) const PREFIX: &str = "echo/";
 const REPLICAS: usize = 3;
+const ANY_PORT: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
 /// Short, so that an expiry can be watched; the crate's default is 10 s.
 const TTL: Duration = Duration::from_secs(2);
 /// How long the first start may take.
@@ -127,7 +133,7 @@ impl Replica {
 impl Running {
     async fn start(store: &MemoryStore, name: &str) -> Result<Self, String> {
         let failed = |what: &str, error: &dyn std::fmt::Display| format!("{name} cannot {what}: {error}");
-        let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| failed("listen", &error))?;
+        let listener = ListenerConfig::new().bind(ANY_PORT.into()).map_err(|error| failed("listen", &error))?;
         let address = listener.local_addr().map_err(|error| failed("listen", &error))?;
         let holder =
             Holder::new(name).with_payload(address.to_string()).map_err(|error| failed("tell its address", &error))?;
@@ -162,12 +168,12 @@ impl Running {
     }
 
     async fn kill(self) {
+        // The connections first: the end of the keeper is an answer to whoever is under way, and a crash gives none.
         self.server.abort();
-        self.keeper.abort();
-        // Its connections are cut by now, or about to be.
         while self.drain.snapshot().guests > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        self.keeper.abort();
     }
 }
 
@@ -178,10 +184,10 @@ impl Drop for Running {
     }
 }
 
-type Echo = Response<Either<Full<Bytes>, Incoming>>;
+type Echo = Response<Either<Full<Bytes>, RequestBody>>;
 
 /// `/delay/MILLIS` answers later; a body comes back as it is; anything else tells who answers, and by which right.
-async fn echo(name: std::sync::Arc<str>, request: Request<Incoming>) -> Result<Echo, Infallible> {
+async fn echo(name: std::sync::Arc<str>, request: Request<RequestBody>) -> Result<Echo, Infallible> {
     if let Some(millis) = request.uri().path().strip_prefix("/delay/").and_then(|millis| millis.parse().ok()) {
         tokio::time::sleep(Duration::from_millis(millis).min(LONGEST_DELAY)).await;
     }

@@ -8,15 +8,13 @@ use std::{
 
 use futures_util::{StreamExt, stream::BoxStream};
 use http::Response;
-use hyper::body::Incoming;
-use tokio::net::TcpListener;
 use tower::{
     Layer, ServiceBuilder,
     util::{Either, MapResponseLayer},
 };
 use tower_bucket::{BucketLayer, ClientIp, Keyed, PeerIp, Quota};
 use tower_circuit::{Circuit, CircuitGateLayer, Cooldown, Trip};
-use tower_drain::{ConnectionLimit, Drain, DrainLayer, Http, Server};
+use tower_drain::{BoundListener, ConnectionLimit, Drain, DrainLayer, Http, RequestBody, Server};
 use tower_outcome::{body::RespondBody, classify, refuse};
 use tower_resolve::{
     Balance, Endpoint, Resolve, StaticResolver, Update,
@@ -60,8 +58,8 @@ pub(crate) fn drain(config: &Config) -> Drain {
 pub(crate) async fn run(
     config: &Config,
     drain: Drain,
-    listener: TcpListener,
-    admin: TcpListener,
+    listener: BoundListener,
+    admin: BoundListener,
     demo: Option<Demo>,
 ) -> ExitCode {
     let gateway = Gateway::new(config, drain);
@@ -75,8 +73,8 @@ async fn serve<P: Policy>(
     config: &Config,
     policy: P,
     gateway: Gateway,
-    listener: TcpListener,
-    admin: TcpListener,
+    listener: BoundListener,
+    admin: BoundListener,
     demo: Option<Demo>,
 ) -> ExitCode {
     let demo = demo.map(Arc::new);
@@ -156,7 +154,7 @@ fn circuit(config: &Config, endpoint: &Endpoint) -> Circuit {
         .build()
 }
 
-fn upstream(config: &Config, endpoint: &Endpoint) -> Upstream<Watched<Incoming>> {
+fn upstream(config: &Config, endpoint: &Endpoint) -> Upstream<Watched<RequestBody>> {
     let config::Upstream { max_connections, max_idle, idle_timeout } = config.upstream;
     Upstream::builder(endpoint.addr())
         .connect_timeout(config.timeouts.connect)

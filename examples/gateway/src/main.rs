@@ -16,7 +16,7 @@ mod records;
 use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use tokio::net::TcpListener;
+use tower_drain::{BoundListener, ListenerConfig};
 
 use crate::{config::Config, demo::Demo};
 
@@ -74,8 +74,8 @@ async fn run(arguments: Arguments, config: Config) -> Result<ExitCode, String> {
     let demo = arguments.config.is_none();
     // A demo must start wherever it is tried; a configured address is meant.
     let (listener, admin) = (
-        bind(arguments.listen.unwrap_or(config.listen), demo && arguments.listen.is_none()).await?,
-        bind(arguments.admin.unwrap_or(config.admin), demo && arguments.admin.is_none()).await?,
+        bind(arguments.listen.unwrap_or(config.listen), demo && arguments.listen.is_none())?,
+        bind(arguments.admin.unwrap_or(config.admin), demo && arguments.admin.is_none())?,
     );
     let demo = if demo { Some(Demo::start().await?) } else { None };
     let drain = gateway::drain(&config);
@@ -90,10 +90,10 @@ async fn run(arguments: Arguments, config: Config) -> Result<ExitCode, String> {
 }
 
 /// Binds `address`; if it is taken and `or_next`, one of the next ports.
-async fn bind(address: SocketAddr, or_next: bool) -> Result<TcpListener, String> {
+fn bind(address: SocketAddr, or_next: bool) -> Result<BoundListener, String> {
     let mut next = address;
     loop {
-        match TcpListener::bind(next).await {
+        match ListenerConfig::new().bind(next) {
             Ok(listener) => return Ok(listener),
             Err(error)
                 if or_next && error.kind() == std::io::ErrorKind::AddrInUse && next.port() < address.port() + PORTS =>
@@ -108,8 +108,8 @@ async fn bind(address: SocketAddr, or_next: bool) -> Result<TcpListener, String>
 }
 
 /// Tells where everything is, and what to try.
-fn tell(listener: &TcpListener, admin: &TcpListener, demo: Option<&Demo>) -> Result<(), String> {
-    let address = |listener: &TcpListener| listener.local_addr().map_err(|error| error.to_string());
+fn tell(listener: &BoundListener, admin: &BoundListener, demo: Option<&Demo>) -> Result<(), String> {
+    let address = |listener: &BoundListener| listener.local_addr().map_err(|error| error.to_string());
     let (gateway, admin) = (address(listener)?, address(admin)?);
     if let Some(demo) = demo {
         println!("Three replicas, each serving only while it holds its lease:");

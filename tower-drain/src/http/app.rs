@@ -6,37 +6,68 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+            Ordering::{AcqRel, Relaxed},
+        },
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
-use http::{Request, Response};
+use http::{HeaderName, Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use pin_project::pin_project;
+use tokio::time::Instant;
 use tower_outcome::{
     BoxError, PeerAddr,
     body::{End, GuardedBody, OnEnd},
 };
 use tower_service::Service;
 
+use super::{
+    Settings,
+    body::{Answered, RequestBody, Telling},
+    life::Doing,
+};
 use crate::{
     accepted::Accepted,
+    cancel::Cancellation,
     close::Closable,
     drain::{Drain, Shared},
 };
 
-/// What an HTTP/1 connection is doing: shared by its stream, its requests and its future, which mostly are one task.
+/// What a connection is doing: shared by its stream, its requests and its future, which for HTTP/1 are one task.
 #[derive(Debug)]
 pub(super) struct Conversation {
     shared: Arc<Shared>,
+    pub(super) settings: Arc<Settings>,
     peer: Option<PeerAddr>,
-    /// A request was taken and its answer is not at its end.
-    busy: AtomicBool,
+    born: Instant,
+    /// Requests that were taken, and whose answers are not at their end.
+    under_way: AtomicU32,
+    /// Requests so far; it may wrap.
+    requests: AtomicU32,
     /// Bytes came while no request was under way: the beginning of a head.
     head_began: AtomicBool,
     upgraded: AtomicBool,
+    /// It ends though the drain has not begun.
+    leaving: AtomicBool,
+    /// Since when bytes wait to be written: milliseconds since `born`, and one. `0`: none do.
+    stalled: AtomicU64,
+    ping: AtomicU8,
+}
+
+/// The ping of the first GOAWAY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ping {
+    Unanswered,
+    /// The peer has answered, and hyper does not know it.
+    Hidden,
+    /// We give the answer ourselves.
+    Wanted,
+    Answered,
 }
 
 /// The app as hyper wants it.
@@ -47,37 +78,47 @@ pub(super) struct Hosted<App> {
 
 /// An answer on its way.
 #[pin_project]
-pub(super) struct Answering<App: Service<Request<Incoming>>> {
+pub(super) struct Answering<App: Service<Request<RequestBody>>> {
     #[pin]
     step: Step<App, App::Future>,
     closable: Closable,
+    version: Version,
+    answered: Option<Answered>,
     busy: Option<Busy>,
 }
 
+/// hyper keeps room for one of these as long as the connection lives, so what is rare is boxed.
 #[pin_project(project = StepProj)]
-#[expect(clippy::large_enum_variant, reason = "a box would be an allocation per request")]
 enum Step<App, F> {
-    /// -> `Called`, when the app is ready.
-    Asking {
-        app: App,
-        request: Option<Request<Incoming>>,
-    },
+    /// The app was not ready at once. -> `Called`, when it is.
+    Asking(Option<Box<(App, Request<RequestBody>)>>),
     Called(#[pin] F),
+    /// The app has ended for good.
+    Failed(Option<BoxError>),
 }
 
-/// An HTTP/1 request under way, until its answer's end or drop.
+/// A request under way, until its answer's end or drop.
 pub(super) struct Busy(Arc<Conversation>);
+
+/// The body that hyper gets.
+pub(super) type Answer<B> = Telling<GuardedBody<B, Busy>>;
 
 // === impl Conversation ===
 
 impl Conversation {
-    pub(super) fn new<Io>(drain: &Drain, accepted: &Accepted<Io>) -> Self {
+    pub(super) fn new<Io>(drain: &Drain, settings: Arc<Settings>, accepted: &Accepted<Io>, born: Instant) -> Self {
         Self {
             shared: drain.shared.clone(),
+            settings,
             peer: accepted.peer().ip().map(PeerAddr),
-            busy: AtomicBool::new(false),
+            born,
+            under_way: AtomicU32::new(0),
+            requests: AtomicU32::new(0),
             head_began: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            stalled: AtomicU64::new(0),
+            ping: AtomicU8::new(0),
         }
     }
 
@@ -85,12 +126,18 @@ impl Conversation {
         &self.shared
     }
 
-    pub(super) fn is_busy(&self) -> bool {
-        self.busy.load(Relaxed)
+    pub(super) fn doing(&self) -> Doing {
+        if self.under_way.load(Relaxed) > 0 {
+            Doing::Request
+        } else if self.head_began.load(Relaxed) {
+            Doing::Head
+        } else {
+            Doing::Idle
+        }
     }
 
-    pub(super) fn has_begun_head(&self) -> bool {
-        self.head_began.load(Relaxed)
+    pub(super) fn requests(&self) -> u32 {
+        self.requests.load(Relaxed)
     }
 
     pub(super) fn is_upgraded(&self) -> bool {
@@ -99,9 +146,47 @@ impl Conversation {
 
     /// Bytes came.
     pub(super) fn heard(&self) {
-        if !self.is_busy() {
+        if self.under_way.load(Relaxed) == 0 {
             self.head_began.store(true, Relaxed);
         }
+    }
+
+    /// HTTP/2 has frames of its own accord: bytes are no head there.
+    pub(super) fn forget_head(&self) {
+        self.head_began.store(false, Relaxed);
+    }
+
+    /// Answers end the connection from now on.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Relaxed);
+    }
+
+    /// Bytes wait to be written, or do so no longer.
+    pub(super) fn set_stalled(&self, stalled: bool) {
+        let since = self.stalled.load(Relaxed);
+        if !stalled && since != 0 {
+            self.stalled.store(0, Relaxed);
+        } else if stalled && since == 0 {
+            self.stalled.store(self.born.elapsed().as_millis() as u64 + 1, Relaxed);
+        }
+    }
+
+    pub(super) fn stalled_since(&self) -> Option<Instant> {
+        let since = self.stalled.load(Relaxed).checked_sub(1)?;
+        Some(self.born + Duration::from_millis(since))
+    }
+
+    pub(super) fn ping(&self) -> Ping {
+        match self.ping.load(Relaxed) {
+            0 => Ping::Unanswered,
+            1 => Ping::Hidden,
+            2 => Ping::Wanted,
+            _ => Ping::Answered,
+        }
+    }
+
+    pub(super) fn set_ping(&self, ping: Ping) {
+        self.ping.store(ping as u8, Relaxed);
     }
 
     /// The stream is gone.
@@ -112,7 +197,8 @@ impl Conversation {
     }
 
     fn take_request(self: &Arc<Self>) -> Busy {
-        self.busy.store(true, Relaxed);
+        self.under_way.fetch_add(1, AcqRel);
+        self.requests.fetch_add(1, Relaxed);
         self.head_began.store(false, Relaxed);
         Busy(self.clone())
     }
@@ -121,6 +207,20 @@ impl Conversation {
         if !self.upgraded.swap(true, Relaxed) {
             self.shared.count.upgraded.fetch_add(1, Relaxed);
         }
+    }
+
+    fn finish<B>(&self, response: &mut Response<B>, closable: Closable, version: Version) {
+        if closable.is_upgrade(response) {
+            self.upgrade();
+        } else if self.is_leaving() {
+            closable.close(response);
+        } else if let (Version::HTTP_11, Some(keep_alive)) = (version, &self.settings.keep_alive) {
+            response.headers_mut().entry(KEEP_ALIVE).or_insert_with(|| keep_alive.clone());
+        }
+    }
+
+    fn is_leaving(&self) -> bool {
+        !self.shared.is_serving() || self.leaving.load(Relaxed)
     }
 }
 
@@ -134,22 +234,38 @@ impl<App> Hosted<App> {
 
 impl<App, B> hyper::service::Service<Request<Incoming>> for Hosted<App>
 where
-    App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>> + Clone,
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: Body,
 {
-    type Response = Response<GuardedBody<B, Busy>>;
+    type Response = Response<Answer<B>>;
     type Error = BoxError;
     type Future = Answering<App>;
 
-    fn call(&self, mut request: Request<Incoming>) -> Answering<App> {
-        let closable = Closable::of(&request);
-        // HTTP/2 has GOAWAY, and needs no notes.
-        let busy = closable.is_http1().then(|| self.conversation.take_request());
+    fn call(&self, request: Request<Incoming>) -> Answering<App> {
+        let busy = self.conversation.take_request();
+        let (closable, version) = (Closable::of(&request), request.version());
+        let (mut parts, incoming) = request.into_parts();
+        let body = RequestBody::new(incoming, &parts.headers, Some(self.conversation.settings.pace));
         if let Some(peer) = self.conversation.peer {
-            request.extensions_mut().insert(peer);
+            parts.extensions.insert(peer);
         }
-        let step = Step::Asking { app: self.app.clone(), request: Some(request) };
-        Answering { step, closable, busy }
+        parts.extensions.insert(Cancellation::new(self.conversation.shared.clone()));
+        let answered = body.answered();
+        let step = Step::begin(self.app.clone(), Request::from_parts(parts, body));
+        Answering { step, closable, version, answered, busy: Some(busy) }
+    }
+}
+
+// === impl Step ===
+
+impl<App: Service<Request<RequestBody>, Error: Into<BoxError>>> Step<App, App::Future> {
+    /// Most apps are always ready. One that is not is asked again with a waker that counts.
+    fn begin(mut app: App, request: Request<RequestBody>) -> Self {
+        match app.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Self::Called(app.call(request)),
+            Poll::Ready(Err(error)) => Self::Failed(Some(error.into())),
+            Poll::Pending => Self::Asking(Some(Box::new((app, request)))),
+        }
     }
 }
 
@@ -157,39 +273,32 @@ where
 
 impl<App, B> Future for Answering<App>
 where
-    App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>>,
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>>,
     B: Body,
 {
-    type Output = Result<Response<GuardedBody<B, Busy>>, BoxError>;
+    type Output = Result<Response<Answer<B>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let response = loop {
+        let mut response = loop {
             match this.step.as_mut().project() {
-                StepProj::Asking { app, request } => {
+                StepProj::Asking(asking) => {
+                    let (app, _) = &mut **asking.as_mut().expect("called once");
                     ready!(app.poll_ready(cx)).map_err(Into::into)?;
-                    let call = app.call(request.take().expect("called once"));
-                    this.step.set(Step::Called(call));
+                    let (mut app, request) = *asking.take().expect("called once");
+                    this.step.set(Step::Called(app.call(request)));
                 }
+                StepProj::Failed(error) => return Poll::Ready(Err(error.take().expect("polled after it was ready"))),
                 StepProj::Called(call) => break ready!(call.poll(cx)).map_err(Into::into)?,
             }
         };
-        Poll::Ready(Ok(finish(response, *this.closable, this.busy.take())))
+        if let Some(answered) = this.answered {
+            answered.tell();
+        }
+        let busy = this.busy.take().expect("polled after it was ready");
+        busy.0.finish(&mut response, *this.closable, *this.version);
+        Poll::Ready(Ok(response.map(|body| Telling::new(GuardedBody::new(body, busy)))))
     }
-}
-
-fn finish<B: Body>(
-    mut response: Response<B>,
-    closable: Closable,
-    busy: Option<Busy>,
-) -> Response<GuardedBody<B, Busy>> {
-    let Some(busy) = busy else { return response.map(GuardedBody::settled) };
-    if closable.is_upgrade(&response) {
-        busy.0.upgrade();
-    } else if !busy.0.shared.is_serving() {
-        closable.close(&mut response);
-    }
-    response.map(|body| GuardedBody::new(body, busy))
 }
 
 // === impl Busy ===
@@ -200,7 +309,7 @@ impl OnEnd for Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.busy.store(false, Relaxed);
+        self.0.under_way.fetch_sub(1, AcqRel);
     }
 }
 
@@ -209,3 +318,5 @@ impl fmt::Debug for Busy {
         f.write_str("Busy")
     }
 }
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");

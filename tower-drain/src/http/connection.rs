@@ -9,23 +9,23 @@ use std::{
 
 use http::{Request, Response};
 use http_body::Body;
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
 use pin_project::pin_project;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, Sleep, sleep, sleep_until},
+    time::{Instant, Sleep, sleep_until},
 };
 use tower_outcome::BoxError;
 use tower_service::Service;
 
 use super::{
-    Settings,
-    app::{Conversation, Hosted},
+    app::{Conversation, Hosted, Ping},
+    body::RequestBody,
+    late::{self, Late},
+    life::{Doing, Facts, Life, Next},
     stream::{Protocol, Stream},
+    streams::Streams,
 };
 use crate::bell::Heard;
 
@@ -38,64 +38,55 @@ use crate::bell::Heard;
 #[must_use = "futures do nothing unless polled"]
 pub struct Connection<App, Io, B>
 where
-    App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>> + Clone,
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: Body + 'static,
 {
-    #[pin]
     stage: Stage<App, Io, B>,
-    leave: Leave,
+    life: Life,
     #[pin]
     closing: Heard,
-    /// Of the first byte, then of the last chance.
+    /// Set to the next thing that is due, or earlier.
     #[pin]
     alarm: Option<Sleep>,
     conversation: Arc<Conversation>,
-    settings: Arc<Settings>,
 }
 
-#[pin_project(project = StageProj)]
-#[expect(clippy::large_enum_variant, reason = "it lives in the allocation of its task")]
+/// HTTP/2 is boxed: it is twice as large, and ten thousand idle HTTP/1 connections should not pay for it.
+#[allow(clippy::large_enum_variant, reason = "the large one is nearly all there are")]
 enum Stage<App, Io, B>
 where
-    App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>> + Clone,
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: Body + 'static,
 {
     /// -> `Http1` or `Http2`, when the first bytes tell.
-    Sniffing(Option<(Stream<Io>, App)>),
-    Http1(#[pin] http1::UpgradeableConnection<TokioIo<Stream<Io>>, Hosted<App>>),
-    Http2(#[pin] http2::Connection<TokioIo<Stream<Io>>, Hosted<App>, TokioExecutor>),
+    Sniffing(Stream<Io>, App),
+    /// -> `Late` when a head takes too long.
+    Http1(Http1<App, Io>),
+    Http2(Pin<Box<Http2<App, Io>>>),
+    Late(Late<Io>),
+    Over,
 }
 
-/// How far a connection is on its way out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leave {
-    /// -> `LastChance` when closing begins, or `Leaving` if there is no need of one.
-    Stay,
-    /// Idle. -> `Leaving` when a request comes or the alarm rings; `HalfHead` if it rings in the middle of a head.
-    LastChance,
-    /// -> `Leaving` when the head is whole. hyper ends it if that takes too long.
-    HalfHead,
-    /// Ends after what is under way.
-    Leaving,
-}
+type Http1<App, Io> = http1::UpgradeableConnection<TokioIo<Stream<Io>>, Hosted<App>>;
+type Http2<App, Io> = http2::Connection<TokioIo<Stream<Io>>, Hosted<App>, Streams>;
 
 // === impl Connection ===
 
 impl<App, Io, B> Connection<App, Io, B>
 where
-    App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>> + Clone,
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: Body + 'static,
 {
-    pub(super) fn new(stream: Stream<Io>, app: App, conversation: Arc<Conversation>, settings: Arc<Settings>) -> Self {
+    pub(super) fn new(stream: Stream<Io>, app: App, conversation: Arc<Conversation>, born: Instant) -> Self {
         let closing = conversation.shared().closing.heard();
-        let stage = Stage::Sniffing(Some((stream, app)));
-        Self { stage, leave: Leave::Stay, closing, alarm: None, conversation, settings }
+        let life = Life::new(born, jittered_age(conversation.settings.life.age));
+        Self { stage: Stage::Sniffing(stream, app), life, closing, alarm: None, conversation }
     }
 }
 
 impl<App, Io, B> Future for Connection<App, Io, B>
 where
-    App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
         + Clone
         + Send
         + 'static,
@@ -107,136 +98,151 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let this = self.as_mut().project();
-            match this.stage.project() {
-                StageProj::Sniffing(parts) => {
-                    let (stream, _) = parts.as_mut().expect("sniffs until it is told");
-                    let Poll::Ready(protocol) = stream.poll_sniff(cx)? else {
-                        return self.poll_silence(cx).map(Ok);
-                    };
-                    if !self.as_mut().speak(protocol) {
-                        return Poll::Ready(Ok(()));
+            let sniffed = match this.stage {
+                Stage::Sniffing(stream, _) => stream.poll_sniff(cx)?,
+                Stage::Http1(connection) => {
+                    if let Poll::Ready(result) = Pin::new(connection).poll(cx) {
+                        return Poll::Ready(result.map_err(Into::into));
                     }
+                    Poll::Pending
                 }
-                StageProj::Http1(mut connection) => {
+                Stage::Http2(connection) => {
                     if let Poll::Ready(result) = connection.as_mut().poll(cx) {
                         return Poll::Ready(result.map_err(Into::into));
                     }
-                    ready!(self.as_mut().poll_leave_http1(cx));
-                    self.as_mut().say_goodbye();
+                    this.conversation.forget_head();
+                    Poll::Pending
                 }
-                StageProj::Http2(mut connection) => {
-                    if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-                        return Poll::Ready(result.map_err(Into::into));
-                    }
-                    ready!(self.as_mut().poll_leave_http2(cx));
-                    self.as_mut().say_goodbye();
-                }
+                Stage::Late(late) => return Pin::new(late).poll(cx).map_err(Into::into),
+                Stage::Over => return Poll::Ready(Ok(())),
+            };
+            if let Poll::Ready(protocol) = sniffed {
+                self.as_mut().speak(protocol);
+                continue;
             }
+            let next = ready!(self.as_mut().poll_life(cx));
+            self.as_mut().act(next)?;
         }
     }
 }
 
 impl<App, Io, B> Connection<App, Io, B>
 where
-    App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
         + Clone
         + Send
         + 'static,
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
 {
-    /// Ready when a connection that says nothing has had its time.
-    fn poll_silence(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
-        if this.alarm.is_none() {
-            this.alarm.set(Some(sleep(this.settings.first_byte)));
+    /// Hands the stream to hyper.
+    fn speak(self: Pin<&mut Self>, protocol: Protocol) {
+        let this = self.project();
+        let Stage::Sniffing(mut stream, app) = std::mem::replace(this.stage, Stage::Over) else { return };
+        let settings = &this.conversation.settings;
+        let hosted = Hosted::new(app, this.conversation.clone());
+        if !settings.spoken.includes(protocol) {
+            // A client that speaks only HTTP/2 would not understand the answer.
+            let answer = if protocol == Protocol::Http1 { late::NOT_SPOKEN } else { b"" };
+            *this.stage = Stage::Late(Late::new(stream, answer));
+            return;
         }
-        if *this.leave == Leave::Stay && this.closing.as_mut().poll(cx).is_ready() {
-            *this.leave = Leave::LastChance;
-            let last = Instant::now() + last_chance(this.conversation, this.settings);
-            let first_byte = this.alarm.as_ref().as_pin_ref().map_or(last, |alarm| alarm.deadline());
-            this.alarm.set(Some(sleep_until(last.min(first_byte))));
-        }
-        this.alarm.as_pin_mut().expect("set above").poll(cx)
-    }
-
-    /// Hands the stream to hyper; `false` if there is nobody to talk to.
-    fn speak(self: Pin<&mut Self>, protocol: Protocol) -> bool {
-        let mut this = self.project();
-        let StageProj::Sniffing(parts) = this.stage.as_mut().project() else { return true };
-        let (stream, app) = parts.take().expect("sniffs until it is told");
-        let (io, hosted) = (TokioIo::new(stream), Hosted::new(app, this.conversation.clone()));
-        let settings = this.settings;
-        let stage = match protocol {
-            Protocol::Http1 => Stage::Http1(settings.http1.serve_connection(io, hosted).with_upgrades()),
-            Protocol::Http2 => Stage::Http2(settings.http2.serve_connection(io, hosted)),
-            Protocol::Nothing => return false,
+        *this.stage = match protocol {
+            Protocol::Http1 => {
+                Stage::Http1(settings.http1.serve_connection(TokioIo::new(stream), hosted).with_upgrades())
+            }
+            Protocol::Http2 => {
+                stream.expect_frames();
+                Stage::Http2(Box::pin(settings.http2().serve_connection(TokioIo::new(stream), hosted)))
+            }
+            Protocol::Nothing => Stage::Over,
         };
-        this.stage.set(stage);
-        if *this.leave == Leave::Stay {
-            this.alarm.set(None);
-        }
-        true
     }
 
-    /// Ready when it is time to tell hyper that this connection ends. That is so at most once.
-    fn poll_leave_http1(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when there is something to do.
+    fn poll_life(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Next> {
         let mut this = self.project();
+        let closing = this.life.stays() && this.closing.as_mut().poll(cx).is_ready();
+        let (sniffing, http2) = (matches!(this.stage, Stage::Sniffing(..)), matches!(this.stage, Stage::Http2(_)));
         loop {
-            match *this.leave {
-                Leave::Stay => {
-                    ready!(this.closing.as_mut().poll(cx));
-                    *this.leave = Leave::LastChance;
-                    this.alarm.set(Some(sleep(last_chance(this.conversation, this.settings))));
-                }
-                Leave::LastChance | Leave::HalfHead if this.conversation.is_busy() => break,
-                Leave::LastChance => {
-                    ready!(this.alarm.as_mut().as_pin_mut().expect("a last chance ends").poll(cx));
-                    if !this.conversation.has_begun_head() {
-                        break;
+            let conversation = &**this.conversation;
+            let facts = Facts {
+                doing: if sniffing { Doing::Silent } else { conversation.doing() },
+                requests: conversation.requests(),
+                stalled_since: conversation.stalled_since(),
+                told: closing.then(|| if http2 { Duration::ZERO } else { last_chance(conversation) }),
+                chance: if http2 { Duration::ZERO } else { conversation.settings.last_chance },
+                ping: if http2 { conversation.ping() } else { Ping::Answered },
+            };
+            let next = this.life.next(&conversation.settings.life, &facts, Instant::now());
+            if !this.life.stays() {
+                conversation.leave();
+            }
+            match next {
+                Next::Wait(None) => return Poll::Pending,
+                Next::Wait(Some(due)) => {
+                    // An alarm that is set too early rings for nothing, which is cheaper than setting it each time.
+                    if this.alarm.as_ref().as_pin_ref().is_none_or(|alarm| alarm.deadline() > due) {
+                        this.alarm.set(Some(sleep_until(due)));
                     }
-                    *this.leave = Leave::HalfHead;
+                    ready!(this.alarm.as_mut().as_pin_mut().expect("set above").poll(cx));
+                    this.alarm.set(None);
                 }
-                Leave::HalfHead | Leave::Leaving => return Poll::Pending,
+                next => return Poll::Ready(next),
             }
         }
-        *this.leave = Leave::Leaving;
-        Poll::Ready(())
     }
 
-    /// As for HTTP/1, but no chance is needed: the peer is told which of its requests were taken.
-    fn poll_leave_http2(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn act(self: Pin<&mut Self>, next: Next) -> Result<(), BoxError> {
         let this = self.project();
-        if *this.leave == Leave::Leaving {
-            return Poll::Pending;
+        match (next, &mut *this.stage) {
+            (Next::Wait(_), _) => {}
+            (Next::Answer, _) => this.conversation.set_ping(Ping::Wanted),
+            (Next::Cut, _) => return Err("cut: it does not read, or it is too old".into()),
+            (Next::Goodbye, Stage::Http1(connection)) => Pin::new(connection).graceful_shutdown(),
+            (Next::Goodbye, Stage::Http2(connection)) => connection.as_mut().graceful_shutdown(),
+            (Next::Late, Stage::Http1(_)) => this.stage.be_late(),
+            (Next::Goodbye | Next::Late, _) => *this.stage = Stage::Over,
         }
-        ready!(this.closing.poll(cx));
-        *this.leave = Leave::Leaving;
-        Poll::Ready(())
-    }
-
-    fn say_goodbye(self: Pin<&mut Self>) {
-        match self.project().stage.project() {
-            StageProj::Sniffing(_) => {}
-            StageProj::Http1(connection) => connection.graceful_shutdown(),
-            StageProj::Http2(connection) => connection.graceful_shutdown(),
-        }
+        Ok(())
     }
 }
 
 impl<App, Io, B> fmt::Debug for Connection<App, Io, B>
 where
-    App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>> + Clone,
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: Body + 'static,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("leave", &self.leave).finish_non_exhaustive()
+        f.debug_struct("Connection").field("life", &self.life).finish_non_exhaustive()
     }
 }
 
-/// Not longer than what is left of the phase.
-fn last_chance(conversation: &Conversation, settings: &Settings) -> Duration {
+// === impl Stage ===
+
+impl<App, Io, B> Stage<App, Io, B>
+where
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
+    Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    B: Body<Error: Into<BoxError>> + 'static,
+{
+    fn be_late(&mut self) {
+        let Self::Http1(connection) = std::mem::replace(self, Self::Over) else { return };
+        if let Some(parts) = connection.into_parts() {
+            *self = Self::Late(Late::new(parts.io.into_inner(), late::TIMEOUT));
+        }
+    }
+}
+
+/// Not longer than what is left of the phase, and up to a quarter longer than it says: ten thousand clients should not
+/// all come back in the same moment.
+fn last_chance(conversation: &Conversation) -> Duration {
     let (_, deadline) = conversation.shared().look();
     let left = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()));
-    settings.last_chance.min(left)
+    conversation.settings.last_chance.mul_f32(1.0 + fastrand::f32() / 4.0).min(left)
+}
+
+/// A tenth more or less, for the same reason.
+fn jittered_age(age: Duration) -> Duration {
+    age.mul_f32(0.9 + fastrand::f32() / 5.0)
 }

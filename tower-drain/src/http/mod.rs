@@ -1,53 +1,82 @@
 //! The HTTP runner: one connection, HTTP/1 or HTTP/2, from the first byte to the last.
 
 mod app;
+mod body;
 mod connection;
+mod frames;
+mod late;
+mod life;
+mod pace;
 mod serve;
 mod stream;
+mod streams;
 
 use std::{
     fmt,
+    num::NonZeroU32,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use ::http::{Request, Response};
+use ::http::{HeaderValue, Request, Response};
 use http_body::Body;
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::TokioTimer;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
 };
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tower_outcome::BoxError;
 use tower_service::Service;
 
-pub use self::connection::Connection;
-use self::{app::Conversation, stream::Stream};
-use crate::{accepted::Accepted, drain::Drain};
+use self::{
+    app::Conversation,
+    stream::{Protocol, Stream},
+    streams::Streams,
+};
+pub use self::{
+    body::{RequestBody, TooSlow},
+    connection::Connection,
+};
+use crate::{
+    accepted::Accepted,
+    drain::{Drain, bounded},
+};
 
 /// Serves `App` on a connection: HTTP/1.1, or HTTP/2 with prior knowledge, told apart by their first bytes.
 ///
-/// `App` is any `Service<Request<Incoming>>`: an axum `Router`, tonic `Routes`, a stack of layers. The peer's address is
-/// in the request's extensions as [`PeerAddr`](tower_outcome::PeerAddr).
+/// `App` is any `Service<Request<RequestBody>>`: an axum `Router`, tonic `Routes`, a stack of layers. In a request's
+/// extensions are the peer's address, as [`PeerAddr`](tower_outcome::PeerAddr), and a
+/// [`Cancellation`](crate::Cancellation).
+///
+/// All limits are on by default. A duration of [`Duration::MAX`] turns its limit off.
 ///
 /// | limit | default | why |
 /// |---|---|---|
 /// | first byte | 10 s | hyper-util waits for ever while it sniffs |
-/// | head, from the first byte or from the last answer | 10 s | counted by hyper, which does so only with a timer |
-/// | head | 32 KiB, 100 fields | a quarter of what peers take, and more than browsers send |
+/// | head, from its first byte | 10 s in all, then `408` | counting each read would let a byte a minute hold a slot |
+/// | head | 32 KiB, 100 fields, else `431` | a quarter of what peers take, and more than browsers send |
+/// | idle between requests | 75 s; `Keep-Alive: timeout=70` says less | a client that leaves first never loses a request |
+/// | request body | 30 s without a byte; 240 B/s after 5 s | see [`RequestBody`] |
+/// | answer that is not taken | 30 s without progress | only while unsent bytes are held: SSE and gRPC live |
 /// | HTTP/2 streams | 100 | what RFC 9113 recommends at least |
-/// | HTTP/2 ping | every 20 s, answered within 10 s | finds peers that are gone |
-/// | last chance | 1 s | see below |
+/// | HTTP/2 windows | 256 KiB a stream, 1 MiB a connection | bounds what a peer can make us hold |
+/// | HTTP/2 resets | 100 in 10 s | rapid reset |
+/// | HTTP/2 pings, settings, priorities, empty data | 1 000 in 10 s together | floods that cost their sender nothing |
+/// | HTTP/2 ping of ours | every 20 s, answered within 10 s | finds peers that are gone |
+/// | age | 1 h, ± 10 % | lets load move to new machines; what is under way is not cut |
+/// | last chance | 1 s, up to a quarter more | see below |
+/// | lingering | 1 s | an answer is not lost for bytes that still come |
 ///
 /// # How a connection leaves
 ///
 /// ```text
-///   HTTP/1   in a request ─────────────────────────────► answer with Connection: close, end
+///   HTTP/1   in a request ─────────────────────────────► answer with Connection: close, linger, end
 ///            idle, or silent so far ── last chance ────► end            (a request in time is answered as above)
-///            half a head ── until it is whole, or its time is over ──► as above
-///   HTTP/2   GOAWAY at once; streams under way complete ─► end
+///            half a head ── until it is whole, or its time is over ──► as above, or 408
+///   HTTP/2   GOAWAY at once; streams under way complete ─► end          (a peer that does not answer it: after 1 s,
+///            we act as if it had)
 ///   upgraded lives on until its own end, or until the drain is done
 /// ```
 ///
@@ -62,12 +91,29 @@ pub struct Http<App> {
     settings: Arc<Settings>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Settings {
-    first_byte: Duration,
+    spoken: Spoken,
+    life: life::Limits,
     last_chance: Duration,
+    linger: Duration,
+    pace: pace::Limits,
+    frames: frames::Limits,
+    /// What HTTP/1.1 answers say of it.
+    keep_alive: Option<HeaderValue>,
     http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
+    max_streams: u32,
+    max_header_bytes: u32,
+    ping_every: Duration,
+    ping_within: Duration,
+}
+
+/// The protocols that are spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spoken {
+    Both,
+    Http1,
+    Http2,
 }
 
 // === impl Http ===
@@ -78,19 +124,39 @@ impl<App> Http<App> {
         Self { app, drain: drain.clone(), settings: Arc::default() }
     }
 
+    /// Speaks HTTP/1 and nothing else: a connection that begins HTTP/2 is closed. Default: both.
+    #[must_use]
+    pub fn http1_only(self) -> Self {
+        self.set(|settings| settings.spoken = Spoken::Http1)
+    }
+
+    /// Speaks HTTP/2 and nothing else: a connection that does not begin so gets a `505`. Default: both.
+    #[must_use]
+    pub fn http2_only(self) -> Self {
+        self.set(|settings| settings.spoken = Spoken::Http2)
+    }
+
     /// How long a connection may be silent before its first byte. Default: 10 s.
     #[must_use]
     pub fn first_byte_timeout(self, timeout: Duration) -> Self {
-        self.set(|settings| settings.first_byte = timeout)
+        self.set(|settings| settings.life.first_byte = bounded(timeout))
     }
 
-    /// How long the head of an HTTP/1 request may take. Default: 10 s.
-    ///
-    /// hyper counts from the moment it waits for a head, so this is also how long a kept-alive connection may be idle.
+    /// How long the head of an HTTP/1 request may take, from its first byte. Default: 10 s.
     #[must_use]
     pub fn header_timeout(self, timeout: Duration) -> Self {
+        self.set(|settings| settings.life.head = bounded(timeout))
+    }
+
+    /// How long a connection may be idle between two requests. Default: 75 s.
+    ///
+    /// HTTP/1.1 answers advertise 5 s less, so that a client that heeds it never sends into a closing connection. Below
+    /// 10 s nothing is advertised.
+    #[must_use]
+    pub fn keep_alive(self, idle: Duration) -> Self {
         self.set(|settings| {
-            settings.http1.header_read_timeout(timeout);
+            settings.life.idle = bounded(idle);
+            settings.keep_alive = advertised(bounded(idle));
         })
     }
 
@@ -99,31 +165,102 @@ impl<App> Http<App> {
     pub fn max_header_bytes(self, max: u32) -> Self {
         self.set(|settings| {
             settings.http1.max_header_size(max as usize);
-            settings.http2.max_header_list_size(max);
+            settings.max_header_bytes = max;
         })
+    }
+
+    /// How long an app may wait for the next piece of a request's body. Default: 30 s.
+    #[must_use]
+    pub fn body_timeout(self, idle: Duration) -> Self {
+        self.set(|settings| settings.pace.idle = bounded(idle))
+    }
+
+    /// How fast a request's body must come at least while it is read, in bytes per second. Default: 240, after 5 s.
+    /// `None`: as slowly as it likes.
+    #[must_use]
+    pub fn body_rate(self, rate: Option<NonZeroU32>) -> Self {
+        self.set(|settings| settings.pace.rate = rate.map_or(0, NonZeroU32::get))
+    }
+
+    /// How long a peer may take none of the bytes that are held for it. Default: 30 s.
+    ///
+    /// For HTTP/1 those are the connection's, for HTTP/2 also each stream's, whose last piece hyper hands over before
+    /// it is taken. A large piece has a second more for each 4 KiB.
+    #[must_use]
+    pub fn write_stall(self, stall: Duration) -> Self {
+        self.set(|settings| settings.life.write_stall = bounded(stall))
     }
 
     /// How many HTTP/2 streams a connection may have open. Default: 100.
     #[must_use]
     pub fn max_streams(self, max: u32) -> Self {
-        self.set(|settings| {
-            settings.http2.max_concurrent_streams(max);
-        })
+        self.set(|settings| settings.max_streams = max)
+    }
+
+    /// How many streams an HTTP/2 peer may reset in ten seconds. Default: 100. The connection of one that does so more
+    /// often is cut.
+    #[must_use]
+    pub fn max_resets(self, max: u32) -> Self {
+        self.set(|settings| settings.frames.resets = max)
+    }
+
+    /// How many frames that cost it nothing an HTTP/2 peer may send in ten seconds: pings, settings, priorities, empty
+    /// data. Default: 1 000.
+    #[must_use]
+    pub fn max_control_frames(self, max: u32) -> Self {
+        self.set(|settings| settings.frames.controls = max)
     }
 
     /// How often an HTTP/2 peer is pinged, and how long it may take to answer. Default: 20 s and 10 s.
     #[must_use]
     pub fn ping(self, every: Duration, within: Duration) -> Self {
-        self.set(|settings| {
-            settings.http2.keep_alive_interval(every).keep_alive_timeout(within);
-        })
+        self.set(|settings| (settings.ping_every, settings.ping_within) = (bounded(every), bounded(within)))
     }
 
-    /// How long an idle HTTP/1 connection is kept once closing begins. Default: 1 s, and never longer than what is
-    /// left of the phase.
+    /// How long an HTTP/2 peer may take to answer the first GOAWAY before the second one is sent all the same.
+    /// Default: 1 s.
+    #[must_use]
+    pub fn goaway_timeout(self, timeout: Duration) -> Self {
+        self.set(|settings| settings.life.goaway = bounded(timeout))
+    }
+
+    /// How old a connection may get before it is told to end as at a drain, a tenth more or less. Default: 1 h.
+    #[must_use]
+    pub fn max_age(self, age: Duration) -> Self {
+        self.set(|settings| settings.life.age = bounded(age))
+    }
+
+    /// How long after its age a connection that still has something under way is cut. Default: [`Duration::MAX`], never:
+    /// a long stream is usually meant.
+    #[must_use]
+    pub fn max_age_grace(self, grace: Duration) -> Self {
+        self.set(|settings| settings.life.age_grace = bounded(grace))
+    }
+
+    /// How long an idle HTTP/1 connection is kept once closing begins, and up to a quarter longer. Default: 1 s, and
+    /// never longer than what is left of the phase.
     #[must_use]
     pub fn last_chance(self, grace: Duration) -> Self {
-        self.set(|settings| settings.last_chance = grace)
+        self.set(|settings| settings.last_chance = bounded(grace))
+    }
+
+    /// How long a connection that we have closed is read from, until its peer closes too. Default: 1 s.
+    ///
+    /// The drain waits for it: closing with unread bytes resets the connection, which may destroy the last answer.
+    #[must_use]
+    pub fn linger(self, linger: Duration) -> Self {
+        self.set(|settings| settings.linger = bounded(linger))
+    }
+
+    /// Whether a client that has closed its half of an HTTP/1 connection still gets its answer. Default: `false`.
+    ///
+    /// RFC 9112 wants the answer delivered, and `printf .. | nc -N` needs it. But a client that hangs up looks the same
+    /// until something is written to it, so with `true` its handler runs to the end for nobody.
+    #[must_use]
+    pub fn half_close(self, allowed: bool) -> Self {
+        self.set(|settings| {
+            settings.http1.half_close(allowed);
+        })
     }
 
     fn set(mut self, set: impl FnOnce(&mut Settings)) -> Self {
@@ -134,7 +271,7 @@ impl<App> Http<App> {
 
 impl<App, Io, B> Service<Accepted<Io>> for Http<App>
 where
-    App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
         + Clone
         + Send
         + 'static,
@@ -151,9 +288,10 @@ where
     }
 
     fn call(&mut self, accepted: Accepted<Io>) -> Self::Future {
-        let conversation = Arc::new(Conversation::new(&self.drain, &accepted));
+        let born = Instant::now();
+        let conversation = Arc::new(Conversation::new(&self.drain, self.settings.clone(), &accepted, born));
         let stream = Stream::new(accepted, conversation.clone());
-        Connection::new(stream, self.app.clone(), conversation, self.settings.clone())
+        Connection::new(stream, self.app.clone(), conversation, born)
     }
 }
 
@@ -165,36 +303,97 @@ impl<App: Clone> Clone for Http<App> {
 
 impl<App> fmt::Debug for Http<App> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { first_byte, last_chance, .. } = &*self.settings;
+        let Settings { life, last_chance, linger, .. } = &*self.settings;
         f.debug_struct("Http")
-            .field("first_byte_timeout", first_byte)
+            .field("limits", life)
             .field("last_chance", last_chance)
+            .field("linger", linger)
             .finish_non_exhaustive()
     }
 }
 
 // === impl Settings ===
 
+impl Settings {
+    /// One per connection: hyper ties a builder to its executor. It is boxed with the connection.
+    fn http2(&self) -> http2::Builder<Streams> {
+        let mut http2 = http2::Builder::new(Streams { stall: self.life.write_stall });
+        http2
+            .timer(TokioTimer::new())
+            .max_header_list_size(self.max_header_bytes)
+            .max_concurrent_streams(self.max_streams)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .keep_alive_interval(self.ping_every)
+            .keep_alive_timeout(self.ping_within);
+        http2
+    }
+}
+
+impl Spoken {
+    const fn includes(self, heard: Protocol) -> bool {
+        match self {
+            Self::Both => true,
+            Self::Http1 => !matches!(heard, Protocol::Http2),
+            Self::Http2 => !matches!(heard, Protocol::Http1),
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         let mut http1 = http1::Builder::new();
-        // The 100 fields are hyper's own default, and setting them would cost an allocation per request.
-        http1.timer(TokioTimer::new()).header_read_timeout(HEADER).max_header_size(HEADER_BYTES as usize);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
-        http2
-            .timer(TokioTimer::new())
-            .max_header_list_size(HEADER_BYTES)
-            .max_concurrent_streams(STREAMS)
-            .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_WITHIN);
-        Self { first_byte: FIRST_BYTE, last_chance: LAST_CHANCE, http1, http2 }
+        // The time of heads is ours. hyper's 100 fields are what we want, and setting them would cost an allocation per
+        // request.
+        http1.timer(TokioTimer::new()).header_read_timeout(None).max_header_size(HEADER_BYTES as usize);
+        let life = life::Limits {
+            first_byte: FIRST_BYTE,
+            head: HEADER,
+            idle: IDLE,
+            write_stall: WRITE_STALL,
+            age: AGE,
+            age_grace: bounded(Duration::MAX),
+            goaway: GOAWAY,
+        };
+        Self {
+            spoken: Spoken::Both,
+            life,
+            last_chance: LAST_CHANCE,
+            linger: LINGER,
+            pace: pace::Limits { idle: BODY_IDLE, grace: BODY_GRACE, rate: BODY_RATE },
+            frames: frames::Limits { resets: RESETS, controls: CONTROLS },
+            keep_alive: advertised(IDLE),
+            http1,
+            max_streams: STREAMS,
+            max_header_bytes: HEADER_BYTES,
+            ping_every: PING_EVERY,
+            ping_within: PING_WITHIN,
+        }
     }
+}
+
+fn advertised(idle: Duration) -> Option<HeaderValue> {
+    let limited = idle < bounded(Duration::MAX);
+    let seconds = idle.as_secs().checked_sub(5).filter(|seconds| limited && *seconds >= 5)?;
+    HeaderValue::try_from(format!("timeout={seconds}")).ok()
 }
 
 const FIRST_BYTE: Duration = Duration::from_secs(10);
 const HEADER: Duration = Duration::from_secs(10);
 const HEADER_BYTES: u32 = 32 * 1024;
+const IDLE: Duration = Duration::from_secs(75);
+const BODY_IDLE: Duration = Duration::from_secs(30);
+const BODY_GRACE: Duration = Duration::from_secs(5);
+const BODY_RATE: u32 = 240;
+const WRITE_STALL: Duration = Duration::from_secs(30);
+const AGE: Duration = Duration::from_secs(3600);
 const STREAMS: u32 = 100;
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+const RESETS: u32 = 100;
+const CONTROLS: u32 = 1000;
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_WITHIN: Duration = Duration::from_secs(10);
+const GOAWAY: Duration = Duration::from_secs(1);
 const LAST_CHANCE: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(1);

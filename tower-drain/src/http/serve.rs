@@ -2,30 +2,30 @@ use std::{future::Future, io};
 
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower_outcome::BoxError;
 use tower_service::Service;
 
-use super::Http;
-use crate::{drain::Drain, listen::Listen, report::Report, server::Server};
+use super::{Http, RequestBody};
+use crate::{accepted::Accepted, drain::Drain, listen::Listen, report::Report, server::Server};
 
-impl<L: Listen> Server<L> {
+impl<L: Listen, R> Server<L, R> {
     /// Serves `app` over HTTP with the default limits of [`Http`].
     ///
     /// # Errors
     ///
-    /// Those of [`Drain::accept`].
-    pub fn serve<App, B>(self, app: App) -> impl Future<Output = io::Result<Report>> + Send + use<L, App, B>
+    /// Those of [`Drain::accept_loop`].
+    pub fn serve<App, B>(self, app: App) -> impl Future<Output = io::Result<Report>> + Send + use<L, App, B, R>
     where
         L::Io: AsyncRead + AsyncWrite + Unpin,
-        App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+        R: Service<Accepted<L::Io>, Response = (), Future: Send + 'static> + Clone + Send + 'static,
+        App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
             + Clone
             + Send
             + 'static,
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
-        let http = Http::new(self.drain(), app);
+        let http = Http::new(&self.drain_handle(), app);
         self.run(http)
     }
 }
@@ -49,7 +49,7 @@ impl Drain {
     ///
     /// # Errors, panics, cancel safety
     ///
-    /// As [`accept`](Self::accept).
+    /// As [`accept_loop`](Self::accept_loop).
     pub fn serve<L, App, B>(
         &self,
         listener: L,
@@ -57,7 +57,7 @@ impl Drain {
     ) -> impl Future<Output = io::Result<Report>> + Send + use<L, App, B>
     where
         L: Listen<Io: AsyncRead + AsyncWrite + Unpin>,
-        App: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+        App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
             + Clone
             + Send
             + 'static,

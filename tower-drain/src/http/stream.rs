@@ -1,25 +1,54 @@
-//! The stream under hyper: it sniffs the protocol, notes what comes in, and is cut when the drain is done.
+//! The stream under hyper: it sniffs the protocol, notes what comes and what does not go, lingers when it is closed, and
+//! is cut when the drain is done.
 
 use std::{
+    future::Future,
     io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep},
+};
 
-use super::app::Conversation;
-use crate::{accepted::Accepted, bell::Heard};
+use super::{
+    app::{Conversation, Ping},
+    frames::{self, Frames},
+};
+use crate::{
+    accepted::{Accepted, Place},
+    bell::Heard,
+};
 
 /// A stream that keeps its connection's guard: wherever an upgrade takes it, the drain waits for it.
 pub(super) struct Stream<Io> {
     io: Io,
     sniffed: Sniffed,
     conversation: Arc<Conversation>,
-    /// Set only for an upgraded connection, which has left the future that would be cut.
-    cut: Option<Pin<Box<Heard>>>,
-    _rest: Accepted<()>,
+    /// Set only for an upgraded connection, which has left the future that would be cut. Its halves may be in two tasks,
+    /// and both must hear of it.
+    cut: [Option<Pin<Box<Heard>>>; 2],
+    /// Set only for HTTP/2.
+    frames: Option<Box<Frames>>,
+    close: Close,
+    _place: Place,
+}
+
+/// How far it is closed.
+enum Close {
+    /// -> `Ended` when the peer has closed its half, `Lingering` when ours is, or `Closed` if it need not linger.
+    Open,
+    /// The peer sends no more. -> `Closed` when our half is closed too.
+    Ended,
+    /// The peer may still be sending: closing with unread bytes resets the connection, and our answer may be lost.
+    /// -> `Closed` when the peer has closed too, or when the time is up.
+    Lingering(Pin<Box<Sleep>>),
+    /// Both halves are, or need not be waited for.
+    Closed,
 }
 
 /// What a connection speaks.
@@ -44,18 +73,67 @@ struct Sniffed {
 impl<Io> Stream<Io> {
     pub(super) fn new(accepted: Accepted<Io>, conversation: Arc<Conversation>) -> Self {
         let (io, rest) = accepted.split();
-        Self { io, sniffed: Sniffed::default(), conversation, cut: None, _rest: rest }
+        let (sniffed, place) = (Sniffed::default(), rest.into_place());
+        Self { io, sniffed, conversation, cut: [None, None], frames: None, close: Close::Open, _place: place }
+    }
+
+    /// From now on the bytes that come are frames.
+    pub(super) fn expect_frames(&mut self) {
+        self.frames = Some(Box::new(Frames::new()));
     }
 
     /// An upgraded connection lives in a task of the user's, where only its stream can end it.
-    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    fn check(&mut self, half: usize, cx: &mut Context<'_>) -> io::Result<()> {
         if !self.conversation.is_upgraded() {
             return Ok(());
         }
-        let cut = self.cut.get_or_insert_with(|| Box::pin(self.conversation.shared().done.heard()));
+        let cut = self.cut[half].get_or_insert_with(|| Box::pin(self.conversation.shared().done.heard()));
         match cut.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the drain is done")),
             Poll::Pending => Ok(()),
+        }
+    }
+
+    fn note_read(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            self.close = Close::Ended;
+            return Ok(());
+        }
+        let Some(frames) = &mut self.frames else {
+            self.conversation.heard();
+            return Ok(());
+        };
+        frames.read(bytes, &self.conversation.settings.frames, Instant::now()).map_err(|flood| {
+            tracing::debug!(flood = flood.as_str(), "connection cut");
+            io::Error::new(io::ErrorKind::ConnectionAborted, flood.as_str())
+        })?;
+        if frames.is_acknowledged() && self.conversation.ping() == Ping::Unanswered {
+            self.conversation.set_ping(if frames.is_hidden() { Ping::Hidden } else { Ping::Answered });
+        }
+        Ok(())
+    }
+
+    /// Gives the answer to our GOAWAY's ping, so that hyper ends the connection in good order: the peer has given none, or
+    /// long enough ago that nothing it had sent without knowing of the GOAWAY is still on its way.
+    fn answer_ping(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let between = self.frames.as_ref().is_some_and(|frames| frames.is_between());
+        let answer = between && self.conversation.ping() == Ping::Wanted && buf.remaining() >= frames::ANSWER.len();
+        if answer {
+            buf.put_slice(&frames::ANSWER);
+            self.conversation.set_ping(Ping::Answered);
+        }
+        answer
+    }
+
+    fn note_write<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.conversation.set_stalled(polled.is_pending());
+        polled
+    }
+
+    fn linger(&self) -> Close {
+        match self.conversation.settings.linger {
+            Duration::ZERO => Close::Closed,
+            linger => Close::Lingering(Box::pin(sleep(linger))),
         }
     }
 }
@@ -76,26 +154,55 @@ impl<Io: AsyncRead + Unpin> Stream<Io> {
             self.sniffed.fill(read);
         }
     }
+
+    /// What was sniffed and what follows it, in one go: hyper wants 8 KiB of space for each read, so after a first one of
+    /// 24 bytes it would double its buffer, which lasts as long as the connection.
+    fn poll_bytes(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let given = self.sniffed.give(buf);
+        if given && buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        match Pin::new(&mut self.io).poll_read(cx, buf) {
+            // An end or an error will be there again.
+            Poll::Ready(Err(_)) | Poll::Pending if given => Poll::Ready(Ok(())),
+            read => read,
+        }
+    }
+
+    /// Reads what the peer still sends, and throws it away.
+    fn poll_read_out(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut bytes = [0; 1024];
+        for _ in 0..READ_OUT {
+            let mut buf = ReadBuf::new(&mut bytes);
+            let read = ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf));
+            if read.is_err() || buf.filled().is_empty() {
+                return Poll::Ready(());
+            }
+        }
+        // It sends more than an answer's tail is worth.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
 }
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Stream<Io> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        let before = buf.filled().len();
-        if !self.sniffed.give(buf) {
-            ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        self.check(READ, cx)?;
+        let (before, room) = (buf.filled().len(), buf.remaining());
+        match self.poll_bytes(cx, buf)? {
+            Poll::Ready(()) if room == 0 => Poll::Ready(Ok(())),
+            Poll::Ready(()) => Poll::Ready(self.note_read(&mut buf.filled_mut()[before..])),
+            Poll::Pending if self.answer_ping(buf) => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
         }
-        if buf.filled().len() > before {
-            self.conversation.heard();
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
-impl<Io: AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        self.check(WRITE, cx)?;
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.note_write(written)
     }
 
     fn poll_write_vectored(
@@ -103,8 +210,9 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        self.check(WRITE, cx)?;
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.note_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -112,11 +220,37 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        self.check(WRITE, cx)?;
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.note_write(flushed)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    /// Closes our half, and then reads for a while what the peer still sends.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // A tunnel's halves close each by itself.
+        if this.conversation.is_upgraded() {
+            return Pin::new(&mut this.io).poll_shutdown(cx);
+        }
+        loop {
+            this.close = match &mut this.close {
+                Close::Open => {
+                    ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+                    this.linger()
+                }
+                Close::Ended => {
+                    ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+                    Close::Closed
+                }
+                Close::Lingering(alarm) => {
+                    if alarm.as_mut().poll(cx).is_pending() {
+                        ready!(this.poll_read_out(cx));
+                    }
+                    Close::Closed
+                }
+                Close::Closed => return Poll::Ready(Ok(())),
+            };
+        }
     }
 }
 
@@ -165,6 +299,11 @@ impl Sniffed {
     }
 }
 
+/// The halves.
+const READ: usize = 0;
+const WRITE: usize = 1;
+/// How many pieces are read out in one go.
+const READ_OUT: usize = 16;
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 #[cfg(test)]

@@ -5,14 +5,53 @@ use std::{future::Future, io, net::SocketAddr, time::Duration};
 
 use axum::{Router, routing::get};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex},
     net::{TcpListener, TcpStream},
+    sync::mpsc,
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tower_drain::{Drain, Http, Report, Server};
+use tower_drain::{Addr, Drain, Http, Listen, Report, Server};
 
 pub(crate) const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
+
+/// A network of two: what the test sends is what is accepted.
+pub(crate) struct Wire(mpsc::UnboundedReceiver<io::Result<DuplexStream>>);
+
+#[derive(Clone)]
+pub(crate) struct Dial(mpsc::UnboundedSender<io::Result<DuplexStream>>);
+
+pub(crate) fn wire() -> (Dial, Wire) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (Dial(sender), Wire(receiver))
+}
+
+impl Dial {
+    pub(crate) fn connect(&self) -> Client<DuplexStream> {
+        let (client, server) = duplex(64 * 1024);
+        self.0.send(Ok(server)).unwrap();
+        Client(client)
+    }
+
+    pub(crate) fn fail(&self, error: io::Error) {
+        self.0.send(Err(error)).unwrap();
+    }
+}
+
+impl Listen for Wire {
+    type Io = DuplexStream;
+
+    async fn accept(&mut self) -> io::Result<(DuplexStream, Addr)> {
+        match self.0.recv().await {
+            Some(accepted) => accepted.map(|io| (io, Addr::Other)),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Addr> {
+        Ok(Addr::Other)
+    }
+}
 
 /// A running server and its address.
 pub(crate) struct Running {
@@ -104,6 +143,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Client<Io> {
         let head = self.head().await;
         let length =
             head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+        assert!(!head.contains("transfer-encoding"), "{head}");
         let mut body = vec![0; length];
         soon(self.0.read_exact(&mut body)).await.unwrap();
         Answered { head, body: String::from_utf8(body).unwrap() }
@@ -117,9 +157,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Client<Io> {
         String::from_utf8(head).unwrap()
     }
 
-    /// Whether it ends without another byte, and without a reset.
+    /// Whether it ends without another byte, and without a reset. Then it closes its own half, as clients do.
     pub(crate) async fn is_closed(&mut self) -> bool {
-        soon(self.0.read(&mut [0; 64])).await.unwrap() == 0
+        let closed = soon(self.0.read(&mut [0; 64])).await.unwrap() == 0;
+        let _ = self.0.shutdown().await;
+        closed
     }
 }
 
@@ -131,4 +173,22 @@ impl Answered {
     pub(crate) fn closes(&self) -> usize {
         self.head.lines().filter(|line| line.eq_ignore_ascii_case("connection: close")).count()
     }
+}
+
+/// Handshakes of this listener stay under way (`SYN_RECV`) until the client has sent something.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code, reason = "`TCP_DEFER_ACCEPT` has no safe setter")]
+pub(crate) fn defer_accept(socket: &impl std::os::fd::AsRawFd) {
+    let seconds: libc::c_int = 30;
+    // SAFETY: the kernel reads an integer of the length that is told.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    assert_eq!(result, 0);
 }

@@ -1,0 +1,189 @@
+//! A packet at a time between two processes, with descriptors.
+
+use std::{
+    convert::Infallible,
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix,
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::{
+    fs::{Mode, fchmod},
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
+        recvmsg, sendmsg, socket_with, sockopt::socket_peercred,
+    },
+    process::geteuid,
+};
+use tokio::{
+    io::Interest,
+    net::UnixDatagram,
+    time::{sleep, timeout},
+};
+
+use super::message::{MOST, Message, PACKET};
+
+/// One end.
+#[derive(Debug)]
+pub(crate) struct Channel(Polled);
+
+/// Where the next process knocks.
+#[derive(Debug)]
+pub(crate) struct Porch(Polled);
+
+/// A socket in the runtime.
+///
+/// It is no datagram socket, but of tokio's safe types this one asks the least of what it holds: it registers it, and runs
+/// what it is given when it is ready.
+#[derive(Debug)]
+struct Polled(UnixDatagram);
+
+// === impl Channel ===
+
+impl Channel {
+    /// Knocks at `path`; `None` if nobody is there.
+    pub(crate) fn knock(path: &Path) -> io::Result<Option<Self>> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
+        match connect(&socket, &SocketAddrUnix::new(path)?) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        Self::new(socket).map(Some)
+    }
+
+    fn new(socket: OwnedFd) -> io::Result<Self> {
+        check_user(&socket)?;
+        Polled::new(socket).map(Self)
+    }
+
+    pub(crate) async fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bytes = message.encode();
+        self.0.when(Interest::WRITABLE, |socket| send(socket, &bytes, fds)).await
+    }
+
+    /// `None` when the other end is gone.
+    pub(crate) async fn receive(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
+        match self.0.when(Interest::READABLE, receive).await {
+            // It died with our words unread.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            received => received,
+        }
+    }
+
+    /// As [`receive`](Self::receive), for what must come at once.
+    pub(crate) async fn expect(&self) -> io::Result<(Message, Vec<OwnedFd>)> {
+        timeout(ANSWER, self.receive()).await?.and_then(|received| received.ok_or(io::ErrorKind::UnexpectedEof.into()))
+    }
+}
+
+fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; PACKET];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let fds = ancillary.drain().filter_map(rights).flatten().collect::<Vec<_>>();
+    if received.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet was cut"));
+    }
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let message = Message::decode(&bytes[..received.bytes]).map_err(io::Error::other)?;
+    Ok(Some((message, fds)))
+}
+
+fn rights(message: RecvAncillaryMessage<'_>) -> Option<Vec<OwnedFd>> {
+    match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds.collect()),
+        _ => None,
+    }
+}
+
+/// Only who runs as the same user, or root, may have our sockets or give us theirs.
+fn check_user(socket: &OwnedFd) -> io::Result<()> {
+    let uid = socket_peercred(socket)?.uid;
+    if uid == geteuid() || uid.is_root() { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+}
+
+// === impl Porch ===
+
+impl Porch {
+    /// Opens at `path`, in place of whoever was there: from now on the next process finds this one.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
+        // Of the socket, before it has a name: there is no moment in which others may enter, and no link to follow.
+        fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+        let own = beside(path);
+        // A process that had our number and died.
+        let _ = std::fs::remove_file(&own);
+        bind(&socket, &SocketAddrUnix::new(&own)?)?;
+        listen(&socket, 8)?;
+        std::fs::rename(&own, path)?;
+        Polled::new(socket).map(Self)
+    }
+
+    /// Tells whoever knocks that it is too early, for as long as it is polled.
+    pub(crate) async fn turn_away(&self) -> Infallible {
+        loop {
+            let turned = match self.answer().await {
+                Ok(channel) => refuse(&channel).await,
+                Err(error) => Err(error),
+            };
+            if turned.is_err() {
+                sleep(KNOCK).await;
+            }
+        }
+    }
+
+    pub(crate) async fn answer(&self) -> io::Result<Channel> {
+        let socket = self.0.when(Interest::READABLE, |socket| Ok(accept_with(socket, FLAGS)?)).await?;
+        Channel::new(socket)
+    }
+}
+
+/// Hears it out first: closing with its words unread would reset the connection, and ours with it.
+async fn refuse(channel: &Channel) -> io::Result<()> {
+    channel.expect().await?;
+    channel.send(&Message::Refused, &[]).await
+}
+
+// === impl Polled ===
+
+impl Polled {
+    fn new(socket: OwnedFd) -> io::Result<Self> {
+        UnixDatagram::from_std(unix::net::UnixDatagram::from(socket)).map(Self)
+    }
+
+    async fn when<T>(&self, interest: Interest, mut act: impl FnMut(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+        self.0.async_io(interest, || act(self.0.as_fd())).await
+    }
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut own = path.as_os_str().to_owned();
+    own.push(format!(".{}", std::process::id()));
+    own.into()
+}
+
+const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+/// How long the other process may take to say what it has to say at once.
+const ANSWER: Duration = Duration::from_secs(5);
+/// The pause after somebody knocked who may not come in.
+pub(crate) const KNOCK: Duration = Duration::from_millis(100);

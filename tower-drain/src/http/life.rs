@@ -1,0 +1,378 @@
+//! The heart of a connection: how long it may go on as it is, and when it must leave.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::app::Ping;
+
+/// What is known about one connection's time.
+#[derive(Debug)]
+pub(super) struct Life {
+    doing: Doing,
+    since: Instant,
+    /// How many requests it had when `doing` was noted: a short one comes and goes between two looks.
+    requests: u32,
+    leave: Leave,
+    /// When it is old enough to leave.
+    old: Instant,
+    /// It leaves for its age.
+    aged: bool,
+}
+
+/// The durations it goes by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) first_byte: Duration,
+    pub(super) head: Duration,
+    pub(super) idle: Duration,
+    pub(super) write_stall: Duration,
+    pub(super) age: Duration,
+    pub(super) age_grace: Duration,
+    pub(super) goaway: Duration,
+}
+
+/// What is seen at a look.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    pub(super) doing: Doing,
+    pub(super) requests: u32,
+    pub(super) stalled_since: Option<Instant>,
+    /// How long the last chance is, once closing has begun.
+    pub(super) told: Option<Duration>,
+    /// The last chance of one that leaves for its age.
+    pub(super) chance: Duration,
+    /// HTTP/2: the ping of the first GOAWAY.
+    pub(super) ping: Ping,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doing {
+    /// Not a byte so far, or not enough to know its protocol.
+    Silent,
+    /// Nothing.
+    Idle,
+    /// Half a head is there.
+    Head,
+    /// At least one request is under way.
+    Request,
+}
+
+/// What to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Nothing, until then.
+    Wait(Option<Instant>),
+    /// Tell hyper that this connection ends.
+    Goodbye,
+    /// The head takes too long: say so and end.
+    Late,
+    /// HTTP/2: the peer has not answered the first GOAWAY, or has done so a while ago. Let hyper have the answer.
+    Answer,
+    /// It does not read what it asked for, or outstays its age: end at once.
+    Cut,
+}
+
+/// How far it is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leave {
+    /// -> `Chance` when closing begins, or at its age; `Left` when it was idle too long.
+    Stay,
+    /// -> `Left` when a request comes, or at `until` if it is idle. Half a head has its own time.
+    Chance { until: Instant },
+    /// Goodbye was said. -> `Heeded` when an HTTP/2 peer has answered, `Answered` if it says nothing.
+    Left { said: Instant },
+    /// It opens no more streams, but may have had some in its hands. -> `Answered` at `until`.
+    Heeded { until: Instant },
+    /// Ends after what is under way.
+    Answered,
+}
+
+// === impl Life ===
+
+impl Life {
+    /// `age`: how old this one may get, jitter and all.
+    pub(super) fn new(now: Instant, age: Duration) -> Self {
+        Self { doing: Doing::Silent, since: now, requests: 0, leave: Leave::Stay, old: now + age, aged: false }
+    }
+
+    pub(super) const fn stays(&self) -> bool {
+        matches!(self.leave, Leave::Stay)
+    }
+
+    pub(super) fn next(&mut self, limits: &Limits, facts: &Facts, now: Instant) -> Next {
+        self.note(facts, now);
+        self.decide(limits, facts, now);
+        if self.must_cut(limits, facts, now) {
+            return Next::Cut;
+        }
+        match self.leave {
+            Leave::Chance { until } if self.ends_chance(until, now) => {
+                self.leave = Leave::Left { said: now };
+                Next::Goodbye
+            }
+            Leave::Left { said } if facts.ping == Ping::Unanswered && now >= said + limits.goaway => self.answer(),
+            Leave::Heeded { until } if now >= until => self.answer(),
+            _ if self.late(limits, facts).is_some_and(|late| now >= late) => Next::Late,
+            _ => Next::Wait(self.deadline(limits, facts)),
+        }
+    }
+
+    fn answer(&mut self) -> Next {
+        self.leave = Leave::Answered;
+        Next::Answer
+    }
+
+    fn note(&mut self, facts: &Facts, now: Instant) {
+        if facts.doing != self.doing || facts.requests != self.requests {
+            (self.doing, self.since, self.requests) = (facts.doing, now, facts.requests);
+        }
+    }
+
+    fn decide(&mut self, limits: &Limits, facts: &Facts, now: Instant) {
+        if let (Leave::Left { .. }, Ping::Hidden) = (self.leave, facts.ping) {
+            self.leave = Leave::Heeded { until: now + STRAGGLERS };
+        }
+        if self.leave != Leave::Stay {
+            return;
+        }
+        if let Some(chance) = facts.told {
+            self.leave = Leave::Chance { until: now + chance };
+        } else if now >= self.old {
+            self.leave = Leave::Chance { until: now + facts.chance };
+            self.aged = true;
+        } else if self.patience(limits).is_some_and(|end| now >= end) {
+            self.leave = Leave::Chance { until: now };
+        }
+    }
+
+    /// How long a connection that does nothing may do so.
+    fn patience(&self, limits: &Limits) -> Option<Instant> {
+        match self.doing {
+            Doing::Silent => Some(self.since + limits.first_byte),
+            Doing::Idle => Some(self.since + limits.idle),
+            Doing::Head | Doing::Request => None,
+        }
+    }
+
+    /// When half a head is late. Not while an answer before it is still held: what we had to say would come in its middle.
+    fn late(&self, limits: &Limits, facts: &Facts) -> Option<Instant> {
+        let free = self.doing == Doing::Head && facts.stalled_since.is_none();
+        free.then(|| self.since + limits.head)
+    }
+
+    fn ends_chance(&self, until: Instant, now: Instant) -> bool {
+        match self.doing {
+            Doing::Request => true,
+            Doing::Head => false,
+            Doing::Silent | Doing::Idle => now >= until,
+        }
+    }
+
+    fn must_cut(&self, limits: &Limits, facts: &Facts, now: Instant) -> bool {
+        let stalled = facts.stalled_since.is_some_and(|since| now >= since + limits.write_stall);
+        stalled || self.cut(limits).is_some_and(|cut| now >= cut)
+    }
+
+    /// Closing has its own end.
+    fn cut(&self, limits: &Limits) -> Option<Instant> {
+        self.aged.then(|| self.old + limits.age_grace)
+    }
+
+    fn deadline(&self, limits: &Limits, facts: &Facts) -> Option<Instant> {
+        let doing = match self.doing {
+            Doing::Head => self.late(limits, facts),
+            _ if self.stays() => self.patience(limits),
+            // A first byte that is due before the last chance ends is still due.
+            Doing::Silent => self.patience(limits),
+            _ => None,
+        };
+        let leave = match self.leave {
+            Leave::Stay => Some(self.old),
+            Leave::Chance { until } if self.doing != Doing::Head => Some(until),
+            Leave::Left { said } if facts.ping == Ping::Unanswered => Some(said + limits.goaway),
+            Leave::Heeded { until } => Some(until),
+            _ => None,
+        };
+        let stall = facts.stalled_since.map(|since| since + limits.write_stall);
+        [doing, leave, stall, self.cut(limits)].into_iter().flatten().min()
+    }
+}
+
+/// How long streams may still come that a client had queued before it heard of the GOAWAY. hyper's own sends such ones
+/// after its answer to the ping; refused by the second GOAWAY they would be errors to most of its users.
+const STRAGGLERS: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    const LIMITS: Limits = Limits {
+        first_byte: secs(10),
+        head: secs(10),
+        idle: secs(75),
+        write_stall: secs(30),
+        age: secs(3600),
+        age_grace: secs(60),
+        goaway: secs(1),
+    };
+
+    const CALM: Facts = Facts {
+        doing: Doing::Idle,
+        requests: 1,
+        stalled_since: None,
+        told: None,
+        chance: secs(2),
+        ping: Ping::Answered,
+    };
+
+    fn doing(doing: Doing) -> Facts {
+        Facts { doing, ..CALM }
+    }
+
+    fn told(facts: Facts) -> Facts {
+        Facts { told: Some(secs(1)), ..facts }
+    }
+
+    fn at(life: &mut Life, start: Instant, at: u64, facts: Facts) -> Next {
+        life.next(&LIMITS, &facts, start + secs(at))
+    }
+
+    fn life() -> (Life, Instant) {
+        let start = Instant::now();
+        (Life::new(start, LIMITS.age), start)
+    }
+
+    #[test]
+    fn each_thing_it_does_has_its_own_patience() {
+        let (mut life, start) = life();
+        let wait = |seconds: u64| Next::Wait(Some(start + secs(seconds)));
+        assert_eq!(at(&mut life, start, 0, Facts { requests: 0, ..doing(Doing::Silent) }), wait(10));
+        assert_eq!(at(&mut life, start, 4, doing(Doing::Head)), wait(14), "from its first byte");
+        assert_eq!(at(&mut life, start, 9, doing(Doing::Head)), wait(14), "and not from each");
+        assert_eq!(at(&mut life, start, 9, doing(Doing::Request)), wait(3600), "a handler may take its time");
+        assert_eq!(at(&mut life, start, 100, doing(Doing::Idle)), wait(175));
+        assert_eq!(at(&mut life, start, 175, doing(Doing::Idle)), Next::Goodbye);
+    }
+
+    #[test]
+    fn a_short_request_between_two_looks_begins_the_idle_time_anew() {
+        let (mut life, start) = life();
+        at(&mut life, start, 0, CALM);
+        let next = at(&mut life, start, 70, Facts { requests: 2, ..CALM });
+        assert_eq!(next, Next::Wait(Some(start + secs(145))));
+    }
+
+    #[test]
+    fn a_late_head_is_told_so_even_while_leaving() {
+        for facts in [doing(Doing::Head), told(doing(Doing::Head))] {
+            let (mut life, start) = life();
+            at(&mut life, start, 0, facts);
+            assert_eq!(at(&mut life, start, 10, facts), Next::Late);
+        }
+    }
+
+    #[test]
+    fn half_a_head_behind_an_answer_that_is_still_held_is_not_told_in_its_middle() {
+        let (mut life, start) = life();
+        let stalled = |since| Facts { stalled_since: Some(start + secs(since)), ..doing(Doing::Head) };
+        at(&mut life, start, 0, stalled(0));
+        assert_eq!(at(&mut life, start, 12, stalled(11)), Next::Wait(Some(start + secs(41))));
+        assert_eq!(at(&mut life, start, 20, doing(Doing::Head)), Next::Late, "once it is gone");
+    }
+
+    #[test]
+    fn an_idle_one_has_a_last_chance_and_a_request_uses_it() {
+        let (mut life, start) = life();
+        at(&mut life, start, 0, CALM);
+        assert_eq!(at(&mut life, start, 5, told(CALM)), Next::Wait(Some(start + secs(6))));
+        assert_eq!(at(&mut life, start, 6, told(CALM)), Next::Goodbye);
+
+        let mut life = Life::new(start, LIMITS.age);
+        at(&mut life, start, 5, told(CALM));
+        let used = life.next(&LIMITS, &told(doing(Doing::Request)), start + Duration::from_millis(5500));
+        assert_eq!(used, Next::Goodbye, "after this request");
+        assert!(matches!(at(&mut life, start, 7, told(CALM)), Next::Wait(_)), "once");
+    }
+
+    #[test]
+    fn half_a_head_outlives_the_last_chance() {
+        let (mut life, start) = life();
+        at(&mut life, start, 5, told(doing(Doing::Head)));
+        assert_eq!(at(&mut life, start, 8, told(doing(Doing::Head))), Next::Wait(Some(start + secs(15))));
+        assert_eq!(at(&mut life, start, 9, told(doing(Doing::Request))), Next::Goodbye);
+    }
+
+    #[test]
+    fn a_goaway_that_is_not_answered_is_answered_for_the_peer_once() {
+        let (mut life, start) = life();
+        let deaf = Facts { ping: Ping::Unanswered, ..told(doing(Doing::Request)) };
+        assert_eq!(at(&mut life, start, 0, deaf), Next::Goodbye);
+        assert_eq!(at(&mut life, start, 0, deaf), Next::Wait(Some(start + secs(1))));
+        assert_eq!(at(&mut life, start, 1, deaf), Next::Answer);
+        assert!(matches!(at(&mut life, start, 2, deaf), Next::Wait(_)));
+    }
+
+    #[test]
+    fn a_goaway_that_is_answered_leaves_time_for_streams_on_their_way() {
+        let (mut life, start) = life();
+        let at_ms = |life: &mut Life, ms, ping| {
+            life.next(&LIMITS, &Facts { ping, ..told(CALM) }, start + Duration::from_millis(ms))
+        };
+        at_ms(&mut life, 0, Ping::Unanswered);
+        assert_eq!(at_ms(&mut life, 1000, Ping::Unanswered), Next::Goodbye);
+        let until = start + Duration::from_millis(1120);
+        assert_eq!(at_ms(&mut life, 1020, Ping::Hidden), Next::Wait(Some(until)));
+        assert_eq!(at_ms(&mut life, 1120, Ping::Hidden), Next::Answer);
+        assert!(matches!(at_ms(&mut life, 1130, Ping::Wanted), Next::Wait(None)));
+    }
+
+    #[test]
+    fn an_old_one_leaves_as_if_closing_and_is_cut_after_its_grace() {
+        let (mut life, start) = life();
+        at(&mut life, start, 3599, CALM);
+        assert_eq!(at(&mut life, start, 3600, CALM), Next::Wait(Some(start + secs(3602))));
+        assert_eq!(at(&mut life, start, 3601, doing(Doing::Request)), Next::Goodbye);
+        assert_eq!(at(&mut life, start, 3602, doing(Doing::Request)), Next::Wait(Some(start + secs(3660))));
+        assert_eq!(at(&mut life, start, 3660, doing(Doing::Request)), Next::Cut);
+    }
+
+    #[test]
+    fn one_that_does_not_read_is_cut_and_one_that_reads_a_little_is_not() {
+        let (mut life, start) = life();
+        let stalled = |since| Facts { stalled_since: Some(start + secs(since)), ..doing(Doing::Request) };
+        assert_eq!(at(&mut life, start, 10, stalled(5)), Next::Wait(Some(start + secs(35))));
+        assert_eq!(at(&mut life, start, 35, stalled(20)), Next::Wait(Some(start + secs(50))));
+        assert_eq!(at(&mut life, start, 50, stalled(20)), Next::Cut);
+    }
+
+    proptest! {
+        #[test]
+        fn who_waits_for_what_it_says_always_gets_on(
+            looks in proptest::collection::vec((0_u8..4, 0_u64..20, any::<bool>(), any::<bool>()), 1..30),
+        ) {
+            let (mut life, start) = life();
+            let (mut now, mut goodbyes, mut told) = (start, 0, false);
+            for (doing, wait, tell, acknowledged) in looks {
+                now += secs(wait);
+                told |= tell;
+                let doing = [Doing::Silent, Doing::Idle, Doing::Head, Doing::Request][doing as usize];
+                let ping = if acknowledged { Ping::Hidden } else { Ping::Unanswered };
+                let facts = Facts { doing, told: told.then_some(secs(1)), ping, ..CALM };
+                match life.next(&LIMITS, &facts, now) {
+                    // Else the alarm would ring for ever.
+                    Next::Wait(deadline) => prop_assert!(deadline.is_none_or(|deadline| deadline > now || doing == Doing::Silent)),
+                    Next::Goodbye => goodbyes += 1,
+                    Next::Late | Next::Answer | Next::Cut => {}
+                }
+            }
+            prop_assert!(goodbyes <= 1);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The three things that no safe library offers: descriptors that the environment names by number, a filter that chooses
+//! among the sockets of a port, and the least TTL of what a socket receives. Nothing else in this crate is unsafe.
+#![expect(unsafe_code, reason = "see above")]
+#![cfg_attr(not(feature = "handoff"), expect(dead_code, reason = "the first two are for handoffs"))]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+/// From now on the socket receives no SYN whose sender is not a neighbour that begins with the greatest TTL there is
+/// (RFC 5082). What belongs to a handshake under way still arrives.
+///
+/// An IPv6 socket that takes IPv4 too has both limits. It needs no privilege.
+pub(crate) fn turn_away_newcomers(socket: impl AsFd) -> io::Result<()> {
+    set_least_ttl(&socket, GREATEST_TTL)
+}
+
+/// From now on a connection that was accepted from such a socket receives whatever is sent to it.
+pub(crate) fn hear_all(connection: impl AsFd) -> io::Result<()> {
+    set_least_ttl(&connection, 0)
+}
+
+fn set_least_ttl(socket: impl AsFd, least: libc::c_int) -> io::Result<()> {
+    let ipv4 = set(&socket, libc::IPPROTO_IP, libc::IP_MINTTL, &least);
+    let ipv6 = set(&socket, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, &least);
+    // An IPv4 socket has no hop count.
+    ipv4.and(ipv6.or_else(|error| if error.raw_os_error() == Some(libc::ENOPROTOOPT) { Ok(()) } else { Err(error) }))
+}
+
+/// Takes the descriptors from 3 on that `LISTEN_FDS` counts, the first time it is called; later there are none. A number
+/// that is no descriptor is `None`.
+///
+/// Whoever starts a process with that variable gives these descriptors to the one who reads it, which the caller has
+/// seen to (`LISTEN_PID`). They are closed on `exec` from now on.
+pub(crate) fn take_listen_fds(count: usize) -> Vec<Option<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Relaxed) {
+        return Vec::new();
+    }
+    let count = RawFd::try_from(count.min(LISTEN_FDS)).unwrap_or(0);
+    (FIRST..FIRST + count).map(take).collect()
+}
+
+fn take(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: `fcntl` with these commands reads and writes flags of a number, be it a descriptor or not.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    // SAFETY: as above.
+    if flags < 0 || unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
+        return None;
+    }
+    // SAFETY: it is open, and the protocol of `LISTEN_FDS` makes it ours; `TAKEN` sees to it that it is taken once.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// From now on the port's new connections go to the socket with this index: they count from 0 in the order in which they
+/// began to listen, and one that leaves is replaced by the last.
+pub(crate) fn steer(socket: impl AsFd, index: u32) -> io::Result<()> {
+    let mut program = [libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: index }];
+    let filter = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+    // The kernel copies the program, whose length is as told, before the call returns.
+    set(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &filter)
+}
+
+fn set<T>(socket: impl AsFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+    let (value, size) = ((&raw const *value).cast(), size_of::<T>() as libc::socklen_t);
+    // SAFETY: the kernel reads `size` bytes of the value, which lives until the call returns.
+    let result = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, value, size) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+const GREATEST_TTL: libc::c_int = 255;
+
+/// More than any configuration has; a number without sense must not take up memory.
+const LISTEN_FDS: usize = 4096;
+/// `SD_LISTEN_FDS_START`.
+const FIRST: RawFd = 3;
+/// `BPF_RET | BPF_K`.
+const RETURN: u16 = 0x06;

@@ -1,0 +1,59 @@
+//! A number of places, and who has one.
+
+use crate::sync::{
+    Arc, AtomicUsize,
+    Ordering::{AcqRel, Relaxed},
+};
+
+/// So many places, exactly: never is one more taken, and who gives one back gives it to whoever asks next.
+///
+/// There is nobody to wake: who gets none is refused.
+#[derive(Clone, Debug)]
+pub(crate) struct Slots {
+    max: usize,
+    taken: Arc<AtomicUsize>,
+}
+
+/// A place, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    taken: Arc<AtomicUsize>,
+    /// Of another limit around this one, given back with it.
+    outer: Option<Box<Self>>,
+}
+
+// === impl Slots ===
+
+impl Slots {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { max, taken: Arc::new(AtomicUsize::new(0)) }
+    }
+
+    pub(crate) const fn max(&self) -> usize {
+        self.max
+    }
+
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Relaxed)
+    }
+
+    pub(crate) fn take(&self) -> Option<Permit> {
+        let more = |taken: usize| (taken < self.max).then(|| taken + 1);
+        self.taken.fetch_update(AcqRel, Relaxed, more).ok()?;
+        Some(Permit { taken: self.taken.clone(), outer: None })
+    }
+}
+
+// === impl Permit ===
+
+impl Permit {
+    pub(crate) fn keep(&mut self, outer: Option<Self>) {
+        self.outer = outer.map(Box::new);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(1, AcqRel);
+    }
+}

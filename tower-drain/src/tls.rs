@@ -1,0 +1,272 @@
+//! TLS as a layer of connections.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, PoisonError, RwLock},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project::pin_project;
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep, sleep_until},
+};
+use tokio_rustls::{Accept, TlsAcceptor, server::TlsStream};
+use tower_layer::Layer;
+use tower_outcome::BoxError;
+use tower_service::Service;
+
+use crate::{
+    accepted::Accepted,
+    bell::Heard,
+    drain::{Drain, bounded},
+};
+
+/// Certificates that can be changed while they serve: a handle, cheap to clone.
+///
+/// A handshake uses what is there when it begins; connections that are open keep what they have.
+///
+/// ```no_run
+/// # fn run() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// use tower_drain::Tls;
+///
+/// let tls = Tls::from_pem(&std::fs::read("cert.pem")?, &std::fs::read("key.pem")?)?;
+/// // Later, when the files have changed. A pair that does not fit is refused, and the old one stays.
+/// tls.reload_pem(&std::fs::read("cert.pem")?, &std::fs::read("key.pem")?)?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Tls {
+    config: Arc<RwLock<Arc<ServerConfig>>>,
+}
+
+/// Puts TLS between a connection and its service, which is called with an [`Accepted`] of [`TlsStream`] once the
+/// handshake is done.
+///
+/// The handshake runs in the connection's own task, within 10 s. When closing begins, one that is under way has a
+/// second left, so silent peers do not hold the drain up. It costs one lock, held for a clone, per handshake.
+///
+/// Which protocol was agreed on (ALPN) is known to the stream; [`Http`](crate::Http) looks at the first bytes anyway.
+#[derive(Clone, Debug)]
+pub struct TlsLayer {
+    drain: Drain,
+    tls: Tls,
+    timeout: Duration,
+}
+
+/// A connection service behind TLS. Made by [`TlsLayer`].
+#[derive(Clone, Debug)]
+pub struct TlsService<S> {
+    inner: S,
+    layer: TlsLayer,
+}
+
+/// A handshake, and the life of the connection after it.
+#[pin_project]
+#[must_use = "futures do nothing unless polled"]
+pub struct TlsFuture<S, Io>
+where
+    S: Service<Accepted<TlsStream<Io>>>,
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    #[pin]
+    stage: Stage<S, Io>,
+}
+
+#[pin_project(project = StageProj)]
+#[allow(clippy::large_enum_variant, reason = "it lives in the allocation of its task")]
+enum Stage<S, Io>
+where
+    S: Service<Accepted<TlsStream<Io>>>,
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    /// -> `Asking` when the handshake is done.
+    Shaking {
+        #[pin]
+        handshake: Accept<Io>,
+        #[pin]
+        closing: Heard,
+        told: bool,
+        #[pin]
+        alarm: Sleep,
+        /// Taken when the handshake is done.
+        rest: Option<(Accepted<()>, S)>,
+    },
+    /// -> `Living` when the service is ready.
+    Asking {
+        service: S,
+        accepted: Option<Accepted<TlsStream<Io>>>,
+    },
+    Living(#[pin] S::Future),
+}
+
+// === impl Tls ===
+
+impl Tls {
+    /// Uses `config` as it is: see to its ALPN protocols yourself.
+    #[must_use]
+    pub fn new(config: impl Into<Arc<ServerConfig>>) -> Self {
+        Self { config: Arc::new(RwLock::new(config.into())) }
+    }
+
+    /// A certificate chain and its key, both PEM; HTTP/2 and HTTP/1.1 by ALPN; no client certificates; ring.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is not what it should be, or they do not belong together.
+    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, BoxError> {
+        read_pem(chain, key).map(Self::new)
+    }
+
+    /// New handshakes use `config` from now on.
+    pub fn reload(&self, config: impl Into<Arc<ServerConfig>>) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config.into();
+        tracing::info!("tls: new certificates");
+    }
+
+    /// As [`reload`](Self::reload), from PEM as in [`from_pem`](Self::from_pem).
+    ///
+    /// # Errors
+    ///
+    /// As there. What was in use stays in use.
+    pub fn reload_pem(&self, chain: &[u8], key: &[u8]) -> Result<(), BoxError> {
+        self.reload(read_pem(chain, key)?);
+        Ok(())
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone().into()
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+fn read_pem(chain: &[u8], key: &[u8]) -> Result<ServerConfig, BoxError> {
+    let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(key)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+// === impl TlsLayer ===
+
+impl TlsLayer {
+    /// Uses the certificates of `tls`, for as long as `drain` lets handshakes go on.
+    #[must_use]
+    pub fn new(drain: &Drain, tls: &Tls) -> Self {
+        Self { drain: drain.clone(), tls: tls.clone(), timeout: HANDSHAKE }
+    }
+
+    /// How long a handshake may take. Default: 10 s.
+    #[must_use]
+    pub fn handshake_timeout(self, timeout: Duration) -> Self {
+        Self { timeout: bounded(timeout), ..self }
+    }
+}
+
+impl<S> Layer<S> for TlsLayer {
+    type Service = TlsService<S>;
+
+    fn layer(&self, inner: S) -> TlsService<S> {
+        TlsService { inner, layer: self.clone() }
+    }
+}
+
+// === impl TlsService ===
+
+impl<S, Io> Service<Accepted<Io>> for TlsService<S>
+where
+    S: Service<Accepted<TlsStream<Io>>, Response = (), Error: Into<BoxError>> + Clone,
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    type Response = ();
+    type Error = BoxError;
+    type Future = TlsFuture<S, Io>;
+
+    /// The inner service is asked again after the handshake, on a clone of its own.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, accepted: Accepted<Io>) -> TlsFuture<S, Io> {
+        let (io, rest) = accepted.split();
+        let stage = Stage::Shaking {
+            handshake: self.layer.tls.acceptor().accept(io),
+            closing: self.layer.drain.shared.closing.heard(),
+            told: false,
+            alarm: sleep(self.layer.timeout),
+            rest: Some((rest, self.inner.clone())),
+        };
+        TlsFuture { stage }
+    }
+}
+
+// === impl TlsFuture ===
+
+impl<S, Io> Future for TlsFuture<S, Io>
+where
+    S: Service<Accepted<TlsStream<Io>>, Response = (), Error: Into<BoxError>>,
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    type Output = Result<(), BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut stage = self.project().stage;
+        loop {
+            let next = match stage.as_mut().project() {
+                StageProj::Shaking { handshake, closing, told, mut alarm, rest } => {
+                    if let Poll::Ready(shaken) = handshake.poll(cx) {
+                        let (rest, service) = rest.take().expect("shakes once");
+                        Stage::Asking { service, accepted: Some(rest.with(shaken?)) }
+                    } else {
+                        if !*told && closing.poll(cx).is_ready() {
+                            *told = true;
+                            let last = Instant::now() + LAST_CHANCE;
+                            let last = last.min(alarm.deadline());
+                            alarm.set(sleep_until(last));
+                        }
+                        ready!(alarm.poll(cx));
+                        return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut).into()));
+                    }
+                }
+                StageProj::Asking { service, accepted } => {
+                    ready!(service.poll_ready(cx)).map_err(Into::into)?;
+                    Stage::Living(service.call(accepted.take().expect("called once")))
+                }
+                StageProj::Living(life) => return life.poll(cx).map_err(Into::into),
+            };
+            stage.set(next);
+        }
+    }
+}
+
+impl<S, Io> fmt::Debug for TlsFuture<S, Io>
+where
+    S: Service<Accepted<TlsStream<Io>>>,
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsFuture").field("shaking", &matches!(self.stage, Stage::Shaking { .. })).finish()
+    }
+}
+
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// What a handshake under way has left when closing begins: a few round trips.
+const LAST_CHANCE: Duration = Duration::from_secs(1);
