@@ -3,8 +3,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::{
-    BootClock, BuildError, Claim, ClaimId, Clock, Holder, Keeper, Lease, LeaseKey, LeaseStore, State, lease::Core,
-    terms::Terms,
+    BootClock, BuildError, Claim, ClaimId, Clock, Holder, Keeper, Lease, LeaseKey, LeaseStore, State, fencing,
+    lease::Core, terms::Terms,
 };
 
 /// The knobs of a lease. Made by [`Lease::builder`].
@@ -73,6 +73,29 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
     /// How long [`step_down`](Lease::step_down) waits for those inside. Default: 10 s.
     pub fn drain_within(mut self, limit: Duration) -> Self {
         self.terms.drain_within = limit;
+        self
+    }
+
+    /// Compiles only with a store whose tokens fence (R-32). For leases whose holders write: with other stores nothing
+    /// keeps a holder that was replaced, and does not know it yet, from writing over its successor.
+    ///
+    /// ```
+    /// # use tower_lease::{Holder, Lease, LeaseBuilder, LeaseKey, LeaseStore, fencing};
+    /// fn lead<S: LeaseStore<Fencing = fencing::Total>>(store: S, key: LeaseKey) -> LeaseBuilder<S> {
+    ///     Lease::builder(store, key, Holder::new("node-1")).require_fencing()
+    /// }
+    /// ```
+    ///
+    /// ```compile_fail,E0271
+    /// # use tower_lease::{Holder, Lease, LeaseBuilder, LeaseKey, LeaseStore, fencing};
+    /// fn lead<S: LeaseStore<Fencing = fencing::Absent>>(store: S, key: LeaseKey) -> LeaseBuilder<S> {
+    ///     Lease::builder(store, key, Holder::new("node-1")).require_fencing()
+    /// }
+    /// ```
+    pub fn require_fencing(self) -> Self
+    where
+        S: LeaseStore<Fencing = fencing::Total>,
+    {
         self
     }
 

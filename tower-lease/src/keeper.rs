@@ -239,8 +239,8 @@ async fn next_event<W: Watch>(watch: &mut Option<W>) -> Input {
     Input::Watched(match watch.next().await {
         Ok(WatchEvent::Held(record, revision)) => Seen::Held(record.claim(), revision),
         Ok(WatchEvent::Vacant(_, revision)) => Seen::Vacant(revision),
-        // What was skipped may have been the loss: begin again with the present state.
-        Ok(WatchEvent::Lagged) | Err(_) => Seen::Broken,
+        // What was skipped may have been the loss, and documents do not belong here: begin again with the present state.
+        Ok(WatchEvent::Lagged | WatchEvent::Written(_) | WatchEvent::Deleted(..)) | Err(_) => Seen::Broken,
     })
 }
 

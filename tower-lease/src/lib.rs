@@ -133,7 +133,9 @@ mod builder;
 pub mod carry;
 mod cell;
 mod clock;
+mod document;
 mod error;
+pub mod fencing;
 mod future;
 mod handle;
 mod keeper;
@@ -154,6 +156,7 @@ pub use self::{
     body::LeaseBody,
     builder::LeaseBuilder,
     clock::{BootClock, BootInstant, Clock, TokioClock},
+    document::{Document, Swap, Swapped},
     error::{BuildError, LeaseLost, NotHeld, WrongInstance},
     future::{GateFuture, ResponseFuture},
     handle::{Lease, Ticket},
@@ -163,7 +166,7 @@ pub use self::{
     record::{Claim, ClaimId, Grant, Holder, Listing, PayloadTooLong, Record, Revision},
     service::{LeaseGate, Leased},
     state::{Lost, State},
-    store::{Acquired, Capabilities, Fault, Fencing, LeaseStore, StoreError, Watch, WatchEvent},
+    store::{Acquired, Capabilities, Fault, LeaseStore, StoreError, Watch, WatchEvent},
     token::{FencingToken, InvalidKey, LeaseKey, OtherKey},
 };
 

@@ -295,7 +295,7 @@ impl Sim {
             _ if self.nodes[at].core.is_over() => self.restart(at),
             0 => self.restart(at),
             1 => self.feed(at, Input::StepDown),
-            2 if self.world.operators => self.changing(|table, now| table.revoke(&key(), now)),
+            2 if self.world.operators => self.changing(|table, now| _ = table.revoke(&key(), None, now)),
             3 => self.nodes[at].cut.0 = until,
             4 => self.nodes[at].cut.1 = until,
             _ => self.nodes[at].cut = (until, until),

@@ -70,14 +70,13 @@ impl Default for Terms {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Fencing;
 
     const fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
     }
 
     fn check(terms: &Terms) -> Result<(), BuildError> {
-        terms.check(&Capabilities::new(Fencing::Total).with_min_ttl(ms(100)))
+        terms.check(&Capabilities::new().with_min_ttl(ms(100)))
     }
 
     #[test]

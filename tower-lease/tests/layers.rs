@@ -166,7 +166,7 @@ async fn who_waits_for_the_inner_service_is_refused_when_the_lease_is_lost() {
     let waiting = tokio::spawn(async move { ask(&mut service, request()).await });
     settle().await;
     assert!(!waiting.is_finished());
-    store.revoke(&key()).await.unwrap();
+    store.revoke(&key(), None).await.unwrap();
     let start = Instant::now();
     assert!(soon(waiting).await.unwrap().unwrap_err().is::<NotHeld>());
     assert!(start.elapsed() < ms(10));
@@ -196,7 +196,7 @@ async fn a_gate_waits_through_a_loss_and_fails_only_when_the_keeper_has_gone() {
     let (probe, _) = Probe::new();
     let mut gate = LeaseLayer::new(&lease).gate().layer(probe);
     assert!(poll_ready(&mut gate).is_ready());
-    store.revoke(&key()).await.unwrap();
+    store.revoke(&key(), None).await.unwrap();
     settle().await;
     assert!(poll_ready(&mut gate).is_pending(), "a re-poll after readiness takes it back");
     gate.ready().await.unwrap();
@@ -212,7 +212,7 @@ async fn a_gate_that_closes_before_the_call_hands_the_request_back() {
     let (probe, handle) = Probe::new();
     let mut gate = LeaseLayer::new(&lease).gate().layer(probe);
     gate.ready().await.unwrap();
-    store.revoke(&key()).await.unwrap();
+    store.revoke(&key(), None).await.unwrap();
     settle().await;
     let error = gate.call(Request::new("hello".to_owned())).await.unwrap_err();
     assert_eq!(Refusal::find(&*error).unwrap().code(), "lease-not-held");
@@ -246,7 +246,7 @@ async fn r28_a_pending_request_is_cancelled_as_soon_as_the_lease_is_lost() {
     let call = tokio::spawn(service.ready().await.unwrap().call(request()));
     sleep(Duration::from_secs(60)).await;
     assert!(!call.is_finished(), "renewals keep it alive");
-    store.revoke(&key()).await.unwrap();
+    store.revoke(&key(), None).await.unwrap();
     let start = Instant::now();
     let error = soon(call).await.unwrap().unwrap_err();
     assert_eq!(error.downcast_ref::<LeaseLost>().unwrap().epoch().get(), 1);
@@ -302,7 +302,7 @@ async fn r28_finish_lets_the_work_end_and_replaces_its_answer() {
     let mut service = LeaseLayer::new(&lease).in_flight(InFlight::Finish).layer(inner);
     let mut call = pin!(service.ready().await.unwrap().call(request()));
     assert!(futures_poll(call.as_mut()).await.is_none());
-    store.revoke(&key()).await.unwrap();
+    store.revoke(&key(), None).await.unwrap();
     settle().await;
     assert!(futures_poll(call.as_mut()).await.is_none(), "it runs on");
     assert!(soon(call).await.unwrap_err().is::<LeaseLost>());
@@ -320,7 +320,7 @@ async fn r28_in_respond_mode_a_lost_request_is_answered() {
     let call = service.ready().await.unwrap().call(request());
     let revoke = async {
         sleep(ms(10)).await;
-        store.revoke(&key()).await.unwrap();
+        store.revoke(&key(), None).await.unwrap();
     };
     let (Ok(response), ()) = tokio::join!(call, revoke);
     assert_eq!(response.status(), 503);
@@ -484,7 +484,7 @@ async fn r28_i3_a_body_breaks_off_when_the_lease_is_lost() {
     });
     sleep(Duration::from_secs(30)).await;
     assert!(!hanging.is_finished(), "renewals keep it alive");
-    store.revoke(&key()).await.unwrap();
+    store.revoke(&key(), None).await.unwrap();
     let start = Instant::now();
     let (broken, ended) = soon(hanging).await.unwrap();
     assert!(broken.unwrap_err().is::<LeaseLost>() && ended);
@@ -565,7 +565,7 @@ async fn a_connection_is_gated_like_a_request_and_cut_when_the_lease_is_lost() {
     let mut service = LeaseLayer::new(&lease).layer(inner);
     let connection = tokio::spawn(service.ready().await.unwrap().call(Accepted(near)));
     settle().await;
-    store.revoke(&key()).await.unwrap();
+    store.revoke(&key(), None).await.unwrap();
     assert!(soon(connection).await.unwrap().unwrap_err().is::<LeaseLost>());
     let read = tokio::io::AsyncReadExt::read(&mut far, &mut [0]).await.unwrap();
     assert_eq!(read, 0, "the connection is closed");

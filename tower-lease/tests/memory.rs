@@ -47,7 +47,7 @@ async fn a_prefix_watcher_continues_a_listing_without_a_gap() {
     assert_eq!(told(&mut watch).await, ("+svc/b".into(), 3));
     assert_eq!(told(&mut watch).await, ("-svc/a".into(), 4));
     assert!(is_quiet(&mut watch).await);
-    store.revoke(&LeaseKey::new("svc/b").unwrap()).await.unwrap();
+    store.revoke(&LeaseKey::new("svc/b").unwrap(), None).await.unwrap();
     assert_eq!(told(&mut watch).await, ("-svc/b".into(), 5));
 }
 
