@@ -150,6 +150,8 @@ mod state;
 mod store;
 mod sync;
 mod terms;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod token;
 
 pub use self::{
