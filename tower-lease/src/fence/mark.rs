@@ -50,7 +50,7 @@ pub struct StoreMark<S>(S);
 #[derive(Clone, Debug, Default)]
 pub struct MemoryMark(Arc<Mutex<BTreeMap<LeaseKey, NonZeroU64>>>);
 
-const MAX_KEYS: usize = 65_536;
+pub(super) const MAX_KEYS: usize = 65_536;
 
 // === impl StoreMark ===
 
@@ -64,6 +64,9 @@ impl<S: LeaseStore<Fencing = fencing::Total>> StoreMark<S> {
 
 impl<S: LeaseStore<Fencing = fencing::Total>> Mark for StoreMark<S> {
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
+        if !self.0.capabilities().linearizable() {
+            return Err("the lease store is not linearizable, so what it says may be old".into());
+        }
         let record = self.0.inspect(token.key()).await?;
         Ok(record.map(|record| record.token().epoch()))
     }
