@@ -21,6 +21,8 @@ use crate::{BootInstant, Clock};
 pub(crate) struct Alarm {
     #[pin]
     change: Option<OwnedNotified>,
+    /// What the timer is set to.
+    deadline: Option<BootInstant>,
     #[pin]
     timer: Option<Sleep>,
 }
@@ -52,12 +54,18 @@ impl Alarm {
                 this.change.set(None);
                 continue;
             }
-            if let Some(deadline) = deadline.filter(|_| this.timer.is_none()) {
+            // A timer that is set to an earlier time than need be wakes us, and then we look again.
+            if let Some(deadline) = deadline
+                && this.deadline.is_none_or(|set| deadline < set)
+            {
+                *this.deadline = Some(deadline);
                 this.timer.set(Some(clock.sleep_until(deadline)));
             }
-            // A deadline only ever moves to later, so an old timer wakes us too early, never too late.
             match this.timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
-                Some(Poll::Ready(())) => this.timer.set(None),
+                Some(Poll::Ready(())) => {
+                    *this.deadline = None;
+                    this.timer.set(None);
+                }
                 _ => return Poll::Pending,
             }
         }

@@ -116,9 +116,10 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
         terms.check(&capabilities)?;
         // A holder may be cloned by mistake, so the claims' ids are drawn for this keeper alone.
         let claim = Claim::new(key.clone(), holder, ClaimId::random(), terms.ttl);
+        let terms_guard = terms.guard();
         let core = Core::new(terms, claim.id(), capabilities.watch(), fastrand::u64(..));
         let (told, state) = watch::channel(State::Idle);
-        let lease = Lease::new(key, clock, state);
+        let lease = Lease::new(key, clock, terms_guard, state);
         Ok((lease.clone(), Keeper::new(store, claim, core, lease, told)))
     }
 }

@@ -11,8 +11,8 @@ use std::{
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    BootClock, BootInstant, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore, Lost, NotHeld, State,
-    cell::Cell,
+    BootClock, BootInstant, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore, Lost, NotHeld,
+    RequestCounts, State, cell::Cell, counters::Counters,
 };
 
 /// The handle of a lease: cheap to clone, and always answering from this process's own knowledge.
@@ -27,7 +27,10 @@ pub struct Lease<C = BootClock> {
 pub(crate) struct Shared<C> {
     pub(crate) cell: Cell,
     pub(crate) clock: C,
+    pub(crate) counters: Counters,
     key: LeaseKey,
+    /// The part of the margin that no drift uses up: what is inside may have it after the end.
+    guard: Duration,
     /// Told when an epoch ended, or lets nobody new in.
     pub(crate) lost: Arc<Notify>,
     /// Told when an epoch began or was extended, and when the keeper has gone.
@@ -60,11 +63,13 @@ impl Lease {
 }
 
 impl<C: Clock> Lease<C> {
-    pub(crate) fn new(key: LeaseKey, clock: C, state: watch::Receiver<State>) -> Self {
+    pub(crate) fn new(key: LeaseKey, clock: C, guard: Duration, state: watch::Receiver<State>) -> Self {
         let shared = Shared {
             cell: Cell::new(),
             clock,
+            counters: Counters::default(),
             key,
+            guard,
             lost: Arc::default(),
             opened: Arc::default(),
             drained: Notify::new(),
@@ -140,7 +145,7 @@ impl<C: Clock> Lease<C> {
                 return Ok(token);
             }
             if self.has_ended() {
-                return Err(NotHeld::new(None));
+                return Err(self.not_held());
             }
             opened.await;
         }
@@ -160,6 +165,12 @@ impl<C: Clock> Lease<C> {
         let mut states = self.subscribe();
         while states.changed().await.is_ok() {}
         self.state()
+    }
+
+    /// How requests fared at its gates.
+    #[must_use]
+    pub fn requests(&self) -> RequestCounts {
+        self.shared.counters.read(self.shared.cell.in_flight())
     }
 
     /// Whether the keeper has gone: nothing will change any more.
@@ -186,8 +197,14 @@ impl<C: Clock> Lease<C> {
                 ticket.epoch = epoch;
                 Ok(ticket)
             }
-            None => Err(self.not_held()),
+            None => Err(self.refused()),
         }
+    }
+
+    /// Refuses a request, and counts it.
+    pub(crate) fn refused(&self) -> NotHeld {
+        self.shared.counters.refused();
+        self.not_held()
     }
 
     pub(crate) fn not_held(&self) -> NotHeld {
@@ -195,7 +212,7 @@ impl<C: Clock> Lease<C> {
             0 => None,
             nanos => Some(BootInstant::from_nanos(nanos)),
         };
-        NotHeld::new(at.map(|at| at.since(self.shared.clock.now())))
+        NotHeld::new(self.state(), at.map(|at| at.since(self.shared.clock.now())))
     }
 }
 
@@ -296,6 +313,16 @@ impl<C: Clock> Ticket<C> {
     /// Until when it is good, unless it is over already.
     pub(crate) fn good_until(&self) -> Option<BootInstant> {
         self.shared.end_of(self.epoch)
+    }
+
+    /// Until when its work may go on after a loss: so long after the end, but at most the guard.
+    ///
+    /// The end is when the keeper closed, now at the latest, and never past the end of validity: whoever hears of it
+    /// late has that much less time. When another epoch has begun, this one has been over for a while.
+    pub(crate) fn grace_until(&self, grace: Duration) -> BootInstant {
+        let now = self.shared.clock.now();
+        let end = self.shared.cell.ended_by(self.epoch.get()).map_or(BootInstant::from_nanos(0), |end| end.min(now));
+        end.after(grace.min(self.shared.guard))
     }
 }
 

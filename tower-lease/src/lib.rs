@@ -133,15 +133,20 @@ mod builder;
 pub mod carry;
 mod cell;
 mod clock;
+mod counters;
 mod document;
 mod error;
+pub mod fence;
 pub mod fencing;
 mod future;
 mod handle;
 mod keeper;
 mod layer;
 mod lease;
+#[cfg(feature = "tower")]
+mod load;
 mod memory;
+mod propagate;
 mod record;
 mod service;
 #[cfg(test)]
@@ -157,7 +162,9 @@ mod token;
 pub use self::{
     body::LeaseBody,
     builder::LeaseBuilder,
+    carry::TokenIn,
     clock::{BootClock, BootInstant, Clock, TokioClock},
+    counters::RequestCounts,
     document::{Document, Swap, Swapped},
     error::{BuildError, LeaseLost, NotHeld, WrongInstance},
     future::{GateFuture, ResponseFuture},
@@ -165,11 +172,12 @@ pub use self::{
     keeper::Keeper,
     layer::{InFlight, LeaseGateLayer, LeaseLayer},
     memory::{MemoryStore, MemoryWatch},
+    propagate::{Propagate, PropagateFuture, PropagateLayer},
     record::{Claim, ClaimId, Grant, Holder, Listing, PayloadTooLong, Record, Revision},
     service::{LeaseGate, Leased},
     state::{Lost, State},
     store::{Acquired, Capabilities, Fault, LeaseStore, StoreError, Watch, WatchEvent},
-    token::{FencingToken, InvalidKey, LeaseKey, OtherKey},
+    token::{FencingToken, InvalidKey, InvalidToken, LeaseKey, OtherKey},
 };
 
 #[cfg(doctest)]

@@ -44,6 +44,12 @@ impl Terms {
         guard.saturating_add(Duration::from_nanos(u64::try_from(drift).unwrap_or(u64::MAX)))
     }
 
+    /// The part of the margin that is for the gap between a check and its effect, at least: a TTL granted shorter than
+    /// asked for has a smaller guard of its own.
+    pub(crate) fn guard(&self) -> Duration {
+        self.guard.unwrap_or(MIN_GUARD)
+    }
+
     /// Until when a request sent at `sent` and granted for `ttl` is good. Not at all, if `ttl` is too short.
     pub(crate) fn valid_until(&self, sent: BootInstant, ttl: Duration) -> BootInstant {
         sent.after(ttl.saturating_sub(self.margin(ttl)))
