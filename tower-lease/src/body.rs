@@ -102,9 +102,6 @@ impl<B: Default, C> Default for LeaseBody<B, C> {
 
 impl<B: fmt::Debug, C> fmt::Debug for LeaseBody<B, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeaseBody")
-            .field("inner", &self.inner)
-            .field("guarded", &self.ticket.is_some())
-            .finish()
+        f.debug_struct("LeaseBody").field("inner", &self.inner).field("guarded", &self.ticket.is_some()).finish()
     }
 }

@@ -200,7 +200,11 @@ impl<F, C: Clock> Inside<F, C> {
 /// what was produced after the loss is replaced, what was not is cancelled.
 fn lost<C: Clock>(ticket: &Ticket<C>, is_answered: bool) -> LeaseLost {
     let counters = &ticket.shared().counters;
-    if is_answered { counters.replaced() } else { counters.cancelled() }
+    if is_answered {
+        counters.replaced()
+    } else {
+        counters.cancelled()
+    }
     LeaseLost::new(ticket.epoch())
 }
 

@@ -1,8 +1,9 @@
 use std::{
+    error::Error,
     fmt,
     num::NonZeroU64,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -11,8 +12,8 @@ use std::{
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    BootClock, BootInstant, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore, Lost, NotHeld,
-    RequestCounts, State, cell::Cell, counters::Counters,
+    BootClock, BootInstant, Claim, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore, Lost, NotHeld,
+    RequestCounts, Snapshot, State, cell::Cell, counters::Counters, snapshot::Counts,
 };
 
 /// The handle of a lease: cheap to clone, and always answering from this process's own knowledge.
@@ -41,7 +42,34 @@ pub(crate) struct Shared<C> {
     /// When the keeper tries next, in nanoseconds; 0 if that is not known.
     pub(crate) next_attempt: AtomicU64,
     pub(crate) ended: AtomicBool,
+    handover: Mutex<Handover>,
+    /// As the keeper last told.
+    counts: Mutex<Counts>,
     state: watch::Receiver<State>,
+}
+
+/// Who hands over to whom.
+#[derive(Debug)]
+pub(crate) struct Handover {
+    /// To which somebody else may hand over.
+    pub(crate) claim: Claim,
+    /// To which we hand over.
+    pub(crate) to: Option<Claim>,
+    /// What it got, if the store has said so.
+    pub(crate) token: Option<FencingToken>,
+}
+
+/// A lease was not handed over by [`Lease::hand_over`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NotHandedOver {
+    /// The claim is one to another key. Nothing was done.
+    OtherKey,
+    /// It was given back, or never held. The successor may have it, if the store did not say so in time; otherwise it
+    /// gets it as any contender does.
+    Released,
+    /// It was lost before it could be handed over.
+    Lost(Lost),
 }
 
 /// The right to be inside, for work that is no request: a job of a worker loop, a connection.
@@ -63,12 +91,12 @@ impl Lease {
 }
 
 impl<C: Clock> Lease<C> {
-    pub(crate) fn new(key: LeaseKey, clock: C, guard: Duration, state: watch::Receiver<State>) -> Self {
+    pub(crate) fn new(claim: Claim, clock: C, guard: Duration, state: watch::Receiver<State>) -> Self {
         let shared = Shared {
             cell: Cell::new(),
             clock,
             counters: Counters::default(),
-            key,
+            key: claim.key().clone(),
             guard,
             lost: Arc::default(),
             opened: Arc::default(),
@@ -76,6 +104,8 @@ impl<C: Clock> Lease<C> {
             stepping_down: Notify::new(),
             next_attempt: AtomicU64::new(0),
             ended: AtomicBool::new(false),
+            handover: Mutex::new(Handover { claim, to: None, token: None }),
+            counts: Mutex::default(),
             state,
         };
         Self { shared: Arc::new(shared) }
@@ -167,6 +197,56 @@ impl<C: Clock> Lease<C> {
         self.state()
     }
 
+    /// Steps down in favour of `to`, a claim to the same key: a planned cutover. The gate closes, those inside
+    /// leave as for [`step_down`](Self::step_down), and then the store hands the key over in one step: no vacancy, no
+    /// contender in between, no [`lock_delay`](LeaseBuilder::lock_delay). Answers with the successor's token.
+    ///
+    /// `to` is the [`handover_claim`](Self::handover_claim) of a successor whose keeper is waiting for the key. Where the
+    /// store cannot transfer, or does not answer in time, the key is released instead.
+    ///
+    /// # Errors
+    ///
+    /// It is not known to be handed over: see [`NotHandedOver`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, it goes on though this future is dropped.
+    pub async fn hand_over(&self, to: &Claim) -> Result<FencingToken, NotHandedOver> {
+        if to.key() != self.key() {
+            return Err(NotHandedOver::OtherKey);
+        }
+        self.shared.handover().to = Some(to.clone());
+        let last = self.step_down().await;
+        let token = self.shared.handover().token.take();
+        token.ok_or(match last {
+            State::Fenced { cause, .. } => NotHandedOver::Lost(cause),
+            _ => NotHandedOver::Released,
+        })
+    }
+
+    /// The claim by which this one takes over when a holder [hands over](Self::hand_over) to it: bring it to that
+    /// process. It is good while this keeper waits for the key, and for one handover.
+    #[must_use]
+    pub fn handover_claim(&self) -> Claim {
+        self.shared.handover().claim.clone()
+    }
+
+    /// What it is like and what it has been through, as plain numbers.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let counts = *self.shared.counts();
+        Snapshot {
+            state: self.state(),
+            remaining: self.remaining(),
+            acquisitions: counts.acquisitions,
+            renewals: counts.renewals,
+            validity: counts.validity,
+            failures: counts.failures,
+            losses: counts.losses,
+            requests: self.requests(),
+        }
+    }
+
     /// How requests fared at its gates.
     #[must_use]
     pub fn requests(&self) -> RequestCounts {
@@ -236,6 +316,14 @@ impl<C> Shared<C> {
         self.cell.read().seems_open()
     }
 
+    pub(crate) fn handover(&self) -> MutexGuard<'_, Handover> {
+        self.handover.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits until nobody is inside. Final once the gate is closed to new ones.
     pub(crate) async fn drained(&self) {
         loop {
@@ -286,6 +374,20 @@ impl<C> fmt::Debug for Shared<C> {
         f.debug_struct("Shared").field("key", &self.key).field("cell", &self.cell).finish_non_exhaustive()
     }
 }
+
+// === impl NotHandedOver ===
+
+impl fmt::Display for NotHandedOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherKey => f.write_str("a lease is handed over to a claim to the same key"),
+            Self::Released => f.write_str("the lease was given back, and is not known to be handed over"),
+            Self::Lost(cause) => write!(f, "the lease was lost before it could be handed over: {cause}"),
+        }
+    }
+}
+
+impl Error for NotHandedOver {}
 
 // === impl Ticket ===
 

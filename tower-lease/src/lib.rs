@@ -151,6 +151,7 @@ mod record;
 mod service;
 #[cfg(test)]
 mod sim;
+mod snapshot;
 mod state;
 mod store;
 mod sync;
@@ -161,20 +162,21 @@ mod token;
 
 pub use self::{
     body::LeaseBody,
-    builder::LeaseBuilder,
+    builder::{LeaseBuilder, OnStoreOutage},
     carry::TokenIn,
     clock::{BootClock, BootInstant, Clock, TokioClock},
     counters::RequestCounts,
     document::{Document, Swap, Swapped},
     error::{BuildError, LeaseLost, NotHeld, WrongInstance},
     future::{GateFuture, ResponseFuture},
-    handle::{Lease, Ticket},
+    handle::{Lease, NotHandedOver, Ticket},
     keeper::Keeper,
     layer::{InFlight, LeaseGateLayer, LeaseLayer},
     memory::{MemoryStore, MemoryWatch},
     propagate::{Propagate, PropagateFuture, PropagateLayer},
     record::{Claim, ClaimId, Grant, Holder, Listing, PayloadTooLong, Record, Revision},
     service::{LeaseGate, Leased},
+    snapshot::{Failures, Histogram, Losses, Snapshot},
     state::{Lost, State},
     store::{Acquired, Capabilities, Fault, LeaseStore, StoreError, Watch, WatchEvent},
     token::{FencingToken, InvalidKey, InvalidToken, LeaseKey, OtherKey},

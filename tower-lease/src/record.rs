@@ -145,6 +145,11 @@ impl Claim {
         Self { key, holder, id, ttl }
     }
 
+    /// The same wish under another id.
+    pub(crate) fn with_id(&self, id: ClaimId) -> Self {
+        Self { id, ..self.clone() }
+    }
+
     /// What is claimed.
     #[must_use]
     pub const fn key(&self) -> &LeaseKey {

@@ -11,6 +11,10 @@ pub(crate) struct Terms {
     pub(crate) renew_every: Option<Duration>,
     pub(crate) drain_within: Duration,
     pub(crate) reacquire: bool,
+    /// For how long a new holder's gate stays closed after an unclean end.
+    pub(crate) lock_delay: Duration,
+    /// Whether the gate stays open while the store cannot be reached, past the end of validity.
+    pub(crate) keeps_serving: bool,
 }
 
 const TTL: Duration = Duration::from_secs(10);
@@ -69,7 +73,16 @@ impl Terms {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { ttl: TTL, drift_ppm: DRIFT_PPM, guard: None, renew_every: None, drain_within: TTL, reacquire: false }
+        Self {
+            ttl: TTL,
+            drift_ppm: DRIFT_PPM,
+            guard: None,
+            renew_every: None,
+            drain_within: TTL,
+            reacquire: false,
+            lock_delay: Duration::ZERO,
+            keeps_serving: false,
+        }
     }
 }
 

@@ -1,5 +1,11 @@
 //! For tests: a [`Conformance`] suite for stores, a [`FaultyStore`] that loses and delays, a [`SkewedClock`] that drifts.
 
-pub mod conformance;
+mod clock;
+mod conformance;
+mod faulty;
 
-pub use self::conformance::Conformance;
+pub use self::{
+    clock::SkewedClock,
+    conformance::Conformance,
+    faulty::{Calls, Faults, FaultyStore, FaultyWatch},
+};

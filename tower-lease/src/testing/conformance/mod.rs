@@ -1,14 +1,4 @@
-//! What every [`LeaseStore`] must do, as one suite that any store can be put through.
-//!
-//! ```
-//! use std::time::Duration;
-//! use tower_lease::{MemoryStore, testing::Conformance};
-//!
-//! # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(async {
-//! let store = MemoryStore::new();
-//! Conformance::new(store.clone(), store).ttl(Duration::from_secs(2)).run().await;
-//! # });
-//! ```
+//! What every store must do, as one suite that any store can be put through.
 
 mod clock;
 mod documents;
@@ -31,6 +21,16 @@ use crate::{
 ///
 /// It waits for leases to expire, some six TTLs in all. On a real engine its keys lie under a prefix of their own, and
 /// nobody else may write there; the rest of the engine is left alone.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_lease::{MemoryStore, testing::Conformance};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(async {
+/// let store = MemoryStore::new();
+/// Conformance::new(store.clone(), store).ttl(Duration::from_secs(2)).run().await;
+/// # });
+/// ```
 #[must_use = "the suite does nothing until it is run"]
 pub struct Conformance<S> {
     one: S,
