@@ -31,7 +31,12 @@ const DRAINING: u64 = 1;
 
 impl Cell {
     pub(crate) fn new() -> Self {
-        Self { epoch: AtomicU64::new(0), valid: AtomicU64::new(0), ended: AtomicU64::new(0), in_flight: AtomicUsize::new(0) }
+        Self {
+            epoch: AtomicU64::new(0),
+            valid: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+        }
     }
 
     /// Reads (epoch, until) of one epoch. Three plain loads on x86.

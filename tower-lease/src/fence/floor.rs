@@ -69,11 +69,10 @@ mod tests {
     fn i2_a_floor_only_rises() {
         let floor = Floor::new();
         assert_eq!(floor.raise(7), 0);
-        assert_eq!((floor.judge(6), floor.judge(7), floor.judge(8)), (
-            Judgement::Below(7),
-            Judgement::Current,
-            Judgement::Unknown
-        ));
+        assert_eq!(
+            (floor.judge(6), floor.judge(7), floor.judge(8)),
+            (Judgement::Below(7), Judgement::Current, Judgement::Unknown)
+        );
         assert_eq!(floor.raise(5), 7, "an answer that comes late");
         assert_eq!((floor.epoch(), floor.judge(5)), (Some(7), Judgement::Below(7)));
     }
