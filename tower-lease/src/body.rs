@@ -49,11 +49,9 @@ where
         let mut this = self.project();
         let Some(mut inner) = this.inner.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         let Some(ticket) = this.ticket else { return inner.poll_frame(cx).map_err(Into::into) };
-        // A lease that is known to be lost runs no more of the inner body.
-        let frame = match ticket.good_until() {
-            Some(_) => inner.as_mut().poll_frame(cx),
-            None => Poll::Pending,
-        };
+        // Who slept looks at the clock again before it goes on.
+        let may_run = if this.alarm.is_some() { ticket.is_good() } else { ticket.good_until().is_some() };
+        let frame = if may_run { inner.as_mut().poll_frame(cx) } else { Poll::Pending };
         if frame.is_pending() {
             let shared = ticket.shared();
             let alarm = this.alarm.get_or_insert_default();

@@ -175,9 +175,10 @@ impl<F, C: Clock> Inside<F, C> {
     {
         let mut this = self.project();
         let ticket = this.ticket.as_ref().expect("polled after it was ready");
-        // A lease that is known to be lost runs no more of the inner service.
+        // Who slept looks at the clock again before it goes on: a process may have been stopped meanwhile.
+        let has_slept = this.alarm.is_armed();
         let answer = match this.inner.as_mut().as_pin_mut() {
-            Some(inner) if this.stay.may_run(ticket) => inner.poll(cx),
+            Some(inner) if this.stay.may_run(ticket, has_slept) => inner.poll(cx),
             _ => Poll::Pending,
         };
         if answer.is_pending() {
@@ -211,11 +212,12 @@ fn lost<C: Clock>(ticket: &Ticket<C>, is_answered: bool) -> LeaseLost {
 // === impl Stay ===
 
 impl Stay {
-    /// As far as is known without looking at the clock while the lease lasts.
-    fn may_run<C: Clock>(&mut self, ticket: &Ticket<C>) -> bool {
+    /// Whether the inner future may run now. Without `has_slept` the clock was looked at a moment ago, in `call`.
+    fn may_run<C: Clock>(&mut self, ticket: &Ticket<C>, has_slept: bool) -> bool {
+        let lasts = || if has_slept { ticket.is_good() } else { ticket.good_until().is_some() };
         match self.in_flight {
             InFlight::Finish => true,
-            _ if ticket.good_until().is_some() => true,
+            _ if lasts() => true,
             InFlight::Cancel => false,
             InFlight::FinishWithin(grace) => self.has_grace(ticket, grace),
         }
