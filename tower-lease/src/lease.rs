@@ -13,7 +13,7 @@ use crate::{BootInstant, ClaimId, Fault, Lost, Revision, State, snapshot::Counts
 mod tests;
 
 /// The keeper's state machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Core {
     terms: Terms,
     rng: Rng,
@@ -119,7 +119,7 @@ pub(crate) enum Seen {
     Broken,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Phase {
     /// Nothing was asked yet. -> `Seeking` on start; `Released` on step-down.
     Idle,
@@ -141,7 +141,7 @@ enum Phase {
     Released,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Quest {
     claim: ClaimId,
     /// When the earliest request of this claim left that the store may have carried out: validity counts from it.
@@ -154,7 +154,7 @@ struct Quest {
     step: Step,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Step {
     /// -> an answer, or taken as unknown at `by`.
     Asked { number: u64, by: BootInstant },
@@ -167,7 +167,7 @@ enum Step {
     Waiting { at: BootInstant },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Tenure {
     claim: ClaimId,
     epoch: NonZeroU64,
@@ -180,7 +180,7 @@ struct Tenure {
     opens: Option<BootInstant>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Renewal {
     Due(BootInstant),
     /// -> an answer, or failed at `by`.
@@ -190,7 +190,7 @@ enum Renewal {
     },
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum OwnWatch {
     Unsupported,
     Off,

@@ -148,6 +148,8 @@ mod load;
 mod memory;
 mod propagate;
 mod record;
+#[cfg(all(test, not(loom)))]
+mod search;
 mod service;
 #[cfg(test)]
 mod sim;

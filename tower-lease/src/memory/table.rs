@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The heart of the store: a table of records, told what time it is.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
     /// The number of changes so far; it numbers the tokens too, so they grow over deletion and re-creation.
     revision: u64,
@@ -33,7 +33,7 @@ pub(crate) struct Table {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Forgotten;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     record: Record,
     ttl: Duration,
@@ -43,7 +43,7 @@ struct Entry {
     bound: BTreeSet<LeaseKey>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Page {
     document: Document,
     /// The epoch it ends with.
