@@ -881,6 +881,29 @@ async fn a_body_keeps_its_framing() {
 
 // === other protocols, and bounds ===
 
+#[tokio::test(start_paused = true)]
+async fn a_ticket_tells_when_its_epoch_is_over() {
+    let (store, (lease, _keeper)) = held().await;
+    let ticket = lease.enter(Duration::ZERO).unwrap();
+    let waiting = tokio::spawn(async move {
+        ticket.lost().await;
+        ticket.is_good()
+    });
+    sleep(Duration::from_secs(60)).await;
+    assert!(!waiting.is_finished(), "renewals keep it alive");
+    store.revoke(&key(), None).await.unwrap();
+    let start = Instant::now();
+    assert!(!soon(waiting).await.unwrap());
+    assert!(start.elapsed() < ms(10));
+    // At the end of validity, though no keeper runs.
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let mut keeper = pin!(keeper.run());
+    tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
+    let (ticket, start) = (lease.enter(Duration::ZERO).unwrap(), Instant::now());
+    soon(ticket.lost()).await;
+    assert!((VALID..VALID + ms(5)).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
 /// As an accept loop has it: a connection is a request, and its future the connection's whole life.
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_gated_like_a_request_and_cut_when_the_lease_is_lost() {
