@@ -194,7 +194,7 @@ impl<M: Mark> Fence<M> {
             Judgement::Unknown => {}
         }
         self.shared.counters.asked.fetch_add(1, Relaxed);
-        let highest = self.shared.mark.raise(token).await.map_err(|error| self.fails(&*error.to_string()))?;
+        let highest = self.shared.mark.raise(token).await.map_err(|error| self.fails(&error.to_string()))?;
         self.works();
         let Some(highest) = highest else { return Err(NotCurrent::stale(epoch, None)) };
         // Forgotten meanwhile: another entry may know better.
