@@ -41,6 +41,7 @@ pub(crate) enum Denial {
 }
 
 #[pin_project(project = StepProj)]
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for every request that is let in")]
 enum Step<F, C, D> {
     Inside(#[pin] Inside<F, C>),
     Denied(Option<D>),

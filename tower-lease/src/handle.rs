@@ -74,8 +74,9 @@ pub enum NotHandedOver {
 
 /// The right to be inside, for work that is no request: a job of a worker loop, a connection.
 ///
-/// [`Lease::step_down`] waits until it is dropped. It does not stop the work at a loss: ask
-/// [`is_good`](Self::is_good) before each effect, and send the [`token`](Self::token) along.
+/// [`Lease::step_down`] waits until it is dropped. It does not stop the work at a loss: wait for
+/// [`lost`](Self::lost) beside it, ask [`is_good`](Self::is_good) before each effect, and send the
+/// [`token`](Self::token) along.
 pub struct Ticket<C = BootClock> {
     shared: Arc<Shared<C>>,
     epoch: NonZeroU64,
@@ -402,6 +403,22 @@ impl<C: Clock> Ticket<C> {
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.shared.lasts(self.epoch)
+    }
+
+    /// Waits until that epoch is over: lost, expired, or given back because its time to drain was over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped.
+    pub async fn lost(&self) {
+        loop {
+            let lost = self.shared.lost.notified();
+            let Some(until) = self.good_until().filter(|_| self.is_good()) else { return };
+            tokio::select! {
+                () = lost => {}
+                () = self.shared.clock.sleep_until(until) => {}
+            }
+        }
     }
 
     pub(crate) const fn epoch(&self) -> NonZeroU64 {

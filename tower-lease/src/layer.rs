@@ -35,7 +35,8 @@ pub enum InFlight {
     #[default]
     Cancel,
     /// The inner future runs to its end, and then its answer is replaced. Only for work whose effects carry the
-    /// [`FencingToken`](crate::FencingToken) to a resource that checks it.
+    /// [`FencingToken`](crate::FencingToken) to a resource that checks it: a successor may be at work meanwhile, also
+    /// after a [`step_down`](Lease::step_down), which waits for those inside no longer than it was told to.
     Finish,
     /// The inner future may run on for so long after the loss, and is then dropped; its answer is replaced if it comes.
     ///

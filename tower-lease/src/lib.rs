@@ -30,7 +30,7 @@
 //!
 //! A lease by itself does not exclude two holders for certain: a clock may be worse than believed, a store may forget,
 //! an effect may be under way when the lease ends. **The token does**, where the resource remembers the highest one it
-//! has seen and refuses lower ones. And losing the store for longer than the TTL closes every gate: that is what an
+//! has seen and refuses lower ones: [`PropagateLayer`] sends it, [`fence`] is the resource's side. And losing the store for longer than the TTL closes every gate: that is what an
 //! exclusive lease means.
 //!
 //! # What it costs
@@ -38,8 +38,8 @@
 //! A request that is let in costs two looks at the clock (some 45 ns each), a few plain loads, and two atomic additions
 //! to a count that all requests of a lease share. No lock and no allocation, with two exceptions: one that is not ready
 //! at its first poll takes a place in a `Notify` and in Tokio's timer (a short lock each), so that it is woken at a loss;
-//! and with [`http`](LeaseLayer::http) the token in the request's extensions allocates. A lease held costs a renewal
-//! every quarter of its TTL.
+//! and with [`http`](LeaseLayer::http) the token in the request's extensions allocates ([`TokenIn`]). The README has the
+//! figures. A lease held costs a renewal every quarter of its TTL.
 //!
 //! # Which layer
 //!
@@ -52,6 +52,10 @@
 //! The keeper gone for good is `Err` from a gate's `poll_ready`; nothing else ever is. Every layer works for any request
 //! type, a connection too; [`.http()`](LeaseLayer::http), implied by `respond`, adds what HTTP can carry. After an
 //! upgrade (101) the connection is out of sight: hold a [`Ticket`] for it.
+//!
+//! "Lost while it runs" is [`InFlight::Cancel`], the default. With [`InFlight::Finish`] and [`InFlight::FinishWithin`] the
+//! work goes on for a while, for effects that carry the token; its answer is withheld all the same. "Not held" is "not for
+//! long enough" too, with [`min_remaining`](LeaseLayer::min_remaining) or gRPC [`deadlines`](LeaseLayer::deadlines).
 //!
 //! # Examples
 //!
@@ -112,7 +116,7 @@
 //!
 //! # Errors
 //!
-//! [`NotHeld`], [`LeaseLost`] and [`WrongInstance`] refuse requests; [`Refusal::find`](tower_outcome::Refusal::find)
+//! [`NotHeld`], [`LeaseLost`] and [`WrongInstance`] refuse requests, [`fence::NotCurrent`] does at a resource; [`Refusal::find`](tower_outcome::Refusal::find)
 //! finds each in any error chain. [`BuildError`] says that durations do not fit together.
 //!
 //! # Panics

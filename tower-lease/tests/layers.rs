@@ -475,6 +475,44 @@ async fn r29_a_panic_inside_has_left_too() {
     assert!(start.elapsed() < ms(10));
 }
 
+/// Otherwise a successor could start while the destructors of the last request still run.
+#[tokio::test(start_paused = true)]
+async fn r29_what_is_inside_is_dropped_before_it_is_counted_out() {
+    struct Witness(Lease<TokioClock>, Arc<Mutex<Vec<usize>>>);
+    impl Drop for Witness {
+        fn drop(&mut self) {
+            self.1.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(self.0.requests().inside);
+        }
+    }
+
+    let (store, (lease, _keeper)) = held().await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let inner = service_fn(|request: Request<String>| {
+        let witness = Witness(lease.clone(), seen.clone());
+        async move {
+            if request.body().is_empty() {
+                std::future::pending::<()>().await;
+            }
+            let body = Script::new([Step::Hang]).map_frame(move |frame| {
+                let _witness = &witness;
+                frame
+            });
+            Ok::<_, Infallible>(Response::new(body))
+        }
+    });
+    let mut service = LeaseLayer::new(&lease).http().layer(inner);
+    let mut waiting = pin!(service.ready().await.unwrap().call(request()));
+    assert!(futures_poll(waiting.as_mut()).await.is_none());
+    let mut body = ask(&mut service, Request::new("a body".to_owned())).await.unwrap().into_body();
+    assert_eq!(lease.requests().inside, 2);
+    store.revoke(&key(), None).await.unwrap();
+    settle().await;
+    assert!(soon(waiting.as_mut()).await.is_err());
+    assert_eq!(*seen.lock().unwrap(), [2]);
+    assert!(body.frame().await.unwrap().is_err());
+    assert_eq!((seen.lock().unwrap().as_slice(), lease.requests().inside), ([2, 1].as_slice(), 0));
+}
+
 /// The successor's first request starts after the predecessor's last has ended, whether that one is waited for or cut
 /// off.
 #[tokio::test(start_paused = true)]
@@ -880,6 +918,29 @@ async fn a_body_keeps_its_framing() {
 }
 
 // === other protocols, and bounds ===
+
+#[tokio::test(start_paused = true)]
+async fn a_ticket_tells_when_its_epoch_is_over() {
+    let (store, (lease, _keeper)) = held().await;
+    let ticket = lease.enter(Duration::ZERO).unwrap();
+    let waiting = tokio::spawn(async move {
+        ticket.lost().await;
+        ticket.is_good()
+    });
+    sleep(Duration::from_secs(60)).await;
+    assert!(!waiting.is_finished(), "renewals keep it alive");
+    store.revoke(&key(), None).await.unwrap();
+    let start = Instant::now();
+    assert!(!soon(waiting).await.unwrap());
+    assert!(start.elapsed() < ms(10));
+    // At the end of validity, though no keeper runs.
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let mut keeper = pin!(keeper.run());
+    tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
+    let (ticket, start) = (lease.enter(Duration::ZERO).unwrap(), Instant::now());
+    soon(ticket.lost()).await;
+    assert!((VALID..VALID + ms(5)).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
 
 /// As an accept loop has it: a connection is a request, and its future the connection's whole life.
 #[tokio::test(start_paused = true)]

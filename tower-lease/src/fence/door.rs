@@ -194,10 +194,11 @@ impl<M: Mark> Fence<M> {
             Judgement::Unknown => {}
         }
         self.shared.counters.asked.fetch_add(1, Relaxed);
-        let highest = self.shared.mark.raise(token).await.map_err(|error| self.fails(&*error.to_string()))?;
+        let highest = self.shared.mark.raise(token).await.map_err(|error| self.fails(&error.to_string()))?;
         self.works();
         let Some(highest) = highest else { return Err(NotCurrent::stale(epoch, None)) };
-        let before = entry.floor.raise(highest.get());
+        // Forgotten meanwhile: another entry may know better.
+        let before = entry.floor.raise(highest.get()).ok_or(NotCurrent::floor_unknown())?;
         if before < highest.get() {
             tracing::info!(key = %token.key(), from = before, to = highest.get(), "fence");
         }

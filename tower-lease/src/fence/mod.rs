@@ -19,6 +19,9 @@
 //! would do harm, make the check and the effect one step: [`Fenced`], a conditional write in the resource's own
 //! database, or [`FencePass::is_current`] right before the effect, which narrows the gap without closing it.
 //!
+//! A mark of the resource's own takes a token's word for it, so a made-up one that is very high locks everybody out. Whoever
+//! may send tokens is to be authenticated, as whoever may write is; or ask the store, which knows what it gave out.
+//!
 //! After the lease store was restored from a backup its tokens may have gone back, and the fence refuses them.
 //! That is right: raise the store's revision (etcd: `etcdutl snapshot restore` with `--bump-revision` and
 //! `--mark-compacted`, since 3.5.10), or lower the marks by hand, knowing what was written meanwhile.

@@ -15,28 +15,33 @@ use crate::HTTP;
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "lease", job: JOB, bare: "bare", run: |calls| reject(calls, TokioClock::new()) },
-    Case { name: "lease-gate", job: JOB, bare: "bare", run: gate },
-    Case { name: "lease-boot/time", job: JOB, bare: "bare", run: |calls| reject(calls, BootClock::new()) },
-    Case { name: "lease-http", job: JOB, bare: "bare-http", run: |calls| respond(calls, TokenIn::Nowhere) },
-    Case { name: "lease-respond", job: JOB, bare: "bare-http", run: |calls| respond(calls, TokenIn::Extensions) },
+    Case { name: "lease-gate", job: JOB, bare: "bare", run: |calls| gate(calls, TokioClock::new()) },
+    Case { name: "lease-http", job: JOB, bare: "bare-http", run: |calls| http(calls, TokioClock::new(), NOWHERE) },
+    Case { name: "lease-respond", job: JOB, bare: "bare-http", run: |calls| http(calls, TokioClock::new(), TOKEN) },
+    Case { name: "lease/time", job: JOB, bare: "bare", run: |calls| reject(calls, BootClock::new()) },
+    Case { name: "lease-gate/time", job: JOB, bare: "bare", run: |calls| gate(calls, BootClock::new()) },
+    Case { name: "lease-http/time", job: JOB, bare: "bare-http", run: |calls| http(calls, BootClock::new(), NOWHERE) },
+    Case { name: "lease-respond/time", job: JOB, bare: "bare-http", run: |calls| http(calls, BootClock::new(), TOKEN) },
     Case { name: "bare-token", job: FENCE, bare: "bare-token", run: |calls| drive::http_calls(calls, HTTP, bearing()) },
     Case { name: "fence", job: FENCE, bare: "bare-token", run: fence },
 ];
 
 const JOB: &str = "lease";
 const FENCE: &str = "fence";
+const NOWHERE: TokenIn = TokenIn::Nowhere;
+const TOKEN: TokenIn = TokenIn::Extensions;
 
 fn reject(calls: u32, clock: impl Clock) {
     held(clock, |lease| drive::calls(calls, LeaseLayer::new(lease).layer(Bare)));
 }
 
-fn gate(calls: u32) {
-    held(TokioClock::new(), |lease| drive::calls(calls, LeaseLayer::new(lease).gate().layer(Bare)));
+fn gate(calls: u32, clock: impl Clock) {
+    held(clock, |lease| drive::calls(calls, LeaseLayer::new(lease).gate().layer(Bare)));
 }
 
 /// With bodies that end with the lease, and the token where it is wanted.
-fn respond(calls: u32, token: TokenIn) {
-    held(TokioClock::new(), |lease| {
+fn http(calls: u32, clock: impl Clock, token: TokenIn) {
+    held(clock, |lease| {
         let layer = LeaseLayer::new(lease).respond().token_in(token);
         drive::http_calls(calls, layer.layer(HTTP), drive::plain);
     });
@@ -61,7 +66,7 @@ fn bearing() -> impl Fn(u32) -> Request<()> {
 /// Holds a lease that outlasts the loop, in which no keeper runs.
 ///
 /// Counted by Tokio's clock and not the default one: that one is read through rustix, which valgrind cannot run
-/// (rustix#1559).
+/// (rustix#1559). The cases named `/time` are by the default one.
 fn held<C: Clock>(clock: C, calls: impl FnOnce(&Lease<C>)) {
     let runtime = runtime();
     let built = Lease::builder(MemoryStore::new(), key(), Holder::new("benches"))
