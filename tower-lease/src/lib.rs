@@ -6,8 +6,9 @@
 //! listener that was moved to another machine.
 //!
 //! ```text
-//!                 granted           renewals fail
-//!   Acquiring ─────────────► Held ◄─────────────► Jeopardy      requests are let in
+//!             ┌──► LockDelay ──┐                              closed, after an end that was not clean
+//!             │                ▼       renewals fail
+//!   Acquiring ──── granted ─► Held ◄─────────────► Jeopardy      requests are let in
 //!       ▲                     │ │                  │ │
 //!       │ reacquire,          │ └───── step down ──┼─┤
 //!       │ a new epoch         │                    │ ▼
@@ -24,14 +25,21 @@
 //! - Requests are checked in `poll_ready` and in `call`, while they run and when they answer; with
 //!   [`http`](LeaseLayer::http) their bodies are too. Giving the lease back waits for them.
 //!
-//! Code and tests name the rule they hold to, as `R-1` to `R-33`.
+//! Code and tests name the rule they hold to, as `R-1` to `R-33`; RULES.md, beside the README, lists them with the tests.
+//!
+//! # Giving it up, and to whom
+//!
+//! [`Lease::step_down`] closes the gate, waits for those inside, and releases: any contender gets it next, within
+//! milliseconds. [`Lease::hand_over`] gives it to the one that is meant, with no vacancy in between. A keeper that dies, or
+//! is dropped, leaves it to the TTL.
 //!
 //! # What it does not
 //!
 //! A lease by itself does not exclude two holders for certain: a clock may be worse than believed, a store may forget,
 //! an effect may be under way when the lease ends. **The token does**, where the resource remembers the highest one it
-//! has seen and refuses lower ones: [`PropagateLayer`] sends it, [`fence`] is the resource's side. And losing the store for longer than the TTL closes every gate: that is what an
-//! exclusive lease means.
+//! has seen and refuses lower ones: [`PropagateLayer`] sends it, [`fence`] is the resource's side. Where nothing checks
+//! tokens, a [`lock_delay`](LeaseBuilder::lock_delay) is the next best. And losing the store for longer than the TTL closes
+//! every gate: that is what an exclusive lease means. A [`membership`](LeaseBuilder::membership) may go on.
 //!
 //! # What it costs
 //!

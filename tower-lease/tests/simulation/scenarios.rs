@@ -275,7 +275,7 @@ fn f19_a_store_that_was_down_fences_or_not_as_chosen_and_is_not_run_over() {
 #[test]
 fn r5_without_its_margin_the_simulation_fails() {
     let careless = |seed| {
-        let setup = Setup { drift_ppm: 30_000, believed_ppm: 0, guard: Some(Duration::ZERO), ..Setup::default() };
+        let setup = Setup { drift_ppm: 60_000, believed_ppm: 0, guard: Some(Duration::ZERO), ..Setup::default() };
         let mut world = World::new(seed, setup);
         for _ in 0..3 {
             let holder = world.holder();
