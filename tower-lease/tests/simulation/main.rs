@@ -21,11 +21,6 @@ fn over_seeds(scenario: fn(u64)) {
     }
 }
 
-/// For negative controls: whether any of the seeds makes it fail.
-fn fails_for_some_seed(scenario: fn(u64)) -> bool {
-    (0..20).any(|seed| catch_unwind(AssertUnwindSafe(|| scenario(seed))).is_err())
-}
-
 fn seeds() -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number of seeds, or a seed"));
     match number("LEASE_SIM_SEED") {

@@ -254,7 +254,8 @@ impl Watch for RemoteWatch {
 
 impl Drop for RemoteWatch {
     fn drop(&mut self) {
-        if let Some((socket, number)) = &self.socket {
+        // At the end of a world there is no network any more.
+        if let Some((socket, number)) = self.socket.as_ref().filter(|_| turmoil::in_simulation()) {
             let number = self.store.send(Request::Unwatch(*number));
             _ = socket.try_send_to(&number.to_be_bytes(), (turmoil::lookup("store"), PORT));
         }

@@ -3,7 +3,6 @@ use std::time::Duration;
 use tower_lease::{Lost, State};
 
 use crate::{
-    fails_for_some_seed,
     net::Weather,
     over_seeds,
     world::{Setup, TTL, World, is_jeopardy, name},
@@ -177,14 +176,18 @@ fn f10_clocks_that_drift_more_are_what_tokens_are_for() {
     over_seeds(|seed| drifting(seed, 30_000, false));
 }
 
-/// Cut off again and again, one way or both.
+/// Cut off again and again, one way or both: the store extends to the last, or does not.
 fn drifting(seed: u64, drift_ppm: i32, exclusive: bool) {
     let mut world = World::new(seed, Setup { drift_ppm, exclusive, ..Setup::default() });
-    for _ in 0..3 {
+    for round in 0..3 {
         let holder = world.holder();
-        world.sim.partition_oneway("store", name(holder));
+        if round % 2 == 0 {
+            world.sim.partition(name(holder), "store");
+        } else {
+            world.sim.partition_oneway("store", name(holder));
+        }
         world.successor_of(holder, DEAF);
-        world.sim.repair_oneway("store", name(holder));
+        world.sim.repair(name(holder), "store");
         let calm = ms(world.rng.u64(0..3_000));
         world.run_for(calm);
     }
@@ -210,22 +213,25 @@ fn f11_acquires_whose_answers_are_lost_have_one_holder_and_no_orphan() {
     });
 }
 
-fn revoked(seed: u64, first_watches: bool) {
-    let setup = Setup { first_watches, nodes: 2, exclusive: false, ..Setup::default() };
-    let (mut world, holder) = settled(seed, setup);
+/// An operator takes the key away. How long until the gate was closed, and the world as it is then.
+fn revoked(seed: u64, setup: Setup) -> (Duration, World) {
+    let (mut world, holder) = settled(seed, Setup { nodes: 2, ..setup });
     world.revoke();
     let revoked = world.now();
-    // The order is a message to the store, and the watch's is one to the holder.
-    world.run_until(TTL, "it closes", |world| world.open() != Some(holder));
-    assert!(world.now() - revoked <= ms(280), "R-12: within the watch's latency: {:?}", world.now() - revoked);
-    world.run_for(TTL);
-    assert!(world.open().is_some(), "and somebody holds it again");
-    world.check();
+    world.run_until(TTL, "it closes", |world| !world.node(holder).leases()[0].is_held());
+    (world.now() - revoked, world)
 }
 
 #[test]
 fn f12_a_lease_taken_away_by_hand_closes_the_gate_within_the_watchs_latency() {
-    over_seeds(|seed| revoked(seed, true));
+    over_seeds(|seed| {
+        let (took, mut world) = revoked(seed, Setup { exclusive: false, ..Setup::default() });
+        // The order is a message to the store, and the watch's is one to the holder.
+        assert!(took <= ms(280), "R-12: {took:?}");
+        world.run_for(TTL);
+        assert!(world.open().is_some(), "and somebody holds it again");
+        world.check();
+    });
 }
 
 /// The store is cut off from everyone for 10 × TTL; then all come back at once.
@@ -277,20 +283,26 @@ fn r5_without_its_margin_the_simulation_fails() {
     let careless = |seed| {
         let setup = Setup { drift_ppm: 60_000, believed_ppm: 0, guard: Some(Duration::ZERO), ..Setup::default() };
         let mut world = World::new(seed, setup);
-        for _ in 0..3 {
-            let holder = world.holder();
-            world.sim.partition_oneway("store", name(holder));
-            world.successor_of(holder, DEAF);
-            world.sim.repair_oneway("store", name(holder));
-        }
-        world.check();
+        let holder = world.holder();
+        world.sim.partition(name(holder), "store");
+        world.run_for(TTL * 2);
+        world
     };
-    assert!(fails_for_some_seed(careless), "clocks worse than believed, no guard: two gates are open at once");
+    assert!(some_seed_breaks("I1", careless), "clocks worse than believed, no guard: two gates are open at once");
 }
 
 #[test]
 fn r12_without_its_own_watch_the_simulation_fails() {
-    assert!(fails_for_some_seed(|seed| revoked(seed, false)), "a gate stays open until a renewal is refused");
+    let blind = |seed| {
+        let (_, mut world) = revoked(seed, Setup { first_watches: false, ..Setup::default() });
+        world.run_for(TTL);
+        world
+    };
+    assert!(some_seed_breaks("I1", blind), "a gate stays open until a renewal is refused");
+}
+
+fn some_seed_breaks(invariant: &str, scenario: impl Fn(u64) -> World) -> bool {
+    (0..20).any(|seed| scenario(seed).eyes().broken.iter().any(|broken| broken.starts_with(invariant)))
 }
 
 #[test]
