@@ -11,8 +11,7 @@ Only the loop is counted, and a count is the difference between a short and a lo
 cancel out; the bare service's own count is then taken off. The counts repeat: a second run only shows that.
 
 Callgrind does not see the kernel, and under it reading the clock is the kernel's business. Otherwise it happens in user
-space, and shows with --time: CPU time of the same loop, in rounds, each net of the bare service in the same round. Cases
-whose name ends in /time are measured so only.
+space, and shows with --time: CPU time of the same loop, in rounds, each net of the bare service in the same round.
 """
 
 import argparse
@@ -94,13 +93,12 @@ def timed(rows):
         print(f"| {job} | {case} | {spread} | {bare if case != bare else 'itself'} |")
 
 
-def wanted(programs, words, timed):
+def wanted(programs, words):
     rows = [(job, program, case, bare) for program in programs for case, bare, job in program.cases]
     # The cases of a job stand together, in the order in which the jobs first come up.
     jobs = list(dict.fromkeys(job for job, *_ in rows))
     rows.sort(key=lambda row: jobs.index(row[0]))
-    # What ends in /time cannot run under valgrind.
-    return [row for row in rows if (timed or not row[2].endswith("/time")) and (not words or any(word in row[2] for word in words))]
+    return [row for row in rows if not words or any(word in row[2] for word in words)]
 
 
 def main():
@@ -116,7 +114,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = args.keep or pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = wanted([Program(path, whose, folder) for whose, path in binaries.items()], args.only, args.time)
+        rows = wanted([Program(path, whose, folder) for whose, path in binaries.items()], args.only)
         timed(rows) if args.time else counted(rows)
 
 

@@ -40,9 +40,9 @@ pub enum InFlight {
     Finish,
     /// The inner future may run on for so long after the loss, and is then dropped; its answer is replaced if it comes.
     ///
-    /// Never for longer than the lease's [`guard`](crate::LeaseBuilder::guard) past the end of validity, which is the
-    /// part of the margin that no clock's drift can use up: raise that for more. After a revocation a successor may be
-    /// at work meanwhile, so this too is for effects that carry the token.
+    /// Never for longer than the lease's [`guard`](crate::LeaseBuilder::guard), which is the part of the margin that no
+    /// clock's drift can use up, counted from the end of validity at the latest; 250 ms where that was not set. After a
+    /// revocation a successor may be at work meanwhile, so this too is for effects that carry the token.
     FinishWithin(Duration),
 }
 

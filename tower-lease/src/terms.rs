@@ -48,8 +48,8 @@ impl Terms {
         guard.saturating_add(Duration::from_nanos(u64::try_from(drift).unwrap_or(u64::MAX)))
     }
 
-    /// The part of the margin that is for the gap between a check and its effect, at least: a TTL granted shorter than
-    /// asked for has a smaller guard of its own.
+    /// The part of the margin that is for the gap between a check and its effect, at least: it is not known yet which
+    /// TTL will be granted.
     pub(crate) fn guard(&self) -> Duration {
         self.guard.unwrap_or(MIN_GUARD)
     }

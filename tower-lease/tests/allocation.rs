@@ -13,7 +13,7 @@ use common::{held, key};
 use http::{Request, Response};
 use tower::{Layer, Service, service_fn};
 use tower_lease::{
-    InFlight, LeaseLayer, PropagateLayer, TokenIn,
+    FencingToken, InFlight, LeaseKey, LeaseLayer, PropagateLayer, TokenIn,
     fence::{Fence, FenceLayer, MemoryMark},
 };
 
@@ -73,6 +73,21 @@ async fn a_token_allocates_what_is_told() {
     assert_eq!(allocations(layer.layer(service_fn(ok))), 300);
 }
 
+/// What is told in the docs of `FenceBuilder::capacity`.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_a_fence_remembers_takes_some_200_bytes() {
+    let keys: Vec<_> = (0..1_000).map(|index| format!("shard/{index}").parse::<LeaseKey>().unwrap()).collect();
+    let tokens = keys.into_iter().map(|key| FencingToken::new(key, 7.try_into().unwrap())).collect::<Vec<_>>();
+    let mark = MemoryMark::new();
+    let fence = Fence::of_prefix("shard/", mark.clone()).build();
+    let grown = allocation_counter::measure(|| tokens.iter().for_each(|token| drop(tokio_now(fence.admit(token)))));
+    let known = Fence::of_prefix("shard/", mark).build();
+    let alone = allocation_counter::measure(|| tokens.iter().for_each(|token| drop(tokio_now(known.admit(token)))));
+    assert_eq!((fence.counts().keys, known.counts().keys), (1_000, 1_000));
+    println!("{} bytes a key, {} with the mark's", alone.bytes_current / 1_000, grown.bytes_current / 1_000);
+    assert!((100..=250).contains(&(alone.bytes_current / 1_000)), "{}", alone.bytes_current);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_clone_allocates_nothing() {
     let (_store, (lease, _keeper)) = held().await;
@@ -84,7 +99,7 @@ async fn a_clone_allocates_nothing() {
 }
 
 fn tokio_now<F: Future>(future: F) -> F::Output {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+    match pin!(tokio::task::unconstrained(future)).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
         Poll::Pending => panic!("a memory answers at once"),
     }

@@ -7,41 +7,35 @@ use tokio::runtime;
 use tower_benches::drive::{self, Bare, Case};
 use tower_layer::Layer;
 use tower_lease::{
-    BootClock, Clock, FencingToken, Holder, Lease, LeaseKey, LeaseLayer, MemoryStore, TokenIn, TokioClock,
+    FencingToken, Holder, Lease, LeaseKey, LeaseLayer, MemoryStore, TokenIn,
     fence::{Fence, FenceLayer, MemoryMark},
 };
 
 use crate::HTTP;
 
 pub(crate) const CASES: &[Case] = &[
-    Case { name: "lease", job: JOB, bare: "bare", run: |calls| reject(calls, TokioClock::new()) },
-    Case { name: "lease-gate", job: JOB, bare: "bare", run: |calls| gate(calls, TokioClock::new()) },
-    Case { name: "lease-http", job: JOB, bare: "bare-http", run: |calls| http(calls, TokioClock::new(), NOWHERE) },
-    Case { name: "lease-respond", job: JOB, bare: "bare-http", run: |calls| http(calls, TokioClock::new(), TOKEN) },
-    Case { name: "lease/time", job: JOB, bare: "bare", run: |calls| reject(calls, BootClock::new()) },
-    Case { name: "lease-gate/time", job: JOB, bare: "bare", run: |calls| gate(calls, BootClock::new()) },
-    Case { name: "lease-http/time", job: JOB, bare: "bare-http", run: |calls| http(calls, BootClock::new(), NOWHERE) },
-    Case { name: "lease-respond/time", job: JOB, bare: "bare-http", run: |calls| http(calls, BootClock::new(), TOKEN) },
+    Case { name: "lease", job: JOB, bare: "bare", run: reject },
+    Case { name: "lease-gate", job: JOB, bare: "bare", run: gate },
+    Case { name: "lease-http", job: JOB, bare: "bare-http", run: |calls| http(calls, TokenIn::Nowhere) },
+    Case { name: "lease-respond", job: JOB, bare: "bare-http", run: |calls| http(calls, TokenIn::Extensions) },
     Case { name: "bare-token", job: FENCE, bare: "bare-token", run: |calls| drive::http_calls(calls, HTTP, bearing()) },
     Case { name: "fence", job: FENCE, bare: "bare-token", run: fence },
 ];
 
 const JOB: &str = "lease";
 const FENCE: &str = "fence";
-const NOWHERE: TokenIn = TokenIn::Nowhere;
-const TOKEN: TokenIn = TokenIn::Extensions;
 
-fn reject(calls: u32, clock: impl Clock) {
-    held(clock, |lease| drive::calls(calls, LeaseLayer::new(lease).layer(Bare)));
+fn reject(calls: u32) {
+    held(|lease| drive::calls(calls, LeaseLayer::new(lease).layer(Bare)));
 }
 
-fn gate(calls: u32, clock: impl Clock) {
-    held(clock, |lease| drive::calls(calls, LeaseLayer::new(lease).gate().layer(Bare)));
+fn gate(calls: u32) {
+    held(|lease| drive::calls(calls, LeaseLayer::new(lease).gate().layer(Bare)));
 }
 
 /// With bodies that end with the lease, and the token where it is wanted.
-fn http(calls: u32, clock: impl Clock, token: TokenIn) {
-    held(clock, |lease| {
+fn http(calls: u32, token: TokenIn) {
+    held(|lease| {
         let layer = LeaseLayer::new(lease).respond().token_in(token);
         drive::http_calls(calls, layer.layer(HTTP), drive::plain);
     });
@@ -64,15 +58,9 @@ fn bearing() -> impl Fn(u32) -> Request<()> {
 }
 
 /// Holds a lease that outlasts the loop, in which no keeper runs.
-///
-/// Counted by Tokio's clock and not the default one: that one is read through rustix, which valgrind cannot run
-/// (rustix#1559). The cases named `/time` are by the default one.
-fn held<C: Clock>(clock: C, calls: impl FnOnce(&Lease<C>)) {
+fn held(calls: impl FnOnce(&Lease)) {
     let runtime = runtime();
-    let built = Lease::builder(MemoryStore::new(), key(), Holder::new("benches"))
-        .ttl(Duration::from_secs(600))
-        .clock(clock)
-        .build();
+    let built = Lease::builder(MemoryStore::new(), key(), Holder::new("benches")).ttl(Duration::from_secs(600)).build();
     let (lease, keeper) = built.expect("durations that fit together");
     runtime.spawn(keeper.run());
     runtime.block_on(lease.held()).expect("a keeper that runs");
