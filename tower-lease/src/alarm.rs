@@ -21,6 +21,8 @@ use crate::{BootInstant, Clock};
 pub(crate) struct Alarm {
     #[pin]
     change: Option<OwnedNotified>,
+    /// What the timer is set to.
+    deadline: Option<BootInstant>,
     #[pin]
     timer: Option<Sleep>,
 }
@@ -28,6 +30,11 @@ pub(crate) struct Alarm {
 // === impl Alarm ===
 
 impl Alarm {
+    /// Whether someone waits.
+    pub(crate) const fn is_armed(&self) -> bool {
+        self.change.is_some()
+    }
+
     /// Ready when `look` says `None`; waits for `notify`, and for the instant that `look` told, to ask again.
     pub(crate) fn poll<C: Clock>(
         mut self: Pin<&mut Self>,
@@ -52,12 +59,18 @@ impl Alarm {
                 this.change.set(None);
                 continue;
             }
-            if let Some(deadline) = deadline.filter(|_| this.timer.is_none()) {
+            // A timer that is set to an earlier time than need be wakes us, and then we look again.
+            if let Some(deadline) = deadline
+                && this.deadline.is_none_or(|set| deadline < set)
+            {
+                *this.deadline = Some(deadline);
                 this.timer.set(Some(clock.sleep_until(deadline)));
             }
-            // A deadline only ever moves to later, so an old timer wakes us too early, never too late.
             match this.timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
-                Some(Poll::Ready(())) => this.timer.set(None),
+                Some(Poll::Ready(())) => {
+                    *this.deadline = None;
+                    this.timer.set(None);
+                }
                 _ => return Poll::Pending,
             }
         }

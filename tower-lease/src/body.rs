@@ -17,13 +17,13 @@ use crate::{BootClock, Clock, LeaseLost, Ticket, alarm::Alarm};
 /// frame; a body that has to wait also costs one allocation and a place in a timer.
 #[pin_project]
 pub struct LeaseBody<B, C = BootClock> {
+    /// None once it broke off.
     #[pin]
-    inner: B,
+    inner: Option<B>,
     /// None when its end is known.
     ticket: Option<Ticket<C>>,
     /// Boxed, so that it is `Unpin`, and only once it has to wait.
     alarm: Option<Pin<Box<Alarm>>>,
-    broken: bool,
 }
 
 // === impl LeaseBody ===
@@ -32,14 +32,7 @@ impl<B: Body, C: Clock> LeaseBody<B, C> {
     pub(crate) fn new(inner: B, ticket: Ticket<C>) -> Self {
         // A server drops such a body without polling it again.
         let ticket = Some(ticket).filter(|_| !inner.is_end_stream());
-        Self { inner, ticket, alarm: None, broken: false }
-    }
-}
-
-impl<B, C> LeaseBody<B, C> {
-    /// The inner body.
-    pub fn get_ref(&self) -> &B {
-        &self.inner
+        Self { inner: Some(inner), ticket, alarm: None }
     }
 }
 
@@ -54,17 +47,11 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let mut this = self.project();
-        if *this.broken {
-            return Poll::Ready(None);
-        }
-        let Some(ticket) = this.ticket else {
-            return this.inner.poll_frame(cx).map_err(Into::into);
-        };
-        // A lease that is known to be lost runs no more of the inner body.
-        let frame = match ticket.good_until() {
-            Some(_) => this.inner.as_mut().poll_frame(cx),
-            None => Poll::Pending,
-        };
+        let Some(mut inner) = this.inner.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        let Some(ticket) = this.ticket else { return inner.poll_frame(cx).map_err(Into::into) };
+        // Who slept looks at the clock again before it goes on.
+        let may_run = if this.alarm.is_some() { ticket.is_good() } else { ticket.good_until().is_some() };
+        let frame = if may_run { inner.as_mut().poll_frame(cx) } else { Poll::Pending };
         if frame.is_pending() {
             let shared = ticket.shared();
             let alarm = this.alarm.get_or_insert_default();
@@ -78,41 +65,41 @@ where
             // Asked of the end too: a client that is told "that was all" believes it.
             Poll::Ready(frame) if ticket.is_good() => {
                 let goes_on = matches!(&frame, Some(Ok(frame)) if !frame.is_trailers());
-                if !goes_on || this.inner.is_end_stream() {
+                if !goes_on || inner.is_end_stream() {
                     (*this.ticket, *this.alarm) = (None, None);
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
             _ => {
                 let lost = LeaseLost::new(ticket.epoch());
-                (*this.ticket, *this.alarm, *this.broken) = (None, None, true);
+                ticket.shared().counters.broken_off();
+                // What is inside goes first, then the ticket that counts it.
+                this.inner.set(None);
+                (*this.ticket, *this.alarm) = (None, None);
                 Poll::Ready(Some(Err(lost.into())))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.broken || (self.ticket.is_none() && self.inner.is_end_stream())
+        let is_settled = self.ticket.is_none();
+        self.inner.as_ref().is_none_or(|inner| is_settled && inner.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
 impl<B: Default, C> Default for LeaseBody<B, C> {
     /// The inner body's default: empty, for every body in use.
     fn default() -> Self {
-        Self { inner: B::default(), ticket: None, alarm: None, broken: false }
+        Self { inner: Some(B::default()), ticket: None, alarm: None }
     }
 }
 
 impl<B: fmt::Debug, C> fmt::Debug for LeaseBody<B, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeaseBody")
-            .field("inner", &self.inner)
-            .field("guarded", &self.ticket.is_some())
-            .field("broken", &self.broken)
-            .finish()
+        f.debug_struct("LeaseBody").field("inner", &self.inner).field("guarded", &self.ticket.is_some()).finish()
     }
 }

@@ -3,8 +3,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::{
-    BootClock, BuildError, Claim, ClaimId, Clock, Holder, Keeper, Lease, LeaseKey, LeaseStore, State, lease::Core,
-    terms::Terms,
+    BootClock, BuildError, Claim, ClaimId, Clock, Holder, Keeper, Lease, LeaseKey, LeaseStore, State, fencing,
+    lease::Core, terms::Terms,
 };
 
 /// The knobs of a lease. Made by [`Lease::builder`].
@@ -17,6 +17,8 @@ use crate::{
 /// | [`guard`](Self::guard) | 250 ms, or a twentieth of the TTL if that is more | from a check to its effect |
 /// | [`reacquire`](Self::reacquire) | no | a lost listener is replaced, not revived |
 /// | [`drain_within`](Self::drain_within) | 10 s | |
+/// | [`lock_delay`](Self::lock_delay) | zero | right where the resource checks tokens |
+/// | [`membership`](Self::membership) | no: exclusive | losing the store for a TTL closes the gate |
 /// | [`clock`](Self::clock) | [`BootClock`] | counts suspend |
 #[derive(Clone, Debug)]
 #[must_use]
@@ -26,6 +28,26 @@ pub struct LeaseBuilder<S, C = BootClock> {
     holder: Holder,
     clock: C,
     terms: Terms,
+}
+
+/// What becomes of a *membership* lease while the store cannot be reached (R-31).
+///
+/// A trade. An exclusive lease must end when it cannot be renewed, so an outage of the store that lasts longer than the
+/// TTL closes the gates of *every* holder. For a lease that only says "I am here", of which each replica has its own,
+/// that turns an outage of the directory into an outage of the service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OnStoreOutage {
+    /// The gate closes at the end of validity, as an exclusive lease's does.
+    #[default]
+    Fence,
+    /// The gate stays open for as long as the store does not say that the lease is lost ("static stability"): in state
+    /// [`Jeopardy`](State::Jeopardy), and without an end of [`remaining`](Lease::remaining). When the store is back and
+    /// has forgotten the record, the lease is lost, and with [`reacquire`](LeaseBuilder::reacquire) a new epoch begins
+    /// some 100 to 500 ms later.
+    ///
+    /// Others may see the key vacant, and take it, while this holder serves.
+    KeepServing,
 }
 
 // === impl LeaseBuilder ===
@@ -76,6 +98,46 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
         self
     }
 
+    /// For how long the gate of a new holder stays closed if the epoch before did not end in good order: expired, or was
+    /// revoked (R-18). It has its epoch at once ([`State::LockDelay`]), and renews meanwhile. Default: zero.
+    ///
+    /// Zero is right where the resource checks tokens. Where nothing does, take the margin plus the longest time that a
+    /// request of the last holder may go on for. All holders of a key should have the same.
+    pub fn lock_delay(mut self, delay: Duration) -> Self {
+        self.terms.lock_delay = delay;
+        self
+    }
+
+    /// Declares the lease a *membership*: its key is this holder's own, and held only to be found. Then it may outlive
+    /// the store (R-31). Default: exclusive, for which that has no spelling.
+    pub fn membership(mut self, on_outage: OnStoreOutage) -> Self {
+        self.terms.keeps_serving = on_outage == OnStoreOutage::KeepServing;
+        self
+    }
+
+    /// Compiles only with a store whose tokens fence (R-32). For leases whose holders write: with other stores nothing
+    /// keeps a holder that was replaced, and does not know it yet, from writing over its successor.
+    ///
+    /// ```
+    /// # use tower_lease::{Holder, Lease, LeaseBuilder, LeaseKey, LeaseStore, fencing};
+    /// fn lead<S: LeaseStore<Fencing = fencing::Total>>(store: S, key: LeaseKey) -> LeaseBuilder<S> {
+    ///     Lease::builder(store, key, Holder::new("node-1")).require_fencing()
+    /// }
+    /// ```
+    ///
+    /// ```compile_fail,E0271
+    /// # use tower_lease::{Holder, Lease, LeaseBuilder, LeaseKey, LeaseStore, fencing};
+    /// fn lead<S: LeaseStore<Fencing = fencing::Absent>>(store: S, key: LeaseKey) -> LeaseBuilder<S> {
+    ///     Lease::builder(store, key, Holder::new("node-1")).require_fencing()
+    /// }
+    /// ```
+    pub fn require_fencing(self) -> Self
+    where
+        S: LeaseStore<Fencing = fencing::Total>,
+    {
+        self
+    }
+
     /// Another clock, for paused tests and simulations. Default: [`BootClock`].
     pub fn clock<D: Clock>(self, clock: D) -> LeaseBuilder<S, D> {
         let Self { store, key, holder, clock: _, terms } = self;
@@ -93,9 +155,10 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
         terms.check(&capabilities)?;
         // A holder may be cloned by mistake, so the claims' ids are drawn for this keeper alone.
         let claim = Claim::new(key.clone(), holder, ClaimId::random(), terms.ttl);
+        let terms_guard = terms.guard();
         let core = Core::new(terms, claim.id(), capabilities.watch(), fastrand::u64(..));
         let (told, state) = watch::channel(State::Idle);
-        let lease = Lease::new(key, clock, state);
+        let lease = Lease::new(claim.clone(), clock, terms_guard, state);
         Ok((lease.clone(), Keeper::new(store, claim, core, lease, told)))
     }
 }

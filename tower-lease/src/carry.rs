@@ -1,22 +1,30 @@
 //! How a lease goes along with a request and its answer: not at all, or as HTTP can.
 
-use http::{HeaderMap, Request, Response};
-use http_body::Body;
-use tower_outcome::header::LEASE_EPOCH;
+use std::time::Duration;
 
-use crate::{Clock, LeaseBody, Ticket, WrongInstance};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http_body::Body;
+use tower_outcome::{
+    classify::is_grpc,
+    header::{LEASE_EPOCH, LEASE_TOKEN},
+};
+
+use crate::{Clock, InFlight, LeaseBody, Ticket, WrongInstance};
 
 /// What is done to a request that is let in, and to its answer. The two ways are [`Neutral`] and [`Http`].
 pub trait Carry<Req, Res, C: Clock>: sealed::Sealed {
     /// The answer, with the ticket attached where there is a place for it.
     type Response;
 
+    /// How much validity this request wants before it.
+    fn needs(request: &Req, knobs: &Knobs) -> Duration;
+
     /// Looks at a request that is about to be let in, and gives it the token.
     ///
     /// # Errors
     ///
     /// It is meant for another instance.
-    fn board(request: &mut Req, ticket: &Ticket<C>) -> Result<(), WrongInstance>;
+    fn board(request: &mut Req, ticket: &Ticket<C>, knobs: &Knobs) -> Result<(), WrongInstance>;
 
     /// Attaches the ticket to the answer.
     fn attach(response: Res, ticket: Ticket<C>) -> Self::Response;
@@ -27,10 +35,38 @@ pub trait Carry<Req, Res, C: Clock>: sealed::Sealed {
 #[derive(Clone, Copy, Debug)]
 pub enum Neutral {}
 
-/// HTTP: the request gets the [`FencingToken`](crate::FencingToken) as an extension and is refused when its
-/// `x-lease-epoch` header names another epoch; the answer's body breaks off when the lease is lost (R-28, I3).
+/// HTTP, and so gRPC: the request is refused when its `x-lease-epoch` header names another epoch, and gets the
+/// [`FencingToken`](crate::FencingToken); the answer's body breaks off when the lease is lost (R-28, I3).
 #[derive(Clone, Copy, Debug)]
 pub enum Http {}
+
+/// Where a request that is let in finds the [`FencingToken`](crate::FencingToken) of the epoch it runs in.
+///
+/// The header is `x-lease-token` ([`LEASE_TOKEN`]), in gRPC the metadata of that name. It replaces one that came with
+/// the request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TokenIn {
+    /// In its extensions, for handlers: three small allocations if nothing else is there.
+    #[default]
+    Extensions,
+    /// In its headers, for what passes the request on as it is (a proxy): one allocation for the value.
+    Header,
+    /// In both.
+    Both,
+    /// Nowhere: no allocation. For services without effects that need fencing.
+    Nowhere,
+}
+
+/// What the setters of a layer have said. It is there for [`Carry`] alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Knobs {
+    pub(crate) min_remaining: Duration,
+    pub(crate) in_flight: InFlight,
+    pub(crate) token_in: TokenIn,
+    /// The longest deadline that is asked for of a request's own.
+    pub(crate) deadlines: Option<Duration>,
+}
 
 mod sealed {
     #[expect(unnameable_types, reason = "that is what seals the trait")]
@@ -44,7 +80,11 @@ mod sealed {
 impl<Req, Res, C: Clock> Carry<Req, Res, C> for Neutral {
     type Response = Res;
 
-    fn board(_: &mut Req, _: &Ticket<C>) -> Result<(), WrongInstance> {
+    fn needs(_: &Req, knobs: &Knobs) -> Duration {
+        knobs.min_remaining
+    }
+
+    fn board(_: &mut Req, _: &Ticket<C>, _: &Knobs) -> Result<(), WrongInstance> {
         Ok(())
     }
 
@@ -58,11 +98,26 @@ impl<Req, Res, C: Clock> Carry<Req, Res, C> for Neutral {
 impl<A, B: Body, C: Clock> Carry<Request<A>, Response<B>, C> for Http {
     type Response = Response<LeaseBody<B, C>>;
 
-    fn board(request: &mut Request<A>, ticket: &Ticket<C>) -> Result<(), WrongInstance> {
+    fn needs(request: &Request<A>, knobs: &Knobs) -> Duration {
+        let own = knobs.deadlines.and_then(|at_most| Some(grpc_timeout(request)?.min(at_most)));
+        own.map_or(knobs.min_remaining, |own| own.max(knobs.min_remaining))
+    }
+
+    fn board(request: &mut Request<A>, ticket: &Ticket<C>, knobs: &Knobs) -> Result<(), WrongInstance> {
         if !names_us(request.headers(), ticket.epoch().get()) {
             return Err(WrongInstance::new(ticket.epoch()));
         }
-        request.extensions_mut().insert(ticket.token());
+        // It was meant for us. Passed on, the next instance would take it for its own.
+        request.headers_mut().remove(LEASE_EPOCH);
+        match knobs.token_in {
+            TokenIn::Extensions => into_extensions(request, ticket),
+            TokenIn::Header => into_headers(request, ticket),
+            TokenIn::Both => {
+                into_extensions(request, ticket);
+                into_headers(request, ticket);
+            }
+            TokenIn::Nowhere => {}
+        }
         Ok(())
     }
 
@@ -71,10 +126,44 @@ impl<A, B: Body, C: Clock> Carry<Request<A>, Response<B>, C> for Http {
     }
 }
 
+fn into_extensions<A, C: Clock>(request: &mut Request<A>, ticket: &Ticket<C>) {
+    request.extensions_mut().insert(ticket.token());
+}
+
+fn into_headers<A, C: Clock>(request: &mut Request<A>, ticket: &Ticket<C>) {
+    request.headers_mut().insert(LEASE_TOKEN, HeaderValue::from(&ticket.token()));
+}
+
 /// No header names everyone; one that makes no sense names nobody.
 fn names_us(headers: &HeaderMap, epoch: u64) -> bool {
     let mut named = headers.get_all(LEASE_EPOCH).iter();
     named.all(|value| value.to_str().ok().and_then(|value| value.parse().ok()) == Some(epoch))
+}
+
+/// What a gRPC request says of its deadline. Nonsense says nothing: the server's own reading of it will refuse.
+fn grpc_timeout<A>(request: &Request<A>) -> Option<Duration> {
+    if request.method() != Method::POST || !is_grpc(request.headers()) {
+        return None;
+    }
+    parse_timeout(request.headers().get("grpc-timeout")?.as_bytes())
+}
+
+/// At most eight digits and a unit (gRPC's PROTOCOL-HTTP2.md).
+fn parse_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number = digits.iter().fold(0, |number, digit| 10 * number + u64::from(digit - b'0'));
+    Some(match unit {
+        b'H' => Duration::from_secs(3_600 * number),
+        b'M' => Duration::from_secs(60 * number),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -84,12 +173,37 @@ mod tests {
     #[test]
     fn a_request_names_us_by_our_epoch_or_by_none() {
         let headers = |values: &[&'static str]| {
-            values.iter().map(|value| (LEASE_EPOCH, http::HeaderValue::from_static(value))).collect::<HeaderMap>()
+            values.iter().map(|value| (LEASE_EPOCH, HeaderValue::from_static(value))).collect::<HeaderMap>()
         };
         assert!(names_us(&headers(&[]), 7));
         assert!(names_us(&headers(&["7"]), 7));
         for other in [&["6"][..], &["8"], &[""], &["x"], &["-7"], &["7", "8"]] {
             assert!(!names_us(&headers(other), 7), "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_grpc_timeout_is_read_as_its_protocol_says() {
+        let read = |value: &str| parse_timeout(value.as_bytes());
+        assert_eq!(read("2H"), Some(Duration::from_secs(7_200)));
+        assert_eq!(read("3M"), Some(Duration::from_secs(180)));
+        assert_eq!(read("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(read("99999999u"), Some(Duration::from_micros(99_999_999)));
+        assert_eq!(read("0n"), Some(Duration::ZERO));
+        for nonsense in ["", "S", "5", "5s", "-5S", "+5S", "123456789S", "5 S", "5.5S"] {
+            assert_eq!(read(nonsense), None, "{nonsense:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_grpc_request_has_a_grpc_timeout() {
+        let request = |method, kind: &str| {
+            let request = Request::builder().method(method).header("content-type", kind).header("grpc-timeout", "1S");
+            grpc_timeout(&request.body(()).unwrap())
+        };
+        assert_eq!(request(Method::POST, "application/grpc+proto"), Some(Duration::from_secs(1)));
+        assert_eq!(request(Method::GET, "application/grpc"), None);
+        assert_eq!(request(Method::POST, "application/json"), None);
     }
 }

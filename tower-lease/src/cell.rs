@@ -12,6 +12,8 @@ pub(crate) struct Cell {
     epoch: AtomicU64,
     /// Nanoseconds, even; the lowest bit says "no more new ones". 0 when closed, and always 0 while `epoch` changes.
     valid: AtomicU64,
+    /// What `valid` said when it was closed.
+    ended: AtomicU64,
     in_flight: AtomicUsize,
 }
 
@@ -29,7 +31,12 @@ const DRAINING: u64 = 1;
 
 impl Cell {
     pub(crate) fn new() -> Self {
-        Self { epoch: AtomicU64::new(0), valid: AtomicU64::new(0), in_flight: AtomicUsize::new(0) }
+        Self {
+            epoch: AtomicU64::new(0),
+            valid: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+        }
     }
 
     /// Reads (epoch, until) of one epoch. Three plain loads on x86.
@@ -75,7 +82,22 @@ impl Cell {
 
     /// Ends the epoch, now and for everyone.
     pub(crate) fn close(&self) {
+        let until = self.valid.load(Ordering::Relaxed) & !DRAINING;
+        if until != 0 {
+            self.ended.store(until, Ordering::Release);
+        }
         self.valid.store(0, Ordering::Release);
+    }
+
+    /// The end of this epoch's validity, closed or not; `None` if a later one has begun.
+    ///
+    /// A later epoch stores `ended` only after it has stored `epoch`, so the look at `epoch` that comes last tells.
+    pub(crate) fn ended_by(&self, epoch: u64) -> Option<BootInstant> {
+        let until = match self.valid.load(Ordering::Acquire) & !DRAINING {
+            0 => self.ended.load(Ordering::Acquire),
+            until => until,
+        };
+        Some(BootInstant::from_nanos(until)).filter(|_| self.epoch.load(Ordering::Relaxed) == epoch)
     }
 
     /// Counts one in. Must come *before* the reading that decides: see [`in_flight`](Self::in_flight).
@@ -177,6 +199,54 @@ mod loom_tests {
             let of = reading.until.as_nanos() / 100;
             assert!(of == 0 || of == reading.epoch, "{reading:?}");
             writer.join().unwrap();
+        });
+    }
+
+    /// whoever stays for a grace period learns the end of his own epoch, or that it was long ago.
+    #[test]
+    fn loom_r28_an_end_is_of_ones_own_epoch() {
+        loom::model(|| {
+            let cell = Arc::new(Cell::new());
+            cell.open(1, at(100));
+            let writer = {
+                let cell = cell.clone();
+                thread::spawn(move || {
+                    cell.close();
+                    cell.open(2, at(200));
+                    cell.close();
+                })
+            };
+            let ended = cell.ended_by(1);
+            assert!(ended.is_none_or(|end| end == at(100)), "{ended:?}");
+            writer.join().unwrap();
+            assert_eq!((cell.ended_by(1), cell.ended_by(2)), (None, Some(at(200))));
+        });
+    }
+
+    /// I3: whoever knows of a loss finds the gate closed, to new ones and to those inside.
+    #[test]
+    fn loom_i3_who_knows_of_the_loss_finds_it_closed() {
+        loom::model(|| {
+            let cell = Arc::new(Cell::new());
+            let told = Arc::new(AtomicUsize::new(0));
+            cell.open(1, at(100));
+            let keeper = {
+                let (cell, told) = (cell.clone(), told.clone());
+                thread::spawn(move || {
+                    cell.close();
+                    told.store(1, Ordering::Release);
+                })
+            };
+            cell.enter();
+            let inside = cell.read().seems_open();
+            let knows = told.load(Ordering::Acquire) == 1;
+            let answer = cell.read();
+            if knows {
+                assert!(!answer.seems_open() && !answer.lasts(at(0)), "let in: {inside}");
+            }
+            cell.leave();
+            keeper.join().unwrap();
+            assert!(!cell.read().lasts(at(0)));
         });
     }
 

@@ -36,6 +36,9 @@ pub struct TokioClock {
 // === impl BootInstant ===
 
 impl BootInstant {
+    /// 584 years after the start: never.
+    pub(crate) const END: Self = Self(u64::MAX);
+
     /// That many nanoseconds after the clock's start.
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {

@@ -2,11 +2,16 @@ use std::{error::Error, fmt, num::NonZeroU64, time::Duration};
 
 use tower_outcome::{Class, Refusal, Refused};
 
+use crate::State;
+
 /// The request was refused because the lease is not held, or not for long enough.
 ///
 /// Found in an error chain with `downcast_ref`, or as a [`Refusal`] with code `lease-not-held`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotHeld(Refusal);
+pub struct NotHeld {
+    refusal: Refusal,
+    state: State,
+}
 
 /// The request was let in, and then the lease was lost: its answer is withheld or broken off.
 ///
@@ -56,32 +61,43 @@ pub enum BuildError {
 // === impl NotHeld ===
 
 impl NotHeld {
-    pub(crate) const fn new(retry_after: Option<Duration>) -> Self {
-        Self(Refusal::new(Class::Unavailable, "lease-not-held").with_retry_after(retry_after))
+    pub(crate) const fn new(state: State, retry_after: Option<Duration>) -> Self {
+        let refusal = Refusal::new(Class::Unavailable, "lease-not-held").with_retry_after(retry_after);
+        Self { refusal, state }
+    }
+
+    /// What had become of the lease. It may be held, but not for as long as was asked for.
+    #[must_use]
+    pub const fn state(&self) -> State {
+        self.state
     }
 
     /// When this instance tries again to get it, where that is known.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
-        self.0.retry_after()
+        self.refusal.retry_after()
     }
 }
 
 impl fmt::Display for NotHeld {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the lease is not held")
+        match self.state {
+            State::Fenced { epoch, cause } => write!(f, "the lease is not held (fenced at epoch {epoch}: {cause})"),
+            state if state.is_held() => f.write_str("the lease is not held for long enough"),
+            state => write!(f, "the lease is not held ({state})"),
+        }
     }
 }
 
 impl Error for NotHeld {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.0)
+        Some(&self.refusal)
     }
 }
 
 impl Refused for NotHeld {
     fn refusal(&self) -> &Refusal {
-        &self.0
+        &self.refusal
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use pin_project::pin_project;
@@ -12,7 +13,7 @@ use tower_outcome::{
     refuse::{Fail, Refuse},
 };
 
-use crate::{Clock, InFlight, LeaseLost, NotHeld, Ticket, WrongInstance, alarm::Alarm, carry::Carry};
+use crate::{BootInstant, Clock, InFlight, LeaseLost, NotHeld, Ticket, WrongInstance, alarm::Alarm, carry::Carry};
 
 /// The future of a [`Leased`](crate::Leased) service.
 #[pin_project]
@@ -40,6 +41,7 @@ pub(crate) enum Denial {
 }
 
 #[pin_project(project = StepProj)]
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for every request that is let in")]
 enum Step<F, C, D> {
     Inside(#[pin] Inside<F, C>),
     Denied(Option<D>),
@@ -53,7 +55,14 @@ struct Inside<F, C> {
     ticket: Option<Ticket<C>>,
     #[pin]
     alarm: Alarm,
+    stay: Stay,
+}
+
+/// For how long the inner future may run.
+struct Stay {
     in_flight: InFlight,
+    /// When it is cut off, once the lease was found lost.
+    cut: Option<BootInstant>,
 }
 
 // === impl ResponseFuture ===
@@ -153,7 +162,8 @@ impl<F, C, D> fmt::Debug for Step<F, C, D> {
 
 impl<F, C: Clock> Inside<F, C> {
     fn new(inner: F, ticket: Ticket<C>, in_flight: InFlight) -> Self {
-        Self { inner: Some(inner), ticket: Some(ticket), alarm: Alarm::default(), in_flight }
+        let stay = Stay { in_flight, cut: None };
+        Self { inner: Some(inner), ticket: Some(ticket), alarm: Alarm::default(), stay }
     }
 
     fn poll<Req, P, Res, E>(
@@ -166,28 +176,68 @@ impl<F, C: Clock> Inside<F, C> {
     {
         let mut this = self.project();
         let ticket = this.ticket.as_ref().expect("polled after it was ready");
-        let cancels = *this.in_flight == InFlight::Cancel;
-        // A lease that is known to be lost runs no more of the inner service.
+        // Who slept looks at the clock again before it goes on: a process may have been stopped meanwhile.
+        let has_slept = this.alarm.is_armed();
         let answer = match this.inner.as_mut().as_pin_mut() {
-            Some(inner) if !cancels || ticket.good_until().is_some() => inner.poll(cx),
+            Some(inner) if this.stay.may_run(ticket, has_slept) => inner.poll(cx),
             _ => Poll::Pending,
         };
         if answer.is_pending() {
-            if !cancels {
+            if this.stay.in_flight == InFlight::Finish {
                 return Poll::Pending;
             }
             let shared = ticket.shared();
-            ready!(
-                this.alarm.poll(cx, &shared.clock, &shared.lost, || { ticket.is_good().then(|| ticket.good_until()) })
-            );
+            ready!(this.alarm.poll(cx, &shared.clock, &shared.lost, || this.stay.look(ticket)));
         }
         // What is inside goes first, then the ticket that counts it.
         this.inner.set(None);
         let ticket = this.ticket.take().expect("checked above");
         Poll::Ready(match answer {
             Poll::Ready(answer) if ticket.is_good() => Ok(answer.map(|response| P::attach(response, ticket))),
-            // what was produced after the loss is replaced.
-            _ => Err(LeaseLost::new(ticket.epoch())),
+            answer => Err(lost(&ticket, answer.is_ready())),
         })
+    }
+}
+
+/// what was produced after the loss is replaced, what was not is cancelled.
+fn lost<C: Clock>(ticket: &Ticket<C>, is_answered: bool) -> LeaseLost {
+    let counters = &ticket.shared().counters;
+    if is_answered {
+        counters.replaced()
+    } else {
+        counters.cancelled()
+    }
+    LeaseLost::new(ticket.epoch())
+}
+
+// === impl Stay ===
+
+impl Stay {
+    /// Whether the inner future may run now. Without `has_slept` the clock was looked at a moment ago, in `call`.
+    fn may_run<C: Clock>(&mut self, ticket: &Ticket<C>, has_slept: bool) -> bool {
+        let lasts = || if has_slept { ticket.is_good() } else { ticket.good_until().is_some() };
+        match self.in_flight {
+            InFlight::Finish => true,
+            _ if lasts() => true,
+            InFlight::Cancel => false,
+            InFlight::FinishWithin(grace) => self.has_grace(ticket, grace),
+        }
+    }
+
+    /// When to look again; `None` if it may run no longer.
+    fn look<C: Clock>(&mut self, ticket: &Ticket<C>) -> Option<Option<BootInstant>> {
+        if ticket.is_good() {
+            return Some(ticket.good_until());
+        }
+        match self.in_flight {
+            InFlight::Cancel => None,
+            InFlight::Finish => Some(None),
+            InFlight::FinishWithin(grace) => self.has_grace(ticket, grace).then_some(self.cut),
+        }
+    }
+
+    fn has_grace<C: Clock>(&mut self, ticket: &Ticket<C>, grace: Duration) -> bool {
+        let cut = *self.cut.get_or_insert_with(|| ticket.grace_until(grace));
+        ticket.shared().clock.now() < cut
     }
 }

@@ -1,8 +1,9 @@
 use std::{
+    error::Error,
     fmt,
     num::NonZeroU64,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -11,8 +12,8 @@ use std::{
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    BootClock, BootInstant, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore, Lost, NotHeld, State,
-    cell::Cell,
+    BootClock, BootInstant, Claim, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore, Lost, NotHeld,
+    RequestCounts, Snapshot, State, cell::Cell, counters::Counters, snapshot::Counts,
 };
 
 /// The handle of a lease: cheap to clone, and always answering from this process's own knowledge.
@@ -27,7 +28,10 @@ pub struct Lease<C = BootClock> {
 pub(crate) struct Shared<C> {
     pub(crate) cell: Cell,
     pub(crate) clock: C,
+    pub(crate) counters: Counters,
     key: LeaseKey,
+    /// The part of the margin that no drift uses up: what is inside may have it after the end.
+    guard: Duration,
     /// Told when an epoch ended, or lets nobody new in.
     pub(crate) lost: Arc<Notify>,
     /// Told when an epoch began or was extended, and when the keeper has gone.
@@ -38,13 +42,41 @@ pub(crate) struct Shared<C> {
     /// When the keeper tries next, in nanoseconds; 0 if that is not known.
     pub(crate) next_attempt: AtomicU64,
     pub(crate) ended: AtomicBool,
+    handover: Mutex<Handover>,
+    /// As the keeper last told.
+    counts: Mutex<Counts>,
     state: watch::Receiver<State>,
+}
+
+/// Who hands over to whom.
+#[derive(Debug)]
+pub(crate) struct Handover {
+    /// To which somebody else may hand over.
+    pub(crate) claim: Claim,
+    /// To which we hand over.
+    pub(crate) to: Option<Claim>,
+    /// What it got, if the store has said so.
+    pub(crate) token: Option<FencingToken>,
+}
+
+/// A lease was not handed over by [`Lease::hand_over`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NotHandedOver {
+    /// The claim is one to another key. Nothing was done.
+    OtherKey,
+    /// It was given back, or never held. The successor may have it, if the store did not say so in time; otherwise it
+    /// gets it as any contender does.
+    Released,
+    /// It was lost before it could be handed over.
+    Lost(Lost),
 }
 
 /// The right to be inside, for work that is no request: a job of a worker loop, a connection.
 ///
-/// [`Lease::step_down`] waits until it is dropped. It does not stop the work at a loss: ask
-/// [`is_good`](Self::is_good) before each effect, and send the [`token`](Self::token) along.
+/// [`Lease::step_down`] waits until it is dropped. It does not stop the work at a loss: wait for
+/// [`lost`](Self::lost) beside it, ask [`is_good`](Self::is_good) before each effect, and send the
+/// [`token`](Self::token) along.
 pub struct Ticket<C = BootClock> {
     shared: Arc<Shared<C>>,
     epoch: NonZeroU64,
@@ -60,17 +92,21 @@ impl Lease {
 }
 
 impl<C: Clock> Lease<C> {
-    pub(crate) fn new(key: LeaseKey, clock: C, state: watch::Receiver<State>) -> Self {
+    pub(crate) fn new(claim: Claim, clock: C, guard: Duration, state: watch::Receiver<State>) -> Self {
         let shared = Shared {
             cell: Cell::new(),
             clock,
-            key,
+            counters: Counters::default(),
+            key: claim.key().clone(),
+            guard,
             lost: Arc::default(),
             opened: Arc::default(),
             drained: Notify::new(),
             stepping_down: Notify::new(),
             next_attempt: AtomicU64::new(0),
             ended: AtomicBool::new(false),
+            handover: Mutex::new(Handover { claim, to: None, token: None }),
+            counts: Mutex::default(),
             state,
         };
         Self { shared: Arc::new(shared) }
@@ -140,7 +176,7 @@ impl<C: Clock> Lease<C> {
                 return Ok(token);
             }
             if self.has_ended() {
-                return Err(NotHeld::new(None));
+                return Err(self.not_held());
             }
             opened.await;
         }
@@ -160,6 +196,62 @@ impl<C: Clock> Lease<C> {
         let mut states = self.subscribe();
         while states.changed().await.is_ok() {}
         self.state()
+    }
+
+    /// Steps down in favour of `to`, a claim to the same key: a planned cutover. The gate closes, those inside
+    /// leave as for [`step_down`](Self::step_down), and then the store hands the key over in one step: no vacancy, no
+    /// contender in between, no [`lock_delay`](LeaseBuilder::lock_delay). Answers with the successor's token.
+    ///
+    /// `to` is the [`handover_claim`](Self::handover_claim) of a successor whose keeper is waiting for the key. Where the
+    /// store cannot transfer, or does not answer in time, the key is released instead.
+    ///
+    /// # Errors
+    ///
+    /// It is not known to be handed over: see [`NotHandedOver`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, it goes on though this future is dropped.
+    pub async fn hand_over(&self, to: &Claim) -> Result<FencingToken, NotHandedOver> {
+        if to.key() != self.key() {
+            return Err(NotHandedOver::OtherKey);
+        }
+        self.shared.handover().to = Some(to.clone());
+        let last = self.step_down().await;
+        let token = self.shared.handover().token.take();
+        token.ok_or(match last {
+            State::Fenced { cause, .. } => NotHandedOver::Lost(cause),
+            _ => NotHandedOver::Released,
+        })
+    }
+
+    /// The claim by which this one takes over when a holder [hands over](Self::hand_over) to it: bring it to that
+    /// process. It is good while this keeper waits for the key, and for one handover.
+    #[must_use]
+    pub fn handover_claim(&self) -> Claim {
+        self.shared.handover().claim.clone()
+    }
+
+    /// What it is like and what it has been through, as plain numbers.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let counts = *self.shared.counts();
+        Snapshot {
+            state: self.state(),
+            remaining: self.remaining(),
+            acquisitions: counts.acquisitions,
+            renewals: counts.renewals,
+            validity: counts.validity,
+            failures: counts.failures,
+            losses: counts.losses,
+            requests: self.requests(),
+        }
+    }
+
+    /// How requests fared at its gates.
+    #[must_use]
+    pub fn requests(&self) -> RequestCounts {
+        self.shared.counters.read(self.shared.cell.in_flight())
     }
 
     /// Whether the keeper has gone: nothing will change any more.
@@ -186,8 +278,14 @@ impl<C: Clock> Lease<C> {
                 ticket.epoch = epoch;
                 Ok(ticket)
             }
-            None => Err(self.not_held()),
+            None => Err(self.refused()),
         }
+    }
+
+    /// Refuses a request, and counts it.
+    pub(crate) fn refused(&self) -> NotHeld {
+        self.shared.counters.refused();
+        self.not_held()
     }
 
     pub(crate) fn not_held(&self) -> NotHeld {
@@ -195,7 +293,7 @@ impl<C: Clock> Lease<C> {
             0 => None,
             nanos => Some(BootInstant::from_nanos(nanos)),
         };
-        NotHeld::new(at.map(|at| at.since(self.shared.clock.now())))
+        NotHeld::new(self.state(), at.map(|at| at.since(self.shared.clock.now())))
     }
 }
 
@@ -217,6 +315,14 @@ impl<C> Shared<C> {
     /// Whether new ones are let in, without looking at the clock: for questions that are asked again.
     pub(crate) fn seems_open(&self) -> bool {
         self.cell.read().seems_open()
+    }
+
+    pub(crate) fn handover(&self) -> MutexGuard<'_, Handover> {
+        self.handover.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until nobody is inside. Final once the gate is closed to new ones.
@@ -270,6 +376,20 @@ impl<C> fmt::Debug for Shared<C> {
     }
 }
 
+// === impl NotHandedOver ===
+
+impl fmt::Display for NotHandedOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherKey => f.write_str("a lease is handed over to a claim to the same key"),
+            Self::Released => f.write_str("the lease was given back, and is not known to be handed over"),
+            Self::Lost(cause) => write!(f, "the lease was lost before it could be handed over: {cause}"),
+        }
+    }
+}
+
+impl Error for NotHandedOver {}
+
 // === impl Ticket ===
 
 impl<C: Clock> Ticket<C> {
@@ -285,6 +405,22 @@ impl<C: Clock> Ticket<C> {
         self.shared.lasts(self.epoch)
     }
 
+    /// Waits until that epoch is over: lost, expired, or given back because its time to drain was over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped.
+    pub async fn lost(&self) {
+        loop {
+            let lost = self.shared.lost.notified();
+            let Some(until) = self.good_until().filter(|_| self.is_good()) else { return };
+            tokio::select! {
+                () = lost => {}
+                () = self.shared.clock.sleep_until(until) => {}
+            }
+        }
+    }
+
     pub(crate) const fn epoch(&self) -> NonZeroU64 {
         self.epoch
     }
@@ -296,6 +432,16 @@ impl<C: Clock> Ticket<C> {
     /// Until when it is good, unless it is over already.
     pub(crate) fn good_until(&self) -> Option<BootInstant> {
         self.shared.end_of(self.epoch)
+    }
+
+    /// Until when its work may go on after a loss: so long after the end, but at most the guard.
+    ///
+    /// The end is when the keeper closed, now at the latest, and never past the end of validity: whoever hears of it
+    /// late has that much less time. When another epoch has begun, this one has been over for a while.
+    pub(crate) fn grace_until(&self, grace: Duration) -> BootInstant {
+        let now = self.shared.clock.now();
+        let end = self.shared.cell.ended_by(self.epoch.get()).map_or(BootInstant::from_nanos(0), |end| end.min(now));
+        end.after(grace.min(self.shared.guard))
     }
 }
 

@@ -10,10 +10,10 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    Acquired, BootClock, BootInstant, Claim, ClaimId, Clock, Fault, Lease, LeaseStore, Lost, State, StoreError, Watch,
-    WatchEvent,
+    Acquired, BootClock, BootInstant, Claim, ClaimId, Clock, Fault, FencingToken, Grant, Lease, LeaseStore, Lost,
+    State, StoreError, Watch, WatchEvent,
     handle::Shared,
-    lease::{Core, Input, Output, Reply, Seen, Sent},
+    lease::{Core, Granted, Input, Output, Reply, Seen, Sent},
 };
 
 /// Acquires, renews and watches one lease: a future that the user spawns.
@@ -23,7 +23,7 @@ use crate::{
 #[must_use = "the lease is never acquired unless its keeper runs"]
 pub struct Keeper<S: LeaseStore, C: Clock = BootClock> {
     store: S,
-    /// Number 0: never used itself.
+    /// What all claims of this keeper have in common.
     claim: Claim,
     core: Core,
     lease: Lease<C>,
@@ -36,7 +36,10 @@ pub struct Keeper<S: LeaseStore, C: Clock = BootClock> {
 struct Flights(VecDeque<Flight>);
 
 // A store's futures cannot be named.
-type Flight = Pin<Box<dyn Future<Output = Input> + Send>>;
+type Flight = Pin<Box<dyn Future<Output = Landed> + Send>>;
+
+/// A request's answer, and the successor's token if it was a transfer that worked.
+type Landed = (Input, Option<FencingToken>);
 
 /// Attempts last a second and lie up to half a second apart, so this covers answers that are four seconds late.
 const MAX_FLIGHTS: usize = 4;
@@ -71,8 +74,14 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
             biased;
             () = timer(&shared.clock, deadline) => Input::Timer,
             input = next_event(&mut self.watch) => input,
-            input = self.flights.next() => input,
-            () = shared.stepping_down.notified() => Input::StepDown,
+            landed = self.flights.next() => {
+                let (input, token) = landed;
+                if token.is_some() {
+                    shared.handover().token = token;
+                }
+                input
+            }
+            () = shared.stepping_down.notified() => Input::StepDown { hands_over: shared.handover().to.is_some() },
             () = shared.drained(), if self.core.is_closing() => Input::Drained,
         }
     }
@@ -85,6 +94,11 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
         }
         let next = self.core.next_attempt().map_or(0, BootInstant::as_nanos);
         self.lease.shared().next_attempt.store(next, Ordering::Relaxed);
+        *self.lease.shared().counts() = *self.core.counts();
+        let mut handover = self.lease.shared().handover();
+        if handover.claim.id() != self.core.heir() {
+            handover.claim = self.claim.with_id(self.core.heir());
+        }
     }
 
     fn act(&mut self, output: Output) {
@@ -93,6 +107,12 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
             Output::Acquire(sent) => self.fly(|store, claim| acquire(store, claim, sent), sent.claim),
             Output::Renew(sent) => self.fly(|store, claim| renew(store, claim, sent), sent.claim),
             Output::Release(claim) => self.fly(release, claim),
+            Output::Disown(claim) => self.fly(disown, claim),
+            Output::Transfer(claim) => {
+                // Whoever asked for it has named one.
+                let to = shared.handover().to.clone().unwrap_or_else(|| self.claim.clone());
+                self.fly(|store, claim| transfer(store, claim, to), claim);
+            }
             Output::Forget => self.flights.0.clear(),
             Output::Watch(from) => self.watch = Some(self.store.watch(self.lease.key(), from)),
             Output::Unwatch => self.watch = None,
@@ -120,9 +140,9 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
 
     fn fly<F>(&mut self, request: impl FnOnce(S, Claim) -> F, id: ClaimId)
     where
-        F: Future<Output = Input> + Send + 'static,
+        F: Future<Output = Landed> + Send + 'static,
     {
-        let claim = Claim::new(self.claim.key().clone(), self.claim.holder().clone(), id, self.claim.ttl());
+        let claim = self.claim.with_id(id);
         self.flights.push(Box::pin(request(self.store.clone(), claim)));
     }
 
@@ -147,10 +167,13 @@ impl<S: LeaseStore, C: Clock> Drop for Keeper<S, C> {
         shared.close();
         match self.core.state() {
             State::Fenced { .. } | State::Released => {}
-            state => self.publish(match state.epoch().filter(|_| state.lasts()) {
-                Some(epoch) => State::Fenced { epoch, cause: Lost::KeeperGone },
-                None => State::Released,
-            }),
+            state => {
+                let lost = state.epoch().map(|epoch| State::Fenced { epoch, cause: Lost::KeeperGone });
+                if lost.is_some() {
+                    shared.counts().losses.count(Lost::KeeperGone);
+                }
+                self.publish(lost.unwrap_or(State::Released));
+            }
         }
         shared.ended.store(true, Ordering::Release);
         shared.next_attempt.store(0, Ordering::Relaxed);
@@ -175,7 +198,7 @@ impl Flights {
     }
 
     /// The first answer. Cancel safe: the requests stay where they are.
-    async fn next(&mut self) -> Input {
+    async fn next(&mut self) -> Landed {
         poll_fn(|cx| {
             for at in 0..self.0.len() {
                 if let Poll::Ready(input) = self.0[at].as_mut().poll(cx) {
@@ -186,6 +209,14 @@ impl Flights {
             Poll::Pending
         })
         .await
+    }
+}
+
+// === impl Granted ===
+
+impl From<&Grant> for Granted {
+    fn from(grant: &Grant) -> Self {
+        Self { epoch: grant.token().epoch(), ttl: grant.ttl(), revision: grant.revision(), is_clean: grant.is_clean() }
     }
 }
 
@@ -201,31 +232,48 @@ impl<C> Shared<C> {
     }
 }
 
-async fn acquire<S: LeaseStore>(store: S, claim: Claim, sent: Sent) -> Input {
-    Input::Acquired(
-        sent,
-        match store.acquire(&claim).await {
-            Ok(Acquired::Granted(grant)) => {
-                Ok(Reply::Granted { epoch: grant.token().epoch(), ttl: grant.ttl(), revision: grant.revision() })
-            }
-            Ok(Acquired::Held(record)) => Ok(Reply::Held { claim: record.claim(), expires_in: record.expires_in() }),
-            Err(error) => Err(fault(&error, &claim, "acquire")),
-        },
-    )
-}
-
-async fn renew<S: LeaseStore>(store: S, claim: Claim, sent: Sent) -> Input {
-    Input::Renewed(sent, store.renew(&claim).await.map_err(|error| fault(&error, &claim, "renew")))
-}
-
-async fn release<S: LeaseStore>(store: S, claim: Claim) -> Input {
-    let result = store.release(&claim).await;
-    let certain = match &result {
-        // It holds nothing: that is what was wanted.
-        Err(error) => fault(error, &claim, "release") == Fault::Lost,
-        Ok(()) => true,
+async fn acquire<S: LeaseStore>(store: S, claim: Claim, sent: Sent) -> Landed {
+    let reply = match store.acquire(&claim).await {
+        Ok(Acquired::Granted(grant)) => Ok(Reply::Granted(Granted::from(&grant))),
+        Ok(Acquired::Held(record)) => Ok(Reply::Held { claim: record.claim(), expires_in: record.expires_in() }),
+        Err(error) => Err(fault(&error, &claim, "acquire")),
     };
-    Input::Released(claim.id(), certain)
+    (Input::Acquired(sent, reply), None)
+}
+
+async fn renew<S: LeaseStore>(store: S, claim: Claim, sent: Sent) -> Landed {
+    (Input::Renewed(sent, store.renew(&claim).await.map_err(|error| fault(&error, &claim, "renew"))), None)
+}
+
+async fn release<S: LeaseStore>(store: S, claim: Claim) -> Landed {
+    let certain = is_certain(store.release(&claim).await, &claim, "release");
+    (Input::Released(claim.id(), certain), None)
+}
+
+/// Revokes what the claim holds, if it holds anything: guarded by its own token, so that it hits nobody else.
+async fn disown<S: LeaseStore>(store: S, claim: Claim) -> Landed {
+    let result = match store.inspect(claim.key()).await {
+        Ok(Some(record)) if record.claim() == claim.id() => store.revoke(claim.key(), Some(record.token())).await,
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    };
+    (Input::Released(claim.id(), is_certain(result, &claim, "revoke")), None)
+}
+
+async fn transfer<S: LeaseStore>(store: S, claim: Claim, to: Claim) -> Landed {
+    let token = match store.transfer(&claim, &to).await {
+        Ok(grant) => Some(grant.token().clone()),
+        Err(error) => {
+            fault(&error, &claim, "transfer");
+            None
+        }
+    };
+    (Input::Transferred(claim.id(), token.is_some()), token)
+}
+
+/// Whether the claim is known to hold nothing any more: done, or it held nothing.
+fn is_certain(result: Result<(), StoreError>, claim: &Claim, call: &str) -> bool {
+    result.err().is_none_or(|error| fault(&error, claim, call) == Fault::Lost)
 }
 
 fn fault(error: &StoreError, claim: &Claim, call: &str) -> Fault {
@@ -239,8 +287,8 @@ async fn next_event<W: Watch>(watch: &mut Option<W>) -> Input {
     Input::Watched(match watch.next().await {
         Ok(WatchEvent::Held(record, revision)) => Seen::Held(record.claim(), revision),
         Ok(WatchEvent::Vacant(_, revision)) => Seen::Vacant(revision),
-        // What was skipped may have been the loss: begin again with the present state.
-        Ok(WatchEvent::Lagged) | Err(_) => Seen::Broken,
+        // What was skipped may have been the loss, and documents do not belong here: begin again with the present state.
+        Ok(WatchEvent::Lagged | WatchEvent::Written(_) | WatchEvent::Deleted(..)) | Err(_) => Seen::Broken,
     })
 }
 

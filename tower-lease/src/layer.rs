@@ -5,7 +5,7 @@ use tower_outcome::refuse::{Auto, Fail};
 
 use crate::{
     BootClock, Clock, Lease, LeaseGate, Leased,
-    carry::{Http, Neutral},
+    carry::{Http, Knobs, Neutral, TokenIn},
 };
 
 /// Lets requests in only while the lease is held, and answers the others at once. Makes [`Leased`] services.
@@ -35,14 +35,15 @@ pub enum InFlight {
     #[default]
     Cancel,
     /// The inner future runs to its end, and then its answer is replaced. Only for work whose effects carry the
-    /// [`FencingToken`](crate::FencingToken) to a resource that checks it.
+    /// [`FencingToken`](crate::FencingToken) to a resource that checks it: a successor may be at work meanwhile, also
+    /// after a [`step_down`](Lease::step_down), which waits for those inside no longer than it was told to.
     Finish,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Knobs {
-    pub(crate) min_remaining: Duration,
-    pub(crate) in_flight: InFlight,
+    /// The inner future may run on for so long after the loss, and is then dropped; its answer is replaced if it comes.
+    ///
+    /// Never for longer than the lease's [`guard`](crate::LeaseBuilder::guard), which is the part of the margin that no
+    /// clock's drift can use up, counted from the end of validity at the latest; 250 ms where that was not set. After a
+    /// revocation a successor may be at work meanwhile, so this too is for effects that carry the token.
+    FinishWithin(Duration),
 }
 
 // === impl LeaseLayer ===
@@ -93,12 +94,33 @@ impl<C: Clock, R, P> LeaseLayer<C, R, P> {
         LeaseLayer { lease: self.lease, knobs: self.knobs, refuse, carry: self.carry }
     }
 
-    /// For HTTP: gives each request the [`FencingToken`](crate::FencingToken) as an extension (that allocates), refuses
+    /// For HTTP: gives each request the [`FencingToken`](crate::FencingToken) (see [`token_in`](Self::token_in)), refuses
     /// those whose `x-lease-epoch` header names another instance, and breaks bodies off at a loss. Default: no, any
     /// protocol.
     #[must_use]
     pub fn http(self) -> LeaseLayer<C, R, Http> {
         LeaseLayer { lease: self.lease, knobs: self.knobs, refuse: self.refuse, carry: PhantomData }
+    }
+}
+
+impl<C: Clock, R> LeaseLayer<C, R, Http> {
+    /// Where the inner service finds the token. Default: [`TokenIn::Extensions`].
+    #[must_use]
+    pub fn token_in(mut self, place: TokenIn) -> Self {
+        self.knobs.token_in = place;
+        self
+    }
+
+    /// Lets a gRPC request in only if the lease lasts for the time that its `grpc-timeout` gives it, too.
+    /// Default: no.
+    ///
+    /// A longer timeout than `at_most` counts as `at_most`, because a client may well be patient for longer than any
+    /// lease lasts: half the TTL is a sensible limit. HTTP/1 has no deadline to look at: see
+    /// [`min_remaining`](Self::min_remaining).
+    #[must_use]
+    pub fn deadlines(mut self, at_most: Duration) -> Self {
+        self.knobs.deadlines = Some(at_most);
+        self
     }
 }
 

@@ -6,8 +6,9 @@
 //! listener that was moved to another machine.
 //!
 //! ```text
-//!                 granted           renewals fail
-//!   Acquiring ─────────────► Held ◄─────────────► Jeopardy      requests are let in
+//!             ┌──► LockDelay ──┐                              closed, after an end that was not clean
+//!             │                ▼       renewals fail
+//!   Acquiring ──── granted ─► Held ◄─────────────► Jeopardy      requests are let in
 //!       ▲                     │ │                  │ │
 //!       │ reacquire,          │ └───── step down ──┼─┤
 //!       │ a new epoch         │                    │ ▼
@@ -24,22 +25,29 @@
 //! - Requests are checked in `poll_ready` and in `call`, while they run and when they answer; with
 //!   [`http`](LeaseLayer::http) their bodies are too. Giving the lease back waits for them.
 //!
-//! Code and tests name the rule they hold to, as `R-1` to `R-33`.
+//! Code and tests name the rule they hold to, as `R-1` to `R-33`; RULES.md, beside the README, lists them with the tests.
+//!
+//! # Giving it up, and to whom
+//!
+//! [`Lease::step_down`] closes the gate, waits for those inside, and releases: any contender gets it next, within
+//! milliseconds. [`Lease::hand_over`] gives it to the one that is meant, with no vacancy in between. A keeper that dies, or
+//! is dropped, leaves it to the TTL.
 //!
 //! # What it does not
 //!
 //! A lease by itself does not exclude two holders for certain: a clock may be worse than believed, a store may forget,
 //! an effect may be under way when the lease ends. **The token does**, where the resource remembers the highest one it
-//! has seen and refuses lower ones. And losing the store for longer than the TTL closes every gate: that is what an
-//! exclusive lease means.
+//! has seen and refuses lower ones: [`PropagateLayer`] sends it, [`fence`] is the resource's side. Where nothing checks
+//! tokens, a [`lock_delay`](LeaseBuilder::lock_delay) is the next best. And losing the store for longer than the TTL closes
+//! every gate: that is what an exclusive lease means. A [`membership`](LeaseBuilder::membership) may go on.
 //!
 //! # What it costs
 //!
 //! A request that is let in costs two looks at the clock (some 45 ns each), a few plain loads, and two atomic additions
 //! to a count that all requests of a lease share. No lock and no allocation, with two exceptions: one that is not ready
 //! at its first poll takes a place in a `Notify` and in Tokio's timer (a short lock each), so that it is woken at a loss;
-//! and with [`http`](LeaseLayer::http) the token in the request's extensions allocates. A lease held costs a renewal
-//! every quarter of its TTL.
+//! and with [`http`](LeaseLayer::http) the token in the request's extensions allocates ([`TokenIn`]). The README has the
+//! figures. A lease held costs a renewal every quarter of its TTL.
 //!
 //! # Which layer
 //!
@@ -52,6 +60,10 @@
 //! The keeper gone for good is `Err` from a gate's `poll_ready`; nothing else ever is. Every layer works for any request
 //! type, a connection too; [`.http()`](LeaseLayer::http), implied by `respond`, adds what HTTP can carry. After an
 //! upgrade (101) the connection is out of sight: hold a [`Ticket`] for it.
+//!
+//! "Lost while it runs" is [`InFlight::Cancel`], the default. With [`InFlight::Finish`] and [`InFlight::FinishWithin`] the
+//! work goes on for a while, for effects that carry the token; its answer is withheld all the same. "Not held" is "not for
+//! long enough" too, with [`min_remaining`](LeaseLayer::min_remaining) or gRPC [`deadlines`](LeaseLayer::deadlines).
 //!
 //! # Examples
 //!
@@ -112,7 +124,7 @@
 //!
 //! # Errors
 //!
-//! [`NotHeld`], [`LeaseLost`] and [`WrongInstance`] refuse requests; [`Refusal::find`](tower_outcome::Refusal::find)
+//! [`NotHeld`], [`LeaseLost`] and [`WrongInstance`] refuse requests, [`fence::NotCurrent`] does at a resource; [`Refusal::find`](tower_outcome::Refusal::find)
 //! finds each in any error chain. [`BuildError`] says that durations do not fit together.
 //!
 //! # Panics
@@ -133,38 +145,55 @@ mod builder;
 pub mod carry;
 mod cell;
 mod clock;
+mod counters;
+mod document;
 mod error;
+pub mod fence;
+pub mod fencing;
 mod future;
 mod handle;
 mod keeper;
 mod layer;
 mod lease;
+#[cfg(feature = "tower")]
+mod load;
 mod memory;
+mod propagate;
 mod record;
+#[cfg(all(test, not(loom)))]
+mod search;
 mod service;
 #[cfg(test)]
 mod sim;
+mod snapshot;
 mod state;
 mod store;
 mod sync;
 mod terms;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod token;
 
 pub use self::{
     body::LeaseBody,
-    builder::LeaseBuilder,
+    builder::{LeaseBuilder, OnStoreOutage},
+    carry::TokenIn,
     clock::{BootClock, BootInstant, Clock, TokioClock},
+    counters::RequestCounts,
+    document::{Document, Swap, Swapped},
     error::{BuildError, LeaseLost, NotHeld, WrongInstance},
     future::{GateFuture, ResponseFuture},
-    handle::{Lease, Ticket},
+    handle::{Lease, NotHandedOver, Ticket},
     keeper::Keeper,
     layer::{InFlight, LeaseGateLayer, LeaseLayer},
     memory::{MemoryStore, MemoryWatch},
+    propagate::{Propagate, PropagateFuture, PropagateLayer},
     record::{Claim, ClaimId, Grant, Holder, Listing, PayloadTooLong, Record, Revision},
     service::{LeaseGate, Leased},
+    snapshot::{Failures, Histogram, Losses, Snapshot},
     state::{Lost, State},
-    store::{Acquired, Capabilities, Fault, Fencing, LeaseStore, StoreError, Watch, WatchEvent},
-    token::{FencingToken, InvalidKey, LeaseKey, OtherKey},
+    store::{Acquired, Capabilities, Fault, LeaseStore, StoreError, Watch, WatchEvent},
+    token::{FencingToken, InvalidKey, InvalidToken, LeaseKey, OtherKey},
 };
 
 #[cfg(doctest)]

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{FencingToken, LeaseKey};
+use crate::{Document, FencingToken, LeaseKey};
 
 /// Who holds, or wants to: a stable name, a random incarnation, and what others should know.
 ///
@@ -48,6 +48,7 @@ pub struct Grant {
     token: FencingToken,
     ttl: Duration,
     revision: Revision,
+    is_clean: bool,
 }
 
 /// What a store keeps of a key that is held.
@@ -59,13 +60,15 @@ pub struct Record {
     expires_in: Option<Duration>,
 }
 
-/// The records under a prefix, all as of one revision.
+/// What is under a prefix, all as of one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
     /// As of when; watch from here.
     pub revision: Revision,
-    /// Sorted by key.
+    /// What is held, sorted by key.
     pub records: Vec<Record>,
+    /// Sorted by key.
+    pub documents: Vec<Document>,
 }
 
 /// A payload longer than [`Holder::MAX_PAYLOAD`].
@@ -140,6 +143,11 @@ impl Claim {
     #[must_use]
     pub const fn new(key: LeaseKey, holder: Holder, id: ClaimId, ttl: Duration) -> Self {
         Self { key, holder, id, ttl }
+    }
+
+    /// The same wish under another id.
+    pub(crate) fn with_id(&self, id: ClaimId) -> Self {
+        Self { id, ..self.clone() }
     }
 
     /// What is claimed.
@@ -223,7 +231,20 @@ impl Grant {
     /// `ttl` is what the store promises, not what was asked for, counted from when it **first** applied the claim.
     #[must_use]
     pub const fn new(token: FencingToken, ttl: Duration, revision: Revision) -> Self {
-        Self { token, ttl, revision }
+        Self { token, ttl, revision, is_clean: false }
+    }
+
+    /// Adds that nobody can still be at work under an earlier epoch: the last one was released or handed over by its
+    /// holder, or there was none. Without this the end counts as unclean.
+    #[must_use]
+    pub fn after_clean_end(self) -> Self {
+        Self { is_clean: true, ..self }
+    }
+
+    /// Whether the epoch before this one ended in good order, as far as the store knows.
+    #[must_use]
+    pub const fn is_clean(&self) -> bool {
+        self.is_clean
     }
 
     /// The token of this acquisition.

@@ -12,11 +12,10 @@ use tower_outcome::{
 use tower_service::Service;
 
 use crate::{
-    BootClock, Clock, GateFuture, Lease, ResponseFuture,
+    BootClock, Clock, GateFuture, Lease, ResponseFuture, Ticket, WrongInstance,
     alarm::Alarm,
-    carry::{Carry, Neutral},
+    carry::{Carry, Knobs, Neutral},
     future::Denial,
-    layer::Knobs,
 };
 
 /// A service that lets requests in only while the lease is held, and refuses the others in `call`.
@@ -45,6 +44,14 @@ pub struct LeaseGate<S, C = BootClock, P = Neutral> {
     carry: PhantomData<fn() -> P>,
 }
 
+fn board<Req, Res, C, P>(request: &mut Req, ticket: &Ticket<C>, knobs: &Knobs) -> Result<(), WrongInstance>
+where
+    C: Clock,
+    P: Carry<Req, Res, C>,
+{
+    P::board(request, ticket, knobs).inspect_err(|_| ticket.shared().counters.misdirected())
+}
+
 // === impl Leased ===
 
 impl<S, C: Clock, R, P> Leased<S, C, R, P> {
@@ -64,16 +71,16 @@ impl<S, C: Clock, R, P> Leased<S, C, R, P> {
         alarm.as_mut().poll(cx, &shared.clock, &shared.lost, || shared.open_until().map(Some))
     }
 
-    fn admit<Req, Res>(&mut self, request: &mut Req) -> Result<crate::Ticket<C>, Denial>
+    fn admit<Req, Res>(&mut self, request: &mut Req) -> Result<Ticket<C>, Denial>
     where
         P: Carry<Req, Res, C>,
     {
         // A service that said "ready" while the lease was not held has not asked the inner one, so it must refuse.
         if !self.is_ready {
-            return Err(Denial::NotHeld(self.lease.not_held()));
+            return Err(Denial::NotHeld(self.lease.refused()));
         }
-        let ticket = self.lease.enter(self.knobs.min_remaining).map_err(Denial::NotHeld)?;
-        P::board(request, &ticket).map_err(Denial::WrongInstance)?;
+        let ticket = self.lease.enter(P::needs(request, &self.knobs)).map_err(Denial::NotHeld)?;
+        board::<Req, Res, C, P>(request, &ticket, &self.knobs).map_err(Denial::WrongInstance)?;
         Ok(ticket)
     }
 }
@@ -152,6 +159,13 @@ impl<S, C: Clock, P> LeaseGate<S, C, P> {
         // Only the keeper can open it, and it tells: no timer.
         alarm.as_mut().poll(cx, &shared.clock, &shared.opened, || (!is_decided()).then_some(None))
     }
+
+    /// An inner service that never gets ready must not hide that there is nothing to be ready for any more.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (lease, shared) = (&self.lease, self.lease.shared());
+        let alarm = self.alarm.get_or_insert_default();
+        alarm.as_mut().poll(cx, &shared.clock, &shared.opened, || (!lease.has_ended()).then_some(None))
+    }
 }
 
 impl<S, C, P, Req> Service<Req> for LeaseGate<S, C, P>
@@ -171,15 +185,21 @@ where
         if self.lease.has_ended() {
             return Poll::Ready(Err(self.lease.not_held().into()));
         }
-        self.inner.poll_ready(cx).map_err(Into::into)
+        match self.inner.poll_ready(cx) {
+            Poll::Pending => self.poll_end(cx).map(|()| Err(self.lease.not_held().into())),
+            Poll::Ready(result) => {
+                self.alarm = None;
+                Poll::Ready(result.map_err(Into::into))
+            }
+        }
     }
 
     fn call(&mut self, mut request: Req) -> Self::Future {
-        let ticket = match self.lease.enter(self.knobs.min_remaining) {
+        let ticket = match self.lease.enter(P::needs(&request, &self.knobs)) {
             Ok(ticket) => ticket,
             Err(not_held) => return GateFuture::unsent(Unsent::new(request, not_held).into()),
         };
-        match P::board(&mut request, &ticket) {
+        match board::<Req, S::Response, C, P>(&mut request, &ticket, &self.knobs) {
             Ok(()) => GateFuture::inside(self.inner.call(request), ticket, self.knobs.in_flight),
             Err(wrong) => GateFuture::unsent(Unsent::new(request, wrong).into()),
         }

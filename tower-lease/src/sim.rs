@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     Acquired, BootInstant, Claim, ClaimId, Fault, Holder, LeaseKey,
-    lease::{Core, Input, Output, Reply, Seen},
+    lease::{Core, Granted, Input, Output, Reply, Seen},
     memory::Table,
     terms::Terms,
 };
@@ -76,6 +76,7 @@ enum Request {
     Acquire(crate::lease::Sent),
     Renew(crate::lease::Sent),
     Release(ClaimId),
+    Disown(ClaimId),
 }
 
 /// What was seen.
@@ -168,6 +169,8 @@ impl Sim {
             Output::Acquire(sent) => self.send(at, Request::Acquire(sent)),
             Output::Renew(sent) => self.send(at, Request::Renew(sent)),
             Output::Release(claim) => self.send(at, Request::Release(claim)),
+            Output::Disown(claim) => self.send(at, Request::Disown(claim)),
+            Output::Transfer(_) => unreachable!("nobody hands over here"),
             Output::Watch(_) => {
                 self.nodes[at].watches = true;
                 self.report_state(at);
@@ -236,6 +239,13 @@ impl Sim {
                 self.changing(|table, now| table.release(&claim, now));
                 Input::Released(id, true)
             }
+            Request::Disown(id) => {
+                let held = self.changing(|table, now| table.inspect(&key(), now));
+                if let Some(record) = held.filter(|record| record.claim() == id) {
+                    _ = self.changing(|table, now| table.revoke(&key(), Some(record.token()), now));
+                }
+                Input::Released(id, true)
+            }
         };
         self.answer(at, run, &input);
     }
@@ -248,7 +258,12 @@ impl Sim {
                 if known != Some(claim.id()) {
                     self.granted(epoch.get());
                 }
-                Reply::Granted { epoch, ttl: grant.ttl(), revision: grant.revision() }
+                Reply::Granted(Granted {
+                    epoch,
+                    ttl: grant.ttl(),
+                    revision: grant.revision(),
+                    is_clean: grant.is_clean(),
+                })
             }
             Acquired::Held(record) => Reply::Held { claim: record.claim(), expires_in: record.expires_in() },
         }
@@ -294,8 +309,8 @@ impl Sim {
         match self.rng.u8(0..8) {
             _ if self.nodes[at].core.is_over() => self.restart(at),
             0 => self.restart(at),
-            1 => self.feed(at, Input::StepDown),
-            2 if self.world.operators => self.changing(|table, now| table.revoke(&key(), now)),
+            1 => self.feed(at, Input::StepDown { hands_over: false }),
+            2 if self.world.operators => self.changing(|table, now| _ = table.revoke(&key(), None, now)),
             3 => self.nodes[at].cut.0 = until,
             4 => self.nodes[at].cut.1 = until,
             _ => self.nodes[at].cut = (until, until),

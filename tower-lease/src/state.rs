@@ -3,8 +3,9 @@ use std::{fmt, num::NonZeroU64};
 /// What has become of a lease, as its keeper last told.
 ///
 /// ```text
-///   Idle ──► Acquiring ──► Held ⇄ Jeopardy ──► Fenced ──► Acquiring (with `reacquire`, a new epoch)
-///                            └────────┴──► Closing ──► Released
+///                  ┌──► LockDelay ──┐
+///   Idle ──► Acquiring ──────────► Held ⇄ Jeopardy ──► Fenced ──► Acquiring (with `reacquire`, a new epoch)
+///                                   └────────┴──► Closing ──► Released
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -13,6 +14,11 @@ pub enum State {
     Idle,
     /// Trying to get it.
     Acquiring,
+    /// Held, but nobody is let in yet: whoever held it before may be at work still (R-18).
+    LockDelay {
+        /// Which acquisition.
+        epoch: NonZeroU64,
+    },
     /// Held.
     Held {
         /// Which acquisition.
@@ -66,9 +72,11 @@ impl State {
     #[must_use]
     pub const fn epoch(&self) -> Option<NonZeroU64> {
         match self {
-            Self::Held { epoch } | Self::Jeopardy { epoch } | Self::Closing { epoch } | Self::Fenced { epoch, .. } => {
-                Some(*epoch)
-            }
+            Self::LockDelay { epoch }
+            | Self::Held { epoch }
+            | Self::Jeopardy { epoch }
+            | Self::Closing { epoch }
+            | Self::Fenced { epoch, .. } => Some(*epoch),
             Self::Idle | Self::Acquiring | Self::Released => None,
         }
     }
@@ -83,6 +91,7 @@ impl fmt::Display for State {
         f.write_str(match self {
             Self::Idle => "idle",
             Self::Acquiring => "acquiring",
+            Self::LockDelay { .. } => "lock delay",
             Self::Held { .. } => "held",
             Self::Jeopardy { .. } => "jeopardy",
             Self::Closing { .. } => "closing",

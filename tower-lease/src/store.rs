@@ -2,7 +2,7 @@ use std::{error::Error, fmt, future::Future, time::Duration};
 
 use tower_outcome::BoxError;
 
-use crate::{Claim, Grant, LeaseKey, Listing, Record, Revision};
+use crate::{Claim, Document, FencingToken, Grant, LeaseKey, Listing, Record, Revision, Swap, Swapped, fencing};
 
 /// Where leases are kept: one authority that decides who holds what.
 ///
@@ -10,11 +10,13 @@ use crate::{Claim, Grant, LeaseKey, Listing, Record, Revision};
 /// transport code but what may have happened: see [`Fault`]. Futures may be dropped at any time; the effect of a
 /// dropped call is unknown.
 ///
-/// More abilities (atomic transfer, guarded compare-and-set) will come as methods with a default that says "not
-/// supported", so that no store breaks.
+/// Methods with a body are abilities that a store may lack: it then says so in its [`Capabilities`] and refuses. The
+/// suite in [`testing`](crate::testing) (feature `testing`) tells whether an implementation keeps all of this.
 pub trait LeaseStore: Clone + Send + Sync + 'static {
     /// Reports changes.
     type Watch: Watch;
+    /// Whether its tokens fence (R-32): [`fencing::Total`] or [`fencing::Absent`].
+    type Fencing: fencing::Fencing;
 
     /// What this store can do.
     fn capabilities(&self) -> Capabilities;
@@ -22,17 +24,26 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
     /// Takes the key if it is free (R-14).
     ///
     /// The token must be greater than every earlier one of this key, over deletion and re-creation too (R-19). A claim
-    /// that already holds the key gets the same grant again, and changes nothing (R-15).
+    /// that already holds the key gets the same grant again, and changes nothing (R-15). A key that is a document is
+    /// [`Fault::Refused`].
     fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Acquired, StoreError>> + Send;
 
     /// Extends what this claim holds, and says for how long from now (R-2). [`Fault::Lost`] if it does not hold it.
     fn renew(&self, claim: &Claim) -> impl Future<Output = Result<Duration, StoreError>> + Send;
 
-    /// Gives back what this claim holds; a success too if it holds nothing (R-30).
+    /// Gives back what this claim holds; a success too if it holds nothing (R-30). The next grant is told that this
+    /// was a clean end ([`Grant::after_clean_end`], R-18).
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Takes the key from whoever holds it. For operators.
-    fn revoke(&self, key: &LeaseKey) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Takes the key from whoever holds it; a success too if nobody does. For operators and orchestrators. It is no
+    /// clean end, for the holder may still be at work.
+    ///
+    /// With a `guard` only while that epoch holds *its* key; otherwise [`Fault::Lost`] (R-21).
+    fn revoke(
+        &self,
+        key: &LeaseKey,
+        guard: Option<&FencingToken>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Reads who holds the key; `None` if nobody.
     fn inspect(&self, key: &LeaseKey) -> impl Future<Output = Result<Option<Record>, StoreError>> + Send;
@@ -40,11 +51,36 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
     /// Reports the state of the key as of `from` or later, then every later state, or at least the latest.
     fn watch(&self, key: &LeaseKey, from: Revision) -> Self::Watch;
 
-    /// Reads all records whose keys start with `prefix`, as of one revision.
+    /// Reads all records and documents whose keys start with `prefix`, as of one revision.
     fn list_prefix(&self, prefix: &str) -> impl Future<Output = Result<Listing, StoreError>> + Send;
 
     /// Reports every change after `after` to keys that start with `prefix`, in order.
     fn watch_prefix(&self, prefix: &str, after: Revision) -> Self::Watch;
+
+    /// Hands the key from one claim to another in one step: no vacancy, a higher token, a clean end (R-20).
+    ///
+    /// `to` gets the TTL that it asks for, from now. [`Fault::Lost`] if `from` does not hold the key; if `to` holds it
+    /// already, the same grant again, and nothing changes (R-15). What [`acquire`](Self::acquire) tells `to` afterwards
+    /// is that same grant too.
+    fn transfer(&self, from: &Claim, to: &Claim) -> impl Future<Output = Result<Grant, StoreError>> + Send {
+        let _ = (from, to);
+        async { Err(StoreError::refused("this store cannot transfer a lease")) }
+    }
+
+    /// Reads a document; `None` if there is none of this name.
+    fn read(&self, key: &LeaseKey) -> impl Future<Output = Result<Option<Document>, StoreError>> + Send {
+        let _ = key;
+        async { Err(StoreError::refused("this store keeps no documents")) }
+    }
+
+    /// Compares and sets a document; guarded ones in the same step as the look at the guard (R-21).
+    ///
+    /// [`Fault::Lost`] if the guard's epoch does not hold its key. [`Fault::Refused`] if the value is longer than
+    /// [`Document::MAX_LEN`], or the key is a lease's.
+    fn swap(&self, swap: &Swap) -> impl Future<Output = Result<Swapped, StoreError>> + Send {
+        let _ = swap;
+        async { Err(StoreError::refused("this store keeps no documents")) }
+    }
 }
 
 /// An endless report of changes. What is not asked for is not kept without bound: who lags is told so.
@@ -78,6 +114,10 @@ pub enum WatchEvent {
     Held(Record, Revision),
     /// Nobody holds this key: released, revoked, or expired.
     Vacant(LeaseKey, Revision),
+    /// A document was written. Only from [`LeaseStore::watch_prefix`].
+    Written(Document),
+    /// A document is gone. Only from [`LeaseStore::watch_prefix`].
+    Deleted(LeaseKey, Revision),
     /// Events were skipped because the reader was too slow, or asked for what is forgotten: list again, and watch from
     /// the listing's revision.
     Lagged,
@@ -86,22 +126,14 @@ pub enum WatchEvent {
 /// What a store can do (R-32).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
-    fencing: Fencing,
     linearizable: bool,
     min_ttl: Duration,
     expiry_granularity: Duration,
     shared_session: bool,
     watch: bool,
     renew_is_write: bool,
-}
-
-/// Whether the tokens of a store fence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fencing {
-    /// The tokens of a key strictly increase, always.
-    Total,
-    /// They may repeat or go back.
-    None,
+    transfer: bool,
+    documents: bool,
 }
 
 /// A call to a store that did not succeed.
@@ -120,24 +152,26 @@ pub enum Fault {
     Refused,
     /// Anything: no answer, or none that can be understood. It may even happen later.
     Unknown,
-    /// The claim does not hold the key: expired, revoked, or taken by another.
+    /// Nothing: the claim (or the guard of a write) does not hold its key: expired, revoked, or taken by another.
     Lost,
 }
 
 // === impl Capabilities ===
 
 impl Capabilities {
-    /// A linearizable store with watches, any TTL, exact expiry, one renewal per lease; each setter takes one back.
+    /// A linearizable store with watches, transfer and documents, any TTL, exact expiry, one renewal per lease; each
+    /// setter changes one of these. (Whether its tokens fence is told by [`LeaseStore::Fencing`].)
     #[must_use]
-    pub const fn new(fencing: Fencing) -> Self {
+    pub const fn new() -> Self {
         Self {
-            fencing,
             linearizable: true,
             min_ttl: Duration::ZERO,
             expiry_granularity: Duration::ZERO,
             shared_session: false,
             watch: true,
             renew_is_write: false,
+            transfer: true,
+            documents: true,
         }
     }
 
@@ -177,10 +211,16 @@ impl Capabilities {
         Self { renew_is_write, ..self }
     }
 
-    /// Whether its tokens fence.
+    /// Whether it has [`LeaseStore::transfer`]. Without that, a handover is a release and an acquisition.
     #[must_use]
-    pub const fn fencing(&self) -> Fencing {
-        self.fencing
+    pub const fn with_transfer(self, transfer: bool) -> Self {
+        Self { transfer, ..self }
+    }
+
+    /// Whether it has [`LeaseStore::read`] and [`LeaseStore::swap`].
+    #[must_use]
+    pub const fn with_documents(self, documents: bool) -> Self {
+        Self { documents, ..self }
     }
 
     /// Whether its writes and reads are linearizable.
@@ -218,6 +258,24 @@ impl Capabilities {
     pub const fn renew_is_write(&self) -> bool {
         self.renew_is_write
     }
+
+    /// Whether it has [`LeaseStore::transfer`].
+    #[must_use]
+    pub const fn transfer(&self) -> bool {
+        self.transfer
+    }
+
+    /// Whether it has [`LeaseStore::read`] and [`LeaseStore::swap`].
+    #[must_use]
+    pub const fn documents(&self) -> bool {
+        self.documents
+    }
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 // === impl StoreError ===
@@ -242,6 +300,11 @@ impl StoreError {
     /// Anything may have happened, because of `cause`.
     pub fn unknown(cause: impl Into<BoxError>) -> Self {
         Self { fault: Fault::Unknown, cause: Some(cause.into()) }
+    }
+
+    /// The claim or the guard does not hold its key, because of `cause`.
+    pub fn lost(cause: impl Into<BoxError>) -> Self {
+        Self { fault: Fault::Lost, cause: Some(cause.into()) }
     }
 
     /// What may have happened.

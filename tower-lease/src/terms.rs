@@ -11,6 +11,10 @@ pub(crate) struct Terms {
     pub(crate) renew_every: Option<Duration>,
     pub(crate) drain_within: Duration,
     pub(crate) reacquire: bool,
+    /// For how long a new holder's gate stays closed after an unclean end.
+    pub(crate) lock_delay: Duration,
+    /// Whether the gate stays open while the store cannot be reached, past the end of validity.
+    pub(crate) keeps_serving: bool,
 }
 
 const TTL: Duration = Duration::from_secs(10);
@@ -44,6 +48,12 @@ impl Terms {
         guard.saturating_add(Duration::from_nanos(u64::try_from(drift).unwrap_or(u64::MAX)))
     }
 
+    /// The part of the margin that is for the gap between a check and its effect, at least: it is not known yet which
+    /// TTL will be granted.
+    pub(crate) fn guard(&self) -> Duration {
+        self.guard.unwrap_or(MIN_GUARD)
+    }
+
     /// Until when a request sent at `sent` and granted for `ttl` is good. Not at all, if `ttl` is too short.
     pub(crate) fn valid_until(&self, sent: BootInstant, ttl: Duration) -> BootInstant {
         sent.after(ttl.saturating_sub(self.margin(ttl)))
@@ -63,21 +73,29 @@ impl Terms {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { ttl: TTL, drift_ppm: DRIFT_PPM, guard: None, renew_every: None, drain_within: TTL, reacquire: false }
+        Self {
+            ttl: TTL,
+            drift_ppm: DRIFT_PPM,
+            guard: None,
+            renew_every: None,
+            drain_within: TTL,
+            reacquire: false,
+            lock_delay: Duration::ZERO,
+            keeps_serving: false,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Fencing;
 
     const fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
     }
 
     fn check(terms: &Terms) -> Result<(), BuildError> {
-        terms.check(&Capabilities::new(Fencing::Total).with_min_ttl(ms(100)))
+        terms.check(&Capabilities::new().with_min_ttl(ms(100)))
     }
 
     #[test]

@@ -1,4 +1,15 @@
-use std::{borrow::Borrow, cmp::Ordering, error::Error, fmt, num::NonZeroU64, str::FromStr, sync::Arc};
+use std::{
+    borrow::Borrow,
+    cmp::Ordering,
+    error::Error,
+    fmt::{self, Write},
+    num::NonZeroU64,
+    str::FromStr,
+    sync::Arc,
+};
+
+use bytes::BytesMut;
+use http::HeaderValue;
 
 /// The name of what is leased: `svc/echo/listener/0`, `leader`.
 ///
@@ -33,6 +44,10 @@ pub struct FencingToken {
 /// A text that is no [`LeaseKey`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidKey(());
+
+/// A text that is no [`FencingToken`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidToken(());
 
 /// Two tokens of different keys were compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +143,38 @@ impl fmt::Display for FencingToken {
     }
 }
 
-// === impl InvalidKey, OtherKey ===
+impl FromStr for FencingToken {
+    type Err = InvalidToken;
+
+    /// Reads what `Display` writes: `<key>;<epoch>`.
+    fn from_str(text: &str) -> Result<Self, InvalidToken> {
+        let (key, epoch) = split(text).ok_or(InvalidToken(()))?;
+        Ok(Self::new(LeaseKey::new(key).map_err(|_| InvalidToken(()))?, epoch))
+    }
+}
+
+impl From<&FencingToken> for HeaderValue {
+    /// The value of [`LEASE_TOKEN`](tower_outcome::header::LEASE_TOKEN).
+    fn from(token: &FencingToken) -> Self {
+        // Just the room it takes makes one allocation of it.
+        let digits = token.epoch.ilog10() as usize + 1;
+        let mut text = BytesMut::with_capacity(token.key.as_str().len() + ";".len() + digits);
+        write!(text, "{token}").expect("there is room");
+        Self::from_maybe_shared(text.freeze()).expect("a lease key is visible ASCII")
+    }
+}
+
+/// The parts of `<key>;<epoch>`; the key is not checked.
+pub(crate) fn split(text: &str) -> Option<(&str, NonZeroU64)> {
+    let (key, epoch) = text.split_once(';')?;
+    // The standard library's reading of numbers allows a plus sign.
+    if !epoch.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    Some((key, epoch.parse().ok()?))
+}
+
+// === impl InvalidKey, InvalidToken, OtherKey ===
 
 impl fmt::Display for InvalidKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,6 +183,14 @@ impl fmt::Display for InvalidKey {
 }
 
 impl Error for InvalidKey {}
+
+impl fmt::Display for InvalidToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a fencing token is a lease key, ';', and a decimal epoch above zero")
+    }
+}
+
+impl Error for InvalidToken {}
 
 impl fmt::Display for OtherKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -167,5 +221,15 @@ mod tests {
         }
         assert_eq!("svc/echo/0".parse::<LeaseKey>().unwrap().as_str(), "svc/echo/0");
         assert_eq!(token("a", 7).to_string(), "a;7");
+    }
+
+    #[test]
+    fn a_token_is_read_as_it_is_written() {
+        let token = token("svc/echo/0", u64::MAX);
+        assert_eq!(token.to_string().parse(), Ok(token.clone()));
+        assert_eq!(HeaderValue::from(&token), "svc/echo/0;18446744073709551615");
+        for bad in ["", "a", "a;", ";7", "a;0", "a;+7", "a;-7", "a; 7", "a;7;8", "a b;7", "a;18446744073709551616"] {
+            assert_eq!(bad.parse::<FencingToken>(), Err(InvalidToken(())), "{bad:?}");
+        }
     }
 }

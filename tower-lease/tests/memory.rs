@@ -47,7 +47,7 @@ async fn a_prefix_watcher_continues_a_listing_without_a_gap() {
     assert_eq!(told(&mut watch).await, ("+svc/b".into(), 3));
     assert_eq!(told(&mut watch).await, ("-svc/a".into(), 4));
     assert!(is_quiet(&mut watch).await);
-    store.revoke(&LeaseKey::new("svc/b").unwrap()).await.unwrap();
+    store.revoke(&LeaseKey::new("svc/b").unwrap(), None).await.unwrap();
     assert_eq!(told(&mut watch).await, ("-svc/b".into(), 5));
 }
 
@@ -133,4 +133,20 @@ async fn r19_a_key_that_expired_is_taken_with_a_higher_token() {
     advance(TTL).await;
     assert!(store.inspect(&LeaseKey::new("a").unwrap()).await.unwrap().is_none());
     assert!(acquire(&store.clone(), &claim("a", 2)).await > first, "clones are one store");
+}
+
+#[tokio::test(start_paused = true)]
+async fn named_authorities_are_shared_by_name_and_know_nothing_of_each_other() {
+    let store = MemoryStore::new();
+    let (one, two) = (store.authority("one").unwrap(), store.authority("two").unwrap());
+    acquire(&one, &claim("a", 1)).await;
+    acquire(&one, &claim("b", 2)).await;
+    assert_eq!(acquire(&two, &claim("a", 3)).await, 1, "its own keys and tokens");
+    assert!(store.list_prefix("").await.unwrap().records.is_empty());
+    let same = two.authority("one").unwrap();
+    assert_eq!(same.list_prefix("").await.unwrap().records.len(), 2, "found from any of the family");
+    for number in 2..1_024 {
+        store.authority(&number.to_string()).unwrap();
+    }
+    assert!(store.authority("one too many").is_err() && store.authority("one").is_ok());
 }

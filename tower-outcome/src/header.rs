@@ -10,6 +10,14 @@ use http::HeaderName;
 /// [`Class::Misdirected`]: crate::Class::Misdirected
 pub const LEASE_EPOCH: HeaderName = HeaderName::from_static("x-lease-epoch");
 
+/// The fencing token of the lease under which a request is sent, as `<key>;<epoch>`.
+///
+/// Whoever acts under a lease writes it; the resource refuses a lower epoch than the highest it has seen of the key
+/// ([`Class::Stale`]). In gRPC it is metadata of the same name.
+///
+/// [`Class::Stale`]: crate::Class::Stale
+pub const LEASE_TOKEN: HeaderName = HeaderName::from_static("x-lease-token");
+
 /// gRPC's status code, in trailers or in a trailers-only head.
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 

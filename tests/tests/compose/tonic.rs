@@ -13,7 +13,10 @@ use tower::{Layer, ServiceBuilder};
 use tower_bucket::{BucketLayer, Limiter};
 use tower_circuit::{CircuitLayer, State};
 use tower_drain::{Drain, DrainLayer};
-use tower_lease::LeaseLayer;
+use tower_lease::{
+    LeaseLayer, PropagateLayer,
+    fence::{Fence, FenceLayer, MemoryMark},
+};
 use tower_outcome::classify;
 
 use crate::parts::{PATIENCE, circuit, held_lease, twenty};
@@ -132,5 +135,38 @@ async fn a_circuit_round_a_channel_sees_statuses() {
     let refused = client.check(HealthCheckRequest::default()).await.unwrap_err();
     assert!(tower_outcome::Refusal::find(&refused).is_some(), "{refused:?}");
     drop(keeper);
+    server.abort();
+}
+
+/// The token is gRPC metadata: a client's layer writes it, the resource's reads it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fencing_token_travels_as_metadata_and_an_old_one_is_a_failed_precondition() {
+    let (lease, keeper) = held_lease().await;
+    let fence = Fence::of_key(lease.key().clone(), MemoryMark::new()).build();
+    let (_reporter, health) = tonic_health::server::health_reporter();
+    let (listener, address) = listen().await;
+    let server = Server::builder().layer(FenceLayer::new(&fence).respond()).add_service(health);
+    let server = tokio::spawn(server.serve_with_incoming(listener));
+    let request = || HealthCheckRequest { service: String::new() };
+
+    let mut holder = HealthClient::new(PropagateLayer::new(&lease).layer(channel(address).await));
+    let answer = tokio::time::timeout(PATIENCE, holder.check(request())).await.expect("an answer in time");
+    assert_eq!(answer.unwrap().into_inner().status, 1, "serving");
+    assert_eq!(fence.floor(lease.key()), lease.token());
+
+    // Its successor has been here meanwhile.
+    let own = lease.token().unwrap();
+    let next = tower_lease::FencingToken::new(own.key().clone(), own.epoch().checked_add(1).unwrap());
+    fence.admit(&next).await.unwrap();
+    let refused = holder.check(request()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+
+    // By hand, as any gRPC client can.
+    let mut anyone = HealthClient::new(channel(address).await);
+    assert_eq!(anyone.check(request()).await.unwrap_err().code(), Code::Internal, "no token");
+    let mut by_hand = tonic::Request::new(request());
+    by_hand.metadata_mut().insert("x-lease-token", next.to_string().parse().unwrap());
+    assert!(anyone.check(by_hand).await.is_ok());
+    keeper.abort();
     server.abort();
 }

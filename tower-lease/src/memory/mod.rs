@@ -1,6 +1,7 @@
 mod table;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -12,10 +13,10 @@ use tokio::{
 };
 
 pub(crate) use self::table::Table;
-use self::table::{Forgotten, revision_of};
+use self::table::{Forgotten, key_of, revision_of};
 use crate::{
-    Acquired, Capabilities, Claim, Fencing, LeaseKey, LeaseStore, Listing, Record, Revision, StoreError, Watch,
-    WatchEvent,
+    Acquired, Capabilities, Claim, Document, FencingToken, Grant, LeaseKey, LeaseStore, Listing, Record, Revision,
+    StoreError, Swap, Swapped, Watch, WatchEvent, fencing,
 };
 
 /// A store in this process's memory, shared by its clones: the embedded default.
@@ -24,11 +25,12 @@ use crate::{
 /// tokens included. Expiry is exact and needs no task: whoever looks sees nothing past its end, and each watcher keeps
 /// a timer of its own. It runs on Tokio's clock.
 ///
-/// Limits: 100 000 records, then `acquire` is refused; the latest 1 024 changes are kept for watchers, and one that
+/// Limits: 100 000 records and documents, then `acquire` and `swap` are refused; 1 024 named authorities; the latest 1 024 changes are kept for watchers, and one that
 /// falls behind is told [`WatchEvent::Lagged`] and goes on from there.
 #[derive(Clone)]
 pub struct MemoryStore {
     shared: Arc<Shared>,
+    named: Arc<Mutex<BTreeMap<Box<str>, Arc<Shared>>>>,
 }
 
 /// Reports the changes of a [`MemoryStore`].
@@ -59,8 +61,22 @@ impl MemoryStore {
     /// An empty store.
     #[must_use]
     pub fn new() -> Self {
-        let (changed, _) = watch::channel(Revision::START);
-        Self { shared: Arc::new(Shared { table: Mutex::default(), changed }) }
+        Self { shared: Shared::new(), named: Arc::default() }
+    }
+
+    /// Another authority beside this one: its keys, tokens and revisions are its own. All clones, and all authorities
+    /// of one family, find the same one under the same name.
+    ///
+    /// # Errors
+    ///
+    /// There are 1 024 already.
+    pub fn authority(&self, name: &str) -> Result<Self, StoreError> {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if !named.contains_key(name) && named.len() >= MAX_AUTHORITIES {
+            return Err(StoreError::refused(format!("there are {MAX_AUTHORITIES} authorities already")));
+        }
+        let shared = named.entry(name.into()).or_insert_with(Shared::new).clone();
+        Ok(Self { shared, named: self.named.clone() })
     }
 
     /// Does something to the table, and tells the watchers if that changed it.
@@ -88,11 +104,14 @@ impl MemoryStore {
     }
 }
 
+const MAX_AUTHORITIES: usize = 1_024;
+
 impl LeaseStore for MemoryStore {
     type Watch = MemoryWatch;
+    type Fencing = fencing::Total;
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(Fencing::Total)
+        Capabilities::new()
     }
 
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
@@ -108,9 +127,8 @@ impl LeaseStore for MemoryStore {
         Ok(())
     }
 
-    async fn revoke(&self, key: &LeaseKey) -> Result<(), StoreError> {
-        self.with(|table, now| table.revoke(key, now));
-        Ok(())
+    async fn revoke(&self, key: &LeaseKey, guard: Option<&FencingToken>) -> Result<(), StoreError> {
+        self.with(|table, now| table.revoke(key, guard, now))
     }
 
     async fn inspect(&self, key: &LeaseKey) -> Result<Option<Record>, StoreError> {
@@ -129,6 +147,18 @@ impl LeaseStore for MemoryStore {
     fn watch_prefix(&self, prefix: &str, after: Revision) -> MemoryWatch {
         self.watcher(Scope::Prefix(prefix.into()), after)
     }
+
+    async fn transfer(&self, from: &Claim, to: &Claim) -> Result<Grant, StoreError> {
+        self.with(|table, now| table.transfer(from, to, now))
+    }
+
+    async fn read(&self, key: &LeaseKey) -> Result<Option<Document>, StoreError> {
+        Ok(self.with(|table, now| table.read(key, now)))
+    }
+
+    async fn swap(&self, swap: &Swap) -> Result<Swapped, StoreError> {
+        self.with(|table, now| table.swap(swap, now))
+    }
 }
 
 impl Default for MemoryStore {
@@ -140,6 +170,15 @@ impl Default for MemoryStore {
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryStore").field("revision", &*self.shared.changed.borrow()).finish_non_exhaustive()
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn new() -> Arc<Self> {
+        let (changed, _) = watch::channel(Revision::START);
+        Arc::new(Self { table: Mutex::default(), changed })
     }
 }
 
@@ -155,7 +194,7 @@ impl MemoryWatch {
             table.sweep(now);
             let found = match scope {
                 Scope::Key(key, known) => Self::look_at_key(table, key, known, *seen, now),
-                Scope::Prefix(prefix) => match table.after(*seen, |key| key.as_str().starts_with(&**prefix)) {
+                Scope::Prefix(prefix) => match table.after(*seen, |event| is_under(event, prefix)) {
                     Ok(found) => found.cloned(),
                     Err(Forgotten) => Some(WatchEvent::Lagged),
                 },
@@ -174,7 +213,7 @@ impl MemoryWatch {
         now: Instant,
     ) -> Option<WatchEvent> {
         if std::mem::replace(known, true)
-            && let Ok(found) = table.after(seen, |other| other == key)
+            && let Ok(found) = table.after(seen, |event| is_about(event, key))
         {
             return found.cloned();
         }
@@ -200,6 +239,16 @@ impl Watch for MemoryWatch {
             }
         }
     }
+}
+
+fn is_under(event: &WatchEvent, prefix: &str) -> bool {
+    key_of(event).is_some_and(|key| key.as_str().starts_with(prefix))
+}
+
+/// Who watches one key asks for its lease.
+fn is_about(event: &WatchEvent, key: &LeaseKey) -> bool {
+    let is_of_a_lease = matches!(event, WatchEvent::Held(..) | WatchEvent::Vacant(..));
+    is_of_a_lease && key_of(event) == Some(key)
 }
 
 async fn end(at: Option<Instant>) {

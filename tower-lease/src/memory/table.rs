@@ -8,17 +8,23 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    Acquired, Claim, ClaimId, Fault, FencingToken, Grant, LeaseKey, Listing, Record, Revision, StoreError, WatchEvent,
+    Acquired, Claim, ClaimId, Document, Fault, FencingToken, Grant, LeaseKey, Listing, Record, Revision, StoreError,
+    Swap, Swapped, WatchEvent,
 };
 
 /// The heart of the store: a table of records, told what time it is.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
     /// The number of changes so far; it numbers the tokens too, so they grow over deletion and re-creation.
     revision: u64,
     entries: BTreeMap<LeaseKey, Entry>,
     /// The same entries by when they end.
     ends: BTreeSet<(Instant, LeaseKey)>,
+    documents: BTreeMap<LeaseKey, Page>,
+    /// Vacant keys whose last epoch did not end in good order.
+    unclean: BTreeSet<LeaseKey>,
+    /// There were too many of those: every end counts as unclean.
+    forgot_unclean: bool,
     /// The latest changes, one per revision, up to `revision`.
     log: VecDeque<WatchEvent>,
 }
@@ -27,11 +33,21 @@ pub(crate) struct Table {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Forgotten;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     record: Record,
     ttl: Duration,
     end: Instant,
+    is_clean: bool,
+    /// Documents that were bound to this epoch, and may be still.
+    bound: BTreeSet<LeaseKey>,
+}
+
+#[derive(Clone, Debug)]
+struct Page {
+    document: Document,
+    /// The epoch it ends with.
+    bound: Option<FencingToken>,
 }
 
 pub(crate) const MAX_RECORDS: usize = 100_000;
@@ -45,18 +61,45 @@ impl Table {
         if let Some(entry) = self.entries.get(claim.key()) {
             return Ok(entry.answer(claim.id(), now));
         }
-        if self.entries.len() >= MAX_RECORDS {
-            return Err(StoreError::refused("the store is full"));
+        if self.documents.contains_key(claim.key()) {
+            return Err(StoreError::refused("the key is a document"));
         }
-        let end = end(now, claim.ttl())?;
+        self.has_room()?;
+        let is_clean = !self.forgot_unclean && !self.unclean.contains(claim.key());
+        let grant = self.install(claim, is_clean, end(now, claim.ttl())?);
+        self.unclean.remove(claim.key());
+        Ok(Acquired::Granted(grant))
+    }
+
+    /// another claim's record in the place of this one's, with the next token.
+    pub(crate) fn transfer(&mut self, from: &Claim, to: &Claim, now: Instant) -> Result<Grant, StoreError> {
+        self.sweep(now);
+        if from.key() != to.key() {
+            return Err(StoreError::refused("a lease is transferred between claims to the same key"));
+        }
+        match self.entries.get(to.key()) {
+            Some(entry) if entry.record.claim() == to.id() => return Ok(entry.grant()),
+            Some(entry) if entry.record.claim() == from.id() => {}
+            _ => return Err(StoreError::new(Fault::Lost)),
+        }
+        let end = end(now, to.ttl())?;
+        if let Some(old) = self.entries.remove(from.key()) {
+            self.ends.remove(&(old.end, from.key().clone()));
+            self.unbind(&old);
+        }
+        Ok(self.install(to, true, end))
+    }
+
+    /// Puts a record where none is, and tells that.
+    fn install(&mut self, claim: &Claim, is_clean: bool, end: Instant) -> Grant {
         let key = claim.key().clone();
-        let token = FencingToken::new(key.clone(), self.next_epoch());
-        let entry = Entry { record: Record::new(token, claim.holder().clone(), claim.id()), ttl: claim.ttl(), end };
-        let answer = entry.answer(claim.id(), now);
-        self.tell(WatchEvent::Held(entry.record.clone(), Revision::new(self.revision + 1)));
+        let record = Record::new(FencingToken::new(key.clone(), self.next_epoch()), claim.holder().clone(), claim.id());
+        self.tell(WatchEvent::Held(record.clone(), Revision::new(self.revision + 1)));
         self.ends.insert((end, key.clone()));
+        let entry = Entry { record, ttl: claim.ttl(), end, is_clean, bound: BTreeSet::new() };
+        let grant = entry.grant();
         self.entries.insert(key, entry);
-        Ok(answer)
+        grant
     }
 
     pub(crate) fn renew(&mut self, claim: &Claim, now: Instant) -> Result<Duration, StoreError> {
@@ -75,12 +118,20 @@ impl Table {
         self.sweep(now);
         if self.entries.get(claim.key()).is_some_and(|entry| entry.record.claim() == claim.id()) {
             self.remove(claim.key());
+            self.unclean.remove(claim.key());
         }
     }
 
-    pub(crate) fn revoke(&mut self, key: &LeaseKey, now: Instant) {
+    pub(crate) fn revoke(
+        &mut self,
+        key: &LeaseKey,
+        guard: Option<&FencingToken>,
+        now: Instant,
+    ) -> Result<(), StoreError> {
         self.sweep(now);
+        self.check(guard)?;
         self.remove(key);
+        Ok(())
     }
 
     pub(crate) fn inspect(&mut self, key: &LeaseKey, now: Instant) -> Option<Record> {
@@ -90,9 +141,43 @@ impl Table {
 
     pub(crate) fn list(&mut self, prefix: &str, now: Instant) -> Listing {
         self.sweep(now);
-        let from = self.entries.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
-        let records = from.take_while(|(key, _)| key.as_str().starts_with(prefix));
-        Listing { revision: self.revision(), records: records.map(|(_, entry)| entry.read(now)).collect() }
+        let records = under(&self.entries, prefix).map(|entry| entry.read(now));
+        let documents = under(&self.documents, prefix).map(|page| page.document.clone());
+        Listing { revision: self.revision(), records: records.collect(), documents: documents.collect() }
+    }
+
+    pub(crate) fn read(&mut self, key: &LeaseKey, now: Instant) -> Option<Document> {
+        self.sweep(now);
+        self.documents.get(key).map(|page| page.document.clone())
+    }
+
+    /// the look at the guard and the write are one step.
+    pub(crate) fn swap(&mut self, swap: &Swap, now: Instant) -> Result<Swapped, StoreError> {
+        self.sweep(now);
+        self.check(swap.guard())?;
+        if self.entries.contains_key(swap.key()) {
+            return Err(StoreError::refused("the key is a lease"));
+        }
+        let found = self.documents.get(swap.key()).map(|page| &page.document);
+        if found.map(Document::revision) != swap.expected() {
+            return Ok(Swapped::Changed(found.cloned()));
+        }
+        match swap.value() {
+            Some(value) if value.len() > Document::MAX_LEN => {
+                return Err(StoreError::refused(format!("a document has at most {} bytes", Document::MAX_LEN)));
+            }
+            Some(value) => {
+                if found.is_none() {
+                    self.has_room()?;
+                }
+                let document = Document::new(swap.key().clone(), value.clone(), Revision::new(self.revision + 1));
+                let bound = self.bind(swap);
+                self.documents.insert(swap.key().clone(), Page { document: document.clone(), bound });
+                self.tell(WatchEvent::Written(document));
+            }
+            None => self.delete(swap.key()),
+        }
+        Ok(Swapped::Done(self.revision()))
     }
 
     /// Ends what is over. Done before everything else, so nobody sees a record past its end, run or not run.
@@ -109,12 +194,12 @@ impl Table {
     pub(crate) fn after(
         &self,
         after: Revision,
-        fits: impl Fn(&LeaseKey) -> bool,
+        fits: impl Fn(&WatchEvent) -> bool,
     ) -> Result<Option<&WatchEvent>, Forgotten> {
         let forgotten = self.revision - self.log.len() as u64;
         let skip = after.number().checked_sub(forgotten).filter(|_| after <= self.revision()).ok_or(Forgotten)?;
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        Ok(self.log.iter().skip(skip).find(|event| key_of(event).is_some_and(&fits)))
+        Ok(self.log.iter().skip(skip).find(|event| fits(event)))
     }
 
     pub(crate) fn revision(&self) -> Revision {
@@ -130,10 +215,50 @@ impl Table {
         NonZeroU64::MIN.saturating_add(self.revision)
     }
 
+    fn has_room(&self) -> Result<(), StoreError> {
+        if self.entries.len() + self.documents.len() < MAX_RECORDS {
+            Ok(())
+        } else {
+            Err(StoreError::refused("the store is full"))
+        }
+    }
+
+    fn check(&self, guard: Option<&FencingToken>) -> Result<(), StoreError> {
+        let holds = |token: &FencingToken| self.entries.get(token.key()).is_some_and(|e| e.record.token() == token);
+        if guard.is_none_or(holds) { Ok(()) } else { Err(StoreError::lost("the guard's epoch does not hold its key")) }
+    }
+
+    /// Ends an epoch; its holder may not know, so until told otherwise that is no clean end.
     fn remove(&mut self, key: &LeaseKey) {
         if let Some(entry) = self.entries.remove(key) {
             self.ends.remove(&(entry.end, key.clone()));
             self.tell(WatchEvent::Vacant(key.clone(), Revision::new(self.revision + 1)));
+            self.unbind(&entry);
+            self.forgot_unclean |= self.unclean.len() >= MAX_RECORDS;
+            if !self.forgot_unclean {
+                self.unclean.insert(key.clone());
+            }
+        }
+    }
+
+    fn delete(&mut self, key: &LeaseKey) {
+        if self.documents.remove(key).is_some() {
+            self.tell(WatchEvent::Deleted(key.clone(), Revision::new(self.revision + 1)));
+        }
+    }
+
+    fn bind(&mut self, swap: &Swap) -> Option<FencingToken> {
+        let token = swap.guard().filter(|_| swap.is_bound())?;
+        self.entries.get_mut(token.key())?.bound.insert(swap.key().clone());
+        Some(token.clone())
+    }
+
+    /// Deletes what was bound to this epoch, unless it was written since without that.
+    fn unbind(&mut self, ended: &Entry) {
+        for key in &ended.bound {
+            if self.documents.get(key).is_some_and(|page| page.bound.as_ref() == Some(ended.record.token())) {
+                self.delete(key);
+            }
         }
     }
 
@@ -157,23 +282,36 @@ impl Entry {
         if self.record.claim() != claim {
             return Acquired::Held(self.read(now));
         }
+        Acquired::Granted(self.grant())
+    }
+
+    fn grant(&self) -> Grant {
         let token = self.record.token().clone();
         let revision = Revision::new(token.epoch().get());
-        Acquired::Granted(Grant::new(token, self.ttl, revision))
+        let grant = Grant::new(token, self.ttl, revision);
+        if self.is_clean { grant.after_clean_end() } else { grant }
     }
+}
+
+/// What is in a map under a prefix.
+fn under<'a, T>(map: &'a BTreeMap<LeaseKey, T>, prefix: &'a str) -> impl Iterator<Item = &'a T> {
+    let from = map.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+    from.take_while(move |(key, _)| key.as_str().starts_with(prefix)).map(|(_, found)| found)
 }
 
 pub(crate) fn revision_of(event: &WatchEvent) -> Option<Revision> {
     match event {
-        WatchEvent::Held(_, revision) | WatchEvent::Vacant(_, revision) => Some(*revision),
+        WatchEvent::Held(_, at) | WatchEvent::Vacant(_, at) | WatchEvent::Deleted(_, at) => Some(*at),
+        WatchEvent::Written(document) => Some(document.revision()),
         WatchEvent::Lagged => None,
     }
 }
 
-fn key_of(event: &WatchEvent) -> Option<&LeaseKey> {
+pub(crate) fn key_of(event: &WatchEvent) -> Option<&LeaseKey> {
     match event {
         WatchEvent::Held(record, _) => Some(record.key()),
-        WatchEvent::Vacant(key, _) => Some(key),
+        WatchEvent::Vacant(key, _) | WatchEvent::Deleted(key, _) => Some(key),
+        WatchEvent::Written(document) => Some(document.key()),
         WatchEvent::Lagged => None,
     }
 }
@@ -250,6 +388,87 @@ mod tests {
     }
 
     #[test]
+    fn r20_a_transfer_leaves_no_vacancy_and_raises_the_token() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        let first = granted(table.acquire(&claim("a", 1), now)).unwrap();
+        let later = now + Duration::from_secs(4);
+        assert_eq!(table.transfer(&claim("a", 9), &claim("a", 2), later).unwrap_err().fault(), Fault::Lost);
+        assert_eq!(table.transfer(&claim("a", 1), &claim("b", 2), later).unwrap_err().fault(), Fault::Refused);
+        let grant = table.transfer(&claim("a", 1), &claim("a", 2), later).unwrap();
+        assert!(grant.token().epoch().get() > first && grant.is_clean());
+        assert_eq!(table.transfer(&claim("a", 1), &claim("a", 2), later).unwrap(), grant, "R-15: once");
+        assert_eq!(table.acquire(&claim("a", 2), later).unwrap(), Acquired::Granted(grant));
+        assert_eq!(table.next_end(), Some(later + TTL));
+        assert_eq!(table.renew(&claim("a", 1), later).unwrap_err().fault(), Fault::Lost);
+        let told: Vec<_> = table.log.iter().map(|event| matches!(event, WatchEvent::Held(..))).collect();
+        assert_eq!(told, [true, true], "no vacancy in between");
+    }
+
+    #[test]
+    fn r18_a_grant_tells_how_the_last_epoch_ended() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        let is_clean = |table: &mut Table, id, now| match table.acquire(&claim("a", id), now).unwrap() {
+            Acquired::Granted(grant) => grant.is_clean(),
+            Acquired::Held(record) => panic!("{record:?}"),
+        };
+        assert!(is_clean(&mut table, 1, now), "nobody was there before");
+        table.release(&claim("a", 1), now);
+        assert!(is_clean(&mut table, 2, now), "released");
+        table.revoke(&key("a"), None, now).unwrap();
+        assert!(!is_clean(&mut table, 3, now), "revoked: the holder may be at work");
+        assert!(!is_clean(&mut table, 3, now), "the same answer to the same claim");
+        assert!(!is_clean(&mut table, 4, now + TTL), "expired");
+    }
+
+    #[test]
+    fn r21_a_guarded_write_needs_its_guard_in_the_same_step() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        let token = |table: &mut Table, id, now| match table.acquire(&claim("lead", id), now).unwrap() {
+            Acquired::Granted(grant) => grant.token().clone(),
+            Acquired::Held(record) => panic!("{record:?}"),
+        };
+        let old = token(&mut table, 1, now);
+        let create = Swap::create(key("doc"), "one").guarded_by(&old);
+        let Swapped::Done(at) = table.swap(&create, now).unwrap() else { panic!("it is not there") };
+        let seen = table.read(&key("doc"), now).unwrap();
+        assert_eq!((seen.value().as_ref(), seen.revision()), (&b"one"[..], at));
+        assert_eq!(table.swap(&create, now).unwrap(), Swapped::Changed(Some(seen.clone())));
+        let new = token(&mut table, 2, now + TTL);
+        let late = table.swap(&Swap::replace(&seen, "stale").guarded_by(&old), now + TTL);
+        assert_eq!(late.unwrap_err().fault(), Fault::Lost);
+        assert_eq!(table.revoke(&key("x"), Some(&old), now + TTL).unwrap_err().fault(), Fault::Lost);
+        assert!(matches!(table.swap(&Swap::delete(&seen).guarded_by(&new), now + TTL).unwrap(), Swapped::Done(_)));
+        assert_eq!(table.swap(&Swap::delete(&seen), now + TTL).unwrap(), Swapped::Changed(None));
+    }
+
+    #[test]
+    fn a_bound_document_ends_with_its_epoch_unless_written_since_without_it() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        let Acquired::Granted(grant) = table.acquire(&claim("a", 1), now).unwrap() else { panic!() };
+        for name in ["a/phase", "a/kept"] {
+            table.swap(&Swap::create(key(name), "x").bound_to(grant.token()), now).unwrap();
+        }
+        let kept = table.read(&key("a/kept"), now).unwrap();
+        table.swap(&Swap::replace(&kept, "y"), now).unwrap();
+        assert_eq!(table.list("a/", now).documents.len(), 2);
+        table.release(&claim("a", 1), now);
+        let left: Vec<_> = table.list("a", now).documents.iter().map(|left| left.key().to_string()).collect();
+        assert_eq!(left, ["a/kept"]);
+        assert!(matches!(table.log.back(), Some(WatchEvent::Deleted(gone, _)) if *gone == key("a/phase")));
+    }
+
+    #[test]
+    fn a_key_is_a_lease_or_a_document() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        table.acquire(&claim("a", 1), now).unwrap();
+        assert_eq!(table.swap(&Swap::create(key("a"), "x"), now).unwrap_err().fault(), Fault::Refused);
+        table.swap(&Swap::create(key("b"), "x"), now).unwrap();
+        assert_eq!(table.acquire(&claim("b", 1), now).unwrap_err().fault(), Fault::Refused);
+        let long = Swap::create(key("c"), vec![0; Document::MAX_LEN + 1]);
+        assert_eq!(table.swap(&long, now).unwrap_err().fault(), Fault::Refused);
+    }
+
+    #[test]
     fn the_log_is_bounded_and_says_what_it_forgot() {
         let (mut table, now) = (Table::default(), Instant::now());
         for id in 0..=MAX_LOG as u128 {
@@ -300,7 +519,7 @@ mod tests {
                     },
                     Op::Renew(key, id) => drop(table.renew(&of(key, id), now)),
                     Op::Release(key, id) => table.release(&of(key, id), now),
-                    Op::Revoke(name) => table.revoke(of(name, 0).key(), now),
+                    Op::Revoke(name) => table.revoke(of(name, 0).key(), None, now).unwrap(),
                     Op::Pass(seconds) => now += Duration::from_secs(seconds),
                 }
                 prop_assert_eq!(table.entries.len(), table.ends.len());

@@ -10,8 +10,8 @@ use std::{
 
 use tokio::{task::JoinHandle, time::sleep};
 use tower_lease::{
-    Acquired, Capabilities, Claim, Fault, Holder, Lease, LeaseBuilder, LeaseKey, LeaseStore, Listing, MemoryStore,
-    MemoryWatch, Record, Revision, State, StoreError, TokioClock, Watch, WatchEvent,
+    Acquired, Capabilities, Claim, Fault, FencingToken, Holder, Lease, LeaseBuilder, LeaseKey, LeaseStore, Listing,
+    MemoryStore, MemoryWatch, Record, Revision, State, StoreError, TokioClock, Watch, WatchEvent,
 };
 
 pub(crate) const TTL: Duration = Duration::from_secs(10);
@@ -138,6 +138,7 @@ async fn go<T>(way: Way, call: impl Future<Output = Result<T, StoreError>>) -> R
 
 impl LeaseStore for Flaky {
     type Watch = FlakyWatch;
+    type Fencing = tower_lease::fencing::Total;
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
@@ -176,8 +177,8 @@ impl LeaseStore for Flaky {
         go(way, self.inner.release(claim)).await
     }
 
-    async fn revoke(&self, key: &LeaseKey) -> Result<(), StoreError> {
-        self.inner.revoke(key).await
+    async fn revoke(&self, key: &LeaseKey, guard: Option<&FencingToken>) -> Result<(), StoreError> {
+        self.inner.revoke(key, guard).await
     }
 
     async fn inspect(&self, key: &LeaseKey) -> Result<Option<Record>, StoreError> {

@@ -1,0 +1,309 @@
+use std::{
+    fmt,
+    num::{NonZeroU64, NonZeroUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use super::{
+    Mark, NotCurrent,
+    floor::Judgement,
+    table::{Entry, Table},
+};
+use crate::{FencingToken, LeaseKey, token};
+
+/// Lets pass who bears the highest token seen, and refuses who bears a lower one. Cheap to clone.
+///
+/// It remembers what its [`Mark`] told it, so a token that it knows costs no question. Several processes before one
+/// resource each have such a memory: one that has not seen the new token yet still lets the old one pass. Where that
+/// matters the resource behind them must make the check.
+pub struct Fence<M> {
+    shared: Arc<Shared<M>>,
+}
+
+/// The knobs of a [`Fence`]. Made by [`Fence::of_key`] and [`Fence::of_prefix`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct FenceBuilder<M> {
+    mark: M,
+    scope: Scope,
+    capacity: NonZeroUsize,
+    raise_within: Duration,
+}
+
+/// That a request passed, in its extensions: with which token.
+#[derive(Clone, Debug)]
+pub struct FencePass {
+    entry: Arc<Entry>,
+    epoch: NonZeroU64,
+}
+
+/// How tokens fared at a [`Fence`], in plain numbers. From [`Fence::counts`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FenceCounts {
+    /// Refused: older than the highest, or of a key that nobody holds.
+    pub stale: u64,
+    /// Refused: missing, malformed, or of another key.
+    pub bad: u64,
+    /// Refused: the mark did not answer, or did not know such a token.
+    pub unknown: u64,
+    /// Questions to the mark.
+    pub asked: u64,
+    /// Keys that are remembered.
+    pub keys: usize,
+}
+
+struct Shared<M> {
+    mark: M,
+    scope: Scope,
+    raise_within: Duration,
+    table: Table,
+    counters: Counters,
+    /// The mark failed when it was asked last.
+    is_failing: AtomicBool,
+}
+
+/// Whose tokens count here: a token of some other lease is no right to this resource.
+#[derive(Clone, Debug)]
+enum Scope {
+    Key(LeaseKey),
+    Prefix(Arc<str>),
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    stale: AtomicU64,
+    bad: AtomicU64,
+    unknown: AtomicU64,
+    asked: AtomicU64,
+}
+
+/// What can be said of a token without asking the mark.
+pub(super) enum Look {
+    Passed(FencePass),
+    Refused(NotCurrent),
+    Ask(FencingToken),
+}
+
+const CAPACITY: NonZeroUsize = NonZeroUsize::new(1_024).unwrap();
+const RAISE_WITHIN: Duration = Duration::from_secs(1);
+
+// === impl Fence ===
+
+impl<M: Mark> Fence<M> {
+    /// A fence around a resource that one lease guards.
+    pub fn of_key(key: LeaseKey, mark: M) -> FenceBuilder<M> {
+        FenceBuilder::new(Scope::Key(key), mark)
+    }
+
+    /// A fence around a resource of many parts, each with a lease of its own whose key starts with `prefix`.
+    ///
+    /// It does not know which part a request is about: that the token is of *its* key is for the service to compare,
+    /// with the [`FencePass`] that it finds in the request's extensions.
+    pub fn of_prefix(prefix: &str, mark: M) -> FenceBuilder<M> {
+        FenceBuilder::new(Scope::Prefix(prefix.into()), mark)
+    }
+
+    /// Lets `token` pass, or says why not: for protocols other than HTTP. For a token that is new it asks the mark, and
+    /// takes at most [`raise_within`](FenceBuilder::raise_within).
+    ///
+    /// # Errors
+    ///
+    /// The token is not the current one, or not known to be.
+    ///
+    /// # Cancel safety
+    ///
+    /// The floor may have been raised or not.
+    pub async fn admit(&self, token: &FencingToken) -> Result<FencePass, NotCurrent> {
+        match self.look(token.key().as_str(), token.epoch()) {
+            Look::Passed(pass) => Ok(pass),
+            Look::Refused(refused) => Err(refused),
+            Look::Ask(token) => self.ask(&token).await,
+        }
+    }
+
+    /// How tokens fared.
+    #[must_use]
+    pub fn counts(&self) -> FenceCounts {
+        let Counters { stale, bad, unknown, asked } = &self.shared.counters;
+        FenceCounts {
+            stale: stale.load(Relaxed),
+            bad: bad.load(Relaxed),
+            unknown: unknown.load(Relaxed),
+            asked: asked.load(Relaxed),
+            keys: self.shared.table.len(),
+        }
+    }
+
+    /// The highest token of this key, if the fence has learned it since it was made.
+    #[must_use]
+    pub fn floor(&self, key: &LeaseKey) -> Option<FencingToken> {
+        let epoch = self.shared.table.get(key.as_str())?.floor.epoch()?;
+        Some(FencingToken::new(key.clone(), NonZeroU64::new(epoch)?))
+    }
+
+    /// As [`look`](Self::look), for a header's value.
+    pub(super) fn look_at(&self, text: Option<&[u8]>) -> Look {
+        let Some(text) = text else { return self.refused(NotCurrent::missing()) };
+        match std::str::from_utf8(text).ok().and_then(token::split) {
+            Some((key, epoch)) => self.look(key, epoch),
+            None => self.refused(NotCurrent::malformed()),
+        }
+    }
+
+    fn look(&self, key: &str, epoch: NonZeroU64) -> Look {
+        if let Some(entry) = self.shared.table.get(key) {
+            match entry.floor.judge(epoch.get()) {
+                Judgement::Current => return Look::Passed(FencePass { entry, epoch }),
+                Judgement::Below(floor) => return self.refused(NotCurrent::stale(epoch.get(), Some(floor))),
+                Judgement::Unknown => {}
+            }
+        }
+        match LeaseKey::new(key) {
+            Ok(key) if self.shared.scope.contains(&key) => Look::Ask(FencingToken::new(key, epoch)),
+            Ok(_) => self.refused(NotCurrent::other_key()),
+            Err(_) => self.refused(NotCurrent::malformed()),
+        }
+    }
+
+    fn refused(&self, why: NotCurrent) -> Look {
+        self.count(&why);
+        Look::Refused(why)
+    }
+
+    /// Asks the mark about a token that is new here.
+    pub(super) async fn ask(&self, token: &FencingToken) -> Result<FencePass, NotCurrent> {
+        let entry = self.shared.table.get_or_insert(token.key());
+        let asking = tokio::time::timeout(self.shared.raise_within, self.raise(&entry, token));
+        let answer = asking.await.unwrap_or_else(|_| Err(self.fails("it did not answer in time")));
+        answer.map(|()| FencePass { entry, epoch: token.epoch() }).inspect_err(|why| self.count(why))
+    }
+
+    async fn raise(&self, entry: &Entry, token: &FencingToken) -> Result<(), NotCurrent> {
+        let _place = entry.wait().ok_or(NotCurrent::floor_unknown())?;
+        let _turn = entry.turn.acquire().await.map_err(|_| NotCurrent::floor_unknown())?;
+        let epoch = token.epoch().get();
+        // Whoever had the turn before may have learned it.
+        match entry.floor.judge(epoch) {
+            Judgement::Current => return Ok(()),
+            Judgement::Below(floor) => return Err(NotCurrent::stale(epoch, Some(floor))),
+            Judgement::Unknown => {}
+        }
+        self.shared.counters.asked.fetch_add(1, Relaxed);
+        let highest = self.shared.mark.raise(token).await.map_err(|error| self.fails(&error.to_string()))?;
+        self.works();
+        let Some(highest) = highest else { return Err(NotCurrent::stale(epoch, None)) };
+        // Forgotten meanwhile: another entry may know better.
+        let before = entry.floor.raise(highest.get()).ok_or(NotCurrent::floor_unknown())?;
+        if before < highest.get() {
+            tracing::info!(key = %token.key(), from = before, to = highest.get(), "fence");
+        }
+        match before.max(highest.get()) {
+            floor if floor > epoch => Err(NotCurrent::stale(epoch, Some(floor))),
+            floor if floor < epoch => Err(NotCurrent::ahead(epoch, floor)),
+            _ => Ok(()),
+        }
+    }
+
+    fn fails(&self, cause: &str) -> NotCurrent {
+        if !self.shared.is_failing.swap(true, Relaxed) {
+            tracing::warn!(cause, "the fence's mark fails: new tokens are refused");
+        }
+        NotCurrent::floor_unknown()
+    }
+
+    fn works(&self) {
+        // A plain load first: it is nearly always false.
+        if self.shared.is_failing.load(Relaxed) && self.shared.is_failing.swap(false, Relaxed) {
+            tracing::info!("the fence's mark works again");
+        }
+    }
+
+    fn count(&self, why: &NotCurrent) {
+        use tower_outcome::Refused as _;
+
+        let counters = &self.shared.counters;
+        let counter = match why.refusal().code() {
+            "token-stale" => &counters.stale,
+            "token-ahead" | "floor-unknown" => &counters.unknown,
+            _ => &counters.bad,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+}
+
+impl<M> Clone for Fence<M> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<M> fmt::Debug for Fence<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shared { scope, table, .. } = &*self.shared;
+        f.debug_struct("Fence").field("scope", scope).field("keys", &table.len()).finish_non_exhaustive()
+    }
+}
+
+// === impl FenceBuilder ===
+
+impl<M: Mark> FenceBuilder<M> {
+    fn new(scope: Scope, mark: M) -> Self {
+        Self { mark, scope, capacity: CAPACITY, raise_within: RAISE_WITHIN }
+    }
+
+    /// How many keys are remembered; beyond that some key is forgotten, and the mark asked again when it comes back.
+    /// Default: 1 024. Each takes some 200 bytes.
+    pub fn capacity(mut self, keys: NonZeroUsize) -> Self {
+        self.capacity = keys;
+        self
+    }
+
+    /// How long a request with a token that is new waits for the mark, its turn included; at most 1 024 do for each key.
+    /// Then it is refused as `floor-unknown`. Default: 1 s.
+    pub fn raise_within(mut self, limit: Duration) -> Self {
+        self.raise_within = limit;
+        self
+    }
+
+    /// Makes the fence.
+    #[must_use]
+    pub fn build(self) -> Fence<M> {
+        let Self { mark, scope, capacity, raise_within } = self;
+        let (table, counters) = (Table::new(capacity), Counters::default());
+        let shared = Shared { mark, scope, raise_within, table, counters, is_failing: AtomicBool::new(false) };
+        Fence { shared: Arc::new(shared) }
+    }
+}
+
+// === impl FencePass ===
+
+impl FencePass {
+    /// The token with which it passed.
+    #[must_use]
+    pub fn token(&self) -> FencingToken {
+        FencingToken::new(self.entry.key.clone(), self.epoch)
+    }
+
+    /// Whether no higher token was seen since: ask again right before an effect. Also false when the fence has forgotten
+    /// the key meanwhile for want of room.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.entry.floor.judge(self.epoch.get()) == Judgement::Current
+    }
+}
+
+// === impl Scope ===
+
+impl Scope {
+    fn contains(&self, key: &LeaseKey) -> bool {
+        match self {
+            Self::Key(own) => own == key,
+            Self::Prefix(prefix) => key.as_str().starts_with(&**prefix),
+        }
+    }
+}

@@ -1,0 +1,229 @@
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt, fs,
+    io::{self, Write},
+    num::NonZeroU64,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tower_outcome::BoxError;
+
+use super::{
+    Mark,
+    mark::{MAX_KEYS, raise},
+};
+use crate::{FencingToken, LeaseKey};
+
+/// Keeps the highest tokens in a file: one line each time one rises, on the disk before the request passes.
+///
+/// At most 65 536 keys. The file is rewritten when it has grown to twice its keys and 1 024 lines; what a crash left
+/// half-written was never acknowledged, and is dropped. The writes are made on Tokio's threads for blocking work.
+///
+/// One process at a time may have it open: nothing stops a second one, and then each would miss what the other raised.
+#[derive(Clone)]
+pub struct FileMark(Arc<Mutex<Log>>);
+
+struct Log {
+    path: PathBuf,
+    file: fs::File,
+    lines: usize,
+    /// What is on the disk for certain.
+    floors: BTreeMap<LeaseKey, NonZeroU64>,
+    /// A write failed, so the file's end is not to be trusted.
+    is_torn: bool,
+}
+
+const SPARE_LINES: usize = 1_024;
+
+// === impl FileMark ===
+
+impl FileMark {
+    /// Reads the file, or makes it. It blocks: call it at the start.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read and written, or is not of this kind (`InvalidData`): a floor that cannot be read is not to be
+    /// passed over.
+    pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
+        Ok(Self(Arc::new(Mutex::new(Log::open(path.into())?))))
+    }
+}
+
+impl Mark for FileMark {
+    async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
+        let (log, token) = (self.0.clone(), token.clone());
+        let write = move || log.lock().unwrap_or_else(PoisonError::into_inner).raise(&token);
+        Ok(Some(tokio::task::spawn_blocking(write).await??))
+    }
+}
+
+impl fmt::Debug for FileMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileMark").finish_non_exhaustive()
+    }
+}
+
+// === impl Log ===
+
+impl Log {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            read => read?,
+        };
+        let floors = read(&text)?;
+        let file = rewrite(&path, &floors)?;
+        Ok(Self { path, file, lines: floors.len(), floors, is_torn: false })
+    }
+
+    fn raise(&mut self, token: &FencingToken) -> io::Result<NonZeroU64> {
+        match self.floors.get(token.key()) {
+            Some(floor) if *floor >= token.epoch() => return Ok(*floor),
+            None if self.floors.len() >= MAX_KEYS => return Err(io::Error::other("as many keys as there may be")),
+            _ => {}
+        }
+        self.make_whole()?;
+        self.is_torn = true;
+        self.file.write_all(format!("{token}\n").as_bytes())?;
+        self.file.sync_data()?;
+        self.is_torn = false;
+        self.lines += 1;
+        Ok(raise(&mut self.floors, token))
+    }
+
+    fn make_whole(&mut self) -> io::Result<()> {
+        if self.is_torn || self.lines > 2 * self.floors.len() + SPARE_LINES {
+            self.file = rewrite(&self.path, &self.floors)?;
+            (self.lines, self.is_torn) = (self.floors.len(), false);
+        }
+        Ok(())
+    }
+}
+
+/// The lines of a file. A last one without its end was never acknowledged.
+fn read(text: &str) -> io::Result<BTreeMap<LeaseKey, NonZeroU64>> {
+    let mut floors = BTreeMap::new();
+    for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
+        let token = line.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        raise(&mut floors, &token);
+    }
+    Ok(floors)
+}
+
+/// Puts a new file in the place of the old one, in one step, and opens it at its end.
+fn rewrite(path: &Path, floors: &BTreeMap<LeaseKey, NonZeroU64>) -> io::Result<fs::File> {
+    let mut beside = OsString::from(path);
+    beside.push(".new");
+    let lines: String = floors.iter().map(|(key, epoch)| format!("{key};{epoch}\n")).collect();
+    let mut file = fs::File::create(&beside)?;
+    file.write_all(lines.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    // Not every system lets a folder be opened; those that need it synced do.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Ok(folder) = fs::File::open(folder) {
+        folder.sync_all()?;
+    }
+    Ok(file)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// A path of its own, removed in the end.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new() -> Self {
+            static NEXT: AtomicU32 = AtomicU32::new(0);
+            let name = format!("tower-lease-mark-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let folder = std::env::temp_dir().join(name);
+            fs::create_dir_all(&folder).unwrap();
+            Self(folder.join("floors"))
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(self.0.parent().unwrap());
+        }
+    }
+
+    fn token(key: &str, epoch: u64) -> FencingToken {
+        FencingToken::new(LeaseKey::new(key).unwrap(), NonZeroU64::new(epoch).unwrap())
+    }
+
+    fn open(place: &Place) -> Log {
+        Log::open(place.0.clone()).unwrap()
+    }
+
+    #[test]
+    fn r21_a_floor_is_there_after_a_restart() {
+        let place = Place::new();
+        let mut log = open(&place);
+        assert_eq!(log.raise(&token("a", 7)).unwrap().get(), 7);
+        assert_eq!(log.raise(&token("b", 3)).unwrap().get(), 3);
+        assert_eq!(log.raise(&token("a", 5)).unwrap().get(), 7);
+        drop(log);
+        let mut log = open(&place);
+        assert_eq!(log.raise(&token("a", 6)).unwrap().get(), 7);
+        assert_eq!(log.raise(&token("b", 4)).unwrap().get(), 4);
+    }
+
+    #[test]
+    fn half_a_line_was_never_acknowledged_and_nonsense_is_an_error() {
+        let place = Place::new();
+        fs::write(&place.0, "a;7\na;9").unwrap();
+        assert_eq!(open(&place).raise(&token("a", 1)).unwrap().get(), 7);
+        assert_eq!(fs::read_to_string(&place.0).unwrap(), "a;7\n");
+        fs::write(&place.0, "a;7\nlost\nb;1\n").unwrap();
+        assert_eq!(Log::open(place.0.clone()).err().unwrap().kind(), io::ErrorKind::InvalidData);
+    }
+
+    /// A disk that was full for a moment must not glue two lines into one.
+    #[test]
+    fn after_a_failed_write_the_file_is_made_whole_first() {
+        let place = Place::new();
+        let mut log = open(&place);
+        log.raise(&token("a", 7)).unwrap();
+        // As if half a line had been written.
+        log.file.write_all(b"a;99").unwrap();
+        log.is_torn = true;
+        log.raise(&token("a", 8)).unwrap();
+        drop(log);
+        assert_eq!(fs::read_to_string(&place.0).unwrap(), "a;7\na;8\n");
+    }
+
+    #[test]
+    fn a_write_that_fails_raises_nothing() {
+        let place = Place::new();
+        let mut log = open(&place);
+        log.raise(&token("a", 7)).unwrap();
+        log.file = fs::File::open(&place.0).unwrap();
+        assert!(log.raise(&token("a", 8)).is_err(), "opened for reading only");
+        assert_eq!(log.floors[&LeaseKey::new("a").unwrap()].get(), 7);
+        assert_eq!(log.raise(&token("a", 8)).unwrap().get(), 8, "the next attempt makes a new file");
+    }
+
+    #[test]
+    fn the_file_does_not_grow_for_ever() {
+        let place = Place::new();
+        let mut log = open(&place);
+        log.lines = 2 * SPARE_LINES;
+        log.raise(&token("a", 1)).unwrap();
+        assert_eq!(log.lines, 1);
+    }
+
+    #[tokio::test]
+    async fn it_works_as_a_mark() {
+        let place = Place::new();
+        let mark = FileMark::open(&place.0).unwrap();
+        assert_eq!(mark.raise(&token("a", 7)).await.unwrap().unwrap().get(), 7);
+        assert_eq!(mark.clone().raise(&token("a", 2)).await.unwrap().unwrap().get(), 7);
+    }
+}

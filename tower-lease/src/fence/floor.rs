@@ -1,0 +1,130 @@
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// The highest epoch of one key that is known to be remembered by the mark. Only grows.
+///
+/// A cache, not a floor by itself: while it is empty it lets nobody pass and nobody be refused.
+#[derive(Debug)]
+pub(crate) struct Floor(AtomicU64);
+
+/// What a floor says of an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judgement {
+    /// It is the highest.
+    Current,
+    /// This one is higher.
+    Below(u64),
+    /// It is higher than any seen here, or nothing was seen yet: the mark must be asked.
+    Unknown,
+}
+
+/// Above every epoch that can be asked for, for none is compared with it.
+const RETIRED: u64 = u64::MAX;
+
+// === impl Floor ===
+
+impl Floor {
+    pub(crate) fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// One plain load on x86.
+    pub(crate) fn judge(&self, epoch: u64) -> Judgement {
+        match self.0.load(Ordering::Acquire) {
+            RETIRED => Judgement::Unknown,
+            floor if floor > epoch => Judgement::Below(floor),
+            floor if floor == epoch => Judgement::Current,
+            _ => Judgement::Unknown,
+        }
+    }
+
+    /// Takes what the mark answered; says what stood here before, or `None` if this floor is retired. Whoever comes late
+    /// lowers nothing.
+    pub(crate) fn raise(&self, highest: u64) -> Option<u64> {
+        Some(self.0.fetch_max(highest.min(RETIRED - 1), Ordering::AcqRel)).filter(|before| *before != RETIRED)
+    }
+
+    /// Nobody keeps it up to date any more, so it must not say "current" again.
+    pub(crate) fn retire(&self) {
+        self.0.store(RETIRED, Ordering::Release);
+    }
+
+    /// The highest epoch, if one is known.
+    pub(crate) fn epoch(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Acquire)).filter(|floor| !matches!(*floor, 0 | RETIRED))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r21_an_empty_memory_is_not_a_floor() {
+        let floor = Floor::new();
+        assert_eq!(floor.judge(1), Judgement::Unknown);
+        assert_eq!(floor.judge(u64::MAX - 1), Judgement::Unknown);
+        assert_eq!(floor.epoch(), None);
+    }
+
+    #[test]
+    fn i2_a_floor_only_rises() {
+        let floor = Floor::new();
+        assert_eq!(floor.raise(7), Some(0));
+        assert_eq!(
+            (floor.judge(6), floor.judge(7), floor.judge(8)),
+            (Judgement::Below(7), Judgement::Current, Judgement::Unknown)
+        );
+        assert_eq!(floor.raise(5), Some(7), "an answer that comes late");
+        assert_eq!((floor.epoch(), floor.judge(5)), (Some(7), Judgement::Below(7)));
+    }
+
+    #[test]
+    fn a_retired_floor_says_nothing_for_ever() {
+        let floor = Floor::new();
+        floor.raise(7);
+        floor.retire();
+        assert_eq!(floor.raise(9), None);
+        assert_eq!((floor.judge(7), floor.judge(9), floor.epoch()), (Judgement::Unknown, Judgement::Unknown, None));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::{sync::Arc, thread};
+
+    use super::*;
+
+    /// I2: two tokens at once, as `Fence::raise` does it but without the turns. If the lower one passes after the higher
+    /// one has, the fence is broken.
+    #[test]
+    fn loom_i2_a_lower_token_never_passes_behind_a_higher_one() {
+        loom::model(|| {
+            let (floor, mark) = (Arc::new(Floor::new()), Arc::new(AtomicU64::new(0)));
+            let passed = Arc::new(AtomicU64::new(0));
+            let pass = |epoch: u64| {
+                let (floor, mark, passed) = (floor.clone(), mark.clone(), passed.clone());
+                move || {
+                    // What had passed before this one began.
+                    let before = passed.load(Ordering::Acquire);
+                    let floor_now = match floor.judge(epoch) {
+                        Judgement::Current => epoch,
+                        Judgement::Below(floor) => floor,
+                        Judgement::Unknown => {
+                            let highest = mark.fetch_max(epoch, Ordering::AcqRel).max(epoch);
+                            floor.raise(highest).unwrap().max(highest)
+                        }
+                    };
+                    if floor_now == epoch {
+                        assert!(before <= epoch, "{epoch} passes behind {before}");
+                        passed.fetch_max(epoch, Ordering::AcqRel);
+                    }
+                }
+            };
+            let (low, high) = (pass(1), pass(2));
+            let high = thread::spawn(high);
+            low();
+            high.join().unwrap();
+            assert_eq!(floor.epoch(), Some(2));
+        });
+    }
+}

@@ -1,0 +1,87 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::Request;
+use pin_project::pin_project;
+use tower_outcome::refuse::Refuse;
+use tower_service::Service;
+
+use super::{FencePass, NotCurrent};
+
+/// The future of a [`FenceService`](super::FenceService).
+#[pin_project]
+pub struct FenceFuture<S: Service<Req>, Req, R, K> {
+    #[pin]
+    step: Step<S, Req, S::Future>,
+    refuse: R,
+    seen: K,
+}
+
+#[pin_project(project = StepProj)]
+enum Step<S, Req, F> {
+    /// The mark is asked. -> `Passed`, or refused.
+    Asking(Asking, Option<(S, Req)>),
+    Passed(#[pin] F),
+    Refused(NotCurrent),
+}
+
+// A mark's future cannot be named; it is made once an epoch.
+type Asking = Pin<Box<dyn Future<Output = Result<FencePass, NotCurrent>> + Send>>;
+
+// === impl FenceFuture ===
+
+impl<S: Service<Req>, Req, R, K> FenceFuture<S, Req, R, K> {
+    pub(super) fn asking(asking: Asking, service: S, request: Req, refuse: R, seen: K) -> Self {
+        Self { step: Step::Asking(asking, Some((service, request))), refuse, seen }
+    }
+
+    pub(super) fn passed(inner: S::Future, refuse: R, seen: K) -> Self {
+        Self { step: Step::Passed(inner), refuse, seen }
+    }
+
+    pub(super) fn refused(why: NotCurrent, refuse: R, seen: K) -> Self {
+        Self { step: Step::Refused(why), refuse, seen }
+    }
+}
+
+impl<S, B, R> Future for FenceFuture<S, Request<B>, R, R::Seen>
+where
+    S: Service<Request<B>>,
+    R: Refuse<Request<B>, S::Response, S::Error>,
+{
+    type Output = Result<R::Response, R::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.step.as_mut().project() {
+                StepProj::Asking(asking, held) => match ready!(asking.as_mut().poll(cx)) {
+                    Ok(pass) => {
+                        let (mut service, mut request) = held.take().expect("polled after it was ready");
+                        request.extensions_mut().insert(pass);
+                        Step::Passed(service.call(request))
+                    }
+                    Err(why) => Step::Refused(why),
+                },
+                StepProj::Passed(inner) => return inner.poll(cx).map(R::pass),
+                StepProj::Refused(why) => return Poll::Ready(this.refuse.refuse(*this.seen, *why)),
+            };
+            this.step.set(next);
+        }
+    }
+}
+
+impl<S: Service<Req>, Req, R, K> fmt::Debug for FenceFuture<S, Req, R, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let step = match &self.step {
+            Step::Asking(..) => "asking",
+            Step::Passed(_) => "passed",
+            Step::Refused(_) => "refused",
+        };
+        f.debug_struct("FenceFuture").field("step", &step).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,99 @@
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    num::NonZeroU64,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tower_outcome::BoxError;
+
+use crate::{FencingToken, LeaseKey, LeaseStore, fencing};
+
+/// Where a [`Fence`](super::Fence) keeps the highest token of each key: state that outlives the process (R-21).
+///
+/// A fence asks it for every token that is new to it, which is once an epoch, and once for each key after a start; never
+/// on the way of a token that it knows. In SQL it is one statement, best in the database that holds the data:
+///
+/// ```sql
+/// INSERT INTO floors (key, epoch) VALUES ($1, $2)
+/// ON CONFLICT (key) DO UPDATE SET epoch = GREATEST(floors.epoch, $2) RETURNING epoch
+/// ```
+pub trait Mark: Send + Sync + 'static {
+    /// Remembers `token` if it is the highest of its key so far, and answers with the highest. Both must be **durable**
+    /// by then, and one step: two callers at once get answers that agree on an order.
+    ///
+    /// A token passes if the answer is its own epoch. A lower answer says that the mark knows of no such token, `None`
+    /// that no token of this key is good now; both refuse it.
+    ///
+    /// # Errors
+    ///
+    /// The floor is not known. The request is refused, and the next one asks again.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may have raised the mark or not.
+    fn raise(&self, token: &FencingToken) -> impl Future<Output = Result<Option<NonZeroU64>, BoxError>> + Send;
+}
+
+/// Asks the lease store itself who holds the key (R-21): nothing to keep, and no token passes that was never given out.
+///
+/// The store must be linearizable, and its tokens must fence (R-32). While nobody holds the key, no token is good. It forgets what the store forgets: a
+/// store restored from a backup may give out a token again, and a fence restarted at the same time lets it pass (R-24);
+/// a mark of the resource's own does not.
+#[derive(Clone, Debug)]
+pub struct StoreMark<S>(S);
+
+/// Keeps the highest tokens in memory that its clones share, at most 65 536 of them: for tests, and for resources whose
+/// data is gone with the process too.
+///
+/// It outlives a fence, but not the process: for durable data **it is not a floor** (R-21).
+#[derive(Clone, Debug, Default)]
+pub struct MemoryMark(Arc<Mutex<BTreeMap<LeaseKey, NonZeroU64>>>);
+
+pub(super) const MAX_KEYS: usize = 65_536;
+
+// === impl StoreMark ===
+
+impl<S: LeaseStore<Fencing = fencing::Total>> StoreMark<S> {
+    /// Asks `store`, which must be the one that the holders use.
+    #[must_use]
+    pub const fn new(store: S) -> Self {
+        Self(store)
+    }
+}
+
+impl<S: LeaseStore<Fencing = fencing::Total>> Mark for StoreMark<S> {
+    async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
+        if !self.0.capabilities().linearizable() {
+            return Err("the lease store is not linearizable, so what it says may be old".into());
+        }
+        let record = self.0.inspect(token.key()).await?;
+        Ok(record.map(|record| record.token().epoch()))
+    }
+}
+
+// === impl MemoryMark ===
+
+impl MemoryMark {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Mark for MemoryMark {
+    async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
+        let mut floors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if floors.len() >= MAX_KEYS && !floors.contains_key(token.key()) {
+            return Err("as many keys as there may be".into());
+        }
+        Ok(Some(raise(&mut floors, token)))
+    }
+}
+
+pub(super) fn raise(floors: &mut BTreeMap<LeaseKey, NonZeroU64>, token: &FencingToken) -> NonZeroU64 {
+    let floor = floors.entry(token.key().clone()).or_insert(token.epoch());
+    *floor = token.epoch().max(*floor);
+    *floor
+}

@@ -1,0 +1,157 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http::{HeaderValue, Request};
+use pin_project::pin_project;
+use tower_layer::Layer;
+use tower_outcome::{BoxError, header::LEASE_TOKEN};
+use tower_service::Service;
+
+use crate::{BootClock, Clock, FencingToken, Lease, LeaseLost};
+
+/// Puts the token of the lease under which we act onto the requests that we send: for clients of a resource that
+/// checks tokens. Makes [`Propagate`] services.
+///
+/// The token is the `x-lease-token` header, in gRPC the metadata of that name. It is the one in the request's own
+/// extensions, where the handler puts the [`FencingToken`] it was called with; without that, the lease's current one.
+/// Prefer the former: **work that began in an epoch that is over must not get the token of the next** (R-26), which is
+/// what a long job would get that outlived a loss and a new acquisition.
+///
+/// While the lease is not held, or when the epoch of the token is over, nothing is sent: ready, and `call` answers
+/// [`NotHeld`](crate::NotHeld) or [`LeaseLost`]. That spares the resource; what fences is the resource's own check.
+pub struct PropagateLayer<C = BootClock> {
+    lease: Lease<C>,
+}
+
+/// A client whose requests carry our token. Made by [`PropagateLayer`].
+pub struct Propagate<S, C = BootClock> {
+    inner: S,
+    lease: Lease<C>,
+}
+
+/// The future of a [`Propagate`] service.
+#[pin_project]
+pub struct PropagateFuture<F>(#[pin] Step<F>);
+
+#[pin_project(project = StepProj)]
+enum Step<F> {
+    Sent(#[pin] F),
+    Refused(Option<BoxError>),
+}
+
+// === impl PropagateLayer ===
+
+impl<C: Clock> PropagateLayer<C> {
+    /// Refers to the lease under which we act.
+    #[must_use]
+    pub fn new(lease: &Lease<C>) -> Self {
+        Self { lease: lease.clone() }
+    }
+}
+
+impl<S, C: Clock> Layer<S> for PropagateLayer<C> {
+    type Service = Propagate<S, C>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Propagate { inner, lease: self.lease.clone() }
+    }
+}
+
+impl<C> Clone for PropagateLayer<C> {
+    fn clone(&self) -> Self {
+        Self { lease: self.lease.clone() }
+    }
+}
+
+impl<C: Clock> fmt::Debug for PropagateLayer<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PropagateLayer").field("lease", &self.lease).finish()
+    }
+}
+
+// === impl Propagate ===
+
+impl<S, C: Clock> Propagate<S, C> {
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The token to send `request` with.
+    fn token<B>(&self, request: &Request<B>) -> Result<FencingToken, BoxError> {
+        let own = request.extensions().get::<FencingToken>().filter(|own| own.key() == self.lease.key());
+        let current = self.lease.token();
+        match own {
+            Some(own) if current.as_ref() != Some(own) => Err(LeaseLost::new(own.epoch()).into()),
+            _ => current.ok_or_else(|| self.lease.not_held().into()),
+        }
+    }
+}
+
+impl<S, C, B> Service<Request<B>> for Propagate<S, C>
+where
+    S: Service<Request<B>>,
+    S::Error: Into<BoxError>,
+    C: Clock,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = PropagateFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        PropagateFuture(match self.token(&request) {
+            Ok(token) => {
+                request.headers_mut().insert(LEASE_TOKEN, HeaderValue::from(&token));
+                Step::Sent(self.inner.call(request))
+            }
+            Err(refused) => Step::Refused(Some(refused)),
+        })
+    }
+}
+
+impl<S: Clone, C> Clone for Propagate<S, C> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), lease: self.lease.clone() }
+    }
+}
+
+impl<S: fmt::Debug, C: Clock> fmt::Debug for Propagate<S, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Propagate").field("inner", &self.inner).field("lease", &self.lease).finish()
+    }
+}
+
+// === impl PropagateFuture ===
+
+impl<F, Res, E> Future for PropagateFuture<F>
+where
+    F: Future<Output = Result<Res, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<Res, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().0.project() {
+            StepProj::Sent(inner) => inner.poll(cx).map_err(Into::into),
+            StepProj::Refused(refused) => Poll::Ready(Err(refused.take().expect("polled after it was ready"))),
+        }
+    }
+}
+
+impl<F> fmt::Debug for PropagateFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let step = match self.0 {
+            Step::Sent(_) => "sent",
+            Step::Refused(_) => "refused",
+        };
+        f.debug_tuple("PropagateFuture").field(&step).finish()
+    }
+}

@@ -1,0 +1,62 @@
+//! What ends by itself, and what does not while it is renewed.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{Conformance, assert_fault, ok};
+use crate::{Fault, LeaseStore};
+
+impl<S: LeaseStore> Conformance<S> {
+    pub(super) async fn end_by_time(&self) {
+        self.r2_a_lease_lasts_as_long_as_was_granted_and_no_longer().await;
+        self.r7_a_lease_that_is_renewed_goes_on().await;
+        if self.one.capabilities().transfer() {
+            self.r20_a_transferred_lease_lasts_from_the_transfer().await;
+        }
+    }
+
+    async fn r2_a_lease_lasts_as_long_as_was_granted_and_no_longer(&self) {
+        let start = Instant::now();
+        let (key, claim, first) = self.held().await;
+        self.until_vacant(&key, first.ttl() + self.lateness()).await;
+        self.assert_lasted(start, first.ttl());
+        assert_fault(self.one.renew(&claim).await, Fault::Lost, "R-11: it expired");
+        let second = self.granted(&self.claim(&key)).await;
+        self.assert_rises(&first, &second, "an expiry");
+        assert!(!second.is_clean(), "R-18: an expiry is no clean end");
+    }
+
+    async fn r7_a_lease_that_is_renewed_goes_on(&self) {
+        let (key, claim, grant) = self.held().await;
+        let start = Instant::now();
+        let mut renewed = (start, grant.ttl());
+        while start.elapsed() < grant.ttl() * 2 {
+            sleep(grant.ttl() / 5).await;
+            let sent = Instant::now();
+            renewed = (sent, ok(self.one.renew(&claim).await, "R-7: a renewal in time"));
+        }
+        let token = self.inspected(&key).await.map(|record| record.token().clone());
+        assert_eq!(token.as_ref(), Some(grant.token()), "R-7: renewed, it is held past its first TTL");
+        let (sent, ttl) = renewed;
+        self.until_vacant(&key, ttl + self.lateness()).await;
+        self.assert_lasted(sent, ttl);
+    }
+
+    async fn r20_a_transferred_lease_lasts_from_the_transfer(&self) {
+        let (key, from, _) = self.held().await;
+        let to = self.claim(&key);
+        sleep(self.ttl / 2).await;
+        let sent = Instant::now();
+        let grant = ok(self.one.transfer(&from, &to).await, "transfer");
+        self.until_vacant(&key, grant.ttl() + self.lateness()).await;
+        self.assert_lasted(sent, grant.ttl());
+    }
+
+    /// Seen vacant by now, so it ended before now; and the store keeps it for the TTL from when it got the request,
+    /// which was after `sent`. A hundredth is for the clocks.
+    fn assert_lasted(&self, sent: Instant, ttl: Duration) {
+        let lasted = sent.elapsed();
+        assert!(lasted >= ttl - ttl / 100, "R-2: {ttl:?} were granted, and it ended after {lasted:?}");
+    }
+}

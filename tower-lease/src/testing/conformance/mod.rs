@@ -1,0 +1,165 @@
+//! What every store must do, as one suite that any store can be put through.
+
+mod clock;
+mod documents;
+mod holding;
+mod watching;
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    Acquired, Claim, ClaimId, Fault, Grant, Holder, LeaseKey, LeaseStore, Record, StoreError, fencing::Fencing,
+};
+
+/// The suite. It looks at the store through two handles, and panics, naming the rule, at the first that is broken.
+///
+/// It waits for leases to expire, some six TTLs in all. On a real engine its keys lie under a prefix of their own, and
+/// nobody else may write there; the rest of the engine is left alone.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_lease::{MemoryStore, testing::Conformance};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(async {
+/// let store = MemoryStore::new();
+/// Conformance::new(store.clone(), store).ttl(Duration::from_secs(2)).run().await;
+/// # });
+/// ```
+#[must_use = "the suite does nothing until it is run"]
+pub struct Conformance<S> {
+    one: S,
+    other: S,
+    prefix: String,
+    ttl: Duration,
+    slack: Duration,
+    keys: AtomicU32,
+}
+
+// === impl Conformance ===
+
+impl<S: LeaseStore> Conformance<S> {
+    /// A suite that sees one authority through two handles: best two connections, at least two clones.
+    pub fn new(one: S, other: S) -> Self {
+        let prefix = format!("conformance/{:032x}/", ClaimId::random().as_u128());
+        let ttl = one.capabilities().min_ttl().max(Duration::from_secs(1));
+        Self { one, other, prefix, ttl, slack: Duration::from_secs(5), keys: AtomicU32::new(0) }
+    }
+
+    /// Where its keys lie. Default: `conformance/` and a random name.
+    pub fn under(mut self, prefix: &str) -> Self {
+        prefix.clone_into(&mut self.prefix);
+        self
+    }
+
+    /// The TTL it asks for. Default: the store's shortest, at least a second.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// How much later than promised an expiry or an event may come, beside the store's own granularity. Default: 5 s,
+    /// for machines that are busy.
+    pub fn slack(mut self, slack: Duration) -> Self {
+        self.slack = slack;
+        self
+    }
+
+    /// Runs every check, one after the other.
+    ///
+    /// # Panics
+    ///
+    /// A rule is broken, or the store answered with an error where it must not.
+    pub async fn run(self) {
+        self.hold().await;
+        self.end_by_time().await;
+        if self.one.capabilities().watch() {
+            self.watch().await;
+        }
+        if self.one.capabilities().documents() {
+            self.document().await;
+            self.clean_up().await;
+        }
+    }
+
+    /// A key that was never used.
+    fn key(&self) -> LeaseKey {
+        let number = self.keys.fetch_add(1, Ordering::Relaxed);
+        LeaseKey::new(&format!("{}{number}", self.prefix)).expect("the prefix is short visible ASCII")
+    }
+
+    fn claim(&self, key: &LeaseKey) -> Claim {
+        let holder = Holder::new("conformance").with_payload("10.0.0.7:80").expect("short");
+        Claim::new(key.clone(), holder, ClaimId::random(), self.ttl)
+    }
+
+    async fn granted(&self, claim: &Claim) -> Grant {
+        match self.one.acquire(claim).await {
+            Ok(Acquired::Granted(grant)) => grant,
+            other => panic!("R-14: a free key is granted: {other:?}"),
+        }
+    }
+
+    /// A key that is held, by this claim, with this grant.
+    async fn held(&self) -> (LeaseKey, Claim, Grant) {
+        let key = self.key();
+        let claim = self.claim(&key);
+        let grant = self.granted(&claim).await;
+        (key, claim, grant)
+    }
+
+    async fn inspected(&self, key: &LeaseKey) -> Option<Record> {
+        ok(self.other.inspect(key).await, "inspect")
+    }
+
+    /// How long a lease may outlive its TTL before that is a fault.
+    fn lateness(&self) -> Duration {
+        self.one.capabilities().expiry_granularity() + self.slack
+    }
+
+    /// Waits until nobody holds the key.
+    async fn until_vacant(&self, key: &LeaseKey, limit: Duration) {
+        let start = Instant::now();
+        while self.inspected(key).await.is_some() {
+            assert!(start.elapsed() < limit, "a lease that is not renewed ends: still held after {limit:?}");
+            sleep(self.ttl / 40).await;
+        }
+    }
+
+    /// R-19, where the store says that its tokens fence.
+    fn assert_rises(&self, from: &Grant, to: &Grant, how: &str) {
+        if S::Fencing::IS_TOTAL {
+            let rises = from.token().compare(to.token()).expect("R-25: of one key").is_lt();
+            assert!(rises, "R-19: a token rises over {how}: {} then {}", from.token(), to.token());
+        }
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for Conformance<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conformance").field("store", &self.one).field("under", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+fn ok<T>(result: Result<T, StoreError>, what: &str) -> T {
+    result.unwrap_or_else(|error| panic!("{what} must work, not: {}", told(&error)))
+}
+
+fn assert_fault<T: fmt::Debug>(result: Result<T, StoreError>, fault: Fault, rule: &str) {
+    match result {
+        Err(error) if error.fault() == fault => {}
+        other => panic!("{rule}: {fault:?} is the answer, not {other:?}"),
+    }
+}
+
+fn told(error: &StoreError) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
