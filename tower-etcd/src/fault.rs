@@ -51,6 +51,12 @@ impl Failed {
         self.fault() == Fault::NotSent || self.says(Code::Unavailable, "etcdserver: no leader")
     }
 
+    /// A revision that was asked for is forgotten, or was never reached.
+    pub(crate) fn is_out_of_history(&self) -> bool {
+        self.says(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted")
+            || self.says(Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision")
+    }
+
     /// The answer is longer than the client takes.
     pub(crate) fn is_too_long(&self) -> bool {
         self.status().is_some_and(|(code, message)| code == Code::OutOfRange && message.contains("message length"))

@@ -26,7 +26,7 @@ struct Slots {
 
 enum Slot {
     /// Nothing is outstanding on it.
-    Idle { stream: Stream, since: Instant },
+    Idle { stream: Box<Stream>, since: Instant },
     /// A request is. If another one comes, that had no answer in time: its stream is never used again.
     Asked { request: u64, member: usize, since: Instant },
 }
@@ -34,7 +34,7 @@ enum Slot {
 /// What a request found in its slot.
 enum Before {
     Nothing,
-    Idle(Stream),
+    Idle(Box<Stream>),
     /// An earlier request to that member, which was not answered.
     Stuck(usize),
 }
@@ -96,8 +96,8 @@ impl KeepAlives {
         &self,
         lease: i64,
         member: usize,
-        taken: Option<Stream>,
-    ) -> Result<(Stream, Option<Duration>), Failed> {
+        taken: Option<Box<Stream>>,
+    ) -> Result<(Box<Stream>, Option<Duration>), Failed> {
         let mut stream = match taken {
             Some(stream) => stream,
             None => self.open(lease, member).await?,
@@ -112,7 +112,7 @@ impl KeepAlives {
     }
 
     /// The client throws the TTL of the first answer away, so a stream is opened before the request that counts.
-    async fn open(&self, lease: i64, member: usize) -> Result<Stream, Failed> {
+    async fn open(&self, lease: i64, member: usize) -> Result<Box<Stream>, Failed> {
         let taken = self.pool.take(member).await?;
         let open = |client: etcd_client::Client| async move { client.lease_client().keep_alive(lease).await };
         let opened = match open(taken.client.clone()).await.map_err(Failed::Etcd) {
@@ -123,7 +123,7 @@ impl KeepAlives {
             opened => opened,
         };
         let (keeper, answers) = opened?;
-        Ok(Stream { keeper, answers, member })
+        Ok(Box::new(Stream { keeper, answers, member }))
     }
 
     /// Takes what is there, and says that a request is under way.
@@ -152,7 +152,7 @@ impl KeepAlives {
     }
 
     /// Puts the stream back for the next one, unless a later request is under way.
-    fn end(&self, lease: i64, request: u64, stream: Option<Stream>) {
+    fn end(&self, lease: i64, request: u64, stream: Option<Box<Stream>>) {
         let mut slots = self.slots();
         if !matches!(slots.by_lease.get(&lease), Some(Slot::Asked { request: present, .. }) if *present == request) {
             return;
@@ -179,7 +179,7 @@ impl Slot {
 }
 
 impl Before {
-    fn stream(self) -> Option<Stream> {
+    fn stream(self) -> Option<Box<Stream>> {
         match self {
             Self::Idle(stream) => Some(stream),
             Self::Nothing | Self::Stuck(_) => None,

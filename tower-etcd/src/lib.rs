@@ -9,12 +9,17 @@ mod fault;
 mod keepalive;
 mod keys;
 mod pool;
+#[cfg(feature = "resolve")]
+mod resolver;
 mod session;
 mod store;
 #[cfg(feature = "tls")]
 mod tls;
 mod watch;
 
+#[cfg(feature = "resolve")]
+#[cfg_attr(docsrs, doc(cfg(feature = "resolve")))]
+pub use self::resolver::{Entry, EtcdResolver, EtcdUpdates};
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use self::tls::Tls;

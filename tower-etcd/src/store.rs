@@ -49,7 +49,7 @@ pub(crate) enum Found {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) written: Written,
-    token: NonZeroU64,
+    pub(crate) token: NonZeroU64,
     pub(crate) lease: i64,
     /// The epoch before it ended in good order.
     is_clean: bool,
@@ -122,8 +122,32 @@ impl EtcdStore {
         .await
     }
 
-    pub(crate) async fn follow(&self, key: Vec<u8>, range: Range, start: u64) -> Result<Follow, StoreError> {
-        Follow::open(&self.cluster.shared.watches, key, range, start, self.patience()).await
+    /// Follows a key or a prefix from the revision after `seen` on; from now on if there is none.
+    ///
+    /// A watch that begins where the history was compacted is not told what was deleted in the very revision of the
+    /// compaction (seen on 3.4.23). So a read at `seen` decides whether anything is missing. It also finds a `seen` that
+    /// the cluster has not reached, which is one of another history.
+    pub(crate) async fn follow(
+        &self,
+        key: Vec<u8>,
+        range: Range,
+        seen: Option<Revision>,
+    ) -> Result<Follow, StoreError> {
+        let start = seen.map_or(0, |seen| seen.number() + 1);
+        let mut follow = Follow::open(&self.cluster.shared.watches, key.clone(), range, start, self.patience()).await?;
+        if let Some(seen) = seen.filter(|seen| *seen > Revision::START) {
+            let options = GetOptions::new().with_revision(seen.number().cast_signed()).with_limit(1).with_keys_only();
+            let key = if key.is_empty() { vec![0] } else { key };
+            let read = self.call(self.patience(), |client| {
+                let (key, options) = (key.clone(), options.clone());
+                async move { client.kv_client().get(key, Some(options)).await }
+            });
+            match read.await {
+                Err(failed) if failed.is_out_of_history() => follow.is_compacted = true,
+                read => drop(read?),
+            }
+        }
+        Ok(follow)
     }
 
     /// What is at the key, and as of when.
@@ -310,6 +334,10 @@ impl EtcdStore {
     pub(crate) async fn list(&self, prefix: &str) -> Result<(Vec<KeyValue>, ResponseHeader), StoreError> {
         let mut from = self.keys.under(prefix);
         let end = end_of(&from);
+        if from.is_empty() {
+            // The first key there can be; none at all is an error.
+            from.push(0);
+        }
         let (mut all, mut header, mut limit) = (Vec::new(), None, PAGE);
         loop {
             let at = header.as_ref().map_or(0, ResponseHeader::revision);

@@ -27,10 +27,8 @@ pub(crate) struct Follow {
     taken: Taken,
     stream: WatchStream,
     patience: Duration,
-    /// The store's revision when the watch was made.
-    pub(crate) created_at: i64,
-    /// That was told when it was made.
-    is_compacted: bool,
+    /// What was asked for is forgotten.
+    pub(crate) is_compacted: bool,
 }
 
 /// What a [`Follow`] hears.
@@ -137,9 +135,7 @@ impl OfKey {
 
     async fn look(&mut self) -> Result<WatchEvent, StoreError> {
         let (found, at) = self.store.look(&self.key).await?;
-        let start = at.number() + 1;
-        let keys = &self.store.keys;
-        self.follow = Some(self.store.follow(keys.of(&self.key), Range::Key, start).await?);
+        self.follow = Some(self.store.follow(self.store.keys.of(&self.key), Range::Key, Some(at)).await?);
         Ok(match found {
             Found::Record(found) => {
                 let revision = found.revision();
@@ -177,15 +173,15 @@ impl OfPrefix {
                     return Ok(event);
                 }
             }
-            let heard = match &mut self.follow {
-                None => self.open().await?,
-                Some(follow) => follow.next().await?,
+            let Some(follow) = &mut self.follow else {
+                self.open().await?;
+                continue;
             };
-            match heard {
+            match follow.next().await? {
                 Heard::Events(events) => self.queue.extend(events),
                 Heard::Progress(_) => {}
                 Heard::Compacted => {
-                    (self.follow, self.after) = (None, None);
+                    self.after = None;
                     self.open().await?;
                     return Ok(WatchEvent::Lagged);
                 }
@@ -193,14 +189,10 @@ impl OfPrefix {
         }
     }
 
-    async fn open(&mut self) -> Result<Heard, StoreError> {
-        let start = self.after.map_or(0, |after| after.number() + 1);
-        let follow = self.store.follow(self.store.keys.under(&self.prefix), Range::Prefix, start).await?;
-        let created_at = follow.created_at;
-        // A revision that is not reached yet is one of another history.
-        let is_foreign = self.after.is_some_and(|after| after > revision(created_at));
-        self.follow = Some(follow);
-        Ok(if is_foreign { Heard::Compacted } else { Heard::Progress(created_at) })
+    async fn open(&mut self) -> Result<(), StoreError> {
+        let key = self.store.keys.under(&self.prefix);
+        self.follow = Some(self.store.follow(key, Range::Prefix, self.after).await?);
+        Ok(())
     }
 }
 
@@ -245,9 +237,8 @@ impl Follow {
         let opened = opened.await.unwrap_or(Err(Failed::TimedOut(patience)));
         pool.note(member, opened.as_ref().err()).await;
         let (taken, stream, created) = opened?;
-        let created_at = created.header().map_or(0, ResponseHeader::revision);
         let is_compacted = created.compact_revision() != 0;
-        Ok(Self { pool: pool.clone(), taken, stream, patience, created_at, is_compacted })
+        Ok(Self { pool: pool.clone(), taken, stream, patience, is_compacted })
     }
 
     async fn create(
@@ -277,6 +268,14 @@ impl Follow {
             self.pool.note(self.taken.member, Some(failed)).await;
         }
         Ok(heard?)
+    }
+
+    /// What the member says it is; nothing if it does not say.
+    #[cfg(feature = "resolve")]
+    pub(crate) async fn version(&self) -> String {
+        let mut client = self.taken.client.maintenance_client();
+        let told = timeout(self.patience, client.status()).await;
+        told.ok().and_then(Result::ok).map(|status| status.version().to_owned()).unwrap_or_default()
     }
 
     async fn hear(&mut self) -> Result<Heard, Failed> {

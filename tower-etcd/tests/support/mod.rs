@@ -8,39 +8,39 @@ use tower_etcd::{Cluster, EtcdStore};
 use tower_lease::{Acquired, Claim, ClaimId, Grant, Holder, LeaseKey, LeaseStore};
 
 /// The engine's own floor.
-pub const TTL: Duration = Duration::from_secs(2);
+pub(crate) const TTL: Duration = Duration::from_secs(2);
 /// Nothing that is waited for takes that long, on a loaded machine either.
-pub const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
-pub fn cluster(etcd: &Etcd) -> Cluster {
+pub(crate) fn cluster(etcd: &Etcd) -> Cluster {
     Cluster::builder(etcd.endpoints()).build().unwrap()
 }
 
-pub fn store(etcd: &Etcd) -> EtcdStore {
+pub(crate) fn store(etcd: &Etcd) -> EtcdStore {
     EtcdStore::new(&cluster(etcd)).with_min_ttl(TTL)
 }
 
 /// A store that reaches the first member through a bad network.
-pub fn behind(proxy: &Proxy) -> EtcdStore {
+pub(crate) fn behind(proxy: &Proxy) -> EtcdStore {
     let cluster = Cluster::builder([format!("http://{}", proxy.addr())]).build().unwrap();
     EtcdStore::new(&cluster).with_min_ttl(TTL)
 }
 
-pub fn key(name: &str) -> LeaseKey {
+pub(crate) fn key(name: &str) -> LeaseKey {
     LeaseKey::new(name).unwrap()
 }
 
-pub fn claim(name: &str, ttl: Duration) -> Claim {
+pub(crate) fn claim(name: &str, ttl: Duration) -> Claim {
     Claim::new(key(name), Holder::new("test"), ClaimId::random(), ttl)
 }
 
-pub async fn granted(store: &EtcdStore, claim: &Claim) -> Grant {
+pub(crate) async fn granted(store: &EtcdStore, claim: &Claim) -> Grant {
     match store.acquire(claim).await.unwrap() {
         Acquired::Granted(grant) => grant,
         Acquired::Held(record) => panic!("held: {record:?}"),
     }
 }
 
-pub async fn soon<F: Future>(future: F) -> F::Output {
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(SOON, future).await.expect("soon")
 }
