@@ -6,8 +6,8 @@ use etcd_client::{
     TxnOpResponse, TxnResponse,
 };
 use tower_lease::{
-    Acquired, Capabilities, Claim, ClaimId, Document, FencingToken, Grant, LeaseKey, LeaseStore, Listing, Record,
-    Revision, StoreError, Swap, Swapped, fencing,
+    Acquired, Capabilities, Claim, ClaimId, Document, Fault, FencingToken, Grant, LeaseKey, LeaseStore, Listing,
+    Record, Revision, StoreError, Swap, Swapped, fencing,
 };
 
 use crate::{
@@ -69,7 +69,7 @@ const PAGE: i64 = 1_000;
 /// A key that is taken and taken back faster than we look.
 const MAX_LOOKS: usize = 4;
 /// etcd's default for the operations of a transaction is 128.
-const MAX_OPS: usize = 100;
+pub(crate) const MAX_OPS: usize = 100;
 const HANDED_OVER: &[u8] = b"handed over";
 
 // === impl EtcdStore ===
@@ -160,7 +160,7 @@ impl EtcdStore {
         Ok((found(&response), at(&response)))
     }
 
-    fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         self.cluster.shared.request_timeout
     }
 
@@ -182,7 +182,7 @@ impl EtcdStore {
         Compare::mod_revision(self.keys.of(key), CompareOp::Equal, i64::try_from(revision).unwrap_or(i64::MAX))
     }
 
-    fn holds(&self, token: &FencingToken) -> Compare {
+    pub(crate) fn holds(&self, token: &FencingToken) -> Compare {
         self.is_at(token.key(), token.epoch().get())
     }
 
@@ -218,19 +218,26 @@ impl EtcdStore {
         });
         match granted.await {
             Ok(granted) => Ok(seconds(granted.ttl())),
-            Err(failed) if failed.is_lease_there() => self.granted(lease, within).await,
+            Err(failed) if failed.is_lease_there() => self.again(lease, within).await,
             Err(failed) => Err(failed.into()),
         }
     }
 
-    /// The TTL of an etcd lease that exists.
-    async fn granted(&self, lease: i64, within: Duration) -> Result<Duration, StoreError> {
-        let ask = self.call(within, |client| async move { client.lease_client().time_to_live(lease, None).await });
-        let told = ask.await?;
-        if told.ttl() <= 0 {
-            return Err(StoreError::unknown("the etcd lease of this claim is ending"));
+    /// The TTL of an etcd lease that an earlier request made, from now on: it is renewed, because nobody knows how much of
+    /// it is left, and whoever asks counts from this request.
+    async fn again(&self, lease: i64, within: Duration) -> Result<Duration, StoreError> {
+        let ttl = self.keep_alives.renew(lease, within).await?;
+        ttl.ok_or_else(|| StoreError::unknown("the etcd lease of this claim has just ended"))
+    }
+
+    /// Whether a claim holds its key, by the word of a quorum.
+    async fn check(&self, claim: &Claim, session: Session, within: Duration) -> Result<(), StoreError> {
+        let check = Txn::new().when([self.is_ours(claim, session)]);
+        if self.txn(within, check).await?.succeeded() {
+            Ok(())
+        } else {
+            Err(StoreError::lost("the key is gone, or another's"))
         }
-        Ok(seconds(told.granted_ttl()))
     }
 
     pub(crate) async fn revoke_lease(&self, lease: i64, within: Duration) -> Result<(), StoreError> {
@@ -247,7 +254,10 @@ impl EtcdStore {
     async fn answer(&self, claim: &Claim, found: Found) -> Result<Acquired, StoreError> {
         match found {
             Found::Record(held) if held.written.claim == claim.id() => {
-                let ttl = self.granted(held.lease, self.within(claim)).await?;
+                let within = self.within(claim);
+                let ttl = self.again(held.lease, within).await?;
+                // Only now: a keep-alive alone proves nothing.
+                self.check(claim, held.written.session, within).await.map_err(unsure)?;
                 Ok(Acquired::Granted(held.grant(claim.key().clone(), ttl)))
             }
             Found::Record(held) => Ok(Acquired::Held(held.record(claim.key().clone()))),
@@ -457,10 +467,7 @@ impl LeaseStore for EtcdStore {
             _ => (self.keep_alives.renew(lease_of(claim.id()), within).await?, Session::Own),
         };
         let Some(ttl) = ttl else { return Err(StoreError::lost("the etcd lease is gone")) };
-        let check = Txn::new().when([self.is_ours(claim, session)]);
-        if !self.txn(within, check).await?.succeeded() {
-            return Err(StoreError::lost("the key is gone, or another's"));
-        }
+        self.check(claim, session, within).await?;
         Ok(ttl)
     }
 
@@ -534,7 +541,7 @@ impl LeaseStore for EtcdStore {
         let (there, _) = self.look_within(from.key(), within).await?;
         let Found::Record(held) = there else { return Err(StoreError::lost("nobody holds the key")) };
         if held.written.claim == to.id() {
-            let ttl = self.granted(held.lease, within).await?;
+            let ttl = self.again(held.lease, within).await?;
             return Ok(held.grant(to.key().clone(), ttl));
         }
         if held.written.claim != from.id() {
@@ -660,7 +667,7 @@ fn first_of(op: &TxnOpResponse) -> Option<KeyValue> {
     got.kvs().first().cloned()
 }
 
-fn is_held(response: &TxnResponse, guard: &FencingToken) -> bool {
+pub(crate) fn is_held(response: &TxnResponse, guard: &FencingToken) -> bool {
     let found = response.op_responses().first().and_then(first_of);
     found.is_some_and(|found| is_of(&found, guard))
 }
@@ -669,8 +676,13 @@ fn is_of(found: &KeyValue, token: &FencingToken) -> bool {
     revision(found.mod_revision()).number() == token.epoch().get()
 }
 
-fn at(response: &TxnResponse) -> Revision {
+pub(crate) fn at(response: &TxnResponse) -> Revision {
     revision(response.header().map_or(0, ResponseHeader::revision))
+}
+
+/// To an acquisition "lost" is no answer.
+fn unsure(error: StoreError) -> StoreError {
+    if error.fault() == Fault::Lost { StoreError::unknown(error) } else { error }
 }
 
 fn seconds(seconds: i64) -> Duration {
@@ -678,11 +690,18 @@ fn seconds(seconds: i64) -> Duration {
 }
 
 fn unfit(swap: &Swap) -> Option<StoreError> {
-    let value = swap.value()?;
+    swap.value().and_then(|value| check_value(value).err())
+}
+
+/// What no document may be.
+pub(crate) fn check_value(value: &Bytes) -> Result<(), StoreError> {
     if value.len() > Document::MAX_LEN {
-        return Some(StoreError::refused(format!("a document has at most {} bytes", Document::MAX_LEN)));
+        return Err(StoreError::refused(format!("a document has at most {} bytes", Document::MAX_LEN)));
     }
-    value.starts_with(MAGIC).then(|| StoreError::refused("a document must not look like a lease's record"))
+    if value.starts_with(MAGIC) {
+        return Err(StoreError::refused("a document must not look like a lease's record"));
+    }
+    Ok(())
 }
 
 /// The first key after all that begin with `prefix`; a zero byte, which etcd takes for "no end", if there is none.

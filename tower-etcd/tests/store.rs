@@ -7,7 +7,7 @@ use std::time::Duration;
 use etcd_client::{Client, GetOptions};
 use support::{TTL, claim, cluster, granted, key, soon, store};
 use testkit::Etcd;
-use tower_etcd::{Cluster, EtcdStore};
+use tower_etcd::{Cluster, EtcdStore, Write};
 use tower_lease::{Acquired, Fault, LeaseStore, Revision, Swap, Swapped, Watch, WatchEvent};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -64,6 +64,28 @@ async fn no_etcd_lease_and_no_key_is_left_behind() {
     store.release(&ours).await.unwrap();
     let all = raw(&etcd).await.get("", Some(GetOptions::new().with_all_keys())).await.unwrap();
     assert_eq!((leases(&etcd).await, all.kvs().len()), (0, 0));
+}
+
+/// Who finds its own acquisition again counts from then: what is left of the first grant must not be less.
+#[tokio::test]
+#[ignore = "needs etcd"]
+async fn r15_a_claim_that_finds_itself_has_its_whole_ttl() {
+    let etcd = Etcd::start().await;
+    let (store, ours, heir) = (store(&etcd), claim("a", LONG), claim("a", LONG));
+    let mut raw = raw(&etcd).await;
+    let mut left = async || {
+        let found = raw.get("a", None).await.unwrap();
+        raw.lease_time_to_live(found.kvs()[0].lease(), None).await.unwrap().ttl()
+    };
+    let first = granted(&store, &ours).await;
+    tokio::time::sleep(TTL).await;
+    assert!(left().await < 59);
+    assert_eq!(granted(&store, &ours).await, first);
+    assert!(left().await >= 59);
+    let handed = store.transfer(&ours, &heir).await.unwrap();
+    tokio::time::sleep(TTL).await;
+    assert_eq!(granted(&store, &heir).await, handed);
+    assert!(left().await >= 59);
 }
 
 /// Contenders at the same moment: one gets it, and the etcd leases of the others go.
@@ -153,6 +175,31 @@ async fn a_document_must_not_look_like_a_record() {
     let etcd = Etcd::start().await;
     let forged = Swap::create(key("a"), "tower-lease/1 0 0 own 0\n\n");
     assert_eq!(store(&etcd).swap(&forged).await.unwrap_err().fault(), Fault::Refused);
+}
+
+#[tokio::test]
+#[ignore = "needs etcd"]
+async fn r21_guarded_writes_are_all_or_nothing() {
+    let etcd = Etcd::start().await;
+    let (store, ours, theirs) = (store(&etcd), claim("leader", LONG), claim("leader", LONG));
+    let old = granted(&store, &ours).await;
+    let (a, b) = (key("topology/a"), key("topology/b"));
+    store.write(old.token(), [Write::put(a.clone(), "1"), Write::put(b.clone(), "1")]).await.unwrap();
+    let refused = store.write(old.token(), [Write::put(a.clone(), "x"), Write::delete(key("leader"))]).await;
+    assert_eq!(refused.unwrap_err().fault(), Fault::Refused, "a lease's key is no document");
+    let new = store.transfer(&ours, &theirs).await.unwrap();
+    let late = store.write(old.token(), [Write::put(a.clone(), "2"), Write::delete(b.clone())]).await;
+    assert_eq!(late.unwrap_err().fault(), Fault::Lost);
+    let listed = store.list_prefix("topology/").await.unwrap();
+    assert_eq!(listed.documents.iter().map(|one| &one.value()[..]).collect::<Vec<_>>(), [b"1", b"1"], "nothing was");
+    let at = store.write(new.token(), [Write::put(a.clone(), "2"), Write::delete(b.clone())]).await.unwrap();
+    let written = store.read(&a).await.unwrap().unwrap();
+    assert_eq!((written.revision(), &written.value()[..]), (at, &b"2"[..]));
+    assert_eq!(store.read(&b).await.unwrap(), None);
+    let many = (0..100).map(|n| Write::put(key(&format!("k{n}")), ""));
+    assert_eq!(store.write(new.token(), many).await.unwrap_err().fault(), Fault::Refused);
+    let most = (0..99).map(|n| Write::put(key(&format!("k{n}")), ""));
+    store.write(new.token(), most).await.unwrap();
 }
 
 #[tokio::test]

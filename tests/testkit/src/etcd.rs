@@ -124,6 +124,17 @@ impl Etcd {
         assert!(self.members[member].is_up().await, "the member does not come back: {}", self.members[member].tail());
     }
 
+    /// How much processor time a member has used.
+    #[must_use]
+    pub fn cpu_time(&self, member: usize) -> Duration {
+        let child = self.members[member].child.as_ref().expect("the member runs");
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("it runs on Linux");
+        // After the name, which is in parentheses, user and system time are the 12th and 13th.
+        let words = stat.rsplit(") ").next().into_iter().flat_map(str::split_whitespace);
+        let ticks: u64 = words.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        Duration::from_millis(1_000 * ticks / rustix::param::clock_ticks_per_second())
+    }
+
     /// The member that leads, once there is one.
     pub async fn leader(&self) -> usize {
         let deadline = Instant::now() + START;
