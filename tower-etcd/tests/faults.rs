@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tower_etcd::EtcdStore;
-use tower_lease::{Acquired, Fault, Holder, Lease, LeaseStore, Lost, State, Swap, Swapped};
+use tower_lease::{Acquired, Fault, Holder, Lease, LeaseStore, Lost, State, Swap, Swapped, Watch, WatchEvent};
 
 const TTL: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(60);
@@ -57,6 +57,31 @@ async fn f02_a_release_hands_over_at_once() {
     sleep(Duration::from_millis(300)).await;
     assert_eq!(soon(first.step_down()).await, State::Released);
     assert!(held(&second).await > old, "I4");
+}
+
+/// nobody else can come in between, because there is nothing between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs etcd"]
+async fn r20_a_planned_cutover_leaves_no_vacancy() {
+    let etcd = Etcd::cluster(3).await;
+    let (ours, theirs) = (store(&etcd), store(&etcd));
+    let (first, _keeper) = keep(&ours, "a", LONG, false);
+    let old = held(&first).await;
+    let mut watch = ours.watch(&key("a"), tower_lease::Revision::START);
+    assert!(
+        matches!(soon(watch.next()).await.unwrap(), WatchEvent::Held(record, _) if record.token().epoch().get() == old)
+    );
+    let (second, _keeper) = keep(&theirs, "a", LONG, false);
+    let (_third, _keeper) = keep(&ours, "a", LONG, false);
+    let told = soon(first.hand_over(&second.handover_claim())).await.unwrap();
+    let new = held(&second).await;
+    assert_eq!(new, told.epoch().get());
+    assert!(new > old, "I4");
+    match soon(watch.next()).await.unwrap() {
+        WatchEvent::Held(record, _) => assert_eq!(record.token().epoch().get(), new),
+        other => panic!("in between: {other:?}"),
+    }
+    soon(second.step_down()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
