@@ -4,7 +4,7 @@
 //! $ cargo run --release -p tower-etcd --example figures
 //! ```
 //!
-//! Takes about two minutes.
+//! Takes about three minutes.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const LONG: Duration = Duration::from_secs(600);
 
 #[tokio::main]
 async fn main() {
-    timeout(LIMIT, run()).await.expect("it takes about two minutes");
+    timeout(LIMIT, run()).await.expect("it takes about three minutes");
 }
 
 async fn run() {
