@@ -186,3 +186,41 @@ impl Before {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use etcd_client::{Client, ConnectOptions};
+    use testkit::{Etcd, Proxy, Way};
+    use tower_lease::Fault;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(500);
+    const TTL: Duration = Duration::from_secs(60);
+
+    /// the answers carry no number, so the late one to an earlier request must find nobody.
+    #[tokio::test]
+    #[ignore = "needs etcd"]
+    async fn r8_a_late_answer_is_not_taken_for_that_to_a_later_request() {
+        let etcd = Etcd::start().await;
+        let proxy = Proxy::start(etcd.addr(0)).await.unwrap();
+        let mut client = Client::connect(etcd.endpoints(), None).await.unwrap();
+        let lease = client.lease_grant(60, None).await.unwrap().id();
+        let urls = [format!("http://{}", proxy.addr())];
+        let keep_alives = KeepAlives::new(Arc::new(Pool::new(&urls, 0, ConnectOptions::new(), PATIENCE)));
+        for _ in 0..2 {
+            assert_eq!(keep_alives.renew(lease, TTL).await.unwrap(), Some(TTL));
+        }
+        proxy.cut(Way::ToClient);
+        assert_eq!(keep_alives.renew(lease, PATIENCE).await.unwrap_err().fault(), Fault::Unknown);
+        // The answer arrives now; the next request does not.
+        proxy.heal();
+        proxy.cut(Way::ToServer);
+        assert_eq!(keep_alives.renew(lease, PATIENCE).await.unwrap_err().fault(), Fault::Unknown);
+        proxy.heal();
+        assert_eq!(keep_alives.renew(lease, TTL).await.unwrap(), Some(TTL));
+        client.lease_revoke(lease).await.unwrap();
+        assert_eq!(keep_alives.renew(lease, TTL).await.unwrap(), None);
+        assert!(keep_alives.slots().by_lease.is_empty(), "and nothing is kept of it");
+    }
+}
