@@ -5,13 +5,23 @@
 //! - [`Script`]: a body of scripted frames.
 //! - [`contract`]: the rules of `tower-service` that every layer must keep, as functions over a layer.
 //! - [`Wakes`]: a waker that counts.
+//! - [`Proxy`] (feature `proxy`): a bad network on loopback, which is cut, slow, or resets.
+//! - [`Etcd`] (feature `etcd`): real etcd members on loopback, which can be paused, killed and restarted.
 #![forbid(unsafe_code)]
 
 mod body;
 pub mod contract;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod probe;
+#[cfg(feature = "proxy")]
+mod proxy;
 mod wake;
 
+#[cfg(feature = "etcd")]
+pub use self::etcd::{Etcd, EtcdBuilder, TlsFiles};
+#[cfg(feature = "proxy")]
+pub use self::proxy::{Proxy, Way};
 pub use self::{
     body::{Script, Step},
     probe::{Answer, Broken, Probe, ProbeFuture, ProbeHandle},
