@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{Cause, Endpoint, EndpointId, Generation, Topology, Update};
+use crate::{Cause, Endpoint, EndpointId, Generation, Topology, Update, chunks::Difference};
 
 /// Folds updates into a topology: the heart of whatever follows a source.
 ///
@@ -106,16 +106,16 @@ impl Fold {
         if !(from <= at && to.source == at.source) {
             return Applied::Gap;
         }
-        let put = put.into_iter().map(|endpoint| (endpoint.id().clone(), endpoint)).collect();
+        let put: BTreeMap<_, _> = put.into_iter().map(|endpoint| (endpoint.id().clone(), endpoint)).collect();
         if self.held.is_some() || self.cause.is_some() {
-            let next = known.clone().changed(to, put, removed);
+            let next = known.clone().changed(to, put.into_values(), removed);
             return self.settle(next);
         }
         // The source is well, so there is nothing to weigh: in place, at the cost of the change alone.
         let Some(known) = self.topology.take() else { return Applied::Gap };
         let change = Change::of_delta(&known, &put, removed);
         let existed = known.exists();
-        let next = known.changed(to, put, removed);
+        let next = known.changed(to, put.into_values(), removed);
         let same = change.is_empty() && existed == next.exists();
         self.topology = Some(next);
         if same { Applied::Unchanged } else { Applied::Changed(change) }
@@ -157,8 +157,8 @@ impl Fold {
             self.held = Some(next);
             return Applied::Held;
         }
-        let next = next.sharing(current);
         let change = Change::between(current, &next);
+        let next = next.sharing(current, &change);
         let same = change.is_empty() && current.exists() == next.exists();
         self.held = None;
         self.topology = Some(next);
@@ -175,13 +175,20 @@ impl Change {
         self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
     }
 
-    fn between(before: &Topology, after: &Topology) -> Self {
+    /// How many endpoints differ.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.added.len() + self.removed.len() + self.changed.len()
+    }
+
+    pub(crate) fn between(before: &Topology, after: &Topology) -> Self {
         let mut change = Self::default();
-        for endpoint in after.iter() {
-            change.put(before, endpoint);
-        }
-        let gone = before.iter().filter(|endpoint| after.get(endpoint.id().as_str()).is_none());
-        change.removed.extend(gone.cloned());
+        before.differences(after, |difference| match difference {
+            Difference::Added(new) => change.added.push(new.clone()),
+            Difference::Removed(old) => change.removed.push(old.clone()),
+            Difference::Both(old, new) if Arc::ptr_eq(old, new) || old == new => {}
+            Difference::Both(old, new) => change.changed.push((old.clone(), new.clone())),
+        });
         change
     }
 

@@ -87,6 +87,7 @@
 mod backoff;
 pub mod balance;
 mod cache;
+mod chunks;
 pub mod diff;
 mod endpoint;
 mod error;
