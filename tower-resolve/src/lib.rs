@@ -93,8 +93,11 @@ mod endpoint;
 mod error;
 mod fixed;
 mod generation;
+pub mod health;
 pub mod policy;
 mod resolve;
+mod stripe;
+mod sync;
 mod topology;
 #[cfg(feature = "hyper")]
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]

@@ -31,11 +31,16 @@
 
 mod builder;
 mod driver;
+mod ease;
 mod future;
+mod latency;
 mod service;
 mod shared;
+mod shelf;
 mod slot;
 mod snapshot;
+mod subset;
+mod tier;
 mod watch;
 
 pub use self::{
@@ -45,4 +50,5 @@ pub use self::{
     service::{Balance, Stamp},
     slot::InFlight,
     snapshot::{BalanceSnapshot, EndpointSnapshot},
+    subset::Subset,
 };

@@ -22,7 +22,7 @@ use tower::Service;
 use tower_outcome::{BoxError, Unsent};
 use tower_resolve::{
     Balance, Endpoint, Generation, SourceId, Topology, Update,
-    balance::{BalanceBuilder, Driver},
+    balance::{BalanceBuilder, Stamp},
     policy::Policy,
 };
 
@@ -87,26 +87,23 @@ impl Service<Request<String>> for Returning {
 }
 
 /// A balance over probes, its source and its driver.
-pub(crate) struct Rig<P: Policy, K> {
-    pub(crate) balance: Balance<Probe, Request<String>, P, K>,
+pub(crate) struct Rig<P: Policy<Request<String>>, C> {
+    pub(crate) balance: Balance<Probe, Request<String>, P, C>,
     pub(crate) source: mpsc::UnboundedSender<Update>,
     pub(crate) made: Made,
     pub(crate) driver: JoinHandle<()>,
 }
 
-pub(crate) fn rig<P: Policy, K: 'static>(builder: BalanceBuilder<P, K>) -> Rig<P, K> {
+pub(crate) fn rig<P, C>(builder: BalanceBuilder<P, C>) -> Rig<P, C>
+where
+    P: Policy<Request<String>>,
+    C: Stamp<Request<String>> + Send + Sync + 'static,
+{
     let made = Made::default();
     let (source, updates) = source();
     let makes = made.clone();
     let (balance, driver) = builder.build(updates, move |endpoint: &Endpoint| makes.make(endpoint));
-    Rig { balance, source, made, driver: spawn(driver) }
-}
-
-fn spawn<P: Policy, M>(driver: Driver<Probe, Request<String>, P, Updates, M>) -> JoinHandle<()>
-where
-    M: FnMut(&Endpoint) -> Probe + Send + 'static,
-{
-    tokio::spawn(driver)
+    Rig { balance, source, made, driver: tokio::spawn(driver) }
 }
 
 pub(crate) fn source() -> (mpsc::UnboundedSender<Update>, Updates) {
