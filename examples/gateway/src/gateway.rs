@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::BoxStream};
-use http::Response;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tower::{
@@ -71,7 +71,7 @@ pub(crate) async fn run(
     }
 }
 
-async fn serve<P: Policy>(
+async fn serve<P: Policy<Request<Watched<Incoming>>>>(
     config: &Config,
     policy: P,
     gateway: Gateway,

@@ -49,6 +49,11 @@ impl Made {
         self.0.lock().unwrap().get(id).map_or(0, Vec::len)
     }
 
+    /// As [`calls`](Self::calls), and none where none was made.
+    pub(crate) fn all_calls(&self, id: &str) -> usize {
+        self.0.lock().unwrap().get(id).map_or(0, |made| made.iter().map(ProbeHandle::calls).sum())
+    }
+
     pub(crate) fn calls(&self, id: &str) -> usize {
         self.0.lock().unwrap()[id].iter().map(ProbeHandle::calls).sum()
     }
