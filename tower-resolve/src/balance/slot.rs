@@ -214,13 +214,13 @@ impl Stats {
         &self.hub
     }
 
-    /// What one more request would have to share it with, and dearer by the square of its failures: `1 / (1 - f)²`. An
-    /// endpoint that fails fast looks idle, and would draw all traffic.
+    /// What one more request would have to share it with, times `1 / (1 - f)²` for its failures, rounded down: an endpoint
+    /// that fails fast looks idle, and would draw all traffic; one that failed once or twice is none.
     pub(super) fn cost(&self) -> u64 {
         let requests = u64::from(self.in_flight()) + 1;
         match u64::from(self.failing.load(Relaxed)) {
-            0 => requests << 20,
-            failing => (requests << 40) / (1024 - failing).pow(2),
+            0 => requests,
+            failing => requests * ((1 << 20) / (1024 - failing).pow(2)),
         }
     }
 

@@ -45,13 +45,14 @@ impl Probe for GrpcProbe {
             request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
             let stream = TcpStream::connect(addr).await?;
             let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-            let answer = async {
-                let response = sender.send_request(request).await?;
-                answered(response).await
-            };
+            let mut answer = pin!(async { answered(sender.send_request(request).await?).await });
             tokio::select! {
-                answer = answer => answer,
-                ended = connection => Err(ended.map_or_else(Into::into, |()| "closed without an answer".into())),
+                biased;
+                answer = &mut answer => answer,
+                ended = connection => {
+                    ended?;
+                    answer.await
+                }
             }
         })
     }

@@ -1,4 +1,8 @@
-use std::{convert::Infallible, pin::Pin, task::Poll};
+use std::{
+    convert::Infallible,
+    pin::{Pin, pin},
+    task::Poll,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, Uri, header::HOST, uri::PathAndQuery};
@@ -74,11 +78,16 @@ impl Probe for HttpProbe {
             request.headers_mut().insert(HOST, host);
             let stream = TcpStream::connect(addr).await?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            let mut answer = pin!(async { Ok::<_, BoxError>(sender.send_request(request).await?.status()) });
             // Driven here and dropped with the check, so that none outlives it.
-            let answer = async { Ok::<_, BoxError>(sender.send_request(request).await?.status()) };
             judged(tokio::select! {
-                status = answer => status?,
-                ended = connection => return Err(ended.map_or_else(Into::into, |()| "closed without an answer".into())),
+                biased;
+                status = &mut answer => status?,
+                ended = connection => {
+                    ended?;
+                    // Closed right behind the answer, if there was one.
+                    answer.await?
+                }
             })
         })
     }

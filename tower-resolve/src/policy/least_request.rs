@@ -28,7 +28,7 @@ impl<Req> Policy<Req> for LeastRequest {
             return 0;
         }
         let (one, other) = two(count);
-        let cost = |of: usize, beside: usize| u128::from(candidates.cost(of)) * u128::from(candidates.weight(beside));
+        let cost = |of: usize, beside: usize| candidates.cost(of).saturating_mul(candidates.weight(beside).into());
         if cost(other, one) < cost(one, other) { other } else { one }
     }
 }

@@ -17,8 +17,9 @@
 //! # Failing fast must not pay
 //!
 //! An endpoint that fails at once has nothing in flight and the best latency. So both choices of two multiply the load by
-//! `1 / (1 - f)²`, where `f` is the share of failures among its last answers (each counts for an eighth; forgotten within
-//! half a minute). One that says when to come back (`Retry-After`, `grpc-retry-pushback-ms`) is as dear as one that
+//! `1 / (1 - f)²`, rounded down, where `f` is the share of failures among its last answers (each counts for an eighth;
+//! forgotten within half a minute). So one or two failures cost nothing, eight in a row as much as eight requests in
+//! flight, and a black hole as much as thousands. One that says when to come back (`Retry-After`, `grpc-retry-pushback-ms`) is as dear as one that
 //! always fails until then. The others do not look at the load, so there is nothing to be drawn by.
 
 mod hash;
@@ -103,7 +104,7 @@ pub trait Candidates {
     /// How many requests one has in flight, sent by this balance and its clones.
     fn in_flight(&self, index: usize) -> u32;
 
-    /// The load of one, failures included, in no unit but the same for all: (in flight + 1) / (1 - f)².
+    /// The load of one, failures included: (in flight + 1) × ⌊1 / (1 - f)²⌋, see the [module](self).
     fn cost(&self, index: usize) -> u64;
 
     /// The weight of one.
@@ -213,7 +214,7 @@ mod testing {
         }
 
         fn cost(&self, index: usize) -> u64 {
-            u64::from(self.in_flight[index] + 1) << 20
+            u64::from(self.in_flight[index] + 1)
         }
 
         fn weight(&self, index: usize) -> u32 {
