@@ -71,19 +71,27 @@ impl<T: Named> Chunks<T> {
             self.len += 1;
             return None;
         };
-        let chunk = Arc::make_mut(chunk);
-        match place(chunk, item.name().as_str()) {
-            Ok(index) => Some(std::mem::replace(&mut chunk[index], item)),
-            Err(index) => {
-                chunk.insert(index, item);
-                self.len += 1;
-                if chunk.len() > FULL {
-                    let upper = chunk.split_off(FULL / 2);
-                    chunks.insert(home + 1, Arc::new(upper));
-                }
-                None
-            }
+        let index = match place(chunk, item.name().as_str()) {
+            Ok(index) => return Some(std::mem::replace(&mut Arc::make_mut(chunk)[index], item)),
+            Err(index) => index,
+        };
+        self.len += 1;
+        if chunk.len() < FULL {
+            Arc::make_mut(chunk).insert(index, item);
+            return None;
         }
+        // What comes in order leaves full chunks behind.
+        let split = if index == FULL { FULL } else { FULL / 2 };
+        let (lower, upper) = (&chunk[..split], &chunk[split..]);
+        let (mut lower, mut upper) = (lower.to_vec(), upper.to_vec());
+        if index > split || split == FULL {
+            upper.insert(index - split, item)
+        } else {
+            lower.insert(index, item)
+        }
+        chunks[home] = Arc::new(lower);
+        chunks.insert(home + 1, Arc::new(upper));
+        None
     }
 
     pub(crate) fn remove(&mut self, name: &str) -> Option<T> {

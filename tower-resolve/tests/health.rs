@@ -340,7 +340,8 @@ mod probes {
     async fn http_asks_for_a_good_status() {
         let probe = HttpProbe::new("/ready?x".parse().unwrap());
         probe.probe(&at(answers("HTTP/1.1 204 No Content\r\n\r\n").await)).await.unwrap();
-        let error = probe.probe(&at(answers("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n").await)).await.unwrap_err();
+        let error =
+            probe.probe(&at(answers("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n").await)).await.unwrap_err();
         assert!(error.to_string().contains("503"), "{error}");
         probe.probe(&at(answers("").await)).await.unwrap_err();
         probe.probe(&at(answers("SSH-2.0\r\n").await)).await.unwrap_err();
@@ -358,7 +359,8 @@ mod probes {
         let (reporter, service) = tonic_health::server::health_reporter();
         reporter.set_service_status("echo", ServingStatus::Serving).await;
         let incoming = tonic::transport::server::TcpIncoming::from(listener);
-        let server = tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        let server =
+            tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
         GrpcProbe::new("").probe(&at(addr)).await.unwrap();
         GrpcProbe::new("echo").probe(&at(addr)).await.unwrap();
         let error = GrpcProbe::new("other").probe(&at(addr)).await.unwrap_err();

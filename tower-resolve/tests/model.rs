@@ -65,7 +65,8 @@ enum State {
 impl Model {
     /// The same instance keeps its state; another one starts ready, as a new probe does.
     fn put(&mut self, new: Endpoint) {
-        let kept = self.known.get(new.id().as_str()).filter(|(old, _)| old.is_same_instance(&new)).map(|(_, state)| *state);
+        let kept =
+            self.known.get(new.id().as_str()).filter(|(old, _)| old.is_same_instance(&new)).map(|(_, state)| *state);
         self.known.insert(new.id().to_string(), (new, kept.unwrap_or(State::Ready)));
     }
 
@@ -80,7 +81,8 @@ impl Model {
 }
 
 fn described(id: u8, phase: u8, epoch: u64, weight: u32) -> Endpoint {
-    let phase = [Phase::Ready, Phase::Ready, Phase::Ready, Phase::Draining, Phase::Fenced, Phase::Starting][phase as usize];
+    let phase =
+        [Phase::Ready, Phase::Ready, Phase::Ready, Phase::Draining, Phase::Fenced, Phase::Starting][phase as usize];
     leased(&format!("e{id}"), epoch + 1).with_phase(phase).with_weight(NonZeroU32::new(weight).unwrap())
 }
 
@@ -130,7 +132,11 @@ async fn run<P: Policy<Request<String>>>(policy: P, events: Vec<Event>) {
                 {
                     settle().await;
                     let probe = rig.made.of(&id);
-                    if is_ready { probe.be_ready() } else { probe.be_pending() }
+                    if is_ready {
+                        probe.be_ready()
+                    } else {
+                        probe.be_pending()
+                    }
                     *state = if is_ready { State::Ready } else { State::Pending };
                 }
             }
@@ -161,7 +167,10 @@ async fn run<P: Policy<Request<String>>>(policy: P, events: Vec<Event>) {
     assert!(now.endpoints.iter().all(|endpoint| endpoint.in_flight == 0));
 }
 
-async fn one_request<P: Policy<Request<String>>>(rig: &mut support::Rig<P, tower_outcome::classify::AnyErr>, model: &mut Model) {
+async fn one_request<P: Policy<Request<String>>>(
+    rig: &mut support::Rig<P, tower_outcome::classify::AnyErr>,
+    model: &mut Model,
+) {
     let calls = |rig: &support::Rig<P, _>| -> BTreeMap<String, usize> {
         (0..6).map(|id| format!("e{id}")).map(|id| (id.clone(), rig.made.all_calls(&id))).collect()
     };

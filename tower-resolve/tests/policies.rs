@@ -82,10 +82,10 @@ where
 {
     async fn new(builder: BalanceBuilder<P>, endpoints: Vec<Endpoint>) -> Self {
         let (source, updates) = source();
-        let all: BTreeMap<_, _> =
-            (0..200).map(|id| (name(id), Replica::default())).collect();
+        let all: BTreeMap<_, _> = (0..200).map(|id| (name(id), Replica::default())).collect();
         let replicas = all.clone();
-        let (balance, driver) = builder.build(updates, move |endpoint: &Endpoint| replicas[endpoint.id().as_str()].clone());
+        let (balance, driver) =
+            builder.build(updates, move |endpoint: &Endpoint| replicas[endpoint.id().as_str()].clone());
         tokio::spawn(driver);
         let mut this = Self { balance, source, all, generation: 0 };
         this.set(endpoints).await;
@@ -276,7 +276,10 @@ async fn endpoints_die_one_by_one_under_load_and_nobody_sees_an_error() {
     async fn check<P: Policy<Request<String>>>(policy: P) {
         let all = Arc::new(Replicas::new(Balance::builder().policy(policy), endpoints(8)).await);
         (0..8).for_each(|id| all.of(id).millis.store(5, SeqCst));
-        let load = { let all = all.clone(); tokio::spawn(async move { all.load(32, 100).await }) };
+        let load = {
+            let all = all.clone();
+            tokio::spawn(async move { all.load(32, 100).await })
+        };
         for id in 0..7 {
             sleep(Duration::from_millis(20)).await;
             all.die(id);
@@ -348,7 +351,8 @@ async fn one_popular_key_does_not_burn_its_endpoint_down() {
 #[tokio::test(start_paused = true)]
 async fn the_own_zone_is_preferred_and_spills_over_as_it_shrinks() {
     let zoned = |id: usize| endpoint(&name(id)).with_zone(if id < 10 { "here" } else { "there" });
-    let all = Replicas::new(Balance::builder().policy(RoundRobin::new()).zone("here"), (0..20).map(zoned).collect()).await;
+    let all =
+        Replicas::new(Balance::builder().policy(RoundRobin::new()).zone("here"), (0..20).map(zoned).collect()).await;
     let here = async |dead: std::ops::Range<usize>| {
         dead.for_each(|id| all.die(id));
         all.send(200).await;

@@ -17,7 +17,7 @@ use axum::{body::Body, extract::ConnectInfo};
 use crate::drive::{Bare, BareHttp, Case};
 
 fn main() -> ExitCode {
-    drive::main(&[BARE, circuit::CASES, limit::CASES, balance::CASES].concat())
+    drive::main(&[BARE, circuit::CASES, limit::CASES, &balance::cases()].concat())
 }
 
 const BARE: &[Case] = &[

@@ -2,7 +2,7 @@ use std::{
     collections::HashMap,
     fmt,
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering::Release},
     task::{Context, Poll},
     time::Duration,
 };
@@ -246,7 +246,7 @@ where
 
     /// A new instance, with a service and a history of its own.
     fn insert(&mut self, shared: &Shared<S, P::Table, P, C>, endpoint: Arc<Endpoint>) -> Arc<Stats> {
-        let stats = Arc::new(Stats::new(endpoint.id().clone(), self.hub.clone()));
+        let stats = Arc::new(Stats::new(endpoint.clone(), self.hub.clone()));
         let service = (self.make)(&endpoint);
         self.tiers.know(&endpoint);
         if let Some(checkups) = &mut self.checkups {
@@ -300,7 +300,7 @@ where
         match look {
             Look::Pending(stats) => {
                 let Some(slot) = slot(shared, &stats) else { return };
-                tracing::debug!(endpoint = %stats.id, from = "ready", to = "not ready", "endpoint");
+                tracing::debug!(endpoint = %stats.id(), from = "ready", to = "not ready", "endpoint");
                 self.put(&slot);
                 self.ask(&slot);
             }
@@ -315,7 +315,7 @@ where
                 let Some(slot) = slot(shared, &stats) else { return };
                 let usable = self.tiers.counts().ready;
                 let others = usable - usize::from(stats.is_usable()).min(usable);
-                if self.ward.strike(&stats.id, self.tiers.serving(), others, now) {
+                if self.ward.strike(stats.id(), self.tiers.serving(), others, now) {
                     self.judge(&slot, true, "consecutive failures");
                     self.weigh(shared);
                 }
@@ -327,21 +327,22 @@ where
     fn seen(&mut self, shared: &Shared<S, P::Table, P, C>, stats: &Arc<Stats>, seen: Seen) {
         // One that was replaced meanwhile is nobody's business.
         let Some(slot) = slot(shared, stats) else { return };
-        if let Some(care) = self.cares.get_mut(&stats.id) {
+        if let Some(care) = self.cares.get_mut(stats.id()) {
             care.watch = None;
         }
         match seen {
             Seen::Ready => {
-                tracing::debug!(endpoint = %stats.id, from = "not ready", to = "ready", "endpoint");
+                tracing::debug!(endpoint = %stats.id(), from = "not ready", to = "ready", "endpoint");
                 // What never failed needs no memory.
-                if self.cares.get(&stats.id).is_some_and(|care| care.failures == 0) {
-                    self.cares.remove(&stats.id);
+                if self.cares.get(stats.id()).is_some_and(|care| care.failures == 0) {
+                    self.cares.remove(stats.id());
+                    self.forget_cares();
                 }
                 stats.be_ready();
                 self.put(&slot);
             }
             Seen::Failed(error) => {
-                tracing::warn!(endpoint = %stats.id, error = &*error as &dyn std::error::Error, "the service of an endpoint failed");
+                tracing::warn!(endpoint = %stats.id(), error = &*error as &dyn std::error::Error, "the service of an endpoint failed");
                 self.rest(stats);
             }
             Seen::Rested => {
@@ -353,9 +354,16 @@ where
         }
     }
 
+    /// All endpoints are watched at first, and hardly any later.
+    fn forget_cares(&mut self) {
+        if self.cares.capacity() > 4 * self.cares.len() + 64 {
+            self.cares.shrink_to(2 * self.cares.len());
+        }
+    }
+
     /// Starts to watch it, unless somebody does.
     fn ask(&mut self, slot: &Slot<S>) {
-        let care = self.cares.entry(slot.stats.id.clone()).or_default();
+        let care = self.cares.entry(slot.stats.id().clone()).or_default();
         if care.watch.is_none() {
             let watch = Watch::asking(slot.stats.clone(), slot.service.clone());
             self.watches.push(care.watched(watch));
@@ -364,7 +372,7 @@ where
 
     /// Lets a finished service rest before it is made anew.
     fn rest(&mut self, stats: &Arc<Stats>) {
-        let care = self.cares.entry(stats.id.clone()).or_default();
+        let care = self.cares.entry(stats.id().clone()).or_default();
         if care.watch.is_none() {
             let rest = REBUILD.after(care.fail(Instant::now()));
             self.watches.push(care.watched(Watch::resting(stats.clone(), rest)));
@@ -384,7 +392,7 @@ where
             let all = all.iter().filter(|slot| slot.endpoint.phase() == crate::Phase::Ready);
             let all = all.map(|slot| {
                 let (ended, failed) = slot.stats.ended();
-                health::Seen { id: slot.stats.id.clone(), ended, failed }
+                health::Seen { id: slot.stats.id().clone(), ended, failed }
             });
             for id in self.ward.sweep(all.collect(), known, usable, now) {
                 self.verdict(shared, &id, true, "success rate");
@@ -394,9 +402,9 @@ where
             && let Poll::Ready(Checkup { whose, is_well }) = checkups.poll(cx, now, |stats| !stats.is_retired())
         {
             if slot(shared, &whose).is_some()
-                && let Some(is_out) = self.ward.checked(&whose.id, is_well)
+                && let Some(is_out) = self.ward.checked(whose.id(), is_well)
             {
-                self.verdict(shared, &whose.id, is_out, "checks");
+                self.verdict(shared, whose.id(), is_out, "checks");
             }
         }
     }
@@ -421,7 +429,7 @@ impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
     /// The one door between in and out for one's health.
     fn judge(&mut self, slot: &Arc<Slot<S>>, is_out: bool, why: &'static str) {
         let name = |is_out| if is_out { "out" } else { "in" };
-        tracing::info!(endpoint = %slot.stats.id, from = name(!is_out), to = name(is_out), why, "health");
+        tracing::info!(endpoint = %slot.stats.id(), from = name(!is_out), to = name(is_out), why, "health");
         slot.stats.be_out(is_out);
         if !is_out {
             self.ease.warm(&slot.stats, Instant::now());
@@ -475,6 +483,7 @@ impl<S, Req, P: Policy<Req>, M, C> Drop for Pool<S, Req, P, M, C> {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.upgrade() {
             tracing::warn!("the driver of a balance was dropped; the balance is stopped");
+            shared.is_stopped.store(true, Release);
             shared.current.store(Arc::new(Published::empty(Life::Stopped)));
             drop(std::mem::take(&mut *shared.slots()));
             shared.hub.freed.notify_one();
@@ -484,7 +493,7 @@ impl<S, Req, P: Policy<Req>, M, C> Drop for Pool<S, Req, P, M, C> {
 
 /// The slot of this very instance.
 fn slot<S, T, P, C>(shared: &Shared<S, T, P, C>, stats: &Arc<Stats>) -> Option<Arc<Slot<S>>> {
-    shared.slots().get(stats.id.as_str()).filter(|slot| Arc::ptr_eq(&slot.stats, stats)).cloned()
+    shared.slots().get(stats.id().as_str()).filter(|slot| Arc::ptr_eq(&slot.stats, stats)).cloned()
 }
 
 // === impl Care ===

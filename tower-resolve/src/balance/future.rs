@@ -48,18 +48,21 @@ enum State<F, Req, J> {
         /// Who judges the answer, whose it is, and when it began.
         held: Option<(J, InFlight, u64)>,
     },
-    /// For an endpoint to become ready. -> `Calling` when woken in time.
-    Waiting {
-        request: Option<Req>,
-        _place: Place,
-        #[pin]
-        freed: OwnedNotified,
-        #[pin]
-        deadline: Sleep,
-    },
+    /// For an endpoint to become ready. -> `Calling` when woken in time. Boxed, because few wait, and it is large.
+    Waiting(Pin<Box<Waiting<Req>>>),
     /// Decided. -> `Done`
     Refused(Option<BoxError>),
     Done,
+}
+
+#[pin_project]
+struct Waiting<Req> {
+    request: Option<Req>,
+    _place: Place,
+    #[pin]
+    freed: OwnedNotified,
+    #[pin]
+    deadline: Sleep,
 }
 
 /// What a request leaves behind on its way.
@@ -128,14 +131,15 @@ where
                         }
                     }
                 }
-                StateProj::Waiting { request, mut freed, deadline, .. } => {
-                    let is_late = deadline.poll(cx).is_ready();
+                StateProj::Waiting(waiting) => {
+                    let mut waiting = waiting.as_mut().project();
+                    let is_late = waiting.deadline.poll(cx).is_ready();
                     if !is_late {
-                        ready!(freed.as_mut().poll(cx));
+                        ready!(waiting.freed.as_mut().poll(cx));
                         // A new one before the look: what changes in between finds it, or leaves it a permit.
-                        freed.set(shared.hub.freed.clone().notified_owned());
+                        waiting.freed.set(shared.hub.freed.clone().notified_owned());
                     }
-                    match State::woken(shared, request, is_late, this.trail) {
+                    match State::woken(shared, waiting.request, is_late, this.trail) {
                         Some(next) => next,
                         None => continue,
                     }
@@ -156,7 +160,7 @@ impl<S: Service<Req>, Req, P: Policy<Req>, C: Classify<Req>> fmt::Debug for Resp
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
             State::Calling { .. } => "Calling",
-            State::Waiting { .. } => "Waiting",
+            State::Waiting(_) => "Waiting",
             State::Refused(_) => "Refused",
             State::Done => "Done",
         };
@@ -283,7 +287,8 @@ impl<F, Req, J> State<F, Req, J> {
         };
         let deadline = *trail.deadline.get_or_insert_with(|| Instant::now() + shared.limits.max_wait);
         let freed = shared.hub.freed.clone().notified_owned();
-        Self::Waiting { request: Some(request), _place: place, freed, deadline: sleep_until(deadline) }
+        let request = Some(request);
+        Self::Waiting(Box::pin(Waiting { request, _place: place, freed, deadline: sleep_until(deadline) }))
     }
 
     fn refused<S, T, P, C>(shared: &Shared<S, T, P, C>, nothing: &Nothing, trail: &mut Trail) -> Self {

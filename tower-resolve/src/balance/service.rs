@@ -1,7 +1,10 @@
 use std::{
     fmt,
     marker::PhantomData,
-    sync::{Arc, Mutex, Weak, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Acquire},
+    },
     task::{Context, Poll},
 };
 
@@ -75,6 +78,7 @@ impl<S, Req, P: Policy<Req>, C> Balance<S, Req, P, C> {
             limits,
             hub: Arc::new(hub),
             waiting: Arc::new(AtomicUsize::new(0)),
+            is_stopped: AtomicBool::new(false),
             generations: watch::Sender::new(None),
             slots: Mutex::new(Chunks::default()),
         });
@@ -124,10 +128,8 @@ where
     type Future = ResponseFuture<S, Req, P, C>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(match self.shared().current.load().life {
-            Life::Stopped => Err(Stopped::new().into()),
-            Life::Pending | Life::Known(_) => Ok(()),
-        })
+        let is_stopped = self.shared().is_stopped.load(Acquire);
+        Poll::Ready(if is_stopped { Err(Stopped::new().into()) } else { Ok(()) })
     }
 
     fn call(&mut self, request: Req) -> Self::Future {

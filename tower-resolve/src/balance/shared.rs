@@ -1,7 +1,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -31,6 +31,8 @@ pub(super) struct Shared<S, T, P, C> {
     pub(super) limits: Limits,
     pub(super) hub: Arc<Hub>,
     pub(super) waiting: Arc<AtomicUsize>,
+    /// The driver is gone. Beside `current`, because it is asked before each request.
+    pub(super) is_stopped: AtomicBool,
     pub(super) generations: watch::Sender<Option<Generation>>,
     /// All endpoints, in the order of their ids. The driver's; snapshots take a copy, which costs two counters.
     pub(super) slots: Mutex<Slots<S>>,

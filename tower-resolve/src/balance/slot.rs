@@ -33,7 +33,8 @@ pub(super) struct Slot<S> {
 /// What one instance did so far. Outlives changes of weight or phase, and rebuilt services.
 #[derive(Debug)]
 pub(super) struct Stats {
-    pub(super) id: EndpointId,
+    /// As it was first described: for its name, which stays.
+    endpoint: Arc<Endpoint>,
     hub: Arc<Hub>,
     picks: AtomicU64,
     failures: AtomicU64,
@@ -114,9 +115,9 @@ impl<S> Slot<S> {
 
 impl Stats {
     /// Of an instance that has not been found ready yet.
-    pub(super) fn new(id: EndpointId, hub: Arc<Hub>) -> Self {
+    pub(super) fn new(endpoint: Arc<Endpoint>, hub: Arc<Hub>) -> Self {
         Self {
-            id,
+            endpoint,
             hub,
             picks: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -130,6 +131,10 @@ impl Stats {
             streak: AtomicU16::new(0),
             warmth: AtomicU8::new(WARM),
         }
+    }
+
+    pub(super) fn id(&self) -> &EndpointId {
+        self.endpoint.id()
     }
 
     pub(super) fn is_ready(&self) -> bool {
