@@ -15,14 +15,15 @@
 //! - [`CachedResolver`] remembers: one question for all who follow a name, the last good set on errors.
 //! - [`Balance`] sends each request to one of the endpoints that are ready; see [`balance`] for what it promises, and
 //!   [`policy`] for how it picks.
+//! - [`health`] checks endpoints and ejects them by their answers.
 //! - `upstream::Upstream` (feature `hyper`) is a pooled HTTP/1 endpoint.
 //!
 //! # What it costs
 //!
 //! A request loads one snapshot, picks (the same cost for two endpoints and for ten thousand), clones the endpoint's
 //! service and counts itself in: no lock, no allocation, no boxed future and no task hop besides the endpoint's own. It
-//! is shareable as it is, without a `Buffer`. In exchange there is one task for each balance, the driver, and a change of
-//! the set costs a walk over its endpoints.
+//! is shareable as it is, without a `Buffer`. In exchange there is one task for each balance, the driver. A change of one
+//! endpoint costs about that endpoint, however many there are ([`balance`] has the rest).
 //!
 //! # Example
 //!
@@ -52,15 +53,18 @@
 //! # }
 //! ```
 //!
-//! Tuned: for HTTP, round robin, and less patience.
+//! Tuned: for HTTP, by latency, in a zone, with an eye on the answers, and less patience.
 //!
 //! ```
 //! use std::time::Duration;
-//! use tower_resolve::{Balance, policy::RoundRobin};
+//! use tower_resolve::{Balance, health::Outlier, policy::PeakEwma};
 //!
 //! let builder = Balance::builder()
 //!     .http()                                // in flight to the body's end; the epoch goes along in a header
-//!     .policy(RoundRobin::new())
+//!     .policy(PeakEwma::new())
+//!     .zone("eu-1")
+//!     .slow_start(Duration::from_secs(30))
+//!     .outlier(Outlier::new())
 //!     .max_wait(Duration::from_millis(300))
 //!     .max_waiting(200);
 //! # let _ = builder;

@@ -13,7 +13,9 @@ use tower_benches::{
 use tower_resolve::policy::{LeastRequest, Maglev, PeakEwma, Policy, RingHash, RoundRobin, WeightedRoundRobin};
 
 fn main() {
-    println!("| policy | endpoints | 1 thread M/s | 2 threads M/s | 2T/1T | one out and one in, µs | bytes an endpoint |");
+    println!(
+        "| policy | endpoints | 1 thread M/s | 2 threads M/s | 2T/1T | one out and one in, µs | bytes an endpoint |"
+    );
     println!("|---|---|---|---|---|---|---|");
     for endpoints in [2, 10, 100, 1_000, 10_000] {
         row("round robin", endpoints, RoundRobin::new);

@@ -402,3 +402,78 @@ const MOST_FAILING: u16 = 1016;
 const FAILURE_TAKES: u64 = 1_000_000_000;
 
 pub(super) const WARM: u8 = u8::MAX;
+
+#[cfg(all(test, loom))]
+mod loom {
+    use ::loom::thread;
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn stats(max_in_flight: u32) -> (Arc<Stats>, mpsc::UnboundedReceiver<Look>) {
+        let (looks, looked) = mpsc::unbounded_channel();
+        let hub = Arc::new(Hub::new(looks, max_in_flight, 2, false, Instant::now()));
+        let endpoint = Arc::new(Endpoint::new("a", ([127, 0, 0, 1], 80).into()));
+        (Arc::new(Stats::new(endpoint, hub)), looked)
+    }
+
+    #[test]
+    fn whoever_is_refused_for_the_limit_is_told_of_the_room() {
+        ::loom::model(|| {
+            let (stats, _looks) = stats(1);
+            let tries: Vec<_> = (0..2)
+                .map(|_| {
+                    let stats = stats.clone();
+                    thread::spawn(move || InFlight::begin(&stats).is_none())
+                })
+                .collect();
+            let mine = InFlight::begin(&stats).is_none();
+            let refused = tries.into_iter().map(|other| other.join().unwrap()).fold(mine, |any, other| any | other);
+            assert_eq!(stats.in_flight(), 0);
+            let is_told = stats.hub.freed.notified().now_or_never().is_some();
+            assert!(!refused || is_told, "room, and nobody knows");
+        });
+    }
+
+    #[test]
+    fn the_driver_hears_once_that_an_endpoint_began_to_fail_and_once_that_it_struck_out() {
+        ::loom::model(|| {
+            let (stats, mut looks) = stats(u32::MAX);
+            let guards = [InFlight::begin(&stats).unwrap(), InFlight::begin(&stats).unwrap()];
+            let threads = guards.map(|guard| thread::spawn(move || guard.settle(Outcome::FAILURE)));
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            let mut told = [0, 0];
+            while let Ok(look) = looks.try_recv() {
+                told[usize::from(matches!(look, Look::Struck(..)))] += 1;
+            }
+            assert_eq!((told, stats.failures(), stats.in_flight()), ([1, 1], 2, 0));
+        });
+    }
+
+    #[test]
+    fn one_of_many_who_find_it_not_ready_is_the_first() {
+        ::loom::model(|| {
+            let (stats, _looks) = stats(u32::MAX);
+            stats.be_ready();
+            let other = {
+                let stats = stats.clone();
+                thread::spawn(move || stats.be_unready())
+            };
+            let mine = stats.be_unready();
+            assert!(mine ^ other.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_peak_is_never_lost() {
+        ::loom::model(|| {
+            let (stats, _looks) = stats(u32::MAX);
+            let threads = [5_000_000, 90_000_000].map(|took| {
+                let stats = stats.clone();
+                thread::spawn(move || stats.latency.record(1 << 20, took))
+            });
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            assert!(stats.latency(1 << 20) > 89_999.0);
+        });
+    }
+}

@@ -45,8 +45,10 @@ pub struct ActiveCheck {
 pub(crate) struct Checkups<T> {
     check: ActiveCheck,
     due: BinaryHeap<Reverse<Due<T>>>,
-    running: FuturesUnordered<Pin<Box<dyn Future<Output = (Due<T>, bool)> + Send>>>,
+    running: FuturesUnordered<Running<T>>,
 }
+
+type Running<T> = Pin<Box<dyn Future<Output = (Due<T>, bool)> + Send>>;
 
 /// A verdict that changed.
 #[derive(Debug)]

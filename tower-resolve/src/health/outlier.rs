@@ -157,8 +157,7 @@ impl Ward {
 
     /// It failed so many times in a row. `others` of `known` may be picked besides it. Returns whether it is ejected.
     pub(crate) fn strike(&mut self, id: &EndpointId, known: usize, others: usize, now: Instant) -> bool {
-        let may =
-            self.may_eject(known, others) && !self.patients.get(id).is_some_and(|patient| patient.until.is_some());
+        let may = self.may_eject(known, others) && self.patients.get(id).is_none_or(|patient| patient.until.is_none());
         if may {
             self.eject(id, now);
         }

@@ -45,7 +45,10 @@ impl Probe for TcpProbe {
 
     fn probe(&self, endpoint: &Endpoint) -> BoxProbing {
         let addr = endpoint.addr();
-        Box::pin(async move { Ok(drop(TcpStream::connect(addr).await?)) })
+        Box::pin(async move {
+            TcpStream::connect(addr).await?;
+            Ok(())
+        })
     }
 }
 

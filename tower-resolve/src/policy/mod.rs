@@ -164,9 +164,9 @@ impl Turn {
 /// Two different candidates at random, of at least two and fewer than 2³²: each half of one random number, scaled.
 fn two(count: usize) -> (usize, usize) {
     let (random, count) = (fastrand::u64(..), count as u64);
-    let one = (random >> 32) * count >> 32;
+    let one = ((random >> 32) * count) >> 32;
     // Any other one: a distance of 1 to count - 1, around the circle.
-    let other = one + 1 + ((random & u64::from(u32::MAX)) * (count - 1) >> 32);
+    let other = one + 1 + (((random & u64::from(u32::MAX)) * (count - 1)) >> 32);
     (one as usize, if other < count { other } else { other - count } as usize)
 }
 
