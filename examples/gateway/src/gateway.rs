@@ -71,7 +71,7 @@ pub(crate) async fn run(
     }
 }
 
-async fn serve<P: Policy<Request<Watched<Incoming>>>>(
+async fn serve<P: Policy<Request<Incoming>>>(
     config: &Config,
     policy: P,
     gateway: Gateway,
