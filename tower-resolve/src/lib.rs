@@ -95,6 +95,8 @@ mod chunks;
 pub mod diff;
 mod endpoint;
 mod error;
+#[cfg(feature = "file")]
+mod file;
 mod fixed;
 mod generation;
 pub mod health;
@@ -107,6 +109,9 @@ mod topology;
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
 pub mod upstream;
 
+#[cfg(feature = "file")]
+#[cfg_attr(docsrs, doc(cfg(feature = "file")))]
+pub use self::file::{FileError, FileResolver, FileUpdates};
 pub use self::{
     balance::Balance,
     cache::{Cached, CachedResolver, CachedUpdates},
