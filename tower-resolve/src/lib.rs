@@ -93,6 +93,8 @@ pub mod balance;
 mod cache;
 mod chunks;
 pub mod diff;
+#[cfg(feature = "dns")]
+mod dns;
 mod endpoint;
 mod error;
 #[cfg(feature = "file")]
@@ -109,6 +111,9 @@ mod topology;
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
 pub mod upstream;
 
+#[cfg(feature = "dns")]
+#[cfg_attr(docsrs, doc(cfg(feature = "dns")))]
+pub use self::dns::{DnsError, DnsResolver, DnsUpdates};
 #[cfg(feature = "file")]
 #[cfg_attr(docsrs, doc(cfg(feature = "file")))]
 pub use self::file::{FileError, FileResolver, FileUpdates};
