@@ -93,6 +93,8 @@ pub mod balance;
 mod cache;
 mod chunks;
 pub mod diff;
+#[cfg(feature = "tower")]
+mod discover;
 #[cfg(feature = "dns")]
 mod dns;
 mod endpoint;
@@ -111,6 +113,9 @@ mod topology;
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
 pub mod upstream;
 
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use self::discover::DiscoverEndpoints;
 #[cfg(feature = "dns")]
 #[cfg_attr(docsrs, doc(cfg(feature = "dns")))]
 pub use self::dns::{DnsError, DnsResolver, DnsUpdates};

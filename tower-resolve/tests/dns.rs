@@ -111,10 +111,15 @@ async fn a_server_that_is_silent_is_trouble_in_bounded_time() {
     let mut follower = Follower::new(&quick(&server), "echo.test.:80");
     follower.hear(|fold| fold.degraded().is_some()).await;
     assert!(follower.fold.topology().is_none());
+    // A service whose targets nobody knows is no better.
+    server.srv("_echo._tcp.test.", &[(1, 1, 1, "echo.test.")]);
+    let mut service = Follower::new(&quick(&server), "_echo._tcp.test.");
+    service.hear(|fold| fold.degraded().is_some()).await;
+    assert!(service.fold.topology().is_none());
 }
 
 #[tokio::test]
-async fn a_family_that_fails_takes_only_nothing_away() {
+async fn a_family_that_fails_takes_nothing_away() {
     let server = Server::start().await;
     server.a("echo.test.", 0, &["192.0.2.1"]);
     server.aaaa("echo.test.", 0, &["2001:db8::1"]);

@@ -12,7 +12,7 @@ use hickory_resolver::{
     },
     system_conf::read_system_conf,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     DnsError,
@@ -76,8 +76,9 @@ impl Asker {
         Self { families: &[Family::V4], ..self.clone() }
     }
 
-    /// Everything there is to know of a target, in bounded time.
+    /// Everything there is to know of a target, in bounded time: what has not come by then has failed.
     pub(super) async fn ask(&self, target: &Target) -> Servers {
+        let until = Instant::now() + ASK_FOR;
         match target {
             Target::Fixed(addr) => {
                 let server = Server { priority: 0, host: addr.ip().to_string(), port: addr.port(), weight: 1 };
@@ -85,16 +86,17 @@ impl Asker {
                 Found::These(vec![(server, host)], Duration::MAX)
             }
             Target::Host(name, port) => {
-                let host = self.host(name).await;
+                let host = self.host(name, until).await;
                 let server = Server { priority: 0, host: name.to_ascii(), port: *port, weight: 1 };
                 Found::These(vec![(server, host)], Duration::MAX)
             }
-            Target::Service(name) => self.service(name).await,
+            Target::Service(name) => self.service(name, until).await,
         }
     }
 
-    async fn service(&self, name: &Name) -> Servers {
-        let (servers, ttl) = match self.first(name, |name| self.lookup(name, RecordType::SRV, servers)).await {
+    async fn service(&self, name: &Name, until: Instant) -> Servers {
+        let lookup = |name| self.lookup(name, RecordType::SRV, servers, until);
+        let (servers, ttl) = match self.first(name, lookup).await {
             Found::These(servers, ttl) => (servers, ttl),
             Found::None { is_name, ttl } => return Found::None { is_name, ttl },
             Found::Failed(error) => return Found::Failed(error),
@@ -103,7 +105,7 @@ impl Asker {
         let servers = servers.into_iter().filter(|server| server.host != ".");
         let hosts = stream::iter(servers).map(|server| async move {
             let host = match Name::from_ascii(&server.host) {
-                Ok(name) => self.host(&name).await,
+                Ok(name) => self.host(&name, until).await,
                 Err(error) => vec![(Family::V4, Found::Failed(DnsError::lookup(&server.host, error)))],
             };
             (server, host)
@@ -112,9 +114,9 @@ impl Asker {
         Found::These(hosts.buffered(AT_ONCE).collect().await, ttl)
     }
 
-    async fn host(&self, name: &Name) -> Host {
+    async fn host(&self, name: &Name, until: Instant) -> Host {
         let families = self.families.iter().map(|family| async {
-            let found = self.first(name, |name| self.lookup(name, family.record(), addresses)).await;
+            let found = self.first(name, |name| self.lookup(name, family.record(), addresses, until)).await;
             (*family, found)
         });
         join_all(families).await
@@ -138,8 +140,8 @@ impl Asker {
         last.unwrap_or_else(|| Found::Failed(DnsError::name(&name.to_ascii())))
     }
 
-    async fn lookup<T>(&self, name: Name, kind: RecordType, read: fn(&Lookup) -> T) -> Found<T> {
-        let Ok(answer) = timeout(ASK_FOR, self.client.lookup(name.clone(), kind)).await else {
+    async fn lookup<T>(&self, name: Name, kind: RecordType, read: fn(&Lookup) -> T, until: Instant) -> Found<T> {
+        let Ok(answer) = timeout_at(until, self.client.lookup(name.clone(), kind)).await else {
             return Found::Failed(DnsError::timed_out(name));
         };
         match answer {
@@ -214,7 +216,7 @@ impl Family {
 /// One try of one server. The client tries again.
 const TRY_FOR: Duration = Duration::from_secs(2);
 
-/// One question with all its tries.
+/// All questions for a target, with all their tries.
 const ASK_FOR: Duration = Duration::from_secs(8);
 
 /// How long "there is none" counts when the server does not say.
