@@ -12,8 +12,8 @@ use crate::{
 pub(super) struct Entry {
     /// What is told.
     fold: Fold,
-    /// What would be told if a great loss right after trouble were believed. It is, at the source's next good word.
-    doubted: Option<Fold>,
+    /// What would be told if a great loss right after trouble were believed.
+    doubted: Option<Doubted>,
     asked: Option<Asked>,
     /// The source's last sign of life.
     fresh_at: Option<Instant>,
@@ -49,6 +49,13 @@ struct Asked {
     at: Instant,
     jitter: Jitter,
     answer: Answer,
+}
+
+/// The source's last word. Believed at the next good one, if there is no trouble in between.
+#[derive(Debug)]
+struct Doubted {
+    topology: Topology,
+    is_calm: bool,
 }
 
 /// Somebody saw this generation, so what is older is not fresh.
@@ -167,32 +174,35 @@ impl Entry {
         Told { topology, degraded: self.degraded().cloned() }
     }
 
-    /// Trouble: what is doubted needs a good word after this one.
+    /// Trouble: what is doubted needs a second good word after this one.
     fn degrade(&mut self, trouble: Update) -> Applied {
         if let Some(doubted) = &mut self.doubted {
-            let _ = doubted.apply(trouble.clone());
+            doubted.is_calm = false;
         }
         self.fold.apply(trouble)
     }
 
     /// The first words after trouble: a great loss is believed when it is confirmed.
     fn weigh(&mut self, update: Update, limits: &Limits) -> Applied {
-        let is_confirmation = self.doubted.as_ref().is_some_and(|doubted| doubted.degraded().is_none());
-        let mut next = self.doubted.clone().unwrap_or_else(|| self.fold.clone());
+        let said = self.doubted.as_ref().map(|doubted| &doubted.topology);
+        let Some(told) = self.topology() else { return self.fold.apply(update) };
+        // Without the trouble: it is weighed here.
+        let mut next = Fold::new();
+        let _ = next.apply(Update::Snapshot(said.unwrap_or(told).clone()));
         let applied = next.apply(update);
-        let is_news = matches!(applied, Applied::Changed(_) | Applied::Unchanged);
-        if is_news && !is_confirmation && limits.is_loss(self.topology(), next.topology()) {
-            self.doubted = Some(next);
+        let (Applied::Changed(_) | Applied::Unchanged, Some(topology)) = (&applied, next.topology()) else {
+            return applied;
+        };
+        if topology.generation() < told.generation() {
+            // What is doubted is of another source, but what was told is not taken back.
+            return Applied::Stale;
+        }
+        let is_confirmed = self.doubted.as_ref().is_some_and(|doubted| doubted.is_calm);
+        if !is_confirmed && limits.is_loss(told, topology) {
+            self.doubted = Some(Doubted { topology: topology.clone(), is_calm: true });
             return Applied::Held;
         }
-        match applied {
-            Applied::Held => self.doubted = Some(next),
-            Applied::Changed(_) | Applied::Unchanged => {
-                self.doubted = None;
-                self.fold = next;
-            }
-            _ => {}
-        }
+        (self.fold, self.doubted) = (next, None);
         applied
     }
 
@@ -227,10 +237,10 @@ impl Entry {
 
 impl Limits {
     /// Whether more of a set would go at once than is believed right after trouble.
-    fn is_loss(&self, known: Option<&Topology>, next: Option<&Topology>) -> bool {
-        let count = |topology: Option<&Topology>| topology.map_or(0, Topology::len);
-        let (known, next) = (count(known), count(next));
-        known.saturating_sub(next) * 100 > known * usize::from(self.max_loss)
+    fn is_loss(&self, known: &Topology, next: &Topology) -> bool {
+        let is_emptied = next.is_empty() && !known.is_empty();
+        let gone = known.len().saturating_sub(next.len());
+        is_emptied || gone * 100 > known.len() * usize::from(self.max_loss)
     }
 }
 
@@ -282,6 +292,10 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeSet, sync::Arc};
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::{Endpoint, SourceId};
 
@@ -465,5 +479,159 @@ mod tests {
             let _ = entry.apply(snapshot(5), &LIMITS, now);
         }
         assert_eq!(gaps, [100, 200, 400, 800, 1600, 3200, 4000, 4000], "down to what is asked anyway");
+    }
+
+    /// What is known, as the naive model writes it.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Set {
+        generation: Generation,
+        exists: bool,
+        ids: BTreeSet<u8>,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Word {
+        Snapshot(u64, u64, BTreeSet<u8>),
+        Delta(u64, u64, BTreeSet<u8>, BTreeSet<u8>),
+        Progress(u64),
+        Missing(u64),
+        Trouble,
+    }
+
+    /// The rules, written down as plainly as they can be.
+    #[derive(Default)]
+    struct Model {
+        told: Option<Set>,
+        /// A great loss, and whether there was no trouble since.
+        doubted: Option<(Set, bool)>,
+        is_in_trouble: bool,
+        fresh_at: Option<Instant>,
+    }
+
+    impl Model {
+        fn hear(&mut self, word: &Word, now: Instant) {
+            let last = self.doubted.as_ref().map(|(set, _)| set).or(self.told.as_ref());
+            let is_back = |next: &Set| self.told.as_ref().is_some_and(|told| next.generation < told.generation);
+            let Some(next) = Self::next(last, word).filter(|next| !is_back(next)) else {
+                if matches!(word, Word::Trouble) {
+                    self.is_in_trouble = true;
+                    if let Some((_, calm)) = &mut self.doubted {
+                        *calm = false;
+                    }
+                } else if last.is_none() && matches!(word, Word::Progress(_)) {
+                    self.is_in_trouble = false;
+                }
+                return;
+            };
+            self.fresh_at = Some(now);
+            let known = self.told.as_ref().map_or(0, |told| told.ids.len());
+            let is_loss = next.ids.len() * 2 < known;
+            let is_confirmed = self.doubted.as_ref().is_some_and(|(_, calm)| *calm);
+            if self.is_in_trouble && is_loss && !is_confirmed {
+                self.doubted = Some((next, true));
+            } else {
+                (self.told, self.doubted, self.is_in_trouble) = (Some(next), None, false);
+            }
+        }
+
+        /// What the source's word makes of its last one; nothing if it does not fit.
+        fn next(last: Option<&Set>, word: &Word) -> Option<Set> {
+            let is_old = |generation| last.is_some_and(|last| generation < last.generation);
+            let set = |generation, exists, ids| (!is_old(generation)).then_some(Set { generation, exists, ids });
+            match word {
+                Word::Snapshot(source, value, ids) => set(at_source(*source, *value), true, ids.clone()),
+                Word::Missing(value) => set(generation(*value), false, BTreeSet::new()),
+                Word::Progress(value) => {
+                    let last = last?;
+                    (generation(*value) >= last.generation)
+                        .then(|| Set { generation: generation(*value), ..last.clone() })
+                }
+                Word::Delta(from, to, put, gone) => {
+                    let last = last?;
+                    let fits = generation(*from) <= last.generation && generation(*to) > last.generation;
+                    let ids: BTreeSet<_> = last.ids.difference(gone).chain(put).copied().collect();
+                    let exists = last.exists || !ids.is_empty();
+                    fits.then_some(Set { generation: generation(*to), exists, ids })
+                }
+                Word::Trouble => None,
+            }
+        }
+    }
+
+    fn at_source(source: u64, value: u64) -> Generation {
+        Generation::new(SourceId::new(source), value)
+    }
+
+    fn numbered(id: u8) -> Arc<Endpoint> {
+        Arc::new(Endpoint::new(format!("{id}"), ([127, 0, 0, 1], u16::from(id)).into()))
+    }
+
+    fn update(word: &Word) -> Update {
+        match word {
+            Word::Snapshot(source, value, ids) => {
+                Update::Snapshot(Topology::new(at_source(*source, *value), ids.iter().map(|id| numbered(*id))))
+            }
+            Word::Delta(from, to, put, gone) => Update::Delta {
+                from: generation(*from),
+                to: generation(*to),
+                put: put.iter().map(|id| numbered(*id)).collect(),
+                removed: gone.iter().map(|id| format!("{id}").into()).collect(),
+            },
+            Word::Progress(value) => Update::Progress(generation(*value)),
+            Word::Missing(value) => Update::DoesNotExist(generation(*value)),
+            Word::Trouble => Update::degraded("trouble"),
+        }
+    }
+
+    fn words() -> impl Strategy<Value = Vec<(u64, Word)>> {
+        let ids = || proptest::collection::btree_set(0_u8..8, 0..8);
+        let word = prop_oneof![
+            4 => (1_u64..25, ids()).prop_map(|(value, ids)| Word::Snapshot(1, value, ids)),
+            1 => (1_u64..25, ids()).prop_map(|(value, ids)| Word::Snapshot(2, value, ids)),
+            4 => (0_u64..25, 1_u64..4, ids(), ids())
+                .prop_map(|(from, by, put, gone)| Word::Delta(from, from + by, put, gone)),
+            2 => (1_u64..25).prop_map(Word::Progress),
+            1 => (1_u64..25).prop_map(Word::Missing),
+            4 => Just(Word::Trouble),
+        ];
+        proptest::collection::vec((0_u64..20_000, word), 0..40)
+    }
+
+    fn as_set(topology: &Topology) -> Set {
+        let ids = topology.iter().map(|endpoint| endpoint.id().as_str().parse().unwrap()).collect();
+        Set { generation: topology.generation(), exists: topology.exists(), ids }
+    }
+
+    proptest! {
+        /// I5 and what goes with it: what is told is what the model says, it never goes back inside a source, it is as
+        /// old as the source's last good word, and the source is asked again in bounded time.
+        #[test]
+        fn an_entry_is_the_naive_model(words in words()) {
+            let (mut entry, mut now, _) = asked();
+            let (mut model, mut newest) = (Model::default(), None::<Generation>);
+            for (pause, word) in words {
+                now += Duration::from_millis(pause);
+                if entry.ask_at(&LIMITS, now) <= now {
+                    let was_awaited = matches!(entry.asked.unwrap().answer, Answer::Awaited);
+                    entry.asked(now, EVEN);
+                    if was_awaited {
+                        model.hear(&Word::Trouble, now);
+                    }
+                }
+                let _ = entry.apply(update(&word), &LIMITS, now);
+                model.hear(&word, now);
+                prop_assert_eq!(entry.topology().map(as_set), model.told.clone());
+                prop_assert_eq!(entry.degraded().is_some(), model.is_in_trouble);
+                prop_assert_eq!(entry.age(now), model.fresh_at.map_or(Duration::ZERO, |at| now - at));
+                let known = entry.topology().map(Topology::generation);
+                prop_assert!(known.zip(newest).is_none_or(|(known, newest)| !(known < newest)));
+                newest = known;
+                let expired = model.fresh_at.is_some_and(|at| now - at >= Duration::from_secs(60));
+                let told = entry.told(&LIMITS, now).topology;
+                prop_assert_eq!(told.is_some_and(|told| !told.is_empty()),
+                    !expired && model.told.as_ref().is_some_and(|told| !told.ids.is_empty()));
+                prop_assert!(entry.ask_at(&LIMITS, now) <= now + PATIENCE.max(LIMITS.ttl));
+            }
+        }
     }
 }
