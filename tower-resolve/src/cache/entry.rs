@@ -141,17 +141,17 @@ impl Entry {
     pub(super) fn ask_at(&self, limits: &Limits, now: Instant) -> Instant {
         let Some(Asked { at, jitter, answer }) = self.asked else { return now };
         let refresh = jitter.of(limits.ttl.mul_f64(AHEAD));
-        match answer {
-            Answer::Awaited => at + PATIENCE,
-            Answer::Useless => at + ASK_EVERY,
-            Answer::Good | Answer::Bad(_) if self.is_below_floor() => at + self.insist(refresh),
+        let due = match answer {
+            Answer::Awaited => return at + PATIENCE,
+            Answer::Useless => return at + ASK_EVERY,
             Answer::Good => self.fresh_at.unwrap_or(at) + refresh,
             Answer::Bad(answered) => {
                 let good = if self.doubted.is_some() { None } else { self.good().and(self.fresh_at) };
                 let good_until = good.map(|fresh| fresh + refresh);
                 good_until.unwrap_or(answered).max(answered + jitter.of(limits.negative))
             }
-        }
+        };
+        if self.is_below_floor() { due.min(at + self.insist(refresh)) } else { due }
     }
 
     /// When the set is too old to be used, if ever.
