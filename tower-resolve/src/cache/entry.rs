@@ -120,6 +120,11 @@ impl Entry {
         applied
     }
 
+    /// Whoever asked went away before the answer.
+    pub(super) fn abandoned(&mut self) {
+        self.asked = self.asked.filter(|asked| !matches!(asked.answer, Answer::Awaited));
+    }
+
     /// The source ended its stream, which it must not.
     pub(super) fn broke_off(&mut self, now: Instant) {
         self.answered(Answer::Bad(now));

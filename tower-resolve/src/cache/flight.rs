@@ -158,6 +158,7 @@ pub(super) fn follow<R: Resolve>(name: &Arc<Name>, resolver: &Arc<R>, limits: Li
     let mut told = name.told.subscribe();
     told.mark_changed();
     if !state.is_flying {
+        state.entry.abandoned();
         // What was told last may have expired since.
         name.told.send_replace(state.entry.told(&limits, Instant::now()));
         tokio::spawn(keep_flying(name.clone(), resolver.clone(), limits));
