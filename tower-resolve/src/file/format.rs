@@ -37,6 +37,8 @@ struct Record {
     address: SocketAddr,
     id: Option<String>,
     weight: Option<NonZeroU32>,
+    #[serde(default)]
+    priority: u16,
     zone: Option<String>,
     epoch: Option<NonZeroU64>,
     #[serde(default)]
@@ -148,6 +150,7 @@ impl From<Record> for Endpoint {
         let mut endpoint = Self::new(id, record.address)
             .with_epoch(record.epoch)
             .with_weight(record.weight.unwrap_or(NonZeroU32::MIN))
+            .with_priority(record.priority)
             .with_phase(record.phase.into());
         if let Some(zone) = record.zone {
             endpoint = endpoint.with_zone(zone);
@@ -178,6 +181,7 @@ mod tests {
         address = "127.0.0.1:8081"
         id = "echo-1"
         weight = 2
+        priority = 1
         zone = "eu-1"
         epoch = 42
         phase = "draining"
@@ -190,6 +194,7 @@ mod tests {
     fn whole() -> [Endpoint; 2] {
         let one = Endpoint::new("echo-1", ([127, 0, 0, 1], 8081).into())
             .with_weight(NonZeroU32::new(2).unwrap())
+            .with_priority(1)
             .with_zone("eu-1")
             .with_epoch(NonZeroU64::new(42))
             .with_phase(Phase::Draining)
@@ -200,8 +205,8 @@ mod tests {
     #[test]
     fn both_formats_say_the_same() {
         let json_text = r#"{"empty": [], "echo": [
-            {"address": "127.0.0.1:8081", "id": "echo-1", "weight": 2, "zone": "eu-1", "epoch": 42, "phase": "draining",
-             "metadata": {"version": "1.4.0"}},
+            {"address": "127.0.0.1:8081", "id": "echo-1", "weight": 2, "priority": 1, "zone": "eu-1", "epoch": 42,
+             "phase": "draining", "metadata": {"version": "1.4.0"}},
             {"address": "[::1]:8082"}]}"#;
         for names in [toml(WHOLE).unwrap(), json(json_text).unwrap()] {
             assert_eq!(names.get("echo").unwrap(), whole().map(Arc::new));

@@ -29,6 +29,7 @@ use crate::{Generation, Resolve, Topology, Update, backoff::FOR_EVER};
 /// address = "127.0.0.1:8081"
 /// id = "echo-1"                       # default: the address
 /// weight = 2                          # default: 1
+/// priority = 1                        # default: 0, which goes first
 /// zone = "eu-1"                       # default: unknown
 /// epoch = 42                          # default: not leased
 /// phase = "ready"                     # or starting, draining, fenced
