@@ -241,8 +241,7 @@ async fn a_file_behind_a_link_is_followed_when_the_link_is_turned() {
 async fn a_file_that_is_too_large_is_trouble_and_a_comment_is_no_news() {
     let folder = Folder::new();
     folder.replace("echo.toml", &text(&[1]));
-    let resolver =
-        FileResolver::toml(folder.path("echo.toml")).every(Duration::from_millis(20)).max_bytes(200);
+    let resolver = FileResolver::toml(folder.path("echo.toml")).every(Duration::from_millis(20)).max_bytes(200);
     let mut follower = Follower::new(&resolver, "echo");
     follower.hear_ports(&[1]).await;
     let generation = follower.generation();

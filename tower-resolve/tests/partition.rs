@@ -47,7 +47,8 @@ type Set = (u64, BTreeMap<String, IpAddr>);
 
 async fn registry() -> Outcome {
     let listener = TcpListener::bind(("0.0.0.0", REGISTRY)).await?;
-    let (set, seen) = (watch::Sender::<Set>::new((1, BTreeMap::new())), Arc::<Mutex<BTreeMap<String, Instant>>>::default());
+    let (set, seen) =
+        (watch::Sender::<Set>::new((1, BTreeMap::new())), Arc::<Mutex<BTreeMap<String, Instant>>>::default());
     tokio::spawn(expire(set.clone(), seen.clone()));
     loop {
         let (stream, peer) = listener.accept().await?;
@@ -336,7 +337,8 @@ async fn cut_and_mend(cut: Vec<(&'static str, &'static str)>) -> Outcome {
     }
     // The registrations run out (2 s after the last), and the registry says so to whom it can.
     client.ask_for(Duration::from_secs(4)).await;
-    let known: BTreeSet<_> = REPLICAS.into_iter().filter(|id| is_cut("client", "registry") || !is_cut("registry", id)).collect();
+    let known: BTreeSet<_> =
+        REPLICAS.into_iter().filter(|id| is_cut("client", "registry") || !is_cut("registry", id)).collect();
     assert_eq!(client.known(), known.iter().map(|id| (*id).to_owned()).collect(), "{cut:?}");
     let reachable: BTreeSet<_> = known.iter().filter(|id| !is_cut("client", id)).map(|id| (*id).to_owned()).collect();
     let answers = client.ask_for(Duration::from_secs(3)).await;
@@ -352,7 +354,8 @@ async fn cut_and_mend(cut: Vec<(&'static str, &'static str)>) -> Outcome {
 #[test]
 fn every_combination_of_cut_lines() {
     for bits in 0..1_u64 << LINES.len() {
-        let cut = LINES.into_iter().enumerate().filter(|(line, _)| bits >> line & 1 == 1).map(|(_, line)| line).collect();
+        let cut =
+            LINES.into_iter().enumerate().filter(|(line, _)| bits >> line & 1 == 1).map(|(_, line)| line).collect();
         simulate(bits, 60, || cut_and_mend(cut));
     }
 }

@@ -238,7 +238,12 @@ mod tests {
     }
 
     /// Hears until what is known is these ports, and the store is (not) in trouble.
-    async fn hear(updates: &mut (impl stream::Stream<Item = Update> + Unpin), fold: &mut Fold, ports: &[u16], well: bool) {
+    async fn hear(
+        updates: &mut (impl stream::Stream<Item = Update> + Unpin),
+        fold: &mut Fold,
+        ports: &[u16],
+        well: bool,
+    ) {
         let known = |fold: &Fold| {
             let topology = fold.topology()?;
             Some(topology.iter().map(|endpoint| endpoint.addr().port()).collect::<Vec<_>>())

@@ -20,13 +20,14 @@ use tonic::{
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tower::{
-    BoxError, Layer, Service, ServiceBuilder, ServiceExt, balance::p2c, limit::ConcurrencyLimitLayer,
-    load::Constant,
+    BoxError, Layer, Service, ServiceBuilder, ServiceExt, balance::p2c, limit::ConcurrencyLimitLayer, load::Constant,
 };
 use tower_circuit::CircuitGateLayer;
 use tower_lease::LeaseLayer;
 use tower_outcome::{Refusal, classify};
-use tower_resolve::{Balance, CachedResolver, DiscoverEndpoints, Endpoint, Resolve, StaticResolver, policy::RoundRobin};
+use tower_resolve::{
+    Balance, CachedResolver, DiscoverEndpoints, Endpoint, Resolve, StaticResolver, policy::RoundRobin,
+};
 
 use crate::parts::{AnyBody, PATIENCE, circuit, full, held_lease};
 
@@ -49,7 +50,8 @@ async fn http_server(name: &'static str) -> (SocketAddr, JoinHandle<()>) {
             let answer = service_fn(move |_: Request<Incoming>| async move {
                 Ok::<_, std::convert::Infallible>(Response::new(full(name)))
             });
-            connections.spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+            connections
+                .spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
         }
     });
     (addr, server)
@@ -135,7 +137,8 @@ async fn tonics_channel_around_each_endpoint() {
     let client = HealthClient::new(balance.clone());
     let check = async || {
         let mut client = client.clone();
-        let answer = timeout(PATIENCE, client.check(HealthCheckRequest::default())).await.expect("an answer in time")?;
+        let answer =
+            timeout(PATIENCE, client.check(HealthCheckRequest::default())).await.expect("an answer in time")?;
         Ok::<_, Status>(answer.into_inner().status)
     };
     for _ in 0..10 {

@@ -1,4 +1,4 @@
-use std::{fmt, time::Duration};
+use std::{cmp::Ordering, fmt, time::Duration};
 
 use tokio::time::Instant;
 
@@ -135,9 +135,9 @@ impl Entry {
         let is_older = self.topology().is_some_and(|known| known.generation() < generation);
         if is_older {
             let floor = self.floor.get_or_insert(Floor { generation, misses: 0 });
-            if !(generation <= floor.generation) {
-                floor.generation = generation;
-            }
+            // Of another source than before, or higher.
+            let is_new = generation.partial_cmp(&floor.generation).is_none_or(Ordering::is_gt);
+            floor.generation = if is_new { generation } else { floor.generation };
         }
         is_older
     }
@@ -629,7 +629,7 @@ mod tests {
                 prop_assert_eq!(entry.degraded().is_some(), model.is_in_trouble);
                 prop_assert_eq!(entry.age(now), model.fresh_at.map_or(Duration::ZERO, |at| now - at));
                 let known = entry.topology().map(Topology::generation);
-                prop_assert!(known.zip(newest).is_none_or(|(known, newest)| !(known < newest)));
+                prop_assert!(known.zip(newest).is_none_or(|(known, newest)| known.partial_cmp(&newest) != Some(Ordering::Less)));
                 newest = known;
                 let expired = model.fresh_at.is_some_and(|at| now - at >= Duration::from_secs(60));
                 let told = entry.told(&LIMITS, now).topology;

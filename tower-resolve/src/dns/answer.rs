@@ -110,7 +110,12 @@ struct Seen {
 }
 
 impl Seen {
-    fn host(&mut self, before: &BTreeMap<(String, Family), BTreeSet<IpAddr>>, name: &str, host: Host) -> BTreeSet<IpAddr> {
+    fn host(
+        &mut self,
+        before: &BTreeMap<(String, Family), BTreeSet<IpAddr>>,
+        name: &str,
+        host: Host,
+    ) -> BTreeSet<IpAddr> {
         let mut all = BTreeSet::new();
         for (family, found) in host {
             let key = (name.to_owned(), family);
@@ -233,7 +238,8 @@ mod tests {
         ];
         let mut addresses = Addresses::default();
         let endpoints = addresses.learn(Found::These(servers, TTL), true).unwrap().endpoints.unwrap();
-        let seen: Vec<_> = endpoints.iter().map(|e| (e.priority(), e.weight().get(), e.metadata()["target"].as_str())).collect();
+        let seen: Vec<_> =
+            endpoints.iter().map(|e| (e.priority(), e.weight().get(), e.metadata()["target"].as_str())).collect();
         assert_eq!(seen, [(1, 1, "a"), (2, 9, "b")]);
         let servers = vec![(server("a.", 1, 0), host(failed())), (server("b.", 2, 9), host(found(&["192.0.2.2"])))];
         assert_eq!(ids(addresses.learn(Found::These(servers, TTL), true)), ["192.0.2.1:80", "192.0.2.2:80"]);

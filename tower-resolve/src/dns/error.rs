@@ -49,7 +49,9 @@ impl fmt::Display for DnsError {
                 f,
                 "`{name}` is no name that DNS could know: write `host:port`, or `_service._protocol.domain` for SRV records"
             ),
-            Kind::System => f.write_str("the system's DNS configuration cannot be used; correct it or name the servers"),
+            Kind::System => {
+                f.write_str("the system's DNS configuration cannot be used; correct it or name the servers")
+            }
             Kind::NoServers => f.write_str("no DNS server to ask; name at least one"),
             Kind::Lookup(name) => write!(f, "no answer from DNS for `{name}`"),
             Kind::TimedOut(name) => write!(f, "no answer from DNS for `{name}` in time"),

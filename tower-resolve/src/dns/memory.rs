@@ -45,7 +45,10 @@ pub(super) struct Memory {
 #[derive(Clone, Debug)]
 pub(super) enum Known {
     /// DNS has answered. `None`: there is no such name.
-    Answer { generation: Generation, endpoints: Option<Vec<Arc<Endpoint>>> },
+    Answer {
+        generation: Generation,
+        endpoints: Option<Vec<Arc<Endpoint>>>,
+    },
     Trouble(Cause),
 }
 

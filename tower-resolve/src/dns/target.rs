@@ -54,7 +54,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_asked_for_is_told_with_what_to_write() {
-        for text in ["", "echo", ":80", ".:80", "echo:", "echo:0", "echo:70000", "echo:http", "_echo._tcp", "_", "a..b:1"] {
+        for text in
+            ["", "echo", ":80", ".:80", "echo:", "echo:0", "echo:70000", "echo:http", "_echo._tcp", "_", "a..b:1"]
+        {
             let error = Target::parse(text).unwrap_err().to_string();
             assert!(error.contains("write `host:port`"), "{text}: {error}");
         }

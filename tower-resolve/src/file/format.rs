@@ -225,7 +225,11 @@ mod tests {
             ("[[a]]\nid = \"x\"", 1, "missing field `address`"),
             ("a = 3", 1, "expected a list of endpoints"),
             ("[[a]]\naddress = \"127.0.0.1", 2, ""),
-            ("[[a]]\naddress = \"127.0.0.1:80\"\n[[a]]\naddress = \"127.0.0.1:80\"", 1, "`127.0.0.1:80` is there twice"),
+            (
+                "[[a]]\naddress = \"127.0.0.1:80\"\n[[a]]\naddress = \"127.0.0.1:80\"",
+                1,
+                "`127.0.0.1:80` is there twice",
+            ),
         ] {
             let broken = toml(text).unwrap_err();
             assert_eq!(broken.line, Some(line), "{text}: {broken:?}");

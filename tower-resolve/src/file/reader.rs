@@ -167,12 +167,7 @@ fn is_same(known: Option<&Seen>, seen: &Seen) -> bool {
 
 impl Known {
     fn new() -> Self {
-        Self {
-            next: Generation::new(SourceId::unique(), 1),
-            looked_at: None,
-            seen: None,
-            view: View::default(),
-        }
+        Self { next: Generation::new(SourceId::unique(), 1), looked_at: None, seen: None, view: View::default() }
     }
 
     /// The one door to another content. A generation is used up only by what differs.
