@@ -10,9 +10,12 @@
 //!                         for all who follow          and watches fails over  instance
 //! ```
 //!
-//! - [`Resolve`] is a name in and an endless stream of [`Update`]s out; [`StaticResolver`] is the simplest one.
+//! - [`Resolve`] is a name in and an endless stream of [`Update`]s out. [`StaticResolver`] is the simplest one; there are
+//!   `FileResolver` (feature `file`: TOML or JSON, followed while it changes), `DnsResolver` (feature `dns`: A, AAAA and
+//!   SRV, as long as their time to live), and one of your own is a stream.
 //!   [`diff`] folds updates into a [`Topology`]: never back inside a source, nothing lost while it is in trouble.
 //! - [`CachedResolver`] remembers: one question for all who follow a name, the last good set on errors.
+//!   `DiscoverEndpoints` (feature `tower`) gives it to Tower's own p2c balance.
 //! - [`Balance`] sends each request to one of the endpoints that are ready; see [`balance`] for what it promises, and
 //!   [`policy`] for how it picks.
 //! - [`health`] checks endpoints and ejects them by their answers.
@@ -83,8 +86,7 @@
 //!
 //! # When not
 //!
-//! For one upstream at one address there is nothing to balance. And a resolver that follows DNS, a file or etcd is not
-//! in this version; a [`Resolve`] of your own is a stream.
+//! For one upstream at one address there is nothing to balance.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -49,6 +49,17 @@ use crate::{Generation, Resolve, Topology, Update, backoff::FOR_EVER};
 ///   the name; meanwhile followers get the last answer. The generation counts changes of the set, whatever the order of
 ///   the records.
 ///
+/// ```no_run
+/// use tower_resolve::{CachedResolver, DnsResolver, Resolve};
+///
+/// # fn main() -> Result<(), tower_resolve::DnsError> {
+/// let names = CachedResolver::new(DnsResolver::system()?);
+/// let hosts = names.resolve("echo.example:8080");
+/// let services = names.resolve("_echo._tcp.example");
+/// # Ok(())
+/// # }
+/// ```
+///
 /// It costs two queries for each time to live of a followed name (for SRV: one, and two for each target; 16 at a time),
 /// no task of its own beside the client's, and the memory of the last answer for 1 024 names. `/etc/resolv.conf` and
 /// `/etc/hosts` are read once, when it is made.

@@ -51,6 +51,17 @@ use crate::{Generation, Resolve, Topology, Update, backoff::FOR_EVER};
 /// A file that is broken, empty, too large, or gone is [`Update::Degraded`] with a [`FileError`], which names the line
 /// and what to do; the last good set stays in use. Its generation counts the changes of content.
 ///
+/// ```no_run
+/// use tower_resolve::{CachedResolver, FileResolver, Resolve};
+///
+/// # fn main() -> Result<(), tower_resolve::FileError> {
+/// let file = FileResolver::toml("/etc/echo/endpoints.toml");
+/// file.check()?; // A program that starts with a broken file had better say so.
+/// let updates = CachedResolver::new(file).resolve("echo");
+/// # Ok(())
+/// # }
+/// ```
+///
 /// It costs a read of the file per look, in Tokio's blocking pool, while somebody follows, and its text in memory.
 ///
 /// # Panics
