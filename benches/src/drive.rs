@@ -173,6 +173,14 @@ where
     times.iter().map(|(_, ended)| *ended).max().expect("a thread at least") - begun
 }
 
+/// Does something so many times that is not a call.
+#[inline(never)]
+pub fn other_calls(times: u32, mut what: impl FnMut(u32)) {
+    for index in 0..times {
+        what(index);
+    }
+}
+
 /// Calls a service that takes HTTP requests, and reads each answer's body to its end as a server does.
 ///
 /// # Panics

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{Cause, Endpoint, EndpointId, Generation, Topology, Update};
+use crate::{Cause, Endpoint, EndpointId, Generation, Topology, Update, chunks::Difference};
 
 /// Folds updates into a topology: the heart of whatever follows a source.
 ///
@@ -90,7 +90,9 @@ impl Fold {
     }
 
     fn replace(&mut self, topology: Topology) -> Applied {
-        if self.latest().is_some_and(|known| topology.generation() < known.generation()) {
+        // What is held aside may be another source's, and says nothing about how far this one was.
+        let is_newer = |known: &Topology| topology.generation() < known.generation();
+        if [&self.held, &self.topology].into_iter().flatten().any(is_newer) {
             return Applied::Stale;
         }
         self.settle(topology)
@@ -106,16 +108,16 @@ impl Fold {
         if !(from <= at && to.source == at.source) {
             return Applied::Gap;
         }
-        let put = put.into_iter().map(|endpoint| (endpoint.id().clone(), endpoint)).collect();
+        let put: BTreeMap<_, _> = put.into_iter().map(|endpoint| (endpoint.id().clone(), endpoint)).collect();
         if self.held.is_some() || self.cause.is_some() {
-            let next = known.clone().changed(to, put, removed);
+            let next = known.clone().changed(to, put.into_values(), removed);
             return self.settle(next);
         }
         // The source is well, so there is nothing to weigh: in place, at the cost of the change alone.
         let Some(known) = self.topology.take() else { return Applied::Gap };
         let change = Change::of_delta(&known, &put, removed);
         let existed = known.exists();
-        let next = known.changed(to, put, removed);
+        let next = known.changed(to, put.into_values(), removed);
         let same = change.is_empty() && existed == next.exists();
         self.topology = Some(next);
         if same { Applied::Unchanged } else { Applied::Changed(change) }
@@ -157,8 +159,8 @@ impl Fold {
             self.held = Some(next);
             return Applied::Held;
         }
-        let next = next.sharing(current);
         let change = Change::between(current, &next);
+        let next = next.sharing(current, &change);
         let same = change.is_empty() && current.exists() == next.exists();
         self.held = None;
         self.topology = Some(next);
@@ -175,13 +177,20 @@ impl Change {
         self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
     }
 
-    fn between(before: &Topology, after: &Topology) -> Self {
+    /// How many endpoints differ.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.added.len() + self.removed.len() + self.changed.len()
+    }
+
+    pub(crate) fn between(before: &Topology, after: &Topology) -> Self {
         let mut change = Self::default();
-        for endpoint in after.iter() {
-            change.put(before, endpoint);
-        }
-        let gone = before.iter().filter(|endpoint| after.get(endpoint.id().as_str()).is_none());
-        change.removed.extend(gone.cloned());
+        before.differences(after, |difference| match difference {
+            Difference::Added(new) => change.added.push(new.clone()),
+            Difference::Removed(old) => change.removed.push(old.clone()),
+            Difference::Both(old, new) if Arc::ptr_eq(old, new) || old == new => {}
+            Difference::Both(old, new) => change.changed.push((old.clone(), new.clone())),
+        });
         change
     }
 
@@ -329,6 +338,14 @@ mod tests {
         assert!(ids(&fold(trouble().into_iter().chain([snapshot(2, &[])]))).is_empty());
         let again = trouble().into_iter().chain([Update::degraded("down"), snapshot(3, &[])]);
         assert_eq!(ids(&fold(again)), ["e1"], "trouble in between: not a confirmation");
+    }
+
+    #[test]
+    fn a_held_set_of_another_source_hides_no_older_word_of_this_one() {
+        let elsewhere = Topology::missing(Generation::new(SourceId::new(2), 1));
+        let mut fold = fold([snapshot(12, &[1]), Update::degraded("down"), Update::Snapshot(elsewhere)]);
+        assert_eq!(fold.apply(snapshot(1, &[2])), Applied::Stale);
+        assert_eq!(ids(&fold), ["e1"]);
     }
 
     #[test]

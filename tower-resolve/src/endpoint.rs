@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use crate::chunks::Named;
+
 /// The name of an endpoint, unique in its set and kept over restarts: an instance id, a pod's name, or the address where
 /// there is nothing better.
 ///
@@ -34,10 +36,12 @@ pub struct Endpoint {
     id: EndpointId,
     addr: SocketAddr,
     epoch: Option<NonZeroU64>,
-    weight: NonZeroU32,
     zone: Option<Arc<str>>,
+    /// Most have none.
+    metadata: Option<Arc<BTreeMap<String, String>>>,
+    weight: NonZeroU32,
+    priority: u16,
     phase: Phase,
-    metadata: BTreeMap<String, String>,
 }
 
 /// Where an endpoint is in its life, as its source tells it.
@@ -83,6 +87,12 @@ impl fmt::Display for EndpointId {
     }
 }
 
+impl Named for Arc<Endpoint> {
+    fn name(&self) -> &EndpointId {
+        &self.id
+    }
+}
+
 // === impl Endpoint ===
 
 impl Endpoint {
@@ -92,10 +102,11 @@ impl Endpoint {
             id: id.into(),
             addr,
             epoch: None,
-            weight: NonZeroU32::MIN,
             zone: None,
+            metadata: None,
+            weight: NonZeroU32::MIN,
+            priority: 0,
             phase: Phase::default(),
-            metadata: BTreeMap::new(),
         }
     }
 
@@ -105,13 +116,20 @@ impl Endpoint {
         Self { epoch: epoch.into(), ..self }
     }
 
-    /// Its share of the traffic beside the others'. Default: 1. No policy of this version looks at it yet.
+    /// Its share of the traffic beside the others'. Default: 1. [`policy`](crate::policy) tells which of them look at it.
     #[must_use]
     pub fn with_weight(self, weight: NonZeroU32) -> Self {
         Self { weight, ..self }
     }
 
-    /// Where it runs. Default: unknown.
+    /// Which of several sets it belongs to: those of the lowest number serve as long as enough of them are well, as in
+    /// DNS SRV records. Default: 0.
+    #[must_use]
+    pub fn with_priority(self, priority: u16) -> Self {
+        Self { priority, ..self }
+    }
+
+    /// Where it runs. Default: unknown. One `Arc<str>` for all endpoints of a zone saves memory.
     #[must_use]
     pub fn with_zone(self, zone: impl Into<Arc<str>>) -> Self {
         Self { zone: Some(zone.into()), ..self }
@@ -126,7 +144,7 @@ impl Endpoint {
     /// Adds one pair of whatever else is known of it.
     #[must_use]
     pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.metadata.insert(key.into(), value.into());
+        Arc::make_mut(self.metadata.get_or_insert_default()).insert(key.into(), value.into());
         self
     }
 
@@ -154,6 +172,12 @@ impl Endpoint {
         self.weight
     }
 
+    /// Which of several sets it belongs to; lower ones come first.
+    #[must_use]
+    pub fn priority(&self) -> u16 {
+        self.priority
+    }
+
     /// Where it runs.
     #[must_use]
     pub fn zone(&self) -> Option<&str> {
@@ -169,12 +193,28 @@ impl Endpoint {
     /// Whatever else is known of it.
     #[must_use]
     pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        self.metadata.as_deref().unwrap_or(&NONE)
     }
 
     /// Whether `other` is the same instance: same id, address and epoch. Connections and load history may be kept.
     #[must_use]
     pub fn is_same_instance(&self, other: &Self) -> bool {
         self.id == other.id && self.addr == other.addr && self.epoch == other.epoch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_is_kept_and_compared_and_costs_nothing_when_there_is_none() {
+        let bare = Endpoint::new("a", ([127, 0, 0, 1], 80).into());
+        assert!(bare.metadata().is_empty());
+        let tagged = bare.clone().with_metadata("version", "1").with_metadata("rack", "7");
+        assert_eq!(tagged.metadata()["version"], "1");
+        assert_eq!((tagged == bare, tagged.is_same_instance(&bare)), (false, true));
+        assert!(size_of::<Endpoint>() <= 96, "{} bytes, and there may be ten thousand", size_of::<Endpoint>());
     }
 }

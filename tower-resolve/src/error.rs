@@ -39,6 +39,7 @@ pub(crate) struct Counts {
     pub(crate) starting: usize,
     pub(crate) draining: usize,
     pub(crate) fenced: usize,
+    pub(crate) ejected: usize,
 }
 
 // === impl NoEndpoints ===
@@ -60,7 +61,7 @@ impl NoEndpoints {
         self.counts.known
     }
 
-    /// How many of them said they were ready.
+    /// How many of them are ready and well.
     #[must_use]
     pub fn ready(&self) -> usize {
         self.counts.ready
@@ -84,6 +85,12 @@ impl NoEndpoints {
         self.counts.fenced
     }
 
+    /// How many of them are out for their health: ejected, or failing their checks.
+    #[must_use]
+    pub fn ejected(&self) -> usize {
+        self.counts.ejected
+    }
+
     /// When to come back: not known.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
@@ -93,9 +100,9 @@ impl NoEndpoints {
 
 impl fmt::Display for NoEndpoints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts { known, ready, starting, draining, fenced } = self.counts;
+        let Counts { known, ready, starting, draining, fenced, ejected } = self.counts;
         write!(f, "no healthy replica ({known} known: {ready} ready, {starting} starting, ")?;
-        write!(f, "{draining} draining, {fenced} fenced)")
+        write!(f, "{draining} draining, {ejected} ejected, {fenced} fenced)")
     }
 }
 
@@ -192,7 +199,10 @@ mod tests {
         let counts = Counts { known: 3, draining: 1, ..Counts::default() };
         let error: BoxError = NoEndpoints::new(None, counts).into();
         assert_eq!(Refusal::find(&*error).unwrap().code(), "no-endpoints");
-        assert_eq!(error.to_string(), "no healthy replica (3 known: 0 ready, 0 starting, 1 draining, 0 fenced)");
+        assert_eq!(
+            error.to_string(),
+            "no healthy replica (3 known: 0 ready, 0 starting, 1 draining, 0 ejected, 0 fenced)"
+        );
     }
 
     #[test]

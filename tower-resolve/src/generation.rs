@@ -14,6 +14,17 @@ pub struct SourceId(u64);
 ///
 /// `a < b`, `a == b` and `a > b` are all false for two sources: nobody knows which is newer.
 ///
+/// | source | the value counts | another id when |
+/// |---|---|---|
+/// | fixed | nothing: it is 1 | another resolver is made |
+/// | file | changes of content, as seen | the resolver is made anew |
+/// | DNS | changes of a name's sorted set, as seen | the resolver is made anew |
+/// | etcd, a lease store | revisions | it is another cluster, or was restored |
+///
+/// So a generation can be told to another process (see
+/// [`invalidate_older_than`](crate::CachedResolver::invalidate_older_than)) only where its source is one that both know,
+/// under an id that it has by itself.
+///
 /// ```
 /// use tower_resolve::{Generation, SourceId};
 ///

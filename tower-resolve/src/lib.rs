@@ -10,19 +10,23 @@
 //!                         for all who follow          and watches fails over  instance
 //! ```
 //!
-//! - [`Resolve`] is a name in and an endless stream of [`Update`]s out; [`StaticResolver`] is the simplest one.
+//! - [`Resolve`] is a name in and an endless stream of [`Update`]s out. [`StaticResolver`] is the simplest one; there are
+//!   `FileResolver` (feature `file`: TOML or JSON, followed while it changes), `DnsResolver` (feature `dns`: A, AAAA and
+//!   SRV, as long as their time to live), and one of your own is a stream.
 //!   [`diff`] folds updates into a [`Topology`]: never back inside a source, nothing lost while it is in trouble.
 //! - [`CachedResolver`] remembers: one question for all who follow a name, the last good set on errors.
+//!   `DiscoverEndpoints` (feature `tower`) gives it to Tower's own p2c balance.
 //! - [`Balance`] sends each request to one of the endpoints that are ready; see [`balance`] for what it promises, and
 //!   [`policy`] for how it picks.
+//! - [`health`] checks endpoints and ejects them by their answers.
 //! - `upstream::Upstream` (feature `hyper`) is a pooled HTTP/1 endpoint.
 //!
 //! # What it costs
 //!
 //! A request loads one snapshot, picks (the same cost for two endpoints and for ten thousand), clones the endpoint's
 //! service and counts itself in: no lock, no allocation, no boxed future and no task hop besides the endpoint's own. It
-//! is shareable as it is, without a `Buffer`. In exchange there is one task for each balance, the driver, and a change of
-//! the set costs a walk over its endpoints.
+//! is shareable as it is, without a `Buffer`. In exchange there is one task for each balance, the driver. A change of one
+//! endpoint costs about that endpoint, however many there are ([`balance`] has the rest).
 //!
 //! # Example
 //!
@@ -52,15 +56,18 @@
 //! # }
 //! ```
 //!
-//! Tuned: for HTTP, round robin, and less patience.
+//! Tuned: for HTTP, by latency, in a zone, with an eye on the answers, and less patience.
 //!
 //! ```
 //! use std::time::Duration;
-//! use tower_resolve::{Balance, policy::RoundRobin};
+//! use tower_resolve::{Balance, health::Outlier, policy::PeakEwma};
 //!
 //! let builder = Balance::builder()
 //!     .http()                                // in flight to the body's end; the epoch goes along in a header
-//!     .policy(RoundRobin::new())
+//!     .policy(PeakEwma::new())
+//!     .zone("eu-1")
+//!     .slow_start(Duration::from_secs(30))
+//!     .outlier(Outlier::new())
 //!     .max_wait(Duration::from_millis(300))
 //!     .max_waiting(200);
 //! # let _ = builder;
@@ -79,26 +86,44 @@
 //!
 //! # When not
 //!
-//! For one upstream at one address there is nothing to balance. And a resolver that follows DNS, a file or etcd is not
-//! in this version; a [`Resolve`] of your own is a stream.
+//! For one upstream at one address there is nothing to balance.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backoff;
 pub mod balance;
 mod cache;
+mod chunks;
 pub mod diff;
+#[cfg(feature = "tower")]
+mod discover;
+#[cfg(feature = "dns")]
+mod dns;
 mod endpoint;
 mod error;
+#[cfg(feature = "file")]
+mod file;
 mod fixed;
 mod generation;
+pub mod health;
 pub mod policy;
 mod resolve;
+mod stripe;
+mod sync;
 mod topology;
 #[cfg(feature = "hyper")]
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
 pub mod upstream;
 
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use self::discover::DiscoverEndpoints;
+#[cfg(feature = "dns")]
+#[cfg_attr(docsrs, doc(cfg(feature = "dns")))]
+pub use self::dns::{DnsError, DnsResolver, DnsUpdates};
+#[cfg(feature = "file")]
+#[cfg_attr(docsrs, doc(cfg(feature = "file")))]
+pub use self::file::{FileError, FileResolver, FileUpdates};
 pub use self::{
     balance::Balance,
     cache::{Cached, CachedResolver, CachedUpdates},

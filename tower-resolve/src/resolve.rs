@@ -17,6 +17,44 @@ pub type Cause = Arc<dyn Error + Send + Sync>;
 /// - The first content is a [`Snapshot`](Update::Snapshot) or a [`DoesNotExist`](Update::DoesNotExist). Only a source
 ///   that can prove the order of its events may emit a [`Delta`](Update::Delta).
 /// - Dropping the stream stops the work.
+///
+/// # Example
+///
+/// One of your own, here asked every few seconds. An error is an update like the others.
+///
+/// ```
+/// use std::{net::SocketAddr, time::Duration};
+/// use futures_util::{StreamExt, stream, stream::BoxStream};
+/// use tower_resolve::{Endpoint, Generation, Resolve, SourceId, Topology, Update};
+///
+/// struct Inventory {
+///     source: SourceId,
+/// }
+///
+/// # async fn ask(name: &str) -> Result<(u64, Vec<SocketAddr>), std::io::Error> { Ok((1, vec![])) }
+/// impl Resolve for Inventory {
+///     type Updates = BoxStream<'static, Update>;
+///
+///     fn resolve(&self, name: &str) -> Self::Updates {
+///         let (name, source) = (name.to_owned(), self.source);
+///         stream::unfold(Duration::ZERO, move |pause| {
+///             let name = name.clone();
+///             async move {
+///                 tokio::time::sleep(pause).await;
+///                 let update = match ask(&name).await {
+///                     Ok((version, addrs)) => Update::Snapshot(Topology::new(
+///                         Generation::new(source, version),
+///                         addrs.into_iter().map(|addr| Endpoint::new(addr.to_string(), addr)),
+///                     )),
+///                     Err(error) => Update::degraded(error),
+///                 };
+///                 Some((update, Duration::from_secs(3)))
+///             }
+///         })
+///         .boxed()
+///     }
+/// }
+/// ```
 pub trait Resolve: Send + Sync + 'static {
     /// The updates of one name.
     type Updates: Stream<Item = Update> + Send + 'static;

@@ -1,34 +1,34 @@
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
-use crate::{Endpoint, EndpointId, Generation};
+use crate::{
+    Endpoint, EndpointId, Generation,
+    chunks::{Chunks, Difference},
+    diff::Change,
+};
 
 /// The endpoints of a name at one generation.
 ///
-/// Immutable and cheap to clone. Endpoints that did not change are shared between generations, so that comparing two
-/// costs a pointer for each of them.
-#[derive(Clone, PartialEq)]
+/// Immutable and cheap to clone. Generations share what did not change, in pieces of up to 64 endpoints, so that one made
+/// of the other by a small change costs little more than that change, to make and to compare.
+#[derive(Clone)]
 pub struct Topology {
     generation: Generation,
     exists: bool,
-    endpoints: Arc<Endpoints>,
+    endpoints: Chunks<Arc<Endpoint>>,
 }
-
-type Endpoints = BTreeMap<EndpointId, Arc<Endpoint>>;
 
 // === impl Topology ===
 
 impl Topology {
     /// All endpoints of a name as of `generation`. Of two with the same id the later one counts.
     pub fn new<E: Into<Arc<Endpoint>>>(generation: Generation, endpoints: impl IntoIterator<Item = E>) -> Self {
-        let endpoints = endpoints.into_iter().map(Into::into);
-        let endpoints = endpoints.map(|endpoint: Arc<Endpoint>| (endpoint.id().clone(), endpoint)).collect();
-        Self { generation, exists: true, endpoints: Arc::new(endpoints) }
+        Self { generation, exists: true, endpoints: Chunks::new(endpoints.into_iter().map(Into::into)) }
     }
 
     /// What is known of a name that does not exist.
     #[must_use]
     pub fn missing(generation: Generation) -> Self {
-        Self { generation, exists: false, endpoints: Arc::default() }
+        Self { generation, exists: false, endpoints: Chunks::default() }
     }
 
     /// The generation that it is complete to.
@@ -52,7 +52,7 @@ impl Topology {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.endpoints.is_empty()
+        self.endpoints.len() == 0
     }
 
     /// The endpoint of that name.
@@ -63,43 +63,62 @@ impl Topology {
 
     /// The endpoints, in the order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.endpoints.values()
+        self.endpoints.iter()
     }
 
     /// Whether both hold the same endpoints, whatever their generations.
     pub(crate) fn has_same_endpoints(&self, other: &Self) -> bool {
-        self.exists == other.exists
-            && (Arc::ptr_eq(&self.endpoints, &other.endpoints) || self.endpoints == other.endpoints)
+        self.exists == other.exists && self.len() == other.len() && Change::between(self, other).is_empty()
     }
 
     pub(crate) fn at(self, generation: Generation) -> Self {
         Self { generation, ..self }
     }
 
-    /// Puts what equals an endpoint of `older` in its place, so that both share it.
-    pub(crate) fn sharing(mut self, older: &Self) -> Self {
-        if Arc::ptr_eq(&self.endpoints, &older.endpoints) {
-            return self;
-        }
-        for (id, endpoint) in Arc::make_mut(&mut self.endpoints) {
-            if let Some(known) = older.endpoints.get(id)
-                && known == endpoint
-            {
-                *endpoint = known.clone();
-            }
-        }
-        self
+    /// Tells what became of each endpoint, besides those in pieces that both share.
+    pub(crate) fn differences<'a>(&'a self, after: &'a Self, tell: impl FnMut(Difference<'a, Arc<Endpoint>>)) {
+        self.endpoints.differences(&after.endpoints, tell);
     }
 
-    /// Costs the size of the change, and a copy of the map if somebody else still holds it.
-    pub(crate) fn changed(mut self, to: Generation, put: Endpoints, removed: &[EndpointId]) -> Self {
-        let endpoints = Arc::make_mut(&mut self.endpoints);
-        for id in removed {
-            endpoints.remove(id);
+    /// The same endpoints, sharing with `older` all that did not change; `change` is what did.
+    pub(crate) fn sharing(self, older: &Self, change: &Change) -> Self {
+        if self.endpoints.is_same(&older.endpoints) {
+            return self;
         }
-        endpoints.extend(put);
-        let exists = self.exists || !endpoints.is_empty();
-        Self { generation: to, exists, ..self }
+        let put = change.added.iter().chain(change.changed.iter().map(|(_, after)| after)).cloned();
+        let removed = change.removed.iter().map(|endpoint| endpoint.id());
+        Self { endpoints: edited(older.endpoints.clone(), put, removed), ..self }
+    }
+
+    /// Costs the size of the change, and where somebody else still holds it, a copy of the pieces that change.
+    pub(crate) fn changed<'a>(
+        self,
+        to: Generation,
+        put: impl IntoIterator<Item = Arc<Endpoint>>,
+        removed: impl IntoIterator<Item = &'a EndpointId>,
+    ) -> Self {
+        let endpoints = edited(self.endpoints, put, removed);
+        Self { generation: to, exists: self.exists || endpoints.len() > 0, endpoints }
+    }
+}
+
+fn edited<'a>(
+    mut endpoints: Chunks<Arc<Endpoint>>,
+    put: impl IntoIterator<Item = Arc<Endpoint>>,
+    removed: impl IntoIterator<Item = &'a EndpointId>,
+) -> Chunks<Arc<Endpoint>> {
+    for id in removed {
+        endpoints.remove(id.as_str());
+    }
+    for endpoint in put {
+        endpoints.insert(endpoint);
+    }
+    endpoints
+}
+
+impl PartialEq for Topology {
+    fn eq(&self, other: &Self) -> bool {
+        self.generation == other.generation && self.has_same_endpoints(other)
     }
 }
 
@@ -108,7 +127,7 @@ impl fmt::Debug for Topology {
         f.debug_struct("Topology")
             .field("generation", &self.generation)
             .field("exists", &self.exists)
-            .field("endpoints", &self.endpoints.values())
+            .field("endpoints", &self.endpoints.iter().collect::<Vec<_>>())
             .finish()
     }
 }

@@ -89,16 +89,16 @@ fn cached(updates: impl IntoIterator<Item = Update>) -> (Source, CachedResolver<
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_source_is_asked_again_after_the_ttl_and_one_that_speaks_is_not() {
+async fn a_silent_source_is_asked_again_ahead_of_the_ttl_and_one_that_speaks_is_not() {
     let (source, cached) = cached([snapshot(1, &["a"])]);
     let mut updates = cached.resolve("name");
     assert_eq!(ids(updates.next().await), ["a"]);
-    sleep(Duration::from_millis(4_900)).await;
+    sleep(Duration::from_millis(3_500)).await;
     assert_eq!(source.asked(), 1);
     source.say(Update::Progress(generation(1)));
-    sleep(Duration::from_millis(4_900)).await;
+    sleep(Duration::from_millis(3_500)).await;
     assert_eq!(source.asked(), 1, "measured from the last sign of life");
-    sleep(Duration::from_millis(200)).await;
+    sleep(Duration::from_millis(1_000)).await;
     assert_eq!((source.asked(), source.followed()), (2, 1));
     assert!(updates.next().now_or_never().is_none(), "the same answer is no news");
 }
@@ -145,7 +145,7 @@ async fn a_source_in_trouble_takes_nothing_away_and_is_asked_again() {
     source.say(Update::degraded("down"));
     assert!(matches!(updates.next().await, Some(Update::Degraded(_))));
     sleep(seconds(10)).await;
-    assert!((5..=7).contains(&source.asked()), "after the ttl, once a second: {}", source.asked());
+    assert!((6..=9).contains(&source.asked()), "ahead of the ttl, then about once a second: {}", source.asked());
     let known = cached.peek("name").unwrap();
     assert_eq!((known.topology.len(), known.degraded.is_some()), (1, true));
     assert!(known.age >= seconds(10));
@@ -234,7 +234,7 @@ async fn a_newer_generation_seen_elsewhere_makes_it_ask_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_known_to_be_old_is_asked_for_ten_times_a_second_at_most() {
+async fn what_is_said_to_be_old_and_is_not_is_asked_for_less_and_less_often() {
     let (source, cached) = cached([snapshot(5, &["a"])]);
     let mut updates = cached.resolve("name");
     updates.next().await;
@@ -243,7 +243,7 @@ async fn what_is_known_to_be_old_is_asked_for_ten_times_a_second_at_most() {
         sleep(Duration::from_millis(10)).await;
         cached.invalidate_older_than("name", generation(9));
     }
-    assert!((10..=12).contains(&source.asked()), "{}", source.asked());
+    assert!((4..=6).contains(&source.asked()), "after 0, 0.1, 0.3, 0.7 s: {}", source.asked());
     assert_eq!(cached.peek("name").unwrap().topology.len(), 1, "and it stays in use meanwhile");
 }
 
@@ -270,7 +270,59 @@ async fn a_source_that_ends_its_updates_is_asked_again() {
     let asked = Arc::new(AtomicUsize::new(0));
     let _updates = CachedResolver::new(Ends(asked.clone())).resolve("name");
     sleep(seconds(60)).await;
-    assert!((10..=13).contains(&asked.load(SeqCst)), "once a ttl, not in a loop: {}", asked.load(SeqCst));
+    assert!((13..=18).contains(&asked.load(SeqCst)), "about once a ttl, not in a loop: {}", asked.load(SeqCst));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_great_loss_right_after_trouble_is_asked_for_again_and_then_believed() {
+    let (source, cached) = cached([snapshot(1, &["a", "b", "c", "d"])]);
+    let mut updates = cached.resolve("name");
+    assert_eq!(ids(updates.next().await).len(), 4);
+    source.say(Update::degraded("restarting"));
+    assert!(matches!(updates.next().await, Some(Update::Degraded(_))));
+    source.answer([snapshot(2, &["a"])]);
+    source.say(snapshot(2, &["a"]));
+    settle().await;
+    assert!(updates.next().now_or_never().is_none(), "three of four at once: held back");
+    assert_eq!(cached.peek("name").unwrap().topology.len(), 4);
+    sleep(Duration::from_millis(1_200)).await;
+    assert_eq!(source.asked(), 2, "not left open for a whole ttl");
+    assert!(matches!(updates.next().await, Some(Update::Progress(_))), "well again");
+    assert_eq!(ids(updates.next().await), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_hangs_is_told_to_be_in_trouble_and_asked_again() {
+    let (source, cached) = cached([]);
+    let mut updates = cached.resolve("name");
+    let Some(Update::Degraded(cause)) = updates.next().await else { panic!("nothing else is known") };
+    assert_eq!(cause.to_string(), "the source has not answered in 10 s");
+    assert_eq!((source.asked(), source.followed()), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_panics_is_asked_again_and_its_followers_are_not_lost() {
+    struct Panics(Arc<AtomicUsize>);
+    impl Resolve for Panics {
+        type Updates = std::pin::Pin<Box<dyn futures_util::Stream<Item = Update> + Send>>;
+        fn resolve(&self, _: &str) -> Self::Updates {
+            match self.0.fetch_add(1, SeqCst) {
+                0 => futures_util::stream::poll_fn(|_| panic!("a source panics")).boxed(),
+                1 => panic!("and once more, when asked"),
+                _ => futures_util::stream::iter([snapshot(1, &["a"])]).chain(futures_util::stream::pending()).boxed(),
+            }
+        }
+    }
+    let cached = CachedResolver::new(Panics(Arc::default()));
+    let mut updates = cached.resolve("name");
+    assert!(matches!(updates.next().await, Some(Update::Degraded(_))));
+    loop {
+        match updates.next().await {
+            Some(Update::Snapshot(topology)) => break assert_eq!(topology.len(), 1),
+            Some(_) => {}
+            None => panic!("the updates never end"),
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

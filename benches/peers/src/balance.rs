@@ -1,29 +1,163 @@
 //! Load balancers over services that do nothing.
 
-use std::convert::Infallible;
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap, VecDeque},
+    convert::Infallible,
+    future::{Ready, poll_fn, ready},
+    hint::black_box,
+    pin::pin,
+    rc::Rc,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+};
 
-use futures_util::{StreamExt, stream};
+use async_trait::async_trait;
+use futures_util::{
+    FutureExt,
+    stream::{self, StreamExt},
+};
+use pingora_load_balancing::{Backend, Backends, LoadBalancer, discovery::ServiceDiscovery, selection::RoundRobin};
 use tower::{
     balance::p2c::Balance,
+    buffer::Buffer,
     discover::Change,
     load::{CompleteOnResponse, PendingRequests},
 };
+use tower_service::Service;
 
 use crate::drive::{self, Bare, Case};
 
-pub(crate) const CASES: &[Case] = &[
-    Case { name: "tower-p2c-pending/2", job: JOB, bare: "peers-bare", run: |calls| p2c(calls, 2) },
-    Case { name: "tower-p2c-pending/10", job: JOB, bare: "peers-bare", run: |calls| p2c(calls, 10) },
-    Case { name: "tower-p2c-pending/1000", job: JOB, bare: "peers-bare", run: |calls| p2c(calls, 1_000) },
-];
+/// One case for each number of endpoints.
+macro_rules! sizes {
+    ($name:literal, $run:expr) => {
+        [
+            Case { name: concat!($name, "/2"), job: JOB, bare: "peers-bare", run: |calls| $run(calls, 2) },
+            Case { name: concat!($name, "/10"), job: JOB, bare: "peers-bare", run: |calls| $run(calls, 10) },
+            Case { name: concat!($name, "/100"), job: JOB, bare: "peers-bare", run: |calls| $run(calls, 100) },
+            Case { name: concat!($name, "/1000"), job: JOB, bare: "peers-bare", run: |calls| $run(calls, 1_000) },
+            Case { name: concat!($name, "/10000"), job: JOB, bare: "peers-bare", run: |calls| $run(calls, 10_000) },
+        ]
+    };
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    [
+        sizes!("tower-p2c-pending", p2c),
+        sizes!("tower-p2c-pending-buffer", buffered),
+        sizes!("tower-p2c-pending-change", p2c_change),
+        sizes!("pingora-round-robin", pingora),
+        sizes!("pingora-round-robin-change", pingora_change),
+    ]
+    .concat()
+}
 
 const JOB: &str = "balance";
 
+fn insert(endpoint: u32) -> Result<Change<u32, PendingRequests<Bare>>, Infallible> {
+    Ok(Change::Insert(endpoint, PendingRequests::new(Bare, CompleteOnResponse::default())))
+}
+
 fn p2c(calls: u32, endpoints: u32) {
-    let inserts = (0..endpoints).map(|endpoint| {
-        let service = PendingRequests::new(Bare, CompleteOnResponse::default());
-        Ok::<_, Infallible>(Change::Insert(endpoint, service))
-    });
     // All endpoints at once and then no news, as from a directory in which nothing changes.
-    drive::calls(calls, Balance::new(Box::pin(stream::iter(inserts).chain(stream::pending()))));
+    drive::calls(calls, Balance::new(Box::pin(stream::iter((0..endpoints).map(insert)).chain(stream::pending()))));
+}
+
+/// What makes it `Clone`: a task behind a channel, on the same thread here.
+fn buffered(calls: u32, endpoints: u32) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let _entered = runtime.enter();
+    let changes = stream::iter((0..endpoints).map(insert)).chain(stream::pending());
+    let mut service = Buffer::new(Balance::new(Box::pin(changes)), 1_024);
+    let mut call = async |index: u32| {
+        poll_fn(|cx| Service::<u32>::poll_ready(&mut service, cx)).await.expect("it is ready");
+        black_box(service.call(black_box(index)).await.expect("a call that succeeds"));
+    };
+    runtime.block_on(call(0));
+    drive::other_calls(1, |_| {
+        runtime.block_on(async {
+            for index in 0..calls {
+                call(index).await;
+            }
+        });
+    });
+}
+
+/// One endpoint out and in again, with a call after each, for it does nothing by itself.
+fn p2c_change(times: u32, endpoints: u32) {
+    let news = Rc::new(RefCell::new((0..endpoints).map(insert).collect::<VecDeque<_>>()));
+    let told = news.clone();
+    let changes = stream::poll_fn(move |_| told.borrow_mut().pop_front().map_or(Poll::Pending, |new| Poll::Ready(Some(new))));
+    let mut service = Balance::new(Box::pin(changes));
+    let mut call = move |index: u32| {
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(Service::<u32>::poll_ready(&mut service, &mut context).is_ready());
+        assert!(pin!(service.call(index)).poll(&mut context).is_ready());
+    };
+    call(0);
+    drive::other_calls(times, |index| {
+        let endpoint = index * 7_919 % endpoints;
+        news.borrow_mut().push_back(Ok(Change::Remove(endpoint)));
+        call(index);
+        news.borrow_mut().push_back(insert(endpoint));
+        call(index);
+    });
+}
+
+/// pingora's selection before the service that does nothing.
+#[derive(Clone)]
+struct Selected(Arc<LoadBalancer<RoundRobin>>);
+
+/// A discovery that says what it was told.
+#[derive(Clone)]
+struct Told(Arc<Mutex<BTreeSet<Backend>>>);
+
+impl Service<u32> for Selected {
+    type Response = u32;
+    type Error = Infallible;
+    type Future = Ready<Result<u32, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: u32) -> Self::Future {
+        black_box(self.0.select(b"", 256).expect("a backend"));
+        ready(Ok(request))
+    }
+}
+
+#[async_trait]
+impl ServiceDiscovery for Told {
+    async fn discover(&self) -> pingora_error::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
+        Ok((self.0.lock().expect("no panic").clone(), HashMap::new()))
+    }
+}
+
+fn backend(index: u32) -> Backend {
+    let address = format!("127.{}.{}.{}:80", 1 + index / 65_536, index / 256 % 256, index % 256);
+    Backend::new(&address).expect("a backend")
+}
+
+fn balancer(endpoints: u32) -> (LoadBalancer<RoundRobin>, Told) {
+    let told = Told(Arc::new(Mutex::new((0..endpoints).map(backend).collect())));
+    let balancer = LoadBalancer::from_backends(Backends::new(Box::new(told.clone())));
+    assert!(balancer.update().now_or_never().is_some_and(|updated| updated.is_ok()));
+    (balancer, told)
+}
+
+fn pingora(calls: u32, endpoints: u32) {
+    drive::calls(calls, Selected(Arc::new(balancer(endpoints).0)));
+}
+
+/// One endpoint out and in again. It is told the whole set each time.
+fn pingora_change(times: u32, endpoints: u32) {
+    let (balancer, told) = balancer(endpoints);
+    drive::other_calls(times, |index| {
+        let one = backend(index * 7_919 % endpoints);
+        told.0.lock().expect("no panic").remove(&one);
+        assert!(balancer.update().now_or_never().is_some_and(|updated| updated.is_ok()));
+        told.0.lock().expect("no panic").insert(one);
+        assert!(balancer.update().now_or_never().is_some_and(|updated| updated.is_ok()));
+    });
 }

@@ -18,7 +18,7 @@ use crate::drive::{Bare, BareHttp, BareWaits, Case};
 
 fn main() -> ExitCode {
     drive::main(
-        &[BARE, circuit::CASES, limit::CASES, balance::CASES].concat(),
+        &[BARE, circuit::CASES, limit::CASES, &balance::cases()].concat(),
         &[circuit::CONTENDED, limit::CONTENDED].concat(),
     )
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::BoxStream};
-use http::Response;
+use http::{Request, Response};
 use tower::{
     Layer, ServiceBuilder,
     util::{Either, MapResponseLayer},
@@ -69,7 +69,7 @@ pub(crate) async fn run(
     }
 }
 
-async fn serve<P: Policy>(
+async fn serve<P: Policy<Request<RequestBody>>>(
     config: &Config,
     policy: P,
     gateway: Gateway,

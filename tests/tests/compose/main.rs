@@ -3,6 +3,7 @@
 
 mod axum;
 mod client;
+mod discovery;
 mod order;
 mod parts;
 mod tonic;

@@ -1,46 +1,71 @@
-use std::{marker::PhantomData, num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use futures_core::Stream;
-use tower_outcome::classify::{AtEnd, AtHead};
+use tower_outcome::classify::{AnyErr, Auto};
 use tower_service::Service;
 
-use super::{Balance, Driver, shared::Limits};
+use super::{Balance, Driver, Stamp, Subset, shared::Limits};
 use crate::{
     Endpoint, Update,
     backoff::FOR_EVER,
+    health::{ActiveCheck, Outlier},
     policy::{LeastRequest, Policy},
 };
 
 /// The knobs of a [`Balance`]. Made by [`Balance::builder`].
-#[derive(Clone, Debug)]
-pub struct BalanceBuilder<P = LeastRequest, K = AtHead> {
+#[derive(Debug)]
+pub struct BalanceBuilder<P = LeastRequest, C = AnyErr> {
     policy: P,
+    classify: C,
     limits: Limits,
-    scope: PhantomData<fn() -> K>,
+    pub(super) follows: Follows,
+}
+
+/// What only the driver needs.
+#[derive(Debug)]
+pub(super) struct Follows {
+    pub(super) zone: Option<Arc<str>>,
+    pub(super) subset: Option<Subset>,
+    pub(super) slow_start: Duration,
+    pub(super) outlier: Option<Outlier>,
+    pub(super) check: Option<ActiveCheck>,
+    pub(super) panic_below: u8,
 }
 
 // === impl BalanceBuilder ===
 
 impl BalanceBuilder {
     pub(super) const fn new() -> Self {
-        Self { policy: LeastRequest, limits: DEFAULTS, scope: PhantomData }
+        Self { policy: LeastRequest, classify: AnyErr, limits: DEFAULTS, follows: Follows::NOTHING }
     }
 }
 
-impl<P, K> BalanceBuilder<P, K> {
+impl<P, C> BalanceBuilder<P, C> {
     /// Which of the eligible endpoints gets a request. Default: [`LeastRequest`], which evens out slow endpoints.
     #[must_use]
-    pub fn policy<Q: Policy>(self, policy: Q) -> BalanceBuilder<Q, K> {
-        BalanceBuilder { policy, limits: self.limits, scope: PhantomData }
+    pub fn policy<Q>(self, policy: Q) -> BalanceBuilder<Q, C> {
+        let Self { classify, limits, follows, .. } = self;
+        BalanceBuilder { policy, classify, limits, follows }
     }
 
-    /// For HTTP: a request is in flight until the **end of its response's body** (default: until the response), and the
-    /// endpoint's epoch goes along in the header [`LEASE_EPOCH`](tower_outcome::header::LEASE_EPOCH), by which a replica
-    /// refuses what was meant for another instance. A value of the client's own is overwritten, or removed where the
-    /// endpoint has no epoch.
+    /// For HTTP and gRPC: [`classify`](Self::classify) with [`Auto`]. So a request is in flight until the **end of its
+    /// response's body** (default: until the response), 5xx and the failing codes of gRPC are failures, and the endpoint's
+    /// epoch goes along in the header [`LEASE_EPOCH`](tower_outcome::header::LEASE_EPOCH), by which a replica refuses what
+    /// was meant for another instance. A value of the client's own is overwritten, or removed where the endpoint has no
+    /// epoch.
     #[must_use]
-    pub fn http(self) -> BalanceBuilder<P, AtEnd> {
-        BalanceBuilder { policy: self.policy, limits: self.limits, scope: PhantomData }
+    pub fn http(self) -> BalanceBuilder<P, Auto> {
+        self.classify(Auto::new())
+    }
+
+    /// What is an endpoint's failure. Default: [`AnyErr`], any error that is not a refusal of our own.
+    ///
+    /// It makes a failing endpoint dearer to the policies that look at load (see [`policy`](crate::policy)), and feeds
+    /// [`outlier`](Self::outlier). It also says what a request is: see [`Stamp`].
+    #[must_use]
+    pub fn classify<D>(self, classify: D) -> BalanceBuilder<P, D> {
+        let Self { policy, limits, follows, .. } = self;
+        BalanceBuilder { policy, classify, limits, follows }
     }
 
     /// How many requests may wait for an endpoint at once; one more is refused. Default: 1 024, which is what a second
@@ -67,6 +92,64 @@ impl<P, K> BalanceBuilder<P, K> {
         self
     }
 
+    /// How many requests each endpoint may have in flight, for HTTP until the end of the body. One that is full is passed
+    /// over; when all are, requests wait as they do for any other reason, and then are refused with 503. Default: no limit
+    /// of ours.
+    #[must_use]
+    pub fn max_in_flight(mut self, requests: NonZeroU32) -> Self {
+        self.limits.max_in_flight = requests.get();
+        self
+    }
+
+    /// Where this client runs: endpoints of the same zone are preferred. Default: unknown, and all zones are one.
+    ///
+    /// They get everything while at least 5 of 7 of them are usable, and then less and less, in proportion, the rest going
+    /// to the other zones: the remaining ones must not be run over. (Envoy's rule for priorities, with its
+    /// overprovisioning factor of 1.4; [priorities](Endpoint::with_priority) spill over in the same way.)
+    #[must_use]
+    pub fn zone(mut self, zone: impl Into<Arc<str>>) -> Self {
+        self.follows.zone = Some(zone.into());
+        self
+    }
+
+    /// Uses only some of the endpoints. Default: all.
+    #[must_use]
+    pub fn subset(mut self, subset: Subset) -> Self {
+        self.follows.subset = Some(subset);
+        self
+    }
+
+    /// How long a new endpoint takes to get its full share, beginning with a tenth of it: for caches to fill, for code to
+    /// be compiled. Default: none. Not for the endpoints of the first set, which are all as new, nor for policies that
+    /// tie requests to endpoints.
+    #[must_use]
+    pub fn slow_start(mut self, window: Duration) -> Self {
+        self.follows.slow_start = window.min(FOR_EVER);
+        self
+    }
+
+    /// Ejects endpoints by what becomes of their requests. Default: off.
+    #[must_use]
+    pub fn outlier(mut self, outlier: Outlier) -> Self {
+        self.follows.outlier = Some(outlier);
+        self
+    }
+
+    /// Checks endpoints now and then. Default: off.
+    #[must_use]
+    pub fn active_check(mut self, check: ActiveCheck) -> Self {
+        self.follows.check = Some(check);
+        self
+    }
+
+    /// When fewer than so many percent of the endpoints are well, health is ignored; 0 for never. Off below five
+    /// endpoints. Default: 50 (Envoy's).
+    #[must_use]
+    pub fn panic_threshold(mut self, percent: u8) -> Self {
+        self.follows.panic_below = percent.min(100);
+        self
+    }
+
     /// The balance, and the driver that must be spawned for it to do anything.
     ///
     /// `make` makes the service of an endpoint: once for each instance, and again when its `poll_ready` has failed. This
@@ -76,16 +159,26 @@ impl<P, K> BalanceBuilder<P, K> {
     /// Readiness must be the endpoint's and not a single clone's: each request asks a fresh clone, once. (A service that
     /// needs two polls before it says `Ready`, on each clone, would never be picked.)
     #[expect(clippy::type_complexity, reason = "the two are a pair, and each is named where it is kept")]
-    pub fn build<S, Req, U, M>(self, updates: U, make: M) -> (Balance<S, Req, P, K>, Driver<S, Req, P, U, M>)
+    pub fn build<S, Req, U, M>(self, updates: U, make: M) -> (Balance<S, Req, P, C>, Driver<S, Req, P, U, M, C>)
     where
         S: Service<Req> + Clone,
         U: Stream<Item = Update>,
         M: FnMut(&Endpoint) -> S,
-        P: Policy,
+        P: Policy<Req>,
+        C: Stamp<Req>,
     {
-        let (balance, shared, looks) = Balance::new(self.policy, self.limits);
-        (balance, Driver::new(shared, looks, updates, make))
+        let strikes = self.follows.outlier.as_ref().map_or(0, Outlier::strikes);
+        let (balance, ends) = Balance::new(self.policy, self.classify, self.limits, strikes);
+        (balance, Driver::new(ends, self.follows, updates, make))
     }
 }
 
-const DEFAULTS: Limits = Limits { max_waiting: 1024, max_wait: Duration::from_secs(1), max_endpoints: 3 };
+// === impl Follows ===
+
+impl Follows {
+    const NOTHING: Self =
+        Self { zone: None, subset: None, slow_start: Duration::ZERO, outlier: None, check: None, panic_below: 50 };
+}
+
+const DEFAULTS: Limits =
+    Limits { max_waiting: 1024, max_wait: Duration::from_secs(1), max_endpoints: 3, max_in_flight: u32::MAX };

@@ -1,8 +1,8 @@
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     fmt,
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering::Release},
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,24 +13,33 @@ use futures_util::{
     stream::FuturesUnordered,
 };
 use pin_project::pin_project;
-use tokio::{sync::mpsc::UnboundedReceiver, time::Instant};
+use tokio::{
+    sync::mpsc::UnboundedReceiver,
+    time::{Instant, Sleep, sleep_until},
+};
 use tower_outcome::BoxError;
 use tower_service::Service;
 
 use super::{
-    shared::{Eligible, Life, Look, Published, Shared},
-    slot::{Slot, Stats},
+    builder::Follows,
+    ease::Ease,
+    service::Ends,
+    shared::{Life, Published, Shared},
+    slot::{Hub, Look, Slot, Stats},
+    subset::Part,
+    tier::Tiers,
     watch::{Seen, Watch},
 };
 use crate::{
-    Endpoint, EndpointId, Phase, Update,
+    Endpoint, EndpointId, Topology, Update,
     backoff::Backoff,
-    diff::{Applied, Fold},
+    diff::{Applied, Change, Fold},
+    health::{self, Checkup, Checkups, Ward},
     policy::Policy,
 };
 
-/// Keeps a [`Balance`](super::Balance) alive: follows the topology, makes and drops endpoint services, and watches those
-/// that are not ready. Spawn it.
+/// Keeps a [`Balance`](super::Balance) alive: follows the topology, makes and drops endpoint services, watches those that
+/// are not ready, and keeps the books of their health. Spawn it.
 ///
 /// It works without traffic, by events alone, and ends when the last handle of the balance and the last request is gone.
 /// When it is dropped earlier, the balance says so for good. Its `tracing` events are its own, so
@@ -39,31 +48,41 @@ use crate::{
 /// # Panics
 ///
 /// Where the `make` function or an endpoint's `poll_ready` does; the balance is then stopped. And outside of a Tokio
-/// runtime, when an endpoint's service fails and has to rest.
+/// runtime, when it has to wait for a time.
 #[pin_project]
 #[must_use = "a balance does nothing until its driver is spawned"]
-pub struct Driver<S, Req, P: Policy, U, M> {
+pub struct Driver<S, Req, P: Policy<Req>, U, M, C> {
     #[pin]
     updates: U,
     has_ended: bool,
-    pool: Pool<S, Req, P, M>,
+    pool: Pool<S, Req, P, M, C>,
+    alarm: Option<Pin<Box<Sleep>>>,
 }
 
-/// The driver's own view of the endpoints.
-struct Pool<S, Req, P: Policy, M> {
-    shared: Weak<Shared<S, P>>,
+/// The driver's own view of the endpoints. The slots themselves are in [`Shared::slots`], where snapshots find them.
+struct Pool<S, Req, P: Policy<Req>, M, C> {
+    shared: Weak<Shared<S, P::Table, P, C>>,
+    hub: Arc<Hub>,
     looks: UnboundedReceiver<Look>,
     make: M,
     fold: Fold,
-    entries: BTreeMap<EndpointId, Entry<S>>,
+    part: Option<Part>,
+    tiers: Tiers<S, P::Table>,
     watches: FuturesUnordered<Abortable<Watch<S, Req>>>,
-    all: Arc<[Arc<Slot<S>>]>,
-    stale: Stale,
+    /// Those that are watched, or failed lately.
+    cares: HashMap<EndpointId, Care>,
+    ward: Ward,
+    checkups: Option<Checkups<Arc<Stats>>>,
+    ease: Ease,
+    panics: bool,
+    /// What is published is no longer true.
+    is_stale: bool,
 }
 
-struct Entry<S> {
-    slot: Arc<Slot<S>>,
-    /// While it is watched. Dropping the entry ends the watch.
+/// What the driver does for an endpoint that is not well.
+#[derive(Default)]
+struct Care {
+    /// While it is watched. Dropping this ends the watch.
     watch: Option<AbortOnDrop>,
     failures: u32,
     failed_at: Option<Instant>,
@@ -71,37 +90,35 @@ struct Entry<S> {
 
 struct AbortOnDrop(AbortHandle);
 
-/// How much of what is published is no longer true.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stale {
-    Nothing,
-    Readiness,
-    Endpoints,
-}
-
 // === impl Driver ===
 
-impl<S, Req, P: Policy, U, M> Driver<S, Req, P, U, M> {
-    pub(super) fn new(shared: Weak<Shared<S, P>>, looks: UnboundedReceiver<Look>, updates: U, make: M) -> Self {
+impl<S, Req, P: Policy<Req>, U, M, C> Driver<S, Req, P, U, M, C> {
+    pub(super) fn new(ends: Ends<S, P::Table, P, C>, follows: Follows, updates: U, make: M) -> Self {
         let pool = Pool {
-            shared,
-            looks,
+            shared: ends.shared,
+            hub: ends.hub,
+            looks: ends.looks,
             make,
             fold: Fold::new(),
-            entries: BTreeMap::new(),
+            part: follows.subset.map(Part::new),
+            tiers: Tiers::new(follows.zone),
             watches: FuturesUnordered::new(),
-            all: Arc::new([]),
-            stale: Stale::Nothing,
+            cares: HashMap::new(),
+            ward: Ward::new(follows.outlier, follows.panic_below),
+            checkups: follows.check.map(Checkups::new),
+            ease: Ease::new(follows.slow_start),
+            panics: false,
+            is_stale: false,
         };
-        Self { updates, has_ended: false, pool }
+        Self { updates, has_ended: false, pool, alarm: None }
     }
 }
 
-impl<S, Req, P, U, M> Future for Driver<S, Req, P, U, M>
+impl<S, Req, P, U, M, C> Future for Driver<S, Req, P, U, M, C>
 where
     S: Service<Req> + Clone,
     S::Error: Into<BoxError>,
-    P: Policy,
+    P: Policy<Req>,
     U: Stream<Item = Update>,
     M: FnMut(&Endpoint) -> S,
 {
@@ -109,58 +126,79 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        while let Poll::Ready(look) = this.pool.looks.poll_recv(cx) {
-            let Some(look) = look else { return Poll::Ready(()) };
-            this.pool.look(&look);
-        }
-        let mut budget = UPDATES_A_POLL;
-        while !*this.has_ended
-            && let Poll::Ready(update) = this.updates.as_mut().poll_next(cx)
-        {
-            match update {
-                Some(update) => this.pool.apply(update),
-                None => {
-                    *this.has_ended = true;
-                    tracing::warn!("the source of endpoints ended; the last set stays in use");
+        loop {
+            while let Poll::Ready(look) = this.pool.looks.poll_recv(cx) {
+                // Without a balance nobody is left to look for.
+                let Some(shared) = this.pool.shared.upgrade() else { return Poll::Ready(()) };
+                match look {
+                    Some(Look::Gone) | None => return Poll::Ready(()),
+                    Some(look) => this.pool.look(&shared, look),
                 }
             }
-            budget -= 1;
-            if budget == 0 {
-                cx.waker().wake_by_ref();
-                break;
+            let Some(shared) = this.pool.shared.upgrade() else { return Poll::Ready(()) };
+            let mut budget = UPDATES_A_POLL;
+            while !*this.has_ended
+                && let Poll::Ready(update) = this.updates.as_mut().poll_next(cx)
+            {
+                match update {
+                    Some(update) => this.pool.apply(&shared, update),
+                    None => {
+                        *this.has_ended = true;
+                        tracing::warn!("the source of endpoints ended; the last set stays in use");
+                    }
+                }
+                budget -= 1;
+                if budget == 0 {
+                    cx.waker().wake_by_ref();
+                    break;
+                }
+            }
+            while let Poll::Ready(Some(seen)) = Pin::new(&mut this.pool.watches).poll_next(cx) {
+                if let Ok((stats, seen)) = seen {
+                    this.pool.seen(&shared, &stats, seen);
+                }
+            }
+            this.pool.pass(&shared, cx);
+            this.pool.publish(&shared);
+            // The balance may go while it is held here; then the word of it comes again.
+            drop(shared);
+            match this.pool.next() {
+                None => return Poll::Pending,
+                Some(next) => {
+                    let alarm = this.alarm.get_or_insert_with(|| Box::pin(sleep_until(next)));
+                    if alarm.deadline() != next {
+                        alarm.as_mut().reset(next);
+                    }
+                    if alarm.as_mut().poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                }
             }
         }
-        while let Poll::Ready(Some(seen)) = Pin::new(&mut this.pool.watches).poll_next(cx) {
-            if let Ok((stats, seen)) = seen {
-                this.pool.seen(&stats, seen);
-            }
-        }
-        this.pool.publish();
-        Poll::Pending
     }
 }
 
-impl<S, Req, P: Policy, U, M> fmt::Debug for Driver<S, Req, P, U, M> {
+impl<S, Req, P: Policy<Req>, U, M, C> fmt::Debug for Driver<S, Req, P, U, M, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Driver")
-            .field("generation", &self.pool.fold.topology().map(crate::Topology::generation))
-            .field("endpoints", &self.pool.entries.len())
+            .field("generation", &self.pool.fold.topology().map(Topology::generation))
+            .field("endpoints", &self.pool.tiers.counts().known)
             .finish_non_exhaustive()
     }
 }
 
 // === impl Pool ===
 
-impl<S, Req, P, M> Pool<S, Req, P, M>
+impl<S, Req, P, M, C> Pool<S, Req, P, M, C>
 where
     S: Service<Req> + Clone,
     S::Error: Into<BoxError>,
-    P: Policy,
+    P: Policy<Req>,
     M: FnMut(&Endpoint) -> S,
 {
-    fn apply(&mut self, update: Update) {
+    fn apply(&mut self, shared: &Shared<S, P::Table, P, C>, update: Update) {
         let was_well = self.fold.degraded().is_none();
-        let before = self.fold.topology().map(crate::Topology::generation);
+        let before = self.fold.topology().map(Topology::generation);
         match self.fold.apply(update) {
             Applied::Changed(change) => {
                 tracing::info!(
@@ -170,14 +208,7 @@ where
                     changed = change.changed.len(),
                     "topology"
                 );
-                // New ones first; all of it shows at once, when it is published.
-                change.added.into_iter().for_each(|endpoint| self.insert(endpoint));
-                change.changed.into_iter().for_each(|(_, endpoint)| self.change(endpoint));
-                change.removed.iter().for_each(|endpoint| self.remove(endpoint.id()));
-                self.stale = Stale::Endpoints;
-            }
-            Applied::Unchanged if self.fold.topology().map(crate::Topology::generation) != before => {
-                self.stale = self.stale.max(Stale::Readiness);
+                self.change(shared, change, before.is_none());
             }
             Applied::Unchanged => {}
             Applied::Stale => tracing::debug!("an older generation was ignored"),
@@ -191,161 +222,292 @@ where
             }
             Applied::Degraded => {}
         }
-        if was_well != self.fold.degraded().is_none() {
-            self.stale = self.stale.max(Stale::Readiness);
+        let is_well = self.fold.degraded().is_none();
+        self.is_stale |= was_well != is_well || self.fold.topology().map(Topology::generation) != before;
+    }
+
+    /// New ones first; all of it shows at once, when it is published.
+    fn change(&mut self, shared: &Shared<S, P::Table, P, C>, change: Change, is_first: bool) {
+        self.is_stale = true;
+        let change = match (&mut self.part, self.fold.topology()) {
+            (Some(part), Some(all)) => part.change(change, all),
+            _ => change,
+        };
+        for endpoint in change.added {
+            let stats = self.insert(shared, endpoint);
+            if !is_first {
+                self.ease.warm(&stats, Instant::now());
+            }
         }
+        change.changed.into_iter().for_each(|(_, endpoint)| self.describe(shared, endpoint));
+        change.removed.iter().for_each(|endpoint| self.remove(shared, endpoint.id()));
+        self.weigh(shared);
     }
 
     /// A new instance, with a service and a history of its own.
-    fn insert(&mut self, endpoint: Arc<Endpoint>) {
-        let id = endpoint.id().clone();
-        let stats = Arc::new(Stats::new(id.clone()));
+    fn insert(&mut self, shared: &Shared<S, P::Table, P, C>, endpoint: Arc<Endpoint>) -> Arc<Stats> {
+        let stats = Arc::new(Stats::new(endpoint.clone(), self.hub.clone()));
         let service = (self.make)(&endpoint);
-        let slot = Arc::new(Slot::new(endpoint, stats, service));
-        let mut entry = Entry { slot, watch: None, failures: 0, failed_at: None };
-        self.watches.extend(entry.ask());
-        self.entries.insert(id, entry);
+        self.tiers.know(&endpoint);
+        if let Some(checkups) = &mut self.checkups {
+            checkups.add(endpoint.clone(), stats.clone(), Instant::now());
+        }
+        let slot = Arc::new(Slot::new(endpoint, stats.clone(), service));
+        self.put(&slot);
+        shared.slots().insert(slot.clone());
+        self.ask(&slot);
+        stats
     }
 
     /// The same id, described anew: the same instance keeps what it has, another one starts afresh.
-    fn change(&mut self, endpoint: Arc<Endpoint>) {
-        match self.entries.get_mut(endpoint.id()) {
-            Some(entry) if entry.slot.endpoint.is_same_instance(&endpoint) => {
-                let Slot { stats, service, .. } = &*entry.slot;
-                entry.slot = Arc::new(Slot::new(endpoint, stats.clone(), service.clone()));
+    fn describe(&mut self, shared: &Shared<S, P::Table, P, C>, endpoint: Arc<Endpoint>) {
+        let Some(before) = shared.slots().get(endpoint.id().as_str()).cloned() else {
+            self.insert(shared, endpoint);
+            return;
+        };
+        if !before.endpoint.is_same_instance(&endpoint) {
+            // The books hold one of a name. Requests see the change as one, when it is published.
+            self.remove(shared, endpoint.id());
+            self.insert(shared, endpoint);
+            return;
+        }
+        let after = Arc::new(Slot::new(endpoint, before.stats.clone(), before.service.clone()));
+        self.exchange(shared, &before, after);
+    }
+
+    fn exchange(&mut self, shared: &Shared<S, P::Table, P, C>, before: &Slot<S>, after: Arc<Slot<S>>) {
+        if !self.tiers.describe(before, &after) {
+            self.tiers.forget(before);
+            self.tiers.know(&after.endpoint);
+            self.put(&after);
+        }
+        shared.slots().insert(after);
+        self.is_stale = true;
+    }
+
+    /// Requests that still hold the set it was in skip it from now on; those it has, it finishes.
+    fn remove(&mut self, shared: &Shared<S, P::Table, P, C>, id: &EndpointId) {
+        let removed = shared.slots().remove(id.as_str());
+        let Some(slot) = removed else { return };
+        self.tiers.forget(&slot);
+        slot.stats.retire();
+        self.cares.remove(id);
+        self.ward.forget(id);
+    }
+
+    fn look(&mut self, shared: &Shared<S, P::Table, P, C>, look: Look) {
+        let now = Instant::now();
+        match look {
+            Look::Pending(stats) => {
+                let Some(slot) = slot(shared, &stats) else { return };
+                tracing::debug!(endpoint = %stats.id(), from = "ready", to = "not ready", "endpoint");
+                self.put(&slot);
+                self.ask(&slot);
             }
-            _ => {
-                let id = endpoint.id().clone();
-                let before = self.entries.remove(&id);
-                self.insert(endpoint);
-                retire(before);
+            Look::Finished(stats) => {
+                let Some(slot) = slot(shared, &stats) else { return };
+                self.put(&slot);
+                self.rest(&stats);
             }
+            Look::Failing(stats) => self.ease.failing(stats, now),
+            Look::Asked(stats, time) => self.ease.held(stats, time, now),
+            Look::Struck(stats, term) if stats.term() == term => {
+                let Some(slot) = slot(shared, &stats) else { return };
+                let usable = self.tiers.counts().ready;
+                let others = usable - usize::from(stats.is_usable()).min(usable);
+                if self.ward.strike(stats.id(), self.tiers.serving(), others, now) {
+                    self.judge(&slot, true, "consecutive failures");
+                    self.weigh(shared);
+                }
+            }
+            Look::Struck(..) | Look::Gone => {}
         }
     }
 
-    fn remove(&mut self, id: &EndpointId) {
-        retire(self.entries.remove(id));
-    }
-
-    /// A request found it not ready.
-    fn look(&mut self, look: &Look) {
-        self.stale = self.stale.max(Stale::Readiness);
-        let Some(entry) = entry(&mut self.entries, &look.stats) else { return };
-        if look.failed {
-            self.watches.extend(entry.rest());
-        } else {
-            tracing::debug!(endpoint = %look.stats.id, from = "ready", to = "not ready", "endpoint");
-            self.watches.extend(entry.ask());
-        }
-    }
-
-    fn seen(&mut self, stats: &Arc<Stats>, seen: Seen) {
+    fn seen(&mut self, shared: &Shared<S, P::Table, P, C>, stats: &Arc<Stats>, seen: Seen) {
         // One that was replaced meanwhile is nobody's business.
-        let Some(entry) = entry(&mut self.entries, stats) else { return };
-        entry.watch = None;
+        let Some(slot) = slot(shared, stats) else { return };
+        if let Some(care) = self.cares.get_mut(stats.id()) {
+            care.watch = None;
+        }
         match seen {
             Seen::Ready => {
-                tracing::debug!(endpoint = %stats.id, from = "not ready", to = "ready", "endpoint");
+                tracing::debug!(endpoint = %stats.id(), from = "not ready", to = "ready", "endpoint");
+                // What never failed needs no memory.
+                if self.cares.get(stats.id()).is_some_and(|care| care.failures == 0) {
+                    self.cares.remove(stats.id());
+                    self.forget_cares();
+                }
                 stats.be_ready();
-                self.stale = self.stale.max(Stale::Readiness);
+                self.put(&slot);
             }
             Seen::Failed(error) => {
-                tracing::warn!(endpoint = %stats.id, error = &*error as &dyn std::error::Error, "the service of an endpoint failed");
-                self.watches.extend(entry.rest());
+                tracing::warn!(endpoint = %stats.id(), error = &*error as &dyn std::error::Error, "the service of an endpoint failed");
+                self.rest(stats);
             }
             Seen::Rested => {
-                let endpoint = entry.slot.endpoint.clone();
-                let service = (self.make)(&endpoint);
-                entry.slot = Arc::new(Slot::new(endpoint, stats.clone(), service));
-                self.watches.extend(entry.ask());
-                self.stale = Stale::Endpoints;
+                let service = (self.make)(&slot.endpoint);
+                let after = Arc::new(Slot::new(slot.endpoint.clone(), stats.clone(), service));
+                self.exchange(shared, &slot, after.clone());
+                self.ask(&after);
             }
+        }
+    }
+
+    /// All endpoints are watched at first, and hardly any later.
+    fn forget_cares(&mut self) {
+        if self.cares.capacity() > 4 * self.cares.len() + 64 {
+            self.cares.shrink_to(2 * self.cares.len());
+        }
+    }
+
+    /// Starts to watch it, unless somebody does.
+    fn ask(&mut self, slot: &Slot<S>) {
+        let care = self.cares.entry(slot.stats.id().clone()).or_default();
+        if care.watch.is_none() {
+            let watch = Watch::asking(slot.stats.clone(), slot.service.clone());
+            self.watches.push(care.watched(watch));
+        }
+    }
+
+    /// Lets a finished service rest before it is made anew.
+    fn rest(&mut self, stats: &Arc<Stats>) {
+        let care = self.cares.entry(stats.id().clone()).or_default();
+        if care.watch.is_none() {
+            let rest = REBUILD.after(care.fail(Instant::now()));
+            self.watches.push(care.watched(Watch::resting(stats.clone(), rest)));
+        }
+    }
+
+    /// What is due by now.
+    fn pass(&mut self, shared: &Shared<S, P::Table, P, C>, cx: &mut Context<'_>) {
+        let now = Instant::now();
+        self.ease.pass(now);
+        for id in self.ward.readmit(now) {
+            self.verdict(shared, &id, false, "its time is over");
+        }
+        if self.tiers.counts().known > 0 && self.ward.is_sweep_due(now) {
+            let (known, usable) = (self.tiers.serving(), self.tiers.counts().ready);
+            let all = shared.slots().clone();
+            let all = all.iter().filter(|slot| slot.endpoint.phase() == crate::Phase::Ready);
+            let all = all.map(|slot| {
+                let (ended, failed) = slot.stats.ended();
+                health::Seen { id: slot.stats.id().clone(), ended, failed }
+            });
+            for id in self.ward.sweep(all.collect(), known, usable, now) {
+                self.verdict(shared, &id, true, "success rate");
+            }
+        }
+        while let Some(checkups) = &mut self.checkups
+            && let Poll::Ready(Checkup { whose, is_well }) = checkups.poll(cx, now, |stats| !stats.is_retired())
+        {
+            if slot(shared, &whose).is_some()
+                && let Some(is_out) = self.ward.checked(whose.id(), is_well)
+            {
+                self.verdict(shared, whose.id(), is_out, "checks");
+            }
+        }
+    }
+
+    fn verdict(&mut self, shared: &Shared<S, P::Table, P, C>, id: &EndpointId, is_out: bool, why: &'static str) {
+        let slot = shared.slots().get(id.as_str()).cloned();
+        if let Some(slot) = slot {
+            self.judge(&slot, is_out, why);
+            self.weigh(shared);
         }
     }
 }
 
-impl<S, Req, P: Policy, M> Pool<S, Req, P, M> {
-    /// The one door to what requests see.
-    fn publish(&mut self) {
-        if self.stale == Stale::Nothing {
+impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
+    /// Puts an endpoint where its readiness and its health say.
+    fn put(&mut self, slot: &Arc<Slot<S>>) {
+        let is_usable = slot.stats.is_usable() || self.panics && slot.stats.is_ready();
+        self.tiers.put(slot, is_usable, P::KEEPS_UNREADY);
+        self.is_stale = true;
+    }
+
+    /// The one door between in and out for one's health.
+    fn judge(&mut self, slot: &Arc<Slot<S>>, is_out: bool, why: &'static str) {
+        let name = |is_out| if is_out { "out" } else { "in" };
+        tracing::info!(endpoint = %slot.stats.id(), from = name(!is_out), to = name(is_out), why, "health");
+        slot.stats.be_out(is_out);
+        if !is_out {
+            self.ease.warm(&slot.stats, Instant::now());
+        }
+        self.put(slot);
+    }
+
+    /// Whether health is believed, of as many as there are now.
+    fn weigh(&mut self, shared: &Shared<S, P::Table, P, C>) {
+        let panics = self.ward.panics(self.tiers.serving());
+        if panics == self.panics {
             return;
         }
-        let Some(shared) = self.shared.upgrade() else { return };
-        if self.stale == Stale::Endpoints {
-            self.all = self.entries.values().map(|entry| entry.slot.clone()).collect();
+        self.panics = panics;
+        let (out, known) = (self.ward.out(), self.tiers.serving());
+        if panics {
+            tracing::warn!(out, known, "too many endpoints are out for their health; it is ignored");
+        } else {
+            tracing::info!(out, known, "health is believed again");
         }
-        self.stale = Stale::Nothing;
+        let all = shared.slots().clone();
+        all.iter().filter(|slot| slot.stats.is_out()).for_each(|slot| self.put(slot));
+    }
+
+    fn next(&self) -> Option<Instant> {
+        let checkups = self.checkups.as_ref().and_then(Checkups::next);
+        [self.ease.next(), self.ward.next(), checkups].into_iter().flatten().min()
+    }
+
+    /// The one door to what requests see.
+    fn publish(&mut self, shared: &Shared<S, P::Table, P, C>) {
+        if !std::mem::take(&mut self.is_stale) {
+            return;
+        }
         let life = self.fold.topology().map_or(Life::Pending, |topology| Life::Known(topology.generation()));
-        let indices = eligible(&self.all);
-        let eligible = (!indices.is_empty()).then(|| {
-            let table = shared.policy.table(&Eligible { all: &self.all, indices: &indices });
-            (indices, table)
-        });
-        let is_final = eligible.is_some() || (matches!(life, Life::Known(_)) && self.all.is_empty());
+        let counts = crate::error::Counts { ejected: self.ward.out(), ..self.tiers.counts() };
+        let shares = self.tiers.shares(&shared.policy);
+        let is_final = !shares.is_empty() || (matches!(life, Life::Known(_)) && counts.known == 0);
         let degraded = self.fold.degraded().is_some();
-        let published = Published { life, degraded, all: self.all.clone(), eligible };
+        let published = Published { life, degraded, panics: self.panics, counts, shares };
         let generation = published.generation();
         shared.current.store(Arc::new(published));
         shared.generations.send_if_modified(|known| std::mem::replace(known, generation) != generation);
         if is_final {
-            shared.freed.notify_one();
+            shared.hub.freed.notify_one();
         }
     }
 }
 
-impl<S, Req, P: Policy, M> Drop for Pool<S, Req, P, M> {
+impl<S, Req, P: Policy<Req>, M, C> Drop for Pool<S, Req, P, M, C> {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.upgrade() {
             tracing::warn!("the driver of a balance was dropped; the balance is stopped");
+            shared.is_stopped.store(true, Release);
             shared.current.store(Arc::new(Published::empty(Life::Stopped)));
-            shared.freed.notify_one();
+            drop(std::mem::take(&mut *shared.slots()));
+            shared.hub.freed.notify_one();
         }
     }
 }
 
-/// The places of those to pick from: ready ones; if there are none, those that drain but still serve.
-fn eligible<S>(all: &[Arc<Slot<S>>]) -> Box<[u32]> {
-    let ready_in = |phase| {
-        let ready = (0_u32..).zip(all).filter(move |(_, slot)| slot.endpoint.phase() == phase && slot.stats.is_ready());
-        ready.map(|(index, _)| index).collect::<Box<[u32]>>()
-    };
-    let ready = ready_in(Phase::Ready);
-    if ready.is_empty() { ready_in(Phase::Draining) } else { ready }
+/// The slot of this very instance.
+fn slot<S, T, P, C>(shared: &Shared<S, T, P, C>, stats: &Arc<Stats>) -> Option<Arc<Slot<S>>> {
+    shared.slots().get(stats.id().as_str()).filter(|slot| Arc::ptr_eq(&slot.stats, stats)).cloned()
 }
 
-/// The entry of this very instance.
-fn entry<'a, S>(entries: &'a mut BTreeMap<EndpointId, Entry<S>>, stats: &Arc<Stats>) -> Option<&'a mut Entry<S>> {
-    entries.get_mut(&stats.id).filter(|entry| Arc::ptr_eq(&entry.slot.stats, stats))
-}
+// === impl Care ===
 
-/// Requests that still hold the set it was in skip it from now on; those it has, it finishes.
-fn retire<S>(entry: Option<Entry<S>>) {
-    if let Some(entry) = entry {
-        entry.slot.stats.be_unready();
-    }
-}
-
-// === impl Entry ===
-
-impl<S: Clone> Entry<S> {
-    /// Starts to watch it, unless somebody does.
-    fn ask<Req>(&mut self) -> Option<Abortable<Watch<S, Req>>> {
-        self.watch.is_none().then(|| self.watched(Watch::asking(self.slot.stats.clone(), self.slot.service.clone())))
-    }
-
-    /// Lets a finished service rest before it is made anew.
-    fn rest<Req>(&mut self) -> Option<Abortable<Watch<S, Req>>> {
-        if self.watch.is_some() {
-            return None;
-        }
-        let now = Instant::now();
+impl Care {
+    /// Counts a failure. Those of long ago are forgotten.
+    fn fail(&mut self, now: Instant) -> u32 {
         let is_old = self.failed_at.is_none_or(|at| now.duration_since(at) > 2 * REBUILD.cap);
         self.failures = if is_old { 1 } else { self.failures.saturating_add(1) };
         self.failed_at = Some(now);
-        Some(self.watched(Watch::resting(self.slot.stats.clone(), REBUILD.after(self.failures))))
+        self.failures
     }
 
-    fn watched<Req>(&mut self, watch: Watch<S, Req>) -> Abortable<Watch<S, Req>> {
+    fn watched<S, Req>(&mut self, watch: Watch<S, Req>) -> Abortable<Watch<S, Req>> {
         let (handle, registration) = AbortHandle::new_pair();
         self.watch = Some(AbortOnDrop(handle));
         Abortable::new(watch, registration)

@@ -1,6 +1,5 @@
 use std::{
     fmt,
-    marker::PhantomData,
     num::NonZeroU32,
     pin::Pin,
     sync::{
@@ -15,49 +14,55 @@ use tokio::{
     sync::futures::OwnedNotified,
     time::{Instant, Sleep, sleep_until},
 };
-use tower_outcome::{BoxError, Class, Refusal, Unsent, classify::Scope};
+use tower_outcome::{
+    BoxError, Class, Outcome, Refusal, Settle, Unsent, Verdict,
+    classify::{Classify, ClassifyResponse, Judge, Judged, Scope},
+};
 use tower_service::Service;
 
 use super::{
-    Stamp,
-    shared::{Nothing, Shared},
-    slot::InFlight,
+    InFlight, Stamp,
+    shared::{Chosen, Nothing, Shared},
 };
 use crate::{
     error::{Stopped, Unreachable},
     policy::Policy,
+    stripe::Held,
 };
 
 /// A request on its way through a [`Balance`](super::Balance).
 #[pin_project]
-pub struct ResponseFuture<S: Service<Req>, Req, P: Policy, K> {
-    shared: Arc<Shared<S, P>>,
+pub struct ResponseFuture<S: Service<Req>, Req, P: Policy<Req>, C: Classify<Req>> {
+    shared: Held<Shared<S, P::Table, P, C>>,
     #[pin]
-    state: State<S::Future, Req>,
+    state: State<S::Future, Req, C::Classifier>,
     trail: Trail,
-    kind: PhantomData<fn(K)>,
 }
 
 #[pin_project(project = StateProj)]
-enum State<F, Req> {
+enum State<F, Req, J> {
     /// At an endpoint. -> `Waiting`, `Calling` or `Refused` if that hands it back.
     Calling {
         #[pin]
         future: F,
-        guard: Option<InFlight>,
+        /// Who judges the answer, whose it is, and when it began.
+        held: Option<(J, InFlight, u64)>,
     },
-    /// For an endpoint to become ready. -> `Calling` when woken in time.
-    Waiting {
-        request: Option<Req>,
-        _place: Place,
-        #[pin]
-        freed: OwnedNotified,
-        #[pin]
-        deadline: Sleep,
-    },
+    /// For an endpoint to become ready. -> `Calling` when woken in time. Boxed, because few wait, and it is large.
+    Waiting(Pin<Box<Waiting<Req>>>),
     /// Decided. -> `Done`
     Refused(Option<BoxError>),
     Done,
+}
+
+#[pin_project]
+struct Waiting<Req> {
+    request: Option<Req>,
+    _place: Place,
+    #[pin]
+    freed: OwnedNotified,
+    #[pin]
+    deadline: Sleep,
 }
 
 /// What a request leaves behind on its way.
@@ -76,53 +81,65 @@ struct Place(Arc<AtomicUsize>);
 
 // === impl ResponseFuture ===
 
-impl<S, Req, P, K> ResponseFuture<S, Req, P, K>
+impl<S, Req, P, C> ResponseFuture<S, Req, P, C>
 where
     S: Service<Req> + Clone,
-    P: Policy,
-    K: Stamp<Req>,
+    P: Policy<Req>,
+    C: Stamp<Req>,
 {
-    pub(super) fn new(shared: Arc<Shared<S, P>>, request: Req) -> Self {
+    pub(super) fn new(shared: Held<Shared<S, P::Table, P, C>>, request: Req) -> Self {
         let mut trail = Trail::default();
-        let state = State::begin::<S, P, K>(&shared, request, &mut trail);
-        Self { shared, state, trail, kind: PhantomData }
+        let state = State::begin(&shared.0, request, &mut trail);
+        Self { shared, state, trail }
     }
 }
 
-impl<S, Req, P, K> Future for ResponseFuture<S, Req, P, K>
+impl<S, Req, P, C> Future for ResponseFuture<S, Req, P, C>
 where
     S: Service<Req> + Clone,
     S::Error: Into<BoxError>,
-    P: Policy,
-    K: Stamp<Req> + Scope<S::Response, InFlight>,
+    P: Policy<Req>,
+    C: Stamp<Req>,
+    C::Classifier: ClassifyResponse<S::Response, S::Error>,
+    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
+        Scope<S::Response, Judge<C::Classifier, InFlight>>,
     Req: Send + 'static,
 {
-    type Output = Result<<K as Scope<S::Response, InFlight>>::Response, BoxError>;
+    type Output = Result<Judged<C::Classifier, InFlight, S::Response, S::Error>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let shared = &**this.shared;
+        let shared = &*this.shared.0;
         loop {
             let next = match this.state.as_mut().project() {
-                StateProj::Calling { future, guard } => {
+                StateProj::Calling { future, held } => {
                     let result = ready!(future.poll(cx));
-                    let guard = guard.take().expect("polled after it was ready");
+                    let (classifier, guard, began) = held.take().expect("polled after it was ready");
                     match result {
                         Ok(response) => {
+                            if P::MEASURES_LATENCY {
+                                let head = ClassifyResponse::<_, S::Error>::head(&classifier, &response);
+                                guard.took(began, head.map_or(Verdict::Success, |outcome| outcome.verdict()));
+                            }
                             this.state.set(State::Done);
-                            return Poll::Ready(Ok(K::attach(response, guard)));
+                            let judge = Judge::new(classifier, guard);
+                            return Poll::Ready(judge.answer(Ok(response)).map_err(|error: S::Error| error.into()));
                         }
-                        Err(error) => State::failed::<S, P, K>(shared, guard, error.into(), this.trail),
+                        Err(error) => {
+                            let outcome = ClassifyResponse::<S::Response, _>::error(&classifier, &error);
+                            State::failed(shared, (guard, outcome, began), error.into(), this.trail)
+                        }
                     }
                 }
-                StateProj::Waiting { request, mut freed, deadline, .. } => {
-                    let is_late = deadline.poll(cx).is_ready();
+                StateProj::Waiting(waiting) => {
+                    let mut waiting = waiting.as_mut().project();
+                    let is_late = waiting.deadline.poll(cx).is_ready();
                     if !is_late {
-                        ready!(freed.as_mut().poll(cx));
+                        ready!(waiting.freed.as_mut().poll(cx));
                         // A new one before the look: what changes in between finds it, or leaves it a permit.
-                        freed.set(shared.freed.clone().notified_owned());
+                        waiting.freed.set(shared.hub.freed.clone().notified_owned());
                     }
-                    match State::woken::<S, P, K>(shared, request, is_late, this.trail) {
+                    match State::woken(shared, waiting.request, is_late, this.trail) {
                         Some(next) => next,
                         None => continue,
                     }
@@ -139,11 +156,11 @@ where
     }
 }
 
-impl<S: Service<Req>, Req, P: Policy, K> fmt::Debug for ResponseFuture<S, Req, P, K> {
+impl<S: Service<Req>, Req, P: Policy<Req>, C: Classify<Req>> fmt::Debug for ResponseFuture<S, Req, P, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
             State::Calling { .. } => "Calling",
-            State::Waiting { .. } => "Waiting",
+            State::Waiting(_) => "Waiting",
             State::Refused(_) => "Refused",
             State::Done => "Done",
         };
@@ -156,72 +173,98 @@ impl<S: Service<Req>, Req, P: Policy, K> fmt::Debug for ResponseFuture<S, Req, P
 
 // === impl State ===
 
-impl<F, Req> State<F, Req> {
+impl<F, Req, J> State<F, Req, J> {
     /// At the first endpoint, or at another one.
-    fn begin<S, P, K>(shared: &Shared<S, P>, mut request: Req, trail: &mut Trail) -> Self
+    fn begin<S, T, P, C>(shared: &Shared<S, T, P, C>, mut request: Req, trail: &mut Trail) -> Self
     where
         S: Service<Req, Future = F> + Clone,
-        P: Policy,
-        K: Stamp<Req>,
+        P: Policy<Req, Table = T>,
+        C: Stamp<Req, Classifier = J>,
     {
-        match shared.choose::<Req, K>(&mut request) {
-            Ok((mut service, guard)) => Self::Calling { future: service.call(request), guard: Some(guard) },
+        match shared.choose(&mut request) {
+            Ok(chosen) => Self::call(shared, chosen, request),
             Err(Nothing::Yet) => Self::wait(shared, request, trail),
             Err(nothing) => Self::refused(shared, &nothing, trail),
         }
     }
 
+    fn call<S, T, P, C>(shared: &Shared<S, T, P, C>, mut chosen: Chosen<S>, request: Req) -> Self
+    where
+        S: Service<Req, Future = F>,
+        C: Classify<Req, Classifier = J>,
+    {
+        let classifier = shared.classify.classify(&request);
+        let future = chosen.service.call(request);
+        Self::Calling { future, held: Some((classifier, chosen.guard, chosen.began)) }
+    }
+
     /// The endpoint failed. A request that it hands back goes elsewhere.
-    fn failed<S, P, K>(shared: &Shared<S, P>, guard: InFlight, error: BoxError, trail: &mut Trail) -> Self
+    fn failed<S, T, P, C>(
+        shared: &Shared<S, T, P, C>,
+        (guard, outcome, began): (InFlight, Outcome, u64),
+        error: BoxError,
+        trail: &mut Trail,
+    ) -> Self
     where
         S: Service<Req, Future = F> + Clone,
-        P: Policy,
-        K: Stamp<Req>,
+        P: Policy<Req, Table = T>,
+        C: Stamp<Req, Classifier = J>,
         Req: Send + 'static,
     {
-        let recovered = Unsent::<Req>::recover(error);
-        if recovered.is_ok() {
-            // Whatever made it refuse, its readiness shows; the driver asks before the next request does.
-            shared.set_aside(guard.stats(), false);
-        }
-        guard.failed();
-        match recovered {
+        match Unsent::<Req>::recover(error) {
             Ok((request, cause)) => {
-                let is_full = Refusal::find(&*cause).is_some_and(|refusal| refusal.class() == Class::Exhausted);
-                trail.tried += 1;
-                trail.cause = Some(cause);
-                if trail.tried >= shared.limits.max_endpoints {
-                    // They are well, and will have room again.
-                    let waits = is_full && trail.deadline.is_none_or(|deadline| Instant::now() < deadline);
-                    return match waits {
-                        true => Self::wait(shared, request, trail),
-                        false => Self::refused(shared, &Nothing::Yet, trail),
-                    };
-                }
-                Self::begin::<S, P, K>(shared, request, trail)
+                // Whatever made it refuse, its readiness shows; the driver asks before the next request does.
+                shared.set_aside(guard.stats(), false);
+                guard.handed_back();
+                Self::elsewhere(shared, request, cause, trail)
             }
-            Err(error) => Self::Refused(Some(error)),
+            Err(error) => {
+                if P::MEASURES_LATENCY {
+                    guard.took(began, outcome.verdict());
+                }
+                guard.settle(outcome);
+                Self::Refused(Some(error))
+            }
+        }
+    }
+
+    fn elsewhere<S, T, P, C>(shared: &Shared<S, T, P, C>, request: Req, cause: BoxError, trail: &mut Trail) -> Self
+    where
+        S: Service<Req, Future = F> + Clone,
+        P: Policy<Req, Table = T>,
+        C: Stamp<Req, Classifier = J>,
+    {
+        let is_full = Refusal::find(&*cause).is_some_and(|refusal| refusal.class() == Class::Exhausted);
+        trail.tried += 1;
+        trail.cause = Some(cause);
+        if trail.tried < shared.limits.max_endpoints {
+            return Self::begin(shared, request, trail);
+        }
+        // Those that are full are well, and will have room again.
+        match is_full && trail.deadline.is_none_or(|deadline| Instant::now() < deadline) {
+            true => Self::wait(shared, request, trail),
+            false => Self::refused(shared, &Nothing::Yet, trail),
         }
     }
 
     /// Something may be ready now, or it is too late. `None`: goes on waiting.
-    fn woken<S, P, K>(
-        shared: &Shared<S, P>,
+    fn woken<S, T, P, C>(
+        shared: &Shared<S, T, P, C>,
         waiting: &mut Option<Req>,
         is_late: bool,
         trail: &mut Trail,
     ) -> Option<Self>
     where
         S: Service<Req, Future = F> + Clone,
-        P: Policy,
-        K: Stamp<Req>,
+        P: Policy<Req, Table = T>,
+        C: Stamp<Req, Classifier = J>,
     {
         let mut request = waiting.take().expect("a waiting request");
-        match shared.choose::<Req, K>(&mut request) {
-            Ok((mut service, guard)) => {
+        match shared.choose(&mut request) {
+            Ok(chosen) => {
                 // There may be as much for the next one.
-                shared.freed.notify_one();
-                Some(Self::Calling { future: service.call(request), guard: Some(guard) })
+                shared.hub.freed.notify_one();
+                Some(Self::call(shared, chosen, request))
             }
             Err(Nothing::Yet) if !is_late => {
                 *waiting = Some(request);
@@ -230,7 +273,7 @@ impl<F, Req> State<F, Req> {
             Err(nothing) => {
                 if !matches!(nothing, Nothing::Yet) {
                     // It is everybody's last word.
-                    shared.freed.notify_one();
+                    shared.hub.freed.notify_one();
                 }
                 Some(Self::refused(shared, &nothing, trail))
             }
@@ -238,16 +281,17 @@ impl<F, Req> State<F, Req> {
     }
 
     /// Waits, if there is room.
-    fn wait<S, P: Policy>(shared: &Shared<S, P>, request: Req, trail: &mut Trail) -> Self {
+    fn wait<S, T, P, C>(shared: &Shared<S, T, P, C>, request: Req, trail: &mut Trail) -> Self {
         let Some(place) = Place::take(&shared.waiting, shared.limits.max_waiting) else {
             return Self::refused(shared, &Nothing::Yet, trail);
         };
         let deadline = *trail.deadline.get_or_insert_with(|| Instant::now() + shared.limits.max_wait);
-        let freed = shared.freed.clone().notified_owned();
-        Self::Waiting { request: Some(request), _place: place, freed, deadline: sleep_until(deadline) }
+        let freed = shared.hub.freed.clone().notified_owned();
+        let request = Some(request);
+        Self::Waiting(Box::pin(Waiting { request, _place: place, freed, deadline: sleep_until(deadline) }))
     }
 
-    fn refused<S, P: Policy>(shared: &Shared<S, P>, nothing: &Nothing, trail: &mut Trail) -> Self {
+    fn refused<S, T, P, C>(shared: &Shared<S, T, P, C>, nothing: &Nothing, trail: &mut Trail) -> Self {
         let error = match (nothing, trail.cause.take(), NonZeroU32::new(trail.tried)) {
             (Nothing::Stopped, ..) => Stopped::new().into(),
             (_, Some(cause), Some(tried)) => Unreachable::new(tried, cause).into(),

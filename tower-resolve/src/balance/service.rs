@@ -1,54 +1,65 @@
 use std::{
     fmt,
     marker::PhantomData,
-    sync::{Arc, Weak, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Acquire},
+    },
     task::{Context, Poll},
 };
 
 use arc_swap::ArcSwap;
 use http::{HeaderValue, Request};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tower_outcome::{
     BoxError,
-    classify::{AtEnd, AtHead, Scope},
+    classify::{AnyErr, Auto, Classify, ClassifyResponse, FromFn, Grpc, Http, Judge, Judged, Scope},
     header::LEASE_EPOCH,
 };
 use tower_service::Service;
 
 use super::{
     BalanceBuilder, BalanceSnapshot, InFlight, ResponseFuture,
-    shared::{Life, Limits, Look, Published, Shared},
+    shared::{Life, Limits, Published, Shared},
+    slot::{Hub, Look},
 };
 use crate::{
     Generation,
+    chunks::Chunks,
     error::Stopped,
     policy::{LeastRequest, Policy},
+    stripe::StripedArc,
 };
 
 /// Sends each request to one of a living set of endpoints. See the [module](super).
 ///
 /// A handle: clones share everything. `Clone + Send + Sync` where the endpoints' services are, without a `Buffer`.
-pub struct Balance<S, Req, P: Policy = LeastRequest, K = AtHead> {
-    shared: Arc<Shared<S, P>>,
-    kind: PhantomData<fn(Req) -> K>,
+pub struct Balance<S, Req, P: Policy<Req> = LeastRequest, C = AnyErr> {
+    handle: Arc<Handle<S, P::Table, P, C>>,
+    request: PhantomData<fn(Req)>,
 }
 
-/// How the chosen endpoint's epoch goes along with a request: not at all for [`AtHead`], in a header for [`AtEnd`].
-pub trait Stamp<Req>: sealed::Sealed {
-    /// Writes the epoch, or takes a foreign one away.
-    fn stamp(request: &mut Req, epoch: Option<&HeaderValue>);
+/// What the clones of a balance share; requests in flight hold on to the shared state by themselves.
+struct Handle<S, T, P, C> {
+    shared: StripedArc<Shared<S, T, P, C>>,
 }
 
-mod sealed {
-    #[expect(unnameable_types, reason = "that is what seals the trait")]
-    pub trait Sealed {}
-    impl Sealed for super::AtHead {}
-    impl Sealed for super::AtEnd {}
+/// How the chosen endpoint's epoch goes along with a request that is judged in this way: in a header, if that is HTTP.
+///
+/// A classification of one's own that is not about HTTP needs no more than `impl<Req> Stamp<Req> for Mine {}`.
+pub trait Stamp<Req>: Classify<Req> {
+    /// Writes the epoch, or takes a foreign one away. Default: nothing.
+    fn stamp(&self, request: &mut Req, epoch: Option<&HeaderValue>) {
+        let _ = (request, epoch);
+    }
 }
 
 // === impl Balance ===
 
-impl Balance<(), (), LeastRequest, AtHead> {
+impl Balance<(), (), LeastRequest, AnyErr> {
     /// Starts with the defaults: least request, protocol neutral, 1 024 waiting for at most 1 s.
     #[must_use]
     pub const fn builder() -> BalanceBuilder {
@@ -56,87 +67,113 @@ impl Balance<(), (), LeastRequest, AtHead> {
     }
 }
 
-impl<S, Req, P: Policy, K> Balance<S, Req, P, K> {
-    pub(super) fn new(policy: P, limits: Limits) -> (Self, Weak<Shared<S, P>>, mpsc::UnboundedReceiver<Look>) {
-        // As many at most as there are endpoints: each is told once, until the driver has looked.
+impl<S, Req, P: Policy<Req>, C> Balance<S, Req, P, C> {
+    pub(super) fn new(policy: P, classify: C, limits: Limits, strikes: u16) -> (Self, Ends<S, P::Table, P, C>) {
         let (looks, looked) = mpsc::unbounded_channel();
+        let hub = Hub::new(looks, limits.max_in_flight, strikes, P::COUNTS_TOTAL, Instant::now());
         let shared = Arc::new(Shared {
             current: ArcSwap::from_pointee(Published::empty(Life::Pending)),
             policy,
+            classify,
             limits,
-            freed: Arc::new(Notify::new()),
+            hub: Arc::new(hub),
             waiting: Arc::new(AtomicUsize::new(0)),
+            is_stopped: AtomicBool::new(false),
             generations: watch::Sender::new(None),
-            looks,
+            slots: Mutex::new(Chunks::default()),
         });
-        let driver = Arc::downgrade(&shared);
-        (Self { shared, kind: PhantomData }, driver, looked)
+        let ends = Ends { shared: Arc::downgrade(&shared), hub: shared.hub.clone(), looks: looked };
+        let handle = Handle { shared: StripedArc::new(&shared) };
+        (Self { handle: Arc::new(handle), request: PhantomData }, ends)
     }
 
-    /// What is known and what it did so far: numbers for an exporter or a status page. Costs a walk over the endpoints.
+    fn shared(&self) -> &Shared<S, P::Table, P, C> {
+        self.handle.shared.get()
+    }
+
+    /// What is known and what it did so far: numbers for an exporter or a status page. Costs a walk over the endpoints,
+    /// during which nobody waits.
     #[must_use]
     pub fn snapshot(&self) -> BalanceSnapshot {
-        BalanceSnapshot::of(&self.shared)
+        BalanceSnapshot::of(self.shared())
     }
 
     /// Follows the generation that is in use; `None` before the source's first answer.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Option<Generation>> {
-        self.shared.generations.subscribe()
+        self.shared().generations.subscribe()
     }
 }
 
-impl<S, Req, P, K> Service<Req> for Balance<S, Req, P, K>
+/// The driver's ends of what it shares with the balance.
+pub(super) struct Ends<S, T, P, C> {
+    pub(super) shared: Weak<Shared<S, T, P, C>>,
+    pub(super) hub: Arc<Hub>,
+    pub(super) looks: mpsc::UnboundedReceiver<Look>,
+}
+
+impl<S, Req, P, C> Service<Req> for Balance<S, Req, P, C>
 where
     S: Service<Req> + Clone,
     S::Error: Into<BoxError>,
-    P: Policy,
-    K: Stamp<Req> + Scope<S::Response, InFlight>,
+    P: Policy<Req>,
+    C: Stamp<Req>,
+    C::Classifier: ClassifyResponse<S::Response, S::Error>,
+    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
+        Scope<S::Response, Judge<C::Classifier, InFlight>>,
     Req: Send + 'static,
 {
-    type Response = <K as Scope<S::Response, InFlight>>::Response;
+    type Response = Judged<C::Classifier, InFlight, S::Response, S::Error>;
     type Error = BoxError;
-    type Future = ResponseFuture<S, Req, P, K>;
+    type Future = ResponseFuture<S, Req, P, C>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(match self.shared.current.load().life {
-            Life::Stopped => Err(Stopped::new().into()),
-            Life::Pending | Life::Known(_) => Ok(()),
-        })
+        let is_stopped = self.shared().is_stopped.load(Acquire);
+        Poll::Ready(if is_stopped { Err(Stopped::new().into()) } else { Ok(()) })
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        ResponseFuture::new(self.shared.clone(), request)
+        ResponseFuture::new(self.handle.shared.hold(), request)
     }
 }
 
-impl<S, Req, P: Policy, K> Clone for Balance<S, Req, P, K> {
+impl<S, Req, P: Policy<Req>, C> Clone for Balance<S, Req, P, C> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone(), kind: PhantomData }
+        Self { handle: self.handle.clone(), request: PhantomData }
     }
 }
 
-impl<S, Req, P: Policy, K> fmt::Debug for Balance<S, Req, P, K> {
+impl<S, Req, P: Policy<Req>, C> fmt::Debug for Balance<S, Req, P, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let published = self.shared.current.load();
+        let published = self.shared().current.load();
         f.debug_struct("Balance")
             .field("life", &published.life)
-            .field("endpoints", &published.all.len())
+            .field("endpoints", &published.counts.known)
             .finish_non_exhaustive()
     }
 }
 
 // === impl Stamp ===
 
-impl<Req> Stamp<Req> for AtHead {
-    fn stamp(_: &mut Req, _: Option<&HeaderValue>) {}
+impl<Req> Stamp<Req> for AnyErr {}
+
+impl<Req, F> Stamp<Req> for FromFn<F> where Self: Classify<Req> {}
+
+macro_rules! stamps_http {
+    ($($classify:ty),*) => {$(
+        impl<B> Stamp<Request<B>> for $classify {
+            fn stamp(&self, request: &mut Request<B>, epoch: Option<&HeaderValue>) {
+                stamp(request, epoch);
+            }
+        }
+    )*};
 }
 
-impl<B> Stamp<Request<B>> for AtEnd {
-    fn stamp(request: &mut Request<B>, epoch: Option<&HeaderValue>) {
-        match epoch {
-            Some(epoch) => request.headers_mut().insert(LEASE_EPOCH, epoch.clone()),
-            None => request.headers_mut().remove(LEASE_EPOCH),
-        };
-    }
+stamps_http!(Http, Grpc, Auto);
+
+fn stamp<B>(request: &mut Request<B>, epoch: Option<&HeaderValue>) {
+    match epoch {
+        Some(epoch) => request.headers_mut().insert(LEASE_EPOCH, epoch.clone()),
+        None => request.headers_mut().remove(LEASE_EPOCH),
+    };
 }

@@ -1,55 +1,61 @@
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::watch;
 use tower_service::Service;
 
 use super::{
     Stamp,
-    slot::{InFlight, Slot, Stats},
+    slot::{Hub, InFlight, Look, Slot, Stats, WARM},
+    tier::{Share, View},
 };
 use crate::{
-    Endpoint, Generation, Phase,
+    Generation,
+    chunks::{Chunks, Named},
     error::{Counts, NoEndpoints},
     policy::{Candidates, Policy, Turn},
 };
 
 /// What a balance, its clones, its requests and its driver share. Requests read `current`; only the driver writes it.
-pub(super) struct Shared<S, P: Policy> {
-    pub(super) current: ArcSwap<Published<S, P::Table>>,
+pub(super) struct Shared<S, T, P, C> {
+    pub(super) current: ArcSwap<Published<S, T>>,
     pub(super) policy: P,
+    pub(super) classify: C,
     pub(super) limits: Limits,
-    /// Wakes one waiting request; each that gets an endpoint, or its last word, wakes the next.
-    pub(super) freed: Arc<Notify>,
+    pub(super) hub: Arc<Hub>,
     pub(super) waiting: Arc<AtomicUsize>,
+    /// The driver is gone. Beside `current`, because it is asked before each request.
+    pub(super) is_stopped: AtomicBool,
     pub(super) generations: watch::Sender<Option<Generation>>,
-    /// Closed when the last handle is dropped: that ends the driver.
-    pub(super) looks: mpsc::UnboundedSender<Look>,
+    /// All endpoints, in the order of their ids. The driver's; snapshots take a copy, which costs two counters.
+    pub(super) slots: Mutex<Slots<S>>,
 }
+
+pub(super) type Slots<S> = Chunks<Arc<Slot<S>>>;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) max_waiting: usize,
     pub(super) max_wait: Duration,
     pub(super) max_endpoints: u32,
+    pub(super) max_in_flight: u32,
 }
 
 /// What requests pick from. Immutable; another one takes its place when anything changes.
 pub(super) struct Published<S, T> {
     pub(super) life: Life,
     pub(super) degraded: bool,
-    /// All endpoints, in the order of their ids.
-    pub(super) all: Arc<[Arc<Slot<S>>]>,
-    /// The indices in `all` of those to pick from, and the policy's table for them; `None` when there are none. So an
-    /// endpoint that is not ready costs a pick nothing.
-    pub(super) eligible: Option<(Box<[u32]>, T)>,
+    pub(super) panics: bool,
+    pub(super) counts: Counts,
+    /// Those with something to pick from, the most wanted first. So an endpoint that is not ready costs a pick nothing.
+    pub(super) shares: Box<[Share<S, T>]>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -60,14 +66,6 @@ pub(super) enum Life {
     Known(Generation),
     /// The driver is gone.
     Stopped,
-}
-
-/// Asks the driver to look at an endpoint that was found not ready.
-#[derive(Debug)]
-pub(super) struct Look {
-    pub(super) stats: Arc<Stats>,
-    /// Its service is finished and must be made anew.
-    pub(super) failed: bool,
 }
 
 /// Why there is nothing to pick.
@@ -81,85 +79,154 @@ pub(super) enum Nothing {
     Stopped,
 }
 
-pub(super) struct Eligible<'a, S> {
-    pub(super) all: &'a [Arc<Slot<S>>],
-    pub(super) indices: &'a [u32],
+/// An endpoint that said it was ready, and when that was, where the policy wants to know.
+pub(super) struct Chosen<S> {
+    pub(super) service: S,
+    pub(super) guard: InFlight,
+    pub(super) began: u64,
 }
 
 // === impl Shared ===
 
-impl<S, P: Policy> Shared<S, P> {
-    /// Picks an endpoint that is ready right now, and marks the request for it.
-    ///
-    /// One snapshot serves the whole pick, and the service is taken from the place that was picked, so no index can go
-    /// stale in between.
-    pub(super) fn choose<Req, K>(&self, request: &mut Req) -> Result<(S, InFlight), Nothing>
-    where
-        S: Service<Req> + Clone,
-        K: Stamp<Req>,
-    {
-        let published = self.current.load();
-        let Some((indices, table)) = &published.eligible else { return Err(published.nothing()) };
-        let eligible = Eligible { all: &published.all, indices };
-        let mut last = 0;
-        for step in 0..PICKS {
-            last = self.policy.pick(table, &eligible, &Turn::new(step)) % indices.len();
-            if let Some(chosen) = self.ask::<Req, K>(eligible.slot(last), request) {
-                return Ok(chosen);
-            }
-        }
-        // Few of them are left, and the driver has not caught up yet: one after the other, a flag each.
-        for index in (last + 1..indices.len()).chain(0..last) {
-            if let Some(chosen) = self.ask::<Req, K>(eligible.slot(index), request) {
-                return Ok(chosen);
-            }
-        }
-        Err(Nothing::Yet)
-    }
-
-    /// Asks one endpoint, once. If it is not ready, the driver watches it from now on, and nobody else asks.
-    fn ask<Req, K>(&self, slot: &Slot<S>, request: &mut Req) -> Option<(S, InFlight)>
-    where
-        S: Service<Req> + Clone,
-        K: Stamp<Req>,
-    {
-        if !slot.stats.is_ready() {
-            return None;
-        }
-        let mut service = slot.service.clone();
-        // Nobody waits here: the driver's own clone is the one that gets woken.
-        match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => {
-                K::stamp(request, slot.epoch.as_ref());
-                Some((service, InFlight::new(slot.stats.clone())))
-            }
-            Poll::Ready(Err(_)) => {
-                self.set_aside(&slot.stats, true);
-                None
-            }
-            Poll::Pending => {
-                self.set_aside(&slot.stats, false);
-                None
-            }
-        }
-    }
-
-    /// Takes an endpoint out of the picks and gives it to the driver to watch.
-    pub(super) fn set_aside(&self, stats: &Arc<Stats>, failed: bool) {
-        if stats.be_unready() {
-            // A driver that is gone has told so already.
-            let _ = self.looks.send(Look { stats: stats.clone(), failed });
-        }
-    }
-
+impl<S, T, P, C> Shared<S, T, P, C> {
     pub(super) fn no_endpoints(&self) -> NoEndpoints {
         let published = self.current.load();
-        NoEndpoints::new(published.generation(), published.counts())
+        NoEndpoints::new(published.generation(), published.counts)
     }
 
     pub(super) fn waiting(&self) -> usize {
         self.waiting.load(Relaxed)
     }
+
+    pub(super) fn slots(&self) -> MutexGuard<'_, Slots<S>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an endpoint out of the picks and gives it to the driver to watch.
+    pub(super) fn set_aside(&self, stats: &Arc<Stats>, is_finished: bool) {
+        if stats.be_unready() {
+            let look = if is_finished { Look::Finished } else { Look::Pending };
+            self.hub.look(look(stats.clone()));
+        }
+    }
+
+    /// Picks an endpoint that is ready right now, and marks the request for it.
+    ///
+    /// One snapshot serves the whole pick, and the service is taken from the place that was picked, so no index can go
+    /// stale in between.
+    pub(super) fn choose<Req>(&self, request: &mut Req) -> Result<Chosen<S>, Nothing>
+    where
+        S: Service<Req> + Clone,
+        P: Policy<Req, Table = T>,
+        C: Stamp<Req>,
+    {
+        let published = self.current.load();
+        let turn = Turn::new(self.policy.key(request), if P::MEASURES_LATENCY { self.hub.nanos() } else { 0 });
+        let Some(first) = published.first(&turn) else { return Err(published.nothing()) };
+        let picks = Picks { shared: self, published: &published, turn };
+        picks.try_at(first, request).or_else(|| picks.try_elsewhere(first, request)).ok_or(Nothing::Yet)
+    }
+}
+
+impl<S, T, P, C> Drop for Shared<S, T, P, C> {
+    /// The last handle and the last request are gone: that ends the driver.
+    fn drop(&mut self) {
+        self.hub.look(Look::Gone);
+    }
+}
+
+/// The picks of one request.
+struct Picks<'a, S, T, P, C> {
+    shared: &'a Shared<S, T, P, C>,
+    published: &'a Published<S, T>,
+    turn: Turn,
+}
+
+// === impl Picks ===
+
+impl<S, T, P, C> Picks<'_, S, T, P, C> {
+    #[inline]
+    fn try_at<Req>(&self, tier: usize, request: &mut Req) -> Option<Chosen<S>>
+    where
+        S: Service<Req> + Clone,
+        P: Policy<Req, Table = T>,
+        C: Stamp<Req>,
+    {
+        let View { shown, table } = &*self.published.shares[tier].view;
+        let most = if P::KEEPS_UNREADY { KEYED_PICKS } else { PICKS };
+        for step in 0..most {
+            let index = within(self.shared.policy.pick(table, shown, &self.turn.at(step)), shown.count());
+            let slot = shown.slot(index);
+            if step < most - 1 && !P::KEEPS_UNREADY && is_too_cold(&slot.stats) {
+                continue;
+            }
+            if let Some(chosen) = self.ask(slot, request) {
+                return Some(chosen);
+            }
+        }
+        None
+    }
+
+    /// Few are left, and the driver has not caught up yet: one after the other, a flag each; then in the other tiers.
+    #[cold]
+    fn try_elsewhere<Req>(&self, first: usize, request: &mut Req) -> Option<Chosen<S>>
+    where
+        S: Service<Req> + Clone,
+        C: Stamp<Req>,
+    {
+        let shares = &self.published.shares;
+        let tiers = std::iter::once(first).chain((0..shares.len()).filter(|tier| *tier != first));
+        for shown in tiers.map(|tier| &shares[tier].view.shown) {
+            let count = shown.count();
+            let start = fastrand::usize(..count);
+            for index in (start..count).chain(0..start) {
+                if let Some(chosen) = self.ask(shown.slot(index), request) {
+                    return Some(chosen);
+                }
+            }
+        }
+        None
+    }
+
+    /// Asks one endpoint, once. If it is not ready, the driver watches it from now on, and nobody else asks.
+    #[inline]
+    fn ask<Req>(&self, slot: &Slot<S>, request: &mut Req) -> Option<Chosen<S>>
+    where
+        S: Service<Req> + Clone,
+        C: Stamp<Req>,
+    {
+        if !(slot.stats.is_usable() || self.published.panics && slot.stats.is_ready()) {
+            return None;
+        }
+        let guard = InFlight::begin(&slot.stats)?;
+        let mut service = slot.service.clone();
+        // Nobody waits here: the driver's own clone is the one that gets woken.
+        match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => {
+                self.shared.classify.stamp(request, slot.epoch.as_deref());
+                Some(Chosen { service, guard, began: self.turn.nanos() })
+            }
+            Poll::Ready(Err(_)) => self.refused(guard, true),
+            Poll::Pending => self.refused(guard, false),
+        }
+    }
+
+    #[cold]
+    fn refused(&self, guard: InFlight, is_finished: bool) -> Option<Chosen<S>> {
+        self.shared.set_aside(guard.stats(), is_finished);
+        guard.undo();
+        None
+    }
+}
+
+/// A new endpoint is passed over more often the newer it is.
+fn is_too_cold(stats: &Stats) -> bool {
+    let warmth = stats.warmth();
+    warmth < WARM && fastrand::u8(..) >= warmth
+}
+
+fn within(index: usize, count: usize) -> usize {
+    if index < count { index } else { index % count }
 }
 
 // === impl Published ===
@@ -167,7 +234,7 @@ impl<S, P: Policy> Shared<S, P> {
 impl<S, T> Published<S, T> {
     /// Without endpoints.
     pub(super) fn empty(life: Life) -> Self {
-        Self { life, degraded: false, all: Arc::new([]), eligible: None }
+        Self { life, degraded: false, panics: false, counts: Counts::default(), shares: Box::new([]) }
     }
 
     pub(super) fn generation(&self) -> Option<Generation> {
@@ -177,49 +244,37 @@ impl<S, T> Published<S, T> {
         }
     }
 
+    /// The tier for this request. One that is tied to an endpoint is tied to its tier as well.
+    fn first(&self, turn: &Turn) -> Option<usize> {
+        match &*self.shares {
+            [] => None,
+            [_] => Some(0),
+            shares => {
+                let number = turn.key().map_or_else(|| fastrand::u32(..), |key| (key >> 32) as u32);
+                Some(shares.iter().position(|share| number <= share.below).unwrap_or(0))
+            }
+        }
+    }
+
     fn nothing(&self) -> Nothing {
         match self.life {
             Life::Stopped => Nothing::Stopped,
-            Life::Known(_) if self.all.is_empty() => Nothing::Empty,
+            Life::Known(_) if self.counts.known == 0 => Nothing::Empty,
             Life::Pending | Life::Known(_) => Nothing::Yet,
         }
     }
-
-    fn counts(&self) -> Counts {
-        let mut counts = Counts { known: self.all.len(), ..Counts::default() };
-        for slot in self.all.iter() {
-            match slot.endpoint.phase() {
-                Phase::Starting => counts.starting += 1,
-                Phase::Ready => counts.ready += usize::from(slot.stats.is_ready()),
-                Phase::Draining => counts.draining += 1,
-                Phase::Fenced => counts.fenced += 1,
-            }
-        }
-        counts
-    }
 }
 
-// === impl Eligible ===
+// === impl Slot ===
 
-impl<'a, S> Eligible<'a, S> {
-    fn slot(&self, index: usize) -> &'a Slot<S> {
-        &self.all[self.indices[index] as usize]
-    }
-}
-
-impl<S> Candidates for Eligible<'_, S> {
-    fn count(&self) -> usize {
-        self.indices.len()
-    }
-
-    fn endpoint(&self, index: usize) -> &Endpoint {
-        &self.slot(index).endpoint
-    }
-
-    fn in_flight(&self, index: usize) -> u32 {
-        self.slot(index).stats.in_flight()
+impl<S> Named for Arc<Slot<S>> {
+    fn name(&self) -> &crate::EndpointId {
+        self.endpoint.id()
     }
 }
 
 /// How often the policy is asked before the rest is tried in order.
 const PICKS: usize = 3;
+
+/// The same where it picks among those that are not ready, too.
+const KEYED_PICKS: usize = 8;

@@ -1,21 +1,31 @@
-use std::sync::{
-    Arc,
-    atomic::{
-        AtomicBool, AtomicU32, AtomicU64,
-        Ordering::{AcqRel, Acquire, Relaxed, Release},
+use std::{
+    sync::{
+        Arc,
+        atomic::Ordering::{AcqRel, Acquire, Relaxed},
     },
+    time::Duration,
 };
 
 use http::HeaderValue;
-use tower_outcome::body::{End, OnEnd};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+use tower_outcome::{Outcome, Settle, Verdict};
 
-use crate::{Endpoint, EndpointId};
+use super::latency::Latency;
+use crate::{
+    Endpoint, EndpointId,
+    stripe::Sum,
+    sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64},
+};
 
 /// One endpoint's place in a published set: what is known of it, what it did, and its service.
 #[derive(Debug)]
 pub(super) struct Slot<S> {
     pub(super) endpoint: Arc<Endpoint>,
-    pub(super) epoch: Option<HeaderValue>,
+    /// Boxed, because most have none.
+    pub(super) epoch: Option<Box<HeaderValue>>,
     pub(super) stats: Arc<Stats>,
     pub(super) service: S,
 }
@@ -23,24 +33,80 @@ pub(super) struct Slot<S> {
 /// What one instance did so far. Outlives changes of weight or phase, and rebuilt services.
 #[derive(Debug)]
 pub(super) struct Stats {
-    pub(super) id: EndpointId,
-    ready: AtomicBool,
-    in_flight: AtomicU32,
+    /// As it was first described: for its name, which stays.
+    endpoint: Arc<Endpoint>,
+    hub: Arc<Hub>,
     picks: AtomicU64,
     failures: AtomicU64,
+    latency: Latency,
+    /// ```text
+    ///   31              8 7       3      2      1       0
+    ///   ┌────────────────┬─────────┬──────┬─────┬───────┐
+    ///   │ term           │ retired │ held │ out │ ready │
+    ///   └────────────────┴─────────┴──────┴─────┴───────┘
+    /// ```
+    /// A term lasts from one ejection to the next: what began in another one says nothing about this.
+    state: AtomicU32,
+    in_flight: AtomicU32,
+    returned: AtomicU32,
+    weight: AtomicU32,
+    /// The driver's: where it is among those to pick from, see [`Tiers`](super::tier::Tiers).
+    pub(super) place: AtomicU32,
+    /// The share of failures lately, of 1 024.
+    failing: AtomicU16,
+    /// Failures in a row.
+    streak: AtomicU16,
+    /// How far a new one has come, of 255.
+    warmth: AtomicU8,
+}
+
+/// What all endpoints of a balance share, whatever their services are.
+#[derive(Debug)]
+pub(super) struct Hub {
+    /// Wakes one waiting request; each that gets an endpoint, or its last word, wakes the next.
+    pub(super) freed: Arc<Notify>,
+    looks: mpsc::UnboundedSender<Look>,
+    /// Of all endpoints, where the policy wants to know.
+    total: Option<Sum>,
+    max_in_flight: u32,
+    /// Failures in a row that the driver wants to know of; 0 for none.
+    strikes: u16,
+    start: Instant,
+}
+
+/// Asks the driver to look at something. At most one of each kind is on its way for an endpoint.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// It was found not ready.
+    Pending(Arc<Stats>),
+    /// Its service is finished and must be made anew.
+    Finished(Arc<Stats>),
+    /// It began to fail now and then.
+    Failing(Arc<Stats>),
+    /// It said when to come back.
+    Asked(Arc<Stats>, Duration),
+    /// It failed so many times in a row, in this term.
+    Struck(Arc<Stats>, u32),
+    /// The last handle is gone.
+    Gone,
 }
 
 /// One request's place among those in flight to an endpoint, given up by being dropped.
 ///
-/// Rides in the response body where the balance was built with [`http`](super::BalanceBuilder::http).
+/// Rides in the response body where the balance was built with [`http`](super::BalanceBuilder::http). It is told how the
+/// request ended, which is what failing endpoints are known by.
 #[derive(Debug)]
-pub struct InFlight(Arc<Stats>);
+pub struct InFlight {
+    stats: Arc<Stats>,
+    term: u32,
+}
 
 // === impl Slot ===
 
 impl<S> Slot<S> {
     pub(super) fn new(endpoint: Arc<Endpoint>, stats: Arc<Stats>, service: S) -> Self {
-        let epoch = endpoint.epoch().map(|epoch| HeaderValue::from(epoch.get()));
+        let epoch = endpoint.epoch().map(|epoch| Box::new(HeaderValue::from(epoch.get())));
+        stats.weight.store(endpoint.weight().get(), Relaxed);
         Self { endpoint, epoch, stats, service }
     }
 }
@@ -49,27 +115,72 @@ impl<S> Slot<S> {
 
 impl Stats {
     /// Of an instance that has not been found ready yet.
-    pub(super) fn new(id: EndpointId) -> Self {
+    pub(super) fn new(endpoint: Arc<Endpoint>, hub: Arc<Hub>) -> Self {
         Self {
-            id,
-            ready: AtomicBool::new(false),
-            in_flight: AtomicU32::new(0),
+            endpoint,
+            hub,
             picks: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            latency: Latency::default(),
+            state: AtomicU32::new(0),
+            in_flight: AtomicU32::new(0),
+            returned: AtomicU32::new(0),
+            weight: AtomicU32::new(1),
+            place: AtomicU32::new(u32::MAX),
+            failing: AtomicU16::new(0),
+            streak: AtomicU16::new(0),
+            warmth: AtomicU8::new(WARM),
         }
     }
 
+    pub(super) fn id(&self) -> &EndpointId {
+        self.endpoint.id()
+    }
+
     pub(super) fn is_ready(&self) -> bool {
-        self.ready.load(Acquire)
+        self.state.load(Acquire) & READY != 0
     }
 
     pub(super) fn be_ready(&self) {
-        self.ready.store(true, Release);
+        self.state.fetch_or(READY, AcqRel);
     }
 
     /// Returns whether it was ready until now: of many who notice, one is the first.
     pub(super) fn be_unready(&self) -> bool {
-        self.ready.swap(false, AcqRel)
+        self.state.fetch_and(!READY, AcqRel) & READY != 0
+    }
+
+    /// Ready, and nothing is said against its health.
+    pub(super) fn is_usable(&self) -> bool {
+        self.state.load(Acquire) & (READY | OUT) == READY
+    }
+
+    /// Not to be used, or to be used again. Begins a new term when it comes back.
+    pub(super) fn be_out(&self, is_out: bool) {
+        if is_out {
+            self.state.fetch_or(OUT, AcqRel);
+        } else {
+            self.streak.store(0, Relaxed);
+            let _ = self.state.fetch_update(AcqRel, Acquire, |state| Some((state & !OUT).wrapping_add(TERM)));
+        }
+    }
+
+    pub(super) fn is_out(&self) -> bool {
+        self.state.load(Acquire) & OUT != 0
+    }
+
+    /// It was removed: nobody picks it any more.
+    pub(super) fn retire(&self) {
+        self.state.fetch_and(!READY, AcqRel);
+        self.state.fetch_or(RETIRED, AcqRel);
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.state.load(Acquire) & RETIRED != 0
+    }
+
+    pub(super) fn term(&self) -> u32 {
+        self.state.load(Acquire) / TERM
     }
 
     pub(super) fn in_flight(&self) -> u32 {
@@ -80,40 +191,289 @@ impl Stats {
         self.picks.load(Relaxed)
     }
 
+    /// How many went wrong, those handed back among them.
     pub(super) fn failures(&self) -> u64 {
-        self.failures.load(Relaxed)
+        self.failures.load(Relaxed) + u64::from(self.returned.load(Relaxed))
+    }
+
+    /// How many were answered or dropped, and how many of those went wrong.
+    pub(super) fn ended(&self) -> (u64, u64) {
+        let failures = self.failures.load(Relaxed);
+        let open = u64::from(self.in_flight()) + u64::from(self.returned.load(Relaxed));
+        (self.picks().saturating_sub(open), failures)
+    }
+
+    pub(super) fn weight(&self) -> u32 {
+        self.weight.load(Relaxed)
+    }
+
+    pub(super) fn latency(&self, now: u64) -> f32 {
+        self.latency.read(now)
+    }
+
+    pub(super) fn known_latency(&self, now: u64) -> Option<f32> {
+        self.latency.is_known().then(|| self.latency.read(now))
+    }
+
+    pub(super) fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// What one more request would have to share it with, times `1 / (1 - f)²` for its failures, rounded down: an endpoint
+    /// that fails fast looks idle, and would draw all traffic; one that failed once or twice is none.
+    pub(super) fn cost(&self) -> u64 {
+        let requests = u64::from(self.in_flight()) + 1;
+        match u64::from(self.failing.load(Relaxed)) {
+            0 => requests,
+            failing => requests * ((1 << 20) / (1024 - failing).pow(2)),
+        }
+    }
+
+    pub(super) fn warmth(&self) -> u8 {
+        self.warmth.load(Relaxed)
+    }
+
+    pub(super) fn warm_to(&self, warmth: u8) {
+        self.warmth.store(warmth, Relaxed);
+    }
+
+    /// Forgets a part of the failures, as time does. Returns whether some are left.
+    pub(super) fn forgive(&self) -> bool {
+        let update = |failing: u16| Some(failing - failing.div_ceil(8));
+        self.failing.fetch_update(Relaxed, Relaxed, update).is_ok_and(|before| before - before.div_ceil(8) > 0)
+    }
+
+    /// It is no longer held to what it asked for.
+    pub(super) fn release(&self) {
+        self.state.fetch_and(!HELD, AcqRel);
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.state.load(Relaxed) & HELD != 0
+    }
+
+    fn succeeded(&self) {
+        if self.streak.load(Relaxed) != 0 {
+            self.streak.store(0, Relaxed);
+        }
+        if self.failing.load(Relaxed) != 0 {
+            let _ = self
+                .failing
+                .fetch_update(Relaxed, Relaxed, |failing| (failing > 0).then(|| failing - failing.div_ceil(8)));
+        }
+    }
+
+    fn failed(self: &Arc<Self>, term: u32, is_soft: bool) {
+        self.failures.fetch_add(1, Relaxed);
+        let towards = |failing: u16| Some(failing + (1024 - failing) / 8);
+        if self.failing.fetch_update(Relaxed, Relaxed, towards) == Ok(0) {
+            self.hub.look(Look::Failing(self.clone()));
+        }
+        if is_soft || self.hub.strikes == 0 || self.is_out() || self.term() != term {
+            return;
+        }
+        let count = |streak: u16| Some(streak.saturating_add(1));
+        let before = self.streak.fetch_update(Relaxed, Relaxed, count).unwrap_or_default();
+        if before.saturating_add(1) == self.hub.strikes {
+            self.hub.look(Look::Struck(self.clone(), term));
+        }
+    }
+
+    /// It said when to come back: until then it is as dear as one that always fails.
+    fn asked(self: &Arc<Self>, after: Duration) {
+        self.failing.store(MOST_FAILING, Relaxed);
+        if self.state.fetch_or(HELD, AcqRel) & HELD == 0 {
+            self.hub.look(Look::Asked(self.clone(), after));
+        }
+    }
+}
+
+// === impl Hub ===
+
+impl Hub {
+    pub(super) fn new(
+        looks: mpsc::UnboundedSender<Look>,
+        max_in_flight: u32,
+        strikes: u16,
+        counts_total: bool,
+        start: Instant,
+    ) -> Self {
+        let total = counts_total.then(Sum::default);
+        Self { freed: Arc::new(Notify::new()), looks, total, max_in_flight, strikes, start }
+    }
+
+    pub(super) fn look(&self, look: Look) {
+        // A driver that is gone has told so already.
+        let _ = self.looks.send(look);
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.total.as_ref().map_or(0, Sum::get)
+    }
+
+    /// Nanoseconds since the balance was made.
+    pub(super) fn nanos(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
 // === impl InFlight ===
 
 impl InFlight {
-    pub(super) fn new(stats: Arc<Stats>) -> Self {
-        stats.in_flight.fetch_add(1, Relaxed);
+    /// `None`: it has as many as it may.
+    pub(super) fn begin(stats: &Arc<Stats>) -> Option<Self> {
+        // The guard first: what is over the limit is given back by it.
+        let before = stats.in_flight.fetch_add(1, Relaxed);
+        if before >= stats.hub.max_in_flight {
+            give_back(stats);
+            return None;
+        }
         stats.picks.fetch_add(1, Relaxed);
-        Self(stats)
+        if let Some(total) = &stats.hub.total {
+            total.add(1);
+        }
+        Some(Self { stats: stats.clone(), term: stats.term() })
     }
 
     pub(super) fn stats(&self) -> &Arc<Stats> {
-        &self.0
+        &self.stats
     }
 
-    /// Counts a failure and gives the place up.
-    pub(super) fn failed(self) {
-        self.0.failures.fetch_add(1, Relaxed);
+    /// Takes the time to the head of a response, or to a failure, which is never a reason to come back soon.
+    pub(super) fn took(&self, began: u64, verdict: Verdict) {
+        let now = self.stats.hub.nanos();
+        let took = now.saturating_sub(began);
+        let is_bad = matches!(verdict, Verdict::Failure | Verdict::Soft);
+        self.stats.latency.record(now, if is_bad { took.max(FAILURE_TAKES) } else { took });
+    }
+
+    /// It was not ready after all.
+    pub(super) fn undo(self) {
+        self.stats.picks.fetch_sub(1, Relaxed);
+    }
+
+    /// The request came back unsent: nobody's failure.
+    pub(super) fn handed_back(self) {
+        self.stats.returned.fetch_add(1, Relaxed);
+    }
+}
+
+impl Settle for InFlight {
+    fn settle(self, outcome: Outcome) {
+        match outcome.verdict() {
+            Verdict::Success => self.stats.succeeded(),
+            Verdict::Failure => self.stats.failed(self.term, false),
+            Verdict::Soft => self.stats.failed(self.term, true),
+            Verdict::Ignore => return,
+        }
+        if let Some(after) = outcome.hint() {
+            self.stats.asked(after);
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        give_back(&self.stats);
+        if let Some(total) = &self.stats.hub.total {
+            total.subtract(1);
+        }
     }
 }
 
-impl OnEnd for InFlight {
-    fn on_end(self, end: End<'_>) {
-        if matches!(end, End::Broken(_)) {
-            self.failed();
-        }
+/// The one that makes room tells those who wait; also one that was too many, for it may have hidden the room.
+fn give_back(stats: &Stats) {
+    let hub = &stats.hub;
+    if stats.in_flight.fetch_sub(1, AcqRel) == hub.max_in_flight {
+        hub.freed.notify_one();
+    }
+}
+
+const READY: u32 = 1;
+const OUT: u32 = 1 << 1;
+const HELD: u32 = 1 << 2;
+const RETIRED: u32 = 1 << 3;
+const TERM: u32 = 1 << 8;
+
+/// As dear as 16 384 requests in flight.
+const MOST_FAILING: u16 = 1016;
+
+/// What a failure is taken for, at least: a second, in nanoseconds. A slow success is better.
+const FAILURE_TAKES: u64 = 1_000_000_000;
+
+pub(super) const WARM: u8 = u8::MAX;
+
+#[cfg(all(test, loom))]
+mod loom {
+    use ::loom::thread;
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn stats(max_in_flight: u32) -> (Arc<Stats>, mpsc::UnboundedReceiver<Look>) {
+        let (looks, looked) = mpsc::unbounded_channel();
+        let hub = Arc::new(Hub::new(looks, max_in_flight, 2, false, Instant::now()));
+        let endpoint = Arc::new(Endpoint::new("a", ([127, 0, 0, 1], 80).into()));
+        (Arc::new(Stats::new(endpoint, hub)), looked)
+    }
+
+    #[test]
+    fn whoever_is_refused_for_the_limit_is_told_of_the_room() {
+        ::loom::model(|| {
+            let (stats, _looks) = stats(1);
+            let tries: Vec<_> = (0..2)
+                .map(|_| {
+                    let stats = stats.clone();
+                    thread::spawn(move || InFlight::begin(&stats).is_none())
+                })
+                .collect();
+            let mine = InFlight::begin(&stats).is_none();
+            let refused = tries.into_iter().map(|other| other.join().unwrap()).fold(mine, |any, other| any | other);
+            assert_eq!(stats.in_flight(), 0);
+            let is_told = stats.hub.freed.notified().now_or_never().is_some();
+            assert!(!refused || is_told, "room, and nobody knows");
+        });
+    }
+
+    #[test]
+    fn the_driver_hears_once_that_an_endpoint_began_to_fail_and_once_that_it_struck_out() {
+        ::loom::model(|| {
+            let (stats, mut looks) = stats(u32::MAX);
+            let guards = [InFlight::begin(&stats).unwrap(), InFlight::begin(&stats).unwrap()];
+            let threads = guards.map(|guard| thread::spawn(move || guard.settle(Outcome::FAILURE)));
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            let mut told = [0, 0];
+            while let Ok(look) = looks.try_recv() {
+                told[usize::from(matches!(look, Look::Struck(..)))] += 1;
+            }
+            assert_eq!((told, stats.failures(), stats.in_flight()), ([1, 1], 2, 0));
+        });
+    }
+
+    #[test]
+    fn one_of_many_who_find_it_not_ready_is_the_first() {
+        ::loom::model(|| {
+            let (stats, _looks) = stats(u32::MAX);
+            stats.be_ready();
+            let other = {
+                let stats = stats.clone();
+                thread::spawn(move || stats.be_unready())
+            };
+            let mine = stats.be_unready();
+            assert!(mine ^ other.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_peak_is_never_lost() {
+        ::loom::model(|| {
+            let (stats, _looks) = stats(u32::MAX);
+            let threads = [5_000_000, 90_000_000].map(|took| {
+                let stats = stats.clone();
+                thread::spawn(move || stats.latency.record(1 << 20, took))
+            });
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            assert!(stats.latency(1 << 20) > 89_999.0);
+        });
     }
 }

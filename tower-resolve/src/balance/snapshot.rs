@@ -1,7 +1,7 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::shared::Shared;
-use crate::{Endpoint, Generation, policy::Policy};
+use crate::{Endpoint, Generation};
 
 /// A [`Balance`](super::Balance) at one moment.
 #[derive(Clone, Debug)]
@@ -11,6 +11,8 @@ pub struct BalanceSnapshot {
     pub generation: Option<Generation>,
     /// Whether the source is in trouble and the last set stays in use.
     pub degraded: bool,
+    /// Whether so many endpoints are thought ill that it is not believed.
+    pub panics: bool,
     /// How many requests wait for an endpoint.
     pub waiting: usize,
     /// All endpoints, in the order of their ids.
@@ -25,29 +27,41 @@ pub struct EndpointSnapshot {
     pub endpoint: Arc<Endpoint>,
     /// Whether its service said it was ready when it was asked last.
     pub ready: bool,
+    /// Whether its health speaks against it: ejected, or failing its checks.
+    pub ejected: bool,
     /// How many requests it has just now.
     pub in_flight: u32,
     /// How many requests it was given.
     pub picks: u64,
-    /// How many of those ended in an error, were handed back unsent, or broke off in the body.
+    /// How many of those ended in an error, were handed back unsent, or broke off in the body; also answers that asked for
+    /// less (`429`).
     pub failures: u64,
+    /// Its latency as [`PeakEwma`](crate::policy::PeakEwma) sees it; `None` with another policy.
+    pub latency: Option<Duration>,
+    /// How far it has come in its slow start, of 1.
+    pub warmth: f32,
 }
 
 // === impl BalanceSnapshot ===
 
 impl BalanceSnapshot {
-    pub(super) fn of<S, P: Policy>(shared: &Shared<S, P>) -> Self {
-        let published = shared.current.load();
-        let endpoints = published.all.iter().map(|slot| EndpointSnapshot {
+    pub(super) fn of<S, T, P, C>(shared: &Shared<S, T, P, C>) -> Self {
+        let (published, slots) = (shared.current.load(), shared.slots().clone());
+        let now = shared.hub.nanos();
+        let endpoints = slots.iter().map(|slot| EndpointSnapshot {
             endpoint: slot.endpoint.clone(),
             ready: slot.stats.is_ready(),
+            ejected: slot.stats.is_out(),
             in_flight: slot.stats.in_flight(),
             picks: slot.stats.picks(),
             failures: slot.stats.failures(),
+            latency: slot.stats.known_latency(now).map(|micros| Duration::from_secs_f32(micros / 1e6)),
+            warmth: f32::from(slot.stats.warmth()) / f32::from(u8::MAX),
         });
         Self {
             generation: published.generation(),
             degraded: published.degraded,
+            panics: published.panics,
             waiting: shared.waiting(),
             endpoints: endpoints.collect(),
         }

@@ -1,10 +1,11 @@
 use std::{
     fmt,
+    panic::AssertUnwindSafe,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
 };
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until},
@@ -12,7 +13,7 @@ use tokio::{
 
 use super::{
     Cached,
-    entry::{Entry, Limits, Told},
+    entry::{Entry, Jitter, Limits, Told},
 };
 use crate::{Generation, Resolve, Update, diff::Applied};
 
@@ -90,30 +91,37 @@ impl Name {
         let mut state = self.state();
         let is_due = state.entry.ask_at(limits, now) <= now;
         if is_due {
-            state.entry.asked(now);
+            state.entry.asked(now, Jitter::draw());
         }
         is_due
     }
 
     /// Returns whether the source's stream can still be used.
-    fn hear(&self, update: Option<Update>, now: Instant) -> bool {
+    fn hear(&self, update: Option<Update>, limits: &Limits, now: Instant) -> bool {
         let mut state = self.state();
         let Some(update) = update else {
             tracing::warn!(name = %self.text, "a source ended its updates");
             state.entry.broke_off(now);
             return false;
         };
-        match state.entry.apply(update, now) {
+        match state.entry.apply(update, limits, now) {
             Applied::Gap => {
                 tracing::warn!(name = %self.text, "a source left a gap; asking for a snapshot");
                 false
             }
             Applied::Held => {
-                tracing::warn!(name = %self.text, "an empty set from a source in trouble was held back");
+                tracing::warn!(name = %self.text, "a great loss right after trouble was held back until it is confirmed");
                 true
             }
             _ => true,
         }
+    }
+
+    /// The source panicked: trouble like any other, but told louder.
+    fn broke(&self, limits: &Limits, now: Instant) {
+        tracing::error!(name = %self.text, "a source panicked; it is asked again");
+        let mut state = self.state();
+        let _ = state.entry.apply(Update::degraded("the source panicked"), limits, now);
     }
 
     /// Whether nobody follows any more. Decided under the lock under which one begins to.
@@ -150,17 +158,27 @@ pub(super) fn follow<R: Resolve>(name: &Arc<Name>, resolver: &Arc<R>, limits: Li
     let mut told = name.told.subscribe();
     told.mark_changed();
     if !state.is_flying {
+        state.entry.abandoned();
         // What was told last may have expired since.
         name.told.send_replace(state.entry.told(&limits, Instant::now()));
-        tokio::spawn(fly(name.clone(), resolver.clone(), limits));
+        tokio::spawn(keep_flying(name.clone(), resolver.clone(), limits));
         state.is_flying = true;
     }
     told
 }
 
-/// Asks the source for as long as somebody follows: when it is due, and when what is known turned out to be old.
-async fn fly<R: Resolve>(name: Arc<Name>, resolver: Arc<R>, limits: Limits) {
+/// Flies until nobody follows, over the panics of a source too: those who follow cannot see them.
+async fn keep_flying<R: Resolve>(name: Arc<Name>, resolver: Arc<R>, limits: Limits) {
     let mut landing = Landing(Some(name.clone()));
+    while AssertUnwindSafe(fly(&name, &*resolver, limits)).catch_unwind().await.is_err() {
+        name.broke(&limits, Instant::now());
+    }
+    // Told already; somebody else may fly from here on.
+    landing.0 = None;
+}
+
+/// Asks the source for as long as somebody follows: when it is due, and when what is known turned out to be old.
+async fn fly<R: Resolve>(name: &Name, resolver: &R, limits: Limits) {
     let mut updates = pin!(None);
     loop {
         let now = Instant::now();
@@ -172,13 +190,11 @@ async fn fly<R: Resolve>(name: Arc<Name>, resolver: Arc<R>, limits: Limits) {
             biased;
             () = name.told.closed() => {
                 if name.land() {
-                    // Told already; somebody else may fly from here on.
-                    landing.0 = None;
                     return;
                 }
             }
             update = next(updates.as_mut().as_pin_mut()) => {
-                if !name.hear(update, Instant::now()) {
+                if !name.hear(update, &limits, Instant::now()) {
                     updates.set(None);
                 }
             }

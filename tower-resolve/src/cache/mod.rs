@@ -28,7 +28,8 @@ use crate::{Cause, Generation, Resolve, Topology, backoff::FOR_EVER};
 ///
 /// - **It never goes back.** An older generation of the same source is refused; a newer one counts at once.
 /// - **It keeps the last good set** while the source is in trouble, for ever or for [`max_stale`](Self::max_stale). An
-///   answer that empties the set right after trouble is believed when it is confirmed.
+///   answer right after trouble that empties the set, or takes more than [`max_loss`](Self::max_loss) of it, is believed
+///   when it is confirmed. A source that hangs, ends or panics is in trouble like one that says so.
 /// - **It listens to the data path.** When a peer says "fenced" or shows a newer generation,
 ///   [`invalidate_older_than`](Self::invalidate_older_than) makes it ask at once.
 ///
@@ -42,9 +43,11 @@ pub struct CachedResolver<R> {
     resolver: Arc<R>,
     limits: Limits,
     max_names: NonZeroUsize,
-    names: Arc<Mutex<HashMap<Arc<str>, Arc<Name>>>>,
+    names: Arc<Mutex<Names>>,
     clock: Arc<AtomicU64>,
 }
+
+type Names = HashMap<Arc<str>, Arc<Name>>;
 
 /// What a [`CachedResolver`] knows of a name.
 #[derive(Clone, Debug)]
@@ -65,7 +68,12 @@ impl<R: Resolve> CachedResolver<R> {
     pub fn new(resolver: R) -> Self {
         Self {
             resolver: Arc::new(resolver),
-            limits: Limits { ttl: Duration::from_secs(5), negative: Duration::from_secs(1), max_stale: None },
+            limits: Limits {
+                ttl: Duration::from_secs(5),
+                negative: Duration::from_secs(1),
+                max_stale: None,
+                max_loss: 50,
+            },
             max_names: const { NonZeroUsize::new(1024).unwrap() },
             names: Arc::default(),
             clock: Arc::default(),
@@ -73,7 +81,9 @@ impl<R: Resolve> CachedResolver<R> {
     }
 
     /// How long the source's last word (a snapshot, a delta, a sign of progress) counts before it is asked again.
-    /// Default: 5 s. Set it before the first name is followed: it is not told to names that are.
+    /// Default: 5 s. The question goes out when four fifths of that are over, give or take a tenth, so that the answer is
+    /// there in time and many clients do not ask in step. Set it before the first name is followed: it is not told to
+    /// names that are.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.limits.ttl = ttl.min(FOR_EVER);
@@ -97,6 +107,16 @@ impl<R: Resolve> CachedResolver<R> {
         self
     }
 
+    /// How much of a set, in percent, may go at once in the first good word of a source that was in trouble. Default: 50.
+    /// A greater loss, and an emptied set in any case, is held back until the source's next good word, about a
+    /// [`negative_ttl`](Self::negative_ttl) later: a registry that was just restarted, or a replica of it that has not
+    /// caught up, often knows fewer than there are. A source that is well is believed at once.
+    #[must_use]
+    pub fn max_loss(mut self, percent: u8) -> Self {
+        self.limits.max_loss = percent;
+        self
+    }
+
     /// How many names are remembered. Default: 1 024. The one that nobody follows and that was asked for longest ago
     /// gives way; while all are followed, further names go to the source directly, without a memory.
     #[must_use]
@@ -114,7 +134,8 @@ impl<R: Resolve> CachedResolver<R> {
     }
 
     /// Asks for `name` again if what is known of it is older than `generation` (of the same source), at once, but at
-    /// most every 100 ms. What is known stays in use until the answer comes. Returns whether it was older.
+    /// most every 100 ms, and half as often after each answer that is still older. What is known stays in use until a
+    /// newer answer comes. Returns whether it was older.
     ///
     /// For the data path: a peer that answers "fenced", or that shows a newer generation, knows better.
     pub fn invalidate_older_than(&self, name: &str, generation: Generation) -> bool {
@@ -122,10 +143,9 @@ impl<R: Resolve> CachedResolver<R> {
         name.is_some_and(|name| name.invalidate(generation))
     }
 
-    /// The place of `name`; `None` if there is no room.
-    fn name(&self, text: &str) -> Option<Arc<Name>> {
+    /// The place of `name`, with room made for it; `None` if all are followed.
+    fn place(&self, names: &mut Names, text: &str) -> Option<Arc<Name>> {
         let used = self.clock.fetch_add(1, Relaxed);
-        let mut names = self.names();
         if let Some(name) = names.get(text) {
             name.used.store(used, Relaxed);
             return Some(name.clone());
@@ -142,7 +162,7 @@ impl<R: Resolve> CachedResolver<R> {
 }
 
 impl<R> CachedResolver<R> {
-    fn names(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Name>>> {
+    fn names(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -151,9 +171,14 @@ impl<R: Resolve> Resolve for CachedResolver<R> {
     type Updates = CachedUpdates<R::Updates>;
 
     fn resolve(&self, name: &str) -> Self::Updates {
-        match self.name(name) {
+        let mut names = self.names();
+        match self.place(&mut names, name) {
+            // Still under the lock, so that a name is not given up between being found and being followed.
             Some(name) => CachedUpdates::shared(flight::follow(&name, &self.resolver, self.limits)),
-            None => CachedUpdates::direct(self.resolver.resolve(name)),
+            None => {
+                drop(names);
+                CachedUpdates::direct(self.resolver.resolve(name))
+            }
         }
     }
 }

@@ -1,25 +1,89 @@
 //! Which of the eligible endpoints gets the next request.
 //!
-//! | policy | picks | cost |
-//! |---|---|---|
-//! | [`LeastRequest`] (default) | of two at random, the one with fewer requests in flight | two random numbers, two loads |
-//! | [`RoundRobin`] | one after the other | one shared counter |
+//! | policy | picks | cost | looks at the weight |
+//! |---|---|---|---|
+//! | [`LeastRequest`] (default) | of two at random, the one with fewer requests in flight | two random numbers, two loads | as the measure of load |
+//! | [`PeakEwma`] | of two at random, the one that answers sooner, by its latency and its load | as above, and the clock, twice | as the measure of load |
+//! | [`RoundRobin`] | one after the other | one counter | no |
+//! | [`WeightedRoundRobin`] | one after the other, by weight | a counter, and as many steps as the heaviest is above the mean | yes |
+//! | [`Random`] | any | a random number, and as above | yes |
+//! | [`RingHash`] | by a key of the request | a binary search | yes |
+//! | [`Maglev`] | by a key of the request | one look into a table | yes |
 //!
-//! A policy only picks. Whether an endpoint may be used at all is readiness, and is decided before and after it.
+//! All cost the same for two endpoints and for ten thousand, but the ring, whose search is logarithmic. A policy only
+//! picks. Whether an endpoint may be used at all is readiness and health, and is decided before and after it; which of
+//! several sets is picked from (zones, priorities) is decided before it.
+//!
+//! # Failing fast must not pay
+//!
+//! An endpoint that fails at once has nothing in flight and the best latency. So both choices of two multiply the load by
+//! `1 / (1 - f)²`, rounded down, where `f` is the share of failures among its last answers (each counts for an eighth;
+//! forgotten within half a minute). So one or two failures cost nothing, eight in a row as much as eight requests in
+//! flight, and a black hole as much as thousands. One that says when to come back (`Retry-After`, `grpc-retry-pushback-ms`) is as dear as one that
+//! always fails until then. The others do not look at the load, so there is nothing to be drawn by.
 
+mod hash;
 mod least_request;
+mod maglev;
+mod peak_ewma;
+mod random;
+mod ring_hash;
 mod round_robin;
+mod weighted_round_robin;
 
-pub use self::{least_request::LeastRequest, round_robin::RoundRobin};
+pub use self::{
+    hash::{Bound, key},
+    least_request::LeastRequest,
+    maglev::{Maglev, Places},
+    peak_ewma::PeakEwma,
+    random::Random,
+    ring_hash::{Ring, RingHash},
+    round_robin::RoundRobin,
+    weighted_round_robin::WeightedRoundRobin,
+};
 use crate::Endpoint;
 
 /// Picks among candidates.
-pub trait Policy: Send + Sync + 'static {
+///
+/// ```
+/// use tower_resolve::policy::{Candidates, Policy, Turn};
+///
+/// /// Always the first, and the next one while that is not ready.
+/// struct First;
+///
+/// impl<Req> Policy<Req> for First {
+///     type Table = ();
+///
+///     fn table<C: Candidates>(&self, _: &C) {}
+///
+///     fn pick<C: Candidates>(&self, (): &(), _: &C, turn: &Turn) -> usize {
+///         turn.step()
+///     }
+/// }
+/// ```
+pub trait Policy<Req>: Send + Sync + 'static {
     /// What is computed once for each set of candidates instead of once a request: a ring, a schedule, or `()`.
     type Table: Send + Sync + 'static;
 
-    /// Computes the table. Called by the driver when the set of eligible endpoints changes; there is at least one.
+    /// Whether candidates are all endpoints that might be used, ready or not, so that the table is made anew only when
+    /// the *set* changes and a key keeps its endpoint. Default: no, only those that are ready just now.
+    const KEEPS_UNREADY: bool = false;
+
+    /// Whether it looks at [`latency`](Candidates::latency), which costs reading the clock twice a request. Default: no.
+    const MEASURES_LATENCY: bool = false;
+
+    /// Whether it looks at [`total_in_flight`](Candidates::total_in_flight), which costs counting it. Default: no.
+    const COUNTS_TOTAL: bool = false;
+
+    /// Computes the table. Called by the driver when the set of candidates, or a weight, has changed; there is at least
+    /// one.
     fn table<C: Candidates>(&self, candidates: &C) -> Self::Table;
+
+    /// What ties a request to an endpoint, for the policies that do so. Default: nothing. Called once a request.
+    fn key(&self, request: &Req) -> Option<u64> {
+        let _ = request;
+        None
+    }
 
     /// Picks the index of a candidate. What is out of range wraps around.
     ///
@@ -28,7 +92,8 @@ pub trait Policy: Send + Sync + 'static {
     fn pick<C: Candidates>(&self, table: &Self::Table, candidates: &C, turn: &Turn) -> usize;
 }
 
-/// The endpoints that a [`Policy`] may pick: in the order of their ids, at least one.
+/// The endpoints that a [`Policy`] may pick: at least one, in no particular order, but always in the same one beside a
+/// table that was made of them.
 pub trait Candidates {
     /// How many there are.
     fn count(&self) -> usize;
@@ -38,19 +103,49 @@ pub trait Candidates {
 
     /// How many requests one has in flight, sent by this balance and its clones.
     fn in_flight(&self, index: usize) -> u32;
+
+    /// The load of one, failures included: (in flight + 1) × ⌊1 / (1 - f)²⌋, see the [module](self).
+    fn cost(&self, index: usize) -> u64;
+
+    /// The weight of one.
+    fn weight(&self, index: usize) -> u32;
+
+    /// The largest weight among them.
+    fn heaviest(&self) -> u32;
+
+    /// The sum of their weights.
+    fn total_weight(&self) -> u64;
+
+    /// The latency of one in microseconds: as its worst answers lately, decaying over 10 s; 30 ms before its first
+    /// answer. Only kept where the policy [`MEASURES_LATENCY`](Policy::MEASURES_LATENCY).
+    fn latency(&self, index: usize, turn: &Turn) -> f32;
+
+    /// How many requests all endpoints of the balance have in flight together. Only kept where the policy
+    /// [`COUNTS_TOTAL`](Policy::COUNTS_TOTAL).
+    fn total_in_flight(&self) -> u64;
 }
 
 /// One request's turn to be given an endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
     step: usize,
+    key: Option<u64>,
+    nanos: u64,
 }
 
 // === impl Turn ===
 
 impl Turn {
-    pub(crate) const fn new(step: usize) -> Self {
-        Self { step }
+    pub(crate) const fn new(key: Option<u64>, nanos: u64) -> Self {
+        Self { step: 0, key, nanos }
+    }
+
+    pub(crate) const fn at(self, step: usize) -> Self {
+        Self { step, ..self }
+    }
+
+    pub(crate) const fn nanos(&self) -> u64 {
+        self.nanos
     }
 
     /// 0 for the first pick of a request, 1 when that one was not ready, and so on.
@@ -58,26 +153,106 @@ impl Turn {
     pub const fn step(&self) -> usize {
         self.step
     }
+
+    /// What [`Policy::key`] said.
+    #[must_use]
+    pub const fn key(&self) -> Option<u64> {
+        self.key
+    }
+}
+
+/// Two different candidates at random, of at least two and fewer than 2³²: each half of one random number, scaled.
+fn two(count: usize) -> (usize, usize) {
+    let (random, count) = (fastrand::u64(..), count as u64);
+    let one = ((random >> 32) * count) >> 32;
+    // Any other one: a distance of 1 to count - 1, around the circle.
+    let other = one + 1 + (((random & u64::from(u32::MAX)) * (count - 1)) >> 32);
+    (one as usize, if other < count { other } else { other - count } as usize)
 }
 
 #[cfg(test)]
 mod testing {
     use super::*;
 
-    /// Candidates that are nothing but their loads.
-    pub(super) struct Loads<'a>(pub(super) &'a [u32]);
+    /// Candidates with nothing in flight, to be changed.
+    pub(super) struct Some {
+        pub(super) endpoints: Vec<Endpoint>,
+        pub(super) in_flight: Vec<u32>,
+        pub(super) latency: Vec<f32>,
+    }
 
-    impl Candidates for Loads<'_> {
-        fn count(&self) -> usize {
-            self.0.len()
+    impl Some {
+        pub(super) fn of(weights: &[u32]) -> Self {
+            let ids: Vec<_> = (0..weights.len()).collect();
+            Self::named(&ids, weights)
         }
 
-        fn endpoint(&self, _: usize) -> &Endpoint {
-            unimplemented!("these policies do not look at endpoints")
+        pub(super) fn named(ids: &[usize], weights: &[u32]) -> Self {
+            let endpoint = |(id, weight): (&usize, &u32)| {
+                let endpoint = Endpoint::new(format!("e{id}"), ([127, 0, 0, 1], 80).into());
+                endpoint.with_weight((*weight).try_into().unwrap())
+            };
+            let endpoints = ids.iter().zip(weights).map(endpoint).collect();
+            Self { endpoints, in_flight: vec![0; ids.len()], latency: vec![30_000.0; ids.len()] }
+        }
+
+        pub(super) fn with_loads(loads: &[u32]) -> Self {
+            Self { in_flight: loads.to_vec(), ..Self::of(&vec![1; loads.len()]) }
+        }
+    }
+
+    impl Candidates for Some {
+        fn count(&self) -> usize {
+            self.endpoints.len()
+        }
+
+        fn endpoint(&self, index: usize) -> &Endpoint {
+            &self.endpoints[index]
         }
 
         fn in_flight(&self, index: usize) -> u32 {
-            self.0[index]
+            self.in_flight[index]
         }
+
+        fn cost(&self, index: usize) -> u64 {
+            u64::from(self.in_flight[index] + 1)
+        }
+
+        fn weight(&self, index: usize) -> u32 {
+            self.endpoints[index].weight().get()
+        }
+
+        fn heaviest(&self) -> u32 {
+            (0..self.count()).map(|index| self.weight(index)).max().unwrap()
+        }
+
+        fn total_weight(&self) -> u64 {
+            (0..self.count()).map(|index| u64::from(self.weight(index))).sum()
+        }
+
+        fn latency(&self, index: usize, _: &Turn) -> f32 {
+            self.latency[index]
+        }
+
+        fn total_in_flight(&self) -> u64 {
+            self.in_flight.iter().map(|load| u64::from(*load)).sum()
+        }
+    }
+
+    /// How often each is picked, by a policy for requests that are numbers.
+    pub(super) fn picks<P: Policy<u64>>(policy: &P, candidates: &Some, times: u64) -> Vec<u64> {
+        let table = policy.table(candidates);
+        let mut picks = vec![0; candidates.count()];
+        for request in 0..times {
+            picks[policy.pick(&table, candidates, &Turn::new(policy.key(&request), 0)) % candidates.count()] += 1;
+        }
+        picks
+    }
+
+    /// Whether `picked` fits a share of `times` picks made at random, within five standard deviations: one in two million.
+    pub(super) fn is_about(picked: u64, share: f64, times: u64) -> bool {
+        let times = times as f64;
+        let deviation = (times * share * (1.0 - share)).sqrt();
+        (picked as f64 - times * share).abs() <= 5.0 * deviation + 1.0
     }
 }

@@ -22,7 +22,7 @@ use tower::Service;
 use tower_outcome::{BoxError, Unsent};
 use tower_resolve::{
     Balance, Endpoint, Generation, SourceId, Topology, Update,
-    balance::{BalanceBuilder, Driver},
+    balance::{BalanceBuilder, Stamp},
     policy::Policy,
 };
 
@@ -47,6 +47,11 @@ impl Made {
 
     pub(crate) fn count(&self, id: &str) -> usize {
         self.0.lock().unwrap().get(id).map_or(0, Vec::len)
+    }
+
+    /// As [`calls`](Self::calls), and none where none was made.
+    pub(crate) fn all_calls(&self, id: &str) -> usize {
+        self.0.lock().unwrap().get(id).map_or(0, |made| made.iter().map(ProbeHandle::calls).sum())
     }
 
     pub(crate) fn calls(&self, id: &str) -> usize {
@@ -87,26 +92,23 @@ impl Service<Request<String>> for Returning {
 }
 
 /// A balance over probes, its source and its driver.
-pub(crate) struct Rig<P: Policy, K> {
-    pub(crate) balance: Balance<Probe, Request<String>, P, K>,
+pub(crate) struct Rig<P: Policy<Request<String>>, C> {
+    pub(crate) balance: Balance<Probe, Request<String>, P, C>,
     pub(crate) source: mpsc::UnboundedSender<Update>,
     pub(crate) made: Made,
     pub(crate) driver: JoinHandle<()>,
 }
 
-pub(crate) fn rig<P: Policy, K: 'static>(builder: BalanceBuilder<P, K>) -> Rig<P, K> {
+pub(crate) fn rig<P, C>(builder: BalanceBuilder<P, C>) -> Rig<P, C>
+where
+    P: Policy<Request<String>>,
+    C: Stamp<Request<String>> + Send + Sync + 'static,
+{
     let made = Made::default();
     let (source, updates) = source();
     let makes = made.clone();
     let (balance, driver) = builder.build(updates, move |endpoint: &Endpoint| makes.make(endpoint));
-    Rig { balance, source, made, driver: spawn(driver) }
-}
-
-fn spawn<P: Policy, M>(driver: Driver<Probe, Request<String>, P, Updates, M>) -> JoinHandle<()>
-where
-    M: FnMut(&Endpoint) -> Probe + Send + 'static,
-{
-    tokio::spawn(driver)
+    Rig { balance, source, made, driver: tokio::spawn(driver) }
 }
 
 pub(crate) fn source() -> (mpsc::UnboundedSender<Update>, Updates) {

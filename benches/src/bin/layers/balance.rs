@@ -1,45 +1,51 @@
 //! A balance over endpoints that do nothing, all of them ready.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    pin::pin,
-    task::{Context, Waker},
+use tower_benches::{
+    balanced::Balanced,
+    drive::{self, Case},
 };
+use tower_resolve::policy::{LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin, WeightedRoundRobin};
 
-use tokio::runtime;
-use tower_benches::drive::{self, Bare, Case};
-use tower_resolve::{
-    Balance, Endpoint, Resolve, StaticResolver,
-    policy::{LeastRequest, Policy, RoundRobin},
-};
+/// One case for each number of endpoints.
+macro_rules! sizes {
+    ($name:literal, $run:expr) => {
+        [
+            Case { name: concat!($name, "/2"), job: JOB, bare: "bare", run: |calls| $run(calls, 2) },
+            Case { name: concat!($name, "/10"), job: JOB, bare: "bare", run: |calls| $run(calls, 10) },
+            Case { name: concat!($name, "/100"), job: JOB, bare: "bare", run: |calls| $run(calls, 100) },
+            Case { name: concat!($name, "/1000"), job: JOB, bare: "bare", run: |calls| $run(calls, 1_000) },
+            Case { name: concat!($name, "/10000"), job: JOB, bare: "bare", run: |calls| $run(calls, 10_000) },
+        ]
+    };
+}
 
-pub(crate) const CASES: &[Case] = &[
-    Case { name: "balance/2", job: JOB, bare: "bare", run: |calls| balance(calls, 2, LeastRequest) },
-    Case { name: "balance/10", job: JOB, bare: "bare", run: |calls| balance(calls, 10, LeastRequest) },
-    Case { name: "balance/1000", job: JOB, bare: "bare", run: |calls| balance(calls, 1_000, LeastRequest) },
-    Case { name: "balance-rr/1000", job: JOB, bare: "bare", run: |calls| balance(calls, 1_000, RoundRobin::new()) },
-];
+pub(crate) fn cases() -> Vec<Case> {
+    [
+        sizes!("balance", |calls, count| balance(calls, count, LeastRequest)),
+        sizes!("balance-rr", |calls, count| balance(calls, count, RoundRobin::new())),
+        sizes!("balance-wrr", |calls, count| balance(calls, count, WeightedRoundRobin::new())),
+        sizes!("balance-random", |calls, count| balance(calls, count, Random)),
+        sizes!("balance-ewma", |calls, count| balance(calls, count, PeakEwma)),
+        sizes!("balance-ring", |calls, count| balance(calls, count, RingHash::new(key))),
+        sizes!("balance-maglev", |calls, count| balance(calls, count, Maglev::new(key))),
+        sizes!("balance-change", change),
+    ]
+    .concat()
+}
 
 const JOB: &str = "balance";
 
-fn balance(calls: u32, endpoints: u16, policy: impl Policy) {
-    let runtime = runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    // For the driver's timers. The calls need none.
-    let _entered = runtime.enter();
-    let updates = StaticResolver::new().with("name", (0..endpoints).map(endpoint)).resolve("name");
-    let (balance, driver) = Balance::builder().policy(policy).build(updates, |_| Bare);
-    let mut driver = pin!(driver);
-    for _ in 0..POLLS {
-        let _ = driver.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-    }
-    assert_eq!(balance.snapshot().ready(), usize::from(endpoints));
-    drive::calls(calls, balance);
+#[expect(clippy::unnecessary_wraps, reason = "not every request has one")]
+fn key(request: &u32) -> Option<u64> {
+    Some(u64::from(*request))
 }
 
-/// More than enough for the driver to see each endpoint ready.
-const POLLS: usize = 100;
+fn balance(calls: u32, endpoints: u32, policy: impl Policy<u32>) {
+    drive::calls(calls, Balanced::new(endpoints, policy).balance.clone());
+}
 
-fn endpoint(index: u16) -> Endpoint {
-    let [high, low] = index.to_be_bytes();
-    Endpoint::new(format!("endpoint-{index}"), SocketAddr::from((Ipv4Addr::new(127, 1, high, low), 80)))
+/// One endpoint out and in again, each applied and published.
+fn change(times: u32, endpoints: u32) {
+    let mut balanced = Balanced::new(endpoints, LeastRequest);
+    drive::other_calls(times, |index| balanced.change(index * 7_919 % endpoints));
 }

@@ -20,7 +20,7 @@ use tower_outcome::PeerAddr;
 
 fn main() -> ExitCode {
     drive::main(
-        &[BARE, outcome::CASES, circuit::CASES, bucket::CASES, drain::CASES, lease::CASES, balance::CASES].concat(),
+        &[BARE, outcome::CASES, circuit::CASES, bucket::CASES, drain::CASES, lease::CASES, &balance::cases()].concat(),
         &[BARE_CONTENDED, circuit::CONTENDED, bucket::CONTENDED].concat(),
     )
 }

@@ -1,0 +1,119 @@
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+use crate::sync::AtomicU64;
+
+/// The latency of an endpoint as its clients feel it: rises with the slowest answer at once, falls slowly ("peak EWMA",
+/// after Finagle's `PeakEwma`; the decay follows the time that passed and not the number of samples, so it does not depend
+/// on the load).
+///
+/// One word: the value as an `f32` in microseconds, and when it was written, in turns of 16 µs. The turns wrap after 19
+/// hours; an endpoint idle for just that long is taken for one that answered lately.
+#[derive(Debug, Default)]
+pub(super) struct Latency(AtomicU64);
+
+// === impl Latency ===
+
+impl Latency {
+    /// Takes one answer's time, at `now`, in nanoseconds since some common start.
+    pub(super) fn record(&self, now: u64, took: u64) {
+        let sample = took as f32 / 1e3;
+        // A sample lost to a faster one does not matter; a lost peak would.
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |word| {
+            let (value, turn) = unpacked(word);
+            let passed = turns(now).wrapping_sub(turn);
+            let next = match () {
+                () if word == 0 || sample >= value => sample,
+                // At the same moment there is no weight to give.
+                () if passed == 0 => return None,
+                () => sample + (value - sample) * remaining(passed),
+            };
+            Some(packed(next, turns(now)))
+        });
+    }
+
+    pub(super) fn is_known(&self) -> bool {
+        self.0.load(Relaxed) != 0
+    }
+
+    /// In microseconds, as of `now`. What is not asked falls towards zero, so that it is asked again.
+    pub(super) fn read(&self, now: u64) -> f32 {
+        match self.0.load(Relaxed) {
+            0 => UNKNOWN,
+            word => {
+                let (value, turn) = unpacked(word);
+                value * remaining(turns(now).wrapping_sub(turn))
+            }
+        }
+    }
+}
+
+fn turns(nanos: u64) -> u32 {
+    // On from 1, so that no written word is 0.
+    ((nanos >> 14) as u32).wrapping_add(1)
+}
+
+fn packed(value: f32, turn: u32) -> u64 {
+    u64::from(value.to_bits()) << 32 | u64::from(turn)
+}
+
+fn unpacked(word: u64) -> (f32, u32) {
+    (f32::from_bits((word >> 32) as u32), word as u32)
+}
+
+/// How much of a value is left after so many turns.
+fn remaining(turns: u32) -> f32 {
+    (-(turns as f32) / DECAY_TURNS).exp()
+}
+
+/// Finagle's and linkerd's: after 10 s a third of the old value is left.
+const DECAY: Duration = Duration::from_secs(10);
+const DECAY_TURNS: f32 = (DECAY.as_nanos() >> 14) as f32;
+
+/// What an endpoint is thought to take before it has answered once, in microseconds: linkerd's 30 ms, so that a new one is
+/// neither flooded nor left out.
+const UNKNOWN: f32 = 30_000.0;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const MILLI: u64 = 1_000_000;
+    const SECOND: u64 = 1_000 * MILLI;
+
+    #[test]
+    fn it_rises_at_once_and_falls_slowly() {
+        let latency = Latency::default();
+        assert_eq!(latency.read(5 * SECOND), UNKNOWN);
+        latency.record(SECOND, 10 * MILLI);
+        latency.record(SECOND, 50 * MILLI);
+        assert!((latency.read(SECOND) - 50_000.0).abs() < 1.0);
+        latency.record(SECOND + MILLI, MILLI);
+        assert!(latency.read(SECOND + MILLI) > 49_000.0, "one good answer proves little");
+        for turn in 0..10_000 {
+            latency.record(SECOND + turn * 10 * MILLI, MILLI);
+        }
+        assert!((latency.read(101 * SECOND) - 1_000.0).abs() < 60.0, "{}", latency.read(101 * SECOND));
+    }
+
+    #[test]
+    fn what_is_not_asked_becomes_cheap_in_time() {
+        let latency = Latency::default();
+        latency.record(0, 100 * MILLI);
+        let after = |seconds: u64| latency.read(seconds * SECOND);
+        assert!(after(10) < 0.4 * after(0) && after(10) > 0.3 * after(0));
+        assert!(after(100) < 0.001 * after(0));
+    }
+
+    #[test]
+    fn the_weight_of_a_sample_does_not_depend_on_how_many_there_are() {
+        let [often, seldom] = [10, 1_000].map(|millis| {
+            let latency = Latency::default();
+            latency.record(0, 100 * MILLI);
+            for at in 1..=10_000 / millis {
+                latency.record(at * millis * MILLI, MILLI);
+            }
+            latency.read(10 * SECOND)
+        });
+        assert!((often - seldom).abs() < 0.1 * often, "{often} {seldom}");
+    }
+}

@@ -1,0 +1,120 @@
+use std::{array, sync::Arc};
+
+use super::slot::Slot;
+use crate::{
+    Endpoint,
+    policy::{Candidates, Turn},
+};
+
+/// The endpoints to pick from, without gaps, in pieces that what is published shares with what comes next. A change
+/// copies a piece or two and the list of pieces: for 10 000 endpoints some 220 pointers.
+#[derive(Debug)]
+pub(super) struct Shelf<S> {
+    pieces: Vec<Arc<Piece<S>>>,
+    count: usize,
+}
+
+type Piece<S> = [Option<Arc<Slot<S>>>; PIECE];
+
+/// A shelf as it is published.
+#[derive(Debug)]
+pub(super) struct Shown<S> {
+    pieces: Box<[Arc<Piece<S>>]>,
+    count: usize,
+    heaviest: u32,
+    total_weight: u64,
+}
+
+// === impl Shelf ===
+
+impl<S> Shelf<S> {
+    pub(super) const fn new() -> Self {
+        Self { pieces: Vec::new(), count: 0 }
+    }
+
+    /// Returns where it is.
+    pub(super) fn push(&mut self, slot: Arc<Slot<S>>) -> usize {
+        let index = self.count;
+        if index == self.pieces.len() * PIECE {
+            self.pieces.push(Arc::new(array::from_fn(|_| None)));
+        }
+        *self.at(index) = Some(slot);
+        self.count += 1;
+        index
+    }
+
+    pub(super) fn replace(&mut self, index: usize, slot: Arc<Slot<S>>) {
+        *self.at(index) = Some(slot);
+    }
+
+    /// Takes one out, and puts the last in its place, which is returned unless it was the last itself.
+    pub(super) fn remove(&mut self, index: usize) -> Option<Arc<Slot<S>>> {
+        self.count -= 1;
+        let last = self.at(self.count).take();
+        if self.count.is_multiple_of(PIECE) {
+            self.pieces.pop();
+        }
+        if index == self.count {
+            return None;
+        }
+        self.at(index).clone_from(&last);
+        last
+    }
+
+    pub(super) fn show(&self, heaviest: u32, total_weight: u64) -> Shown<S> {
+        Shown { pieces: self.pieces.clone().into(), count: self.count, heaviest, total_weight }
+    }
+
+    fn at(&mut self, index: usize) -> &mut Option<Arc<Slot<S>>> {
+        &mut Arc::make_mut(&mut self.pieces[index / PIECE])[index % PIECE]
+    }
+}
+
+// === impl Shown ===
+
+impl<S> Shown<S> {
+    pub(super) fn slot(&self, index: usize) -> &Slot<S> {
+        self.pieces[index / PIECE][index % PIECE].as_ref().expect("an index below the count")
+    }
+}
+
+impl<S> Candidates for Shown<S> {
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn endpoint(&self, index: usize) -> &Endpoint {
+        &self.slot(index).endpoint
+    }
+
+    fn in_flight(&self, index: usize) -> u32 {
+        self.slot(index).stats.in_flight()
+    }
+
+    fn cost(&self, index: usize) -> u64 {
+        self.slot(index).stats.cost()
+    }
+
+    fn weight(&self, index: usize) -> u32 {
+        self.slot(index).stats.weight()
+    }
+
+    fn heaviest(&self) -> u32 {
+        self.heaviest
+    }
+
+    fn total_weight(&self) -> u64 {
+        self.total_weight
+    }
+
+    fn latency(&self, index: usize, turn: &Turn) -> f32 {
+        self.slot(index).stats.latency(turn.nanos())
+    }
+
+    fn total_in_flight(&self) -> u64 {
+        self.slot(0).stats.hub().total()
+    }
+}
+
+/// The root of 4 096: for as many, a piece is as long as the list of pieces.
+const PIECE: usize = 64;

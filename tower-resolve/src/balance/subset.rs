@@ -1,0 +1,187 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroUsize,
+    sync::Arc,
+};
+
+use crate::{Endpoint, EndpointId, Phase, Topology, diff::Change, policy::key};
+
+/// Uses only some of the endpoints: a part of its own for each client, so that many clients of many endpoints do not keep
+/// a connection each to each.
+///
+/// The part is chosen by rendezvous hashing (highest random weight): an endpoint that comes or goes changes the parts of
+/// only as many clients as have it or get it, and by one endpoint. Parts overlap at random, so endpoints are used by more
+/// or fewer clients by about the root of the mean (gRFC A68 says the same of its own).
+#[derive(Clone, Debug)]
+pub struct Subset {
+    client: u64,
+    size: NonZeroUsize,
+}
+
+/// The part in use, and the order from which it is taken: the heart.
+#[derive(Debug)]
+pub(super) struct Part {
+    subset: Subset,
+    /// The most wanted last.
+    ranks: BTreeSet<(u64, EndpointId)>,
+    chosen: BTreeMap<EndpointId, Arc<Endpoint>>,
+}
+
+// === impl Subset ===
+
+impl Subset {
+    /// The part of the client of this name, which should be its own and stay: a host name, an instance id. 20 endpoints,
+    /// and all of them while there are fewer than 40.
+    #[must_use]
+    pub fn new(client: &str) -> Self {
+        Self { client: key(client.as_bytes()), size: const { NonZeroUsize::new(20).unwrap() } }
+    }
+
+    /// How many endpoints. Default: 20. With fewer than twice as many there is no point, and all are used.
+    #[must_use]
+    pub fn size(self, endpoints: NonZeroUsize) -> Self {
+        Self { size: endpoints, ..self }
+    }
+
+    fn rank(&self, endpoint: &Endpoint) -> (u64, EndpointId) {
+        let name = key(endpoint.id().as_str().as_bytes());
+        (key(&[self.client.to_le_bytes(), name.to_le_bytes()].concat()), endpoint.id().clone())
+    }
+}
+
+// === impl Part ===
+
+impl Part {
+    pub(super) const fn new(subset: Subset) -> Self {
+        Self { subset, ranks: BTreeSet::new(), chosen: BTreeMap::new() }
+    }
+
+    /// What a change of all endpoints means for the part. Costs the size of the part, and of the change.
+    pub(super) fn change(&mut self, change: Change, all: &Topology) -> Change {
+        for endpoint in change.removed.iter().chain(change.changed.iter().map(|(before, _)| before)) {
+            self.ranks.remove(&self.subset.rank(endpoint));
+        }
+        for endpoint in change.added.iter().chain(change.changed.iter().map(|(_, after)| after)) {
+            if is_wanted(endpoint) {
+                self.ranks.insert(self.subset.rank(endpoint));
+            }
+        }
+        let size = self.subset.size.get();
+        let count = if self.ranks.len() < 2 * size { self.ranks.len() } else { size };
+        let wanted: BTreeSet<_> = self.ranks.iter().rev().take(count).map(|(_, id)| id).collect();
+
+        let mut own = Change::default();
+        for (_, after) in change.changed {
+            if let Some(known) = self.chosen.get_mut(after.id()) {
+                own.changed.push((std::mem::replace(known, after.clone()), after));
+            }
+        }
+        // What is leaving by itself stays until it has left.
+        self.chosen.retain(|id, endpoint| {
+            let stays = wanted.contains(id) || all.get(id.as_str()).is_some_and(|endpoint| !is_wanted(endpoint));
+            if !stays {
+                own.removed.push(endpoint.clone());
+            }
+            stays
+        });
+        own.changed.retain(|(_, after)| self.chosen.contains_key(after.id()));
+        for id in wanted {
+            if !self.chosen.contains_key(id)
+                && let Some(endpoint) = all.get(id.as_str())
+            {
+                self.chosen.insert(id.clone(), endpoint.clone());
+                own.added.push(endpoint.clone());
+            }
+        }
+        own
+    }
+}
+
+fn is_wanted(endpoint: &Endpoint) -> bool {
+    matches!(endpoint.phase(), Phase::Ready | Phase::Starting)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Generation, SourceId};
+
+    fn endpoint(id: usize) -> Endpoint {
+        Endpoint::new(format!("e{id}"), ([127, 0, 0, 1], 80).into())
+    }
+
+    struct Rig {
+        part: Part,
+        all: Topology,
+        own: BTreeSet<String>,
+    }
+
+    impl Rig {
+        fn new(client: &str) -> Self {
+            let subset = Subset::new(client).size(NonZeroUsize::new(5).unwrap());
+            let all = Topology::new(Generation::new(SourceId::new(1), 1), [] as [Endpoint; 0]);
+            Self { part: Part::new(subset), all, own: BTreeSet::new() }
+        }
+
+        fn set(&mut self, endpoints: impl IntoIterator<Item = Endpoint>) -> usize {
+            let next = Topology::new(self.all.generation().next(), endpoints);
+            let own = self.part.change(Change::between(&self.all, &next), &next);
+            self.all = next;
+            for gone in &own.removed {
+                assert!(self.own.remove(gone.id().as_str()));
+            }
+            for new in &own.added {
+                assert!(self.own.insert(new.id().to_string()));
+            }
+            assert!(
+                own.changed.iter().all(|(before, after)| before != after && self.own.contains(after.id().as_str()))
+            );
+            own.len()
+        }
+    }
+
+    #[test]
+    fn few_are_used_all_and_of_many_a_part() {
+        let mut rig = Rig::new("me");
+        rig.set((0..9).map(endpoint));
+        assert_eq!(rig.own.len(), 9);
+        rig.set((0..10).map(endpoint));
+        assert_eq!(rig.own.len(), 5);
+        rig.set((0..9).map(endpoint));
+        assert_eq!(rig.own.len(), 9);
+    }
+
+    #[test]
+    fn one_that_comes_or_goes_changes_a_part_by_one_at_most() {
+        let mut rig = Rig::new("me");
+        rig.set((0..100).map(endpoint));
+        for gone in 0..80 {
+            assert!(rig.set((gone + 1..100).map(endpoint)) <= 2, "one out, one in");
+            assert_eq!(rig.own.len(), 5);
+        }
+    }
+
+    #[test]
+    fn clients_have_parts_of_their_own_and_the_same_each_time() {
+        let own = |client: &str| {
+            let mut rig = Rig::new(client);
+            rig.set((0..100).map(endpoint));
+            rig.own
+        };
+        assert_eq!(own("one"), own("one"));
+        let used: BTreeSet<_> = (0..200).flat_map(|client| own(&client.to_string())).collect();
+        assert_eq!(used.len(), 100, "all are used by somebody");
+    }
+
+    #[test]
+    fn one_that_drains_makes_room_and_stays_until_it_is_gone() {
+        let mut rig = Rig::new("me");
+        rig.set((0..100).map(endpoint));
+        let first: usize = rig.own.first().unwrap()[1..].parse().unwrap();
+        let draining = |id| if id == first { endpoint(id).with_phase(Phase::Draining) } else { endpoint(id) };
+        rig.set((0..100).map(draining));
+        assert_eq!(rig.own.len(), 6);
+        rig.set((0..100).filter(|id| *id != first).map(endpoint));
+        assert_eq!(rig.own.len(), 5);
+    }
+}

@@ -1,0 +1,402 @@
+use std::{
+    collections::{BTreeMap, HashMap},
+    num::NonZeroU16,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{EndpointId, backoff::FOR_EVER};
+
+/// Ejects endpoints by what becomes of their requests: after so many failures in a row, and when one is far worse than the
+/// others.
+///
+/// An ejection lasts 30 s the first time, and each time longer, up to 5 minutes; each turn (10 s) without one takes a step
+/// back. Failures are what the balance's [classification](crate::balance::BalanceBuilder::classify) says they are; refused
+/// connections and refusals of our own are not. The rules and numbers are Envoy's and gRPC's (gRFC A50) unless told
+/// otherwise.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_resolve::{Balance, health::Outlier};
+///
+/// let builder = Balance::builder().http().outlier(Outlier::new().ejection(Duration::from_secs(10)));
+/// # let _ = builder;
+/// ```
+#[derive(Clone, Debug)]
+pub struct Outlier {
+    consecutive: Option<NonZeroU16>,
+    deviations: Option<f64>,
+    min_requests: u64,
+    interval: Duration,
+    ejection: Duration,
+    max_ejection: Duration,
+    max_ejected: u8,
+}
+
+/// Who is out for their health, and who may be: the heart. Time comes in, decisions go out.
+#[derive(Debug)]
+pub(crate) struct Ward {
+    outlier: Option<Outlier>,
+    panic_below: u8,
+    patients: BTreeMap<EndpointId, Patient>,
+    sweep_at: Option<Instant>,
+    /// What each had done by the last sweep.
+    before: HashMap<EndpointId, (u64, u64)>,
+}
+
+/// What an endpoint has done so far, for a sweep: requests ended, and failed.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) id: EndpointId,
+    pub(crate) ended: u64,
+    pub(crate) failed: u64,
+}
+
+#[derive(Debug, Default)]
+struct Patient {
+    /// Ejected until then.
+    until: Option<Instant>,
+    /// Failing its checks.
+    is_ill: bool,
+    /// Ejected how often, less the quiet turns since.
+    times: u32,
+}
+
+// === impl Outlier ===
+
+impl Outlier {
+    /// Starts with the defaults.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            consecutive: NonZeroU16::new(5),
+            deviations: Some(1.9),
+            min_requests: 100,
+            interval: Duration::from_secs(10),
+            ejection: Duration::from_secs(30),
+            max_ejection: Duration::from_secs(300),
+            max_ejected: 50,
+        }
+    }
+
+    /// After how many failures in a row; `None` for never. Default: 5.
+    #[must_use]
+    pub fn consecutive(self, failures: impl Into<Option<NonZeroU16>>) -> Self {
+        Self { consecutive: failures.into(), ..self }
+    }
+
+    /// How far below the mean success rate of all, in standard deviations; `None` for never. Looked at once a turn, among
+    /// endpoints with enough requests, of which there must be five. Default: 1.9.
+    #[must_use]
+    pub fn deviations(self, deviations: impl Into<Option<f64>>) -> Self {
+        Self { deviations: deviations.into(), ..self }
+    }
+
+    /// How many requests in a turn are enough to compare endpoints by. Default: 100.
+    #[must_use]
+    pub fn min_requests(self, requests: u64) -> Self {
+        Self { min_requests: requests, ..self }
+    }
+
+    /// How long a turn is. Default: 10 s.
+    #[must_use]
+    pub fn interval(self, interval: Duration) -> Self {
+        Self { interval: interval.clamp(Duration::from_millis(1), FOR_EVER), ..self }
+    }
+
+    /// How long the first ejection lasts; the *n*th in short order lasts *n* times that, and a random tenth on top, so that
+    /// several do not come back at once. Default: 30 s.
+    #[must_use]
+    pub fn ejection(self, time: Duration) -> Self {
+        Self { ejection: time.min(FOR_EVER), ..self }
+    }
+
+    /// How long an ejection lasts at most. Default: 5 minutes.
+    #[must_use]
+    pub fn max_ejection(self, time: Duration) -> Self {
+        Self { max_ejection: time.min(FOR_EVER), ..self }
+    }
+
+    /// How many percent of all endpoints may be ejected at once; one always may. Off below five endpoints. Default: 50:
+    /// where more than half are bad, it is more likely the requests than the endpoints. (Envoy and gRPC: 10, which with
+    /// ten endpoints keeps the second bad one in.)
+    #[must_use]
+    pub fn max_ejected(self, percent: u8) -> Self {
+        Self { max_ejected: percent.min(100), ..self }
+    }
+
+    /// Failures in a row that matter; 0 for none.
+    pub(crate) fn strikes(&self) -> u16 {
+        self.consecutive.map_or(0, NonZeroU16::get)
+    }
+}
+
+impl Default for Outlier {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// === impl Ward ===
+
+impl Ward {
+    pub(crate) fn new(outlier: Option<Outlier>, panic_below: u8) -> Self {
+        Self { outlier, panic_below, patients: BTreeMap::new(), sweep_at: None, before: HashMap::new() }
+    }
+
+    /// How many are out.
+    pub(crate) fn out(&self) -> usize {
+        self.patients.values().filter(|patient| patient.is_out()).count()
+    }
+
+    /// Whether too many of `known` are out for it to be believed.
+    pub(crate) fn panics(&self, known: usize) -> bool {
+        known >= FEW && self.out() > 0 && (known - self.out().min(known)) * 100 < known * usize::from(self.panic_below)
+    }
+
+    /// It failed so many times in a row. `others` of `known` may be picked besides it. Returns whether it is ejected.
+    pub(crate) fn strike(&mut self, id: &EndpointId, known: usize, others: usize, now: Instant) -> bool {
+        let may = self.may_eject(known, others) && self.patients.get(id).is_none_or(|patient| patient.until.is_none());
+        if may {
+            self.eject(id, now);
+        }
+        may
+    }
+
+    /// The look at all, once a turn. Returns who is ejected.
+    pub(crate) fn sweep(&mut self, all: Vec<Seen>, known: usize, usable: usize, now: Instant) -> Vec<EndpointId> {
+        let Some(outlier) = &self.outlier else { return Vec::new() };
+        self.sweep_at = Some(now + outlier.interval);
+        self.patients.retain(|_, patient| {
+            patient.times -= u32::from(patient.until.is_none() && patient.times > 0);
+            patient.is_out() || patient.times > 0
+        });
+        let mut rates = Vec::new();
+        let mut next = HashMap::with_capacity(all.len());
+        for Seen { id, ended, failed } in all {
+            let (ended_before, failed_before) = self.before.get(&id).copied().unwrap_or_default();
+            let (ended_now, failed_now) = (ended.saturating_sub(ended_before), failed.saturating_sub(failed_before));
+            if ended_now >= outlier.min_requests.max(1) {
+                rates.push((1.0 - failed_now.min(ended_now) as f64 / ended_now as f64, id.clone()));
+            }
+            next.insert(id, (ended, failed));
+        }
+        self.before = next;
+        let Some(limit) = outlier.deviations.and_then(|deviations| limit(&rates, deviations)) else {
+            return Vec::new();
+        };
+        // The worst first, for there may not be room for all.
+        rates.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+        let mut usable = usable;
+        let mut ejected = Vec::new();
+        for (_, id) in rates.into_iter().take_while(|(rate, _)| *rate < limit) {
+            if self.strike(&id, known, usable.saturating_sub(1), now) {
+                usable = usable.saturating_sub(1);
+                ejected.push(id);
+            }
+        }
+        ejected
+    }
+
+    /// Who comes back now.
+    pub(crate) fn readmit(&mut self, now: Instant) -> Vec<EndpointId> {
+        let mut back = Vec::new();
+        for (id, patient) in &mut self.patients {
+            if patient.until.is_some_and(|until| until <= now) {
+                patient.until = None;
+                if !patient.is_ill {
+                    back.push(id.clone());
+                }
+            }
+        }
+        back
+    }
+
+    /// A check changed its mind. Returns whether it is in or out now, if that changed.
+    pub(crate) fn checked(&mut self, id: &EndpointId, is_well: bool) -> Option<bool> {
+        let patient = self.patients.entry(id.clone()).or_default();
+        let was_out = patient.is_out();
+        patient.is_ill = !is_well;
+        let is_out = patient.is_out();
+        if !is_out && patient.times == 0 {
+            self.patients.remove(id);
+        }
+        (was_out != is_out).then_some(is_out)
+    }
+
+    pub(crate) fn forget(&mut self, id: &EndpointId) {
+        self.patients.remove(id);
+        self.before.remove(id);
+    }
+
+    /// When to look again.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        let back = self.patients.values().filter_map(|patient| patient.until).min();
+        back.into_iter().chain(self.sweep_at).min()
+    }
+
+    /// Whether it is time for the look at all. Begins to count with the first endpoint.
+    pub(crate) fn is_sweep_due(&mut self, now: Instant) -> bool {
+        let Some(outlier) = &self.outlier else { return false };
+        *self.sweep_at.get_or_insert(now + outlier.interval) <= now
+    }
+
+    fn may_eject(&self, known: usize, others: usize) -> bool {
+        let Some(outlier) = &self.outlier else { return false };
+        if known < FEW {
+            return others > 0;
+        }
+        let ejected = self.patients.values().filter(|patient| patient.until.is_some()).count();
+        ejected < (known * usize::from(outlier.max_ejected) / 100).max(1)
+    }
+
+    fn eject(&mut self, id: &EndpointId, now: Instant) {
+        let Some(outlier) = &self.outlier else { return };
+        let patient = self.patients.entry(id.clone()).or_default();
+        patient.times = patient.times.saturating_add(1);
+        let time = outlier.ejection.saturating_mul(patient.times).min(outlier.max_ejection);
+        patient.until = Some(now + time + time.mul_f64(fastrand::f64() / 10.0));
+    }
+}
+
+// === impl Patient ===
+
+impl Patient {
+    const fn is_out(&self) -> bool {
+        self.until.is_some() || self.is_ill
+    }
+}
+
+/// Mean less so many standard deviations. `None` where there are too few to compare.
+fn limit(rates: &[(f64, EndpointId)], deviations: f64) -> Option<f64> {
+    if rates.len() < FEW {
+        return None;
+    }
+    let count = rates.len() as f64;
+    let mean = rates.iter().map(|(rate, _)| rate).sum::<f64>() / count;
+    let variance = rates.iter().map(|(rate, _)| (rate - mean).powi(2)).sum::<f64>() / count;
+    Some(mean - deviations * variance.sqrt())
+}
+
+/// With fewer endpoints than these, shares of them mean nothing.
+const FEW: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ward() -> Ward {
+        Ward::new(Some(Outlier::new()), 50)
+    }
+
+    fn id(index: usize) -> EndpointId {
+        format!("e{index}").into()
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn an_ejection_ends_and_each_one_is_longer_until_there_was_quiet() {
+        let (mut ward, mut now) = (ward(), Instant::now());
+        for times in 1..=12_u32 {
+            assert!(ward.strike(&id(0), 10, 9, now));
+            assert!(!ward.strike(&id(0), 10, 9, now), "once");
+            let until = ward.next().unwrap();
+            let time = (30 * SECOND * times).min(300 * SECOND);
+            assert!(until >= now + time && until <= now + time + time / 10 + SECOND / 1000, "{times}");
+            assert!(ward.readmit(until - SECOND).is_empty());
+            assert_eq!(ward.readmit(until), [id(0)]);
+            now = until;
+        }
+        for _ in 0..12 {
+            assert!(ward.sweep(vec![], 10, 10, now).is_empty());
+        }
+        assert!(ward.patients.is_empty(), "forgiven");
+    }
+
+    #[test]
+    fn no_more_than_half_are_ejected_but_one_always_may() {
+        let (mut ward, now) = (ward(), Instant::now());
+        let ejected = (0..11).filter(|index| ward.strike(&id(*index), 11, 10 - index, now)).count();
+        assert_eq!(ejected, 5);
+        assert!(!ward.panics(11), "6 of 11 are left");
+        let mut strict = Ward::new(Some(Outlier::new().max_ejected(0)), 50);
+        assert!(strict.strike(&id(0), 11, 10, now));
+        assert!(!strict.strike(&id(1), 11, 9, now));
+    }
+
+    #[test]
+    fn of_few_all_but_the_last_may_be_ejected() {
+        let (mut ward, now) = (ward(), Instant::now());
+        assert!(ward.strike(&id(0), 3, 2, now));
+        assert!(ward.strike(&id(1), 3, 1, now));
+        assert!(!ward.strike(&id(2), 3, 0, now));
+        assert!(!ward.panics(3), "off below five");
+    }
+
+    #[test]
+    fn when_fewer_than_half_are_left_nobody_believes_it() {
+        let mut ward = ward();
+        for index in 0..5 {
+            assert_eq!(ward.checked(&id(index), false), Some(true));
+        }
+        assert!(!ward.panics(10), "just half");
+        assert_eq!(ward.checked(&id(5), false), Some(true));
+        assert!(ward.panics(10));
+        assert_eq!(ward.checked(&id(5), true), Some(false));
+        assert!(!ward.panics(10));
+        assert!(!Ward::new(None, 0).panics(10));
+    }
+
+    #[test]
+    fn checks_and_ejections_are_told_apart() {
+        let (mut ward, now) = (ward(), Instant::now());
+        assert!(ward.strike(&id(0), 10, 9, now));
+        assert_eq!(ward.checked(&id(0), false), None, "out it is");
+        assert!(ward.readmit(now + 60 * SECOND).is_empty(), "still ill");
+        assert_eq!(ward.checked(&id(0), true), Some(false));
+    }
+
+    #[test]
+    fn one_far_below_the_others_is_ejected_and_one_a_little_below_is_not() {
+        let seen = |turn: u64, bad: u64| {
+            let of = move |index: usize| {
+                let failed = if index == 3 { bad } else { turn };
+                Seen { id: id(index), ended: 200 * turn, failed }
+            };
+            (0..10).map(of).collect::<Vec<_>>()
+        };
+        let (mut ward, now) = (ward(), Instant::now());
+        assert_eq!(ward.sweep(seen(1, 40), 10, 10, now), [id(3)]);
+        assert!(ward.sweep(seen(2, 41), 10, 9, now + 10 * SECOND).is_empty(), "only this turn's count");
+        let mut few = Ward::new(Some(Outlier::new()), 50);
+        assert!(few.sweep(seen(1, 40)[..4].to_vec(), 4, 4, now).is_empty(), "too few to compare");
+        let mut idle = Ward::new(Some(Outlier::new().min_requests(201)), 50);
+        assert!(idle.sweep(seen(1, 40), 10, 10, now).is_empty(), "too little to judge by");
+    }
+
+    proptest! {
+        /// Whatever comes, the shares hold, and who is out comes back.
+        #[test]
+        fn the_shares_hold(events in proptest::collection::vec((0_usize..12, 0_u8..4, 0_u32..40), 0..200), known in 1_usize..12) {
+            let (mut ward, mut now) = (ward(), Instant::now());
+            for (index, what, seconds) in events {
+                now += seconds * SECOND;
+                ward.readmit(now);
+                let others = known.saturating_sub(ward.out() + 1);
+                match what {
+                    0 => ward.forget(&id(index)),
+                    1 => drop(ward.sweep(vec![], known, known, now)),
+                    _ => drop(ward.strike(&id(index % known), known, others, now)),
+                }
+                let most = if known < FEW { known.saturating_sub(1) } else { (known / 2).max(1) };
+                prop_assert!(ward.out() <= most.max(1), "{} of {known}", ward.out());
+            }
+            ward.readmit(now + 400 * SECOND);
+            prop_assert_eq!(ward.out(), 0);
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Checks and ejections, in paused time; the probes against real servers on loopback.
+
+mod support;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::{Ready, ready},
+    num::NonZeroUsize,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::Request;
+use support::{request, settle, snapshot, source};
+use tokio::{sync::mpsc, time::sleep};
+use tower::Service;
+use tower_outcome::BoxError;
+use tower_resolve::{
+    Balance, Endpoint, NoEndpoints, Update,
+    balance::BalanceBuilder,
+    health::{self, ActiveCheck, Outlier},
+    policy::{Maglev, Policy, RoundRobin},
+};
+
+/// Endpoints that fail, or are not ready, as the test says.
+#[derive(Clone, Default)]
+struct World(Arc<Mutex<Told>>);
+
+#[derive(Default)]
+struct Told {
+    bad: BTreeSet<String>,
+    calls: BTreeMap<String, usize>,
+}
+
+/// One of them.
+#[derive(Clone)]
+struct Flaky(String, World);
+
+impl Service<Request<String>> for Flaky {
+    type Response = ();
+    type Error = BoxError;
+    type Future = Ready<Result<(), BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<String>) -> Self::Future {
+        let mut told = self.1.0.lock().unwrap();
+        *told.calls.entry(self.0.clone()).or_default() += 1;
+        ready(if told.bad.contains(&self.0) { Err("broken".into()) } else { Ok(()) })
+    }
+}
+
+struct Rig<P: Policy<Request<String>>> {
+    balance: Balance<Flaky, Request<String>, P>,
+    source: mpsc::UnboundedSender<Update>,
+    world: World,
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|id| format!("e{id}")).collect()
+}
+
+async fn over<P: Policy<Request<String>>>(builder: BalanceBuilder<P>, count: usize) -> Rig<P> {
+    let ((source, updates), world) = (source(), World::default());
+    let all = world.clone();
+    let make = move |endpoint: &Endpoint| Flaky(endpoint.id().to_string(), all.clone());
+    let (balance, driver) = builder.build(updates, make);
+    tokio::spawn(driver);
+    let names = names(count);
+    source.send(snapshot(1, &names.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
+    settle().await;
+    Rig { balance, source, world }
+}
+
+impl<P: Policy<Request<String>>> Rig<P> {
+    fn be_bad(&self, bad: &[&str]) {
+        self.world.0.lock().unwrap().bad = bad.iter().map(|id| (*id).to_owned()).collect();
+    }
+
+    fn calls(&self, id: &str) -> usize {
+        self.world.0.lock().unwrap().calls.get(id).copied().unwrap_or_default()
+    }
+}
+
+/// Sends so many requests, of which those to the `bad` fail. Returns how many failed.
+async fn send<P: Policy<Request<String>>>(rig: &mut Rig<P>, requests: usize, bad: &[&str]) -> usize {
+    rig.be_bad(bad);
+    let mut failed = 0;
+    for _ in 0..requests {
+        failed += usize::from(rig.balance.call(request()).await.is_err());
+        tokio::task::yield_now().await;
+    }
+    failed
+}
+
+fn out<P: Policy<Request<String>>>(rig: &Rig<P>) -> Vec<String> {
+    let now = rig.balance.snapshot();
+    now.endpoints.iter().filter(|e| e.ejected).map(|e| e.endpoint.id().to_string()).collect()
+}
+
+// === outliers ===
+
+#[tokio::test(start_paused = true)]
+async fn five_failures_in_a_row_eject_an_endpoint_for_half_a_minute() {
+    let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 6).await;
+    assert_eq!(send(&mut rig, 600, &["e2"]).await, 5);
+    assert_eq!(out(&rig), ["e2"]);
+    sleep(Duration::from_secs(29)).await;
+    assert_eq!(send(&mut rig, 60, &["e2"]).await, 0);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(send(&mut rig, 60, &[]).await, 0);
+    assert!(out(&rig).is_empty());
+    assert_eq!(rig.balance.snapshot().endpoints[2].picks, 5 + 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_in_between_forgives() {
+    let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 6).await;
+    for _ in 0..10 {
+        send(&mut rig, 24, &["e2"]).await;
+        send(&mut rig, 6, &[]).await;
+    }
+    assert!(out(&rig).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_all_of_them_failing_half_of_them_stay() {
+    let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 10).await;
+    let all = names(10);
+    send(&mut rig, 500, &all.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    assert_eq!(out(&rig).len(), 5);
+    assert!(!rig.balance.snapshot().panics);
+    let mut few = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 3).await;
+    send(&mut few, 100, &["e0", "e1", "e2"]).await;
+    assert_eq!(out(&few).len(), 2, "of few, the last one stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_far_worse_than_the_others_is_ejected_though_it_never_fails_five_times_in_a_row() {
+    let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 8).await;
+    for _ in 0..150 {
+        send(&mut rig, 8, &["e5"]).await;
+        send(&mut rig, 8, &[]).await;
+    }
+    assert!(out(&rig).is_empty());
+    sleep(Duration::from_secs(11)).await;
+    assert_eq!(out(&rig), ["e5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_began_before_an_ejection_does_not_count_after_it() {
+    let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 2).await;
+    // Nine requests hang at e0 and will fail later; five fail now.
+    let mut hung = Vec::new();
+    rig.be_bad(&["e0"]);
+    for _ in 0..18 {
+        hung.push(rig.balance.call(request()));
+    }
+    send(&mut rig, 20, &["e0"]).await;
+    assert_eq!(out(&rig), ["e0"]);
+    sleep(Duration::from_secs(40)).await;
+    assert!(out(&rig).is_empty());
+    let mut failed = 0;
+    for late in hung {
+        failed += usize::from(late.await.is_err());
+    }
+    settle().await;
+    assert_eq!(failed, 9);
+    assert!(out(&rig).is_empty(), "they are of the term before");
+}
+
+// === checks ===
+
+/// A probe whose sick endpoints can be changed, and which counts what runs at once.
+#[derive(Clone, Default)]
+struct Sick {
+    ids: Arc<Mutex<BTreeSet<String>>>,
+    asked: Arc<AtomicUsize>,
+    running: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+    takes: Duration,
+}
+
+impl Sick {
+    fn check(&self) -> ActiveCheck {
+        let sick = self.clone();
+        ActiveCheck::new(health::from_fn(move |endpoint: &Endpoint| {
+            let sick = sick.clone();
+            let id = endpoint.id().to_string();
+            async move {
+                sick.asked.fetch_add(1, SeqCst);
+                sick.most.fetch_max(sick.running.fetch_add(1, SeqCst) + 1, SeqCst);
+                sleep(sick.takes).await;
+                sick.running.fetch_sub(1, SeqCst);
+                if sick.ids.lock().unwrap().contains(&id) { Err(BoxError::from("sick")) } else { Ok(()) }
+            }
+        }))
+    }
+
+    fn be(&self, ids: &[&str]) {
+        *self.ids.lock().unwrap() = ids.iter().map(|id| (*id).to_owned()).collect();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_is_out_after_three_failed_checks_and_back_after_two_good_ones() {
+    let sick = Sick::default();
+    let mut rig = over(Balance::builder().policy(RoundRobin::new()).active_check(sick.check()), 6).await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(sick.asked.load(SeqCst), 6, "each once, soon");
+    sick.be(&["e4"]);
+    sleep(Duration::from_secs(8)).await;
+    assert!(out(&rig).is_empty(), "two at most");
+    sleep(Duration::from_secs(9)).await;
+    assert_eq!(out(&rig), ["e4"]);
+    let before = rig.calls("e4");
+    send(&mut rig, 60, &[]).await;
+    assert_eq!(rig.calls("e4"), before);
+    sick.be(&[]);
+    sleep(Duration::from_secs(12)).await;
+    assert!(out(&rig).is_empty());
+    send(&mut rig, 60, &[]).await;
+    assert_eq!(rig.calls("e4"), before + 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_check_decides_alone_and_a_policy_with_keys_heeds_it_too() {
+    let sick = Sick::default();
+    sick.be(&["e1"]);
+    let keyed = Balance::builder().policy(Maglev::new(|_: &Request<String>| None));
+    let mut rig = over(keyed.active_check(sick.check()), 6).await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(out(&rig), ["e1"]);
+    let before = rig.calls("e1");
+    send(&mut rig, 100, &[]).await;
+    assert_eq!(rig.calls("e1"), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_most_are_out_nobody_believes_it_but_below_five_everybody_does() {
+    let sick = Sick::default();
+    sick.be(&["e0", "e1", "e2", "e3"]);
+    let mut rig = over(Balance::builder().policy(RoundRobin::new()).active_check(sick.check()), 6).await;
+    sleep(Duration::from_secs(2)).await;
+    let now = rig.balance.snapshot();
+    assert_eq!((now.panics, out(&rig).len()), (true, 4));
+    send(&mut rig, 60, &[]).await;
+    assert!(names(6).iter().all(|id| rig.calls(id) == 10));
+    sick.be(&["e0"]);
+    sleep(Duration::from_secs(12)).await;
+    assert_eq!((rig.balance.snapshot().panics, out(&rig)), (false, vec!["e0".to_owned()]));
+
+    let sick = Sick::default();
+    sick.be(&["e0", "e1", "e2", "e3"]);
+    let mut few = over(Balance::builder().active_check(sick.check()), 4).await;
+    sleep(Duration::from_secs(2)).await;
+    let error = few.balance.call(request()).await.unwrap_err();
+    let error: &NoEndpoints = error.downcast_ref().unwrap();
+    assert_eq!((error.known(), error.ready(), error.ejected()), (4, 0, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_hangs_is_a_failure() {
+    let sick = Sick { takes: Duration::from_secs(60), ..Sick::default() };
+    let rig = over(Balance::builder().active_check(sick.check()), 4).await;
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(out(&rig).len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_checks_run_at_once_than_may() {
+    let sick = Sick { takes: Duration::from_millis(400), ..Sick::default() };
+    let check = sick.check().max_concurrent(NonZeroUsize::new(3).unwrap());
+    let _rig = over(Balance::builder().active_check(check), 30).await;
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(sick.most.load(SeqCst), 3);
+    assert!(sick.asked.load(SeqCst) >= 90, "and never fewer, while some are due");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_endpoint_is_not_checked_any_more() {
+    let sick = Sick::default();
+    let rig = over(Balance::builder().active_check(sick.check()), 6).await;
+    sleep(Duration::from_secs(2)).await;
+    rig.source.send(snapshot(2, &["e0"])).unwrap();
+    settle().await;
+    let before = sick.asked.load(SeqCst);
+    sleep(Duration::from_secs(50)).await;
+    let asked = sick.asked.load(SeqCst) - before;
+    assert!((9..=12).contains(&asked), "one endpoint, every five seconds: {asked}");
+}
+
+#[cfg(feature = "hyper")]
+mod probes {
+    use std::net::SocketAddr;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+    use tower_resolve::health::{HttpProbe, Probe, TcpProbe};
+
+    use super::*;
+
+    fn at(addr: SocketAddr) -> Endpoint {
+        Endpoint::new("a", addr)
+    }
+
+    async fn nobody() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    }
+
+    /// Answers each connection with these bytes, whatever it asks.
+    async fn answers(bytes: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = [0; 1024];
+                let _ = stream.read(&mut head).await;
+                let _ = stream.write_all(bytes.as_bytes()).await;
+            }
+        });
+        addr
+    }
+
+    #[tokio::test]
+    async fn tcp_asks_whether_somebody_accepts() {
+        TcpProbe.probe(&at(answers("").await)).await.unwrap();
+        TcpProbe.probe(&at(nobody().await)).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn http_asks_for_a_good_status() {
+        let probe = HttpProbe::new("/ready?x".parse().unwrap());
+        probe.probe(&at(answers("HTTP/1.1 204 No Content\r\n\r\n").await)).await.unwrap();
+        let error =
+            probe.probe(&at(answers("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n").await)).await.unwrap_err();
+        assert!(error.to_string().contains("503"), "{error}");
+        probe.probe(&at(answers("").await)).await.unwrap_err();
+        probe.probe(&at(answers("SSH-2.0\r\n").await)).await.unwrap_err();
+        probe.probe(&at(nobody().await)).await.unwrap_err();
+    }
+
+    #[cfg(feature = "http2")]
+    #[tokio::test]
+    async fn grpc_asks_the_health_service_of_a_real_server() {
+        use tonic_health::ServingStatus;
+        use tower_resolve::health::GrpcProbe;
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (reporter, service) = tonic_health::server::health_reporter();
+        reporter.set_service_status("echo", ServingStatus::Serving).await;
+        let incoming = tonic::transport::server::TcpIncoming::from(listener);
+        let server =
+            tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        GrpcProbe::new("").probe(&at(addr)).await.unwrap();
+        GrpcProbe::new("echo").probe(&at(addr)).await.unwrap();
+        let error = GrpcProbe::new("other").probe(&at(addr)).await.unwrap_err();
+        assert!(error.to_string().contains("status 5"), "NOT_FOUND: {error}");
+        reporter.set_service_status("echo", ServingStatus::NotServing).await;
+        assert_eq!(GrpcProbe::new("echo").probe(&at(addr)).await.unwrap_err().to_string(), "not serving");
+        server.abort();
+        let _ = server.await;
+        GrpcProbe::new("").probe(&at(addr)).await.unwrap_err();
+    }
+}

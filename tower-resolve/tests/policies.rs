@@ -1,0 +1,510 @@
+//! What the policies, tiers and limits do to the traffic of a whole balance, in paused time.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    num::{NonZeroU32, NonZeroUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use http::Request;
+use support::{endpoint, generation, request, rig, settle, snapshot, source, timed};
+use testkit::{Answer, Script, Step};
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tower::Service;
+use tower_outcome::{BoxError, Outcome, Unsent, classify};
+use tower_resolve::{
+    Balance, Endpoint, NoEndpoints, Topology, Update,
+    balance::{BalanceBuilder, Stamp, Subset},
+    policy::{self, Bound, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin, WeightedRoundRobin},
+};
+
+/// An endpoint that answers after a time, or fails, or dies; all of that can be changed while it is in use.
+#[derive(Clone, Default)]
+struct Replica(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    calls: AtomicUsize,
+    millis: AtomicUsize,
+    fails: AtomicBool,
+    is_dead: AtomicBool,
+    waker: std::sync::Mutex<Option<Waker>>,
+}
+
+impl Service<Request<String>> for Replica {
+    type Response = &'static str;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<&'static str, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        // The driver's clone is the last to ask.
+        *self.0.waker.lock().unwrap() = Some(cx.waker().clone());
+        if self.0.is_dead.load(SeqCst) { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    fn call(&mut self, request: Request<String>) -> Self::Future {
+        let inner = self.0.clone();
+        Box::pin(async move {
+            // A connection is made first; that is when a dead one is found out.
+            tokio::task::yield_now().await;
+            if inner.is_dead.load(SeqCst) {
+                return Err(Unsent::new(request, "connection refused").into());
+            }
+            inner.calls.fetch_add(1, SeqCst);
+            if inner.fails.load(SeqCst) {
+                return Err("broken".into());
+            }
+            sleep(Duration::from_millis(inner.millis.load(SeqCst) as u64)).await;
+            Ok("served")
+        })
+    }
+}
+
+/// A balance over replicas.
+struct Replicas<P: Policy<Request<String>>> {
+    balance: Balance<Replica, Request<String>, P>,
+    source: mpsc::UnboundedSender<Update>,
+    all: BTreeMap<String, Replica>,
+    generation: u64,
+}
+
+impl<P: Policy<Request<String>>> Replicas<P>
+where
+    P: Policy<Request<String>>,
+{
+    async fn new(builder: BalanceBuilder<P>, endpoints: Vec<Endpoint>) -> Self {
+        let (source, updates) = source();
+        let all: BTreeMap<_, _> = (0..200).map(|id| (name(id), Replica::default())).collect();
+        let replicas = all.clone();
+        let (balance, driver) =
+            builder.build(updates, move |endpoint: &Endpoint| replicas[endpoint.id().as_str()].clone());
+        tokio::spawn(driver);
+        let mut this = Self { balance, source, all, generation: 0 };
+        this.set(endpoints).await;
+        this
+    }
+
+    async fn set(&mut self, endpoints: Vec<Endpoint>) {
+        self.generation += 1;
+        self.source.send(Update::Snapshot(Topology::new(generation(self.generation), endpoints))).unwrap();
+        settle().await;
+    }
+
+    fn of(&self, id: usize) -> &Inner {
+        &self.all[&name(id)].0
+    }
+
+    fn die(&self, id: usize) {
+        self.of(id).is_dead.store(true, SeqCst);
+    }
+
+    /// How many each of the first so many served since it was last asked.
+    fn served(&self, count: usize) -> Vec<u64> {
+        (0..count).map(|id| self.of(id).calls.swap(0, SeqCst) as u64).collect()
+    }
+
+    async fn send(&self, requests: usize) {
+        for _ in 0..requests {
+            self.balance.clone().call(request()).await.unwrap();
+        }
+    }
+
+    /// So many clients, each with so many requests, one after the other. Returns how many failed.
+    async fn load(&self, clients: usize, requests: usize) -> usize {
+        let mut all = JoinSet::new();
+        for _ in 0..clients {
+            let mut balance = self.balance.clone();
+            all.spawn(async move {
+                let mut failed = 0;
+                for _ in 0..requests {
+                    failed += usize::from(balance.call(request()).await.is_err());
+                }
+                failed
+            });
+        }
+        all.join_all().await.into_iter().sum()
+    }
+}
+
+fn name(id: usize) -> String {
+    format!("e{id:03}")
+}
+
+fn endpoints(count: usize) -> Vec<Endpoint> {
+    (0..count).map(|id| endpoint(&name(id))).collect()
+}
+
+fn weighted(weights: &[u32]) -> Vec<Endpoint> {
+    let weighted = |(id, weight): (usize, &u32)| endpoint(&name(id)).with_weight(NonZeroU32::new(*weight).unwrap());
+    weights.iter().enumerate().map(weighted).collect()
+}
+
+fn by_header(request: &Request<String>) -> Option<u64> {
+    request.headers().get("x-user").map(|user| policy::key(user.as_bytes()))
+}
+
+/// Within five standard deviations of a random pick.
+fn is_about(picked: u64, share: f64, times: f64) -> bool {
+    (picked as f64 - times * share).abs() <= 5.0 * (times * share * (1.0 - share)).sqrt() + 1.0
+}
+
+// === shares ===
+
+#[tokio::test(start_paused = true)]
+async fn every_policy_keeps_to_its_shares_through_the_whole_balance() {
+    async fn check<P: Policy<Request<String>>>(policy: P, weights: &[u32], exact: bool) {
+        let all = Replicas::new(Balance::builder().policy(policy), weighted(weights)).await;
+        let total: u32 = weights.iter().sum();
+        all.send(6_000).await;
+        for (served, weight) in all.served(weights.len()).into_iter().zip(weights) {
+            let share = f64::from(*weight) / f64::from(total);
+            let fits = match exact {
+                true => (served as f64 - 6_000.0 * share).abs() <= 4.0,
+                false => is_about(served, share, 6_000.0),
+            };
+            assert!(fits, "{} of {total}: {served}", *weight);
+        }
+    }
+    check(RoundRobin::new(), &[1; 6], true).await;
+    check(WeightedRoundRobin::new(), &[3, 2, 1], true).await;
+    check(Random, &[1; 6], false).await;
+    check(Random, &[3, 2, 1], false).await;
+    check(LeastRequest, &[1; 6], false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_endpoint_gets_less_where_the_policy_looks() {
+    async fn share<P: Policy<Request<String>>>(policy: P) -> f64 {
+        let all = Replicas::new(Balance::builder().policy(policy), endpoints(5)).await;
+        (0..5).for_each(|id| all.of(id).millis.store(if id == 0 { 100 } else { 10 }, SeqCst));
+        assert_eq!(all.load(20, 200).await, 0);
+        all.served(5)[0] as f64 / 4_000.0
+    }
+    assert!(share(RoundRobin::new()).await > 0.19);
+    assert!(share(LeastRequest).await < 0.12);
+    assert!(share(PeakEwma).await < 0.06);
+}
+
+// === failing fast ===
+
+#[tokio::test(start_paused = true)]
+async fn a_black_hole_that_fails_fast_does_not_attract_traffic() {
+    // tower measures a failure as a very short round trip, and an endpoint that fails at once is idle: it draws all traffic.
+    async fn share<P: Policy<Request<String>>>(policy: P) -> f64 {
+        let all = Replicas::new(Balance::builder().policy(policy), endpoints(10)).await;
+        (0..10).for_each(|id| all.of(id).millis.store(10, SeqCst));
+        all.of(3).fails.store(true, SeqCst);
+        let failed = all.load(50, 400).await;
+        failed as f64 / 20_000.0
+    }
+    for (share, policy) in [(share(LeastRequest).await, "least request"), (share(PeakEwma).await, "peak EWMA")] {
+        assert!(share < 0.01, "{policy}: {share}, where a fair share would be 0.1");
+    }
+    assert!((share(RoundRobin::new()).await - 0.1).abs() < 0.001, "and here just its share");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_well_again_is_found_out_in_time() {
+    let all = Replicas::new(Balance::builder(), endpoints(10)).await;
+    (0..10).for_each(|id| all.of(id).millis.store(10, SeqCst));
+    all.of(3).fails.store(true, SeqCst);
+    all.load(50, 100).await;
+    all.of(3).fails.store(false, SeqCst);
+    sleep(Duration::from_secs(30)).await;
+    all.served(10);
+    assert_eq!(all.load(50, 100).await, 0);
+    assert!(all.served(10)[3] > 300, "about its share of 5 000");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_few_failures_everywhere_put_nobody_aside() {
+    let all = Replicas::new(Balance::builder(), endpoints(4)).await;
+    for round in 0..400 {
+        let bad = round % 4;
+        all.of(bad).fails.store(true, SeqCst);
+        let mut balance = all.balance.clone();
+        let _ = balance.call(request()).await;
+        all.of(bad).fails.store(false, SeqCst);
+        all.load(1, 9).await;
+    }
+    let served = all.served(4);
+    assert!(served.iter().all(|served| (800..1_200).contains(served)), "{served:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_when_to_come_back_is_left_alone_until_then() {
+    let busy = classify::from_fn(|result: Result<&http::Response<Script>, &testkit::Broken>| match result {
+        Ok(response) if response.status() == 429 => Outcome::SOFT.retry_after(Some(Duration::from_secs(5))),
+        Ok(_) => Outcome::SUCCESS,
+        Err(_) => Outcome::FAILURE,
+    });
+    let mut rig = rig(Balance::builder().classify(busy));
+    rig.source.send(snapshot(1, &["a", "b"])).unwrap();
+    settle().await;
+    rig.made.of("a").answer(Answer::Status(429));
+    while rig.made.calls("a") == 0 {
+        rig.balance.call(request()).await.unwrap();
+    }
+    for _ in 0..4 {
+        let before = rig.made.calls("a");
+        for _ in 0..100 {
+            rig.balance.call(request()).await.unwrap();
+        }
+        assert_eq!(rig.made.calls("a"), before, "the other one is idle, too");
+        sleep(Duration::from_millis(1_200)).await;
+    }
+    sleep(Duration::from_secs(30)).await;
+    for _ in 0..100 {
+        rig.balance.call(request()).await.unwrap();
+    }
+    assert!(rig.made.calls("a") > 20, "{}", rig.made.calls("a"));
+    assert_eq!(rig.balance.snapshot().endpoints[0].failures, 1);
+}
+
+// === failing over ===
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_die_one_by_one_under_load_and_nobody_sees_an_error() {
+    async fn check<P: Policy<Request<String>>>(policy: P) {
+        let all = Arc::new(Replicas::new(Balance::builder().policy(policy), endpoints(8)).await);
+        (0..8).for_each(|id| all.of(id).millis.store(5, SeqCst));
+        let load = {
+            let all = all.clone();
+            tokio::spawn(async move { all.load(32, 100).await })
+        };
+        for id in 0..7 {
+            sleep(Duration::from_millis(20)).await;
+            all.die(id);
+        }
+        assert_eq!(load.await.unwrap(), 0);
+        assert_eq!(all.served(8).iter().sum::<u64>(), 3_200);
+        assert_eq!(all.balance.snapshot().ready(), 1);
+    }
+    check(RoundRobin::new()).await;
+    check(LeastRequest).await;
+    check(PeakEwma).await;
+    check(Maglev::new(|_: &Request<String>| None)).await;
+}
+
+// === sticky ===
+
+#[tokio::test(start_paused = true)]
+async fn a_user_stays_at_an_endpoint_and_few_move_when_one_leaves() {
+    async fn check<P: Policy<Request<String>>>(policy: P, more: f64) {
+        let mut all = Replicas::new(Balance::builder().policy(policy), endpoints(20)).await;
+        let homes = async |all: &Replicas<P>| {
+            let mut homes = Vec::new();
+            for user in 0..500 {
+                let request = Request::builder().header("x-user", user.to_string()).body(String::new()).unwrap();
+                all.balance.clone().call(request).await.unwrap();
+                homes.push(all.served(20).iter().position(|served| *served == 1).unwrap());
+            }
+            homes
+        };
+        let before = homes(&all).await;
+        assert_eq!(before, homes(&all).await);
+        // One that is not ready keeps its users, who are elsewhere meanwhile.
+        all.die(7);
+        let meanwhile = homes(&all).await;
+        assert!(before.iter().zip(&meanwhile).all(|(before, now)| before == now || *before == 7));
+        assert!(!meanwhile.contains(&7));
+        all.of(7).is_dead.store(false, SeqCst);
+        all.of(7).waker.lock().unwrap().take().unwrap().wake();
+        settle().await;
+        assert_eq!(before, homes(&all).await);
+        // One that left gives them away.
+        all.set(endpoints(20).into_iter().filter(|endpoint| endpoint.id().as_str() != "e007").collect()).await;
+        let after = homes(&all).await;
+        let moved = before.iter().zip(&after).filter(|(before, after)| before != after && **before != 7).count();
+        assert!(moved as f64 <= 500.0 * more, "{moved} moved without need");
+    }
+    check(RingHash::new(by_header), 0.0).await;
+    check(Maglev::new(by_header), 0.02).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_popular_key_does_not_burn_its_endpoint_down() {
+    async fn busiest<P: Policy<Request<String>>>(policy: P) -> u64 {
+        let all = Replicas::new(Balance::builder().policy(policy), endpoints(10)).await;
+        (0..10).for_each(|id| all.of(id).millis.store(100, SeqCst));
+        all.load(100, 1).await;
+        *all.served(10).iter().max().unwrap()
+    }
+    fn one(_: &Request<String>) -> Option<u64> {
+        Some(7)
+    }
+    assert!(busiest(RingHash::new(one)).await <= 13, "a quarter above the mean, rounded up");
+    assert!(busiest(Maglev::new(one)).await <= 13);
+    assert_eq!(busiest(RingHash::new(one).bound(Bound::NONE)).await, 100);
+}
+
+// === tiers ===
+
+#[tokio::test(start_paused = true)]
+async fn the_own_zone_is_preferred_and_spills_over_as_it_shrinks() {
+    let zoned = |id: usize| endpoint(&name(id)).with_zone(if id < 10 { "here" } else { "there" });
+    let all =
+        Replicas::new(Balance::builder().policy(RoundRobin::new()).zone("here"), (0..20).map(zoned).collect()).await;
+    let here = async |dead: std::ops::Range<usize>| {
+        dead.for_each(|id| all.die(id));
+        all.send(200).await;
+        all.served(20);
+        all.send(2_000).await;
+        all.served(20)[..10].iter().sum::<u64>()
+    };
+    assert_eq!(here(0..0).await, 2_000);
+    assert_eq!(here(0..2).await, 2_000, "8 of 10 can do it");
+    assert!(is_about(here(2..5).await, 0.7, 2_000.0), "5 of 10 take 7 tenths");
+    assert!(is_about(here(5..9).await, 0.14, 2_000.0), "1 of 10 takes 1.4 tenths");
+    assert_eq!(here(9..10).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_higher_priority_number_serves_when_the_lower_one_cannot() {
+    let ranked = |id: usize| endpoint(&name(id)).with_priority(if id < 2 { 0 } else { 7 });
+    let all = Replicas::new(Balance::builder(), (0..4).map(ranked).collect()).await;
+    all.send(100).await;
+    assert_eq!(all.served(4)[2..], [0, 0]);
+    all.die(0);
+    all.die(1);
+    all.send(100).await;
+    assert_eq!(all.served(4)[2..].iter().sum::<u64>(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_part_is_used_and_one_that_leaves_is_replaced() {
+    let subset = Subset::new("me").size(NonZeroUsize::new(5).unwrap());
+    let mut all = Replicas::new(Balance::builder().policy(RoundRobin::new()).subset(subset), endpoints(50)).await;
+    all.send(100).await;
+    let used: Vec<_> = (0..50).zip(all.served(50)).filter(|(_, served)| *served > 0).collect();
+    assert_eq!(used.iter().map(|(_, served)| *served).collect::<Vec<_>>(), [20; 5]);
+    assert_eq!(all.balance.snapshot().endpoints.len(), 5);
+    let gone = name(used[0].0);
+    all.set(endpoints(50).into_iter().filter(|endpoint| endpoint.id().as_str() != gone).collect()).await;
+    all.send(100).await;
+    let now: Vec<_> = (0..50).zip(all.served(50)).filter(|(_, served)| *served > 0).map(|(id, _)| id).collect();
+    assert_eq!(now.len(), 5);
+    assert!(used[1..].iter().all(|(id, _)| now.contains(id)), "and the others stay");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_endpoint_comes_up_slowly_and_the_first_ones_do_not() {
+    let builder = Balance::builder().policy(RoundRobin::new()).slow_start(Duration::from_secs(10));
+    let mut all = Replicas::new(builder, endpoints(4)).await;
+    all.send(400).await;
+    assert_eq!(all.served(4), [100; 4]);
+    all.set(endpoints(5)).await;
+    let share = async |all: &Replicas<_>| {
+        all.send(2_000).await;
+        all.served(5)[4] as f64 / 2_000.0
+    };
+    let early = share(&all).await;
+    assert!((0.005..0.06).contains(&early), "{early}");
+    sleep(Duration::from_secs(5)).await;
+    let halfway = share(&all).await;
+    assert!((0.08..0.17).contains(&halfway), "{halfway}");
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(share(&all).await, 0.2);
+}
+
+// === limits ===
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoints_limit_holds_to_the_end_of_the_body_and_lets_the_next_one_in() {
+    let limit = NonZeroU32::new(1).unwrap();
+    let mut rig = rig(Balance::builder().http().max_in_flight(limit).max_wait(Duration::from_millis(100)));
+    rig.source.send(snapshot(1, &["a", "b"])).unwrap();
+    settle().await;
+    for id in ["a", "b"] {
+        rig.made.of(id).answer(Answer::Body(200, Script::new([Step::Data("x"), Step::Hang])));
+    }
+    let bodies = [rig.balance.call(request()).await.unwrap(), rig.balance.call(request()).await.unwrap()];
+    assert_eq!(["a", "b"].map(|id| rig.made.calls(id)), [1, 1]);
+    let (answer, took) = timed(rig.balance.call(request())).await;
+    assert!(answer.unwrap_err().is::<NoEndpoints>());
+    assert_eq!(took, Duration::from_millis(100));
+    // Full is not "not ready": nobody was asked to look, and the place is found at once.
+    assert_eq!(rig.balance.snapshot().ready(), 2);
+    let mut balance = rig.balance.clone();
+    let waits = tokio::spawn(async move { balance.call(request()).await.map(drop) });
+    tokio::task::yield_now().await;
+    drop(bodies);
+    let (answer, took) = timed(waits).await;
+    answer.unwrap().unwrap();
+    assert_eq!(took, Duration::ZERO);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn on_several_threads_the_limit_is_never_passed_and_nobody_is_left_waiting() {
+    #[derive(Clone, Default)]
+    struct Counting(Arc<(AtomicUsize, AtomicUsize)>);
+    impl Service<u32> for Counting {
+        type Response = ();
+        type Error = BoxError;
+        type Future = BoxFuture<'static, Result<(), BoxError>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: u32) -> Self::Future {
+            let counts = self.0.clone();
+            Box::pin(async move {
+                counts.1.fetch_max(counts.0.fetch_add(1, SeqCst) + 1, SeqCst);
+                tokio::task::yield_now().await;
+                counts.0.fetch_sub(1, SeqCst);
+                Ok(())
+            })
+        }
+    }
+    let (source, updates) = source();
+    let made = [Counting::default(), Counting::default()];
+    let all = made.clone();
+    let make = move |endpoint: &Endpoint| all[usize::from(endpoint.id().as_str() == "b")].clone();
+    let builder = Balance::builder().max_in_flight(NonZeroU32::new(2).unwrap()).max_wait(Duration::from_secs(60));
+    let (balance, driver) = builder.build(updates, make);
+    tokio::spawn(driver);
+    source.send(snapshot(1, &["a", "b"])).unwrap();
+    let mut clients = JoinSet::new();
+    for _ in 0..64 {
+        let mut balance = balance.clone();
+        clients.spawn(async move {
+            for request in 0..200 {
+                balance.call(request).await.unwrap();
+            }
+        });
+    }
+    tokio::time::timeout(Duration::from_secs(50), clients.join_all()).await.expect("nobody is left waiting");
+    assert!(made.iter().all(|made| made.0.1.load(SeqCst) <= 2));
+    assert_eq!(balance.snapshot().endpoints.iter().map(|endpoint| endpoint.picks).sum::<u64>(), 12_800);
+}
+
+/// A classification of one's own stamps nothing unless it says so.
+#[derive(Clone, Copy)]
+struct Mine;
+
+impl<Req> classify::Classify<Req> for Mine {
+    type Classifier = classify::AnyErr;
+
+    fn classify(&self, _: &Req) -> classify::AnyErr {
+        classify::AnyErr
+    }
+}
+
+impl<Req> Stamp<Req> for Mine {}
+
+#[tokio::test(start_paused = true)]
+async fn a_classification_of_ones_own_is_a_few_lines() {
+    let mut rig = rig(Balance::builder().classify(Mine));
+    rig.source.send(snapshot(1, &["a"])).unwrap();
+    settle().await;
+    rig.balance.call(request()).await.unwrap();
+}
