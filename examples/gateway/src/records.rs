@@ -81,11 +81,18 @@ impl<S: LeaseStore> Follow<S> {
                     let removed = vec![reader.id(&key).into()];
                     (reader.delta(seen, at, Vec::new(), removed), Self::Watch { reader, watch, seen: at })
                 }
+                // A document is no endpoint.
+                Ok(WatchEvent::Written(document)) => Self::pass(reader, watch, document.revision()),
+                Ok(WatchEvent::Deleted(_, at)) => Self::pass(reader, watch, at),
                 // What was skipped is read again; the store is well.
                 Ok(_) => Box::pin(Self::List { reader, pause: Duration::ZERO, after: After::Nothing }.next()).await,
                 Err(error) => Self::lost(reader, error),
             },
         }
+    }
+
+    fn pass(reader: Reader<S>, watch: S::Watch, at: Revision) -> (Update, Self) {
+        (Update::Progress(reader.generation(at)), Self::Watch { reader, watch, seen: at })
     }
 
     fn lost(reader: Reader<S>, error: StoreError) -> (Update, Self) {
@@ -141,7 +148,8 @@ mod tests {
 
     use tokio::sync::watch;
     use tower_lease::{
-        Acquired, Capabilities, Claim, ClaimId, Holder, LeaseKey, Listing, MemoryStore, MemoryWatch, StoreError,
+        Acquired, Capabilities, Claim, ClaimId, FencingToken, Holder, LeaseKey, Listing, MemoryStore, MemoryWatch,
+        StoreError,
     };
     use tower_resolve::{CachedResolver, diff::Fold};
 
@@ -177,12 +185,13 @@ mod tests {
         }
 
         async fn revoke(&self, name: &str) {
-            self.store.revoke(&LeaseKey::new(&format!("echo/{name}")).unwrap()).await.unwrap();
+            self.store.revoke(&LeaseKey::new(&format!("echo/{name}")).unwrap(), None).await.unwrap();
         }
     }
 
     impl LeaseStore for Flaky {
         type Watch = FlakyWatch;
+        type Fencing = <MemoryStore as LeaseStore>::Fencing;
 
         fn capabilities(&self) -> Capabilities {
             self.store.capabilities()
@@ -200,8 +209,8 @@ mod tests {
             self.store.release(claim).await
         }
 
-        async fn revoke(&self, key: &LeaseKey) -> Result<(), StoreError> {
-            self.store.revoke(key).await
+        async fn revoke(&self, key: &LeaseKey, guard: Option<&FencingToken>) -> Result<(), StoreError> {
+            self.store.revoke(key, guard).await
         }
 
         async fn inspect(&self, key: &LeaseKey) -> Result<Option<Record>, StoreError> {
