@@ -9,6 +9,7 @@ use allocation_counter::measure;
 use tower_benches::{
     balanced::Balanced,
     contend::{calls_a_second, one_and_two, shown, spread},
+    drive::Bare,
 };
 use tower_resolve::policy::{LeastRequest, Maglev, PeakEwma, Policy, RingHash, RoundRobin, WeightedRoundRobin};
 
@@ -17,6 +18,8 @@ fn main() {
         "| policy | endpoints | 1 thread M/s | 2 threads M/s | 2T/1T | one out and one in, µs | bytes an endpoint |"
     );
     println!("|---|---|---|---|---|---|---|");
+    let bare = one_and_two(ROUNDS, |threads| calls_a_second(threads, &Bare)).map(shown);
+    println!("| (no balance) | | {} | | |", bare.join(" | "));
     for endpoints in [2, 10, 100, 1_000, 10_000] {
         row("round robin", endpoints, RoundRobin::new);
         row("least request", endpoints, || LeastRequest);
