@@ -1,5 +1,7 @@
 //! Calls on one thread and on two at once. Only time can tell.
 
+#![expect(clippy::disallowed_types, reason = "there is no runtime here, and the clock is never paused")]
+
 use std::{
     fmt::Debug,
     hint::black_box,

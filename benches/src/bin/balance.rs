@@ -2,6 +2,7 @@
 //!
 //! Prints one Markdown table. The endpoints do nothing, and are all ready.
 #![forbid(unsafe_code)]
+#![expect(clippy::disallowed_types, reason = "there is no runtime here, and the clock is never paused")]
 
 use std::time::Instant;
 
