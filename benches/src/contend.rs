@@ -1,7 +1,6 @@
 //! Calls on one thread and on two at once. Only time can tell.
-//!
-//! The peers' benchmarks include this very file.
-#![allow(clippy::disallowed_types, reason = "what is measured here has no runtime and no clock of its own")]
+
+#![expect(clippy::disallowed_types, reason = "there is no runtime here, and the clock is never paused")]
 
 use std::{
     fmt::Debug,
@@ -33,12 +32,13 @@ where
     })
 }
 
-/// How often a second all of them together do something.
+/// How often a second all of them together do something: of the time that each was on a processor, because on a machine
+/// with other work two threads do not run as often as one.
 pub fn rate<T: Send>(each: Vec<T>, what: impl Fn(&mut T, u32) + Sync) -> f64 {
     let start = Barrier::new(each.len());
     let rate = |mut own: T| {
         start.wait();
-        let began = Instant::now();
+        let (began, ran) = (Instant::now(), on_cpu());
         let mut done = 0_u32;
         while began.elapsed() < ROUND {
             for _ in 0..1_000 {
@@ -46,7 +46,7 @@ pub fn rate<T: Send>(each: Vec<T>, what: impl Fn(&mut T, u32) + Sync) -> f64 {
                 done = done.wrapping_add(1);
             }
         }
-        f64::from(done) / began.elapsed().as_secs_f64()
+        f64::from(done) / (on_cpu() - ran).as_secs_f64()
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = each.into_iter().map(|own| scope.spawn(|| rate(own))).collect();
@@ -74,6 +74,13 @@ pub fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
 /// As the tables show it.
 pub fn shown([median, low, high]: [f64; 3]) -> String {
     format!("{median:.2} ({low:.2}–{high:.2})")
+}
+
+/// How long this thread has been on a processor. Linux only.
+fn on_cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux with schedstats");
+    let nanos = stat.split(' ').next().and_then(|nanos| nanos.parse().ok());
+    Duration::from_nanos(nanos.expect("a number first"))
 }
 
 const ROUND: Duration = Duration::from_millis(300);

@@ -267,8 +267,7 @@ async fn an_endpoint_found_not_ready_is_passed_over_and_asked_once() {
 
 #[tokio::test(start_paused = true)]
 async fn the_one_ready_endpoint_among_many_is_found() {
-    // The worst case: it is the last to be asked.
-    let mut rig = rig(Balance::builder().policy(Always(124)));
+    let mut rig = rig(Balance::builder().policy(RoundRobin::new()));
     let names: Vec<String> = (0..200).map(|index| format!("e{index:03}")).collect();
     rig.source.send(snapshot(1, &names.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
     settle().await;

@@ -2,22 +2,16 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::VecDeque,
     convert::Infallible,
-    future::{Ready, poll_fn, ready},
+    future::poll_fn,
     hint::black_box,
     pin::pin,
     rc::Rc,
-    sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
 };
 
-use async_trait::async_trait;
-use futures_util::{
-    FutureExt,
-    stream::{self, StreamExt},
-};
-use pingora_load_balancing::{Backend, Backends, LoadBalancer, discovery::ServiceDiscovery, selection::RoundRobin};
+use futures_util::stream::{self, StreamExt};
 use tower::{
     balance::p2c::Balance,
     buffer::Buffer,
@@ -46,8 +40,6 @@ pub(crate) fn cases() -> Vec<Case> {
         sizes!("tower-p2c-pending", p2c),
         sizes!("tower-p2c-pending-buffer", buffered),
         sizes!("tower-p2c-pending-change", p2c_change),
-        sizes!("pingora-round-robin", pingora),
-        sizes!("pingora-round-robin-change", pingora_change),
     ]
     .concat()
 }
@@ -87,7 +79,8 @@ fn buffered(calls: u32, endpoints: u32) {
 fn p2c_change(times: u32, endpoints: u32) {
     let news = Rc::new(RefCell::new((0..endpoints).map(insert).collect::<VecDeque<_>>()));
     let told = news.clone();
-    let changes = stream::poll_fn(move |_| told.borrow_mut().pop_front().map_or(Poll::Pending, |new| Poll::Ready(Some(new))));
+    let changes =
+        stream::poll_fn(move |_| told.borrow_mut().pop_front().map_or(Poll::Pending, |new| Poll::Ready(Some(new))));
     let mut service = Balance::new(Box::pin(changes));
     let mut call = move |index: u32| {
         let mut context = Context::from_waker(Waker::noop());
@@ -101,63 +94,5 @@ fn p2c_change(times: u32, endpoints: u32) {
         call(index);
         news.borrow_mut().push_back(insert(endpoint));
         call(index);
-    });
-}
-
-/// pingora's selection before the service that does nothing.
-#[derive(Clone)]
-struct Selected(Arc<LoadBalancer<RoundRobin>>);
-
-/// A discovery that says what it was told.
-#[derive(Clone)]
-struct Told(Arc<Mutex<BTreeSet<Backend>>>);
-
-impl Service<u32> for Selected {
-    type Response = u32;
-    type Error = Infallible;
-    type Future = Ready<Result<u32, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: u32) -> Self::Future {
-        black_box(self.0.select(b"", 256).expect("a backend"));
-        ready(Ok(request))
-    }
-}
-
-#[async_trait]
-impl ServiceDiscovery for Told {
-    async fn discover(&self) -> pingora_error::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
-        Ok((self.0.lock().expect("no panic").clone(), HashMap::new()))
-    }
-}
-
-fn backend(index: u32) -> Backend {
-    let address = format!("127.{}.{}.{}:80", 1 + index / 65_536, index / 256 % 256, index % 256);
-    Backend::new(&address).expect("a backend")
-}
-
-fn balancer(endpoints: u32) -> (LoadBalancer<RoundRobin>, Told) {
-    let told = Told(Arc::new(Mutex::new((0..endpoints).map(backend).collect())));
-    let balancer = LoadBalancer::from_backends(Backends::new(Box::new(told.clone())));
-    assert!(balancer.update().now_or_never().is_some_and(|updated| updated.is_ok()));
-    (balancer, told)
-}
-
-fn pingora(calls: u32, endpoints: u32) {
-    drive::calls(calls, Selected(Arc::new(balancer(endpoints).0)));
-}
-
-/// One endpoint out and in again. It is told the whole set each time.
-fn pingora_change(times: u32, endpoints: u32) {
-    let (balancer, told) = balancer(endpoints);
-    drive::other_calls(times, |index| {
-        let one = backend(index * 7_919 % endpoints);
-        told.0.lock().expect("no panic").remove(&one);
-        assert!(balancer.update().now_or_never().is_some_and(|updated| updated.is_ok()));
-        told.0.lock().expect("no panic").insert(one);
-        assert!(balancer.update().now_or_never().is_some_and(|updated| updated.is_ok()));
     });
 }

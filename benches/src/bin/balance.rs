@@ -2,7 +2,7 @@
 //!
 //! Prints one Markdown table. The endpoints do nothing, and are all ready.
 #![forbid(unsafe_code)]
-#![allow(clippy::disallowed_types, reason = "what is measured here has no runtime and no clock of its own")]
+#![expect(clippy::disallowed_types, reason = "there is no runtime here, and the clock is never paused")]
 
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use allocation_counter::measure;
 use tower_benches::{
     balanced::Balanced,
     contend::{calls_a_second, one_and_two, shown, spread},
+    drive::Bare,
 };
 use tower_resolve::policy::{LeastRequest, Maglev, PeakEwma, Policy, RingHash, RoundRobin, WeightedRoundRobin};
 
@@ -18,6 +19,8 @@ fn main() {
         "| policy | endpoints | 1 thread M/s | 2 threads M/s | 2T/1T | one out and one in, µs | bytes an endpoint |"
     );
     println!("|---|---|---|---|---|---|---|");
+    let bare = one_and_two(ROUNDS, |threads| calls_a_second(threads, &Bare)).map(shown);
+    println!("| (no balance) | | {} | | |", bare.join(" | "));
     for endpoints in [2, 10, 100, 1_000, 10_000] {
         row("round robin", endpoints, RoundRobin::new);
         row("least request", endpoints, || LeastRequest);

@@ -281,7 +281,9 @@ where
             self.tiers.know(&after.endpoint);
             self.put(&after);
         }
-        shared.slots().insert(after);
+        // What is dropped is the user's: after the lock is released.
+        let replaced = shared.slots().insert(after);
+        drop(replaced);
         self.is_stale = true;
     }
 
@@ -485,7 +487,8 @@ impl<S, Req, P: Policy<Req>, M, C> Drop for Pool<S, Req, P, M, C> {
             tracing::warn!("the driver of a balance was dropped; the balance is stopped");
             shared.is_stopped.store(true, Release);
             shared.current.store(Arc::new(Published::empty(Life::Stopped)));
-            drop(std::mem::take(&mut *shared.slots()));
+            let slots = std::mem::take(&mut *shared.slots());
+            drop(slots);
             shared.hub.freed.notify_one();
         }
     }
