@@ -134,9 +134,11 @@ async fn carry(client: TcpStream, server: SocketAddr, weather: watch::Receiver<W
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let mut end = weather.clone();
     tokio::select! {
+        biased;
+        // First: what was held is lost, even if it would be let go in the same moment.
+        _ = end.wait_for(|weather| weather.generation != born) => {}
         () = forward(from_client, to_server, Way::ToServer, &weather) => {}
         () = forward(from_server, to_client, Way::ToClient, &weather) => {}
-        _ = end.wait_for(|weather| weather.generation != born) => {}
     }
 }
 
