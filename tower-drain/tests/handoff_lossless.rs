@@ -47,7 +47,9 @@ fn in_network(test: &str) -> bool {
         return true;
     }
     let up = "ip link set lo up && echo 8192 > /proc/sys/net/core/somaxconn; exec \"$@\"";
+    let user: &[&str] = if rustix::process::geteuid().is_root() { &[] } else { &["--map-root-user"] };
     let status = Command::new("unshare")
+        .args(user)
         .args(["--net", "--mount", "sh", "-c", up, "sh"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
