@@ -15,8 +15,8 @@ use crate::{
 ///   version 2k + 1: pages[1] is in force, pages[0] may be written
 /// ```
 ///
-/// A reader asks the version before and after. It reads again only if two changes came in between, so a writer that is
-/// stopped half-way holds nobody up.
+/// A reader asks the version before and after. It reads again if a change came in between; a writer that is stopped
+/// half-way holds nobody up.
 #[derive(Debug)]
 pub(crate) struct Dial {
     version: AtomicU64,

@@ -163,8 +163,9 @@ where
             }
             Ok((taken, Some(waiter))) => {
                 let note = self.limit.note(ask, Ok(taken));
-                let sleep = sleep_until(now + Duration::from_nanos(L::turn(taken)));
+                // First, so that it is given back even where there is no timer.
                 let turn = Turn { limit: self.limit.clone(), ask, taken, came: false, _waiter: waiter };
+                let sleep = sleep_until(now + Duration::from_nanos(L::turn(taken)));
                 let held = Some((self.take_ready(), request, turn));
                 WaitFuture { state: State::Waiting { sleep, held }, note }
             }

@@ -92,6 +92,9 @@ struct Shard<K> {
     hand: usize,
 }
 
+/// Room for one key more, given back unless it is used.
+struct Room<'a>(&'a AtomicUsize);
+
 struct Entry<K> {
     key: K,
     circuit: Circuit,
@@ -146,13 +149,14 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
                 return shared.overflow.clone();
             }
         }
-        // Made before any lock is taken: the name is the user's code.
+        let room = Room(&shared.keys);
+        // Made before any lock is taken: the name is the user's code, which may panic.
         let new = shared.settings.circuit(key);
         let known = write(shard).take_in(key, &new);
-        if known.is_some() {
-            // Another thread was quicker, and the room is not needed.
-            shared.keys.fetch_sub(1, Relaxed);
+        if known.is_none() {
+            std::mem::forget(room);
         }
+        // Or another thread was quicker, and the room is given back.
         known.unwrap_or(new)
     }
 
@@ -227,7 +231,11 @@ impl<K: Hash + Eq> Shared<K> {
     fn evict(&self) -> bool {
         let (now, first) = (Instant::now(), self.next.fetch_add(1, Relaxed));
         let mut left = SEARCH;
-        let evicted = (0..SHARDS).find_map(|next| write(&self.shards[(first + next) % SHARDS]).evict(now, &mut left));
+        let evicted = (0..SHARDS).find_map(|next| {
+            // Nobody's readers wait for a search that is over.
+            let shard = (left > 0).then(|| &self.shards[(first + next) % SHARDS])?;
+            write(shard).evict(now, &mut left)
+        });
         self.evicted.fetch_add(evicted.is_some().into(), Relaxed);
         // Here its circuit is dropped, and no lock is held.
         evicted.is_some()
@@ -267,6 +275,14 @@ impl<K> Clone for Settings<K> {
     }
 }
 
+// === impl Room ===
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 // === impl Shard ===
 
 impl<K: Hash + Eq> Shard<K> {
@@ -290,8 +306,10 @@ impl<K: Hash + Eq> Shard<K> {
     {
         let known = self.find(key);
         if known.is_none() {
-            self.places.insert(key.clone(), self.entries.len());
-            self.entries.push(Entry { key: key.clone(), circuit: new.clone(), used: AtomicBool::new(true) });
+            // The user's code first: between the two insertions nothing can panic.
+            let (key, own) = (key.clone(), key.clone());
+            self.places.insert(key, self.entries.len());
+            self.entries.push(Entry { key: own, circuit: new.clone(), used: AtomicBool::new(true) });
         }
         known
     }
@@ -464,6 +482,15 @@ mod tests {
         assert_eq!(keyed.snapshot(), KeyedSnapshot { keys: 64, evicted: 0, overflowed: 0 });
         let calls: u64 = keyed.circuits().iter().map(|(_, circuit)| circuit.snapshot().totals.succeeded).sum();
         assert_eq!(calls, 40_000);
+    }
+
+    #[test]
+    fn a_name_that_panics_keeps_no_room() {
+        let keyed = keyed(1).named(|key| if *key == 1 { panic!("no name") } else { String::new() });
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| keyed.get(&1)));
+        assert!(panicked.is_err());
+        drop(keyed.get(&2));
+        assert_eq!((keyed.snapshot().keys, keyed.snapshot().overflowed), (1, 0));
     }
 
     #[test]

@@ -33,7 +33,8 @@
 //! counter, for the window and the totals alike; a second reading of the clock if the call has to be waited for. No lock,
 //! no allocation, no boxed future, no code of yours but the classification, and threads contend for nothing (eight groups
 //! of them; more share). A failure, a transition and a call that may be a probe take a short lock. A call that is refused
-//! takes none: it is told from two atomic words. The README has the numbers.
+//! takes none: it is told from two atomic words (unless a policy of yours opened the circuit, whose reason is under the
+//! lock). The README has the numbers.
 //!
 //! Asking for more costs more, and only who asks: [`Trip::slow_ratio`] a reading of the clock for each call,
 //! [`Trip::failure_ratio_of_last`] and [`TripPolicy::wants_successes`] the lock.

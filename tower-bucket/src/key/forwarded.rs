@@ -32,8 +32,8 @@ impl<'a> FromRight<'a> {
         for at in (0..self.rest.len()).rev() {
             match self.rest[at] {
                 b',' if !quoted => return Ok(at + 1),
-                b'"' if self.quotes && !is_escaped(self.rest, at) => quoted = !quoted,
                 _ if self.rest.len() - at > LONGEST => return Err(Junk),
+                b'"' if self.quotes && !is_escaped(self.rest, at) => quoted = !quoted,
                 _ => {}
             }
         }
@@ -177,6 +177,8 @@ mod tests {
     fn an_element_beyond_measure_ends_the_reading() {
         let line = format!("{}, 192.0.2.1", "x".repeat(100_000));
         assert_eq!(from_right(&line, false), [Ok("192.0.2.1"), Err(Junk)]);
+        let line = format!("{}, 192.0.2.1", "\"".repeat(100_000));
+        assert_eq!(from_right(&line, true), [Ok("192.0.2.1"), Err(Junk)]);
     }
 
     #[test]

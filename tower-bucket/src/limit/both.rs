@@ -69,7 +69,7 @@ impl<Req, A: Decide<Req>, B: Decide<Req>> Decide<Req> for Both<A, B> {
 
     fn count_denied(&self, ask: Self::Ask, by: u32) {
         self.0.count_denied(ask.0, by);
-        self.1.count_denied(ask.1, by >> A::LIMITERS);
+        self.1.count_denied(ask.1, by.checked_shr(A::LIMITERS).unwrap_or(0));
     }
 
     fn standing(&self, ask: Self::Ask, decision: Result<Self::Taken, Denial>) -> Standing {

@@ -189,7 +189,11 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
         };
         let Some(drawn) = taken.drawn() else { return First::Decided(Ok(taken)) };
         if !self.server.may_ask(now) {
-            return First::Decided(self.without_the_server(terms).unwrap_or(Ok(taken)));
+            let decision = self.without_the_server(terms).unwrap_or(Ok(taken));
+            if decision.is_err() {
+                self.local.give_back(drawer, taken.ask(), drawn, Instant::now());
+            }
+            return First::Decided(decision);
         }
         let mut full_name = self.prefix.as_bytes().to_vec();
         name(&mut full_name);
