@@ -83,7 +83,7 @@ impl ClusterBuilder {
     }
 
     /// How long a connection may take. Default: 500 ms, so that within the time of one request there is some left to ask
-    /// the next member.
+    /// the next member. (For a claim of 6 s or less the request's own time ends first, and its next attempt goes elsewhere.)
     pub fn connect_timeout(self, connect_timeout: Duration) -> Self {
         Self { connect_timeout, ..self }
     }

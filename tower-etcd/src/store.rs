@@ -452,11 +452,9 @@ impl LeaseStore for EtcdStore {
         match found(&taken) {
             Found::Record(held) if taken.succeeded() => Ok(Acquired::Granted(held.grant(claim.key().clone(), ttl))),
             Found::Record(held) if held.written.claim == claim.id() => self.answer(claim, Found::Record(held)).await,
-            // Somebody was faster. What is left of our attempt ends by itself if this fails.
-            found => {
-                let _ = self.give_up(claim, within).await;
-                self.answer(claim, found).await
-            }
+            // Somebody was faster. Our etcd lease ends by itself: revoking it might hit an earlier attempt of this very
+            // claim, which was granted in the meantime and whose answer is on its way.
+            found => self.answer(claim, found).await,
         }
     }
 
@@ -557,7 +555,7 @@ impl LeaseStore for EtcdStore {
         // What hung on the old epoch goes; if this fails, when its etcd lease ends.
         let _ = self.clean_up(from.key(), held.written.session, held.lease, within).await;
         if let Some(session) = &self.session {
-            session.leave(self, from, within).await?;
+            let _ = session.leave(self, from, within).await;
         }
         Ok(now.grant(to.key().clone(), ttl))
     }

@@ -147,8 +147,9 @@ impl OfKey {
 
     fn tell(&self, event: &Event) -> Option<WatchEvent> {
         match tell(&self.store.keys, event)? {
-            // Who watches one key asks for its lease.
-            WatchEvent::Written(_) | WatchEvent::Deleted(..) => None,
+            // Who watches one key asks for its lease, and where a document is or was there is none, as `look` has it.
+            WatchEvent::Written(document) => Some(WatchEvent::Vacant(self.key.clone(), document.revision())),
+            WatchEvent::Deleted(key, at) => Some(WatchEvent::Vacant(key, at)),
             // What it was is forgotten; it is not there now.
             WatchEvent::Lagged => Some(WatchEvent::Vacant(self.key.clone(), revision(event.kv()?.mod_revision()))),
             event => Some(event),

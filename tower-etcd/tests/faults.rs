@@ -265,19 +265,24 @@ async fn f11_an_acquisition_whose_answer_was_lost_is_found_again_or_ends_by_itse
 async fn f12_what_an_operator_takes_away_is_lost_at_once() {
     let etcd = Etcd::cluster(3).await;
     let mut operator = etcd_client::Client::connect(etcd.endpoints(), None).await.unwrap();
-    for by_lease in [false, true] {
+    for deed in ["revoke", "delete", "overwrite"] {
         // So long that no renewal comes in between.
         let (lease, keeper) = keep(&store(&etcd), "a", 100 * LONG, false);
         let old = held(&lease).await;
         let (next, _keeper) = keep(&store(&etcd), "a", 100 * LONG, false);
-        if by_lease {
-            let found = operator.get("a", None).await.unwrap();
-            operator.lease_revoke(found.kvs()[0].lease()).await.unwrap();
-        } else {
-            operator.delete("a", None).await.unwrap();
+        match deed {
+            "revoke" => {
+                let found = operator.get("a", None).await.unwrap();
+                _ = operator.lease_revoke(found.kvs()[0].lease()).await.unwrap();
+            }
+            "delete" => _ = operator.delete("a", None).await.unwrap(),
+            _ => _ = operator.put("a", "something else", None).await.unwrap(),
         }
         assert!(matches!(fenced(keeper).await, Lost::Gone | Lost::Replaced));
-        assert!(!lease.is_held());
+        assert!(!lease.is_held(), "{deed}");
+        if deed == "overwrite" {
+            operator.delete("a", None).await.unwrap();
+        }
         assert!(held(&next).await > old, "I4");
         soon(next.step_down()).await;
     }

@@ -5,9 +5,10 @@ use std::{
     io::{self, Write},
     num::NonZeroU64,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use tokio::sync::Mutex;
 use tower_outcome::BoxError;
 
 use super::{
@@ -53,9 +54,9 @@ impl FileMark {
 
 impl Mark for FileMark {
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
-        let (log, token) = (self.0.clone(), token.clone());
-        let write = move || log.lock().unwrap_or_else(PoisonError::into_inner).raise(&token);
-        Ok(Some(tokio::task::spawn_blocking(write).await??))
+        // Before a thread is taken: whoever gives up waiting for a disk that hangs leaves nothing behind.
+        let (mut log, token) = (self.0.clone().lock_owned().await, token.clone());
+        Ok(Some(tokio::task::spawn_blocking(move || log.raise(&token)).await??))
     }
 }
 
