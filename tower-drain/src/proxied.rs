@@ -159,14 +159,16 @@ where
     type Error = BoxError;
     type Future = ProxiedFuture<S, Io>;
 
-    /// The inner service is asked again after the header, on a clone of its own.
+    /// What the inner service reserves goes along with the connection, which asks it again after the header.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, accepted: Accepted<Io>) -> ProxiedFuture<S, Io> {
         let trusted = (self.layer.trusted)(accepted.peer());
-        let parts = Some((accepted, self.inner.clone()));
+        // The one that was asked goes on; what it has reserved would be lost in a clone.
+        let next = self.inner.clone();
+        let parts = Some((accepted, std::mem::replace(&mut self.inner, next)));
         let stage = if trusted {
             let closing = self.layer.drain.shared.closing.heard();
             Stage::Reading { parts, bytes: Vec::new(), closing, told: false, alarm: sleep(self.layer.timeout) }

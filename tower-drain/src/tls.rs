@@ -200,19 +200,22 @@ where
     type Error = BoxError;
     type Future = TlsFuture<S, Io>;
 
-    /// The inner service is asked again after the handshake, on a clone of its own.
+    /// What the inner service reserves goes along with the connection, which asks it again after the handshake.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, accepted: Accepted<Io>) -> TlsFuture<S, Io> {
         let (io, rest) = accepted.split();
+        // The one that was asked goes on; what it has reserved would be lost in a clone.
+        let next = self.inner.clone();
+        let service = std::mem::replace(&mut self.inner, next);
         let stage = Stage::Shaking {
             handshake: self.layer.tls.acceptor().accept(io),
             closing: self.layer.drain.shared.closing.heard(),
             told: false,
             alarm: sleep(self.layer.timeout),
-            rest: Some((rest, self.inner.clone())),
+            rest: Some((rest, service)),
         };
         TlsFuture { stage }
     }

@@ -16,6 +16,8 @@ pub(super) struct Frames {
     filled: usize,
     acknowledged: bool,
     hidden: bool,
+    /// What is left to give of the answer that we give ourselves.
+    unsaid: &'static [u8],
     resets: Budget,
     controls: Budget,
 }
@@ -50,6 +52,7 @@ impl Frames {
             filled: 0,
             acknowledged: false,
             hidden: false,
+            unsaid: &[],
             resets: Budget { began: None, spent: 0 },
             controls: Budget { began: None, spent: 0 },
         }
@@ -68,6 +71,18 @@ impl Frames {
     /// Whether the last byte was a frame's last.
     pub(super) const fn is_between(&self) -> bool {
         self.skip == 0 && self.filled == 0
+    }
+
+    /// The answer will be given by us.
+    pub(super) const fn answer(&mut self) {
+        self.unsaid = &ANSWER;
+    }
+
+    /// As much of it as there is room for. Whoever reads may have room for the head of a frame only.
+    pub(super) fn say(&mut self, room: usize) -> &'static [u8] {
+        let (now, later) = self.unsaid.split_at(self.unsaid.len().min(room));
+        self.unsaid = later;
+        now
     }
 
     /// Follows the bytes. The answer to our GOAWAY's ping is hidden from hyper if it is there in one piece.
@@ -161,7 +176,7 @@ fn hide(read: &mut [u8]) -> bool {
 }
 
 /// What a peer that answers our GOAWAY's ping would send.
-pub(super) const ANSWER: [u8; HEAD + PING] =
+const ANSWER: [u8; HEAD + PING] =
     [0, 0, 8, PING_FRAME, ACK, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 
 /// The payload that the h2 crate gives to the ping of a GOAWAY. The tests with a peer that never answers fail should it
@@ -219,6 +234,15 @@ mod tests {
         frames.read(&mut answer, &LIMITS, now).unwrap();
         assert!(frames.is_acknowledged() && frames.is_hidden() && frames.is_between());
         assert_eq!(answer[15..][..9], [0, 0, 8, UNKNOWN_FRAME, ACK, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn our_own_answer_is_given_whole_however_little_room_there_is() {
+        let mut frames = opened();
+        assert_eq!(frames.say(100), b"");
+        frames.answer();
+        let pieces: Vec<u8> = [9, 0, 3, 100, 100].into_iter().flat_map(|room| frames.say(room)).copied().collect();
+        assert_eq!(pieces, ANSWER);
     }
 
     #[test]

@@ -183,8 +183,6 @@ impl Life {
         let doing = match self.doing {
             Doing::Head => self.late(limits, facts),
             _ if self.stays() => self.patience(limits),
-            // A first byte that is due before the last chance ends is still due.
-            Doing::Silent => self.patience(limits),
             _ => None,
         };
         let leave = match self.leave {
@@ -367,7 +365,7 @@ mod tests {
                 let facts = Facts { doing, told: told.then_some(secs(1)), ping, ..CALM };
                 match life.next(&LIMITS, &facts, now) {
                     // Else the alarm would ring for ever.
-                    Next::Wait(deadline) => prop_assert!(deadline.is_none_or(|deadline| deadline > now || doing == Doing::Silent)),
+                    Next::Wait(deadline) => prop_assert!(deadline.is_none_or(|deadline| deadline > now)),
                     Next::Goodbye => goodbyes += 1,
                     Next::Late | Next::Answer | Next::Cut => {}
                 }

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     app::{Conversation, Ping},
-    frames::{self, Frames},
+    frames::Frames,
 };
 use crate::{
     accepted::{Accepted, Place},
@@ -116,13 +116,19 @@ impl<Io> Stream<Io> {
     /// Gives the answer to our GOAWAY's ping, so that hyper ends the connection in good order: the peer has given none, or
     /// long enough ago that nothing it had sent without knowing of the GOAWAY is still on its way.
     fn answer_ping(&mut self, buf: &mut ReadBuf<'_>) -> bool {
-        let between = self.frames.as_ref().is_some_and(|frames| frames.is_between());
-        let answer = between && self.conversation.ping() == Ping::Wanted && buf.remaining() >= frames::ANSWER.len();
-        if answer {
-            buf.put_slice(&frames::ANSWER);
+        let Some(frames) = &mut self.frames else { return false };
+        if frames.is_between() && self.conversation.ping() == Ping::Wanted {
+            frames.answer();
             self.conversation.set_ping(Ping::Answered);
         }
-        answer
+        self.say(buf)
+    }
+
+    /// Gives what is left of it.
+    fn say(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let piece = self.frames.as_mut().map_or(&[][..], |frames| frames.say(buf.remaining()));
+        buf.put_slice(piece);
+        !piece.is_empty()
     }
 
     fn note_write<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -188,6 +194,10 @@ impl<Io: AsyncRead + Unpin> Stream<Io> {
 impl<Io: AsyncRead + Unpin> AsyncRead for Stream<Io> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.check(READ, cx)?;
+        // Nothing of the peer's comes between two pieces.
+        if self.say(buf) {
+            return Poll::Ready(Ok(()));
+        }
         let (before, room) = (buf.filled().len(), buf.remaining());
         match self.poll_bytes(cx, buf)? {
             Poll::Ready(()) if room == 0 => Poll::Ready(Ok(())),
