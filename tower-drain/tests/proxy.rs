@@ -55,6 +55,18 @@ async fn the_true_client_is_told_by_both_versions() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_inner_service_has_reserved_is_used() {
+    let drain = Drain::new();
+    let (dial, listener) = wire();
+    let one = tower::limit::ConcurrencyLimit::new(Http::new(&drain, whoami()), 1);
+    tokio::spawn(Server::new(&drain, listener).run(trusting(&drain).layer(one)));
+    for _ in 0..3 {
+        let mut client = dial.connect();
+        assert!(soon(client.ask(&format!("PROXY UNKNOWN\r\n{GET}"))).await.ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_trusted_source_without_a_header_is_closed() {
     let drain = Drain::new();
     let mut client = serve(&drain, trusting(&drain)).connect();

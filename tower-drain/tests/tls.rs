@@ -59,6 +59,19 @@ async fn serve_tls(drain: &Drain, tls: &Tls, limit: &ConnectionLimit, timeout: D
     Running { addr, task: tokio::spawn(server.run(layer.layer(Http::new(drain, app())))) }
 }
 
+#[tokio::test]
+async fn what_the_inner_service_has_reserved_is_used() {
+    let (identity, drain) = (Identity::new(), Drain::new());
+    let (listener, addr) = listen().await;
+    let one = tower::limit::ConcurrencyLimit::new(Http::new(&drain, app()), 1);
+    let server = Server::new(&drain, listener).run(TlsLayer::new(&drain, &identity.tls()).layer(one));
+    let server = Running { addr, task: tokio::spawn(server) };
+    for _ in 0..3 {
+        let mut client = Client(identity.connect(&server, &["http/1.1"]).await.unwrap());
+        assert!(soon(client.ask(GET)).await.ok());
+    }
+}
+
 async fn serve(drain: &Drain, tls: &Tls) -> Running {
     serve_tls(drain, tls, &ConnectionLimit::default(), Duration::from_secs(10)).await
 }

@@ -300,6 +300,16 @@ mod tests {
     }
 
     #[test]
+    fn a_silent_one_waits_for_the_end_of_its_chance_and_for_nothing_that_is_past() {
+        let (mut life, start) = life();
+        at(&mut life, start, 0, doing(Doing::Silent));
+        let Next::Wait(Some(until)) = at(&mut life, start, 9, told(doing(Doing::Silent))) else { panic!("it waits") };
+        let end = start + secs(10);
+        assert!(until >= end);
+        assert_eq!(life.next(&LIMITS, &told(doing(Doing::Silent)), until), Next::Goodbye);
+    }
+
+    #[test]
     fn half_a_head_outlives_the_last_chance() {
         let (mut life, start) = life();
         at(&mut life, start, 5, told(doing(Doing::Head)));
