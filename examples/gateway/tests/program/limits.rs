@@ -64,11 +64,13 @@ async fn circuit(gateway: &Gateway, backend: &str) -> String {
 async fn five_failures_open_the_circuit_the_balance_goes_round_it_and_one_probe_closes_it() {
     let mood = Arc::new(AtomicU16::new(500));
     let (bad, good) = (moody(&mood).await, Backend::named("good").await);
-    let more = "[circuit]\nopen_for = '400ms'\n[balance]\npolicy = 'round-robin'\n";
+    // Long enough that nothing below takes it for over, however busy the machine.
+    let more = "[circuit]\nopen_for = '3s'\n[balance]\npolicy = 'round-robin'\n";
     let gateway = Gateway::with_backends(&[bad.address, good.address], more).await;
     let mut connection = gateway.connect(1).await;
     let mut failures = 0;
-    for _ in 0..10 {
+    // More than ten: while the gateway connects to one, the other one gets its turns.
+    for _ in 0..30 {
         failures += usize::from(send(&mut connection, get("/")).await.unwrap().status == 500);
     }
     assert_eq!((failures, bad.served()), (5, 5), "the circuit opens at the fifth failure in a row");
