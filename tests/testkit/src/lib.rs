@@ -5,6 +5,7 @@
 //! - [`Script`]: a body of scripted frames.
 //! - [`contract`]: the rules of `tower-service` that every layer must keep, as functions over a layer.
 //! - [`Wakes`]: a waker that counts.
+//! - [`Program`]: a program under test, which is told signals and read line by line.
 //! - [`Proxy`] (feature `proxy`): a bad network on loopback, which is cut, slow, or resets.
 //! - [`Etcd`] (feature `etcd`): real etcd members on loopback, which can be paused, killed and restarted.
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@ pub mod contract;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod probe;
+mod program;
 #[cfg(feature = "proxy")]
 mod proxy;
 mod wake;
@@ -25,5 +27,6 @@ pub use self::proxy::{Proxy, Way};
 pub use self::{
     body::{Script, Step},
     probe::{Answer, Broken, Probe, ProbeFuture, ProbeHandle},
+    program::Program,
     wake::Wakes,
 };

@@ -1,0 +1,104 @@
+//! An ordinary axum app, and what three lines add to it.
+//!
+//! It sells tickets: the seats are in memory, the prices come from elsewhere, slowly or not at all. Then it is made
+//! resilient: a circuit round what depends on the prices, a limit for each client, and a drain that lets everybody finish.
+//!
+//! ```console
+//! $ cargo run -p axum-app              # or: cargo run -p axum-app -- 127.0.0.1:3000
+//! $ curl -i localhost:3000/seats
+//! $ curl -i localhost:3000/price/7     # add ?fail for a bad answer; after five in a row: 503 and Retry-After
+//! $ kill -TERM <its pid>               # /ready says 503 from now on, everybody is served, then it ends with a report
+//! ```
+
+use std::{num::NonZeroU32, process::ExitCode, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Path, RawQuery, State},
+    http::StatusCode,
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::Mutex, time::sleep};
+use tower_bucket::{BucketLayer, Quota};
+use tower_circuit::{Circuit, CircuitLayer, State as CircuitState};
+use tower_drain::Drain;
+
+/// The app's own state: for each seat, whether it is sold.
+type Seats = Arc<Mutex<[bool; 100]>>;
+
+const FIFTY: NonZeroU32 = NonZeroU32::new(50).unwrap();
+
+#[tokio::main]
+async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+
+    // What outlives a request is a value of the app's own: cheap handles, which the layers refer to.
+    let drain = Drain::new();
+    let prices = Circuit::builder().name("prices").build();
+    let each = Quota::per_second(FIFTY).burst(FIFTY);
+
+    let (ready, status) = (drain.clone(), prices.clone());
+    let app = Router::new()
+        .route("/price/{seat}", get(price))
+        .layer(CircuitLayer::new(&prices).respond()) // one: the routes above it answer 503 while it is open
+        .route("/seats", get(seats))
+        .route("/seats/{seat}", post(buy))
+        .layer(BucketLayer::per_client(each).respond()) // two: 429 for who asks too much, and for nobody else
+        .route("/ready", get(move || async move { is_ready(&ready) }))
+        .route("/circuit", get(move || async move { Json(circuit_status(&status)) }))
+        .with_state(Seats::new(Mutex::new([false; 100])));
+
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+    let listener = TcpListener::bind(&address).await.map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    println!("axum-app listening on http://{}", listener.local_addr()?);
+
+    // Three: SIGTERM lets everybody finish, a second one ends it. In the place of `axum::serve(listener, app)`; with that
+    // instead, give it `drain.closing()` as its shutdown signal and the `Router` a `DrainLayer`.
+    tokio::spawn(drain.on_signals());
+    let report = drain.serve(listener, app).await?;
+    println!("ended: {report}");
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+// === the app, which knows nothing of the layers ===
+
+async fn seats(State(seats): State<Seats>) -> Json<Value> {
+    let sold = seats.lock().await.iter().filter(|sold| **sold).count();
+    Json(json!({ "sold": sold, "free": 100 - sold }))
+}
+
+async fn buy(State(seats): State<Seats>, Path(seat): Path<usize>) -> (StatusCode, String) {
+    // Payment takes its time, and nobody wants to be cut off in the middle of it.
+    sleep(Duration::from_millis(100)).await;
+    match seats.lock().await.get_mut(seat) {
+        None => (StatusCode::NOT_FOUND, format!("there is no seat {seat}\n")),
+        Some(sold) if *sold => (StatusCode::CONFLICT, format!("seat {seat} is sold\n")),
+        Some(sold) => {
+            *sold = true;
+            (StatusCode::OK, format!("seat {seat} is yours\n"))
+        }
+    }
+}
+
+/// As if it asked another service, which fails when told to.
+async fn price(Path(seat): Path<u32>, RawQuery(query): RawQuery) -> Result<Json<Value>, StatusCode> {
+    sleep(Duration::from_millis(2)).await;
+    if query.as_deref() == Some("fail") {
+        Err(StatusCode::BAD_GATEWAY)
+    } else {
+        Ok(Json(json!({ "price": 10 + seat })))
+    }
+}
+
+// === for operators ===
+
+fn is_ready(drain: &Drain) -> (StatusCode, &'static str) {
+    if drain.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") }
+}
+
+fn circuit_status(circuit: &Circuit) -> Value {
+    let snapshot = circuit.snapshot();
+    let closed = snapshot.state == CircuitState::Closed;
+    json!({ "closed": closed, "failed": snapshot.totals.failed, "refused": snapshot.totals.refused })
+}
