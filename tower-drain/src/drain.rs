@@ -146,21 +146,7 @@ impl Drain {
         Reached::new(self.shared.clone(), Phase::Announcing)
     }
 
-    /// Ready from [`Closing`](Phase::Closing) on. It is the signal for others' servers:
-    ///
-    /// ```no_run
-    /// # async fn run(listener: tokio::net::TcpListener, app: axum::Router) -> std::io::Result<()> {
-    /// use tower_drain::Drain;
-    ///
-    /// let drain = Drain::new();
-    /// let server = axum::serve(listener, app).with_graceful_shutdown(drain.closing());
-    /// tokio::select! {
-    ///     ended = server => ended?,
-    ///     // axum has no deadline, and does not know of upgraded connections: this does.
-    ///     report = drain.done() => eprintln!("{report}"),
-    /// }
-    /// # Ok(()) }
-    /// ```
+    /// Ready from [`Closing`](Phase::Closing) on. It is the signal for others' servers, see [`around`](Self::around).
     pub fn closing(&self) -> Reached {
         Reached::new(self.shared.clone(), Phase::Closing)
     }
@@ -177,6 +163,44 @@ impl Drain {
     /// [`DrainLayer`]: crate::DrainLayer
     pub fn done(&self) -> Done {
         Done::new(self.shared.clone())
+    }
+
+    /// Runs a server of somebody else's to its end, but no longer than the drain lasts: such servers have a signal, and no
+    /// deadline. `None` if the drain was over first; then the server is dropped, and the report says what was cut.
+    ///
+    /// The server is a guest like any other, from this call on. So the drain waits until the server has written all that it
+    /// has to, and knows of no end before; [`done`](Self::done) alone is ready with the last request, whose last bytes may
+    /// still be on their way.
+    ///
+    /// ```no_run
+    /// # async fn run(listener: tokio::net::TcpListener, app: axum::Router) -> std::io::Result<()> {
+    /// use tower_drain::{Drain, DrainLayer};
+    ///
+    /// let drain = Drain::new();
+    /// let app = app.layer(DrainLayer::new(&drain));
+    /// let server = axum::serve(listener, app).with_graceful_shutdown(drain.closing());
+    /// if let Some(Err(broken)) = drain.around(server).await {
+    ///     return Err(broken);
+    /// }
+    /// println!("{}", drain.done().await);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the server, and the drain waits for it no more.
+    pub fn around<S: IntoFuture>(&self, server: S) -> impl Future<Output = Option<S::Output>> + use<S> {
+        let (guard, done, server) = (self.guard(), self.done(), server.into_future());
+        async move {
+            tokio::select! {
+                biased;
+                output = server => {
+                    drop(guard);
+                    Some(output)
+                }
+                _ = done => None,
+            }
+        }
     }
 
     /// Lets somebody in whom the drain waits for.

@@ -17,7 +17,7 @@ use crate::{drain::Drain, service::Guarded};
 /// # What it cannot see
 ///
 /// A body that is known to be at its end is over when the head is handed to the server, so the last bytes may still be
-/// on their way when [`done`](Drain::done) is ready: wait for the server too. And an upgraded connection lives
+/// on their way when [`done`](Drain::done) is ready: wait for the server too, by [`around`](Drain::around). And an upgraded connection lives
 /// on after its `101`: under another's accept loop, hold a [`Guard`](crate::Guard) in the task that serves it.
 ///
 /// ```

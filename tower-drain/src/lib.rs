@@ -64,8 +64,8 @@
 //! # With another's server
 //!
 //! [`Drain::closing`] is the signal for `axum::serve(..).with_graceful_shutdown(..)` and tonic's
-//! `serve_with_shutdown(..)`, [`Drain::done`] the deadline that those have not, and [`DrainLayer`] tells and counts the
-//! requests. Tasks and upgraded connections hold a [`Guard`]. tonic's has no deadline either:
+//! `serve_with_shutdown(..)`, [`Drain::around`] the deadline that those have not, and [`DrainLayer`] tells and counts the
+//! requests. Tasks and upgraded connections hold a [`Guard`].
 //!
 //! ```no_run
 //! # async fn run(addr: std::net::SocketAddr, routes: tonic::service::Routes) -> Result<(), tonic::transport::Error> {
@@ -74,10 +74,8 @@
 //!
 //! let drain = Drain::new();
 //! let server = Server::builder().layer(DrainLayer::new(&drain)).add_routes(routes);
-//! tokio::select! {
-//!     ended = server.serve_with_shutdown(addr, drain.closing()) => ended?,
-//!     report = drain.done() => eprintln!("{report}"),
-//! }
+//! drain.around(server.serve_with_shutdown(addr, drain.closing())).await.transpose()?;
+//! println!("{}", drain.done().await);
 //! # Ok(()) }
 //! ```
 //!

@@ -91,8 +91,13 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { drained, forced, upgraded, leaked, took, .. } = self;
-        write!(f, "{drained} drained, {forced} forced, {leaked} leaked, {upgraded} upgraded, in {took:.1?}")
+        let Self { drained, forced, upgraded, leaked, requests, took } = self;
+        write!(f, "{drained} drained, {forced} forced, {leaked} leaked, {upgraded} upgraded, ")?;
+        if *requests != Requests::default() {
+            let Requests { drained, forced, leaked } = requests;
+            write!(f, "requests: {drained} drained, {forced} forced, {leaked} leaked, ")?;
+        }
+        write!(f, "in {took:.1?}")
     }
 }
 

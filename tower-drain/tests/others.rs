@@ -106,13 +106,8 @@ async fn tonic(drain: &Drain, app: Router) -> (std::net::SocketAddr, tokio::task
         .layer(DrainLayer::new(drain))
         .add_routes(routes)
         .serve_with_incoming_shutdown(TcpIncoming::from(listener), drain.closing());
-    let done = drain.done();
-    let task = tokio::spawn(async move {
-        tokio::select! {
-            ended = server => ended.unwrap(),
-            _ = done => {}
-        }
-    });
+    let server = drain.around(server);
+    let task = tokio::spawn(async move { server.await.transpose().map(drop).unwrap() });
     (addr, task)
 }
 
@@ -156,22 +151,46 @@ async fn axums_server_ends_at_our_deadline_and_by_itself_it_would_not() {
         let (app, came) = hanging();
         let (listener, addr) = listen().await;
         let server = axum::serve(listener, app.layer(DrainLayer::new(&drain))).with_graceful_shutdown(drain.closing());
-        let done = drain.done();
-        let mut server = tokio::spawn(async move {
-            tokio::select! {
-                ended = server.into_future() => ended.unwrap(),
-                _ = done, if deadline => {}
-            }
-        });
+        let mut server = match deadline {
+            true => tokio::spawn(drain.around(server)),
+            false => tokio::spawn(async { Some(server.await) }),
+        };
         let mut client = Client(TcpStream::connect(addr).await.unwrap());
         client.send(GET).await;
         soon(came.notified()).await;
         drain.shutdown();
-        assert_eq!(soon(drain.done()).await.leaked_tasks(), 1);
+        let report = soon(drain.done()).await;
+        assert_eq!((report.leaked, report.requests.leaked), (usize::from(deadline), 1), "the server, and its request");
         let ended = tokio::time::timeout(Duration::from_secs(1), &mut server).await;
         assert_eq!(ended.is_ok(), deadline);
         server.abort();
     }
+}
+
+/// Without `around` the drain would be done with the last request, and what the server has still to write would be cut.
+#[tokio::test(start_paused = true)]
+async fn the_drain_waits_until_anothers_server_has_ended_and_not_only_its_requests() {
+    let drain = Drain::builder().announce(ms(0)).build();
+    let closing = drain.closing();
+    let server = tokio::spawn(drain.around(async {
+        closing.await;
+        tokio::time::sleep(ms(500)).await;
+        "all is written"
+    }));
+    drain.begin_drain();
+    tokio::time::sleep(ms(400)).await;
+    assert_eq!(drain.phase(), Phase::Closing);
+    assert_eq!(server.await.unwrap(), Some("all is written"));
+    let report = drain.done().await;
+    assert_eq!((report.drained, report.is_clean()), (1, true), "the server");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_dropped_is_waited_for_no_more() {
+    let drain = Drain::builder().announce(ms(0)).build();
+    drop(drain.around(std::future::pending::<()>()));
+    drain.begin_drain();
+    assert!(drain.done().await.took < Duration::from_secs(1));
 }
 
 #[tokio::test]

@@ -1,0 +1,98 @@
+//! An ordinary tonic app, and what three lines add to it.
+//!
+//! It tells the weather, once or again and again. Then it is made resilient: a limit for each client, a circuit round what
+//! it depends on, and a drain that lets every call and every stream finish.
+//!
+//! ```console
+//! $ cargo run -p tonic-app              # or: cargo run -p tonic-app -- 127.0.0.1:50051
+//! $ kill -TERM <its pid>                # streams end with OK, calls are answered, then it ends with a report
+//! ```
+
+use std::{num::NonZeroU32, pin::Pin, process::ExitCode, time::Duration};
+
+use futures_util::{Stream, StreamExt};
+use tokio::{net::TcpListener, time::interval};
+use tokio_stream::wrappers::{IntervalStream, TcpListenerStream};
+use tonic::{Request, Response, Status, transport::Server};
+use tower_bucket::{BucketLayer, Quota};
+use tower_circuit::{Circuit, CircuitLayer};
+use tower_drain::{Drain, DrainLayer};
+use tower_outcome::classify;
+
+use self::weather::{
+    Place, Report, WatchRequest,
+    weather_server::{Weather, WeatherServer},
+};
+
+mod weather {
+    #![allow(missing_docs, unreachable_pub, clippy::use_self, reason = "generated")]
+    tonic::include_proto!("weather.v1");
+}
+
+const TWENTY: NonZeroU32 = NonZeroU32::new(20).unwrap();
+
+#[tokio::main]
+async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:50051".to_owned());
+    let listener = TcpListener::bind(&address).await.map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    println!("tonic-app listening on http://{}", listener.local_addr()?);
+
+    let (drain, circuit) = (Drain::new(), Circuit::builder().name("stations").build());
+    tokio::spawn(drain.on_signals()); // SIGTERM lets everybody finish, a second one ends it
+    let server = Server::builder()
+        // One: counts each call to its last byte.
+        .layer(DrainLayer::new(&drain))
+        // Two: RESOURCE_EXHAUSTED with a hint for who asks too much, and for nobody else.
+        .layer(BucketLayer::per_client(Quota::per_second(TWENTY).burst(TWENTY)).respond())
+        // Three: UNAVAILABLE with a hint, at once, while what is asked keeps failing. A status such as NOT_FOUND is an answer.
+        .layer(CircuitLayer::new(&circuit).classify(classify::Grpc).respond())
+        .add_service(WeatherServer::new(Stations { drain: drain.clone() }))
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), drain.closing());
+
+    // tonic waits for the last call, however long that takes; the drain has a deadline.
+    drain.around(server).await.transpose()?;
+    let report = drain.done().await;
+    println!("ended: {report}");
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+// === the app, which knows nothing of the layers ===
+
+/// What measures the weather.
+struct Stations {
+    /// To end streams that have no end of their own.
+    drain: Drain,
+}
+
+impl Stations {
+    fn measure(place: &str, serial: u64) -> Result<Report, Status> {
+        match place {
+            "" => Err(Status::invalid_argument("no place")),
+            "Atlantis" => Err(Status::not_found("no station at Atlantis")),
+            "Nowhere" => Err(Status::unavailable("the station does not answer")),
+            _ => Ok(Report { celsius: i32::try_from(place.len()).unwrap_or(i32::MAX), serial }),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Weather for Stations {
+    async fn now(&self, request: Request<Place>) -> Result<Response<Report>, Status> {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Self::measure(&request.into_inner().name, 0).map(Response::new)
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<Report, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let WatchRequest { place, reports } = request.into_inner();
+        let place = place.unwrap_or_default().name;
+        Self::measure(&place, 0)?;
+        let ticks = IntervalStream::new(interval(Duration::from_millis(50))).enumerate();
+        let reports = ticks.take(if reports == 0 { usize::MAX } else { reports as usize });
+        let reports = reports.map(move |(serial, _)| Self::measure(&place, serial as u64 + 1));
+        // Nobody but the app can end it well, so it listens: its clients see a stream that is whole.
+        Ok(Response::new(reports.take_until(self.drain.closing()).boxed()))
+    }
+}
