@@ -5,5 +5,6 @@ mod axum;
 mod client;
 mod discovery;
 mod order;
+mod pairs;
 mod parts;
 mod tonic;
