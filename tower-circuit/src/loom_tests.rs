@@ -159,6 +159,21 @@ fn a_call_that_races_a_turn_lands_in_either_neighbour_and_never_nowhere() {
 }
 
 #[test]
+fn a_total_that_is_read_while_a_turn_begins_counts_nothing_twice() {
+    loom::model(|| {
+        let ring = ring(1);
+        add(&ring, 1, 4);
+        add(&ring, 1, 4);
+        let other = ring.clone();
+        let next = thread::spawn(move || add(&other, 1, 20));
+        let total = ring.0.total();
+        assert!(total <= 3, "{total}");
+        next.join().unwrap();
+        assert_eq!(ring.0.total(), 3);
+    });
+}
+
+#[test]
 fn two_calls_in_one_turn_are_two() {
     loom::model(|| {
         let ring = ring(1);

@@ -176,10 +176,11 @@ impl Ring {
         counted.map(|slot| slot & FULL).sum()
     }
 
-    /// All good calls there ever were. One whose turn is just over may be missed this once.
+    /// All good calls there ever were. Those whose turn is just over may be missed this once, and are never counted twice:
+    /// what is in the past has left its slot, so the past is read first.
     pub(crate) fn total(&self) -> u64 {
-        let slots: u64 = self.slots.iter().map(|slot| slot.load(Acquire) & FULL).sum();
-        slots + self.past.load(Acquire)
+        let past = self.past.load(Acquire);
+        past + self.slots.iter().map(|slot| slot.load(Acquire) & FULL).sum::<u64>()
     }
 
     /// Empties the window. Called before a generation begins, so that none of its calls are lost.
