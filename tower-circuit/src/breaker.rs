@@ -300,6 +300,12 @@ impl Breaker {
         matches!(self.phase, Phase::Closed) && !self.forced && bad.bad() + bad.slow + u64::from(last) == 0
     }
 
+    /// The state now, and its generation.
+    pub(crate) fn state(&mut self, now: Instant) -> (State, u32) {
+        self.tick(now);
+        (self.phase.state(), self.generation)
+    }
+
     pub(crate) fn look(&mut self, now: Instant, turn: u32) -> Look {
         self.tick(now);
         Look {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use common::*;
+use tower_circuit::{Circuit, State};
 use tower_outcome::{Outcome, Settle};
 use tracing::{
     Event, Level, Metadata, Subscriber,
@@ -16,7 +17,11 @@ use tracing::{
 };
 
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
+struct Log {
+    lines: Arc<Mutex<Vec<String>>>,
+    /// A circuit that is reset as soon as it is told to have opened: as another thread might do in that moment.
+    reset: Option<Circuit>,
+}
 
 struct Line(String);
 
@@ -38,7 +43,10 @@ impl Subscriber for Log {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line(String::new());
         event.record(&mut line);
-        self.0.lock().unwrap().push(line.0);
+        if let Some(circuit) = self.reset.as_ref().filter(|_| line.0.contains("to=\"open\"")) {
+            circuit.reset();
+        }
+        self.lines.lock().unwrap().push(line.0);
     }
 
     fn enter(&self, _: &span::Id) {}
@@ -65,11 +73,24 @@ async fn each_transition_is_one_event() {
     cool_down(&circuit).await;
     circuit.admit().unwrap().settle(Outcome::SUCCESS);
     assert_eq!(
-        *log.0.lock().unwrap(),
+        *log.lines.lock().unwrap(),
         [
             r#"message=circuit name="users" from="closed" to="open" reason="consecutive-failures" "#,
             r#"message=circuit name="users" from="open" to="half-open" "#,
             r#"message=circuit name="users" from="half-open" to="closed" "#,
         ]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_subscribes_while_another_changes_it_is_told_the_newer_state() {
+    let circuit = trips_at(1).build();
+    cool_down(&circuit).await;
+    let _hanging = circuit.admit().unwrap();
+    tokio::time::advance(10 * SECOND).await;
+    let log = Log { reset: Some(circuit.clone()), ..Log::default() };
+    let _default = tracing::subscriber::set_default(log);
+    // The look finds that the probe is past its deadline, and before it is over somebody has closed the circuit.
+    let changes = circuit.subscribe();
+    assert_eq!((*changes.borrow(), circuit.state()), (State::Closed, State::Closed));
 }
