@@ -425,7 +425,6 @@ impl Breaker {
     }
 
     fn open(&mut self, reason: Reason, hint: Option<Duration>, at: Instant) {
-        // First, because an iterator of the user's may panic.
         let until = after(at, self.backoff.next(hint));
         self.trips += 1;
         self.last_reason = Some(reason);
@@ -966,11 +965,15 @@ mod tests {
     }
 
     #[test]
-    fn an_iterator_that_panics_leaves_the_circuit_as_it_was() {
-        let cooldown = Cooldown::from_fn(|| std::iter::from_fn(|| panic!("the user's")));
+    fn an_iterator_that_panics_has_ended() {
+        let cooldown =
+            Cooldown::from_fn(|| [3 * SECOND].into_iter().chain(std::iter::from_fn(|| panic!("the user's"))));
         let (mut breaker, now) = (Breaker::new(Rules { cooldown, ..rules() }), Instant::now());
-        let failing = std::panic::AssertUnwindSafe(|| fail(&mut breaker, 2, None, now));
-        std::panic::catch_unwind(failing).unwrap_err();
-        assert_eq!((state(&mut breaker, now), look(&mut breaker, now).trips), (State::Closed, 0));
+        assert!(fail(&mut breaker, 2, None, now));
+        let now = now + 3 * SECOND;
+        let probe = breaker.admit(now).unwrap();
+        assert!(fail_probe(&mut breaker, probe, now));
+        assert_eq!(state(&mut breaker, now), State::Open { until: Some(now + 3 * SECOND) });
+        assert_eq!(breaker.take_news().len(), 3);
     }
 }
