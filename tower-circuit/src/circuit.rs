@@ -253,9 +253,11 @@ impl Circuit {
         self.shared.get().core.word().is_closed()
     }
 
-    /// Whether nobody else has it, no call is under way, and nothing bad is on record.
+    /// Whether nobody else has it or follows it, no call is under way, and nothing bad is on record.
     pub(crate) fn is_idle(&self, now: Instant) -> bool {
-        self.shared.is_alone() && self.shared.get().core.is_unblemished(now)
+        let shared = self.shared.get();
+        let is_followed = || shared.changes.get().is_some_and(|changes| changes.receiver_count() > 0);
+        self.shared.is_alone() && !is_followed() && shared.core.is_unblemished(now)
     }
 
     fn leave_or_refuse(&self, admitted: Result<Ticket, Shut>, now: Instant) -> Result<Leave, Open> {

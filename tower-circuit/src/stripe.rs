@@ -6,7 +6,11 @@ use std::{
     ops::Deref,
     sync::{
         Arc,
-        atomic::{self, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            self, AtomicUsize,
+            Ordering::{Acquire, Relaxed},
+            fence,
+        },
     },
 };
 
@@ -135,8 +139,13 @@ impl<T> StripedArc<T> {
 
     /// Whether nobody else has it: no other handle, and no reference held.
     pub(crate) fn is_alone(&self) -> bool {
-        let held = &self.0.held;
-        Arc::strong_count(&self.0) == 1 && held.iter().all(|stripe| Arc::strong_count(stripe) == self.0.times)
+        // The counts are read relaxed, hence the fences: whoever has let go of a handle may have taken references through
+        // it before, and whoever has let go of a reference may have counted a call.
+        let no_handle = Arc::strong_count(&self.0) == 1;
+        fence(Acquire);
+        let no_reference = self.0.held.iter().all(|stripe| Arc::strong_count(stripe) == self.0.times);
+        fence(Acquire);
+        no_handle && no_reference
     }
 }
 
