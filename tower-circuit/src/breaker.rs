@@ -503,9 +503,9 @@ impl Phase {
     }
 }
 
-/// Thirty years stand for what an instant cannot hold.
+/// Thirty years stand for more, which an instant, or a number of nanoseconds, might not hold.
 fn after(now: Instant, duration: Duration) -> Instant {
-    now.checked_add(duration).unwrap_or_else(|| now + FAR)
+    now + duration.min(FAR)
 }
 
 const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
@@ -515,6 +515,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::window::{instant, nanos_at};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -857,6 +858,12 @@ mod tests {
         let now = Instant::now();
         fail(&mut breaker, 2, Some(Duration::MAX), now);
         assert!(!may_admit(&mut breaker, now + 365 * 86_400 * SECOND));
+        // What would be a second, counted in 64 bits of nanoseconds.
+        let (cooldown, now) = (Cooldown::fixed(Duration::from_nanos(u64::MAX) + SECOND), instant(0));
+        let mut breaker = Breaker::new(Rules { cooldown, ..rules() });
+        fail(&mut breaker, 2, None, now);
+        let Until::Then(until) = breaker.until() else { panic!("open for a time") };
+        assert_eq!(instant(nanos_at(until)), until);
     }
 
     #[test]
