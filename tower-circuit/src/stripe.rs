@@ -92,8 +92,9 @@ impl Lanes {
         Self((0..stripes.0).map(|_| Arc::new(Lane::new())).collect())
     }
 
-    /// This thread's.
+    /// This thread's, which takes its stripe if it has none.
     pub(crate) fn mine(&self) -> &Lane {
+        take_stripe();
         &self.0[stripe() % self.0.len()]
     }
 
@@ -202,4 +203,19 @@ static NEXT: AtomicUsize = AtomicUsize::new(0);
 thread_local! {
     /// Modulo [`MOST`].
     static STRIPE: Cell<usize> = const { Cell::new(UNKNOWN) };
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{collections::HashSet, thread};
+
+    use super::*;
+
+    #[test]
+    fn threads_that_only_refuse_do_not_all_count_in_one_lane() {
+        let lanes = Lanes::new(Stripes::MANY);
+        let mine = || thread::scope(|scope| scope.spawn(|| std::ptr::from_ref(lanes.mine()).addr()).join().unwrap());
+        let theirs: HashSet<_> = (0..2 * MOST).map(|_| mine()).collect();
+        assert!(theirs.len() > 1);
+    }
 }
