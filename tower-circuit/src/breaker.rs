@@ -300,6 +300,12 @@ impl Breaker {
         matches!(self.phase, Phase::Closed) && !self.forced && bad.bad() + bad.slow + u64::from(last) == 0
     }
 
+    /// The state now, and its generation.
+    pub(crate) fn state(&mut self, now: Instant) -> (State, u32) {
+        self.tick(now);
+        (self.phase.state(), self.generation)
+    }
+
     pub(crate) fn look(&mut self, now: Instant, turn: u32) -> Look {
         self.tick(now);
         Look {
@@ -419,7 +425,6 @@ impl Breaker {
     }
 
     fn open(&mut self, reason: Reason, hint: Option<Duration>, at: Instant) {
-        // First, because an iterator of the user's may panic.
         let until = after(at, self.backoff.next(hint));
         self.trips += 1;
         self.last_reason = Some(reason);
@@ -498,9 +503,9 @@ impl Phase {
     }
 }
 
-/// Thirty years stand for what an instant cannot hold.
+/// Thirty years stand for more, which an instant, or a number of nanoseconds, might not hold.
 fn after(now: Instant, duration: Duration) -> Instant {
-    now.checked_add(duration).unwrap_or_else(|| now + FAR)
+    now + duration.min(FAR)
 }
 
 const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
@@ -510,6 +515,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::window::{instant, nanos_at};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -852,6 +858,12 @@ mod tests {
         let now = Instant::now();
         fail(&mut breaker, 2, Some(Duration::MAX), now);
         assert!(!may_admit(&mut breaker, now + 365 * 86_400 * SECOND));
+        // What would be a second, counted in 64 bits of nanoseconds.
+        let (cooldown, now) = (Cooldown::fixed(Duration::from_nanos(u64::MAX) + SECOND), instant(0));
+        let mut breaker = Breaker::new(Rules { cooldown, ..rules() });
+        fail(&mut breaker, 2, None, now);
+        let Until::Then(until) = breaker.until() else { panic!("open for a time") };
+        assert_eq!(instant(nanos_at(until)), until);
     }
 
     #[test]
@@ -960,11 +972,15 @@ mod tests {
     }
 
     #[test]
-    fn an_iterator_that_panics_leaves_the_circuit_as_it_was() {
-        let cooldown = Cooldown::from_fn(|| std::iter::from_fn(|| panic!("the user's")));
+    fn an_iterator_that_panics_has_ended() {
+        let cooldown =
+            Cooldown::from_fn(|| [3 * SECOND].into_iter().chain(std::iter::from_fn(|| panic!("the user's"))));
         let (mut breaker, now) = (Breaker::new(Rules { cooldown, ..rules() }), Instant::now());
-        let failing = std::panic::AssertUnwindSafe(|| fail(&mut breaker, 2, None, now));
-        std::panic::catch_unwind(failing).unwrap_err();
-        assert_eq!((state(&mut breaker, now), look(&mut breaker, now).trips), (State::Closed, 0));
+        assert!(fail(&mut breaker, 2, None, now));
+        let now = now + 3 * SECOND;
+        let probe = breaker.admit(now).unwrap();
+        assert!(fail_probe(&mut breaker, probe, now));
+        assert_eq!(state(&mut breaker, now), State::Open { until: Some(now + 3 * SECOND) });
+        assert_eq!(breaker.take_news().len(), 3);
     }
 }

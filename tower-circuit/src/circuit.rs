@@ -119,13 +119,16 @@ impl Circuit {
     }
 
     /// Follows the state. A reader that is slow sees the newest state and may miss some between.
+    ///
+    /// A [borrow](watch::Receiver::borrow) of the state holds up whoever changes it: let it go before you ask the circuit
+    /// anything, and before you wait for anything.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<State> {
         let shared = self.shared.get();
         let changes = shared.changes.get_or_init(|| watch::Sender::new(State::Closed));
         // Whoever changed the state without seeing that somebody wants to know had the lock before this look.
-        let state = self.snapshot().state;
-        changes.send_if_modified(|told| std::mem::replace(told, state) != state);
+        let (state, generation) = shared.ask(|breaker| breaker.state(Instant::now()));
+        shared.publish(state, generation);
         changes.subscribe()
     }
 
@@ -250,9 +253,11 @@ impl Circuit {
         self.shared.get().core.word().is_closed()
     }
 
-    /// Whether nobody else has it, no call is under way, and nothing bad is on record.
+    /// Whether nobody else has it or follows it, no call is under way, and nothing bad is on record.
     pub(crate) fn is_idle(&self, now: Instant) -> bool {
-        self.shared.is_alone() && self.shared.get().core.is_unblemished(now)
+        let shared = self.shared.get();
+        let is_followed = || shared.changes.get().is_some_and(|changes| changes.receiver_count() > 0);
+        self.shared.is_alone() && !is_followed() && shared.core.is_unblemished(now)
     }
 
     fn leave_or_refuse(&self, admitted: Result<Ticket, Shut>, now: Instant) -> Result<Leave, Open> {
@@ -518,16 +523,20 @@ impl Shared {
         if current { count } else { Count::Stale }
     }
 
+    /// Tells those who have subscribed, unless the state is over: then another thread tells a later one.
+    fn publish(&self, state: State, generation: u32) {
+        if let Some(changes) = self.changes.get() {
+            changes.send_if_modified(|told| {
+                let newest = self.core.word().generation() == generation;
+                newest && std::mem::replace(told, state) != state
+            });
+        }
+    }
+
     /// Outside of the lock: subscribers and wakers are other people's code.
     fn tell(&self, news: News) {
-        if let Some(last) = news.transitions.last()
-            && let Some(changes) = self.changes.get()
-        {
-            changes.send_if_modified(|state| {
-                // Another thread may have told a later transition already.
-                let newest = self.core.word().generation() == last.generation;
-                newest && std::mem::replace(state, last.state) != last.state
-            });
+        if let Some(last) = news.transitions.last() {
+            self.publish(last.state, last.generation);
         }
         news.wakers.into_iter().for_each(Waker::wake);
         for told in &news.transitions {

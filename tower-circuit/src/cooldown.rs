@@ -1,4 +1,9 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 /// How long an open circuit stays open before it lets a probe through.
 ///
@@ -50,7 +55,8 @@ impl Cooldown {
     }
 
     /// Stays open as long as an iterator of your own says: one item each time the circuit opens, a new iterator once it has
-    /// closed. When it ends, its last item holds (10 s if there was none). The [`cap`](Self::cap) does not bind it.
+    /// closed. When it ends, its last item holds (10 s if there was none); a panic is taken for the end. The
+    /// [`cap`](Self::cap) does not bind it.
     ///
     /// Both are called while the circuit opens, under its lock: they must not ask a circuit that they are in themselves.
     ///
@@ -141,8 +147,9 @@ impl Backoff {
                 grown.min(self.cooldown.cap).max(*base)
             }
             (Steps::Own(durations), last) => {
-                let own = self.own.get_or_insert_with(|| durations());
-                own.next().or(last).unwrap_or(BASE)
+                // Under the circuit's lock nothing may be left half done.
+                let next = catch_unwind(AssertUnwindSafe(|| self.own.get_or_insert_with(|| durations()).next()));
+                next.ok().flatten().or(last).unwrap_or(BASE)
             }
         }
     }
@@ -220,6 +227,8 @@ mod tests {
         backoff.reset();
         assert_eq!(backoff.next(Some(2 * SECOND)), 2 * SECOND);
         assert_eq!(Backoff::new(Cooldown::from_fn(std::iter::empty)).next(None), BASE);
+        let panics = Cooldown::from_fn(|| -> std::iter::Empty<_> { panic!("the user's") });
+        assert_eq!(Backoff::new(panics).next(Some(SECOND)), BASE);
     }
 
     #[test]

@@ -31,9 +31,10 @@ use crate::{Circuit, CircuitBuilder, Trip, stripe::Stripes};
 ///
 /// A key takes 1.7 KB and itself, twice: these circuits tell two groups of threads apart, not eight. There are at most
 /// [`capacity`](Self::capacity) of them. When a new one comes and there is no room, one that is **idle** makes way: closed
-/// and automatic, no failure in a row and none in its window, no call under way, no handle of it in anybody's hands. So
-/// whoever forgets it loses nothing. Those that were not used lately go first. A new key looks at up to 64 others; if all
-/// of these are active, known keys keep their circuits, and what becomes of the new one [`WhenFull`] says.
+/// and automatic, no failure in a row and none in its window, no call under way, no handle of it in anybody's hands, and
+/// nobody who follows its state. So nothing is forgotten but its totals. Those that were not used lately go first. A new key
+/// looks at up to 64 others; if all of these are active, known keys keep their circuits, and what becomes of the new one
+/// [`WhenFull`] says.
 pub struct KeyedCircuits<K> {
     shared: Arc<Shared<K>>,
 }
@@ -411,8 +412,17 @@ mod tests {
             assert!([0, 1, 2, key].iter().all(|&key| knows(&keyed, key)), "{key}");
         }
         assert_eq!(keyed.snapshot(), KeyedSnapshot { keys: 4, evicted: 10, overflowed: 0 });
+        let followed = held.subscribe();
         drop((held, under_way));
-        call(&keyed, 20, Outcome::SUCCESS);
+        for key in 20..30 {
+            call(&keyed, key, Outcome::SUCCESS);
+        }
+        assert!(knows(&keyed, 1) && !knows(&keyed, 2), "somebody follows its state");
+        drop(followed);
+        for key in 30..40 {
+            call(&keyed, key, Outcome::SUCCESS);
+        }
+        assert!(!knows(&keyed, 1));
         assert!(knows(&keyed, 0), "it is open");
     }
 

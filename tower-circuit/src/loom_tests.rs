@@ -13,8 +13,8 @@ use tower_outcome::Verdict;
 
 use crate::{
     Cooldown, Mode, Trip,
-    breaker::{Ended, Ending, Rules},
-    core::{Core, Seat},
+    breaker::{Breaker, Ended, Ending, Rules},
+    core::{Core, News, Seat},
     probe::ProbeRules,
     stripe::Stripes,
     window::{Ring, instant},
@@ -110,26 +110,76 @@ fn a_refusal_without_the_lock_is_never_later_than_the_state_that_admits() {
     });
 }
 
-#[test]
-fn a_probe_given_back_while_a_gate_asks_is_had_or_heard_of() {
-    struct Woken(AtomicBool);
-    impl Wake for Woken {
-        fn wake(self: std::sync::Arc<Self>) {
-            self.0.store(true, SeqCst);
-        }
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.store(true, SeqCst);
     }
-    loom::model(|| {
+}
+
+/// A gate asks while its place is freed: it must not be refused and then not hear of it.
+fn asks_while(freed: fn(&Core, Ticket, Instant) -> News) {
+    loom::model(move || {
         let (core, probe, now) = half_open();
         let other = core.clone();
-        let cancelled = thread::spawn(move || {
-            let (_, news) = other.ask(|breaker| breaker.forget(probe, now));
-            news.wakers.into_iter().for_each(Waker::wake);
-        });
+        let freeing = thread::spawn(move || freed(&other, probe, now).wakers.into_iter().for_each(Waker::wake));
         let woken = std::sync::Arc::new(Woken(AtomicBool::new(false)));
         let mut seat = Seat::default();
         let (answer, _) = core.reserve_or_wait(&mut seat, woken.clone().into(), now);
-        cancelled.join().unwrap();
+        freeing.join().unwrap();
         assert!(answer.is_ok() || woken.0.load(SeqCst), "a lost wakeup");
+    });
+}
+
+#[test]
+fn a_probe_given_back_while_a_gate_asks_is_had_or_heard_of() {
+    asks_while(|core, probe, now| core.ask(|breaker| breaker.forget(probe, now)).1);
+}
+
+#[test]
+fn a_probe_that_succeeds_while_a_gate_asks_is_heard_of() {
+    asks_while(|core, probe, now| {
+        core.end(probe, Ending { verdict: Verdict::Success, slow: false, hint: None, now, judged: true }).1
+    });
+}
+
+#[test]
+fn a_circuit_that_is_closed_by_hand_while_a_gate_asks_is_heard_of() {
+    asks_while(|core, _, _| core.ask(Breaker::reset).1);
+}
+
+#[test]
+fn a_gate_that_goes_away_while_a_place_is_freed_takes_no_other_gates_turn() {
+    loom::model(|| {
+        let (core, probe, now) = half_open();
+        let [gone, waits] = [(); 2].map(|()| std::sync::Arc::new(Woken(AtomicBool::new(false))));
+        let [mut of_gone, mut of_waits] = [(); 2].map(|()| Seat::default());
+        let (first, _) = core.reserve_or_wait(&mut of_gone, gone.into(), now);
+        let (second, _) = core.reserve_or_wait(&mut of_waits, waits.clone().into(), now);
+        assert!(first.is_err() && second.is_err());
+        let other = core.clone();
+        let leaving = thread::spawn(move || other.leave(&mut of_gone));
+        let (_, news) = core.ask(|breaker| breaker.forget(probe, now));
+        news.wakers.into_iter().for_each(Waker::wake);
+        leaving.join().unwrap();
+        assert!(waits.0.load(SeqCst), "a lost wakeup");
+    });
+}
+
+#[test]
+fn a_success_that_races_a_transition_is_in_the_totals_or_stale_and_not_in_the_next_window() {
+    loom::model(|| {
+        let (core, now) = core();
+        let ticket = core.admit_simply().unwrap();
+        let other = core.clone();
+        let success = thread::spawn(move || succeed(&other, ticket, now));
+        let _ = core.ask(Breaker::reset);
+        let next = core.admit_simply().unwrap();
+        assert!(succeed(&core, next, now));
+        let counted = success.join().unwrap();
+        let snapshot = core.snapshot(now).0;
+        assert_eq!((snapshot.window.succeeded, snapshot.totals.succeeded), (1, 1 + u64::from(counted)));
     });
 }
 
@@ -155,6 +205,21 @@ fn a_call_that_races_a_turn_lands_in_either_neighbour_and_never_nowhere() {
         let within = ring.0.sum(1, 20);
         assert!(within == 1 || within == 2, "{within}");
         assert_eq!(ring.0.total(), 3, "and all that there ever were are known");
+    });
+}
+
+#[test]
+fn a_total_that_is_read_while_a_turn_begins_counts_nothing_twice() {
+    loom::model(|| {
+        let ring = ring(1);
+        add(&ring, 1, 4);
+        add(&ring, 1, 4);
+        let other = ring.clone();
+        let next = thread::spawn(move || add(&other, 1, 20));
+        let total = ring.0.total();
+        assert!(total <= 3, "{total}");
+        next.join().unwrap();
+        assert_eq!(ring.0.total(), 3);
     });
 }
 

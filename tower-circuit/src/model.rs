@@ -64,6 +64,8 @@ struct Model {
     until: Option<u64>,
     reason: Option<Reason>,
     forced: bool,
+    trips: u64,
+    opened_since: Option<u64>,
     /// How often it opened since it was last closed.
     openings: usize,
     /// Each call of the last closed epoch, in order.
@@ -135,6 +137,8 @@ impl Model {
             until: None,
             reason: None,
             forced: false,
+            trips: 0,
+            opened_since: None,
             openings: 0,
             results: vec![],
             claims: vec![],
@@ -151,6 +155,7 @@ impl Model {
         self.claims.clear();
         if state == Tag::Closed {
             self.openings = 0;
+            self.opened_since = None;
             self.results.clear();
         }
     }
@@ -158,6 +163,8 @@ impl Model {
     fn open(&mut self, reason: Reason, at: u64, hint: Option<u64>) {
         let open_for = OPEN_FOR[self.openings.min(OPEN_FOR.len() - 1)].max(hint.unwrap_or(0).min(CAP));
         self.openings += 1;
+        self.trips += 1;
+        self.opened_since.get_or_insert(at);
         self.reason = Some(reason);
         self.go(Tag::Open, Some(at + open_for));
     }
@@ -260,6 +267,20 @@ impl Model {
         self.claims.iter_mut().filter(mine).for_each(|claim| claim.answered = true);
     }
 
+    fn next_probe_at(&self) -> Option<u64> {
+        match self.state {
+            Tag::HalfOpen if self.claims.len() < self.settings.places as usize => None,
+            Tag::HalfOpen => self.claims.iter().map(|claim| claim.until).min(),
+            _ => self.until,
+        }
+    }
+
+    fn last_calls(&self) -> Option<(usize, usize)> {
+        let (calls, _) = self.settings.last?;
+        let row = &self.results[self.results.len().saturating_sub(calls.into())..];
+        Some((row.len(), row.iter().filter(|result| result.verdict != Verdict::Success).count()))
+    }
+
     fn judge(&self) -> Option<Reason> {
         let Settings { consecutive, ratio, last, slow, at_least, .. } = self.settings.clone();
         let failed = |results: &[Result]| results.iter().filter(|result| result.verdict != Verdict::Success).count();
@@ -308,6 +329,8 @@ impl Model {
         match mode {
             Mode::ForcedOpen => {
                 self.reason = Some(Reason::Forced);
+                self.trips += 1;
+                self.opened_since.get_or_insert(self.now);
                 self.go(Tag::Open, None);
             }
             Mode::ForcedClosed => self.go(Tag::Closed, None),
@@ -430,6 +453,11 @@ impl Pair {
             _ => None,
         };
         assert_eq!(until, model.until.map(at));
+        // In half-open: a free place, or a running deadline.
+        assert_eq!(snapshot.next_probe_at, model.next_probe_at().map(at));
+        assert!(model.state != Tag::HalfOpen || snapshot.next_probe_at.is_none_or(|next| next > self.now()));
+        assert_eq!((snapshot.trips, snapshot.opened_since), (model.trips, model.opened_since.map(at)));
+        assert_eq!(snapshot.last_calls.map(|last| (last.calls as usize, last.failed as usize)), model.last_calls());
         if model.state == Tag::Closed {
             assert_eq!(snapshot.failures_in_row, model.failures_in_row());
         }

@@ -6,7 +6,11 @@ use std::{
     ops::Deref,
     sync::{
         Arc,
-        atomic::{self, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            self, AtomicUsize,
+            Ordering::{Acquire, Relaxed},
+            fence,
+        },
     },
 };
 
@@ -88,8 +92,9 @@ impl Lanes {
         Self((0..stripes.0).map(|_| Arc::new(Lane::new())).collect())
     }
 
-    /// This thread's.
+    /// This thread's, which takes its stripe if it has none.
     pub(crate) fn mine(&self) -> &Lane {
+        take_stripe();
         &self.0[stripe() % self.0.len()]
     }
 
@@ -135,8 +140,13 @@ impl<T> StripedArc<T> {
 
     /// Whether nobody else has it: no other handle, and no reference held.
     pub(crate) fn is_alone(&self) -> bool {
-        let held = &self.0.held;
-        Arc::strong_count(&self.0) == 1 && held.iter().all(|stripe| Arc::strong_count(stripe) == self.0.times)
+        // The counts are read relaxed, hence the fences: whoever has let go of a handle may have taken references through
+        // it before, and whoever has let go of a reference may have counted a call.
+        let no_handle = Arc::strong_count(&self.0) == 1;
+        fence(Acquire);
+        let no_reference = self.0.held.iter().all(|stripe| Arc::strong_count(stripe) == self.0.times);
+        fence(Acquire);
+        no_handle && no_reference
     }
 }
 
@@ -193,4 +203,19 @@ static NEXT: AtomicUsize = AtomicUsize::new(0);
 thread_local! {
     /// Modulo [`MOST`].
     static STRIPE: Cell<usize> = const { Cell::new(UNKNOWN) };
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{collections::HashSet, thread};
+
+    use super::*;
+
+    #[test]
+    fn threads_that_only_refuse_do_not_all_count_in_one_lane() {
+        let lanes = Lanes::new(Stripes::MANY);
+        let mine = || thread::scope(|scope| scope.spawn(|| std::ptr::from_ref(lanes.mine()).addr()).join().unwrap());
+        let theirs: HashSet<_> = (0..2 * MOST).map(|_| mine()).collect();
+        assert!(theirs.len() > 1);
+    }
 }

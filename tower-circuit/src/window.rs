@@ -138,15 +138,22 @@ thread_local! {
     static PRESENT: Cell<Present> = const { Cell::new(Present::UNKNOWN) };
 }
 
-/// What is older than the window, or a turn of another lap.
+/// Not what is older than the window. What is a little newer is in it: some thread is late.
 const fn is_within(window: u32, turn: u32) -> bool {
-    (window.wrapping_sub(turn) as i32) < BUCKETS as i32
+    is_newer(turn, window) || window.wrapping_sub(turn) < BUCKETS as u32
+}
+
+/// Turns come round after 2³²; by much less than half of that no thread is late.
+const fn is_newer(turn: u32, than: u32) -> bool {
+    0 < turn.wrapping_sub(than) && turn.wrapping_sub(than) < LATE
 }
 
 const LONG_AGO: Duration = Duration::from_secs(86_400);
 const MIN_WINDOW: Duration = Duration::from_secs(1);
 const MAX_WINDOW: Duration = Duration::from_secs(86_400);
 const BUCKETS: usize = 10;
+/// An hour and three quarters of the shortest turns.
+const LATE: u32 = 1 << 16;
 /// More than there are turns in a window, so that a thread that is late by a few still finds its own.
 const SLOTS: usize = 16;
 
@@ -176,10 +183,11 @@ impl Ring {
         counted.map(|slot| slot & FULL).sum()
     }
 
-    /// All good calls there ever were. One whose turn is just over may be missed this once.
+    /// All good calls there ever were. Those whose turn is just over may be missed this once, and are never counted twice:
+    /// what is in the past has left its slot, so the past is read first.
     pub(crate) fn total(&self) -> u64 {
-        let slots: u64 = self.slots.iter().map(|slot| slot.load(Acquire) & FULL).sum();
-        slots + self.past.load(Acquire)
+        let past = self.past.load(Acquire);
+        past + self.slots.iter().map(|slot| slot.load(Acquire) & FULL).sum::<u64>()
     }
 
     /// Empties the window. Called before a generation begins, so that none of its calls are lost.
@@ -212,7 +220,7 @@ impl Ring {
 /// What a slot is to hold after one call more. `None`: as it is, because it is full, or the call too late.
 fn one_more(seen: u64, tag: u64, is_current: impl Fn() -> bool) -> Option<u64> {
     // What is empty is of no turn at all.
-    let is_older = seen & FULL == 0 || (turn_of(tag).wrapping_sub(turn_of(seen)) as i32) > 0;
+    let is_older = seen & FULL == 0 || turn_of(seen) != turn_of(tag) && !is_newer(turn_of(seen), turn_of(tag));
     match same_generation(seen, tag) {
         true if is_older => Some(tag + 1),
         true => (seen & FULL < FULL).then(|| seen + 1),
@@ -252,7 +260,7 @@ impl Told {
     fn at(&mut self, turn: u32) -> &mut Bad {
         let slot = &mut self.0[turn as usize % SLOTS];
         // What is empty is of no turn at all.
-        if slot.counts == Bad::default() || turn.wrapping_sub(slot.turn) as i32 > 0 {
+        if slot.counts == Bad::default() || slot.turn != turn && !is_newer(slot.turn, turn) {
             *slot = Turn { turn, counts: Bad::default() };
         }
         &mut slot.counts
@@ -354,6 +362,20 @@ mod tests {
         assert_eq!((ring.sum(1, 5), ring.sum(2, 5)), (0, 1));
         ring.sweep();
         assert_eq!(ring.sum(2, 5), 0);
+    }
+
+    #[test]
+    fn what_was_counted_years_ago_is_not_taken_for_what_comes() {
+        for years_later in [1 << 31, (1 << 31) + 1, (1 << 31) + 16, u32::MAX - 100_000] {
+            let (ring, mut told) = (Ring::new(), Told::default());
+            let mut count = |turn| {
+                add(&ring, 1, turn, true);
+                told.add(turn, Verdict::Failure, false);
+                (sum(&ring, turn), told.sum(turn).failed)
+            };
+            assert_eq!([5, 5 + years_later, 6 + years_later].map(&mut count), [(1, 1), (1, 1), (2, 2)]);
+            assert_eq!(ring.total(), 3);
+        }
     }
 
     #[test]

@@ -14,12 +14,30 @@ use tower::{
     load::{CompleteOnResponse, Constant, Load, PendingRequests},
     service_fn,
 };
-use tower_circuit::State;
+use tower_circuit::{CircuitGate, CircuitService, KeyedCircuitService, State};
 use tower_outcome::BoxError;
 
 /// Endpoint 0 is down.
 async fn answer(endpoint: usize) -> Result<usize, BoxError> {
     if endpoint == 0 { Err("down".into()) } else { Ok(endpoint) }
+}
+
+/// What refuses at once looks idle, so it must not fit into a balancer that goes by load.
+#[test]
+fn only_the_gate_has_a_load() {
+    struct Of<S>(std::marker::PhantomData<S>);
+    trait WithoutLoad {
+        const HAS_LOAD: bool = false;
+    }
+    impl<S> WithoutLoad for Of<S> {}
+    // What a type has itself comes before what a trait gives it.
+    impl<S: Load> Of<S> {
+        const HAS_LOAD: bool = true;
+    }
+    type Inner = Constant<testkit::Probe, usize>;
+    type Keyed = KeyedCircuitService<Inner, String, fn(&String) -> String>;
+    const { assert!(Of::<Inner>::HAS_LOAD && Of::<CircuitGate<Inner>>::HAS_LOAD) };
+    const { assert!(!Of::<CircuitService<Inner>>::HAS_LOAD && !Of::<Keyed>::HAS_LOAD) };
 }
 
 #[tokio::test(start_paused = true)]

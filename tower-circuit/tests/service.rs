@@ -137,6 +137,20 @@ async fn the_servers_hint_raises_the_open_time_up_to_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_grpc_servers_pushback_raises_the_open_time_up_to_a_minute_too() {
+    for (pushback, seconds) in [("3000", 10), ("30000", 30), ("86400000", 60), ("-1", 10)] {
+        let circuit = trips_at(1).build();
+        let (mut service, probe) = respond(&circuit);
+        let head = Response::builder().header("content-type", "application/grpc").header("grpc-status", "14");
+        probe
+            .answer(Answer::Response(head.header("grpc-retry-pushback-ms", pushback).body(Script::default()).unwrap()));
+        let response = finish(service.ready().await.unwrap().call(grpc_request())).unwrap();
+        response.into_body().collect().await.unwrap();
+        assert_eq!(until(&circuit).duration_since(tokio::time::Instant::now()), seconds * SECOND, "{pushback}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_request_is_answered_with_503_and_a_hint() {
     let circuit = trips_at(1).build();
     let (mut service, _probe) = respond(&circuit);

@@ -5,9 +5,11 @@ mod common;
 use std::{
     fmt,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use common::*;
+use tower_circuit::{Circuit, Cooldown, State};
 use tower_outcome::{Outcome, Settle};
 use tracing::{
     Event, Level, Metadata, Subscriber,
@@ -16,9 +18,18 @@ use tracing::{
 };
 
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
+struct Log {
+    lines: Arc<Mutex<Vec<String>>>,
+    generations: Arc<Mutex<Vec<u64>>>,
+    /// A circuit that is reset as soon as it is told to have opened: as another thread might do in that moment.
+    reset: Option<Circuit>,
+}
 
-struct Line(String);
+#[derive(Default)]
+struct Line {
+    text: String,
+    generation: Option<u64>,
+}
 
 // === impl Log ===
 
@@ -36,9 +47,13 @@ impl Subscriber for Log {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let mut line = Line(String::new());
+        let mut line = Line::default();
         event.record(&mut line);
-        self.0.lock().unwrap().push(line.0);
+        if let Some(circuit) = self.reset.as_ref().filter(|_| line.text.contains("to=\"open\"")) {
+            circuit.reset();
+        }
+        self.lines.lock().unwrap().push(line.text);
+        self.generations.lock().unwrap().extend(line.generation);
     }
 
     fn enter(&self, _: &span::Id) {}
@@ -50,9 +65,12 @@ impl Subscriber for Log {
 
 impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() != "generation" {
-            self.0.push_str(&format!("{}={value:?} ", field.name()));
-        }
+        self.text.push_str(&format!("{}={value:?} ", field.name()));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        assert_eq!(field.name(), "generation");
+        self.generation = Some(value);
     }
 }
 
@@ -65,11 +83,57 @@ async fn each_transition_is_one_event() {
     cool_down(&circuit).await;
     circuit.admit().unwrap().settle(Outcome::SUCCESS);
     assert_eq!(
-        *log.0.lock().unwrap(),
+        *log.lines.lock().unwrap(),
         [
             r#"message=circuit name="users" from="closed" to="open" reason="consecutive-failures" "#,
             r#"message=circuit name="users" from="open" to="half-open" "#,
             r#"message=circuit name="users" from="half-open" to="closed" "#,
         ]
     );
+}
+
+/// By hand, by time, by what calls say, and by several threads at once.
+#[test]
+fn there_are_as_many_events_as_transitions_however_they_come_about() {
+    let log = Log::default();
+    let circuit =
+        trips_at(1).cooldown(Cooldown::fixed(Duration::ZERO)).probe_deadline(Duration::from_micros(50)).build();
+    let threads = 4;
+    std::thread::scope(|scope| {
+        for index in 0..threads {
+            let (log, circuit) = (log.clone(), &circuit);
+            scope.spawn(move || {
+                let _default = tracing::subscriber::set_default(log);
+                for turn in 0..1_000 {
+                    match (turn + index) % 7 {
+                        0 => circuit.force_open(),
+                        1 => circuit.automatic(),
+                        2 => circuit.reset(),
+                        3 => drop(circuit.snapshot()),
+                        outcome => {
+                            let outcome = [Outcome::SUCCESS, Outcome::FAILURE, Outcome::SOFT][outcome - 4];
+                            circuit.admit().into_iter().for_each(|permit| permit.settle(outcome));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let mut told: Vec<_> = log.generations.lock().unwrap().clone();
+    told.sort_unstable();
+    assert!(told.len() > 1_000, "{}", told.len());
+    assert!(told.iter().copied().eq(1..=told.len() as u64), "each transition has a number, and each is told once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_subscribes_while_another_changes_it_is_told_the_newer_state() {
+    let circuit = trips_at(1).build();
+    cool_down(&circuit).await;
+    let _hanging = circuit.admit().unwrap();
+    tokio::time::advance(10 * SECOND).await;
+    let log = Log { reset: Some(circuit.clone()), ..Log::default() };
+    let _default = tracing::subscriber::set_default(log);
+    // The look finds that the probe is past its deadline, and before it is over somebody has closed the circuit.
+    let changes = circuit.subscribe();
+    assert_eq!((*changes.borrow(), circuit.state()), (State::Closed, State::Closed));
 }

@@ -327,6 +327,41 @@ async fn a_policy_neither_sees_probes_nor_opens_what_is_held_closed() {
     assert_eq!((asked.load(Relaxed), reason(&circuit)), (1, Some(Reason::ProbeFailed)));
 }
 
+/// It must not, but no lock is held then: the panic is its caller's, and the circuit goes on.
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_panics_harms_its_caller_alone() {
+    struct Panics;
+    impl TripPolicy for Panics {
+        fn judge(&self, _: &Evidence) -> Option<&'static str> {
+            panic!("the user's")
+        }
+    }
+    let trip = Trip::policy(Panics).or(Trip::consecutive(NonZeroU32::new(2).unwrap()));
+    let circuit = Circuit::builder().trip(trip).build();
+    let failing = std::panic::AssertUnwindSafe(|| call(&circuit, Outcome::FAILURE));
+    std::panic::catch_unwind(failing).unwrap_err();
+    assert_eq!((circuit.state(), circuit.snapshot().window.failed), (State::Closed, 1));
+    call(&circuit, Outcome::FAILURE);
+    assert_eq!(reason(&circuit), Some(Reason::ConsecutiveFailures), "both were counted, and it was not asked again");
+}
+
+/// A policy that opens the circuit by hand is as good as another thread that does.
+#[tokio::test(start_paused = true)]
+async fn a_policy_may_force_the_circuit_it_judges() {
+    struct Forces(OnceLock<Circuit>);
+    impl TripPolicy for Forces {
+        fn judge(&self, _: &Evidence) -> Option<&'static str> {
+            self.0.get().unwrap().force_open();
+            Some("too-late")
+        }
+    }
+    let forces = Arc::new(Forces(OnceLock::new()));
+    let circuit = Circuit::builder().trip(Trip::policy(forces.clone())).build();
+    forces.0.set(circuit.clone()).unwrap();
+    call(&circuit, Outcome::FAILURE);
+    assert_eq!((circuit.state(), reason(&circuit)), (State::Open { until: None }, Some(Reason::Forced)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_circuits_own_conditions_come_before_a_policy() {
     let (_, nosy) = nosy(false);
