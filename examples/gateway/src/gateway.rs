@@ -105,7 +105,7 @@ async fn serve<P: Policy<Request<RequestBody>>>(
         })
         .layer(ForwardLayer)
         .service(balance.clone());
-    let http = Http::new(&gateway.drain, app);
+    let http = Http::new(&gateway.drain, app).half_close(config.half_close);
 
     // The admin port has a drain of its own, so that it can tell of the gateway's to the end.
     let admin = Admin::start(admin, gateway.clone(), move || balance.snapshot(), demo.clone());
@@ -117,7 +117,7 @@ async fn serve<P: Policy<Request<RequestBody>>>(
     }
     match ended {
         Ok(report) => {
-            println!("ended: {report}");
+            crate::say(format_args!("ended: {report}"));
             if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(CUT) }
         }
         Err(error) => {
