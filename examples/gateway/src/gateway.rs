@@ -27,8 +27,9 @@ use crate::{
     answer::{AnswerLayer, Watched},
     config::{self, Config, Per},
     demo::{Demo, PREFIX},
-    forward::ForwardLayer,
+    forward::{ForwardLayer, REFUSE},
     metrics::Metrics,
+    upgrade::NoUpgradeLayer,
 };
 
 /// Everything an operator may want to look at while it runs.
@@ -99,6 +100,7 @@ async fn serve<P: Policy<Request<RequestBody>>>(
     let app = ServiceBuilder::new()
         .layer(DrainLayer::new(&gateway.drain))
         .layer(gateway.metrics.clone())
+        .layer(NoUpgradeLayer)
         .layer(match gateway.per_client.clone() {
             Some(limit) => Either::Left(limit),
             None => Either::Right(MapResponseLayer::new(|response: Response<_>| response.map(RespondBody::inner))),
@@ -182,7 +184,7 @@ impl Gateway {
             metrics: Metrics::default(),
             circuits: Circuits::default(),
             connections: ConnectionLimit::new(config.max_connections),
-            per_client: config.per_client.map(|limit| BucketLayer::per_client(quota(limit)).respond()),
+            per_client: config.per_client.map(|limit| BucketLayer::per_client(quota(limit)).respond_with(REFUSE)),
         }
     }
 

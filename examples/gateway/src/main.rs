@@ -12,6 +12,7 @@ mod gateway;
 mod head;
 mod metrics;
 mod records;
+mod upgrade;
 
 use std::{
     fmt::Display,

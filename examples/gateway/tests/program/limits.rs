@@ -27,6 +27,7 @@ async fn a_client_past_its_limit_is_told_when_to_come_back_and_others_are_not_af
             429 => {
                 refused += 1;
                 assert_eq!(answer.headers["retry-after"], "1", "a fifth of a second, rounded up");
+                assert_eq!(answer.headers["content-type"], "application/problem+json");
             }
             other => panic!("{other}"),
         }
