@@ -54,7 +54,9 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    // A demo has five listeners, and tells their addresses itself.
+    let events = if arguments.config.is_some() { "info" } else { "info,tower_drain::server=warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| events.into());
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     let own = Own { listen: arguments.listen, admin: arguments.admin };
@@ -141,13 +143,18 @@ fn tell(listener: &BoundListener, admin: &BoundListener, demo: Option<&Demo>) ->
     say(format_args!("gateway listening on http://{gateway}"));
     say(format_args!("admin listening on http://{admin}"));
     if demo.is_some() {
+        // The commands stand by themselves, so that a line can be copied as it is.
         say(format_args!(
             "
 Try, in another terminal:
-  curl http://{gateway}/                              which replica answers, and with which token
-  curl -X POST http://{admin}/replicas/echo-2/kill    then ask again: nobody notices; /revive brings it back
-  curl http://{admin}/topology                        endpoints, leases, generation, circuits
-  curl -so /dev/null -w '%{{http_code}}\\n' 'http://{gateway}/?[1-300]' | sort | uniq -c    the limit: 429
+  Which replica answers, and with which token:
+    curl http://{gateway}/
+  Kill one, then ask again: nobody notices (/revive brings it back):
+    curl -X POST http://{admin}/replicas/echo-2/kill
+  Endpoints, leases, generation, circuits:
+    curl http://{admin}/topology
+  The limit of each client, 50 a second: 429
+    curl -so /dev/null -w '%{{http_code}}\\n' 'http://{gateway}/?[1-300]' | sort | uniq -c
 
 Ctrl-C drains for 5 s and ends; a second one forces."
         ));

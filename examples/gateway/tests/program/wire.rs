@@ -246,3 +246,19 @@ async fn trailers_reach_an_http_2_client_without_what_would_break_its_stream() {
     let trailers = body.trailers().unwrap();
     assert_eq!(trailers.keys().collect::<Vec<_>>(), ["x-checksum"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_ask_with_get_or_head_and_are_told_what_else_is_allowed() {
+    let (gateway, _, _backend) = recorded().await;
+    for path in ["/live", "/ready", "/metrics", "/topology"] {
+        let mut operator = crate::common::connect(gateway.admin, 0).await.unwrap();
+        for (method, status) in [("GET", 200), ("HEAD", 200), ("POST", 405)] {
+            let request = Request::builder().method(method).uri(path).header("host", "admin").body(empty()).unwrap();
+            let answer = send(&mut operator, request).await.unwrap();
+            assert_eq!(answer.status, status, "{method} {path}");
+            assert_eq!(answer.headers.get("allow").is_some(), status == 405, "{method} {path}");
+            assert_eq!(answer.text.is_empty(), method == "HEAD", "{method} {path}");
+        }
+    }
+    assert_eq!(gateway.admin_post("/replicas/echo-1/kill").await.0, 404, "only the demo has replicas");
+}
