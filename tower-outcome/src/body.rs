@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
@@ -34,12 +34,16 @@ pub trait OnEnd {
 /// A body that carries a guard until its end, its error or its drop.
 ///
 /// The end is seen at once where the inner body tells it with `is_end_stream`, because servers drop such bodies without
-/// polling them again. `size_hint` and `is_end_stream` are the inner body's, so framing does not change.
+/// polling them again. They drop a body too once as many bytes have come as the head's `Content-Length` says, so a
+/// classification [at the end](crate::classify::AtEnd) takes that for the end. `size_hint` and `is_end_stream` are the inner
+/// body's, so framing does not change.
 #[pin_project]
 pub struct GuardedBody<B, G> {
     #[pin]
     inner: B,
     guard: Option<G>,
+    /// How many bytes are still to come; [`UNKNOWN`] where nobody has said so.
+    left: u64,
 }
 
 /// The inner service's body, or the few bytes of a refusal.
@@ -59,18 +63,25 @@ enum Either<B> {
 impl<B: Body, G: OnEnd> GuardedBody<B, G> {
     /// Attaches `guard` to `inner`. A body that is already at its end tells the guard now.
     pub fn new(inner: B, guard: G) -> Self {
-        if inner.is_end_stream() {
+        Self::of_length(inner, guard, None)
+    }
+
+    /// As [`new`](Self::new), for a body that is at its end after so many bytes, whatever it says itself.
+    pub(crate) fn of_length(inner: B, guard: G, length: Option<u64>) -> Self {
+        if inner.is_end_stream() || length == Some(0) {
             guard.on_end(End::Complete(None));
-            return Self { inner, guard: None };
+            return Self::settled(inner);
         }
-        Self { inner, guard: Some(guard) }
+        Self { inner, guard: Some(guard), left: length.unwrap_or(UNKNOWN) }
     }
 }
+
+const UNKNOWN: u64 = u64::MAX;
 
 impl<B, G> GuardedBody<B, G> {
     /// A body whose end is already known: it carries no guard.
     pub fn settled(inner: B) -> Self {
-        Self { inner, guard: None }
+        Self { inner, guard: None, left: UNKNOWN }
     }
 
     /// The inner body.
@@ -95,7 +106,7 @@ where
             let end = match &frame {
                 Some(Ok(frame)) => match frame.trailers_ref() {
                     Some(trailers) => Some(End::Complete(Some(trailers))),
-                    None if this.inner.is_end_stream() => Some(End::Complete(None)),
+                    None if this.inner.is_end_stream() || is_last(this.left, frame) => Some(End::Complete(None)),
                     None => None,
                 },
                 Some(Err(error)) => Some(End::Broken(Refusal::of(error))),
@@ -117,6 +128,14 @@ where
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
     }
+}
+
+/// Counts a frame's bytes down.
+fn is_last<D: Buf>(left: &mut u64, frame: &Frame<D>) -> bool {
+    if *left != UNKNOWN {
+        *left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.remaining() as u64));
+    }
+    *left == 0
 }
 
 impl<B: fmt::Debug, G> fmt::Debug for GuardedBody<B, G> {

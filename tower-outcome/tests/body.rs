@@ -122,6 +122,36 @@ async fn a_body_that_tells_its_end_is_settled_with_its_last_frame() {
     assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
 }
 
+#[tokio::test]
+async fn a_body_of_promised_length_is_settled_with_its_last_byte_though_it_does_not_tell() {
+    // A file's stream: hyper sends as much as `Content-Length` says, and drops it without polling it again.
+    let promised = |length: &str| Response::builder().header("content-length", length);
+    let script = Script::new([Step::Data("abc"), Step::Data("de"), Step::Hang]);
+    let (response, told) = answer::<_, _, Infallible>(http(), Ok(promised("5").body(script).unwrap()));
+    let mut body = response.unwrap().into_body();
+    body.frame().await;
+    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+    body.frame().await;
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+
+    let (_response, told) = answer::<_, _, Infallible>(http(), Ok(promised("0").body(Script::new([])).unwrap()));
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+
+    let short = promised("5").body(Script::new([Step::Data("abc"), Step::Break])).unwrap();
+    let (response, told) = answer::<_, _, Infallible>(http(), Ok(short));
+    response.unwrap().into_body().collect().await.unwrap_err();
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
+}
+
+#[tokio::test]
+async fn a_grpc_call_ends_with_its_trailers_whatever_length_was_promised() {
+    let response = Response::builder().header("content-type", "application/grpc").header("content-length", "1");
+    let script = Script::new([Step::Data("a"), Step::grpc_status("0")]);
+    let (response, told) = answer::<_, _, Infallible>(grpc(), Ok(response.body(script).unwrap()));
+    response.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+}
+
 #[test]
 fn an_empty_body_is_settled_at_the_head() {
     let response = Response::new(Script::new([]).telling_end());

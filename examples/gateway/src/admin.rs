@@ -3,7 +3,10 @@
 use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+};
 use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::Instant};
@@ -67,13 +70,16 @@ const LAST_PAGE: Duration = Duration::from_secs(1);
 
 impl Office {
     async fn answer(&self, request: Request<RequestBody>) -> Answer {
-        match (request.method(), request.uri().path()) {
-            (&Method::GET, "/live") => text(StatusCode::OK, "live\n"),
-            (&Method::GET, "/ready") => self.ready(),
-            (&Method::GET, "/metrics") => page("text/plain; version=0.0.4", self.metrics()),
-            (&Method::GET, "/topology") => page("application/json", format!("{:#}\n", self.topology())),
-            (&Method::POST, path) if path.starts_with("/replicas/") => self.order(path).await,
-            (_, "/live" | "/ready" | "/metrics" | "/topology") => text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n"),
+        // The connection leaves out the body of an answer to `HEAD`.
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        match request.uri().path() {
+            "/live" | "/ready" | "/metrics" | "/topology" if !reads => not_allowed("GET, HEAD"),
+            "/live" => text(StatusCode::OK, "live\n"),
+            "/ready" => self.ready(),
+            "/metrics" => page("text/plain; version=0.0.4", self.metrics()),
+            "/topology" => page("application/json", format!("{:#}\n", self.topology())),
+            path if path.starts_with("/replicas/") && request.method() == Method::POST => self.order(path).await,
+            path if path.starts_with("/replicas/") && self.demo.is_some() => not_allowed("POST"),
             _ => text(StatusCode::NOT_FOUND, PAGES),
         }
     }
@@ -225,6 +231,12 @@ fn state(state: State) -> &'static str {
 fn text(status: StatusCode, text: impl Into<Bytes>) -> Answer {
     let mut response = page("text/plain; charset=utf-8", text);
     *response.status_mut() = status;
+    response
+}
+
+fn not_allowed(allowed: &'static str) -> Answer {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("{allowed} only\n"));
+    response.headers_mut().insert(ALLOW, http::HeaderValue::from_static(allowed));
     response
 }
 

@@ -2,6 +2,8 @@
 
 use std::{
     fmt,
+    fs::File as OpenFile,
+    io::Read as _,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
     ops::Range,
@@ -30,6 +32,15 @@ pub(crate) struct Config {
     pub(crate) drain: Drain,
     /// Client connections at once; what comes on top is answered 503.
     pub(crate) max_connections: NonZeroUsize,
+    /// A client that has closed its half still gets its answer.
+    pub(crate) half_close: bool,
+}
+
+/// What the command line says, instead of the file.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Own {
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) admin: Option<SocketAddr>,
 }
 
 /// One upstream address.
@@ -135,25 +146,43 @@ impl Config {
             upstream: Upstream::default(),
             drain: Drain::default(),
             max_connections: DEFAULT_MAX_CONNECTIONS,
+            half_close: false,
         }
     }
 
     /// Reads and checks a file.
-    pub(crate) fn load(file: &Path) -> Result<Self, Invalid> {
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            let text = format!("cannot be read: {error}; give the path of a TOML file that this user may read");
-            Invalid { file: file.to_owned(), mistakes: vec![Mistake { place: None, text }] }
-        })?;
-        Self::parse(&text).map_err(|mistakes| Invalid { file: file.to_owned(), mistakes })
+    pub(crate) fn load(file: &Path, own: Own) -> Result<Self, Invalid> {
+        let read = || Self::parse(&read(file)?, own);
+        read().map_err(|mistakes| Invalid { file: file.to_owned(), mistakes })
     }
 
-    fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
+    fn parse(text: &str, own: Own) -> Result<Self, Vec<Mistake>> {
         let file: File = toml::from_str(text).map_err(|error| vec![Mistake::syntax(text, &error)])?;
         let mut check = Check { text, mistakes: Vec::new() };
-        let config = file.check(&mut check);
+        let config = file.check(&mut check, own);
         if check.mistakes.is_empty() { Ok(config) } else { Err(check.mistakes) }
     }
 }
+
+fn read(file: &Path) -> Result<String, Vec<Mistake>> {
+    let mut bytes = Vec::new();
+    let read = OpenFile::open(file).and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        let text = format!("cannot be read: {error}; give the path of a TOML file that this user may read");
+        return Err(vec![Mistake { place: None, text }]);
+    }
+    if bytes.len() as u64 > LONGEST_FILE {
+        let text = "is longer than 1 MiB, so it is no configuration; give the path of a TOML file".to_owned();
+        return Err(vec![Mistake { place: None, text }]);
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let place = Some(place(error.as_bytes(), error.utf8_error().valid_up_to()));
+        vec![Mistake { place, text: "this is not UTF-8; save the file as UTF-8 text".to_owned() }]
+    })
+}
+
+/// Ten thousand backends take less.
+const LONGEST_FILE: u64 = 1 << 20;
 
 impl Default for Circuit {
     fn default() -> Self {
@@ -210,6 +239,7 @@ struct File {
     listen: Option<Spanned<String>>,
     admin: Option<Spanned<String>>,
     max_connections: Option<Spanned<i64>>,
+    half_close: Option<bool>,
     #[serde(default)]
     backend: Vec<Spanned<BackendEntry>>,
     per_client: Option<PerClientTable>,
@@ -275,12 +305,19 @@ struct DrainTable {
 }
 
 impl File {
-    fn check(self, check: &mut Check<'_>) -> Config {
+    fn check(self, check: &mut Check<'_>, own: Own) -> Config {
         let default = Config::demo();
+        let place = self.admin.as_ref().or(self.listen.as_ref()).map(Spanned::span).unwrap_or_default();
+        let listen = check.address("listen", self.listen, default.listen);
+        let admin = check.address("admin", self.admin, default.admin);
+        let (listen, admin) = (own.listen.unwrap_or(listen), own.admin.unwrap_or(admin));
+        if is_same(listen, admin) {
+            check.wrong(place, format!("`listen` and `admin` are both {admin}; give each a port of its own"));
+        }
         Config {
-            listen: check.address("listen", self.listen, default.listen),
-            admin: check.address("admin", self.admin, default.admin),
-            backends: check.backends(self.backend),
+            listen,
+            admin,
+            backends: check.backends(self.backend, [listen, admin]),
             per_client: self.per_client.map(|table| table.check(check)),
             circuit: self.circuit.map(|table| table.check(check)).unwrap_or_default(),
             timeouts: self.timeouts.map(|table| table.check(check)).unwrap_or_default(),
@@ -288,8 +325,16 @@ impl File {
             upstream: self.upstream.map(|table| table.check(check)).unwrap_or_default(),
             drain: self.drain.map(|table| table.check(check)).unwrap_or_default(),
             max_connections: check.size("max_connections", self.max_connections, default.max_connections),
+            half_close: self.half_close.unwrap_or(default.half_close),
         }
     }
+}
+
+/// Whether who connects to `there` gets to `own`. A port that the system chooses is nobody's yet.
+fn is_same(own: SocketAddr, there: SocketAddr) -> bool {
+    let is_every = own.ip().is_unspecified() && (there.ip().is_loopback() || there.ip().is_unspecified());
+    let is_loopback = there.ip().is_unspecified() && own.ip().is_loopback();
+    own.port() != 0 && own.port() == there.port() && (own.ip() == there.ip() || is_every || is_loopback)
 }
 
 impl PerClientTable {
@@ -367,7 +412,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn wrong(&mut self, span: Range<usize>, text: String) {
-        self.mistakes.push(Mistake { place: Some(place(self.text, span.start)), text });
+        self.mistakes.push(Mistake { place: Some(place(self.text.as_bytes(), span.start)), text });
     }
 
     fn address(&mut self, key: &str, value: Option<Spanned<String>>, default: SocketAddr) -> SocketAddr {
@@ -434,7 +479,7 @@ impl Check<'_> {
         }
     }
 
-    fn backends(&mut self, entries: Vec<Spanned<BackendEntry>>) -> Vec<Backend> {
+    fn backends(&mut self, entries: Vec<Spanned<BackendEntry>>, own: [SocketAddr; 2]) -> Vec<Backend> {
         if entries.is_empty() {
             let text = "there is no backend; add at least one, with a line `[[backend]]` and then `name` and `address`";
             self.wrong(0..0, text.to_owned());
@@ -454,6 +499,9 @@ impl Check<'_> {
                 // Told already.
             } else if address.port() == 0 {
                 self.wrong(span, "`address` has port 0; write the port that the backend listens on".to_owned());
+            } else if own.iter().any(|own| is_same(*own, address)) {
+                let text = format!("`address` {address} is the gateway's own; write where the backend listens");
+                self.wrong(span, text);
             } else if let Some(other) = backends.iter().find(|other| other.address == address) {
                 let text = format!("`address` {address} is backend {:?} too; list each address once", other.name);
                 self.wrong(span, text);
@@ -472,22 +520,38 @@ const MAX_SIZE: usize = 10_000_000;
 // === impl Mistake ===
 
 impl Mistake {
-    fn syntax(text: &str, error: &toml::de::Error) -> Self {
-        let message = error.message().trim_end();
-        let todo = if message.starts_with("missing field") {
-            "; add it to this table"
-        } else if message.starts_with("unknown field") {
-            "; correct the name or take the line out"
-        } else {
-            ""
+    fn syntax(text_of_file: &str, error: &toml::de::Error) -> Self {
+        let message = error.message().trim_end().replace('\n', ": ");
+        let text = match message.split_once(", expected ") {
+            Some((found, expected)) if found.starts_with("invalid type") => {
+                format!("{found}; write {}", in_words(expected))
+            }
+            _ if message.starts_with("missing field") => format!("{message}; add it to this table"),
+            _ if message.starts_with("unknown field") => format!("{message}; correct the name or take the line out"),
+            _ if message.starts_with("unknown variant") => format!("{message}; write one of these"),
+            _ if message.starts_with("duplicate key") => format!("{message}; keep one of the two"),
+            _ => format!(
+                "{message}; this is no TOML: texts, times and addresses stand in quotes, such as \"127.0.0.1:8080\""
+            ),
         };
-        let place = error.span().map(|span| place(text, span.start));
-        Self { place, text: format!("{}{todo}", message.replace('\n', ": ")) }
+        Self { place: error.span().map(|span| place(text_of_file.as_bytes(), span.start)), text }
     }
 }
 
-fn place(text: &str, offset: usize) -> (usize, usize) {
-    let before = &text.as_bytes()[..offset.min(text.len())];
+/// What serde calls a type, in the words of who writes a file.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "i64" => "a whole number",
+        "a string" => "a text in quotes, such as \"10s\" or \"127.0.0.1:8080\"",
+        "a boolean" => "true or false",
+        "a sequence" => "it as a list: a line `[[backend]]` before each",
+        table if table.starts_with("struct") => "it as a table: its name in brackets, and its keys on the lines below",
+        other => other,
+    }
+}
+
+fn place(text: &[u8], offset: usize) -> (usize, usize) {
+    let before = &text[..offset.min(text.len())];
     let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
     let column = before.iter().rev().take_while(|&&byte| byte != b'\n').count() + 1;
     (line, column)
@@ -518,13 +582,13 @@ mod tests {
     use super::*;
 
     fn mistakes(text: &str) -> String {
-        let mistakes = Config::parse(text).expect_err("a wrong file");
+        let mistakes = Config::parse(text, Own::default()).expect_err("a wrong file");
         Invalid { file: "gateway.toml".into(), mistakes }.to_string()
     }
 
     #[test]
     fn the_shortest_file_gets_every_default() {
-        let config = Config::parse("[[backend]]\nname = 'a'\naddress = '127.0.0.1:9001'\n").unwrap();
+        let config = Config::parse("[[backend]]\nname = 'a'\naddress = '127.0.0.1:9001'\n", Own::default()).unwrap();
         assert_eq!(config.listen.port(), 8080);
         assert_eq!(config.backends.len(), 1);
         assert!(config.per_client.is_none(), "nobody asked for a limit");
@@ -567,7 +631,7 @@ mod tests {
 
     #[test]
     fn the_example_file_says_the_defaults() {
-        let config = Config::parse(include_str!("../gateway.toml")).unwrap();
+        let config = Config::parse(include_str!("../gateway.toml"), Own::default()).unwrap();
         let default = Config::demo();
         assert_eq!(format!("{:?}", config.circuit), format!("{:?}", default.circuit));
         assert_eq!(format!("{:?}", config.timeouts), format!("{:?}", default.timeouts));
@@ -575,12 +639,70 @@ mod tests {
         assert_eq!(format!("{:?}", config.upstream), format!("{:?}", default.upstream));
         assert_eq!(format!("{:?}", config.drain), format!("{:?}", default.drain));
         assert_eq!((config.listen, config.admin), (default.listen, default.admin));
-        assert_eq!(config.max_connections, default.max_connections);
+        assert_eq!((config.max_connections, config.half_close), (default.max_connections, default.half_close));
+    }
+
+    #[test]
+    fn a_wrong_type_is_told_in_plain_words() {
+        for (line, expected) in [
+            ("max_connections = '10'", "; write a whole number"),
+            ("max_connections = 1.5", "; write a whole number"),
+            ("max_connections = 92233720368547758070", "; write a whole number"),
+            ("listen = 8080", "; write a text in quotes"),
+            ("listen = 127.0.0.1:8080", "stand in quotes"),
+            ("half_close = 1", "; write true or false"),
+            ("drain = 5", "; write it as a table"),
+            ("backend = 'x'", "; write it as a list: a line `[[backend]]` before each"),
+            ("balance.policy = 'random'", "expected `least-request` or `round-robin`; write one of these"),
+            ("listen = '[::1]:1'\nlisten = '[::1]:1'", "duplicate key; keep one of the two"),
+        ] {
+            let told = mistakes(line);
+            assert!(told.starts_with("gateway.toml:") && told.contains(expected), "{line}: {told}");
+        }
+    }
+
+    #[test]
+    fn the_gateway_is_not_its_own_backend_and_has_two_ports() {
+        let parse = |listen: &str, backend: &str, own| {
+            let text =
+                format!("listen = '{listen}'\nadmin = '127.0.0.1:2'\n[[backend]]\nname = 'a'\naddress = '{backend}'\n");
+            Config::parse(&text, own).map_err(|mistakes| Invalid { file: "f".into(), mistakes }.to_string())
+        };
+        let own = Own::default();
+        for (listen, backend) in [
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            ("127.0.0.1:1", "127.0.0.1:2"),
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("[::]:1", "127.0.0.1:1"),
+            ("127.0.0.1:1", "0.0.0.0:1"),
+        ] {
+            let told = parse(listen, backend, own).unwrap_err();
+            assert!(told.starts_with("f:5:11: ") && told.contains("the gateway's own"), "{told}");
+        }
+        assert!(parse("0.0.0.0:1", "192.0.2.1:1", own).is_ok());
+        assert!(parse("127.0.0.1:0", "127.0.0.1:1", own).is_ok());
+        let told = parse("127.0.0.1:2", "192.0.2.1:1", own).unwrap_err();
+        assert!(told.starts_with("f:2:9: `listen` and `admin` are both 127.0.0.1:2"), "{told}");
+        let elsewhere = Own { listen: Some("127.0.0.1:3".parse().unwrap()), admin: None };
+        assert!(parse("127.0.0.1:1", "127.0.0.1:1", elsewhere).is_ok(), "the command line says another address");
+        assert!(parse("127.0.0.1:1", "127.0.0.1:3", elsewhere).is_err());
     }
 
     #[test]
     fn a_file_that_cannot_be_read_is_told_by_name() {
-        let told = Config::load(Path::new("no-such-file.toml")).unwrap_err().to_string();
+        let load = |path: &str| Config::load(Path::new(path), Own::default()).unwrap_err().to_string();
+        let told = load("no-such-file.toml");
         assert!(told.starts_with("no-such-file.toml: cannot be read"), "{told}");
+        assert!(load(env!("CARGO_MANIFEST_DIR")).contains("cannot be read"), "a folder");
+        assert!(load("/dev/zero").contains("longer than 1 MiB"), "{}", load("/dev/zero"));
+    }
+
+    #[test]
+    fn what_is_not_utf_8_is_told_with_its_place() {
+        let file = std::env::temp_dir().join(format!("gateway-utf8-{}.toml", std::process::id()));
+        std::fs::write(&file, b"# fine\n# \xff\n").unwrap();
+        let told = Config::load(&file, Own::default()).unwrap_err().to_string();
+        std::fs::remove_file(&file).unwrap();
+        assert!(told.ends_with(":2:3: this is not UTF-8; save the file as UTF-8 text"), "{told}");
     }
 }

@@ -7,8 +7,14 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response};
+use bytes::Bytes;
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+};
+use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
+use serde_json::json;
 use tower_layer::Layer;
 use tower_outcome::{
     BoxError, Class, PeerAddr, Refusal,
@@ -19,7 +25,7 @@ use tower_service::Service;
 
 use crate::{
     answer::NoAnswer,
-    head::{self, Unacceptable},
+    head::{self, Stopped},
 };
 
 /// Wraps whatever picks an upstream.
@@ -47,9 +53,14 @@ enum State<F> {
         answer: F,
         protocol: Protocol,
     },
-    Unacceptable(Unacceptable),
+    Stopped(Stopped),
     Ended(Protocol),
 }
+
+/// A response's body, whose trailers are fit to be passed on.
+#[pin_project]
+#[derive(Debug)]
+pub(crate) struct PassedOn<B>(#[pin] B);
 
 // === impl ForwardLayer ===
 
@@ -66,8 +77,9 @@ impl<S> Layer<S> for ForwardLayer {
 impl<S, A, B> Service<Request<A>> for Forward<S>
 where
     S: Service<Request<A>, Response = Response<B>, Error = BoxError>,
+    A: Body,
 {
-    type Response = Response<RespondBody<B>>;
+    type Response = Response<RespondBody<PassedOn<B>>>;
     type Error = Infallible;
     type Future = ForwardFuture<S::Future>;
 
@@ -85,9 +97,9 @@ where
         let (mut head, body) = request.into_parts();
         let peer = head.extensions.get::<PeerAddr>().map(|peer| peer.0);
         ForwardFuture {
-            state: match head::request(&mut head, peer) {
+            state: match head::request(&mut head, peer, !body.is_end_stream()) {
                 Ok(()) => State::Sent { answer: self.inner.call(Request::from_parts(head, body)), protocol },
-                Err(unacceptable) => State::Unacceptable(unacceptable),
+                Err(why) => State::Stopped(why),
             },
         }
     }
@@ -99,7 +111,7 @@ impl<F, B> Future for ForwardFuture<F>
 where
     F: Future<Output = Result<Response<B>, BoxError>>,
 {
-    type Output = Result<Response<RespondBody<B>>, Infallible>;
+    type Output = Result<Response<RespondBody<PassedOn<B>>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(Ok(match self.project().state.project() {
@@ -107,16 +119,16 @@ where
                 Ok(response) => passed_on(response, *protocol),
                 Err(error) => refused(*protocol, &error),
             },
-            StateProj::Unacceptable(why) => unacceptable(*why),
+            StateProj::Stopped(why) => stopped(*why),
             StateProj::Ended(protocol) => REFUSE.answer(*protocol, &ENDED, "the gateway has ended"),
         }))
     }
 }
 
-fn passed_on<B>(response: Response<B>, protocol: Protocol) -> Response<RespondBody<B>> {
+fn passed_on<B>(response: Response<B>, protocol: Protocol) -> Response<RespondBody<PassedOn<B>>> {
     let (mut head, body) = response.into_parts();
     match head::response(&mut head) {
-        Ok(()) => Response::from_parts(head, RespondBody::inner(body)),
+        Ok(()) => Response::from_parts(head, RespondBody::inner(PassedOn(body))),
         Err(why) => REFUSE.answer(protocol, &BAD_UPSTREAM, why),
     }
 }
@@ -144,13 +156,49 @@ fn chain(error: &BoxError) -> String {
     text
 }
 
-fn unacceptable<B>(Unacceptable { status, why }: Unacceptable) -> Response<RespondBody<B>> {
-    let mut response = Response::new(RespondBody::refusal(format!("{why}\n")));
+fn stopped<B>(Stopped { status, code, why }: Stopped) -> Response<RespondBody<B>> {
+    let title = status.canonical_reason();
+    let problem =
+        || json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": why, "code": code });
+    let text = if status.is_success() { String::new() } else { problem().to_string() };
+    let mut response = Response::new(RespondBody::refusal(text));
     *response.status_mut() = status;
+    if status.is_success() || status == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+    }
+    if !status.is_success() {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    }
     response
 }
 
-const REFUSE: refuse::Auto = refuse::Auto::new().http(refuse::Http::new().problem_json());
+/// How all refusals are told.
+pub(crate) const REFUSE: refuse::Auto = refuse::Auto::new().http(refuse::Http::new().problem_json());
 const TIMED_OUT: Refusal = Refusal::new(Class::TimedOut, "upstream-timeout");
 const BAD_UPSTREAM: Refusal = Refusal::new(Class::BadUpstream, "upstream-failed");
 const ENDED: Refusal = Refusal::new(Class::Unavailable, "gateway-ended");
+
+// === impl PassedOn ===
+
+impl<B: Body<Data = Bytes>> Body for PassedOn<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let mut frame = ready!(self.project().0.poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            head::trailers(trailers);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}

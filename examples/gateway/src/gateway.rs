@@ -27,8 +27,9 @@ use crate::{
     answer::{AnswerLayer, Watched},
     config::{self, Config, Per},
     demo::{Demo, PREFIX},
-    forward::ForwardLayer,
+    forward::{ForwardLayer, REFUSE},
     metrics::Metrics,
+    upgrade::NoUpgradeLayer,
 };
 
 /// Everything an operator may want to look at while it runs.
@@ -99,13 +100,14 @@ async fn serve<P: Policy<Request<RequestBody>>>(
     let app = ServiceBuilder::new()
         .layer(DrainLayer::new(&gateway.drain))
         .layer(gateway.metrics.clone())
+        .layer(NoUpgradeLayer)
         .layer(match gateway.per_client.clone() {
             Some(limit) => Either::Left(limit),
             None => Either::Right(MapResponseLayer::new(|response: Response<_>| response.map(RespondBody::inner))),
         })
         .layer(ForwardLayer)
         .service(balance.clone());
-    let http = Http::new(&gateway.drain, app);
+    let http = Http::new(&gateway.drain, app).half_close(config.half_close);
 
     // The admin port has a drain of its own, so that it can tell of the gateway's to the end.
     let admin = Admin::start(admin, gateway.clone(), move || balance.snapshot(), demo.clone());
@@ -117,7 +119,7 @@ async fn serve<P: Policy<Request<RequestBody>>>(
     }
     match ended {
         Ok(report) => {
-            println!("ended: {report}");
+            crate::say(format_args!("ended: {report}"));
             if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(CUT) }
         }
         Err(error) => {
@@ -182,7 +184,7 @@ impl Gateway {
             metrics: Metrics::default(),
             circuits: Circuits::default(),
             connections: ConnectionLimit::new(config.max_connections),
-            per_client: config.per_client.map(|limit| BucketLayer::per_client(quota(limit)).respond()),
+            per_client: config.per_client.map(|limit| BucketLayer::per_client(quota(limit)).respond_with(REFUSE)),
         }
     }
 

@@ -5,31 +5,39 @@
 use std::net::SocketAddr;
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version,
     header::{
-        CONNECTION, COOKIE, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
-        VIA,
+        CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+        TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
     },
     request, response,
     uri::Authority,
 };
+use tower_outcome::header::LEASE_TOKEN;
 
-/// A request that is not passed on, by the status that says why.
+/// A request that goes no further, and what its sender is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Unacceptable {
+pub(crate) struct Stopped {
     pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
     pub(crate) why: &'static str,
 }
 
 /// Makes a client's request into one for an upstream that speaks HTTP/1.1.
 ///
 /// Strips what belongs to the client's connection first and adds our own fields after, so that a client that nominates
-/// one of ours in `Connection` strips nothing.
-pub(crate) fn request(head: &mut request::Parts, peer: Option<SocketAddr>) -> Result<(), Unacceptable> {
+/// one of ours in `Connection` strips nothing. `has_body` says whether one comes after the head.
+pub(crate) fn request(head: &mut request::Parts, peer: Option<SocketAddr>, has_body: bool) -> Result<(), Stopped> {
     if head.method == Method::CONNECT || head.method == Method::TRACE {
         return Err(METHOD);
     }
+    if !is_target(head) {
+        return Err(TARGET);
+    }
     let host = host(head)?;
+    if head.method == Method::OPTIONS {
+        count_forward(&mut head.headers)?;
+    }
     if !is_plain(&head.headers) {
         return Err(CODING);
     }
@@ -51,7 +59,21 @@ pub(crate) fn request(head: &mut request::Parts, peer: Option<SocketAddr>) -> Re
         append_forwarded_for(&mut head.headers, peer);
     }
     head.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    if has_body && !head.headers.contains_key(CONTENT_LENGTH) {
+        // Without it hyper takes a `GET` for one without a body.
+        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     Ok(())
+}
+
+/// Whether a client may go on in another protocol after this request. If we do not, what follows is not ours to read:
+/// taken for requests, it would be a way to smuggle some past whoever stands before us.
+///
+/// `h2c` is no such case, as its clients wait for the answer (RFC 7540 section 3.2).
+pub(crate) fn may_leave_http<B>(request: &Request<B>) -> bool {
+    let is_other = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"h2c");
+    request.version() == Version::HTTP_11
+        && (request.method() == Method::CONNECT || request.headers().get_all(UPGRADE).iter().any(is_other))
 }
 
 /// Makes an upstream's response into one for the client, whose connection frames it anew.
@@ -61,6 +83,9 @@ pub(crate) fn response(head: &mut response::Parts) -> Result<(), &'static str> {
     if !is_plain(&head.headers) {
         return Err("the upstream used a transfer coding other than chunked");
     }
+    if head.headers.contains_key(TRANSFER_ENCODING) && head.headers.contains_key(CONTENT_LENGTH) {
+        return Err("the upstream framed its answer in two ways");
+    }
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err("the upstream switched protocols unasked");
     }
@@ -69,26 +94,53 @@ pub(crate) fn response(head: &mut response::Parts) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether the body is coded as this gateway can pass it on: not at all, or chunked (RFC 9112 section 6.1).
+/// Takes out of trailers what must not be there (RFC 9110 section 6.5.1); HTTP/2 would refuse to send it.
+pub(crate) fn trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    for name in [CONTENT_LENGTH, HOST, TRAILER] {
+        trailers.remove(name);
+    }
+}
+
+/// Whether the body is coded as this gateway can pass it on: not at all, or chunked, once (RFC 9112 section 6.1).
 fn is_plain(headers: &HeaderMap) -> bool {
-    headers.get_all(TRANSFER_ENCODING).iter().all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
+}
+
+/// A path, or `*` for `OPTIONS`, or all of a URI of ours (RFC 9112 section 3.2).
+fn is_target(head: &request::Parts) -> bool {
+    match (head.uri.scheme_str(), head.uri.authority()) {
+        (None, Some(_)) => false,
+        (Some(scheme), _) if !["http", "https"].iter().any(|ours| scheme.eq_ignore_ascii_case(ours)) => false,
+        _ => head.uri.path() != "*" || head.method == Method::OPTIONS,
+    }
+}
+
+/// Counts this hop down, if they are to be counted (RFC 9110 section 7.6.2).
+fn count_forward(headers: &mut HeaderMap) -> Result<(), Stopped> {
+    let left = headers.get(MAX_FORWARDS).and_then(|left| left.to_str().ok()?.parse::<u32>().ok());
+    match left.map(|left| left.checked_sub(1)) {
+        None => {}
+        Some(None) => return Err(LAST_HOP),
+        Some(Some(left)) => _ = headers.insert(MAX_FORWARDS, HeaderValue::from(left)),
+    }
+    Ok(())
 }
 
 /// The host the request is for, if it has to be written: the target's authority replaces `Host` (RFC 9112 section 3.2.2).
-fn host(head: &request::Parts) -> Result<Option<HeaderValue>, Unacceptable> {
+fn host(head: &request::Parts) -> Result<Option<HeaderValue>, Stopped> {
     let mut named = head.headers.get_all(HOST).iter();
     let (first, more) = (named.next(), named.next().is_some());
-    if more {
-        return Err(HOSTS);
+    let authority = head.uri.authority();
+    match first {
+        _ if more => return Err(HOSTS),
+        Some(host) if !is_host(host) => return Err(NO_HOST),
+        None if head.version == Version::HTTP_11 => return Err(NO_HOST),
+        None if head.version == Version::HTTP_2 && authority.is_none() => return Err(NO_HOST),
+        _ => {}
     }
-    let Some(authority) = head.uri.authority() else {
-        let needs_host = head.version != Version::HTTP_10;
-        return match first {
-            None if needs_host => Err(NO_HOST),
-            Some(host) if !is_host(host) => Err(NO_HOST),
-            _ => Ok(None),
-        };
-    };
+    let Some(authority) = authority else { return Ok(None) };
     if authority.as_str().contains('@') {
         return Err(USERINFO);
     }
@@ -124,8 +176,8 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
             .filter_map(|name| name.trim().parse().ok())
-            // Nobody may nominate away the host we route by.
-            .filter(|name| name != HOST)
+            // Nobody may nominate away what the message is read by.
+            .filter(|name| name != HOST && name != CONTENT_LENGTH)
             .collect();
         for name in named {
             headers.remove(name);
@@ -173,9 +225,11 @@ fn via(version: Version) -> HeaderValue {
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// What only a proxy in front of us could know, and there is none that we trust.
-const CLAIMS: [HeaderName; 5] = [
+/// What only a proxy in front of us could know, and there is none that we trust; or, of a lease, only one of us: a forged
+/// token would have a resource refuse the holder's own. (The epoch is the balance's, which sets or removes it.)
+const CLAIMS: [HeaderName; 6] = [
     FORWARDED,
+    LEASE_TOKEN,
     HeaderName::from_static("x-forwarded-host"),
     HeaderName::from_static("x-forwarded-port"),
     HeaderName::from_static("x-forwarded-prefix"),
@@ -193,24 +247,46 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     UPGRADE,
 ];
 
-const METHOD: Unacceptable =
-    Unacceptable { status: StatusCode::METHOD_NOT_ALLOWED, why: "CONNECT and TRACE are not passed on" };
-const NO_HOST: Unacceptable = Unacceptable { status: StatusCode::BAD_REQUEST, why: "the request names no host" };
-const HOSTS: Unacceptable = Unacceptable { status: StatusCode::BAD_REQUEST, why: "the request names two hosts" };
-const CODING: Unacceptable =
-    Unacceptable { status: StatusCode::NOT_IMPLEMENTED, why: "the only transfer coding is chunked" };
-const USERINFO: Unacceptable =
-    Unacceptable { status: StatusCode::BAD_REQUEST, why: "the target must not carry user information" };
+const METHOD: Stopped = Stopped {
+    status: StatusCode::METHOD_NOT_ALLOWED,
+    code: "method-not-allowed",
+    why: "CONNECT and TRACE are not passed on",
+};
+const TARGET: Stopped = bad("request-target", "the target must be a path or an http URI");
+const NO_HOST: Stopped = bad("no-host", "the request names no host that could be one");
+const HOSTS: Stopped = bad("two-hosts", "the request names two hosts");
+const USERINFO: Stopped = bad("user-information", "the target must not carry user information");
+const CODING: Stopped = Stopped {
+    status: StatusCode::NOT_IMPLEMENTED,
+    code: "transfer-coding",
+    why: "the only transfer coding is chunked, once",
+};
+/// Not for anybody further on, so the answer is ours.
+const LAST_HOP: Stopped = Stopped { status: StatusCode::OK, code: "", why: "" };
+
+const fn bad(code: &'static str, why: &'static str) -> Stopped {
+    Stopped { status: StatusCode::BAD_REQUEST, code, why }
+}
 
 #[cfg(test)]
 mod tests {
-    use http::{Request, Response};
+    use http::Response;
 
     use super::*;
 
-    fn passed(builder: request::Builder) -> Result<request::Parts, Unacceptable> {
+    fn passed(builder: request::Builder) -> Result<request::Parts, Stopped> {
+        passed_with(builder, false)
+    }
+
+    fn passed_with(builder: request::Builder, has_body: bool) -> Result<request::Parts, Stopped> {
         let mut head = builder.body(()).unwrap().into_parts().0;
-        request(&mut head, Some("[::ffff:192.0.2.7]:4711".parse().unwrap()))?;
+        request(&mut head, Some("[::ffff:192.0.2.7]:4711".parse().unwrap()), has_body)?;
+        Ok(head)
+    }
+
+    fn answered(builder: response::Builder) -> Result<response::Parts, &'static str> {
+        let mut head = builder.body(()).unwrap().into_parts().0;
+        response(&mut head)?;
         Ok(head)
     }
 
@@ -263,6 +339,9 @@ mod tests {
         assert_eq!(passed(get("/").header("host", "other")).unwrap_err(), HOSTS);
         assert_eq!(passed(get("http://user:pass@example.org/")).unwrap_err(), USERINFO);
         assert!(passed(Request::get("/").version(Version::HTTP_10)).is_ok());
+        assert_eq!(passed(Request::get("http://a.example/")).unwrap_err(), NO_HOST, "RFC 9112 section 3.2");
+        assert_eq!(passed(Request::get("http://a.example/").header("host", "a b")).unwrap_err(), NO_HOST);
+        assert!(passed(Request::get("http://a.example/").version(Version::HTTP_2)).is_ok());
         let two = Request::get("http://a.example/").version(Version::HTTP_2).header("host", "b.example");
         assert_eq!(passed(two).unwrap_err(), HOSTS);
     }
@@ -284,17 +363,80 @@ mod tests {
         let coded = |coding: &str| passed(get("/").header("transfer-encoding", coding)).err();
         assert_eq!((coded("chunked"), coded("Chunked")), (None, None));
         assert_eq!((coded("gzip, chunked"), coded("gzip")), (Some(CODING), Some(CODING)));
-        let mut head =
-            Response::builder().header("transfer-encoding", "gzip, chunked").body(()).unwrap().into_parts().0;
-        assert!(super::response(&mut head).is_err());
-        let mut head = Response::builder().status(101).body(()).unwrap().into_parts().0;
-        assert!(super::response(&mut head).is_err());
+        let twice = get("/").header("transfer-encoding", "chunked").header("transfer-encoding", "chunked");
+        assert_eq!(passed(twice).err(), Some(CODING));
+        let coded = Response::builder().header("transfer-encoding", "gzip, chunked");
+        assert!(answered(coded).is_err());
+        assert!(answered(Response::builder().status(101)).is_err());
+    }
+
+    #[test]
+    fn an_answer_that_is_framed_in_two_ways_is_not_passed_on() {
+        let framed = || Response::builder().header("transfer-encoding", "chunked");
+        assert!(answered(framed()).is_ok());
+        assert!(answered(framed().header("content-length", "3")).is_err());
+    }
+
+    #[test]
+    fn a_body_is_framed_whatever_the_method_and_whatever_the_client_nominates() {
+        let head = passed_with(get("/").header("transfer-encoding", "chunked"), true).unwrap();
+        assert_eq!(head.headers["transfer-encoding"], "chunked");
+        let head = passed_with(get("/").header("connection", "content-length").header("content-length", "5"), true);
+        let head = head.unwrap();
+        assert_eq!(head.headers["content-length"], "5");
+        assert!(!head.headers.contains_key("transfer-encoding"));
+        assert!(!passed(get("/")).unwrap().headers.contains_key("transfer-encoding"));
+    }
+
+    #[test]
+    fn a_target_is_a_path_or_a_uri_of_ours() {
+        for target in ["example.org:80", "*", "ftp://example.org/"] {
+            assert_eq!(passed(get(target)).unwrap_err(), TARGET, "{target}");
+        }
+        for target in ["/", "HTTPS://example.org/", "http://example.org"] {
+            assert!(passed(get(target)).is_ok(), "{target}");
+        }
+        assert_eq!(passed(get("*").method("OPTIONS")).unwrap().uri, "*");
+    }
+
+    #[test]
+    fn options_count_their_hops() {
+        let options = |left: &str| passed(get("*").method("OPTIONS").header("max-forwards", left));
+        assert_eq!(options("0").unwrap_err(), LAST_HOP);
+        assert_eq!(options("3").unwrap().headers["max-forwards"], "2");
+        assert_eq!(options("many").unwrap().headers["max-forwards"], "many");
+        assert_eq!(passed(get("/").header("max-forwards", "0")).unwrap().headers["max-forwards"], "0");
+    }
+
+    #[test]
+    fn only_who_may_go_on_in_another_protocol_is_cut_off() {
+        let may_leave = |builder: request::Builder| may_leave_http(&builder.body(()).unwrap());
+        assert!(may_leave(get("/").header("upgrade", "websocket")));
+        assert!(may_leave(get("/").header("upgrade", "h2c").header("upgrade", "other")));
+        assert!(may_leave(get("/").header("upgrade", "h2c, websocket")));
+        assert!(may_leave(get("a.example:1").method("CONNECT")));
+        assert!(!may_leave(get("/").header("upgrade", "h2c")));
+        assert!(!may_leave(get("/")));
+        assert!(!may_leave(get("/").version(Version::HTTP_10).header("upgrade", "websocket")));
+        assert!(!may_leave(get("http://a.example").version(Version::HTTP_2).method("CONNECT")));
+    }
+
+    #[test]
+    fn trailers_carry_nothing_of_the_connection_or_the_framing() {
+        let pairs = [("x-checksum", "1"), ("connection", "x-a"), ("x-a", "1"), ("content-length", "9"), ("te", "x")];
+        let pairs = pairs.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let mut fields = HeaderMap::from_iter(pairs);
+        trailers(&mut fields);
+        assert_eq!(fields.keys().collect::<Vec<_>>(), ["x-checksum"]);
     }
 
     #[test]
     fn what_a_client_claims_to_know_of_proxies_is_not_passed_on() {
-        let head = passed(get("/").header("forwarded", "for=10.0.0.1").header("x-real-ip", "10.0.0.1")).unwrap();
-        assert!(!head.headers.contains_key("forwarded") && !head.headers.contains_key("x-real-ip"));
+        let claims = ["forwarded", "x-real-ip", "x-forwarded-host", "x-lease-token"];
+        let head = passed(claims.iter().fold(get("/"), |head, name| head.header(*name, "echo/1;9"))).unwrap();
+        for name in claims {
+            assert!(!head.headers.contains_key(name), "{name}");
+        }
     }
 
     #[test]
@@ -317,9 +459,7 @@ mod tests {
     #[test]
     fn a_response_is_framed_anew() {
         let response = Response::builder().version(Version::HTTP_10).header("connection", "close, x-a");
-        let mut head =
-            response.header("x-a", "1").header("transfer-encoding", "chunked").body(()).unwrap().into_parts().0;
-        super::response(&mut head).unwrap();
+        let head = answered(response.header("x-a", "1").header("transfer-encoding", "chunked")).unwrap();
         assert!(head.headers.is_empty());
         assert_eq!(head.version, Version::HTTP_11);
     }

@@ -12,13 +12,23 @@ mod gateway;
 mod head;
 mod metrics;
 mod records;
+mod upgrade;
 
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::Parser;
 use tower_drain::{BoundListener, ListenerConfig};
 
-use crate::{config::Config, demo::Demo};
+use crate::{
+    config::{Config, Own},
+    demo::Demo,
+};
 
 /// An API gateway: per-client limits, circuits, failover and a drain that drops nobody.
 ///
@@ -44,11 +54,14 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    // A demo has five listeners, and tells their addresses itself.
+    let events = if arguments.config.is_some() { "info" } else { "info,tower_drain::server=warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| events.into());
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    let own = Own { listen: arguments.listen, admin: arguments.admin };
     let config = match &arguments.config {
-        Some(file) => match Config::load(file) {
+        Some(file) => match Config::load(file, own) {
             Ok(config) => config,
             Err(invalid) => {
                 eprintln!("{invalid}");
@@ -58,7 +71,7 @@ async fn main() -> ExitCode {
         None => Config::demo(),
     };
     if arguments.check {
-        println!("the configuration is right");
+        say("the configuration is right");
         return ExitCode::SUCCESS;
     }
     match run(arguments, config).await {
@@ -92,19 +105,29 @@ async fn run(arguments: Arguments, config: Config) -> Result<ExitCode, String> {
 /// Binds `address`; if it is taken and `or_next`, one of the next ports.
 fn bind(address: SocketAddr, or_next: bool) -> Result<BoundListener, String> {
     let mut next = address;
+    let next_port = |port: u16| port.checked_add(1).filter(|port| *port <= address.port().saturating_add(PORTS));
     loop {
         match ListenerConfig::new().bind(next) {
             Ok(listener) => return Ok(listener),
-            Err(error)
-                if or_next && error.kind() == std::io::ErrorKind::AddrInUse && next.port() < address.port() + PORTS =>
-            {
-                next.set_port(next.port() + 1);
-            }
-            Err(error) => {
-                return Err(format!("cannot listen on {next}: {error}; stop what uses it, or give another address"));
-            }
+            Err(error) => match next_port(next.port()) {
+                Some(port) if or_next && error.kind() == io::ErrorKind::AddrInUse => next.set_port(port),
+                _ => return Err(format!("cannot listen on {next}: {error}; {}", instead(&error))),
+            },
         }
     }
+}
+
+fn instead(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "stop what uses it, or give another address",
+        io::ErrorKind::PermissionDenied => "give a port from 1024 on, or the right to use this one",
+        _ => "give an address of this machine",
+    }
+}
+
+/// Prints a line. Who does not read them does not end us.
+fn say(text: impl Display) {
+    let _ = writeln!(io::stdout(), "{text}");
 }
 
 /// Tells where everything is, and what to try.
@@ -112,24 +135,29 @@ fn tell(listener: &BoundListener, admin: &BoundListener, demo: Option<&Demo>) ->
     let address = |listener: &BoundListener| listener.local_addr().map_err(|error| error.to_string());
     let (gateway, admin) = (address(listener)?, address(admin)?);
     if let Some(demo) = demo {
-        println!("Three replicas, each serving only while it holds its lease:");
+        say("Three replicas, each serving only while it holds its lease:");
         for (name, address, token) in demo.replicas() {
-            println!("  {name}  http://{address}  fencing token {token}");
+            say(format_args!("  {name}  http://{address}  fencing token {token}"));
         }
     }
-    println!("gateway listening on http://{gateway}");
-    println!("admin listening on http://{admin}");
+    say(format_args!("gateway listening on http://{gateway}"));
+    say(format_args!("admin listening on http://{admin}"));
     if demo.is_some() {
-        println!(
+        // The commands stand by themselves, so that a line can be copied as it is.
+        say(format_args!(
             "
 Try, in another terminal:
-  curl http://{gateway}/                                    which replica answers, and with which token
-  curl -X POST http://{admin}/replicas/echo-2/kill          then ask again: nobody notices; /revive brings it back
-  curl http://{admin}/topology                              endpoints, leases, generation, circuits
-  seq 300 | xargs -P8 -I@ curl -so /dev/null -w '%{{http_code}}\\n' http://{gateway}/ | sort | uniq -c    the limit: 429
+  Which replica answers, and with which token:
+    curl http://{gateway}/
+  Kill one, then ask again: nobody notices (/revive brings it back):
+    curl -X POST http://{admin}/replicas/echo-2/kill
+  Endpoints, leases, generation, circuits:
+    curl http://{admin}/topology
+  The limit of each client, 50 a second: 429
+    curl -so /dev/null -w '%{{http_code}}\\n' 'http://{gateway}/?[1-300]' | sort | uniq -c
 
-Ctrl-C drains and ends; a second one forces."
-        );
+Ctrl-C drains for 5 s and ends; a second one forces."
+        ));
     }
     Ok(())
 }

@@ -83,6 +83,27 @@ async fn a_leader_only_route_answers_only_while_the_lease_is_held() {
     server.await.unwrap().unwrap();
 }
 
+/// hyper sends as many bytes as `Content-Length` says and drops the body there, unpolled: a file server's stream does not
+/// tell that it has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_known_length_is_a_success_like_any_other() {
+    let circuit = circuit();
+    let file = || async {
+        let chunks = futures_util::stream::iter(["abc", "de"].map(Ok::<_, std::convert::Infallible>));
+        ([("content-length", "5")], axum::body::Body::from_stream(chunks))
+    };
+    let app = Router::new().route("/file", get(file)).layer(CircuitLayer::new(circuit.clone()).respond());
+    let (listener, address) = listen().await;
+    let server = tokio::spawn(axum::serve(listener, app).into_future());
+    let mut connection = connect(address).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(parts::get(&mut connection, "/file").await.body(), "abcde");
+    }
+    let totals = circuit.snapshot().totals;
+    assert_eq!((totals.succeeded, totals.cancelled), (3, 0));
+    server.abort();
+}
+
 /// axum applies a layer once per route, and again for each handler with state: that must not multiply the state.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_circuit_is_one_circuit_on_however_many_routes() {

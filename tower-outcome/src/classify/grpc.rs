@@ -18,15 +18,18 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Grpc;
 
-/// Whether these headers are of gRPC itself: `application/grpc`, `application/grpc+proto` and the like, but not
-/// `application/grpc-web`, which is another protocol.
+/// Whether these headers are of gRPC itself: `application/grpc`, `application/grpc+proto` and the like, in upper or lower
+/// case (RFC 9110 section 8.3.1), but not `application/grpc-web`, which is another protocol.
 #[must_use]
 pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
-        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    headers.get(CONTENT_TYPE).and_then(|value| value.as_bytes().split_at_checked(GRPC.len())).is_some_and(
+        |(name, rest)| {
+            matches!(rest.first(), None | Some(b'+' | b';' | b' ' | b'\t')) && name.eq_ignore_ascii_case(GRPC)
+        },
+    )
 }
+
+const GRPC: &[u8] = b"application/grpc";
 
 // === impl Grpc ===
 
@@ -84,7 +87,9 @@ fn by_headers(headers: Option<&HeaderMap>) -> Outcome {
     let Some(status) = headers.and_then(|headers| headers.get(GRPC_STATUS)) else {
         return Outcome::FAILURE;
     };
-    let code = status.to_str().ok().and_then(|code| code.parse().ok()).unwrap_or(2);
+    // Digits only: Rust would take `+0` for a success.
+    let digits = status.to_str().ok().filter(|code| code.bytes().all(|byte| byte.is_ascii_digit()));
+    let code = digits.and_then(|code| code.parse().ok()).unwrap_or(2);
     match by_code(code) {
         Verdict::Success => Outcome::SUCCESS,
         verdict => Outcome::new(verdict).retry_after(headers.and_then(pushback)),
@@ -136,6 +141,7 @@ mod tests {
         assert_eq!(end(&[("x-other", "1")]), Outcome::FAILURE);
         assert_eq!(end(&[("grpc-status", "zero")]), Outcome::FAILURE);
         assert_eq!(end(&[("grpc-status", "999")]), Outcome::FAILURE);
+        assert_eq!(end(&[("grpc-status", "+0")]), Outcome::FAILURE);
         assert_eq!(end(&[("grpc-status", "0")]), Outcome::SUCCESS);
     }
 
@@ -163,6 +169,8 @@ mod tests {
     fn grpc_web_is_another_protocol() {
         let said = |value| is_grpc(&headers(&[("content-type", value)]));
         assert!(said("application/grpc") && said("application/grpc+proto") && said("application/grpc;x=y"));
+        assert!(said("Application/GRPC") && said("application/grpc ; charset=utf-8"));
+        assert!(!said("application/grpcx") && !said("application") && !said("application/grp"));
         assert!(!said("application/grpc-web") && !said("application/grpc-web+proto") && !said("text/html"));
         assert!(!is_grpc(&HeaderMap::new()));
     }

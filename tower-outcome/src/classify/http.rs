@@ -5,10 +5,11 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header::RETRY_AFTER
 use super::{AtEnd, Classify, ClassifyEnd, ClassifyResponse, broken};
 use crate::{Outcome, Refusal, Verdict, body::End};
 
-/// HTTP by status code: 5xx and broken bodies fail, 429 is soft, all else succeeds.
+/// HTTP by status code: 5xx and broken bodies fail, 429 is soft, all else succeeds. A status above 599 is invalid and
+/// counts as 5xx (RFC 9110 section 15).
 ///
 /// A success waits for the end of the body, because a download that breaks off is no success. What cannot have a body
-/// (the answer to `HEAD`, 101, 204, 304; RFC 9110 section 6.4.1) is settled at the head. `Retry-After` (seconds or a
+/// (the answer to `HEAD`, a tunnel that `CONNECT` opened, 101, 204, 304; RFC 9110 section 6.4.1) is settled at the head. `Retry-After` (seconds or a
 /// date, RFC 9110 section 10.2.3) is read from answers that are not successes.
 #[derive(Clone, Copy, Debug)]
 pub struct Http {
@@ -20,6 +21,7 @@ pub struct Http {
 pub struct HttpClassifier {
     status: fn(StatusCode) -> Verdict,
     is_head: bool,
+    is_connect: bool,
 }
 
 // === impl Http ===
@@ -38,7 +40,7 @@ impl Http {
     }
 
     pub(super) fn classifier(self, method: &Method) -> HttpClassifier {
-        HttpClassifier { status: self.status, is_head: method == Method::HEAD }
+        HttpClassifier { status: self.status, is_head: method == Method::HEAD, is_connect: method == Method::CONNECT }
     }
 }
 
@@ -61,10 +63,16 @@ impl<B> Classify<Request<B>> for Http {
 impl HttpClassifier {
     pub(super) fn at_head(&self, status: StatusCode, headers: &HeaderMap) -> Option<Outcome> {
         match (self.status)(status) {
-            Verdict::Success if !self.is_head && may_have_body(status) => None,
+            Verdict::Success if self.may_have_body(status) => None,
             Verdict::Success => Some(Outcome::SUCCESS),
             verdict => Some(Outcome::new(verdict).retry_after(retry_after(headers, SystemTime::now))),
         }
+    }
+
+    fn may_have_body(&self, status: StatusCode) -> bool {
+        let never =
+            matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        !(never || self.is_head || self.is_connect && status.is_success())
     }
 }
 
@@ -92,13 +100,9 @@ impl ClassifyEnd for HttpClassifier {
 fn by_status(status: StatusCode) -> Verdict {
     match status {
         StatusCode::TOO_MANY_REQUESTS => Verdict::Soft,
-        status if status.is_server_error() => Verdict::Failure,
+        status if status.as_u16() >= 500 => Verdict::Failure,
         _ => Verdict::Success,
     }
-}
-
-fn may_have_body(status: StatusCode) -> bool {
-    !matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 /// `Retry-After`, in either form. A date in the past is now; what does not parse is no hint.
@@ -132,7 +136,9 @@ mod tests {
         for status in [101, 204, 304] {
             assert_eq!(head(Method::GET, status), Some(Verdict::Success), "{status}");
         }
-        for status in [500, 502, 503, 504, 599] {
+        assert_eq!(head(Method::CONNECT, 200), Some(Verdict::Success), "a tunnel");
+        assert_eq!(head(Method::CONNECT, 407), None);
+        for status in [500, 502, 503, 504, 599, 600, 999] {
             assert_eq!(head(Method::GET, status), Some(Verdict::Failure), "{status}");
         }
         assert_eq!(head(Method::GET, 429), Some(Verdict::Soft));

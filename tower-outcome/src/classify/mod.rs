@@ -24,7 +24,7 @@ mod auto;
 mod grpc;
 mod http;
 
-use ::http::Response;
+use ::http::{Response, header::CONTENT_LENGTH};
 use http_body::Body;
 
 pub use self::{
@@ -70,7 +70,8 @@ pub trait ClassifyEnd {
 #[derive(Clone, Copy, Debug)]
 pub enum AtHead {}
 
-/// The answer is known at the end of an HTTP body, which is wrapped in a [`GuardedBody`].
+/// The answer is known at the end of an HTTP body, which is wrapped in a [`GuardedBody`]. The end is also where the head's
+/// `Content-Length` puts it, but for gRPC.
 #[derive(Clone, Copy, Debug)]
 pub enum AtEnd {}
 
@@ -122,12 +123,23 @@ impl<B: Body, G: OnEnd> Scope<Response<B>, G> for AtEnd {
     type Response = Response<GuardedBody<B, G>>;
 
     fn attach(response: Response<B>, guard: G) -> Self::Response {
-        response.map(|body| GuardedBody::new(body, guard))
+        let length = promised(&response);
+        response.map(|body| GuardedBody::of_length(body, guard, length))
     }
 
     fn detached(response: Response<B>) -> Self::Response {
         response.map(GuardedBody::settled)
     }
+}
+
+/// How long the head says that the body is, where the body cannot tell by itself: a stream of a file, for example. A
+/// gRPC call ends with its trailers, whatever was promised.
+fn promised<B: Body>(response: &Response<B>) -> Option<u64> {
+    if response.body().size_hint().exact().is_some() {
+        return None;
+    }
+    let length = response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()?;
+    (!is_grpc(response.headers())).then_some(length)
 }
 
 // === impl Judge ===

@@ -1,6 +1,8 @@
 //! What a wrong configuration gets.
 
-use crate::common::{TempFile, command};
+use tokio::process::Command;
+
+use crate::common::{PATIENCE, TempFile, command};
 
 async fn refused(config: &str) -> (Option<i32>, String) {
     let file = TempFile::new(config);
@@ -34,4 +36,30 @@ async fn an_address_in_use_is_told_with_what_to_do_and_exit_code_1() {
     let (code, told) = refused(&config).await;
     assert_eq!(code, Some(1));
     assert!(told.contains(&format!("cannot listen on {address}")), "{told}");
+}
+
+/// As in `gateway | head -1`.
+#[tokio::test]
+async fn who_stops_reading_what_it_prints_does_not_end_it() {
+    let mut gateway = command(&[]).kill_on_drop(true).spawn().unwrap();
+    drop(gateway.stdout.take());
+    let pid = gateway.id().unwrap().to_string();
+    let started = async {
+        // It has a signal handler once it is about to print.
+        while !handles_sigterm(&pid) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, started).await.unwrap();
+    let signal = async |name: &str| assert!(Command::new("kill").args([name, &pid]).status().await.unwrap().success());
+    signal("-TERM").await;
+    let ended = tokio::time::timeout(PATIENCE, gateway.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(0), "{ended}");
+}
+
+fn handles_sigterm(pid: &str) -> bool {
+    const SIGTERM: u64 = 1 << 14;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+    u64::from_str_radix(caught, 16).unwrap() & SIGTERM != 0
 }

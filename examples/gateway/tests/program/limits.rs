@@ -10,7 +10,10 @@ use std::{
 
 use futures_util::StreamExt;
 use http_body_util::{BodyExt, StreamBody};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::Instant,
+};
 
 use crate::common::{Backend, Gateway, PATIENCE, get, send, status, tcp};
 
@@ -27,6 +30,7 @@ async fn a_client_past_its_limit_is_told_when_to_come_back_and_others_are_not_af
             429 => {
                 refused += 1;
                 assert_eq!(answer.headers["retry-after"], "1", "a fifth of a second, rounded up");
+                assert_eq!(answer.headers["content-type"], "application/problem+json");
             }
             other => panic!("{other}"),
         }
@@ -165,23 +169,47 @@ async fn clients_that_break_off_or_send_nonsense_open_no_circuit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_may_take_longer_than_an_answer_and_one_that_stops_is_the_clients_business() {
+    const LIMIT: Duration = Duration::from_secs(1);
     let backend = Backend::named("thanks").await;
-    let gateway = Gateway::with_backends(&[backend.address], "[timeouts]\nresponse = '300ms'\n").await;
-    let mut slow = tcp(gateway.address, 1).await.unwrap();
-    slow.write_all(b"POST / HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: 10\r\n\r\n").await.unwrap();
+    let gateway = Gateway::with_backends(&[backend.address], "[timeouts]\nresponse = '1s'\n").await;
+    // Sends for longer than the limit, and tells the longest pause between two bytes.
+    let upload = async || {
+        let mut slow = tcp(gateway.address, 1).await.unwrap();
+        slow.write_all(b"POST / HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: 15\r\n\r\n")
+            .await
+            .unwrap();
+        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+        for _ in 0..15 {
+            // The gateway may have given up on a client that paused.
+            let _ = slow.write_all(b"x").await;
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+            tokio::time::sleep(LIMIT / 10).await;
+        }
+        let mut answer = String::new();
+        let _ = tokio::time::timeout(PATIENCE, slow.read_to_string(&mut answer)).await.expect("the gateway closes");
+        (answer, longest)
+    };
+    // On a busy machine this client may pause by itself: then the gateway was right to give up.
+    let mut uploaded = upload().await;
     for _ in 0..10 {
-        slow.write_all(b"x").await.unwrap();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        if uploaded.1 < LIMIT / 2 {
+            break;
+        }
+        uploaded = upload().await;
     }
-    let mut answer = String::new();
-    tokio::time::timeout(PATIENCE, slow.read_to_string(&mut answer)).await.unwrap().unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("thanks"), "{answer}");
+    let (answer, longest) = uploaded;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("thanks"), "{longest:?} {answer}");
 
+    let mut stalled = Vec::new();
     for _ in 0..6 {
-        let mut stalled = tcp(gateway.address, 1).await.unwrap();
-        stalled.write_all(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nx").await.unwrap();
+        let mut stream = tcp(gateway.address, 1).await.unwrap();
+        stream.write_all(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nx").await.unwrap();
+        stalled.push(stream);
+    }
+    for mut stream in stalled {
         let mut answer = [0; 12];
-        tokio::time::timeout(PATIENCE, stalled.read_exact(&mut answer)).await.unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
         assert_eq!(&answer, b"HTTP/1.1 504");
     }
     assert_eq!(circuit(&gateway, "b0").await, "closed");

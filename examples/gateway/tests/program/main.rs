@@ -7,3 +7,4 @@ mod config;
 mod drain;
 mod failover;
 mod limits;
+mod wire;
