@@ -421,6 +421,10 @@ impl<C: Clock> Ticket<C> {
         }
     }
 
+    pub(crate) fn key(&self) -> &LeaseKey {
+        &self.shared.key
+    }
+
     pub(crate) const fn epoch(&self) -> NonZeroU64 {
         self.epoch
     }

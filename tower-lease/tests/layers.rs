@@ -680,6 +680,29 @@ async fn a_token_that_came_with_a_request_is_not_taken_for_ours() {
     assert_eq!(head.headers.get_all("x-lease-token").iter().collect::<Vec<_>>(), ["svc/echo/0;1"]);
 }
 
+/// A handler that passes the request's headers on would send what a client made up, in our name.
+#[tokio::test(start_paused = true)]
+async fn a_token_of_our_key_goes_no_further_and_one_of_another_key_is_its_senders() {
+    let (_store, (lease, _keeper)) = held().await;
+    for place in [TokenIn::Extensions, TokenIn::Nowhere] {
+        for (came, stays) in [
+            (&["svc/echo/0;99"][..], &[][..]),
+            (&["a;1", " svc/echo/0;99"], &[]),
+            (&["svc/echo/0"], &["svc/echo/0"]),
+            (&["svc/echo/01;7"], &["svc/echo/01;7"]),
+            (&["svc/echo;7"], &["svc/echo;7"]),
+        ] {
+            let (probe, handle) = Probe::new();
+            let mut service = LeaseLayer::new(&lease).http().token_in(place).layer(probe);
+            let request =
+                came.iter().fold(Request::builder(), |request, value| request.header("x-lease-token", *value));
+            ask(&mut service, request.body(String::new()).unwrap()).await.unwrap();
+            let head = handle.last_head().unwrap();
+            assert_eq!(head.headers.get_all("x-lease-token").iter().collect::<Vec<_>>(), stays, "{came:?}");
+        }
+    }
+}
+
 /// A proxy that passes the request on would have the next instance refuse it: its epoch is another.
 #[tokio::test(start_paused = true)]
 async fn the_epoch_that_was_meant_for_us_goes_no_further() {
