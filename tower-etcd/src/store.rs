@@ -388,15 +388,24 @@ impl EtcdStore {
 
     fn swap_ops(&self, swap: &Swap, bound: Option<&Held>) -> Vec<TxnOp> {
         let key = self.keys.of(swap.key());
-        let Some(value) = swap.value() else { return vec![TxnOp::delete(key, None)] };
+        let Some(value) = swap.value() else { return self.delete_ops(swap) };
         let Some(held) = bound else { return vec![TxnOp::put(key, value.to_vec(), None)] };
         let options = PutOptions::new().with_lease(held.lease);
         let mut ops = vec![TxnOp::put(key, value.to_vec(), Some(options.clone()))];
         if let (Session::Shared, Some(guard)) = (held.written.session, swap.guard()) {
-            let entry = [&self.keys.bound(guard.key()), swap.key().as_str().as_bytes()].concat();
-            ops.push(TxnOp::put(entry, "", Some(options)));
+            ops.push(TxnOp::put(self.bound_entry(guard, swap), "", Some(options)));
         }
         ops
+    }
+
+    /// The document, and what a shared session may remember of it: an epoch may last for years.
+    fn delete_ops(&self, swap: &Swap) -> Vec<TxnOp> {
+        let entry = swap.guard().map(|guard| self.bound_entry(guard, swap));
+        [Some(self.keys.of(swap.key())), entry].into_iter().flatten().map(|key| TxnOp::delete(key, None)).collect()
+    }
+
+    fn bound_entry(&self, guard: &FencingToken, swap: &Swap) -> Vec<u8> {
+        [&self.keys.bound(guard.key()), swap.key().as_str().as_bytes()].concat()
     }
 
     /// Why a swap was not carried out: the guard first, then the kind of the key, then what is there.

@@ -9,7 +9,7 @@ use tower_outcome::{
     header::{LEASE_EPOCH, LEASE_TOKEN},
 };
 
-use crate::{Clock, InFlight, LeaseBody, Ticket, WrongInstance};
+use crate::{Clock, InFlight, LeaseBody, LeaseKey, Ticket, WrongInstance};
 
 /// What is done to a request that is let in, and to its answer. The two ways are [`Neutral`] and [`Http`].
 pub trait Carry<Req, Res, C: Clock>: sealed::Sealed {
@@ -43,7 +43,8 @@ pub enum Http {}
 /// Where a request that is let in finds the [`FencingToken`](crate::FencingToken) of the epoch it runs in.
 ///
 /// The header is `x-lease-token` ([`LEASE_TOKEN`]), in gRPC the metadata of that name. It replaces one that came with
-/// the request.
+/// the request; where it is not written, one of *our* key that came along is taken away, so that whoever passes the
+/// request on spreads no made-up token in our name. One of another key is its sender's, and stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TokenIn {
@@ -110,13 +111,16 @@ impl<A, B: Body, C: Clock> Carry<Request<A>, Response<B>, C> for Http {
         // It was meant for us. Passed on, the next instance would take it for its own.
         request.headers_mut().remove(LEASE_EPOCH);
         match knobs.token_in {
-            TokenIn::Extensions => into_extensions(request, ticket),
+            TokenIn::Extensions => {
+                into_extensions(request, ticket);
+                drop_forged(request.headers_mut(), ticket.key());
+            }
             TokenIn::Header => into_headers(request, ticket),
             TokenIn::Both => {
                 into_extensions(request, ticket);
                 into_headers(request, ticket);
             }
-            TokenIn::Nowhere => {}
+            TokenIn::Nowhere => drop_forged(request.headers_mut(), ticket.key()),
         }
         Ok(())
     }
@@ -132,6 +136,16 @@ fn into_extensions<A, C: Clock>(request: &mut Request<A>, ticket: &Ticket<C>) {
 
 fn into_headers<A, C: Clock>(request: &mut Request<A>, ticket: &Ticket<C>) {
     request.headers_mut().insert(LEASE_TOKEN, HeaderValue::from(&ticket.token()));
+}
+
+fn drop_forged(headers: &mut HeaderMap, ours: &LeaseKey) {
+    let is_ours = |value: &HeaderValue| {
+        let rest = value.as_bytes().trim_ascii_start().strip_prefix(ours.as_str().as_bytes());
+        rest.is_some_and(|rest| rest.starts_with(b";"))
+    };
+    if headers.get_all(LEASE_TOKEN).iter().any(is_ours) {
+        headers.remove(LEASE_TOKEN);
+    }
 }
 
 /// No header names everyone; one that makes no sense names nobody.

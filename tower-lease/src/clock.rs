@@ -2,8 +2,6 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-pub use self::boot::BootClock;
-
 /// An instant on a [`Clock`], in nanoseconds since some start that only this clock knows.
 ///
 /// It is meaningful only beside instants of the same clock: it goes into no message and no file.
@@ -24,6 +22,21 @@ pub trait Clock: Clone + Send + Sync + 'static {
         tokio::time::sleep(deadline.since(self.now()))
     }
 }
+
+/// The time since boot, suspend included: `CLOCK_BOOTTIME` on Linux and Android, `CLOCK_MONOTONIC` on Apple's systems.
+/// Elsewhere the standard library's monotonic clock, and whether that counts suspend is the platform's choice (Windows:
+/// yes).
+///
+/// The standard library's clock stops on Linux and on Apple's systems while the machine sleeps, so a laptop or a paused
+/// virtual machine would wake up believing its lease was still young.
+///
+/// Tokio's timers do not count suspend. So after a resume a waiting request may be *woken* late, by up to a renewal
+/// period; its answer is withheld all the same, because whoever answers looks at this clock.
+///
+/// All of a process agree. Do not pair it with a paused Tokio clock: timers would then fire at once, and it would say
+/// "not yet". Use [`TokioClock`] there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BootClock(());
 
 /// Tokio's clock, which a test can pause and advance.
 ///
@@ -88,67 +101,56 @@ impl Clock for TokioClock {
 
 // === impl BootClock ===
 
-#[cfg(any(target_os = "linux", target_os = "android"))]
+impl BootClock {
+    /// The machine's clock.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(())
+    }
+}
+
+impl Clock for BootClock {
+    fn now(&self) -> BootInstant {
+        boot::now()
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 mod boot {
     use std::time::Duration;
 
     use rustix::time::{ClockId, clock_gettime};
 
-    use super::{BootInstant, Clock};
+    use super::BootInstant;
 
-    /// The time since boot, suspend included: `CLOCK_BOOTTIME` on Linux and Android, the monotonic clock elsewhere.
-    ///
-    /// The standard library's `Instant` is `CLOCK_MONOTONIC` there, which stops while the machine sleeps, so a laptop
-    /// or a paused virtual machine would wake up believing its lease was still young.
-    ///
-    /// Tokio's timers do not count suspend. So after a resume a waiting request may be *woken* late, by up to a renewal
-    /// period; its answer is withheld all the same, because whoever answers looks at this clock.
-    ///
-    /// Do not pair it with a paused Tokio clock: timers would then fire at once, and it would say "not yet". Use
-    /// [`TokioClock`](super::TokioClock) there.
-    #[derive(Clone, Copy, Debug, Default)]
-    pub struct BootClock(());
+    #[cfg(not(target_vendor = "apple"))]
+    const CLOCK: ClockId = ClockId::Boottime;
+    /// Apple's counts sleep (clock_gettime(3) there), unlike the `CLOCK_UPTIME_RAW` of the standard library.
+    #[cfg(target_vendor = "apple")]
+    const CLOCK: ClockId = ClockId::Monotonic;
 
-    impl BootClock {
-        /// The machine's clock.
-        #[must_use]
-        pub fn new() -> Self {
-            Self(())
-        }
-    }
-
-    impl Clock for BootClock {
-        fn now(&self) -> BootInstant {
-            let now = clock_gettime(ClockId::Boottime);
-            // Never negative: it counts from boot.
-            let (seconds, nanos) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));
-            BootInstant(0).after(Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0)))
-        }
+    pub(super) fn now() -> BootInstant {
+        let now = clock_gettime(CLOCK);
+        // Never negative: it counts from boot.
+        let (seconds, nanos) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));
+        BootInstant(0).after(Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0)))
     }
 }
 
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-mod boot {
+#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+use self::elsewhere as boot;
+
+#[cfg(any(test, not(any(target_os = "linux", target_os = "android", target_vendor = "apple"))))]
+mod elsewhere {
+    use std::sync::LazyLock;
+
     use super::{BootInstant, Clock, TokioClock};
 
-    /// The time since boot, suspend included: `CLOCK_BOOTTIME` on Linux and Android, the monotonic clock elsewhere.
-    ///
-    /// Whether the monotonic clock counts suspend is the platform's choice (macOS: no, Windows: yes).
-    #[derive(Clone, Copy, Debug, Default)]
-    pub struct BootClock(TokioClock);
+    /// One for the process: whoever makes a `BootClock` of his own must be able to compare.
+    static SINCE_FIRST_USE: LazyLock<TokioClock> = LazyLock::new(TokioClock::new);
 
-    impl BootClock {
-        /// The machine's clock.
-        #[must_use]
-        pub fn new() -> Self {
-            Self(TokioClock::new())
-        }
-    }
-
-    impl Clock for BootClock {
-        fn now(&self) -> BootInstant {
-            self.0.now()
-        }
+    pub(super) fn now() -> BootInstant {
+        SINCE_FIRST_USE.now()
     }
 }
 
@@ -162,6 +164,16 @@ mod tests {
         let first = clock.now();
         assert!(clock.now() >= first);
         assert!(first > BootInstant::from_nanos(0));
+    }
+
+    /// What a store says of a session's age is the difference of two readings, each of a clock made on the spot.
+    #[test]
+    fn r3_clocks_made_apart_agree_on_every_platform() {
+        for read in [super::elsewhere::now, || BootClock::new().now()] {
+            let first = read();
+            std::thread::sleep(Duration::from_millis(5));
+            assert!(read().since(first) >= Duration::from_millis(5));
+        }
     }
 
     #[tokio::test(start_paused = true)]

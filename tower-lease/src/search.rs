@@ -1,8 +1,10 @@
 //! Every history of a small world: two or three keepers' cores, a true store, and at most so many faults. I1 and I4.
 //!
 //! Messages arrive at once and in order, and time goes on only when none is under way; each deviation is a fault: a
-//! message that is lost, one that comes late or again, a network that is cut for longer than a TTL, one way or both, a
-//! keeper that crashes and is started anew. Where a fault may happen the search tries all of them, and goes on without one too.
+//! message that is lost, one that comes late or again, a store that does something and does not know it, a network that
+//! is cut for longer than a TTL, one way or both, a watch that breaks, a keeper that crashes and is started anew, one that
+//! is stopped and goes on with all that came meanwhile, a machine that sleeps. And in the midst of that a holder may step
+//! down or hand over. Where a fault may happen the search tries all of them, and goes on without one too.
 
 use std::{collections::BTreeMap, num::NonZeroU64, time::Duration};
 
@@ -36,8 +38,14 @@ struct Node {
     core: Core,
     run: u32,
     rate_ppm: u64,
-    gate: Option<BootInstant>,
+    /// What its clock has counted while the machine slept.
+    slept: u64,
+    gate: Option<(u64, BootInstant)>,
+    /// The last epoch whose gate was opened.
+    opened: u64,
     watches: bool,
+    /// It is stopped until then.
+    stopped: u64,
     /// Until when requests, and answers, do not get through.
     cut: (u64, u64),
 }
@@ -54,6 +62,7 @@ enum Request {
     Renew(Sent),
     Release(ClaimId),
     Disown(ClaimId),
+    Transfer(ClaimId, ClaimId),
 }
 
 /// What may go wrong when the next message is about to arrive.
@@ -62,12 +71,23 @@ enum Mishap {
     Lost,
     Late,
     Again,
+    /// The store carries it out, and says that it does not know.
+    Unknown,
     /// Nothing from the store arrives at that node any more, for a while.
     CutAnswers,
     /// Nor the other way.
     Cut,
+    /// The node's watch.
+    WatchBreaks,
     /// The node that sent it, or would get it, dies and starts anew.
     Crash,
+    /// It is stopped for longer than a TTL; its clock goes on.
+    Stop,
+    /// Its machine sleeps for longer than a TTL: nobody else notices, and none of its timers.
+    Sleep,
+    StepDown,
+    /// To the next node.
+    HandOver,
 }
 
 /// How much was seen: how many ends of histories, and how many epochs after the first branch or before.
@@ -84,8 +104,20 @@ const HORIZON: u64 = 11 * SECOND;
 /// How late: to just before the end of a lease.
 const LATE: u64 = 38 * SECOND / 10;
 const CUT: u64 = 5 * SECOND;
-const MISHAPS: [Mishap; 6] =
-    [Mishap::Lost, Mishap::Late, Mishap::Again, Mishap::CutAnswers, Mishap::Cut, Mishap::Crash];
+const MISHAPS: [Mishap; 12] = [
+    Mishap::Lost,
+    Mishap::Late,
+    Mishap::Again,
+    Mishap::Unknown,
+    Mishap::CutAnswers,
+    Mishap::Cut,
+    Mishap::WatchBreaks,
+    Mishap::Crash,
+    Mishap::Stop,
+    Mishap::Sleep,
+    Mishap::StepDown,
+    Mishap::HandOver,
+];
 /// The clocks at both ends of what the margin covers; and one that is far beyond.
 const RATES: [u64; 3] = [990_000, 1_010_000, 1_000_000];
 const CARELESS_RATE: u64 = 950_000;
@@ -120,7 +152,7 @@ impl World {
         let seed = (at as u64) << 32 | u64::from(run);
         let core = Core::new(Terms { ttl: TTL, reacquire: true, ..terms }, id, true, seed);
         let rate_ppm = if !self.margin && at == 0 { CARELESS_RATE } else { RATES[at] };
-        Node { core, run, rate_ppm, gate: None, watches: false, cut: (0, 0) }
+        Node { core, run, rate_ppm, slept: 0, gate: None, opened: 0, watches: false, stopped: 0, cut: (0, 0) }
     }
 
     /// Goes on until `HORIZON`, and branches wherever a fault may happen.
@@ -132,9 +164,9 @@ impl World {
                 }
             } else {
                 if faults > 0 {
-                    for mishap in MISHAPS {
+                    for mishap in MISHAPS.into_iter().filter(|mishap| self.may_suffer(*mishap)) {
                         let mut other = self.clone();
-                        other.suffer(mishap);
+                        other.suffer(mishap, seen);
                         other.explore(faults - 1, seen);
                     }
                 }
@@ -146,10 +178,36 @@ impl World {
         seen.histories += 1;
     }
 
-    fn suffer(&mut self, mishap: Mishap) {
-        let message = self.messages.remove(0);
-        let (Message::ToStore(at, ..) | Message::ToNode(at, ..)) = message;
+    /// Whether that makes a difference now.
+    fn may_suffer(&self, mishap: Mishap) -> bool {
+        let node = &self.nodes[self.messages[0].node()];
         match mishap {
+            Mishap::Unknown => matches!(self.messages[0], Message::ToStore(..)),
+            Mishap::WatchBreaks => node.watches,
+            Mishap::Sleep | Mishap::StepDown | Mishap::HandOver => node.gate.is_some(),
+            _ => true,
+        }
+    }
+
+    fn suffer(&mut self, mishap: Mishap, seen: &mut Found) {
+        let message = self.messages.remove(0);
+        let at = message.node();
+        match mishap {
+            Mishap::Unknown => {
+                self.deliver(message, seen);
+                if let Some(Message::ToNode(_, _, input)) = self.messages.last_mut() {
+                    input.forget();
+                }
+                return;
+            }
+            Mishap::WatchBreaks => {
+                self.nodes[at].watches = false;
+                self.messages.push(Message::ToNode(at, self.nodes[at].run, Input::Watched(Seen::Broken)));
+            }
+            Mishap::Stop => self.nodes[at].stopped = self.now + CUT,
+            Mishap::Sleep => self.nodes[at].slept += CUT,
+            Mishap::StepDown => self.feed(at, Input::StepDown { hands_over: false }),
+            Mishap::HandOver => self.feed(at, Input::StepDown { hands_over: true }),
             Mishap::Lost => return,
             Mishap::Late => return self.hold(message),
             Mishap::Again => self.hold(message.clone()),
@@ -164,8 +222,12 @@ impl World {
     }
 
     fn hold(&mut self, message: Message) {
+        self.hold_until(self.now + LATE, message);
+    }
+
+    fn hold_until(&mut self, when: u64, message: Message) {
         self.serial += 1;
-        self.held.insert((self.now + LATE, self.serial), message);
+        self.held.insert((when, self.serial), message);
     }
 
     /// To the next deadline of anybody; false when that is past the horizon.
@@ -191,17 +253,22 @@ impl World {
     fn wake(&self, at: usize) -> Option<u64> {
         let node = &self.nodes[at];
         let left = node.core.deadline()?.since(self.clock(at)).as_nanos() as u64;
-        Some(self.now + (u128::from(left) * 1_000_000 / u128::from(node.rate_ppm)) as u64 + 1)
+        let when = self.now + (u128::from(left) * 1_000_000 / u128::from(node.rate_ppm)) as u64 + 1;
+        Some(when.max(node.stopped))
     }
 
     fn deliver(&mut self, message: Message, seen: &mut Found) {
         match message {
             Message::ToNode(at, _, _) if self.now < self.nodes[at].cut.1 => {}
             Message::ToStore(at, ..) if self.now < self.nodes[at].cut.0 => {}
+            // It is there when the node goes on, behind what came before it.
+            Message::ToNode(at, _, _) if self.now < self.nodes[at].stopped => {
+                self.hold_until(self.nodes[at].stopped, message);
+            }
             Message::ToNode(at, run, input) if self.nodes[at].run == run => self.feed(at, input),
             Message::ToNode(..) => {}
             Message::ToStore(at, run, request) => {
-                let input = self.serve(at, request, seen);
+                let input = self.serve(request, seen);
                 self.messages.push(Message::ToNode(at, run, input));
             }
         }
@@ -216,25 +283,38 @@ impl World {
 
     fn act(&mut self, at: usize, output: Output) {
         let run = self.nodes[at].run;
+        let heir = self.nodes[(at + 1) % self.nodes.len()].core.heir();
         let mut send = |request| self.messages.push(Message::ToStore(at, run, request));
         match output {
             Output::Acquire(sent) => send(Request::Acquire(sent)),
             Output::Renew(sent) => send(Request::Renew(sent)),
             Output::Release(claim) => send(Request::Release(claim)),
             Output::Disown(claim) => send(Request::Disown(claim)),
+            Output::Transfer(claim) => send(Request::Transfer(claim, heir)),
+            // Those inside leave at once; or late, if that is the fault.
+            Output::Drain => self.messages.push(Message::ToNode(at, run, Input::Drained)),
             Output::Watch(_) => {
                 self.nodes[at].watches = true;
                 self.tell(at);
             }
             Output::Unwatch => self.nodes[at].watches = false,
-            Output::Open(_, until) | Output::Extend(until) => self.nodes[at].gate = Some(until),
+            Output::Open(epoch, until) => {
+                let node = &mut self.nodes[at];
+                assert!(epoch.get() > node.opened, "R-26: epoch {epoch} is opened again");
+                (node.opened, node.gate) = (epoch.get(), Some((epoch.get(), until)));
+            }
+            Output::Extend(until) => {
+                let gate = self.nodes[at].gate.as_mut().expect("I3: an epoch that is over is extended");
+                assert!(until >= gate.1, "R-8: {until:?} after {gate:?}");
+                gate.1 = until;
+            }
             Output::Close => self.nodes[at].gate = None,
-            Output::Transfer(_) | Output::Drain | Output::Distrust { .. } => unreachable!("not here: {output:?}"),
+            Output::Distrust { .. } => unreachable!("this store forgets nothing"),
             Output::Forget | Output::Publish(_) => {}
         }
     }
 
-    fn serve(&mut self, at: usize, request: Request, seen: &mut Found) -> Input {
+    fn serve(&mut self, request: Request, seen: &mut Found) -> Input {
         match request {
             Request::Acquire(sent) => {
                 let before = self.table.revision();
@@ -258,8 +338,17 @@ impl World {
                 if let Some(record) = found.filter(|record| record.claim() == id) {
                     _ = self.changing(|table, now| table.revoke(&key(), Some(record.token()), now));
                 }
-                let _ = at;
                 Input::Released(id, true)
+            }
+            Request::Transfer(from, to) => {
+                let before = self.table.revision();
+                let transferred = self.changing(|table, now| table.transfer(&claim(from), &claim(to), now));
+                let done = transferred.is_ok();
+                if let Ok(grant) = transferred {
+                    let is_new = self.table.revision() > before;
+                    self.reply(Acquired::Granted(grant), is_new, seen);
+                }
+                Input::Transferred(from, done)
             }
         }
     }
@@ -303,17 +392,46 @@ impl World {
         }
     }
 
-    /// I1, at this true time.
-    fn check(&self, seen: &mut Found) {
-        let open = (0..self.nodes.len()).filter(|at| self.nodes[*at].gate.is_some_and(|until| self.clock(*at) < until));
-        if open.count() > 1 {
-            seen.broken = Some(format!("I1: two gates are open at {} ms", self.now / 1_000_000));
+    /// I1, at this true time; and what is more, that a gate is open only while the store has its epoch.
+    fn check(&mut self, seen: &mut Found) {
+        let gates = (0..self.nodes.len()).filter_map(|at| Some((at, self.nodes[at].gate?)));
+        let open: Vec<_> = gates.filter(|(at, (_, until))| self.clock(*at) < *until).collect();
+        let at = self.now / 1_000_000;
+        if open.len() > 1 {
+            seen.broken = Some(format!("I1: two gates are open at {at} ms"));
+        } else if let [(_, (epoch, _))] = open[..] {
+            let held = self.changing(|table, now| table.inspect(&key(), now));
+            if held.is_none_or(|record| record.token().epoch().get() != epoch) {
+                seen.broken =
+                    Some(format!("I1: at {at} ms the gate of epoch {epoch} is open, and the store has another"));
+            }
         }
     }
 
     fn clock(&self, at: usize) -> BootInstant {
         let passed = u128::from(self.now) * u128::from(self.nodes[at].rate_ppm) / 1_000_000;
-        BootInstant::from_nanos(passed as u64 + SECOND)
+        BootInstant::from_nanos(passed as u64 + SECOND + self.nodes[at].slept)
+    }
+}
+
+// === impl Message, Input ===
+
+impl Message {
+    fn node(&self) -> usize {
+        let (Self::ToStore(at, ..) | Self::ToNode(at, ..)) = self;
+        *at
+    }
+}
+
+impl Input {
+    /// The store has done something, and the answer does not say what.
+    fn forget(&mut self) {
+        match self {
+            Self::Acquired(_, answer) => *answer = Err(Fault::Unknown),
+            Self::Renewed(_, answer) => *answer = Err(Fault::Unknown),
+            Self::Released(_, certain) | Self::Transferred(_, certain) => *certain = false,
+            _ => {}
+        }
     }
 }
 

@@ -1,7 +1,14 @@
 //! The suite for stores, over the store in memory; and over stores that are wrong on purpose, which it must find out.
 #![cfg(feature = "testing")]
 
-use std::{num::NonZeroU64, time::Duration};
+use std::{
+    num::NonZeroU64,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tower_lease::{
     Acquired, Capabilities, Claim, Document, FencingToken, Grant, LeaseKey, LeaseStore, Listing, MemoryStore,
@@ -24,6 +31,14 @@ async fn so_does_each_of_its_named_authorities() {
     Conformance::new(one, other).run().await;
 }
 
+/// An engine that is loaded answers late now and then, and then nobody knows what it did.
+#[tokio::test(start_paused = true)]
+async fn r15_a_store_that_is_right_and_often_silent_conforms() {
+    let store = Flawed::new(Flaw::LosesAnswers);
+    Conformance::new(store.clone(), store.clone()).run().await;
+    assert!(store.calls.load(Relaxed) > 100, "of which every second had no answer");
+}
+
 /// What is wrong with a [`Flawed`] store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flaw {
@@ -43,6 +58,8 @@ enum Flaw {
     LeavesBoundDocuments,
     TransfersFromAnyone,
     LosesPayloads,
+    /// To every second request that may be repeated; it was carried out.
+    LosesAnswers,
 }
 
 const FLAWS: [(Flaw, &str); 16] = [
@@ -67,7 +84,7 @@ const FLAWS: [(Flaw, &str); 16] = [
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_wrong_is_found_out() {
     for (flaw, rule) in FLAWS {
-        let store = Flawed { inner: MemoryStore::new(), flaw };
+        let store = Flawed::new(flaw);
         let run = tokio::spawn(Conformance::new(store.clone(), store).run()).await;
         let panic = run.expect_err(&format!("{flaw:?} passes the suite")).into_panic();
         let message = panic.downcast_ref::<String>().map(String::as_str);
@@ -80,11 +97,21 @@ async fn a_store_that_is_wrong_is_found_out() {
 struct Flawed {
     inner: MemoryStore,
     flaw: Flaw,
+    calls: Arc<AtomicU32>,
 }
 
 struct FlawedWatch(MemoryWatch, Flaw);
 
 impl Flawed {
+    fn new(flaw: Flaw) -> Self {
+        Self { inner: MemoryStore::new(), flaw, calls: Arc::default() }
+    }
+
+    fn told<T>(&self, answer: T) -> Result<T, StoreError> {
+        let is_lost = self.calls.fetch_add(1, Relaxed).is_multiple_of(2) && self.is(Flaw::LosesAnswers);
+        if is_lost { Err(StoreError::unknown("no answer in time")) } else { Ok(answer) }
+    }
+
     fn is(&self, flaw: Flaw) -> bool {
         self.flaw == flaw
     }
@@ -141,7 +168,7 @@ impl LeaseStore for Flawed {
         }
         let endless = Claim::new(claim.key().clone(), claim.holder().clone(), claim.id(), Duration::from_secs(9_999));
         let claim = if self.is(Flaw::NeverEnds) { &endless } else { claim };
-        Ok(match self.inner.acquire(claim).await? {
+        self.told(match self.inner.acquire(claim).await? {
             Acquired::Granted(grant) if self.is(Flaw::NeverEnds) => {
                 let told = Grant::new(grant.token().clone(), Duration::from_secs(1), grant.revision());
                 Acquired::Granted(if grant.is_clean() { told.after_clean_end() } else { told })
@@ -153,16 +180,16 @@ impl LeaseStore for Flawed {
 
     async fn renew(&self, claim: &Claim) -> Result<Duration, StoreError> {
         let holder = self.holder_of(claim).await?;
-        self.inner.renew(if self.is(Flaw::RenewsAnyone) { &holder } else { claim }).await
+        self.told(self.inner.renew(if self.is(Flaw::RenewsAnyone) { &holder } else { claim }).await?)
     }
 
     async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
         let holder = self.holder_of(claim).await?;
-        self.inner.release(if self.is(Flaw::ReleasesAnyone) { &holder } else { claim }).await
+        self.told(self.inner.release(if self.is(Flaw::ReleasesAnyone) { &holder } else { claim }).await?)
     }
 
     async fn revoke(&self, key: &LeaseKey, guard: Option<&FencingToken>) -> Result<(), StoreError> {
-        self.inner.revoke(key, guard).await
+        self.told(self.inner.revoke(key, guard).await?)
     }
 
     async fn inspect(&self, key: &LeaseKey) -> Result<Option<Record>, StoreError> {
@@ -189,7 +216,7 @@ impl LeaseStore for Flawed {
     async fn transfer(&self, from: &Claim, to: &Claim) -> Result<Grant, StoreError> {
         let holder = self.holder_of(from).await?;
         let from = if self.is(Flaw::TransfersFromAnyone) { &holder } else { from };
-        Ok(self.bent(self.inner.transfer(from, to).await?))
+        self.told(self.bent(self.inner.transfer(from, to).await?))
     }
 
     async fn read(&self, key: &LeaseKey) -> Result<Option<Document>, StoreError> {

@@ -174,6 +174,19 @@ async fn who_waits_for_the_inner_service_is_refused_when_the_lease_is_lost() {
     assert!(start.elapsed() < ms(10));
 }
 
+#[tokio::test(start_paused = true)]
+async fn r6_who_waits_for_the_inner_service_is_refused_at_the_end_of_validity_though_no_keeper_runs() {
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let mut keeper = pin!(keeper.run());
+    tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
+    let (probe, handle) = Probe::new();
+    handle.be_pending();
+    let mut service = LeaseLayer::new(&lease).layer(probe);
+    let start = Instant::now();
+    assert!(soon(ask(&mut service, request())).await.unwrap_err().is::<NotHeld>());
+    assert!((VALID..VALID + ms(5)).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
 // === the gate ===
 
 #[tokio::test(start_paused = true)]
@@ -680,6 +693,29 @@ async fn a_token_that_came_with_a_request_is_not_taken_for_ours() {
     assert_eq!(head.headers.get_all("x-lease-token").iter().collect::<Vec<_>>(), ["svc/echo/0;1"]);
 }
 
+/// A handler that passes the request's headers on would send what a client made up, in our name.
+#[tokio::test(start_paused = true)]
+async fn a_token_of_our_key_goes_no_further_and_one_of_another_key_is_its_senders() {
+    let (_store, (lease, _keeper)) = held().await;
+    for place in [TokenIn::Extensions, TokenIn::Nowhere] {
+        for (came, stays) in [
+            (&["svc/echo/0;99"][..], &[][..]),
+            (&["a;1", " svc/echo/0;99"], &[]),
+            (&["svc/echo/0"], &["svc/echo/0"]),
+            (&["svc/echo/01;7"], &["svc/echo/01;7"]),
+            (&["svc/echo;7"], &["svc/echo;7"]),
+        ] {
+            let (probe, handle) = Probe::new();
+            let mut service = LeaseLayer::new(&lease).http().token_in(place).layer(probe);
+            let request =
+                came.iter().fold(Request::builder(), |request, value| request.header("x-lease-token", *value));
+            ask(&mut service, request.body(String::new()).unwrap()).await.unwrap();
+            let head = handle.last_head().unwrap();
+            assert_eq!(head.headers.get_all("x-lease-token").iter().collect::<Vec<_>>(), stays, "{came:?}");
+        }
+    }
+}
+
 /// A proxy that passes the request on would have the next instance refuse it: its epoch is another.
 #[tokio::test(start_paused = true)]
 async fn the_epoch_that_was_meant_for_us_goes_no_further() {
@@ -858,6 +894,21 @@ async fn r28_i3_a_body_breaks_off_when_the_lease_is_lost() {
     assert!(start.elapsed() < ms(10));
     assert!(flowing.frame().await.unwrap().unwrap_err().is::<LeaseLost>(), "not another byte");
     assert!(flowing.frame().await.is_none() && flowing.is_end_stream());
+}
+
+#[tokio::test(start_paused = true)]
+async fn r6_i3_a_body_that_waits_breaks_off_at_the_end_of_validity_though_no_keeper_runs() {
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let mut keeper = pin!(keeper.run());
+    tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
+    let (probe, handle) = Probe::new();
+    handle.answer(Answer::Body(200, Script::new([Step::Data("one"), Step::Hang])));
+    let mut service = LeaseLayer::new(&lease).http().layer(probe);
+    let start = Instant::now();
+    let mut body = ask(&mut service, request()).await.unwrap().into_body();
+    assert!(body.frame().await.unwrap().is_ok());
+    assert!(soon(body.frame()).await.unwrap().unwrap_err().is::<LeaseLost>());
+    assert!((VALID..VALID + ms(5)).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

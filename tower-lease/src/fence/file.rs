@@ -22,7 +22,9 @@ use crate::{FencingToken, LeaseKey};
 /// At most 65 536 keys. The file is rewritten when it has grown to twice its keys and 1 024 lines; what a crash left
 /// half-written was never acknowledged, and is dropped. The writes are made on Tokio's threads for blocking work.
 ///
-/// One process at a time may have it open: nothing stops a second one, and then each would miss what the other raised.
+/// One process at a time has it open, for each would miss what the other raised: a second one is refused. For that, and
+/// for as long as a clone lives, a file beside it (`.lock`) is locked; the system lets go of it when the process ends.
+/// (By `flock` on Unix, by not sharing it on Windows. Elsewhere nothing stops a second one.)
 #[derive(Clone)]
 pub struct FileMark(Arc<Mutex<Log>>);
 
@@ -34,6 +36,8 @@ struct Log {
     floors: BTreeMap<LeaseKey, NonZeroU64>,
     /// A write failed, so the file's end is not to be trusted.
     is_torn: bool,
+    /// Closed last, and so let go.
+    _lock: fs::File,
 }
 
 const SPARE_LINES: usize = 1_024;
@@ -45,8 +49,8 @@ impl FileMark {
     ///
     /// # Errors
     ///
-    /// It cannot be read and written, or is not of this kind (`InvalidData`): a floor that cannot be read is not to be
-    /// passed over.
+    /// It cannot be read and written; another one has it open (`ResourceBusy`); or it is not of this kind
+    /// (`InvalidData`): a floor that cannot be read is not to be passed over.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
         Ok(Self(Arc::new(Mutex::new(Log::open(path.into())?))))
     }
@@ -70,13 +74,14 @@ impl fmt::Debug for FileMark {
 
 impl Log {
     fn open(path: PathBuf) -> io::Result<Self> {
+        let lock = lock::take(&beside(&path, ".lock"))?;
         let text = match fs::read_to_string(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             read => read?,
         };
         let floors = read(&text)?;
         let file = rewrite(&path, &floors)?;
-        Ok(Self { path, file, lines: floors.len(), floors, is_torn: false })
+        Ok(Self { path, file, lines: floors.len(), floors, is_torn: false, _lock: lock })
     }
 
     fn raise(&mut self, token: &FencingToken) -> io::Result<NonZeroU64> {
@@ -113,10 +118,15 @@ fn read(text: &str) -> io::Result<BTreeMap<LeaseKey, NonZeroU64>> {
     Ok(floors)
 }
 
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut beside = OsString::from(path);
+    beside.push(ending);
+    beside.into()
+}
+
 /// Puts a new file in the place of the old one, in one step, and opens it at its end.
 fn rewrite(path: &Path, floors: &BTreeMap<LeaseKey, NonZeroU64>) -> io::Result<fs::File> {
-    let mut beside = OsString::from(path);
-    beside.push(".new");
+    let beside = beside(path, ".new");
     let lines: String = floors.iter().map(|(key, epoch)| format!("{key};{epoch}\n")).collect();
     let mut file = fs::File::create(&beside)?;
     file.write_all(lines.as_bytes())?;
@@ -128,6 +138,48 @@ fn rewrite(path: &Path, floors: &BTreeMap<LeaseKey, NonZeroU64>) -> io::Result<f
         folder.sync_all()?;
     }
     Ok(file)
+}
+
+#[cfg(unix)]
+mod lock {
+    use std::{fs::File, io, path::Path};
+
+    use rustix::fs::{FlockOperation, flock};
+
+    pub(super) fn take(path: &Path) -> io::Result<File> {
+        let file = File::options().create(true).append(true).open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(file),
+            Err(error) if error == rustix::io::Errno::WOULDBLOCK => Err(super::busy()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(windows)]
+mod lock {
+    use std::{fs::File, io, os::windows::fs::OpenOptionsExt, path::Path};
+
+    const SHARING_VIOLATION: i32 = 32;
+
+    pub(super) fn take(path: &Path) -> io::Result<File> {
+        let opened = File::options().create(true).append(true).share_mode(0).open(path);
+        opened.map_err(|error| if error.raw_os_error() == Some(SHARING_VIOLATION) { super::busy() } else { error })
+    }
+}
+
+#[cfg(not(any(unix, windows)))]
+mod lock {
+    use std::{fs::File, io, path::Path};
+
+    pub(super) fn take(path: &Path) -> io::Result<File> {
+        File::options().create(true).append(true).open(path)
+    }
+}
+
+#[cfg(any(unix, windows))]
+fn busy() -> io::Error {
+    io::Error::new(io::ErrorKind::ResourceBusy, "another fence has the file of these floors open")
 }
 
 #[cfg(all(test, not(loom)))]
@@ -218,6 +270,31 @@ mod tests {
         log.lines = 2 * SPARE_LINES;
         log.raise(&token("a", 1)).unwrap();
         assert_eq!(log.lines, 1);
+    }
+
+    /// Two that each know half of what was raised would let a token pass that the other has refused.
+    #[test]
+    fn i2_one_at_a_time_has_it_open() {
+        let place = Place::new();
+        let mut log = open(&place);
+        log.raise(&token("a", 7)).unwrap();
+        assert_eq!(Log::open(place.0.clone()).err().unwrap().kind(), io::ErrorKind::ResourceBusy);
+        // A new file in its place changes nothing about that.
+        log.lines = 2 * SPARE_LINES;
+        log.raise(&token("a", 8)).unwrap();
+        assert_eq!(Log::open(place.0.clone()).err().unwrap().kind(), io::ErrorKind::ResourceBusy);
+        drop(log);
+        assert_eq!(open(&place).raise(&token("a", 1)).unwrap().get(), 8);
+    }
+
+    /// Between the writing of a new file and its renaming, or in the middle of that.
+    #[test]
+    fn r21_what_a_crash_left_beside_it_is_no_floor() {
+        let place = Place::new();
+        open(&place).raise(&token("a", 7)).unwrap();
+        fs::write(beside(&place.0, ".new"), "a;9\nb").unwrap();
+        assert_eq!(open(&place).raise(&token("a", 1)).unwrap().get(), 7);
+        assert!(!beside(&place.0, ".new").exists());
     }
 
     #[tokio::test]

@@ -39,7 +39,7 @@ struct Entry {
     ttl: Duration,
     end: Instant,
     is_clean: bool,
-    /// Documents that were bound to this epoch, and may be still.
+    /// Documents that end with this epoch.
     bound: BTreeSet<LeaseKey>,
 }
 
@@ -162,20 +162,25 @@ impl Table {
         if found.map(Document::revision) != swap.expected() {
             return Ok(Swapped::Changed(found.cloned()));
         }
+        let is_new = found.is_none();
         match swap.value() {
             Some(value) if value.len() > Document::MAX_LEN => {
                 return Err(StoreError::refused(format!("a document has at most {} bytes", Document::MAX_LEN)));
             }
             Some(value) => {
-                if found.is_none() {
+                if is_new {
                     self.has_room()?;
                 }
+                self.release_page(swap.key());
                 let document = Document::new(swap.key().clone(), value.clone(), Revision::new(self.revision + 1));
                 let bound = self.bind(swap);
                 self.documents.insert(swap.key().clone(), Page { document: document.clone(), bound });
                 self.tell(WatchEvent::Written(document));
             }
-            None => self.delete(swap.key()),
+            None => {
+                self.release_page(swap.key());
+                self.delete(swap.key());
+            }
         }
         Ok(Swapped::Done(self.revision()))
     }
@@ -253,13 +258,17 @@ impl Table {
         Some(token.clone())
     }
 
-    /// Deletes what was bound to this epoch, unless it was written since without that.
-    fn unbind(&mut self, ended: &Entry) {
-        for key in &ended.bound {
-            if self.documents.get(key).is_some_and(|page| page.bound.as_ref() == Some(ended.record.token())) {
-                self.delete(key);
-            }
+    /// A document that is written or deleted does not end with the epoch that it was bound to.
+    fn release_page(&mut self, key: &LeaseKey) {
+        let Some(Page { bound: Some(token), .. }) = self.documents.get(key) else { return };
+        if let Some(entry) = self.entries.get_mut(token.key()) {
+            entry.bound.remove(key);
         }
+    }
+
+    /// Deletes what is bound to this epoch.
+    fn unbind(&mut self, ended: &Entry) {
+        ended.bound.iter().for_each(|key| self.delete(key));
     }
 
     fn tell(&mut self, event: WatchEvent) {
@@ -455,6 +464,30 @@ mod tests {
         let left: Vec<_> = table.list("a", now).documents.iter().map(|left| left.key().to_string()).collect();
         assert_eq!(left, ["a/kept"]);
         assert!(matches!(table.log.back(), Some(WatchEvent::Deleted(gone, _)) if *gone == key("a/phase")));
+    }
+
+    /// An epoch may last for years, and bind a document for every client that comes and goes.
+    #[test]
+    fn what_is_no_longer_bound_is_not_remembered() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        let Acquired::Granted(grant) = table.acquire(&claim("a", 1), now).unwrap() else { panic!() };
+        for number in 0..10 {
+            let key = key(&format!("a/{number}"));
+            for _ in 0..2 {
+                let swap = match table.read(&key, now) {
+                    None => Swap::create(key.clone(), "x"),
+                    Some(seen) => Swap::replace(&seen, "y"),
+                };
+                table.swap(&swap.bound_to(grant.token()), now).unwrap();
+            }
+            let seen = table.read(&key, now).unwrap();
+            let gone = if number & 1 == 0 { Swap::delete(&seen) } else { Swap::replace(&seen, "kept") };
+            assert_eq!(table.entries[grant.token().key()].bound.len(), 1);
+            table.swap(&gone, now).unwrap();
+            assert!(table.entries[grant.token().key()].bound.is_empty());
+        }
+        table.release(&claim("a", 1), now);
+        assert_eq!(table.list("a/", now).documents.len(), 5);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Conformance, assert_fault, ok};
+use super::Conformance;
 use crate::{Fault, LeaseStore};
 
 impl<S: LeaseStore> Conformance<S> {
@@ -21,7 +21,7 @@ impl<S: LeaseStore> Conformance<S> {
         let (key, claim, first) = self.held().await;
         self.until_vacant(&key, first.ttl() + self.lateness()).await;
         self.assert_lasted(start, first.ttl());
-        assert_fault(self.one.renew(&claim).await, Fault::Lost, "R-11: it expired");
+        self.assert_fault(|| self.one.renew(&claim), Fault::Lost, "R-11: it expired").await;
         let second = self.granted(&self.claim(&key)).await;
         self.assert_rises(&first, &second, "an expiry");
         assert!(!second.is_clean(), "R-18: an expiry is no clean end");
@@ -34,7 +34,7 @@ impl<S: LeaseStore> Conformance<S> {
         while start.elapsed() < grant.ttl() * 2 {
             sleep(grant.ttl() / 5).await;
             let sent = Instant::now();
-            renewed = (sent, ok(self.one.renew(&claim).await, "R-7: a renewal in time"));
+            renewed = (sent, self.answer(|| self.one.renew(&claim), "R-7: a renewal in time").await);
         }
         let token = self.inspected(&key).await.map(|record| record.token().clone());
         assert_eq!(token.as_ref(), Some(grant.token()), "R-7: renewed, it is held past its first TTL");
@@ -48,7 +48,7 @@ impl<S: LeaseStore> Conformance<S> {
         let to = self.claim(&key);
         sleep(self.ttl / 2).await;
         let sent = Instant::now();
-        let grant = ok(self.one.transfer(&from, &to).await, "transfer");
+        let grant = self.answer(|| self.one.transfer(&from, &to), "transfer").await;
         self.until_vacant(&key, grant.ttl() + self.lateness()).await;
         self.assert_lasted(sent, grant.ttl());
     }

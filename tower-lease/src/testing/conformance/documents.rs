@@ -18,7 +18,7 @@ impl<S: LeaseStore> Conformance<S> {
 
     /// Leases go by themselves; documents do not.
     pub(super) async fn clean_up(&self) {
-        for document in ok(self.one.list_prefix(&self.prefix).await, "list").documents {
+        for document in self.answer(|| self.one.list_prefix(&self.prefix), "list").await.documents {
             ok(self.one.swap(&Swap::delete(&document)).await, "swap");
         }
     }
@@ -32,7 +32,7 @@ impl<S: LeaseStore> Conformance<S> {
     }
 
     async fn found(&self, key: &LeaseKey) -> Option<Document> {
-        ok(self.other.read(key).await, "read")
+        self.answer(|| self.other.read(key), "read").await
     }
 
     async fn a_document_is_compared_and_set(&self) {
@@ -73,9 +73,9 @@ impl<S: LeaseStore> Conformance<S> {
     async fn r21_a_guarded_write_needs_its_guard(&self) {
         let (leader, leading, old) = self.held().await;
         let first = self.written(&Swap::create(self.key(), "one").guarded_by(old.token())).await;
-        ok(self.one.renew(&leading).await, "renew");
+        self.answer(|| self.one.renew(&leading), "renew").await;
         let second = self.written(&Swap::replace(&first, "two").guarded_by(old.token())).await;
-        ok(self.one.release(&leading).await, "release");
+        self.answer(|| self.one.release(&leading), "release").await;
         let late = Swap::replace(&second, "late").guarded_by(old.token());
         assert_fault(self.one.swap(&late).await, Fault::Lost, "R-21: nobody holds the guard");
         let new = self.granted(&self.claim(&leader)).await;
@@ -93,7 +93,7 @@ impl<S: LeaseStore> Conformance<S> {
         self.written(&Swap::create(gone.clone(), "x").bound_to(grant.token())).await;
         let bound = self.written(&Swap::create(kept.clone(), "x").bound_to(grant.token())).await;
         self.written(&Swap::replace(&bound, "y")).await;
-        ok(self.one.release(&claim).await, "release");
+        self.answer(|| self.one.release(&claim), "release").await;
         assert_eq!(self.found(&gone).await, None, "a bound document ends with a release");
         assert!(self.found(&kept).await.is_some(), "one that was written since without that stays");
         let (key, _, grant) = self.held().await;
@@ -105,8 +105,9 @@ impl<S: LeaseStore> Conformance<S> {
             let (key, from, grant) = self.held().await;
             let handed = self.key();
             self.written(&Swap::create(handed.clone(), "x").bound_to(grant.token())).await;
-            ok(self.one.transfer(&from, &self.claim(&key)).await, "transfer");
-            ok(self.one.release(&from).await, "release by the old holder");
+            let to = self.claim(&key);
+            self.answer(|| self.one.transfer(&from, &to), "transfer").await;
+            self.answer(|| self.one.release(&from), "release by the old holder").await;
             assert_eq!(self.found(&handed).await, None, "and with a transfer, once the old holder has let go");
         }
     }
@@ -117,8 +118,8 @@ impl<S: LeaseStore> Conformance<S> {
         assert_fault(swap, Fault::Refused, "a lease is not written over");
         assert_eq!(self.found(&key).await, None, "a lease is no document");
         let document = self.written(&Swap::create(self.key(), "x")).await;
-        let acquired = self.one.acquire(&self.claim(document.key())).await;
-        assert_fault(acquired, Fault::Refused, "a document is not acquired");
+        let claim = self.claim(document.key());
+        self.assert_fault(|| self.one.acquire(&claim), Fault::Refused, "a document is not acquired").await;
         assert_eq!(self.inspected(document.key()).await, None, "a document is no lease");
     }
 
@@ -141,7 +142,7 @@ impl<S: LeaseStore> Conformance<S> {
         let first = self.written(&Swap::create(document.clone(), "x")).await;
         let event = self.next(&mut watch, "a write").await;
         assert_eq!(event, WatchEvent::Written(first.clone()));
-        let listing = ok(self.other.list_prefix(&prefix).await, "list");
+        let listing = self.answer(|| self.other.list_prefix(&prefix), "list").await;
         assert_eq!(listing.documents, std::slice::from_ref(&first), "a listing has the documents too");
         assert_eq!(listing.records.len(), 1, "beside the records");
         ok(self.one.swap(&Swap::delete(&first)).await, "swap");

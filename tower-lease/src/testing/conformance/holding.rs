@@ -2,7 +2,7 @@
 
 use tokio::task::JoinSet;
 
-use super::{Conformance, assert_fault, ok};
+use super::{Conformance, assert_fault, known};
 use crate::{Acquired, Claim, ClaimId, Fault, Holder, LeaseKey, LeaseStore};
 
 impl<S: LeaseStore> Conformance<S> {
@@ -30,7 +30,9 @@ impl<S: LeaseStore> Conformance<S> {
         let (key, claim, grant) = self.held().await;
         assert_eq!(grant.token().key(), &key, "R-25: the token is of the key");
         assert!(!grant.ttl().is_zero(), "R-2: the granted TTL is told");
-        let Acquired::Held(record) = ok(self.other.acquire(&self.claim(&key)).await, "acquire of a held key") else {
+        let another = self.claim(&key);
+        let answer = self.answer(|| self.other.acquire(&another), "acquire of a held key").await;
+        let Acquired::Held(record) = answer else {
             panic!("R-14: a key that is held is granted to nobody else");
         };
         assert_eq!((record.token(), record.claim()), (grant.token(), claim.id()), "who holds it is told");
@@ -43,8 +45,8 @@ impl<S: LeaseStore> Conformance<S> {
         let mut racers = JoinSet::new();
         for racer in 0..16 {
             let store = if racer % 2 == 0 { self.one.clone() } else { self.other.clone() };
-            let claim = self.claim(&key);
-            racers.spawn(async move { store.acquire(&claim).await });
+            let (claim, patience) = (self.claim(&key), self.patience());
+            racers.spawn(async move { known(patience, || store.acquire(&claim)).await });
         }
         let answers = racers.join_all().await;
         let got = answers.iter().filter(|answer| matches!(answer, Ok(Acquired::Granted(_)))).count();
@@ -54,7 +56,7 @@ impl<S: LeaseStore> Conformance<S> {
     async fn r15_a_repeated_claim_gets_the_same_grant(&self) {
         let (key, claim, grant) = self.held().await;
         for store in [&self.one, &self.other] {
-            let again = ok(store.acquire(&claim).await, "a repeated acquire");
+            let again = self.answer(|| store.acquire(&claim), "a repeated acquire").await;
             assert_eq!(again, Acquired::Granted(grant.clone()), "R-15: the same claim gets the same grant");
         }
         let record = self.inspected(&key).await;
@@ -64,47 +66,49 @@ impl<S: LeaseStore> Conformance<S> {
     async fn r16_the_same_name_is_not_the_same_claim(&self) {
         let (key, claim, _) = self.held().await;
         let restarted = Claim::new(key, claim.holder().clone(), ClaimId::random(), self.ttl);
-        let answer = ok(self.one.acquire(&restarted).await, "acquire after a restart");
+        let answer = self.answer(|| self.one.acquire(&restarted), "acquire after a restart").await;
         assert!(matches!(answer, Acquired::Held(_)), "R-16: a record is not adopted because the name matches");
-        assert_fault(self.one.renew(&restarted).await, Fault::Lost, "R-16: nor renewed");
+        self.assert_fault(|| self.one.renew(&restarted), Fault::Lost, "R-16: nor renewed").await;
     }
 
     async fn r11_only_the_claim_that_holds_it_can_renew(&self) {
         let (key, claim, _) = self.held().await;
-        assert!(!ok(self.one.renew(&claim).await, "renew").is_zero(), "R-2: a renewal tells the TTL");
+        assert!(!self.answer(|| self.one.renew(&claim), "renew").await.is_zero(), "R-2: a renewal tells the TTL");
         let token = self.inspected(&key).await.map(|record| record.token().clone());
-        ok(self.other.renew(&claim).await, "renew over another connection");
+        self.answer(|| self.other.renew(&claim), "renew over another connection").await;
         let same = self.inspected(&key).await.map(|record| record.token().clone());
         assert_eq!(token, same, "R-20: a renewal changes no token");
-        assert_fault(self.one.renew(&self.claim(&key)).await, Fault::Lost, "R-11: another claim holds it");
-        assert_fault(self.one.renew(&self.claim(&self.key())).await, Fault::Lost, "R-11: nobody holds it");
-        ok(self.one.release(&claim).await, "release");
-        assert_fault(self.one.renew(&claim).await, Fault::Lost, "R-11: it was released");
+        let [another, none] = [self.claim(&key), self.claim(&self.key())];
+        self.assert_fault(|| self.one.renew(&another), Fault::Lost, "R-11: another claim holds it").await;
+        self.assert_fault(|| self.one.renew(&none), Fault::Lost, "R-11: nobody holds it").await;
+        self.answer(|| self.one.release(&claim), "release").await;
+        self.assert_fault(|| self.one.renew(&claim), Fault::Lost, "R-11: it was released").await;
     }
 
     async fn r30_release_is_guarded_and_idempotent(&self) {
         let (key, claim, grant) = self.held().await;
-        ok(self.other.release(&self.claim(&key)).await, "R-30: a release by one that holds nothing");
+        let another = self.claim(&key);
+        self.answer(|| self.other.release(&another), "R-30: a release by one that holds nothing").await;
         let still = self.inspected(&key).await.map(|record| record.token().clone());
         assert_eq!(still.as_ref(), Some(grant.token()), "R-30: only the claim that holds it can release it");
-        ok(self.one.release(&claim).await, "release");
-        ok(self.one.release(&claim).await, "R-30: a second release");
+        self.answer(|| self.one.release(&claim), "release").await;
+        self.answer(|| self.one.release(&claim), "R-30: a second release").await;
         assert_eq!(self.inspected(&key).await, None, "R-30: released is vacant");
         let next = self.claim(&key);
         self.granted(&next).await;
-        ok(self.one.release(&claim).await, "R-30: a release that comes late");
+        self.answer(|| self.one.release(&claim), "R-30: a release that comes late").await;
         let record = self.inspected(&key).await.map(|record| record.claim());
         assert_eq!(record, Some(next.id()), "R-30: a late release does not hit the successor");
     }
 
     async fn r19_tokens_rise_over_release_and_revocation(&self) {
         let (key, claim, first) = self.held().await;
-        ok(self.one.release(&claim).await, "release");
+        self.answer(|| self.one.release(&claim), "release").await;
         let second = self.granted(&self.claim(&key)).await;
         self.assert_rises(&first, &second, "a release");
-        ok(self.other.revoke(&key, None).await, "revoke");
+        self.answer(|| self.other.revoke(&key, None), "revoke").await;
         assert_eq!(self.inspected(&key).await, None, "revoked is vacant");
-        ok(self.other.revoke(&key, None).await, "revoke of a vacant key");
+        self.answer(|| self.other.revoke(&key, None), "revoke of a vacant key").await;
         let third = self.granted(&self.claim(&key)).await;
         self.assert_rises(&second, &third, "a revocation");
     }
@@ -112,23 +116,24 @@ impl<S: LeaseStore> Conformance<S> {
     /// What a release tells is the store's choice; that the others are no clean end is not.
     async fn r18_a_revocation_is_no_clean_end(&self) {
         let (key, claim, _) = self.held().await;
-        ok(self.one.revoke(&key, None).await, "revoke");
-        assert_fault(self.one.renew(&claim).await, Fault::Lost, "R-11: it was revoked");
+        self.answer(|| self.one.revoke(&key, None), "revoke").await;
+        self.assert_fault(|| self.one.renew(&claim), Fault::Lost, "R-11: it was revoked").await;
         let next = self.claim(&key);
         let grant = self.granted(&next).await;
         assert!(!grant.is_clean(), "R-18: the holder of a revoked lease may be at work");
-        let again = ok(self.one.acquire(&next).await, "a repeated acquire");
+        let again = self.answer(|| self.one.acquire(&next), "a repeated acquire").await;
         assert_eq!(again, Acquired::Granted(grant), "R-15: and that is told again");
     }
 
     async fn r21_a_guarded_revocation_needs_its_guard(&self) {
         let (leader, leading, old) = self.held().await;
         let (key, _, _) = self.held().await;
-        ok(self.one.release(&leading).await, "release");
+        self.answer(|| self.one.release(&leading), "release").await;
         let new = self.granted(&self.claim(&leader)).await;
-        assert_fault(self.one.revoke(&key, Some(old.token())).await, Fault::Lost, "R-21: the guard's epoch is over");
+        self.assert_fault(|| self.one.revoke(&key, Some(old.token())), Fault::Lost, "R-21: the guard's epoch is over")
+            .await;
         assert!(self.inspected(&key).await.is_some(), "R-21: and nothing is revoked");
-        ok(self.one.revoke(&key, Some(new.token())).await, "a guarded revoke");
+        self.answer(|| self.one.revoke(&key, Some(new.token())), "a guarded revoke").await;
         assert_eq!(self.inspected(&key).await, None);
     }
 
@@ -159,22 +164,23 @@ impl<S: LeaseStore> Conformance<S> {
     async fn r20_a_transfer_is_one_step(&self) {
         let (key, from, old) = self.held().await;
         let (to, stranger) = (self.claim(&key), self.claim(&key));
-        assert_fault(self.one.transfer(&stranger, &to).await, Fault::Lost, "R-20: only the holder hands over");
+        self.assert_fault(|| self.one.transfer(&stranger, &to), Fault::Lost, "R-20: only the holder hands over").await;
         let elsewhere = self.claim(&self.key());
-        assert_fault(self.one.transfer(&from, &elsewhere).await, Fault::Refused, "R-25: between claims to one key");
-        let new = ok(self.one.transfer(&from, &to).await, "transfer");
+        self.assert_fault(|| self.one.transfer(&from, &elsewhere), Fault::Refused, "R-25: between claims to one key")
+            .await;
+        let new = self.answer(|| self.one.transfer(&from, &to), "transfer").await;
         self.assert_rises(&old, &new, "a transfer");
         assert!(new.is_clean(), "R-18: a transfer is a clean end");
         let record = self.inspected(&key).await.expect("R-20: no vacancy");
         assert_eq!((record.token(), record.claim()), (new.token(), to.id()));
         assert_eq!(record.holder(), to.holder(), "R-20: the successor's own record");
-        assert_fault(self.one.renew(&from).await, Fault::Lost, "R-26: the old epoch is over");
-        ok(self.one.release(&from).await, "R-30: a late release");
+        self.assert_fault(|| self.one.renew(&from), Fault::Lost, "R-26: the old epoch is over").await;
+        self.answer(|| self.one.release(&from), "R-30: a late release").await;
         assert!(self.inspected(&key).await.is_some(), "R-20: what was the old claim's does not take the key along");
-        ok(self.other.renew(&to).await, "renew by the successor");
-        let adopted = ok(self.other.acquire(&to).await, "acquire by the successor");
+        self.answer(|| self.other.renew(&to), "renew by the successor").await;
+        let adopted = self.answer(|| self.other.acquire(&to), "acquire by the successor").await;
         assert_eq!(adopted, Acquired::Granted(new.clone()), "R-15: the successor is told the transfer's grant");
-        ok(self.other.release(&to).await, "release by the successor");
+        self.answer(|| self.other.release(&to), "release by the successor").await;
         let next = self.granted(&self.claim(&key)).await;
         self.assert_rises(&new, &next, "a release after a transfer");
     }
@@ -182,11 +188,11 @@ impl<S: LeaseStore> Conformance<S> {
     async fn r15_a_repeated_transfer_is_one(&self) {
         let (key, from, _) = self.held().await;
         let to = self.claim(&key);
-        let first = ok(self.one.transfer(&from, &to).await, "transfer");
-        let again = ok(self.other.transfer(&from, &to).await, "R-15: a repeated transfer");
+        let first = self.answer(|| self.one.transfer(&from, &to), "transfer").await;
+        let again = self.answer(|| self.other.transfer(&from, &to), "R-15: a repeated transfer").await;
         assert_eq!(first, again, "R-15: a transfer whose answer was lost is found done");
-        ok(self.one.release(&to).await, "release");
-        assert_fault(self.one.transfer(&from, &to).await, Fault::Lost, "R-20: nothing is left to hand over");
+        self.answer(|| self.one.release(&to), "release").await;
+        self.assert_fault(|| self.one.transfer(&from, &to), Fault::Lost, "R-20: nothing is left to hand over").await;
         assert_eq!(self.inspected(&key).await, None);
     }
 

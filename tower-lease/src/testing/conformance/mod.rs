@@ -19,7 +19,8 @@ use crate::{
 
 /// The suite. It looks at the store through two handles, and panics, naming the rule, at the first that is broken.
 ///
-/// It waits for leases to expire, some six TTLs in all. On a real engine its keys lie under a prefix of their own, and
+/// A request whose answer is unknown is sent again, within the slack, as keepers do (R-15); but for swaps, which are no
+/// such requests. It waits for leases to expire, some eight TTLs in all. On a real engine its keys lie under a prefix of their own, and
 /// nobody else may write there; the rest of the engine is left alone.
 ///
 /// ```
@@ -63,8 +64,8 @@ impl<S: LeaseStore> Conformance<S> {
         self
     }
 
-    /// How much later than promised an expiry or an event may come, beside the store's own granularity. Default: 5 s,
-    /// for machines that are busy.
+    /// How much later than promised an answer, an expiry or an event may come, beside the store's own granularity.
+    /// Default: 5 s, for machines that are busy.
     pub fn slack(mut self, slack: Duration) -> Self {
         self.slack = slack;
         self
@@ -99,7 +100,7 @@ impl<S: LeaseStore> Conformance<S> {
     }
 
     async fn granted(&self, claim: &Claim) -> Grant {
-        match self.one.acquire(claim).await {
+        match known(self.patience(), || self.one.acquire(claim)).await {
             Ok(Acquired::Granted(grant)) => grant,
             other => panic!("R-14: a free key is granted: {other:?}"),
         }
@@ -114,7 +115,27 @@ impl<S: LeaseStore> Conformance<S> {
     }
 
     async fn inspected(&self, key: &LeaseKey) -> Option<Record> {
-        ok(self.other.inspect(key).await, "inspect")
+        self.answer(|| self.other.inspect(key), "inspect").await
+    }
+
+    /// What a call that may be repeated was answered.
+    async fn answer<T, F>(&self, call: impl Fn() -> F, what: &str) -> T
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        ok(known(self.patience(), call).await, what)
+    }
+
+    async fn assert_fault<T: fmt::Debug, F>(&self, call: impl Fn() -> F, fault: Fault, rule: &str)
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        assert_fault(known(self.patience(), call).await, fault, rule);
+    }
+
+    /// For how long to ask again, and how often.
+    fn patience(&self) -> (Duration, Duration) {
+        (self.slack, self.ttl / 40)
     }
 
     /// How long a lease may outlive its TTL before that is a fault.
@@ -143,6 +164,20 @@ impl<S: LeaseStore> Conformance<S> {
 impl<S: fmt::Debug> fmt::Debug for Conformance<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Conformance").field("store", &self.one).field("under", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+/// Asks until the answer is known, as a keeper does (R-15): only for what may be repeated.
+async fn known<T, F>((limit, pause): (Duration, Duration), call: impl Fn() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let start = Instant::now();
+    loop {
+        match call().await {
+            Err(error) if error.fault() == Fault::Unknown && start.elapsed() < limit => sleep(pause).await,
+            known => return known,
+        }
     }
 }
 

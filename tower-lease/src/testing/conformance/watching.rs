@@ -27,7 +27,7 @@ impl<S: LeaseStore> Conformance<S> {
 
     /// From now on. (From the start would be too much to ask of an engine that forgets.)
     pub(super) async fn watching_prefix(&self, prefix: &str) -> S::Watch {
-        let listing = ok(self.other.list_prefix(prefix).await, "list");
+        let listing = self.answer(|| self.other.list_prefix(prefix), "list").await;
         self.other.watch_prefix(prefix, listing.revision)
     }
 
@@ -58,13 +58,13 @@ impl<S: LeaseStore> Conformance<S> {
         let (key, claim, first) = self.held().await;
         let mut watch = self.other.watch(&key, first.revision());
         self.next(&mut watch, "R-12: who holds it").await;
-        ok(self.one.release(&claim).await, "release");
+        self.answer(|| self.one.release(&claim), "release").await;
         let released = self.vacant(&mut watch, &key, "R-12: a release").await;
         assert!(released > first.revision(), "R-12: after the grant");
         let second = self.granted(&self.claim(&key)).await;
         let event = self.next(&mut watch, "R-12: an acquisition").await;
         assert!(matches!(&event, WatchEvent::Held(record, _) if record.token() == second.token()), "{event:?}");
-        ok(self.one.revoke(&key, None).await, "revoke");
+        self.answer(|| self.one.revoke(&key, None), "revoke").await;
         let revoked = self.vacant(&mut watch, &key, "R-12: a revocation").await;
         assert!(revoked >= second.revision() && revoked > released, "R-12: in order");
     }
@@ -93,7 +93,8 @@ impl<S: LeaseStore> Conformance<S> {
             expected.extend(Some(key).filter(|_| tail.starts_with('/')));
         }
         expected.sort();
-        let listing = ok(self.other.list_prefix(&format!("{base}/")).await, "list");
+        let prefix = format!("{base}/");
+        let listing = self.answer(|| self.other.list_prefix(&prefix), "list").await;
         let keys: Vec<_> = listing.records.iter().map(|record| record.key().clone()).collect();
         assert_eq!(keys, expected, "a listing is what is under the prefix, sorted by key");
         assert!(listing.documents.is_empty());
@@ -106,18 +107,18 @@ impl<S: LeaseStore> Conformance<S> {
         let [first, second] = ["1", "2"].map(|tail| LeaseKey::new(&format!("{prefix}{tail}")).expect("visible ASCII"));
         let (one, two) = (self.claim(&first), self.claim(&second));
         self.granted(&one).await;
-        let listing = ok(self.other.list_prefix(&prefix).await, "list");
+        let listing = self.answer(|| self.other.list_prefix(&prefix), "list").await;
         // All this happens before the watch is opened, and beside it.
         self.held().await;
         let grant = self.granted(&two).await;
-        ok(self.one.release(&one).await, "release");
+        self.answer(|| self.one.release(&one), "release").await;
         let mut watch = self.other.watch_prefix(&prefix, listing.revision);
         let event = self.next(&mut watch, "what came after the listing").await;
         let WatchEvent::Held(record, held_at) = event else { panic!("an acquisition is told as held: {event:?}") };
         assert_eq!((record.key(), record.token()), (&second, grant.token()), "no event is missed, none is of before");
         let released_at = self.vacant(&mut watch, &first, "a release").await;
         assert!(listing.revision < held_at && held_at < released_at, "in order");
-        ok(self.one.revoke(&second, None).await, "revoke");
+        self.answer(|| self.one.revoke(&second, None), "revoke").await;
         assert!(self.vacant(&mut watch, &second, "a revocation").await > released_at);
     }
 
@@ -138,7 +139,7 @@ impl<S: LeaseStore> Conformance<S> {
         let mut watch = self.other.watch(&key, grant.revision());
         self.next(&mut watch, "R-12: who holds it").await;
         let to = self.claim(&key);
-        let new = ok(self.one.transfer(&from, &to).await, "transfer");
+        let new = self.answer(|| self.one.transfer(&from, &to), "transfer").await;
         match self.next(&mut watch, "R-20: a transfer").await {
             WatchEvent::Held(record, at) => {
                 assert_eq!((record.token(), record.claim()), (new.token(), to.id()));
