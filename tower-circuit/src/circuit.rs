@@ -432,7 +432,7 @@ impl Shared {
     #[inline(always)]
     pub(crate) fn settle(&self, lane: &Lane, ticket: Ticket, started: Option<Instant>, outcome: Outcome) {
         if outcome.verdict() != Verdict::Success || !self.core.succeed(lane, ticket, Instant::now) {
-            self.settle_slowly(lane, ticket, started, outcome.verdict(), outcome.hint());
+            self.settle_slowly(lane, ticket, started, outcome.verdict(), outcome.retry_after());
         }
     }
 
@@ -445,7 +445,7 @@ impl Shared {
         verdict: Verdict,
         hint: Option<Duration>,
     ) {
-        let (now, outcome) = (Instant::now(), Outcome::new(verdict).retry_after(hint));
+        let (now, outcome) = (Instant::now(), Outcome::new(verdict).with_retry_after(hint));
         lane.count(match outcome.verdict() {
             Verdict::Success if self.is_simple(ticket, started, now) => return self.succeed(lane, ticket, now),
             Verdict::Success => self.end(ticket, started, outcome, now, Count::Succeeded),
@@ -495,13 +495,13 @@ impl Shared {
         }
         let slow = self.is_slow(started, now);
         let judged = slow || outcome.verdict() != Verdict::Success || self.policy.wants_successes;
-        let ending = Ending { verdict: outcome.verdict(), slow, hint: outcome.hint(), now, judged };
+        let ending = Ending { verdict: outcome.verdict(), slow, hint: outcome.retry_after(), now, judged };
         let (ended, news) = self.core.end(ticket, ending);
         self.tell(news);
         match ended {
             Ended::Stale => return Count::Stale,
             Ended::Counted => {}
-            Ended::Judged(evidence) => self.ask_policy(ticket, &evidence, outcome.hint()),
+            Ended::Judged(evidence) => self.ask_policy(ticket, &evidence, outcome.retry_after()),
         }
         count
     }

@@ -154,7 +154,7 @@ async fn soft_answers_lower_the_ratio_and_are_no_row() {
     calls(&circuit, 10, Outcome::SUCCESS);
     calls(&circuit, 9, Outcome::SOFT);
     assert_eq!((circuit.state(), circuit.snapshot().failures_in_row), (State::Closed, 0));
-    call(&circuit, Outcome::SOFT.retry_after(Some(20 * SECOND)));
+    call(&circuit, Outcome::SOFT.with_retry_after(Some(20 * SECOND)));
     assert_eq!(reason(&circuit), Some(Reason::FailureRatio));
     let open_for = until(&circuit).duration_since(tokio::time::Instant::now());
     assert_eq!(open_for, 20 * SECOND, "and it said when to come back");
@@ -288,7 +288,7 @@ async fn a_policy_of_ones_own_opens_it_and_is_asked_outside_of_the_lock_about_ba
         call(&circuit, outcome);
     }
     assert_eq!(circuit.state(), State::Closed);
-    call(&circuit, Outcome::FAILURE.retry_after(Some(30 * SECOND)));
+    call(&circuit, Outcome::FAILURE.with_retry_after(Some(30 * SECOND)));
     assert_eq!(reason(&circuit), Some(Reason::Policy("third-time")));
     let open = circuit.admit().unwrap_err();
     assert_eq!((open.reason(), open.retry_after()), (Some(Reason::Policy("third-time")), Some(30 * SECOND)));

@@ -71,8 +71,8 @@ impl Outcome {
 
     /// Adds what the other side said about when to come back; `None` leaves the outcome without a hint.
     #[must_use]
-    pub const fn retry_after(self, hint: Option<Duration>) -> Self {
-        Self { retry_after: hint, ..self }
+    pub const fn with_retry_after(self, after: Option<Duration>) -> Self {
+        Self { retry_after: after, ..self }
     }
 
     /// How it counts.
@@ -83,7 +83,7 @@ impl Outcome {
 
     /// When the other side said to come back: `Retry-After` or `grpc-retry-pushback-ms`.
     #[must_use]
-    pub const fn hint(&self) -> Option<Duration> {
+    pub const fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 }

@@ -242,7 +242,7 @@ async fn a_few_failures_everywhere_put_nobody_aside() {
 #[tokio::test(start_paused = true)]
 async fn who_says_when_to_come_back_is_left_alone_until_then() {
     let busy = classify::from_fn(|result: Result<&http::Response<Script>, &testkit::Broken>| match result {
-        Ok(response) if response.status() == 429 => Outcome::SOFT.retry_after(Some(Duration::from_secs(5))),
+        Ok(response) if response.status() == 429 => Outcome::SOFT.with_retry_after(Some(Duration::from_secs(5))),
         Ok(_) => Outcome::SUCCESS,
         Err(_) => Outcome::FAILURE,
     });

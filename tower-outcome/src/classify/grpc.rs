@@ -92,7 +92,7 @@ fn by_headers(headers: Option<&HeaderMap>) -> Outcome {
     let code = digits.and_then(|code| code.parse().ok()).unwrap_or(2);
     match by_code(code) {
         Verdict::Success => Outcome::SUCCESS,
-        verdict => Outcome::new(verdict).retry_after(headers.and_then(pushback)),
+        verdict => Outcome::new(verdict).with_retry_after(headers.and_then(pushback)),
     }
 }
 
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn pushback_is_read_and_do_not_retry_is_no_time() {
         let outcome = |value| end(&[("grpc-status", "14"), ("grpc-retry-pushback-ms", value)]);
-        assert_eq!(outcome("250"), Outcome::FAILURE.retry_after(Some(Duration::from_millis(250))));
+        assert_eq!(outcome("250"), Outcome::FAILURE.with_retry_after(Some(Duration::from_millis(250))));
         assert_eq!(outcome("-1"), Outcome::FAILURE);
         assert_eq!(outcome("soon"), Outcome::FAILURE);
     }

@@ -65,7 +65,7 @@ impl HttpClassifier {
         match (self.status)(status) {
             Verdict::Success if self.may_have_body(status) => None,
             Verdict::Success => Some(Outcome::SUCCESS),
-            verdict => Some(Outcome::new(verdict).retry_after(retry_after(headers, SystemTime::now))),
+            verdict => Some(Outcome::new(verdict).with_retry_after(retry_after(headers, SystemTime::now))),
         }
     }
 

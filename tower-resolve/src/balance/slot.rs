@@ -366,7 +366,7 @@ impl Settle for InFlight {
             Verdict::Soft => self.stats.failed(self.term, true),
             Verdict::Ignore => return,
         }
-        if let Some(after) = outcome.hint() {
+        if let Some(after) = outcome.retry_after() {
             self.stats.asked(after);
         }
     }
