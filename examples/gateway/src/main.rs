@@ -92,10 +92,8 @@ async fn run(arguments: Arguments, config: Config) -> Result<ExitCode, String> {
     );
     let demo = if demo { Some(Demo::start().await?) } else { None };
     let drain = gateway::drain(&config);
-    let mut signals = Box::pin(drain.on_signals());
     // Before anybody is told where we are, so that from then on a signal drains.
-    let _ = futures_util::poll!(&mut signals);
-    let signals = tokio::spawn(signals);
+    let signals = tokio::spawn(drain.on_signals());
     tell(&listener, &admin, demo.as_ref())?;
     let code = gateway::run(&config, drain, listener, admin, demo).await;
     signals.abort();
