@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    mem,
     sync::atomic::Ordering::{Acquire, Release},
     task::Waker,
     time::Duration,
@@ -268,6 +269,7 @@ impl Waiting {
     }
 
     fn rise(&mut self) -> Vec<Waker> {
-        self.wakers.drain().map(|(_, waker)| waker).collect()
+        // The room of all who waited goes with them.
+        mem::take(&mut self.wakers).into_values().collect()
     }
 }

@@ -183,6 +183,22 @@ fn a_success_that_races_a_transition_is_in_the_totals_or_stale_and_not_in_the_ne
     });
 }
 
+#[test]
+fn a_success_of_the_next_generation_is_in_its_window_however_early_it_comes() {
+    loom::model(|| {
+        let (core, now) = core();
+        let other = core.clone();
+        let early = thread::spawn(move || {
+            let ticket = other.admit_simply().unwrap();
+            (ticket.generation(), succeed(&other, ticket, now))
+        });
+        let _ = core.ask(Breaker::reset);
+        let (generation, counted) = early.join().unwrap();
+        let window = core.snapshot(now).0.window;
+        assert_eq!(window.succeeded, u64::from(counted && generation == 1));
+    });
+}
+
 /// A ring, and the word of the generation that counts in it.
 fn ring(generation: u32) -> Arc<(Ring, SharedWord)> {
     Arc::new((Ring::new(), SharedWord::new(Word::new(Tag::Closed, generation, None))))

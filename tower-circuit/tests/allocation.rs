@@ -119,6 +119,19 @@ fn a_circuit_takes_four_kibibytes_whatever_happens() {
 }
 
 #[test]
+fn gates_that_have_waited_leave_nothing_behind() {
+    let circuit = Circuit::new();
+    let left = allocation_counter::measure(|| {
+        circuit.force_open();
+        let gate = CircuitLayer::new(&circuit).gate().layer(service_fn(ok));
+        let mut gates = vec![gate; 1_000];
+        assert!(!gates.iter_mut().any(is_ready));
+        circuit.reset();
+    });
+    assert_eq!(left.bytes_current, 0);
+}
+
+#[test]
 fn a_key_takes_two_kibibytes() {
     let keys = 1_000;
     let circuits = KeyedCircuits::<usize>::new(Circuit::builder()).capacity(NonZeroUsize::new(2 * keys).unwrap());
