@@ -170,6 +170,18 @@ impl Store {
         }
     }
 
+    /// Makes the drawer's bucket full no later than `full_at`, which is ahead.
+    pub(crate) fn lower(&self, drawer: Drawer, full_at: u64) {
+        match drawer {
+            Drawer::Keyless => self.keyless.lower(full_at),
+            Drawer::Key(key) => {
+                if !self.slots(key).any(|slot| slot.lower(key, full_at)) {
+                    self.overflow.lower(full_at);
+                }
+            }
+        }
+    }
+
     /// Lets nothing more like `ask` pass for so many nanoseconds from then, if the drawer has a bucket of its own.
     #[cfg(feature = "redis")]
     pub(crate) fn hold(&self, drawer: Drawer, ask: &Ask, nanos: u64) {
@@ -412,12 +424,22 @@ impl Slot {
     /// Makes it full no sooner than `full_at`, if the slot is `key`'s. False if it is not.
     #[cfg(feature = "redis")]
     fn raise(&self, key: Fingerprint, full_at: u64) -> bool {
+        self.change(key, |seen| seen.max(full_at))
+    }
+
+    /// Makes it full no later than `full_at`, if the slot is `key`'s. False if it is not. It must lie ahead, or the time would
+    /// not be greater than when this owner moved in.
+    fn lower(&self, key: Fingerprint, full_at: u64) -> bool {
+        self.change(key, |seen| seen.min(full_at))
+    }
+
+    fn change(&self, key: Fingerprint, to: impl Fn(u64) -> u64) -> bool {
         let mut seen = self.full_at.load(Acquire);
         loop {
             if seen == CLAIMED || self.owner.load(Acquire) != key.0 {
                 return false;
             }
-            match self.full_at.compare_exchange_weak(seen, seen.max(full_at), AcqRel, Acquire) {
+            match self.full_at.compare_exchange_weak(seen, to(seen), AcqRel, Acquire) {
                 Ok(_) => return true,
                 Err(other) => seen = other,
             }
