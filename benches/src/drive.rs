@@ -69,6 +69,17 @@ pub struct EitherWay<S>(pub S);
 #[derive(Debug)]
 pub struct EitherFuture<F>(F);
 
+/// Takes numbers for requests from one of so many clients, to have many threads in a layer that takes HTTP requests.
+#[derive(Clone, Copy, Debug)]
+pub struct FromClients<S, X> {
+    /// The layer.
+    pub service: S,
+    /// How many there are.
+    pub clients: u32,
+    /// What the layer looks for.
+    pub extension: fn(SocketAddr) -> X,
+}
+
 /// Wakes a thread that is parked.
 struct Unpark(Thread);
 
@@ -341,6 +352,26 @@ impl<F: Future + Unpin> Future for EitherFuture<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0).poll(cx).map(Ok)
+    }
+}
+
+// === impl FromClients ===
+
+impl<S, X> Service<u32> for FromClients<S, X>
+where
+    S: Service<Request<()>>,
+    X: Clone + Send + Sync + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: u32) -> S::Future {
+        self.service.call(from_clients(self.clients, self.extension)(request))
     }
 }
 

@@ -177,9 +177,10 @@ mod tests {
 
     use governor::{RateLimiter, clock::FakeRelativeClock};
     use proptest::prelude::*;
+    use tokio::time::Instant;
 
     use super::*;
-    use crate::{dial::Dial, quota::HORIZON};
+    use crate::{clock::Start, dial::Dial, quota::HORIZON};
 
     fn quota(interval: Duration, burst: u32) -> Quota {
         Quota::every(interval).unwrap().burst(NonZeroU32::new(burst).unwrap())
@@ -282,6 +283,35 @@ mod tests {
             admitted() + other.join().unwrap()
         });
         assert_eq!(both, 1_000);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// By the clock, at any cost, while they take from each other.
+        #[test]
+        fn two_threads_together_see_no_interval_with_more_than_burst_and_rate(
+            interval in 100_u64..20_000,
+            burst in 1_u32..20,
+            costs in prop::collection::vec(1_u32..4, 300),
+        ) {
+            let quota = quota(Duration::from_nanos(interval), burst);
+            let (cell, start) = (Cell::default(), Start::now());
+            let served = || {
+                let mut served = Vec::new();
+                for &cost in &costs {
+                    let now = start.until(Instant::now());
+                    let Some(ask) = Ask::tokens(now, quota, cost) else { continue };
+                    served.extend(cell.take(&ask).is_ok().then_some((now, ask.cost())));
+                }
+                served
+            };
+            let both = std::thread::scope(|scope| {
+                let other = scope.spawn(served);
+                [served(), other.join().unwrap()].concat()
+            });
+            assert_within(both, quota.depth());
+        }
     }
 
     fn tokens(now: u64, quota: Quota, tokens: u32) -> Ask {
