@@ -50,7 +50,7 @@ pub struct Contended {
 pub struct Bare;
 
 /// A service that answers every HTTP request with 200 and a body made by its function.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct BareHttp<B>(pub fn() -> B);
 
 /// A service that hands its request back when it is polled a second time.
@@ -376,6 +376,14 @@ where
 }
 
 // === impl BareHttp ===
+
+impl<B> Clone for BareHttp<B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for BareHttp<B> {}
 
 impl<B> Service<Request<()>> for BareHttp<B> {
     type Response = Response<B>;

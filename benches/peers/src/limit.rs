@@ -131,11 +131,12 @@ fn resilient() -> RateLimiterLayer {
 
 /// Which is not `Clone`, and so has a buffer before it and a thread of its own.
 fn contend_rate(calls: u32, threads: usize) -> Duration {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let entered = runtime.enter();
     let rate = RateLimit::new(Bare, Rate::new(PLENTY.get().into(), Duration::from_secs(1)));
+    drop(entered);
     let (buffer, worker) = Buffer::pair(rate, 1_024);
-    runtime.spawn(worker);
+    std::thread::spawn(move || runtime.block_on(worker));
     drive::contend(calls, threads, buffer)
 }
 
