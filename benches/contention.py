@@ -19,6 +19,8 @@ sys.dont_write_bytecode = True  # of the module beside this script
 import callgrind  # noqa: E402
 
 CALLS, ROUNDS = 2_000_000, 9
+# Wakes another thread for each call, and sleeps until it is woken.
+FEWER_CALLS = {"tower-rate-buffer": 100_000}
 THREADS = (1, 2)
 # Longer than any case takes.
 CASE_SECONDS = 120
@@ -26,9 +28,10 @@ CASE_SECONDS = 120
 
 def run(path, case, threads):
     """Millions of calls a second, of all threads together."""
-    words = [path, case, str(CALLS // threads), str(threads)]
+    calls = FEWER_CALLS.get(case, CALLS) // threads
+    words = [path, case, str(calls), str(threads)]
     took = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=CASE_SECONDS).stdout
-    return CALLS // threads * threads / int(took) * 1e3
+    return calls * threads / int(took) * 1e3
 
 
 def main():
@@ -53,7 +56,7 @@ def main():
         one, two = (statistics.median(values) for values in zip(*rounds))
         ratios = sorted(two / one for one, two in rounds)
         middle = statistics.median(ratios)
-        print(f"| {case} | {one:.1f} | {two:.1f} | {middle:.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f}) |")
+        print(f"| {case} | {one:.2f} | {two:.2f} | {middle:.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f}) |")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ pub struct Contended {
 pub struct Bare;
 
 /// A service that answers every HTTP request with 200 and a body made by its function.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct BareHttp<B>(pub fn() -> B);
 
 /// A service that hands its request back when it is polled a second time.
@@ -68,6 +68,17 @@ pub struct EitherWay<S>(pub S);
 /// The future of [`EitherWay`].
 #[derive(Debug)]
 pub struct EitherFuture<F>(F);
+
+/// Takes numbers for requests from one of so many clients, to have many threads in a layer that takes HTTP requests.
+#[derive(Clone, Copy, Debug)]
+pub struct FromClients<S, X> {
+    /// The layer.
+    pub service: S,
+    /// How many there are.
+    pub clients: u32,
+    /// What the layer looks for.
+    pub extension: fn(SocketAddr) -> X,
+}
 
 /// Wakes a thread that is parked.
 struct Unpark(Thread);
@@ -344,7 +355,35 @@ impl<F: Future + Unpin> Future for EitherFuture<F> {
     }
 }
 
+// === impl FromClients ===
+
+impl<S, X> Service<u32> for FromClients<S, X>
+where
+    S: Service<Request<()>>,
+    X: Clone + Send + Sync + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: u32) -> S::Future {
+        self.service.call(from_clients(self.clients, self.extension)(request))
+    }
+}
+
 // === impl BareHttp ===
+
+impl<B> Clone for BareHttp<B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for BareHttp<B> {}
 
 impl<B> Service<Request<()>> for BareHttp<B> {
     type Response = Response<B>;

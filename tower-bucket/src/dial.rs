@@ -5,6 +5,7 @@ use std::sync::{
 
 use crate::{
     Quota,
+    gcra::Ask,
     sync::{AtomicU64, Mutex, fence},
 };
 
@@ -17,11 +18,21 @@ use crate::{
 ///
 /// A reader asks the version before and after. It reads again if a change came in between; a writer that is stopped
 /// half-way holds nobody up.
+///
+/// # What is owed from before
+///
+/// A bucket's debt is time, and an hour owed under a slow quota is still an hour under a fast one, whose bucket is perhaps a
+/// second deep. So after a change to a quota that is less deep, and as long as such debts may be about, whoever is refused
+/// has his bucket brought to where an empty one stands today. It passes nothing by itself, and who waits keeps his turn: the
+/// longest that anybody may wait is left on top.
 #[derive(Debug)]
 pub(crate) struct Dial {
     version: AtomicU64,
     pages: [Page; 2],
     turning: Mutex<()>,
+    /// When no debt of a deeper quota is left, in nanoseconds of the limiter's clock.
+    relief_until: AtomicU64,
+    longest_patience: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -34,7 +45,13 @@ struct Page {
 
 impl Dial {
     pub(crate) fn new(quota: Quota) -> Self {
-        Self { version: AtomicU64::new(0), pages: [Page::new(quota), Page::new(quota)], turning: Mutex::new(()) }
+        Self {
+            version: AtomicU64::new(0),
+            pages: [Page::new(quota), Page::new(quota)],
+            turning: Mutex::new(()),
+            relief_until: AtomicU64::new(0),
+            longest_patience: AtomicU64::new(0),
+        }
     }
 
     #[inline]
@@ -49,12 +66,35 @@ impl Dial {
         }
     }
 
-    pub(crate) fn turn(&self, quota: Quota) {
+    pub(crate) fn turn(&self, quota: Quota, now: u64) {
         let _alone = self.turning.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = self.version.load(Relaxed) + 1;
+        let version = self.version.load(Relaxed);
+        let (deep, next) = (self.page(version).read().depth(), version + 1);
+        if deep > quota.depth() {
+            self.relief_until.fetch_max(now + deep + self.longest_patience.load(Relaxed), Relaxed);
+        }
         fence(Release);
         self.page(next).write(quota);
         self.version.store(next, Release);
+    }
+
+    /// Notes how long somebody may wait. Before he does.
+    #[inline]
+    pub(crate) fn note_patience(&self, ask: &Ask) {
+        if ask.is_patient() {
+            self.longest_patience.fetch_max(ask.patience_nanos(), Relaxed);
+        }
+    }
+
+    /// What to tell one who is refused and should wait for so long; and the moment at which his bucket may be full at the latest,
+    /// if it is deeper in debt than an empty one.
+    #[cold]
+    pub(crate) fn relieve(&self, ask: &Ask, wait: u64) -> (u64, Option<u64>) {
+        let patience = self.longest_patience.load(Relaxed);
+        if ask.now >= self.relief_until.load(Relaxed) || wait <= ask.cost() + patience {
+            return (wait, None);
+        }
+        (ask.cost() + patience, Some(ask.empty_until() + patience))
     }
 
     #[inline]
@@ -95,7 +135,7 @@ mod tests {
     fn a_turned_dial_shows_what_it_was_turned_to() {
         let dial = Dial::new(quota(1));
         for number in [2, 3, 3, 7] {
-            dial.turn(quota(number));
+            dial.turn(quota(number), 0);
             assert_eq!(dial.read(), quota(number));
         }
     }
@@ -104,7 +144,7 @@ mod tests {
     fn a_reader_never_sees_half_of_a_change() {
         let dial = Dial::new(quota(1));
         std::thread::scope(|scope| {
-            scope.spawn(|| (1..50_000).for_each(|number| dial.turn(quota(number))));
+            scope.spawn(|| (1..50_000).for_each(|number| dial.turn(quota(number), 0)));
             for _ in 0..50_000 {
                 let seen = dial.read();
                 assert_eq!(seen.parts().0, u64::from(seen.parts().1));
@@ -131,7 +171,7 @@ mod loom_tests {
             let dial = Arc::new(Dial::new(quota(1)));
             let writer = thread::spawn({
                 let dial = dial.clone();
-                move || [2, 3].map(|number| dial.turn(quota(number)))
+                move || [2, 3].map(|number| dial.turn(quota(number), 0))
             });
             let seen = dial.read();
             assert_eq!(seen.parts().0, u64::from(seen.parts().1));

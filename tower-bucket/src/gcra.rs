@@ -73,6 +73,20 @@ impl Ask {
         self.cost
     }
 
+    #[inline]
+    pub(crate) const fn is_patient(&self) -> bool {
+        self.patience > 0
+    }
+
+    pub(crate) const fn patience_nanos(&self) -> u64 {
+        self.patience
+    }
+
+    /// When a bucket is full again that is empty now.
+    pub(crate) const fn empty_until(&self) -> u64 {
+        self.now + self.depth
+    }
+
     /// For so long it may wait.
     #[inline]
     pub(crate) fn patience(self, nanos: u64) -> Self {
@@ -142,6 +156,11 @@ impl Cell {
         self.0.fetch_max(full_at, Relaxed);
     }
 
+    /// Makes it full no later than `full_at`.
+    pub(crate) fn lower(&self, full_at: u64) {
+        self.0.fetch_min(full_at, Relaxed);
+    }
+
     pub(crate) fn give_back(&self, ask: &Ask, debt: u64, now: u64) {
         let _ = self.0.fetch_update(Relaxed, Relaxed, |full_at| ask.take_out(debt, full_at, now));
     }
@@ -158,9 +177,10 @@ mod tests {
 
     use governor::{RateLimiter, clock::FakeRelativeClock};
     use proptest::prelude::*;
+    use tokio::time::Instant;
 
     use super::*;
-    use crate::quota::HORIZON;
+    use crate::{clock::Start, dial::Dial, quota::HORIZON};
 
     fn quota(interval: Duration, burst: u32) -> Quota {
         Quota::every(interval).unwrap().burst(NonZeroU32::new(burst).unwrap())
@@ -263,6 +283,35 @@ mod tests {
             admitted() + other.join().unwrap()
         });
         assert_eq!(both, 1_000);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// By the clock, at any cost, while they take from each other.
+        #[test]
+        fn two_threads_together_see_no_interval_with_more_than_burst_and_rate(
+            interval in 100_u64..20_000,
+            burst in 1_u32..20,
+            costs in prop::collection::vec(1_u32..4, 300),
+        ) {
+            let quota = quota(Duration::from_nanos(interval), burst);
+            let (cell, start) = (Cell::default(), Start::now());
+            let served = || {
+                let mut served = Vec::new();
+                for &cost in &costs {
+                    let now = start.until(Instant::now());
+                    let Some(ask) = Ask::tokens(now, quota, cost) else { continue };
+                    served.extend(cell.take(&ask).is_ok().then_some((now, ask.cost())));
+                }
+                served
+            };
+            let both = std::thread::scope(|scope| {
+                let other = scope.spawn(served);
+                [served(), other.join().unwrap()].concat()
+            });
+            assert_within(both, quota.depth());
+        }
     }
 
     fn tokens(now: u64, quota: Quota, tokens: u32) -> Ask {
@@ -396,6 +445,41 @@ mod tests {
             }
             assert_within(of_this, current.depth());
             assert_within(of_all, deepest);
+        }
+
+        /// As a limiter does it.
+        #[test]
+        fn while_quotas_change_each_is_kept_and_nobody_waits_for_longer_than_it_says(
+            quotas in prop::collection::vec((1_u64..2_000, 1_u32..6, 0_usize..30), 1..8),
+            acts in acts(150),
+            patience in prop_oneof![Just(0), 0_u64..300],
+        ) {
+            let mut quotas = quotas.into_iter().map(|(interval, burst, turns)| (quota(Duration::from_nanos(interval), burst), turns)).cycle();
+            let (mut current, mut turns) = quotas.next().unwrap();
+            let (cell, dial, mut now, mut served) = (Cell::default(), Dial::new(current), 1_000, Vec::new());
+            for act in acts {
+                now += act.step;
+                if turns == 0 {
+                    assert_within(std::mem::take(&mut served), current.depth());
+                    (current, turns) = quotas.next().unwrap();
+                    dial.turn(current, now);
+                }
+                turns = turns.saturating_sub(1);
+                let Some(ask) = Ask::tokens(now, current, act.tokens) else { continue };
+                // Some of them may wait.
+                let ask = if act.gives_back.is_some() { ask.patience(patience) } else { ask };
+                dial.note_patience(&ask);
+                match cell.take(&ask) {
+                    Ok(debt) => served.push((now + ask.turn(debt), ask.cost())),
+                    Err(wait) => {
+                        let (wait, latest) = dial.relieve(&ask, wait);
+                        prop_assert!(wait <= ask.cost() + patience, "{} of {}", wait, ask.cost());
+                        latest.into_iter().for_each(|full_at| cell.lower(full_at));
+                        prop_assert_eq!(cell.peek(&ask.patience(0)), Err(wait), "it is told what is so");
+                    }
+                }
+            }
+            assert_within(served, current.depth());
         }
 
         #[test]

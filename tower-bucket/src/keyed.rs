@@ -83,10 +83,10 @@ impl<K: ?Sized> KeyedLimiter<K> {
 
     /// Keeps another quota for each key from now on, without forgetting what was taken: one atomic change, for all clones.
     ///
-    /// What is owed stays what it is in *time*, as for a [`Limiter`](crate::Limiter::set_quota): at most the old quota's
-    /// [`refill`](Quota::refill) goes by before a key is at the new one's full burst.
+    /// What is owed stays what it is in *time*, as for a [`Limiter`](crate::Limiter::set_quota), but no more than an empty bucket
+    /// owes under the new quota.
     pub fn set_quota(&self, quota: Quota) {
-        self.shared.dial.turn(quota);
+        self.shared.dial.turn(quota, self.since_start(Instant::now()));
     }
 
     /// What it has done so far.
@@ -102,11 +102,18 @@ impl<K: ?Sized> KeyedLimiter<K> {
 
     #[inline]
     pub(crate) fn take(&self, drawer: Drawer, ask: &Ask) -> Result<Drawn, u64> {
-        self.shared.store.take(drawer, ask)
+        self.shared.dial.note_patience(ask);
+        self.shared.store.take(drawer, ask).map_err(|wait| {
+            let (wait, latest) = self.shared.dial.relieve(ask, wait);
+            if let Some(full_at) = latest {
+                self.shared.store.lower(drawer, full_at);
+            }
+            wait
+        })
     }
 
     pub(crate) fn peek_at(&self, drawer: Drawer, ask: &Ask) -> Result<u64, u64> {
-        self.shared.store.peek(drawer, ask)
+        self.shared.store.peek(drawer, ask).map_err(|wait| self.shared.dial.relieve(ask, wait).0)
     }
 
     pub(crate) fn give_back(&self, drawer: Drawer, ask: &Ask, drawn: Drawn, now: Instant) {

@@ -100,12 +100,13 @@ impl Limiter {
 
     /// Keeps another quota from now on, without forgetting what was taken: one atomic change, for all clones.
     ///
-    /// What is owed stays what it is in *time*. Who had used up a bucket of 10 a second waits for a tenth of a second
-    /// before the next request passes, whatever the rate is then; and after a change from a slow quota to a fast one that
-    /// wait may be longer than the new bucket is deep, but never longer than the old one's [`refill`](Quota::refill). So
-    /// each quota by itself is kept for as long as it stands.
+    /// What is owed stays what it is in *time*, but no more than an empty bucket owes under the new quota. Who had used up a
+    /// bucket of 10 a second waits for a tenth of a second before the next request passes, also if the rate is 1 a minute
+    /// then; and who had used up one of 10 an hour waits for 10 milliseconds if it is 100 a second. So each quota by itself is
+    /// kept for as long as it stands. Those who [`wait`](crate::BucketLayer::wait) keep the turns they were given; where some
+    /// may, the longest that they may wait is added to what is owed at most.
     pub fn set_quota(&self, quota: Quota) {
-        self.0.dial.turn(quota);
+        self.0.dial.turn(quota, self.since_start(Instant::now()));
     }
 
     /// What it has done so far.
@@ -123,11 +124,18 @@ impl Limiter {
 
     #[inline]
     pub(crate) fn take(&self, ask: &Ask) -> Result<u64, u64> {
-        self.0.cell.take(ask)
+        self.0.dial.note_patience(ask);
+        self.0.cell.take(ask).map_err(|wait| {
+            let (wait, latest) = self.0.dial.relieve(ask, wait);
+            if let Some(full_at) = latest {
+                self.0.cell.lower(full_at);
+            }
+            wait
+        })
     }
 
     pub(crate) fn peek_at(&self, ask: &Ask) -> Result<u64, u64> {
-        self.0.cell.peek(ask)
+        self.0.cell.peek(ask).map_err(|wait| self.0.dial.relieve(ask, wait).0)
     }
 
     pub(crate) fn give_back(&self, ask: &Ask, debt: u64, now: Instant) {
@@ -248,6 +256,26 @@ mod tests {
         assert_eq!(limiter.check().unwrap_err().retry_after(), Some(Duration::from_millis(1)));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(limiter.check().is_ok() && limiter.check().is_err());
+    }
+
+    /// Who had used up a slow quota stayed refused for as long as that had said: for hours, after it was made a fast one.
+    #[tokio::test(start_paused = true)]
+    async fn after_a_change_to_a_faster_quota_what_is_empty_is_empty_and_no_emptier() {
+        let (ten_an_hour, hundred) = (NonZeroU32::new(10).unwrap(), NonZeroU32::new(100).unwrap());
+        let limiter = Limiter::new(Quota::per_hour(ten_an_hour));
+        while limiter.check().is_ok() {}
+        limiter.set_quota(Quota::per_second(hundred));
+        let wait = Some(Duration::from_millis(10));
+        assert_eq!(limiter.peek().unwrap_err().retry_after(), wait);
+        assert_eq!(limiter.check().unwrap_err().retry_after(), wait, "and not an hour");
+        for _ in 0..10 {
+            tokio::time::advance(Duration::from_millis(10)).await;
+            assert!(limiter.check().is_ok() && limiter.check().is_err(), "at the new rate");
+        }
+        tokio::time::advance(Duration::from_secs(7200)).await;
+        assert_eq!((0..200).filter(|_| limiter.check().is_ok()).count(), 100);
+        limiter.set_quota(Quota::per_hour(ten_an_hour));
+        assert_eq!((0..200).filter(|_| limiter.check().is_ok()).count(), 9, "a second of it is owed");
     }
 
     #[test]

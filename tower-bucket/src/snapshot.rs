@@ -10,7 +10,7 @@ pub struct Snapshot {
     pub refused: u64,
     /// Of those allowed, the ones that waited for their turn first.
     pub waited: u64,
-    /// Requests that were dropped while they waited; neither allowed nor refused.
+    /// Requests that were dropped while they waited for their turn, or for Redis; neither allowed nor refused.
     pub abandoned: u64,
     /// Requests that would have been refused, but passed in shadow mode; neither allowed nor refused.
     pub shadowed: u64,

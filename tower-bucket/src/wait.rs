@@ -32,7 +32,11 @@ use crate::{
 ///
 /// Turns are given when requests come, one after the other: who comes later has the later turn, also if it does not wait
 /// itself but draws from the same limiter in another layer. Turns that fall into the same millisecond come together,
-/// because the timer is not finer.
+/// because the timer is not finer; and so do those that come due while their futures are not polled, be it that the runtime
+/// stalls: a turn that is missed is not given up.
+///
+/// Of several limits each gives a turn of its own, and the request passes at the latest of them. The others are paid for by
+/// then, and may see it later than it was paid for: beyond their burst by as many requests as wait, at most.
 ///
 /// # What it holds
 ///

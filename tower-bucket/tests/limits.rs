@@ -272,7 +272,16 @@ async fn a_quota_changed_at_run_time_holds_for_every_service_from_then_on() {
     assert_eq!(pass(&mut service, || from("192.0.2.1")).await, 3);
     layer.limiter().set_quota(Quota::per_minute(n(1)));
     assert_eq!(pass(&mut service, || from("192.0.2.3")).await, 1);
+    assert_eq!(pass(&mut service, request).await, 1);
     assert_eq!(layer.limiter().snapshot().keys, 3);
+    layer.limiter().set_quota(TEN_A_SECOND);
+    for _ in 0..2 {
+        assert_eq!(pass(&mut service, || from("192.0.2.3")).await, 0, "empty");
+        assert_eq!(pass(&mut service, request).await, 0);
+        advance(Duration::from_millis(100)).await;
+        assert_eq!(pass(&mut service, || from("192.0.2.3")).await, 1, "and not for a minute");
+        assert_eq!(pass(&mut service, request).await, 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

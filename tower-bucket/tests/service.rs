@@ -1,13 +1,18 @@
 //! The layer around a strict inner service, in paused time.
 
-use std::{convert::Infallible, net::SocketAddr, num::NonZeroU32, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    time::Duration,
+};
 
 use futures_util::FutureExt as _;
 use http::{HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use testkit::{Answer, Probe, ProbeHandle, Wakes, contract};
 use tower::{BoxError, Layer, Service, ServiceExt as _, util::BoxCloneSyncService};
-use tower_bucket::{BucketLayer, Exhausted, Header, KeyedLimiter, Limiter, OnMissingKey, Quota};
+use tower_bucket::{BucketLayer, ClientIp, Exhausted, Header, KeyedLimiter, Limiter, OnMissingKey, Quota};
 use tower_outcome::{
     Class, PeerAddr, Refusal,
     refuse::{Custom, Grpc, Http, Protocol},
@@ -267,6 +272,25 @@ async fn the_extremes_neither_panic_nor_let_through_what_they_should_not() {
         }
         assert_eq!(answers, if quota == fast { [200, 200, 200] } else { [200, 429, 429] });
     }
+}
+
+/// `cargo test -p tower-bucket --test service bytes -- --nocapture` prints it.
+#[test]
+fn a_hundred_thousand_clients_take_22_bytes_each_at_most() {
+    const CLIENTS: u32 = 100_000;
+    let mut limiter = None;
+    let counted = allocation_counter::measure(|| {
+        let made = KeyedLimiter::<ClientIp>::new(Quota::per_hour(n(1)));
+        for number in 0..CLIENTS {
+            let _ = made.check_key(&ClientIp::from(IpAddr::from((0x0A00_0000 + number).to_be_bytes())));
+        }
+        limiter = Some(made);
+    });
+    let snapshot = limiter.unwrap().snapshot();
+    assert!(snapshot.keys > 99_900, "{snapshot:?}");
+    let bytes = counted.bytes_current as f64 / snapshot.keys as f64;
+    println!("{bytes:.1} bytes a client");
+    assert!(bytes <= 22.0 && counted.bytes_max == counted.bytes_current as u64, "{bytes}, {counted:?}");
 }
 
 #[test]

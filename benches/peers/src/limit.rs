@@ -10,19 +10,27 @@ use std::{
 };
 
 use axum::extract::ConnectInfo;
-use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+use governor::{
+    DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter, clock::QuantaInstant,
+    middleware::NoOpMiddleware,
+};
 use tower::{
     Layer,
+    buffer::Buffer,
     limit::{ConcurrencyLimit, RateLimit, rate::Rate},
     load_shed::LoadShed,
 };
-use tower_governor::{GovernorLayer, governor::GovernorConfigBuilder, key_extractor::GlobalKeyExtractor};
+use tower_governor::{
+    GovernorLayer,
+    governor::{GovernorConfig, GovernorConfigBuilder},
+    key_extractor::{GlobalKeyExtractor, PeerIpKeyExtractor},
+};
 use tower_resilience_ratelimiter::RateLimiterLayer;
 use tower_service::Service;
 
 use crate::{
     AXUM,
-    drive::{self, Bare, Case, Contended},
+    drive::{self, Bare, Case, Contended, FromClients},
 };
 
 pub(crate) const CASES: &[Case] = &[
@@ -62,6 +70,11 @@ pub(crate) const CONTENDED: &[Contended] = &[
         name: "governor-check_key/100000",
         run: |calls, threads| drive::contend(calls, threads, checked_key(100_000)),
     },
+    Contended { name: "tower_governor-ip/1", run: |calls, threads| contend_governor_ip(calls, threads, 1) },
+    Contended { name: "tower_governor-ip/1000", run: |calls, threads| contend_governor_ip(calls, threads, 1_000) },
+    Contended { name: "tower_governor-ip/100000", run: |calls, threads| contend_governor_ip(calls, threads, 100_000) },
+    Contended { name: "tower-resilience-rate", run: contend_resilience },
+    Contended { name: "tower-rate-buffer", run: contend_rate },
 ];
 
 const SHARED: &str = "rate, one state";
@@ -100,13 +113,31 @@ fn rate(calls: u32) {
 fn resilience(calls: u32) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let _entered = runtime.enter();
-    let layer = RateLimiterLayer::builder()
+    drive::calls(calls, resilient().layer(Bare));
+}
+
+fn contend_resilience(calls: u32, threads: usize) -> Duration {
+    drive::contend(calls, threads, resilient().layer(Bare))
+}
+
+fn resilient() -> RateLimiterLayer {
+    RateLimiterLayer::builder()
         .limit_for_period(u32::MAX as usize)
         .refresh_period(Duration::from_secs(3600))
         .timeout_duration(Duration::ZERO)
         .build()
-        .expect("a valid limit");
-    drive::calls(calls, layer.layer(Bare));
+        .expect("a valid limit")
+}
+
+/// Which is not `Clone`, and so has a buffer before it and a thread of its own.
+fn contend_rate(calls: u32, threads: usize) -> Duration {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let entered = runtime.enter();
+    let rate = RateLimit::new(Bare, Rate::new(PLENTY.get().into(), Duration::from_secs(1)));
+    drop(entered);
+    let (buffer, worker) = Buffer::pair(rate, 1_024);
+    std::thread::spawn(move || runtime.block_on(worker));
+    drive::contend(calls, threads, buffer)
 }
 
 fn governor_global(calls: u32) {
@@ -116,13 +147,25 @@ fn governor_global(calls: u32) {
 }
 
 fn governor_ip(calls: u32, clients: u32) {
+    let service = GovernorLayer::new(known(clients)).layer(AXUM);
+    drive::http_calls(calls, service, drive::from_clients(clients, ConnectInfo));
+}
+
+/// All clients are known from the start.
+fn known(clients: u32) -> GovernorConfig<PeerIpKeyExtractor, NoOpMiddleware<QuantaInstant>> {
     let config =
         GovernorConfigBuilder::default().per_nanosecond(1).burst_size(u32::MAX).finish().expect("a valid quota");
     for index in 0..clients {
         let client = Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 0).to_bits() + index);
         config.limiter().check_key(&IpAddr::V4(client)).expect("there is plenty");
     }
-    drive::http_calls(calls, GovernorLayer::new(config).layer(AXUM), drive::from_clients(clients, ConnectInfo));
+    config
+}
+
+fn contend_governor_ip(calls: u32, threads: usize, clients: u32) -> Duration {
+    let service =
+        FromClients { service: GovernorLayer::new(known(clients)).layer(AXUM), clients, extension: ConnectInfo };
+    drive::contend(calls, threads, service)
 }
 
 fn concurrency(calls: u32) {

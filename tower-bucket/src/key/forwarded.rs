@@ -129,8 +129,9 @@ fn is_escaped(text: &[u8], at: usize) -> bool {
     text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count() % 2 == 1
 }
 
-/// Bytes of an element that are read at most; an IPv6 address with a port, a host and a protocol takes a third of it.
-const LONGEST: usize = 256;
+/// Bytes of an element that are read at most. Our own proxies' elements must fit, and what a client may have in them, as the
+/// `host` of `Forwarded`: a name has up to 253.
+const LONGEST: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -171,6 +172,17 @@ mod tests {
             assert_eq!(elements, [address("2001:db8::1"), address("192.0.2.1")], "{line}");
         }
         assert_eq!(from_right(r#"for=b""#, true), [Err(Junk)]);
+    }
+
+    /// A client names the host, and must not be able to make its own proxy's element unreadable by a long one.
+    #[test]
+    fn the_longest_host_name_leaves_an_element_readable() {
+        let host = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61)].join(".");
+        let line = format!(
+            "for=192.0.2.1, by=\"[2001:db8::1]:443\";for=\"[2001:db8::2]:65535\";host=\"{host}:65535\";proto=https"
+        );
+        let elements: Vec<_> = FromRight::new(line.as_bytes(), true).map(|one| one.and_then(forwarded)).collect();
+        assert_eq!(elements, [address("2001:db8::2"), address("192.0.2.1")]);
     }
 
     #[test]

@@ -55,7 +55,8 @@ pub struct ProxiedIp {
 
 /// Addresses with a common beginning, such as `10.0.0.0/8`, `2001:db8::/32`, or a single one.
 ///
-/// An IPv4 network is the same in IPv6's mapped form, `::ffff:10.0.0.0/104`.
+/// An IPv4 network is the same in IPv6's mapped form, `::ffff:10.0.0.0/104`. But no shorter IPv6 network has IPv4 addresses
+/// in it: `::/0` is all of IPv6, and not all there is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Network {
     /// IPv4 in mapped form.
@@ -183,7 +184,8 @@ impl Network {
             IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
             IpAddr::V6(v6) => v6.to_bits(),
         };
-        address & self.mask == self.first
+        let may_be = address >> 32 != MAPPED || self.mask.leading_ones() >= 96;
+        may_be && address & self.mask == self.first
     }
 }
 
@@ -228,6 +230,9 @@ impl fmt::Display for NotANetwork {
 impl Error for NotANetwork {}
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// What IPv6's form of IPv4 addresses begins with: the upper 96 bits of `::ffff:0:0/96`.
+const MAPPED: u128 = 0xffff;
 
 /// In a row, our own; more is a loop.
 const MOST_PROXIES: usize = 64;
@@ -353,7 +358,24 @@ mod tests {
             assert!(text.parse::<Network>().is_err(), "{text}");
         }
         let all: Network = "0.0.0.0/0".parse().unwrap();
-        assert!(all.contains(ip("203.0.113.9")) && !all.contains(ip("2001:db8::1")));
+        assert!(all.contains(ip("203.0.113.9")) && all.contains(ip("::ffff:203.0.113.9")));
+        assert!(!all.contains(ip("2001:db8::1")) && !all.contains(ip("::")));
+        let one: Network = "192.0.2.1/32".parse().unwrap();
+        assert!(one.contains(ip("192.0.2.1")) && !one.contains(ip("192.0.2.2")) && !one.contains(ip("192.0.2.0")));
+        let one: Network = "2001:db8::1/128".parse().unwrap();
+        assert!(one.contains(ip("2001:db8::1")) && !one.contains(ip("2001:db8::2")));
+    }
+
+    /// Who trusts all of IPv6 did trust all of IPv4 as well, which stands in it in mapped form.
+    #[test]
+    fn a_network_of_ipv6_has_no_ipv4_in_it() {
+        for text in ["::/0", "::/64", "::/80"] {
+            let network: Network = text.parse().unwrap();
+            assert!(network.contains(ip("::1")) && !network.contains(ip("192.0.2.1")), "{text}");
+            assert!(!network.contains(ip("::ffff:192.0.2.1")), "{text}");
+        }
+        assert!("::/0".parse::<Network>().unwrap().contains(ip("2001:db8::1")));
+        assert!("::ffff:0:0/96".parse::<Network>().unwrap().contains(ip("192.0.2.1")));
     }
 
     proptest! {

@@ -321,5 +321,5 @@ where
     }
 }
 
-/// As no key is written that stands alone, not even an empty one.
-const KEYLESS: &[u8] = b"\0keyless";
+/// As no key is written: no header has a line feed, and no text the byte behind it.
+const KEYLESS: &[u8] = b"\n\xffkeyless";

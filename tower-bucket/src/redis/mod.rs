@@ -14,13 +14,18 @@
 //! leaves a key that goes by itself when its bucket is full again. What this machine's own requests have used up is refused
 //! without asking, and so is what Redis has refused until the time that it told: a flood stays here.
 //!
+//! The server is Redis 5 or newer, or what speaks its language. One that forgets, because it is restarted without its data,
+//! has full buckets; the local ones, which stay as they are, bound what that lets through. The script is loaded again by
+//! itself.
+//!
 //! The server counts in whole microseconds, rounded up: a quota is never exceeded, and one of more than a million a second
 //! is kept as a million. The local buckets hold the same quota by the local clock, which drifts; where the two differ by that
 //! the stricter one wins.
 //!
 //! # Cancel safety
 //!
-//! A call that is dropped while Redis is asked may have spent its token there, and has spent the local one.
+//! A call that is dropped while Redis is asked may have spent its token there, and has spent the local one. It is counted as
+//! [`abandoned`](crate::Snapshot::abandoned).
 
 mod key;
 mod layer;
@@ -28,6 +33,7 @@ mod layer;
 use std::{
     fmt,
     hash::Hash,
+    mem,
     num::NonZeroU32,
     sync::{
         Arc,
@@ -116,6 +122,12 @@ struct Question {
     drawn: Drawn,
 }
 
+/// Counts one who goes before there is an answer.
+struct Asked<'a, K: ?Sized, C> {
+    limiter: &'a RedisLimiter<K, C>,
+    drawer: Drawer,
+}
+
 // === impl RedisLimiter ===
 
 impl<K: ?Sized, C> RedisLimiter<K, C> {
@@ -154,6 +166,10 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
     }
 
     /// How many keys this machine remembers by itself. Default: 100 000. Call it first, as it makes these buckets anew.
+    ///
+    /// When so many keys are active, newcomers share one local bucket, as for a [`KeyedLimiter`], and are not asked about in
+    /// Redis beyond that: so a flood of made-up keys does not fill Redis either. Name a greater number where this machine sees more
+    /// clients than that within a quota's [`interval`](Quota::interval).
     #[must_use]
     pub fn capacity(self, keys: NonZeroU32) -> Self {
         Self { local: self.local.capacity(keys), server: Arc::default(), ..self }
@@ -252,6 +268,13 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
 
 impl<K: ?Sized, C: ConnectionLike + Clone> RedisLimiter<K, C> {
     async fn ask(&self, question: &Question) -> Result<Taken, Denial> {
+        let asked = Asked { limiter: self, drawer: question.drawer };
+        let decision = self.ask_the_server(question).await;
+        mem::forget(asked);
+        decision
+    }
+
+    async fn ask_the_server(&self, question: &Question) -> Result<Taken, Denial> {
         let (cost, depth) = in_micros(question.taken.quota(), question.terms.tokens());
         let mut connection = self.connection.clone();
         let mut call = self.server.script.prepare_invoke();
@@ -287,6 +310,14 @@ impl<K: Hash + RedisKey + ?Sized, C: ConnectionLike + Clone> RedisLimiter<K, C> 
         };
         let debt = self.count(drawer, decision)?.drawn().map_or(0, |drawn| drawn.debt);
         Ok(Admitted::new(debt, self.local.quota()))
+    }
+}
+
+// === impl Asked ===
+
+impl<K: ?Sized, C> Drop for Asked<'_, K, C> {
+    fn drop(&mut self) {
+        self.limiter.local.count(self.drawer, Fate::Abandoned);
     }
 }
 

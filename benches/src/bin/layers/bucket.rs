@@ -2,10 +2,10 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use tower_benches::drive::{self, Bare, Case, Contended};
-use tower_bucket::{Bucket, BucketLayer, Keyed, KeyedLimiter, Limiter, PolicyName, Quota};
+use tower_benches::drive::{self, Bare, Case, Contended, FromClients};
+use tower_bucket::{Bucket, BucketLayer, ClientIp, Keyed, KeyedLimiter, Limiter, PeerIp, PolicyName, Quota};
 use tower_layer::Layer;
-use tower_outcome::PeerAddr;
+use tower_outcome::{PeerAddr, refuse::Auto};
 
 use crate::HTTP;
 
@@ -32,6 +32,9 @@ pub(crate) const CONTENDED: &[Contended] = &[
     Contended { name: "bucket-key/1", run: |calls, threads| drive::contend(calls, threads, keyed(1)) },
     Contended { name: "bucket-key/1000", run: |calls, threads| drive::contend(calls, threads, keyed(1_000)) },
     Contended { name: "bucket-key/100000", run: |calls, threads| drive::contend(calls, threads, keyed(100_000)) },
+    Contended { name: "bucket-ip/1", run: |calls, threads| contend_ip(calls, threads, 1) },
+    Contended { name: "bucket-ip/1000", run: |calls, threads| contend_ip(calls, threads, 1_000) },
+    Contended { name: "bucket-ip/100000", run: |calls, threads| contend_ip(calls, threads, 100_000) },
 ];
 
 const SHARED: &str = "rate, one state";
@@ -81,11 +84,21 @@ fn keyed(keys: u32) -> Bucket<Bare, Keyed<impl Fn(&u32) -> Option<u32> + Clone, 
 }
 
 fn ip(calls: u32, clients: u32) {
+    drive::http_calls(calls, per_client(clients).layer(HTTP), drive::from_clients(clients, PeerAddr));
+}
+
+fn contend_ip(calls: u32, threads: usize, clients: u32) -> Duration {
+    let service = FromClients { service: per_client(clients).layer(HTTP), clients, extension: PeerAddr };
+    drive::contend(calls, threads, service)
+}
+
+/// All clients are known from the start.
+fn per_client(clients: u32) -> BucketLayer<Keyed<PeerIp, ClientIp>, Auto> {
     let layer = BucketLayer::per_client(PLENTY).respond();
     let from = drive::from_clients(clients, PeerAddr);
     for index in 0..clients {
         let PeerAddr(peer) = from(index).extensions().get().copied().expect("from somewhere");
         layer.limiter().check_key(&peer.ip().into()).expect("there is plenty");
     }
-    drive::http_calls(calls, layer.layer(HTTP), from);
+    layer
 }
