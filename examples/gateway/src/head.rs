@@ -52,9 +52,7 @@ pub(crate) fn request(head: &mut request::Parts, peer: Option<SocketAddr>, has_b
         head.headers.insert(HOST, host);
     }
     head.headers.append(VIA, via);
-    for name in &CLAIMS {
-        head.headers.remove(name);
-    }
+    remove_all(&mut head.headers, &CLAIMS);
     if let Some(peer) = peer {
         append_forwarded_for(&mut head.headers, peer);
     }
@@ -184,8 +182,12 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    // One walk over the few fields there are is cheaper than a look-up for each that there mostly is not.
-    while let Some(name) = headers.keys().find(|name| HOP_BY_HOP.contains(name)).cloned() {
+    remove_all(headers, &HOP_BY_HOP);
+}
+
+/// One walk over the few fields there are is cheaper than a look-up for each that there mostly is not.
+fn remove_all(headers: &mut HeaderMap, names: &[HeaderName]) {
+    while let Some(name) = headers.keys().find(|name| names.contains(name)).cloned() {
         headers.remove(name);
     }
 }
