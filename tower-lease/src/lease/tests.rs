@@ -318,11 +318,11 @@ fn r17_a_vacancy_that_overtakes_an_answer_is_not_missed() {
     let reply = Ok(Reply::Held { claim: ClaimId::from_u128(1), expires_in: Some(Duration::from_secs(9)) });
     let mut core = core(Terms::default());
     let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-    core.on(Input::Acquired(sent, reply.clone()), ms(10));
+    core.on(Input::Acquired(sent, reply), ms(10));
     let at = core.deadline().unwrap();
     let sent = acquire_in(&core.on(Input::Timer, at)).unwrap();
     core.on(Input::Watched(Seen::Vacant(Revision::new(9))), at);
-    core.on(Input::Acquired(sent, reply.clone()), at);
+    core.on(Input::Acquired(sent, reply), at);
     let soon = core.deadline().unwrap();
     assert!(soon <= at.after(Duration::from_millis(50)), "{soon:?}");
     let sent = acquire_in(&core.on(Input::Timer, soon)).unwrap();
