@@ -28,7 +28,7 @@ async fn guard(etcd: &Etcd) -> Client {
 }
 
 fn store(etcd: &Etcd, password: &str) -> EtcdStore {
-    let cluster = Cluster::builder(etcd.endpoints()).user("app", password).build().unwrap();
+    let cluster = Cluster::builder(etcd.endpoints()).user("app", password).request_timeout(LONG).build().unwrap();
     EtcdStore::new(&cluster).with_prefix("app/")
 }
 

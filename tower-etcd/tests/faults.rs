@@ -5,14 +5,16 @@ mod support;
 
 use std::{num::NonZeroU64, time::Duration};
 
-use support::{SOON, behind, claim, granted, key, soon, store};
+use support::{SOON, behind, claim, granted, key, known, patient, renewed, soon, store};
 use testkit::{Etcd, Proxy, Way};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
 use tower_etcd::EtcdStore;
-use tower_lease::{Acquired, Fault, Holder, Lease, LeaseStore, Lost, State, Swap, Swapped, Watch, WatchEvent};
+use tower_lease::{
+    Acquired, Claim, ClaimId, Fault, Holder, Lease, LeaseStore, Lost, State, Swap, Swapped, Watch, WatchEvent,
+};
 
 const TTL: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(60);
@@ -107,7 +109,7 @@ async fn f03_who_is_cut_off_closes_before_the_next_one_opens() {
 async fn f04_who_hears_no_answers_fences_itself_at_the_old_deadline() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::start(etcd.addr(0)).await.unwrap();
-    let other = store(&etcd);
+    let other = patient(&etcd);
     let (first, keeper) = keep(&behind(&proxy), "a", TTL, false);
     let old = held(&first).await;
     proxy.cut(Way::ToClient);
@@ -206,34 +208,45 @@ async fn write_for_ever(store: EtcdStore, leases: [Lease; 2]) {
     }
 }
 
-/// Applied, but the answer is lost with its connection.
-async fn lose_the_answer(
-    proxy: &Proxy,
-    bad: &EtcdStore,
-    good: &EtcdStore,
-    name: &str,
-    ttl: Duration,
-) -> tower_lease::Claim {
-    let ours = claim(name, ttl);
-    // Long enough for what is seen on the other side to be still on its way back here.
+/// Applied, but the answer is lost with its connection; `None` if it was quicker than we.
+async fn lose_the_answer(proxy: &Proxy, bad: &EtcdStore, good: &EtcdStore, name: &str, ttl: Duration) -> Option<Claim> {
+    let (key, ours) = (key(name), claim(name, ttl));
+    // Long enough for what is seen on the other side to be still on its way back here: mostly, on a loaded machine.
     proxy.delay(Duration::from_millis(300));
     let acquiring = tokio::spawn({
         let (bad, ours) = (bad.clone(), ours.clone());
         async move { bad.acquire(&ours).await }
     });
-    soon(async {
-        while good.inspect(&key(name)).await.unwrap().is_none() {
-            assert!(!acquiring.is_finished(), "the delay is too short for this machine");
-        }
-    })
-    .await;
+    while !acquiring.is_finished() && !matches!(good.inspect(&key).await, Ok(Some(_))) {}
     proxy.cut(Way::ToClient);
     proxy.drop_connections();
-    let lost = soon(acquiring).await.unwrap().unwrap_err();
-    assert_eq!(lost.fault(), Fault::Unknown, "{lost:?}");
+    let answer = soon(acquiring).await.unwrap();
     proxy.delay(Duration::ZERO);
     proxy.heal();
-    ours
+    match answer {
+        Err(error) if known(|| good.inspect(&key)).await.unwrap().is_some() => {
+            assert_eq!(error.fault(), Fault::Unknown, "{error:?}");
+            Some(ours)
+        }
+        _ => {
+            known(|| good.release(&ours)).await.unwrap();
+            None
+        }
+    }
+}
+
+/// Until it worked: each time with a key of its own.
+async fn with_a_lost_answer(proxy: &Proxy, bad: &EtcdStore, good: &EtcdStore, ttl: Duration) -> Claim {
+    let mut names = (0..).map(|n| format!("{}/{n}", ttl.as_secs()));
+    soon(async {
+        loop {
+            let name = names.next().expect("endless");
+            if let Some(ours) = lose_the_answer(proxy, bad, good, &name, ttl).await {
+                return ours;
+            }
+        }
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -241,19 +254,20 @@ async fn lose_the_answer(
 async fn f11_an_acquisition_whose_answer_was_lost_is_found_again_or_ends_by_itself() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::start(etcd.addr(0)).await.unwrap();
-    let (bad, good) = (behind(&proxy), store(&etcd));
-    let ours = lose_the_answer(&proxy, &bad, &good, "retried", LONG).await;
+    let (bad, good) = (behind(&proxy), patient(&etcd));
+    let ours = with_a_lost_answer(&proxy, &bad, &good, LONG).await;
     let written = good.list_prefix("").await.unwrap().revision;
-    assert!(matches!(good.acquire(&claim("retried", LONG)).await.unwrap(), Acquired::Held(_)), "one holder");
+    let theirs = Claim::new(ours.key().clone(), Holder::new("other"), ClaimId::random(), LONG);
+    assert!(matches!(good.acquire(&theirs).await.unwrap(), Acquired::Held(_)), "one holder");
     let grant = granted(&bad, &ours).await;
-    let record = good.inspect(&key("retried")).await.unwrap().unwrap();
+    let record = good.inspect(ours.key()).await.unwrap().unwrap();
     assert_eq!(grant.token(), record.token());
     assert_eq!(good.list_prefix("").await.unwrap().revision, written, "R-15: exactly one write");
-    assert_eq!(bad.renew(&ours).await.unwrap(), LONG);
+    assert_eq!(renewed(&bad, &ours).await, LONG);
 
-    lose_the_answer(&proxy, &bad, &good, "crashed", Duration::from_secs(12)).await;
+    let orphan = with_a_lost_answer(&proxy, &bad, &good, Duration::from_secs(12)).await;
     soon(async {
-        while good.inspect(&key("crashed")).await.unwrap().is_some() {
+        while good.inspect(orphan.key()).await.unwrap().is_some() {
             sleep(Duration::from_millis(100)).await;
         }
     })

@@ -5,7 +5,7 @@ mod support;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
-use support::{SOON, behind, claim, cluster, key, soon, store};
+use support::{SOON, behind, claim, cluster, key, patient as store, soon};
 use testkit::{Etcd, Proxy};
 use tower_etcd::{Cluster, EtcdResolver, EtcdUpdates};
 use tower_lease::{Claim, ClaimId, Holder, LeaseStore, Swap};

@@ -2,11 +2,15 @@
 
 mod support;
 
+use std::time::Duration;
+
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use support::{TTL, claim, granted};
+use support::{claim, granted};
 use testkit::{Etcd, TlsFiles};
 use tower_etcd::{Cluster, EtcdStore, Tls};
 use tower_lease::{Fault, LeaseStore};
+
+const LONG: Duration = Duration::from_secs(60);
 
 struct Pki {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -46,22 +50,22 @@ async fn members_and_clients_show_certificates() {
     };
     let etcd = Etcd::builder().tls(files).start().await;
     let store = |tls: Tls| {
-        let cluster = Cluster::builder(etcd.endpoints()).tls(tls).build().unwrap();
-        EtcdStore::new(&cluster).with_min_ttl(TTL)
+        let cluster = Cluster::builder(etcd.endpoints()).tls(tls).connect_timeout(LONG).request_timeout(LONG);
+        EtcdStore::new(&cluster.build().unwrap())
     };
     let (cert, client_key) = pki.issue();
     let known = store(Tls::new(pki.issuer.pem()).identity(&cert, &client_key));
-    let ours = claim("a", TTL);
+    let ours = claim("a", LONG);
     granted(&known, &ours).await;
-    known.renew(&ours).await.unwrap();
+    support::renewed(&known, &ours).await;
     let named = store(Tls::new(pki.issuer.pem()).identity(&cert, &client_key).domain("etcd.test"));
-    named.renew(&ours).await.unwrap();
+    support::renewed(&named, &ours).await;
     known.release(&ours).await.unwrap();
 
     let nobody = store(Tls::new(pki.issuer.pem()));
-    assert!(nobody.acquire(&claim("a", TTL)).await.is_err(), "a client without a certificate is nobody");
+    assert!(nobody.acquire(&claim("a", LONG)).await.is_err(), "a client without a certificate is nobody");
     let strange = store(Tls::new(Pki::new().issuer.pem()).identity(&cert, &client_key));
-    let refused = strange.acquire(&claim("a", TTL)).await.unwrap_err();
+    let refused = strange.acquire(&claim("a", LONG)).await.unwrap_err();
     assert_eq!(refused.fault(), Fault::NotSent, "a member that we do not trust is told nothing: {refused:?}");
     std::fs::remove_dir_all(&dir).unwrap();
 }
