@@ -156,8 +156,8 @@ struct Quest {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// -> an answer, or taken as unknown at `by`.
-    Asked { number: u64, by: BootInstant },
+    /// -> an answer, or taken as unknown at `by`. `vacated`: the key was seen vacant meanwhile, so "held" is old news.
+    Asked { number: u64, by: BootInstant, vacated: bool },
     /// An orphan is being taken away. -> asks when answered, or at `by`.
     Clearing { by: BootInstant },
     /// It was handed over to us, at a time that we do not know: so it counts from a renewal of ours. -> `Held` when
@@ -366,7 +366,7 @@ impl Core {
         if !quest.unknown {
             quest.first = Some(now);
         }
-        quest.step = Step::Asked { number, by };
+        quest.step = Step::Asked { number, by, vacated: false };
         self.outputs.push(Output::Acquire(Sent { claim: quest.claim, number, at: now }));
     }
 
@@ -479,8 +479,9 @@ impl Core {
     /// Gives up a claim that may hold the key, and tries with another one after a pause.
     fn abandon(&mut self, now: BootInstant) {
         let claim = self.next_claim();
-        let at = self.backoff(now);
+        let at = self.long_backoff(now);
         let Phase::Seeking(quest) = &mut self.phase else { return };
+        quest.failures = quest.failures.saturating_add(1);
         let old = std::mem::replace(&mut quest.claim, claim);
         (quest.first, quest.unknown) = (None, false);
         quest.step = Step::Waiting { at };
@@ -490,7 +491,7 @@ impl Core {
 
     fn taken(&mut self, sent: Sent, holder: ClaimId, expires_in: Option<Duration>, now: BootInstant) {
         let fresh = self.next_claim();
-        let soon = self.backoff(now);
+        let (at_once, soon) = (self.after_vacancy(now), self.backoff(now));
         let later = self.renewal_after(now, self.terms.ttl, now);
         let Phase::Seeking(quest) = &mut self.phase else { return };
         if quest.claim != sent.claim {
@@ -499,10 +500,16 @@ impl Core {
         if holder == self.heir {
             return self.inherit(now);
         }
+        let vacated = matches!(quest.step, Step::Asked { vacated: true, .. });
         let ours = self.orphan == Some(holder);
         // What was not answered may still be carried out: then it is an orphan. Otherwise the next round is a new one.
         self.orphan = if ours { Some(holder) } else { Some(quest.claim).filter(|_| quest.unknown) };
-        let at = if ours { soon } else { expires_in.map_or(later, |wait| later.min(soon.after(wait))) };
+        let at = match expires_in {
+            _ if ours => soon,
+            _ if vacated => at_once,
+            Some(wait) => later.min(soon.after(wait)),
+            None => later,
+        };
         *quest = Quest { contended: !ours, ..Quest::new(fresh, at) };
     }
 
@@ -723,12 +730,19 @@ impl Core {
         }
     }
 
-    /// contenders come after a vacancy, but not all at once.
+    /// contenders come after a vacancy, but not all at once. One that has just asked may be told of the time before
+    /// it: the two come by different ways.
     fn hurry(&mut self, now: BootInstant) {
-        let soon = now.after(Duration::from_millis(self.rng.u64(CONTENDER_JITTER_MS)));
-        if let Phase::Seeking(Quest { contended: true, step: Step::Waiting { at }, .. }) = &mut self.phase {
-            *at = soon.min(*at);
+        let soon = self.after_vacancy(now);
+        match &mut self.phase {
+            Phase::Seeking(Quest { contended: true, step: Step::Waiting { at }, .. }) => *at = soon.min(*at),
+            Phase::Seeking(Quest { step: Step::Asked { vacated, .. }, .. }) => *vacated = true,
+            _ => {}
         }
+    }
+
+    fn after_vacancy(&mut self, now: BootInstant) -> BootInstant {
+        now.after(Duration::from_millis(self.rng.u64(CONTENDER_JITTER_MS)))
     }
 
     fn watch_broke(&mut self, now: BootInstant) {

@@ -312,6 +312,44 @@ fn r17_contenders_watch_and_come_after_a_vacancy_within_fifty_milliseconds() {
     assert_ne!(next.claim, sent.claim, "each round has a claim of its own");
 }
 
+/// The watch and the answer come by different ways: what was "held" when it asked may be vacant when it hears that.
+#[test]
+fn r17_a_vacancy_that_overtakes_an_answer_is_not_missed() {
+    let reply = Ok(Reply::Held { claim: ClaimId::from_u128(1), expires_in: Some(Duration::from_secs(9)) });
+    let mut core = core(Terms::default());
+    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    core.on(Input::Acquired(sent, reply), ms(10));
+    let at = core.deadline().unwrap();
+    let sent = acquire_in(&core.on(Input::Timer, at)).unwrap();
+    core.on(Input::Watched(Seen::Vacant(Revision::new(9))), at);
+    core.on(Input::Acquired(sent, reply), at);
+    let soon = core.deadline().unwrap();
+    assert!(soon <= at.after(Duration::from_millis(50)), "{soon:?}");
+    let sent = acquire_in(&core.on(Input::Timer, soon)).unwrap();
+    core.on(Input::Acquired(sent, reply), soon);
+    assert!(core.deadline().unwrap() > soon.after(Duration::from_secs(1)), "once");
+}
+
+/// A store that was rewound grants and grants: it is not asked several times a second, and no log is filled.
+#[test]
+fn r24_a_store_that_has_forgotten_is_asked_ever_more_rarely() {
+    let (mut core, _) = held(reacquiring(), 0);
+    core.on(Input::Watched(Seen::Vacant(Revision::new(6))), ms(100));
+    let mut told = 0;
+    while core.deadline().unwrap() < ms(100_000) {
+        let at = core.deadline().unwrap();
+        let mut outputs = core.on(Input::Timer, at);
+        while let Some(orphan) = disown_in(&outputs) {
+            outputs = core.on(Input::Released(orphan, true), at);
+        }
+        if let Some(sent) = acquire_in(&outputs) {
+            let outputs = core.on(Input::Acquired(sent, grant(5, TTL)), at);
+            told += outputs.iter().filter(|output| matches!(output, Output::Distrust { .. })).count();
+        }
+    }
+    assert!((30..80).contains(&told), "{told} times in 100 s");
+}
+
 #[test]
 fn r26_no_path_leads_back_to_a_lost_epoch() {
     let (mut core, sent) = held(reacquiring(), 0);
