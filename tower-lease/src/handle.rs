@@ -65,6 +65,8 @@ pub(crate) struct Handover {
 pub enum NotHandedOver {
     /// The claim is one to another key. Nothing was done.
     OtherKey,
+    /// The claim is our own: nobody would keep what it got. Nothing was done.
+    Own,
     /// It was given back, or never held. The successor may have it, if the store did not say so in time; otherwise it
     /// gets it as any contender does.
     Released,
@@ -215,6 +217,9 @@ impl<C: Clock> Lease<C> {
     pub async fn hand_over(&self, to: &Claim) -> Result<FencingToken, NotHandedOver> {
         if to.key() != self.key() {
             return Err(NotHandedOver::OtherKey);
+        }
+        if to.id() == self.handover_claim().id() {
+            return Err(NotHandedOver::Own);
         }
         self.shared.handover().to = Some(to.clone());
         let last = self.step_down().await;
@@ -382,6 +387,7 @@ impl fmt::Display for NotHandedOver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OtherKey => f.write_str("a lease is handed over to a claim to the same key"),
+            Self::Own => f.write_str("a lease is handed over to the claim of another keeper"),
             Self::Released => f.write_str("the lease was given back, and is not known to be handed over"),
             Self::Lost(cause) => write!(f, "the lease was lost before it could be handed over: {cause}"),
         }

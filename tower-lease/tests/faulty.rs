@@ -161,6 +161,8 @@ async fn r20_a_handover_that_cannot_be_is_told() {
     soon(holder.held()).await.unwrap();
     let elsewhere = Claim::new(tower_lease::LeaseKey::new("x").unwrap(), Holder::new("h"), ClaimId::random(), TTL);
     assert_eq!(holder.hand_over(&elsewhere).await, Err(NotHandedOver::OtherKey));
+    let own = holder.handover_claim();
+    assert_eq!(holder.hand_over(&own).await, Err(NotHandedOver::Own), "nobody would keep it");
     assert!(holder.is_held());
     store.set(Faults::none().fail(Fault::Refused));
     assert_eq!(soon(holder.hand_over(&claim(9))).await, Err(NotHandedOver::Released));
