@@ -11,7 +11,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
-use tower_etcd::EtcdStore;
+use tower_etcd::{Cluster, EtcdStore};
 use tower_lease::{
     Acquired, Claim, ClaimId, Fault, Holder, Lease, LeaseStore, Lost, State, Swap, Swapped, Watch, WatchEvent,
 };
@@ -300,6 +300,20 @@ async fn f12_what_an_operator_takes_away_is_lost_at_once() {
         assert!(held(&next).await > old, "I4");
         soon(next.step_down()).await;
     }
+}
+
+/// a member that has lost the others answers signs of life, and would be silent for ever. But every stream is
+/// opened on the condition that it has a leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs etcd"]
+async fn r12_a_member_without_a_leader_breaks_its_watches() {
+    let mut etcd = Etcd::cluster(3).await;
+    let alone = Cluster::builder([etcd.endpoints().swap_remove(0)]).build().unwrap();
+    let mut watch = EtcdStore::new(&alone).watch(&key("a"), tower_lease::Revision::START);
+    assert!(matches!(soon(watch.next()).await.unwrap(), WatchEvent::Vacant(..)));
+    etcd.kill(1);
+    etcd.kill(2);
+    soon(watch.next()).await.unwrap_err();
 }
 
 /// A keeper that knows all members does not notice that one of them stands still.
