@@ -6,7 +6,10 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -909,6 +912,51 @@ async fn r6_i3_a_body_that_waits_breaks_off_at_the_end_of_validity_though_no_kee
     assert!(body.frame().await.unwrap().is_ok());
     assert!(soon(body.frame()).await.unwrap().unwrap_err().is::<LeaseLost>());
     assert!((VALID..VALID + ms(5)).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+/// Counts how often it is asked, and never has anything.
+struct Asked(Arc<AtomicU32>);
+
+impl http_body::Body for Asked {
+    type Data = bytes::Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Infallible>>> {
+        self.0.fetch_add(1, Relaxed);
+        Poll::Pending
+    }
+}
+
+/// what makes the body may have effects, so it is not asked for another frame to throw away.
+#[tokio::test(start_paused = true)]
+async fn r28_a_body_whose_lease_is_lost_is_not_asked_any_more() {
+    let asked = Arc::new(AtomicU32::new(0));
+    let inner = service_fn(|_: Request<String>| {
+        let body = Asked(asked.clone());
+        async move { Ok::<_, BoxError>(Response::new(body)) }
+    });
+    // One that nobody had asked when the lease was taken away.
+    let (store, (lease, _keeper)) = held().await;
+    let mut body = ask(&mut LeaseLayer::new(&lease).http().layer(inner), request()).await.unwrap().into_body();
+    store.revoke(&key(), None).await.unwrap();
+    while lease.is_held() {
+        sleep(ms(1)).await;
+    }
+    assert!(body.frame().await.unwrap().unwrap_err().is::<LeaseLost>());
+    assert_eq!(asked.load(Relaxed), 0);
+    // One that waited, and slept through the end.
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let mut keeper = pin!(keeper.run());
+    tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
+    let mut body = ask(&mut LeaseLayer::new(&lease).http().layer(inner), request()).await.unwrap().into_body();
+    assert!(futures_poll(pin!(body.frame())).await.is_none());
+    advance(VALID + ms(1_000)).await;
+    let frame = futures_poll(pin!(body.frame())).await.expect("it is over");
+    assert!(frame.unwrap().unwrap_err().is::<LeaseLost>());
+    assert_eq!(asked.load(Relaxed), 1);
 }
 
 #[tokio::test(start_paused = true)]
