@@ -12,6 +12,7 @@ use std::{
 };
 
 use axum::{Router, routing::get};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::*;
 use tokio::{net::TcpStream, task::JoinHandle, time::sleep};
 use tower_drain::{
@@ -228,6 +229,30 @@ async fn unix_sockets_are_handed_on_too() {
     assert_eq!(new.phase(), Phase::Serving);
     let mut client = Client(tokio::net::UnixStream::connect(&path).await.unwrap());
     assert_eq!(client.ask(GET).await.body, "new");
+}
+
+#[tokio::test]
+async fn more_sockets_than_one_packet_holds_are_handed_on_each_as_itself() {
+    // The kernel takes 253 descriptors in one packet. Each socket is here in both processes, for use and to hand on.
+    const SOCKETS: usize = 300;
+    let hard = getrlimit(Resource::Nofile).maximum;
+    setrlimit(
+        Resource::Nofile,
+        Rlimit { current: hard.map_or(Some(8192), |hard| Some(hard.min(8192))), maximum: hard },
+    )
+    .unwrap();
+    let place = Place::new();
+    let take = |inheritance: &mut Inheritance| {
+        let names = (0..SOCKETS).map(|index| format!("socket {index}"));
+        let config = ListenerConfig::new().backlog(1);
+        names.map(|name| inheritance.tcp(&name, ANY, &config).unwrap().local_addr().unwrap()).collect::<Vec<_>>()
+    };
+    let mut old = place.handoff().inherit().await.unwrap();
+    let addrs = take(&mut old);
+    tokio::spawn(old.ready().await.unwrap().serve(quick()));
+    let mut new = soon(place.handoff().inherit()).await.unwrap();
+    assert_eq!(take(&mut new), addrs);
+    drop(soon(new.ready()).await.expect("none is left over"));
 }
 
 #[tokio::test]

@@ -22,7 +22,8 @@
 //! A new process that dies before it is ready has changed nothing. One that dies in its probation, or begins to leave in
 //! it, gives the queue back, so a release that crashes or is rolled back at once is harmless. The drain of the old one
 //! begins only after that, because a drain never goes back: until then its connections are served as ever. A third
-//! process that comes meanwhile is told that it is too early ([`ResourceBusy`](io::ErrorKind::ResourceBusy)).
+//! process that comes meanwhile is told that it is too early ([`ResourceBusy`](io::ErrorKind::ResourceBusy)). A new process
+//! may warm up for as long as it needs; one that hangs there keeps others out until it is ended, or the old one leaves.
 //!
 //! ```no_run
 //! # #[cfg(feature = "http")]
