@@ -90,7 +90,7 @@ async fn open(path: &Path) {
 #[tokio::test]
 async fn the_new_one_takes_the_socket_and_the_old_one_drains() {
     let place = Place::new();
-    let first = place.handoff().inherit().await.unwrap();
+    let first = place.handoff().probation(Duration::from_secs(2)).inherit().await.unwrap();
     assert_eq!(first.origin(), Origin::Bound);
     let old = start("old", first).await;
     open(&place.path()).await;
@@ -119,6 +119,18 @@ async fn the_new_one_takes_the_socket_and_the_old_one_drains() {
     let third = start("third", place.handoff().inherit().await.unwrap()).await;
     soon(new.server).await.unwrap().unwrap();
     assert_eq!(who(third.addr).await, "third");
+}
+
+#[tokio::test]
+async fn when_the_old_one_begins_to_leave_the_new_one_is_found() {
+    // Else a third process could find nobody at the path once the old one is gone, and try to bind.
+    let place = Place::new();
+    let old = start("old", place.handoff().inherit().await.unwrap()).await;
+    open(&place.path()).await;
+    let _new = start("new", place.handoff().inherit().await.unwrap()).await;
+    soon(old.drain.closing()).await;
+    let third = soon(place.handoff().inherit()).await.expect("it is not too early");
+    assert_eq!(third.origin(), Origin::Predecessor);
 }
 
 #[tokio::test]

@@ -14,7 +14,9 @@
 //!         ├────────────────────────────────────►│ accepts nobody: probation, 10 s
 //!         │                                     │    the new one dies ─► accepts again, nothing was lost
 //!         │                  draining           │
-//!         │◄────────────────────────────────────┤ closing: its connections end in good order
+//!         │◄────────────────────────────────────┤
+//!         │  ready (at the path now)            │
+//!         ├────────────────────────────────────►│ closing: its connections end in good order
 //!         │                  done               │
 //!         │◄────────────────────────────────────┤
 //! ```
@@ -418,6 +420,8 @@ impl Incumbent {
                 self.close(&drain).await;
                 return Ok(());
             }
+            self.porch = Some(Porch::open(&self.handoff.path)?);
+            let _ = predecessor.send(&Message::Ready, &[]).await;
             tokio::spawn(async move { farewell(predecessor).await });
         }
         let mut porch = match self.porch.take() {
@@ -503,7 +507,10 @@ impl Incumbent {
     async fn leave(self, successor: Option<Channel>, drain: &Drain) {
         let Some(channel) = successor else { return self.close(drain).await };
         drop(self.sockets);
-        let _ = channel.send(&Message::Draining, &[]).await;
+        if channel.send(&Message::Draining, &[]).await.is_ok() {
+            // It says that it is at the path. Until then somebody must be there, or a third one would take it for empty.
+            let _ = channel.expect().await;
+        }
         drain.shutdown();
         let report = drain.done().await;
         let count = |count: usize| count as u64;
