@@ -91,7 +91,11 @@
 //! | elsewhere | here |
 //! |---|---|
 //! | `ListenerConfig`, `with_drain_grace_ms`, `with_reuseport` | [`ListenerConfig`], `drain_grace`, `reuse_port` |
-//! | `ConnectionRunner::run` | any `Service<Accepted<Io>>`: [`Http`], or [`TlsLayer`] around it |
+//! | `max_concurrent_connections` | [`ListenerConfig::max_concurrent_connections`], [`ConnectionLimit`] |
+//! | `ConnectionConfig` | the knobs of [`Http`] |
+//! | `ConnectionRunner::run` | any `Service<Accepted<Io>>` |
+//! | `PlainHttp1Runner`, `Http2cRunner` | [`Http`], which tells both apart: `http1_only`, `http2_only` |
+//! | `TlsHttp1Runner` | [`TlsLayer`] around it |
 //! | `ConnectionRunner::refuse_overloaded` | [`ConnectionLimitLayer::refuse_overloaded`], [`Overloaded`] |
 //! | a lease that is not held refuses connections | [`Server::only_while`], [`ConnectionLimitLayer::only_while`] |
 //! | `accept_loop` | [`Drain::accept_loop`] |
@@ -150,6 +154,7 @@ mod layer;
 mod limit;
 mod listen;
 mod lives;
+mod patience;
 mod phase;
 mod proxied;
 pub mod proxy;

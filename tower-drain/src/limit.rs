@@ -83,8 +83,9 @@ struct Refused<R> {
 
 /// A service that refuses connections, in a few bytes.
 ///
-/// It is what a [`ConnectionLimit`] does by default with those it does not let in, and serves as well for whatever else
-/// makes a listener refuse: a lease that is not held, say.
+/// It is what a [`ConnectionLimit`] does by default with those it does not let in, for whatever reason
+/// ([`ConnectionLimitLayer::only_while`]). It is the limit that gives it a second and bounds how many there are; by itself
+/// it waits until its client has read the answer and closed.
 #[derive(Clone, Copy, Debug)]
 pub struct Overloaded {
     answer: &'static [u8],

@@ -12,19 +12,16 @@ use std::{
 };
 
 use pin_project::pin_project;
-use tokio::{
-    io::{AsyncRead, ReadBuf},
-    time::{Instant, Sleep, sleep, sleep_until},
-};
+use tokio::io::{AsyncRead, ReadBuf};
 use tower_layer::Layer;
 use tower_outcome::BoxError;
 use tower_service::Service;
 
 use crate::{
     accepted::Accepted,
-    bell::Heard,
     drain::{Drain, bounded},
     listen::Addr,
+    patience::Patience,
     proxy::{Header, LONGEST, Parsed, parse},
 };
 
@@ -34,8 +31,9 @@ use crate::{
 /// because whoever reaches the port through it could otherwise write the header himself. All others are served as who
 /// they are, and a header of theirs is not read: to HTTP it is a bad request.
 ///
-/// The header has 10 s, and a second when closing begins. It is read to its last byte and no further, so the stream needs
-/// no wrapper and costs nothing later. Put it outside of TLS.
+/// The header has 10 s, and a second when closing begins; waiting for the service behind it to be ready is part of that.
+/// It is read to its last byte and no further, so the stream needs no wrapper and costs nothing later. Put it outside of
+/// TLS.
 #[derive(Clone)]
 pub struct ProxyLayer {
     drain: Drain,
@@ -50,7 +48,7 @@ pub struct Proxied<S> {
     layer: ProxyLayer,
 }
 
-/// Reading the header, and the life of the connection after it.
+/// Reading the header, waiting for the service, and the life of the connection after that.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct ProxiedFuture<S, Io>
@@ -67,19 +65,13 @@ enum Stage<S, Io>
 where
     S: Service<Accepted<Io>>,
 {
-    /// -> `Asking` when the header is there.
-    Reading {
+    /// -> `Living` when the header is there and the service is ready.
+    Waiting {
         parts: Option<(Accepted<Io>, S)>,
-        bytes: Vec<u8>,
+        /// What there is of a header that is still read.
+        header: Option<Vec<u8>>,
         #[pin]
-        closing: Heard,
-        told: bool,
-        #[pin]
-        alarm: Sleep,
-    },
-    /// -> `Living` when the service is ready.
-    Asking {
-        parts: Option<(Accepted<Io>, S)>,
+        patience: Patience,
     },
     Living(#[pin] S::Future),
 }
@@ -169,13 +161,8 @@ where
         // The one that was asked goes on; what it has reserved would be lost in a clone.
         let next = self.inner.clone();
         let parts = Some((accepted, std::mem::replace(&mut self.inner, next)));
-        let stage = if trusted {
-            let closing = self.layer.drain.shared.closing.heard();
-            Stage::Reading { parts, bytes: Vec::new(), closing, told: false, alarm: sleep(self.layer.timeout) }
-        } else {
-            Stage::Asking { parts }
-        };
-        ProxiedFuture { stage }
+        let patience = Patience::new(&self.layer.drain, self.layer.timeout);
+        ProxiedFuture { stage: Stage::Waiting { parts, header: trusted.then(Vec::new), patience } }
     }
 }
 
@@ -192,25 +179,14 @@ where
         let mut stage = self.project().stage;
         loop {
             let next = match stage.as_mut().project() {
-                StageProj::Reading { parts, bytes, closing, told, mut alarm } => {
-                    let (accepted, _) = parts.as_mut().expect("reads once");
-                    let Poll::Ready(header) = poll_header(accepted.io_mut(), bytes, cx)? else {
-                        if !*told && closing.poll(cx).is_ready() {
-                            *told = true;
-                            let last = alarm.deadline().min(Instant::now() + LAST_CHANCE);
-                            alarm.set(sleep_until(last));
-                        }
-                        ready!(alarm.poll(cx));
+                StageProj::Waiting { parts, header, patience } => {
+                    let (accepted, service) = parts.as_mut().expect("called once");
+                    if poll_known(accepted, header, cx)?.is_pending()
+                        || service.poll_ready(cx).map_err(Into::into)?.is_pending()
+                    {
+                        ready!(patience.poll(cx));
                         return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut).into()));
-                    };
-                    if let Header::Proxied { source, destination } = header {
-                        accepted.readdress(source.into(), destination.into());
                     }
-                    Stage::Asking { parts: parts.take() }
-                }
-                StageProj::Asking { parts } => {
-                    let (_, service) = parts.as_mut().expect("called once");
-                    ready!(service.poll_ready(cx)).map_err(Into::into)?;
                     let (accepted, mut service) = parts.take().expect("called once");
                     Stage::Living(service.call(accepted))
                 }
@@ -226,8 +202,27 @@ where
     S: Service<Accepted<Io>>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProxiedFuture").field("reading", &matches!(self.stage, Stage::Reading { .. })).finish()
+        f.debug_struct("ProxiedFuture").field("waiting", &matches!(self.stage, Stage::Waiting { .. })).finish()
     }
+}
+
+/// Ready when it is known whose connection it is.
+fn poll_known<Io>(
+    accepted: &mut Accepted<Io>,
+    header: &mut Option<Vec<u8>>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>>
+where
+    Io: AsyncRead + Unpin,
+{
+    if let Some(bytes) = header {
+        let read = ready!(poll_header(accepted.io_mut(), bytes, cx))?;
+        *header = None;
+        if let Header::Proxied { source, destination } = read {
+            accepted.readdress(source.into(), destination.into());
+        }
+    }
+    Poll::Ready(Ok(()))
 }
 
 fn poll_header<Io>(io: &mut Io, bytes: &mut Vec<u8>, cx: &mut Context<'_>) -> Poll<io::Result<Header>>
@@ -251,8 +246,6 @@ where
 }
 
 const HEADER: Duration = Duration::from_secs(10);
-/// What a header under way has left when closing begins.
-const LAST_CHANCE: Duration = Duration::from_secs(1);
 const PIECE: usize = 256;
 
 #[cfg(test)]

@@ -90,10 +90,9 @@ fn parse_ip(family: &str, word: &str) -> Option<IpAddr> {
     }
 }
 
-/// Digits only: `parse` alone would take a sign.
+/// Digits without a zero before them (2.1); `parse` alone would take those, and a sign.
 fn parse_port(word: &str) -> Option<u16> {
-    let digits = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
-    if digits { word.parse().ok() } else { None }
+    word.parse().ok().filter(|port: &u16| port.to_string() == word)
 }
 
 fn parse_v2(bytes: &[u8]) -> Parsed {
@@ -174,7 +173,7 @@ mod tests {
     fn version_1_in_all_its_forms() {
         for (line, header) in [
             ("PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n", proxied("192.0.2.1:56324", "198.51.100.2:443")),
-            ("PROXY TCP6 2001:db8::1 ::1 1 65535\r\n", proxied("[2001:db8::1]:1", "[::1]:65535")),
+            ("PROXY TCP6 2001:db8::1 ::1 0 65535\r\n", proxied("[2001:db8::1]:0", "[::1]:65535")),
             ("PROXY UNKNOWN\r\n", Header::Local),
             ("PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n", Header::Local),
         ] {
@@ -195,6 +194,8 @@ mod tests {
             "PROXY TCP4 192.0.2.1 198.51.100.2 56324 443 1\r\n",
             "PROXY TCP4 192.0.2.1 198.51.100.2 +1 443\r\n",
             "PROXY TCP4 192.0.2.1 198.51.100.2 1 65536\r\n",
+            "PROXY TCP4 192.0.2.1 198.51.100.2 1 0443\r\n",
+            "PROXY TCP4 192.0.2.01 198.51.100.2 1 443\r\n",
             "PROXY TCP4 ::1 ::1 1 1\r\n",
             "PROXY TCP6 192.0.2.1 192.0.2.1 1 1\r\n",
             "PROXY TCP4  192.0.2.1 198.51.100.2 1 1\r\n",

@@ -319,7 +319,9 @@ impl Drain {
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with network and time enabled, when polled.
+    /// Outside a tokio runtime with network and time enabled, when polled. And when `service` panics as it is asked for
+    /// readiness or called: then its connections are cut, as if the future was dropped. A connection that panics ends
+    /// alone.
     ///
     /// # Cancel safety
     ///

@@ -15,10 +15,7 @@ use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::{Instant, Sleep, sleep, sleep_until},
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{Accept, TlsAcceptor, server::TlsStream};
 use tower_layer::Layer;
 use tower_outcome::BoxError;
@@ -26,8 +23,8 @@ use tower_service::Service;
 
 use crate::{
     accepted::Accepted,
-    bell::Heard,
     drain::{Drain, bounded},
+    patience::Patience,
 };
 
 /// Certificates that can be changed while they serve: a handle, cheap to clone.
@@ -51,8 +48,9 @@ pub struct Tls {
 /// Puts TLS between a connection and its service, which is called with an [`Accepted`] of [`TlsStream`] once the
 /// handshake is done.
 ///
-/// The handshake runs in the connection's own task, within 10 s. When closing begins, one that is under way has a
-/// second left, so silent peers do not hold the drain up. It costs one lock, held for a clone, per handshake.
+/// The handshake runs in the connection's own task, within 10 s; waiting for the service behind it to be ready is part of
+/// that. When closing begins, one that is under way has a second left, so silent peers do not hold the drain up. It costs
+/// one lock, held for a clone, per handshake.
 ///
 /// Which protocol was agreed on (ALPN) is known to the stream; [`Http`](crate::Http) looks at the first bytes anyway.
 #[derive(Clone, Debug)]
@@ -69,7 +67,7 @@ pub struct TlsService<S> {
     layer: TlsLayer,
 }
 
-/// A handshake, and the life of the connection after it.
+/// A handshake, waiting for the service, and the life of the connection after that.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct TlsFuture<S, Io>
@@ -88,22 +86,16 @@ where
     S: Service<Accepted<TlsStream<Io>>>,
     Io: AsyncRead + AsyncWrite + Unpin,
 {
-    /// -> `Asking` when the handshake is done.
-    Shaking {
+    /// -> `Living` when the handshake is done and the service is ready.
+    Waiting {
         #[pin]
         handshake: Accept<Io>,
-        #[pin]
-        closing: Heard,
-        told: bool,
-        #[pin]
-        alarm: Sleep,
         /// Taken when the handshake is done.
-        rest: Option<(Accepted<()>, S)>,
-    },
-    /// -> `Living` when the service is ready.
-    Asking {
-        service: S,
+        rest: Option<Accepted<()>>,
         accepted: Option<Accepted<TlsStream<Io>>>,
+        service: Option<S>,
+        #[pin]
+        patience: Patience,
     },
     Living(#[pin] S::Future),
 }
@@ -210,12 +202,12 @@ where
         // The one that was asked goes on; what it has reserved would be lost in a clone.
         let next = self.inner.clone();
         let service = std::mem::replace(&mut self.inner, next);
-        let stage = Stage::Shaking {
+        let stage = Stage::Waiting {
             handshake: self.layer.tls.acceptor().accept(io),
-            closing: self.layer.drain.shared.closing.heard(),
-            told: false,
-            alarm: sleep(self.layer.timeout),
-            rest: Some((rest, service)),
+            rest: Some(rest),
+            accepted: None,
+            service: Some(service),
+            patience: Patience::new(&self.layer.drain, self.layer.timeout),
         };
         TlsFuture { stage }
     }
@@ -234,24 +226,19 @@ where
         let mut stage = self.project().stage;
         loop {
             let next = match stage.as_mut().project() {
-                StageProj::Shaking { handshake, closing, told, mut alarm, rest } => {
-                    if let Poll::Ready(shaken) = handshake.poll(cx) {
-                        let (rest, service) = rest.take().expect("shakes once");
-                        Stage::Asking { service, accepted: Some(rest.with(shaken?)) }
-                    } else {
-                        if !*told && closing.poll(cx).is_ready() {
-                            *told = true;
-                            let last = Instant::now() + LAST_CHANCE;
-                            let last = last.min(alarm.deadline());
-                            alarm.set(sleep_until(last));
-                        }
-                        ready!(alarm.poll(cx));
+                StageProj::Waiting { handshake, rest, accepted, service, patience } => {
+                    if rest.is_some()
+                        && let Poll::Ready(stream) = handshake.poll(cx)?
+                    {
+                        *accepted = rest.take().map(|rest| rest.with(stream));
+                    }
+                    let asked = service.as_mut().expect("called once");
+                    if accepted.is_none() || asked.poll_ready(cx).map_err(Into::into)?.is_pending() {
+                        ready!(patience.poll(cx));
                         return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut).into()));
                     }
-                }
-                StageProj::Asking { service, accepted } => {
-                    ready!(service.poll_ready(cx)).map_err(Into::into)?;
-                    Stage::Living(service.call(accepted.take().expect("called once")))
+                    let (accepted, mut service) = accepted.take().zip(service.take()).expect("called once");
+                    Stage::Living(service.call(accepted))
                 }
                 StageProj::Living(life) => return life.poll(cx).map_err(Into::into),
             };
@@ -266,10 +253,8 @@ where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsFuture").field("shaking", &matches!(self.stage, Stage::Shaking { .. })).finish()
+        f.debug_struct("TlsFuture").field("waiting", &matches!(self.stage, Stage::Waiting { .. })).finish()
     }
 }
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// What a handshake under way has left when closing begins: a few round trips.
-const LAST_CHANCE: Duration = Duration::from_secs(1);

@@ -172,6 +172,31 @@ async fn an_order_to_force_reaches_the_accept_loop_at_once() {
     assert!(client.is_closed().await);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_panics_ends_alone_and_a_service_that_does_ends_the_server() {
+    let drain = Drain::new();
+    let (dial, listener) = wire();
+    let mut calls = 0;
+    let service = service_fn(move |accepted: Accepted<DuplexStream>| {
+        calls += 1;
+        assert!(calls < 3, "on purpose");
+        async move { if calls == 2 { panic!("on purpose") } else { echo(accepted).await } }
+    });
+    let server = tokio::spawn(drain.accept_loop(listener, service));
+    let (mut bystander, mut broken) = (dial.connect(), dial.connect());
+    assert!(broken.is_closed().await);
+    bystander.send("x").await;
+    assert_eq!(bystander.0.read_u8().await.unwrap(), b'x');
+    assert_eq!(drain.snapshot().guests, 1, "who panicked left its guard");
+
+    let _third = dial.connect();
+    assert!(server.await.unwrap_err().is_panic(), "whoever runs the server is told");
+    assert!(bystander.is_closed().await);
+    support::guests(&drain, 0).await;
+    drain.shutdown();
+    assert!(drain.done().await.is_clean(), "nobody is waited for who is gone");
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn unix_sockets_are_served_too() {

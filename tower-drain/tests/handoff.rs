@@ -12,6 +12,7 @@ use std::{
 };
 
 use axum::{Router, routing::get};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::*;
 use tokio::{net::TcpStream, task::JoinHandle, time::sleep};
 use tower_drain::{
@@ -89,7 +90,7 @@ async fn open(path: &Path) {
 #[tokio::test]
 async fn the_new_one_takes_the_socket_and_the_old_one_drains() {
     let place = Place::new();
-    let first = place.handoff().inherit().await.unwrap();
+    let first = place.handoff().probation(Duration::from_secs(2)).inherit().await.unwrap();
     assert_eq!(first.origin(), Origin::Bound);
     let old = start("old", first).await;
     open(&place.path()).await;
@@ -118,6 +119,18 @@ async fn the_new_one_takes_the_socket_and_the_old_one_drains() {
     let third = start("third", place.handoff().inherit().await.unwrap()).await;
     soon(new.server).await.unwrap().unwrap();
     assert_eq!(who(third.addr).await, "third");
+}
+
+#[tokio::test]
+async fn when_the_old_one_begins_to_leave_the_new_one_is_found() {
+    // Else a third process could find nobody at the path once the old one is gone, and try to bind.
+    let place = Place::new();
+    let old = start("old", place.handoff().inherit().await.unwrap()).await;
+    open(&place.path()).await;
+    let _new = start("new", place.handoff().inherit().await.unwrap()).await;
+    soon(old.drain.closing()).await;
+    let third = soon(place.handoff().inherit()).await.expect("it is not too early");
+    assert_eq!(third.origin(), Origin::Predecessor);
 }
 
 #[tokio::test]
@@ -228,6 +241,30 @@ async fn unix_sockets_are_handed_on_too() {
     assert_eq!(new.phase(), Phase::Serving);
     let mut client = Client(tokio::net::UnixStream::connect(&path).await.unwrap());
     assert_eq!(client.ask(GET).await.body, "new");
+}
+
+#[tokio::test]
+async fn more_sockets_than_one_packet_holds_are_handed_on_each_as_itself() {
+    // The kernel takes 253 descriptors in one packet. Each socket is here in both processes, for use and to hand on.
+    const SOCKETS: usize = 300;
+    let hard = getrlimit(Resource::Nofile).maximum;
+    setrlimit(
+        Resource::Nofile,
+        Rlimit { current: hard.map_or(Some(8192), |hard| Some(hard.min(8192))), maximum: hard },
+    )
+    .unwrap();
+    let place = Place::new();
+    let take = |inheritance: &mut Inheritance| {
+        let names = (0..SOCKETS).map(|index| format!("socket {index}"));
+        let config = ListenerConfig::new().backlog(1);
+        names.map(|name| inheritance.tcp(&name, ANY, &config).unwrap().local_addr().unwrap()).collect::<Vec<_>>()
+    };
+    let mut old = place.handoff().inherit().await.unwrap();
+    let addrs = take(&mut old);
+    tokio::spawn(old.ready().await.unwrap().serve(quick()));
+    let mut new = soon(place.handoff().inherit()).await.unwrap();
+    assert_eq!(take(&mut new), addrs);
+    drop(soon(new.ready()).await.expect("none is left over"));
 }
 
 #[tokio::test]

@@ -204,10 +204,16 @@ impl Place {
 impl Place {
     /// As [`handoff`](Self::handoff), with a socket by `LISTEN_FDS`.
     fn activated(&self, name: &str, probation: u64, listener: std::net::TcpListener) -> Command {
+        self.activated_as("LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http", name, probation, listener)
+    }
+
+    /// The socket is descriptor 4, and 3 is nothing that one can listen to.
+    fn activated_as(&self, words: &str, name: &str, probation: u64, listener: std::net::TcpListener) -> Command {
         let program = self.handoff(name, probation);
-        let script = "export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http; exec \"$@\" 3<&0 </dev/null";
+        let fds = if words.contains("LISTEN_FDS=1") { "3<&0" } else { "3</dev/null 4<&0" };
+        let script = format!("export {words}; exec \"$@\" {fds} </dev/null");
         let mut command = Command::new("sh");
-        command.args(["-c", script, "sh"]).arg(program.get_program()).args(program.get_args());
+        command.args(["-c", &script, "sh"]).arg(program.get_program()).args(program.get_args());
         command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener))).stdout(Stdio::piped());
         command
@@ -369,6 +375,33 @@ fn half_open_connections_outlive_a_handoff() {
         old.ended().await;
         assert_eq!(ask_all(clients).await, 0);
         assert_eq!(resets() - before, 0);
+    });
+}
+
+/// A socket that the environment gives, at a port of its own, and the port at which there is an answer.
+async fn activated(words: &str) -> u16 {
+    let place = Place::new("environment");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let given = listener.local_addr().unwrap();
+    let _process = Process::started(&mut place.activated_as(words, "one", 200, listener));
+    for addr in [ADDR, given] {
+        if let Ok(Ok(stream)) = timeout(ms(500), TcpStream::connect(addr)).await
+            && timeout(ms(500), ask(Client(stream))).await == Ok(true)
+        {
+            return addr.port();
+        }
+    }
+    panic!("nobody answers");
+}
+
+#[test]
+#[ignore = "needs a network namespace"]
+fn the_environment_gives_a_socket_by_its_name_and_to_its_own_process_alone() {
+    run("the_environment_gives_a_socket_by_its_name_and_to_its_own_process_alone", || async {
+        let bound = ADDR.port();
+        assert_ne!(activated("LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http").await, bound);
+        assert_eq!(activated("LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=http").await, bound, "it is another's");
+        assert_ne!(activated("LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=log:http").await, bound, "the second one");
     });
 }
 
@@ -728,6 +761,25 @@ fn handoffs_under_load_lose_nothing() {
         {
             assert!(counter.load(SeqCst) >= handoffs, "all sorts of load were there: {tally:?}");
         }
+    });
+}
+
+#[test]
+#[ignore = "needs a network namespace"]
+fn the_control_of_the_load_loses_those_who_come_between_two_processes() {
+    run("the_control_of_the_load_loses_those_who_come_between_two_processes", || async {
+        let mut old = Process::started(&mut Process::command("reuse", "old"));
+        let tally = Arc::new(Tally::default());
+        let load = tokio::spawn(fresh(tally.clone()));
+        sleep(ms(300)).await;
+        assert_eq!(tally.lost.load(SeqCst), 0);
+        old.order("leave");
+        old.ended().await;
+        sleep(ms(100)).await;
+        let _new = Process::started(&mut Process::command("reuse", "new"));
+        tally.stop.store(true, SeqCst);
+        soon(load).await.unwrap();
+        assert!(tally.lost.load(SeqCst) >= 10, "a fifth of a second without anybody: {tally:?}");
     });
 }
 

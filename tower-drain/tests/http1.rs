@@ -105,6 +105,23 @@ async fn an_idle_connection_that_says_nothing_ends_with_its_last_chance() {
 }
 
 #[tokio::test]
+async fn a_virgin_connection_that_speaks_after_its_last_chance_meets_an_end_and_no_reset() {
+    let drain = quick();
+    let server = serve_with(&drain, app(), |http| http.last_chance(ms(50))).await;
+    let mut client = server.client().await;
+    guests(&drain, 1).await;
+    drain.shutdown();
+    sleep(ms(200)).await;
+    // Our end and its request have crossed. What it sends is taken and thrown away; a reset would break the second piece.
+    for piece in [GET, GET] {
+        client.send(piece).await;
+        sleep(ms(50)).await;
+    }
+    assert!(client.is_closed().await);
+    assert!(server.report().await.is_clean());
+}
+
+#[tokio::test]
 async fn half_a_head_is_waited_for_beyond_the_last_chance() {
     let drain = quick();
     let server = serve_with(&drain, app(), |http| http.last_chance(ms(50))).await;
@@ -346,6 +363,18 @@ async fn a_head_too_long_is_answered_431() {
     let long = format!("GET / HTTP/1.1\r\nhost: test\r\nx-long: {}\r\n\r\n", "x".repeat(33 * 1024));
     client.send(&long).await;
     assert!(client.head().await.starts_with("HTTP/1.1 431 "));
+}
+
+#[tokio::test]
+async fn more_than_a_hundred_fields_are_answered_431() {
+    let drain = quick();
+    let server = serve(&drain, app()).await;
+    for (fields, status) in [(99, "200"), (100, "431")] {
+        let mut client = server.client().await;
+        // Beside `host`.
+        client.send(&format!("GET / HTTP/1.1\r\nhost: test\r\n{}\r\n", "x: y\r\n".repeat(fields))).await;
+        assert!(client.head().await.starts_with(&format!("HTTP/1.1 {status} ")), "{fields}");
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,13 @@
 
 mod support;
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{
+    num::NonZeroUsize,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{Extension, Router, body::Bytes, routing::get, routing::post};
 use http_body_util::BodyExt;
@@ -415,6 +421,52 @@ async fn an_answer_outlives_the_bytes_that_still_come() {
     assert_eq!(drain.snapshot().guests, 1);
     sleep(secs(1)).await;
     assert_eq!(drain.snapshot().guests, 0, "but not for ever");
+}
+
+/// A stream that cannot be closed: a TLS one whose peer takes not another byte, say.
+struct Unclosable(tokio::io::DuplexStream);
+
+impl tokio::io::AsyncRead for Unclosable {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl tokio::io::AsyncWrite for Unclosable {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_whose_end_is_not_taken_has_thirty_seconds_too() {
+    let drain = Drain::new();
+    let (dial, listener) = wire();
+    let wrap = |accepted: Accepted<tokio::io::DuplexStream>| {
+        let (io, rest) = accepted.split();
+        rest.with(Unclosable(io))
+    };
+    let http = tower::ServiceBuilder::new().map_request(wrap).service(Http::new(&drain, app()));
+    tokio::spawn(Server::new(&drain, listener).run(http));
+    let mut client = dial.connect();
+    let answer = client.ask("GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.ok());
+    sleep(secs(29)).await;
+    assert_eq!(drain.snapshot().guests, 1);
+    sleep(secs(2)).await;
+    assert_eq!(drain.snapshot().guests, 0, "cut");
 }
 
 #[tokio::test(start_paused = true)]

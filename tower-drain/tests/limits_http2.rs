@@ -137,6 +137,21 @@ async fn its_streams_under_way_complete() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hundred_streams_may_be_open_and_the_next_one_is_refused() {
+    let drain = Drain::new();
+    let slow = Router::new().route("/", get(async || sleep(secs(1000)).await));
+    let dial = serve(&drain, slow, |http| http);
+    let mut peer = Peer::open(&dial).await;
+    for request in 0..101 {
+        assert!(peer.get(request * 2 + 1).await);
+    }
+    let refused = peer.wait_for(RESET).await.unwrap();
+    // `REFUSED_STREAM`: it was not begun, and may be asked for elsewhere.
+    assert_eq!((refused.stream, refused.payload), (201, vec![0, 0, 0, 7]));
+    assert_eq!(drain.snapshot().guests, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn rapid_reset_ends_the_connection() {
     let drain = Drain::new();
     let slow = Router::new().route("/", get(async || sleep(secs(1000)).await));

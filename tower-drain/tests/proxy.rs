@@ -67,6 +67,29 @@ async fn what_the_inner_service_has_reserved_is_used() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_service_that_is_not_ready_after_the_header_holds_nobody_up_for_long() {
+    let drain = Drain::new();
+    let (dial, listener) = wire();
+    let (gate, http) = revocable(Http::new(&drain, whoami()));
+    tokio::spawn(Server::new(&drain, listener).run(trusting(&drain).layer(http)));
+    let start = Instant::now();
+    let (mut first, mut second) = (dial.connect(), None);
+    guests(&drain, 1).await;
+    sleep(ms(9_000)).await;
+    second.insert(dial.connect()).send("PROXY ").await;
+    guests(&drain, 2).await;
+    gate.revoke();
+    first.send(&format!("PROXY UNKNOWN\r\n{GET}")).await;
+    assert!(first.is_closed().await, "it is not ready, and will not be");
+    assert_eq!(start.elapsed().as_secs(), 10);
+    second.as_mut().unwrap().send(&format!("UNKNOWN\r\n{GET}")).await;
+    sleep(ms(1)).await;
+    drain.shutdown();
+    let report = drain.done().await;
+    assert!(report.is_clean() && report.took <= Duration::from_secs(2), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_trusted_source_without_a_header_is_closed() {
     let drain = Drain::new();
     let mut client = serve(&drain, trusting(&drain)).connect();

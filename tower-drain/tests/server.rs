@@ -146,6 +146,34 @@ async fn an_admin_listener_with_a_drain_of_its_own_outlives_the_others() {
     assert!(admin_server.report().await.is_clean());
 }
 
+#[test]
+fn a_runtime_that_ends_takes_its_connections_with_it_and_the_drain_knows() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (drain, first) = (quick(), runtime());
+    let client = first.block_on(async {
+        let server = serve(&drain, app()).await;
+        let mut client = server.client().await;
+        assert!(client.ask(GET).await.ok());
+        drain.shutdown();
+        client
+    });
+    let guard = drain.guard();
+    drop((first, client));
+    assert_eq!((drain.phase(), drain.snapshot().guests), (Phase::Closing, 1), "its connection is gone, ours is here");
+    std::thread::spawn(move || drop(guard)).join().unwrap();
+    assert_eq!(drain.phase(), Phase::Done, "whoever leaves last says so, in a runtime or not");
+    assert!(runtime().block_on(drain.done()).is_clean());
+}
+
+#[tokio::test]
+async fn a_server_needs_no_handle_of_its_drain_but_its_own() {
+    let server = serve(&quick(), app()).await;
+    let mut client = server.client().await;
+    assert!(client.ask(GET).await.ok());
+    assert!(server.client().await.ask(GET).await.ok());
+    assert_eq!(client.ask(GET).await.closes(), 0, "dropping a handle is no order to leave");
+}
+
 #[tokio::test]
 async fn without_the_right_to_serve_clients_are_refused_and_do_not_hang() {
     let (lease, held) = tokio::sync::watch::channel(false);

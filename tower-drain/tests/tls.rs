@@ -37,7 +37,7 @@ impl Identity {
     }
 
     /// A client that trusts this one alone.
-    async fn connect(&self, server: &Running, alpn: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
+    async fn shake(&self, stream: TcpStream, alpn: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.cert.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -47,8 +47,11 @@ impl Identity {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let stream = TcpStream::connect(server.addr).await?;
         TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), stream).await
+    }
+
+    async fn connect(&self, server: &Running, alpn: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
+        self.shake(TcpStream::connect(server.addr).await?, alpn).await
     }
 }
 
@@ -120,6 +123,33 @@ async fn certificates_change_while_connections_live_and_a_wrong_pair_changes_not
     assert!(kept.ask(GET).await.ok(), "who is here stays");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_silent_peer_has_ten_seconds_and_waiting_for_the_service_behind_is_part_of_them() {
+    let (drain, tls) = (Drain::new(), Identity::new().tls());
+    let (dial, listener) = wire();
+    let http = Http::new(&drain, app());
+    tokio::spawn(Server::new(&drain, listener).run(TlsLayer::new(&drain, &tls).layer(http)));
+    let start = Instant::now();
+    assert!(dial.connect().is_closed().await);
+    assert_eq!(start.elapsed().as_secs(), 10);
+}
+
+#[tokio::test]
+async fn a_service_that_is_not_ready_after_the_handshake_does_not_hold_the_drain_up() {
+    let (drain, identity) = (quick(), Identity::new());
+    let (listener, addr) = listen().await;
+    let (gate, http) = revocable(Http::new(&drain, app()));
+    let server = Server::new(&drain, listener).run(TlsLayer::new(&drain, &identity.tls()).layer(http));
+    let server = Running { addr, task: tokio::spawn(server) };
+    let stream = TcpStream::connect(addr).await.unwrap();
+    guests(&drain, 1).await;
+    gate.revoke();
+    let _client = identity.shake(stream, &[]).await.unwrap();
+    drain.shutdown();
+    let report = server.report().await;
+    assert!(report.is_clean() && report.took < ms(2500), "{report}");
+}
+
 #[tokio::test]
 async fn a_silent_peer_has_the_handshake_time_and_no_more() {
     let (drain, identity) = (quick(), Identity::new());
@@ -151,17 +181,7 @@ async fn a_handshake_that_is_under_way_when_closing_begins_is_served() {
     guests(&drain, 1).await;
     drain.shutdown();
     sleep(ms(100)).await;
-    let mut roots = RootCertStore::empty();
-    roots.add(identity.cert.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let connector = TlsConnector::from(Arc::new(config));
-    let stream = connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
-    let mut client = Client(stream);
+    let mut client = Client(identity.shake(stream, &[]).await.unwrap());
     assert_eq!(client.ask(GET).await.closes(), 1);
     assert!(client.is_closed().await);
     assert!(server.report().await.is_clean());

@@ -19,7 +19,7 @@ use rustix::{
         SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
         recvmsg, sendmsg, socket_with, sockopt::socket_peercred,
     },
-    process::geteuid,
+    process::{Uid, geteuid},
 };
 use tokio::{
     io::Interest,
@@ -116,10 +116,13 @@ fn rights(message: RecvAncillaryMessage<'_>) -> Option<Vec<OwnedFd>> {
     }
 }
 
-/// Only who runs as the same user, or root, may have our sockets or give us theirs.
 fn check_user(socket: &OwnedFd) -> io::Result<()> {
-    let uid = socket_peercred(socket)?.uid;
-    if uid == geteuid() || uid.is_root() { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+    if may_meet(socket_peercred(socket)?.uid, geteuid()) { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+}
+
+/// Only who runs as the same user, or root, may have our sockets or give us theirs.
+fn may_meet(other: Uid, own: Uid) -> bool {
+    other == own || other.is_root()
 }
 
 // === impl Porch ===
@@ -187,3 +190,52 @@ const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 const ANSWER: Duration = Duration::from_secs(5);
 /// The pause after somebody knocked who may not come in.
 pub(crate) const KNOCK: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::socketpair;
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap()
+    }
+
+    fn is_cut(received: io::Result<Option<(Message, Vec<OwnedFd>)>>) -> bool {
+        received.is_err_and(|error| error.kind() == io::ErrorKind::InvalidData)
+    }
+
+    #[test]
+    fn only_the_same_user_and_root_meet() {
+        let (root, one, other) = (Uid::ROOT, Uid::from_raw(1000), Uid::from_raw(1001));
+        assert!(may_meet(one, one) && may_meet(root, one) && may_meet(root, root));
+        assert!(!may_meet(other, one) && !may_meet(one, root), "who is not root gives root no sockets");
+    }
+
+    #[test]
+    fn a_packet_with_more_descriptors_than_there_may_be_is_refused_whole() {
+        let (here, there) = pair();
+        let (fds, ready) = (vec![there.as_fd(); MOST], Message::Ready.encode());
+        send(here.as_fd(), &ready, &fds).unwrap();
+        let (message, received) = receive(there.as_fd()).unwrap().unwrap();
+        assert_eq!((message, received.len()), (Message::Ready, MOST));
+
+        let more = vec![there.as_fd(); 2 * MOST];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2 * MOST))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&more)));
+        sendmsg(&here, &[IoSlice::new(&ready)], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        assert!(is_cut(receive(there.as_fd())));
+    }
+
+    #[test]
+    fn a_packet_longer_than_there_may_be_is_refused_though_it_begins_well() {
+        let (here, there) = pair();
+        let mut long = Message::Ready.encode();
+        long.resize(PACKET + 1, 0);
+        send(here.as_fd(), &long, &[]).unwrap();
+        assert!(is_cut(receive(there.as_fd())));
+        drop(here);
+        assert!(receive(there.as_fd()).unwrap().is_none(), "and then the other end is gone");
+    }
+}

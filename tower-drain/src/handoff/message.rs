@@ -9,7 +9,7 @@ pub(crate) enum Message {
     Hello { version: u16, pid: u32 },
     /// Old to new: a part of the sockets, in the order of the descriptors that come with it.
     Listeners { generation: u64, last: bool, sockets: Vec<Socket> },
-    /// New to old: I accept.
+    /// New to old: I accept; and again, when the old one leaves: I am at the path.
     Ready,
     /// Old to new: you have proved yourself, I leave.
     Draining,

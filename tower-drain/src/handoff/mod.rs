@@ -14,7 +14,9 @@
 //!         ├────────────────────────────────────►│ accepts nobody: probation, 10 s
 //!         │                                     │    the new one dies ─► accepts again, nothing was lost
 //!         │                  draining           │
-//!         │◄────────────────────────────────────┤ closing: its connections end in good order
+//!         │◄────────────────────────────────────┤
+//!         │  ready (at the path now)            │
+//!         ├────────────────────────────────────►│ closing: its connections end in good order
 //!         │                  done               │
 //!         │◄────────────────────────────────────┤
 //! ```
@@ -22,7 +24,8 @@
 //! A new process that dies before it is ready has changed nothing. One that dies in its probation, or begins to leave in
 //! it, gives the queue back, so a release that crashes or is rolled back at once is harmless. The drain of the old one
 //! begins only after that, because a drain never goes back: until then its connections are served as ever. A third
-//! process that comes meanwhile is told that it is too early ([`ResourceBusy`](io::ErrorKind::ResourceBusy)).
+//! process that comes meanwhile is told that it is too early ([`ResourceBusy`](io::ErrorKind::ResourceBusy)). A new process
+//! may warm up for as long as it needs; one that hangs there keeps others out until it is ended, or the old one leaves.
 //!
 //! ```no_run
 //! # #[cfg(feature = "http")]
@@ -417,6 +420,8 @@ impl Incumbent {
                 self.close(&drain).await;
                 return Ok(());
             }
+            self.porch = Some(Porch::open(&self.handoff.path)?);
+            let _ = predecessor.send(&Message::Ready, &[]).await;
             tokio::spawn(async move { farewell(predecessor).await });
         }
         let mut porch = match self.porch.take() {
@@ -502,7 +507,10 @@ impl Incumbent {
     async fn leave(self, successor: Option<Channel>, drain: &Drain) {
         let Some(channel) = successor else { return self.close(drain).await };
         drop(self.sockets);
-        let _ = channel.send(&Message::Draining, &[]).await;
+        if channel.send(&Message::Draining, &[]).await.is_ok() {
+            // It says that it is at the path. Until then somebody must be there, or a third one would take it for empty.
+            let _ = channel.expect().await;
+        }
         drain.shutdown();
         let report = drain.done().await;
         let count = |count: usize| count as u64;

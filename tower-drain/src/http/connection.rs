@@ -58,7 +58,7 @@ where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: Body + 'static,
 {
-    /// -> `Http1` or `Http2`, when the first bytes tell.
+    /// -> `Http1` or `Http2`, when the first bytes tell; `Late` when they do not come.
     Sniffing(Stream<Io>, App),
     /// -> `Late` when a head takes too long.
     Http1(Http1<App, Io>),
@@ -201,7 +201,9 @@ where
             (Next::Cut, _) => return Err("cut: it does not read, or it is too old".into()),
             (Next::Goodbye, Stage::Http1(connection)) => Pin::new(connection).graceful_shutdown(),
             (Next::Goodbye, Stage::Http2(connection)) => connection.as_mut().graceful_shutdown(),
-            (Next::Late, Stage::Http1(_)) => this.stage.be_late(),
+            // Nothing was asked, so there is nothing to say.
+            (Next::Goodbye, Stage::Sniffing(..)) => this.stage.be_late(b""),
+            (Next::Late, Stage::Http1(_)) => this.stage.be_late(late::TIMEOUT),
             (Next::Goodbye | Next::Late, _) => *this.stage = Stage::Over,
         }
         Ok(())
@@ -226,10 +228,14 @@ where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     B: Body<Error: Into<BoxError>> + 'static,
 {
-    fn be_late(&mut self) {
-        let Self::Http1(connection) = std::mem::replace(self, Self::Over) else { return };
-        if let Some(parts) = connection.into_parts() {
-            *self = Self::Late(Late::new(parts.io.into_inner(), late::TIMEOUT));
+    fn be_late(&mut self, answer: &'static [u8]) {
+        let stream = match std::mem::replace(self, Self::Over) {
+            Self::Sniffing(stream, _) => Some(stream),
+            Self::Http1(connection) => connection.into_parts().map(|parts| parts.io.into_inner()),
+            _ => None,
+        };
+        if let Some(stream) = stream {
+            *self = Self::Late(Late::new(stream, answer));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The answer to a connection that is not served any further: its head took too long, or it is not in a protocol that is
-//! spoken here. hyper would close without a word, and with a reset.
+//! The end of a connection that is not served any further: it has not spoken in time, its head took too long, or it is not
+//! in a protocol that is spoken here. hyper would close without a word, and with a reset.
 
 use std::{
     future::Future,

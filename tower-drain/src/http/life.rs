@@ -303,10 +303,9 @@ mod tests {
     fn a_silent_one_waits_for_the_end_of_its_chance_and_for_nothing_that_is_past() {
         let (mut life, start) = life();
         at(&mut life, start, 0, doing(Doing::Silent));
-        let Next::Wait(Some(until)) = at(&mut life, start, 9, told(doing(Doing::Silent))) else { panic!("it waits") };
-        let end = start + secs(10);
-        assert!(until >= end);
-        assert_eq!(life.next(&LIMITS, &told(doing(Doing::Silent)), until), Next::Goodbye);
+        let told = Facts { told: Some(secs(3)), ..doing(Doing::Silent) };
+        assert_eq!(at(&mut life, start, 9, told), Next::Wait(Some(start + secs(12))), "and not for its first byte");
+        assert_eq!(at(&mut life, start, 12, told), Next::Goodbye);
     }
 
     #[test]

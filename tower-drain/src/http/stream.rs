@@ -35,6 +35,8 @@ pub(super) struct Stream<Io> {
     /// Set only for HTTP/2.
     frames: Option<Box<Frames>>,
     close: Close,
+    /// The end of our half has been asked for, and nothing is written but that.
+    ending: bool,
     _place: Place,
 }
 
@@ -74,7 +76,8 @@ impl<Io> Stream<Io> {
     pub(super) fn new(accepted: Accepted<Io>, conversation: Arc<Conversation>) -> Self {
         let (io, rest) = accepted.split();
         let (sniffed, place) = (Sniffed::default(), rest.into_place());
-        Self { io, sniffed, conversation, cut: [None, None], frames: None, close: Close::Open, _place: place }
+        let (cut, close) = ([None, None], Close::Open);
+        Self { io, sniffed, conversation, cut, frames: None, close, ending: false, _place: place }
     }
 
     /// From now on the bytes that come are frames.
@@ -132,7 +135,10 @@ impl<Io> Stream<Io> {
     }
 
     fn note_write<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.conversation.set_stalled(polled.is_pending());
+        // hyper flushes before each time that it asks for the end, and nothing that is flushed is no progress.
+        if polled.is_pending() || !self.ending {
+            self.conversation.set_stalled(polled.is_pending());
+        }
         polled
     }
 
@@ -208,6 +214,16 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Stream<Io> {
     }
 }
 
+impl<Io: AsyncWrite + Unpin> Stream<Io> {
+    /// Closes our half, for which TLS has something to write.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.ending = true;
+        let ended = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.conversation.set_stalled(ended.is_pending());
+        ended
+    }
+}
+
 impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.check(WRITE, cx)?;
@@ -245,11 +261,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
         loop {
             this.close = match &mut this.close {
                 Close::Open => {
-                    ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+                    ready!(this.poll_end(cx))?;
                     this.linger()
                 }
                 Close::Ended => {
-                    ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+                    ready!(this.poll_end(cx))?;
                     Close::Closed
                 }
                 Close::Lingering(alarm) => {
@@ -318,6 +334,8 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     fn sniffed(bytes: &[u8]) -> Sniffed {
@@ -335,6 +353,26 @@ mod tests {
         assert_eq!(sniffed(b"GET / HTTP/1.1\r\n").protocol(), Some(Protocol::Http1));
         assert_eq!(sniffed(&PREFACE[..23]).protocol(), None);
         assert_eq!(sniffed(PREFACE).protocol(), Some(Protocol::Http2));
+    }
+
+    #[tokio::test]
+    async fn our_answer_to_a_goaways_ping_is_read_whole_and_nothing_comes_between() {
+        use crate::{Addr, Drain};
+        let (drain, (mut client, server)) = (Drain::new(), tokio::io::duplex(64));
+        let accepted = Accepted::new(&drain, server, Addr::Other, Addr::Other);
+        let conversation = Arc::new(Conversation::new(&drain, Arc::default(), &accepted, Instant::now()));
+        let mut stream = Stream::new(accepted, conversation.clone());
+        stream.expect_frames();
+        client.write_all(PREFACE).await.unwrap();
+        stream.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+        conversation.set_ping(Ping::Wanted);
+        let (mut head, mut payload, mut settings) = ([0; 9], [0; 8], [7; 9]);
+        stream.read_exact(&mut head).await.unwrap();
+        client.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        stream.read_exact(&mut payload).await.unwrap();
+        stream.read_exact(&mut settings).await.unwrap();
+        assert_eq!((head[3..5].to_vec(), payload[0], settings[3..5].to_vec()), (vec![6, 1], 0x0b, vec![4, 0]));
+        assert_eq!(conversation.ping(), Ping::Answered);
     }
 
     #[test]

@@ -1,7 +1,17 @@
 //! What the tests on sockets share: a server to drain, and a client that sees every byte.
 #![allow(dead_code, reason = "not every test needs all of it")]
 
-use std::{future::Future, io, net::SocketAddr, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{Router, routing::get};
 use tokio::{
@@ -11,6 +21,7 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
+use tower::Service;
 use tower_drain::{Addr, Drain, Http, Listen, Report, Server};
 
 pub(crate) const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
@@ -50,6 +61,38 @@ impl Listen for Wire {
 
     fn local_addr(&self) -> io::Result<Addr> {
         Ok(Addr::Other)
+    }
+}
+
+/// A service that is ready until that is taken back, as a gate's is.
+#[derive(Clone)]
+pub(crate) struct Revocable<S>(S, Gate);
+
+#[derive(Clone)]
+pub(crate) struct Gate(Arc<AtomicBool>);
+
+pub(crate) fn revocable<S>(inner: S) -> (Gate, Revocable<S>) {
+    let gate = Gate(Arc::new(AtomicBool::new(true)));
+    (gate.clone(), Revocable(inner, gate))
+}
+
+impl Gate {
+    pub(crate) fn revoke(&self) {
+        self.0.store(false, SeqCst);
+    }
+}
+
+impl<T, S: Service<T>> Service<T> for Revocable<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        if self.1.0.load(SeqCst) { self.0.poll_ready(cx) } else { Poll::Pending }
+    }
+
+    fn call(&mut self, request: T) -> S::Future {
+        self.0.call(request)
     }
 }
 
