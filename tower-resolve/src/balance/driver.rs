@@ -362,7 +362,7 @@ where
 
     /// All endpoints are watched at first, and hardly any later.
     fn forget_cares(&mut self) {
-        if self.cares.capacity() > 4 * self.cares.len() + 64 {
+        if self.cares.capacity() > 4 * self.cares.len() + 4 {
             self.cares.shrink_to(2 * self.cares.len());
         }
     }
