@@ -13,7 +13,7 @@ use tower_service::Service;
 
 use super::{
     Stamp,
-    slot::{Hub, InFlight, Look, Slot, Stats, WARM},
+    slot::{Hub, InFlight, Look, Slot, Stats, UNTIMED, WARM},
     tier::{Share, View},
 };
 use crate::{
@@ -199,7 +199,8 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
         if !(slot.stats.is_usable() || self.published.panics && slot.stats.is_ready()) {
             return None;
         }
-        let guard = InFlight::begin(&slot.stats, P::MEASURES_LATENCY.then_some(self.turn.nanos()))?;
+        let began = if P::MEASURES_LATENCY { self.turn.nanos() } else { UNTIMED };
+        let guard = InFlight::begin(&slot.stats, began)?;
         let mut service = slot.service.clone();
         // Nobody waits here: the driver's own clone is the one that gets woken.
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {

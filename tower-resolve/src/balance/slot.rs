@@ -107,8 +107,8 @@ pub struct InFlight {
     stats: Arc<Stats>,
     term: u32,
     is_judged: bool,
-    /// While it has not been answered, and where the policy wants to know how long that takes.
-    began: Option<u64>,
+    /// In nanoseconds, or [`UNTIMED`].
+    began: u64,
 }
 
 // === impl Slot ===
@@ -355,8 +355,8 @@ impl Hub {
 // === impl InFlight ===
 
 impl InFlight {
-    /// `None`: it has as many as it may.
-    pub(super) fn begin(stats: &Arc<Stats>, began: Option<u64>) -> Option<Self> {
+    /// `None`: it has as many as it may. `began` counts until there is an answer.
+    pub(super) fn begin(stats: &Arc<Stats>, began: u64) -> Option<Self> {
         // The guard first: what is over the limit is given back by it.
         let before = stats.in_flight.fetch_add(1, Relaxed);
         if before >= stats.hub.max_in_flight {
@@ -377,7 +377,10 @@ impl InFlight {
     /// Takes the time to the head of a response, or to a failure, which is never a reason to come back soon. What we
     /// refused ourselves says nothing.
     pub(super) fn took(&mut self, verdict: Verdict) {
-        let Some(began) = self.began.take().filter(|_| verdict != Verdict::Ignore) else { return };
+        let began = std::mem::replace(&mut self.began, UNTIMED);
+        if began == UNTIMED || verdict == Verdict::Ignore {
+            return;
+        }
         let now = self.stats.hub.nanos();
         let took = now.saturating_sub(began);
         let is_bad = matches!(verdict, Verdict::Failure | Verdict::Soft);
@@ -386,21 +389,21 @@ impl InFlight {
 
     /// It was not ready after all.
     pub(super) fn undo(mut self) {
-        (self.is_judged, self.began) = (true, None);
+        (self.is_judged, self.began) = (true, UNTIMED);
         self.stats.picks.fetch_sub(1, Relaxed);
     }
 
     /// The request came back unsent: nobody's failure.
     pub(super) fn handed_back(mut self) {
-        (self.is_judged, self.began) = (true, None);
+        (self.is_judged, self.began) = (true, UNTIMED);
         self.stats.returned.fetch_add(1, Relaxed);
     }
 
     /// Whoever asked gave up before the answer: it takes at least so long.
     #[cold]
-    fn gave_up(&self, began: u64) {
+    fn gave_up(&self) {
         let now = self.stats.hub.nanos();
-        self.stats.latency.at_least(now, now.saturating_sub(began));
+        self.stats.latency.at_least(now, now.saturating_sub(self.began));
     }
 }
 
@@ -421,8 +424,8 @@ impl Settle for InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if let Some(began) = self.began {
-            self.gave_up(began);
+        if self.began != UNTIMED {
+            self.gave_up();
         }
         if !self.is_judged {
             self.stats.unjudged.fetch_add(1, Relaxed);
@@ -449,6 +452,9 @@ const RETIRED: u32 = 1 << 3;
 const FAILING: u32 = 1 << 4;
 const STRUCK: u32 = 1 << 5;
 const TERM: u32 = 1 << 8;
+
+/// Answered, or nobody wants to know how long that takes.
+pub(super) const UNTIMED: u64 = u64::MAX;
 
 /// As dear as 16 384 requests in flight.
 const MOST_FAILING: u16 = 1016;
@@ -479,10 +485,10 @@ mod loom {
             let tries: Vec<_> = (0..2)
                 .map(|_| {
                     let stats = stats.clone();
-                    thread::spawn(move || InFlight::begin(&stats, None).is_none())
+                    thread::spawn(move || InFlight::begin(&stats, UNTIMED).is_none())
                 })
                 .collect();
-            let mine = InFlight::begin(&stats, None).is_none();
+            let mine = InFlight::begin(&stats, UNTIMED).is_none();
             let refused = tries.into_iter().map(|other| other.join().unwrap()).fold(mine, |any, other| any | other);
             assert_eq!(stats.in_flight(), 0);
             let is_told = stats.hub.freed.notified().now_or_never().is_some();
@@ -494,7 +500,7 @@ mod loom {
     fn the_driver_hears_once_that_an_endpoint_began_to_fail_and_once_that_it_struck_out() {
         ::loom::model(|| {
             let (stats, mut looks) = stats(u32::MAX);
-            let guards = [InFlight::begin(&stats, None).unwrap(), InFlight::begin(&stats, None).unwrap()];
+            let guards = [InFlight::begin(&stats, UNTIMED).unwrap(), InFlight::begin(&stats, UNTIMED).unwrap()];
             let threads = guards.map(|guard| thread::spawn(move || guard.settle(Outcome::FAILURE)));
             threads.into_iter().for_each(|thread| thread.join().unwrap());
             let mut told = [0, 0];
@@ -509,7 +515,7 @@ mod loom {
     fn a_failure_while_earlier_ones_are_forgiven_is_forgiven_in_its_turn() {
         ::loom::model(|| {
             let (stats, mut looks) = stats(u32::MAX);
-            let guards = [InFlight::begin(&stats, None).unwrap(), InFlight::begin(&stats, None).unwrap()];
+            let guards = [InFlight::begin(&stats, UNTIMED).unwrap(), InFlight::begin(&stats, UNTIMED).unwrap()];
             let [first, second] = guards;
             first.settle(Outcome::FAILURE);
             assert!(matches!(looks.try_recv(), Ok(Look::Failing(_))));
