@@ -54,16 +54,24 @@ def name(names, text):
     return names[number]
 
 
-def build(manifest, *bins):
+def build(manifest, *bins, features=()):
     """Builds these release binaries and says where each is."""
     words = ["cargo", "build", "--release", "--message-format=json-render-diagnostics", "--manifest-path", str(manifest)]
     for name in bins:
         words += ["--bin", name]
+    if features:
+        words += ["--features", ",".join(features)]
     built = subprocess.run(words, stdout=subprocess.PIPE, check=False)
     if built.returncode != 0:
         sys.exit(f"could not build {', '.join(bins)}")
     messages = map(json.loads, built.stdout.splitlines())
     return {message["target"]["name"]: message["executable"] for message in messages if message.get("executable")}
+
+
+def build_peers(with_pingora):
+    """The peers' binary, which is a workspace of its own."""
+    features = ["pingora"] if with_pingora else []
+    return build(BENCHES / "peers" / "Cargo.toml", "peers", features=features)["peers"]
 
 
 def one_worker():

@@ -37,10 +37,11 @@ def run(path, case, threads):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", help="words in the names of the cases to run (all)")
+    parser.add_argument("--pingora", action="store_true", help="and pingora's load balancer, which needs cmake to build")
     args = parser.parse_args()
     binaries = [
         callgrind.build(callgrind.BENCHES.parent / "Cargo.toml", "layers")["layers"],
-        callgrind.build(callgrind.BENCHES / "peers" / "Cargo.toml", "peers")["peers"],
+        callgrind.build_peers(args.pingora),
     ]
     rows = {}
     for path in binaries:

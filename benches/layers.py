@@ -3,6 +3,7 @@
 
     benches/layers.py               the layers of this workspace
     benches/layers.py --peers       and the crates that do the same job, in the same run
+    benches/layers.py --pingora     and pingora's load balancer, which needs cmake
     benches/layers.py circuit       only what has this in its name
     benches/layers.py --time        nanoseconds instead of instructions
 
@@ -105,12 +106,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", help="words in the names of the cases to run (all)")
     parser.add_argument("--peers", action="store_true", help="also the peers, which have a workspace of their own")
+    parser.add_argument("--pingora", action="store_true", help="and pingora's load balancer, which needs cmake to build")
     parser.add_argument("--time", action="store_true", help="CPU time instead of instructions")
     parser.add_argument("--keep", type=pathlib.Path, help="folder that keeps callgrind's files, for callgrind_annotate")
     args = parser.parse_args()
     binaries = {"ours": callgrind.build(callgrind.BENCHES.parent / "Cargo.toml", "layers")["layers"]}
-    if args.peers:
-        binaries["peers"] = callgrind.build(callgrind.BENCHES / "peers" / "Cargo.toml", "peers")["peers"]
+    if args.peers or args.pingora:
+        binaries["peers"] = callgrind.build_peers(args.pingora)
     with tempfile.TemporaryDirectory() as folder:
         folder = args.keep or pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -154,6 +154,31 @@ async fn one_far_worse_than_the_others_is_ejected_though_it_never_fails_five_tim
 }
 
 #[tokio::test(start_paused = true)]
+async fn requests_that_were_given_up_count_neither_way() {
+    let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 8).await;
+    // Given up everywhere, most of them; of those that were waited for, e5 fails every other.
+    for _ in 0..150 {
+        for _ in 0..80 {
+            drop(rig.balance.call(request()));
+        }
+        send(&mut rig, 8, &["e5"]).await;
+        send(&mut rig, 8, &[]).await;
+    }
+    sleep(Duration::from_secs(11)).await;
+    assert_eq!(out(&rig), ["e5"]);
+    let mut idle = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 8).await;
+    for _ in 0..10 {
+        for _ in 0..80 {
+            drop(idle.balance.call(request()));
+        }
+        send(&mut idle, 8, &["e5"]).await;
+        send(&mut idle, 8, &[]).await;
+    }
+    sleep(Duration::from_secs(11)).await;
+    assert!(out(&idle).is_empty(), "twenty answers are too few to judge by");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failure_that_began_before_an_ejection_does_not_count_after_it() {
     let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 2).await;
     // Nine requests hang at e0 and will fail later; five fail now.

@@ -17,7 +17,11 @@ use futures_util::future::BoxFuture;
 use http::Request;
 use support::{endpoint, generation, request, rig, settle, snapshot, source, timed};
 use testkit::{Answer, Script, Step};
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tower::Service;
 use tower_outcome::{BoxError, Outcome, Unsent, classify};
 use tower_resolve::{
@@ -212,6 +216,46 @@ async fn a_black_hole_that_fails_fast_does_not_attract_traffic() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_black_hole_that_never_answers_does_not_attract_those_who_give_up() {
+    // A request that is given up has no answer to be measured by. Were it not measured at all, an endpoint that never
+    // answers would stay the best there is: unknown, or as good as it once was and better with each second.
+    let all = Replicas::new(Balance::builder().policy(PeakEwma), endpoints(10)).await;
+    (0..10).for_each(|id| all.of(id).millis.store(50, SeqCst));
+    all.load(10, 20).await;
+    all.of(3).millis.store(3_600_000, SeqCst);
+    sleep(Duration::from_secs(30)).await;
+    all.served(10);
+    let mut given_up = 0;
+    for _ in 0..500 {
+        let mut balance = all.balance.clone();
+        given_up += usize::from(timeout(Duration::from_millis(200), balance.call(request())).await.is_err());
+    }
+    assert!(given_up < 25, "{given_up} of 500, where a fair share would be 50");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_that_comes_with_a_success_is_over_in_time_too() {
+    let busy = classify::from_fn(|result: Result<&http::Response<Script>, &testkit::Broken>| match result {
+        Ok(response) if response.status() == 202 => Outcome::SUCCESS.with_retry_after(Some(Duration::from_secs(5))),
+        Ok(_) => Outcome::SUCCESS,
+        Err(_) => Outcome::FAILURE,
+    });
+    let mut rig = rig(Balance::builder().classify(busy));
+    rig.source.send(snapshot(1, &["a", "b"])).unwrap();
+    settle().await;
+    rig.made.of("a").answer(Answer::Status(202));
+    while rig.made.calls("a") == 0 {
+        rig.balance.call(request()).await.unwrap();
+    }
+    // As dear as thousands of requests, so nobody asks it, and only time can tell that it is well.
+    sleep(Duration::from_secs(35)).await;
+    for _ in 0..100 {
+        rig.balance.call(request()).await.unwrap();
+    }
+    assert!(rig.made.calls("a") > 20, "{}", rig.made.calls("a"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_endpoint_that_is_well_again_is_found_out_in_time() {
     let all = Replicas::new(Balance::builder(), endpoints(10)).await;
     (0..10).for_each(|id| all.of(id).millis.store(10, SeqCst));
@@ -365,6 +409,28 @@ async fn the_own_zone_is_preferred_and_spills_over_as_it_shrinks() {
     assert!(is_about(here(2..5).await, 0.7, 2_000.0), "5 of 10 take 7 tenths");
     assert!(is_about(here(5..9).await, 0.14, 2_000.0), "1 of 10 takes 1.4 tenths");
     assert_eq!(here(9..10).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_spill_over_as_requests_without_do_and_stay_where_they_are() {
+    let zoned = |id: usize| endpoint(&name(id)).with_zone(if id < 10 { "here" } else { "there" });
+    // Small numbers, as the ids of a table of users are.
+    let by_number = |request: &Request<String>| request.body().parse().ok();
+    let policy = RingHash::new(by_number).points(NonZeroU32::new(1_000).unwrap()).bound(Bound::NONE);
+    let all = Replicas::new(Balance::builder().policy(policy).zone("here"), (0..20).map(zoned).collect()).await;
+    (0..5).for_each(|id| all.die(id));
+    let send = async || {
+        for user in 0..2_000 {
+            all.balance.clone().call(Request::new(user.to_string())).await.unwrap();
+        }
+        all.served(20)
+    };
+    send().await;
+    let served = send().await;
+    assert!(is_about(served[..10].iter().sum(), 0.7, 2_000.0), "5 of 10 take 7 tenths: {served:?}");
+    assert!(served[5..10].iter().all(|served| *served > 100), "{served:?}");
+    assert!(served[10..].iter().all(|served| *served > 20), "{served:?}");
+    assert_eq!(send().await, served, "and each key its endpoint");
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,8 @@ mod circuit;
 #[path = "../../src/drive.rs"]
 mod drive;
 mod limit;
+#[cfg(feature = "pingora")]
+mod pingora;
 
 use std::process::ExitCode;
 
@@ -18,9 +20,20 @@ use crate::drive::{Bare, BareHttp, BareWaits, Case};
 
 fn main() -> ExitCode {
     drive::main(
-        &[BARE, circuit::CASES, limit::CASES, &balance::cases()].concat(),
-        &[circuit::CONTENDED, limit::CONTENDED].concat(),
+        &[BARE, circuit::CASES, limit::CASES, &balance::cases(), &pingora::cases()].concat(),
+        &[circuit::CONTENDED, limit::CONTENDED, balance::CONTENDED, pingora::CONTENDED].concat(),
     )
+}
+
+#[cfg(not(feature = "pingora"))]
+mod pingora {
+    use crate::drive::{Case, Contended};
+
+    pub(crate) const CONTENDED: &[Contended] = &[];
+
+    pub(crate) fn cases() -> Vec<Case> {
+        Vec::new()
+    }
 }
 
 const BARE: &[Case] = &[

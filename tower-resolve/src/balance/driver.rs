@@ -47,8 +47,8 @@ use crate::{
 ///
 /// # Panics
 ///
-/// Where the `make` function or an endpoint's `poll_ready` does; the balance is then stopped. And outside of a Tokio
-/// runtime, when it has to wait for a time.
+/// Where the `make` function, an endpoint's `poll_ready`, a probe or a policy's `table` does; the balance is then stopped.
+/// And outside of a Tokio runtime, when it has to wait for a time.
 #[pin_project]
 #[must_use = "a balance does nothing until its driver is spawned"]
 pub struct Driver<S, Req, P: Policy<Req>, U, M, C> {
@@ -313,7 +313,11 @@ where
             }
             Look::Failing(stats) => self.ease.failing(stats, now),
             Look::Asked(stats, time) => self.ease.held(stats, time, now),
-            Look::Struck(stats, term) if stats.term() == term => {
+            Look::Struck(stats, term) => {
+                stats.heard_strike();
+                if stats.term() != term {
+                    return;
+                }
                 let Some(slot) = slot(shared, &stats) else { return };
                 let usable = self.tiers.counts().ready;
                 let others = usable - usize::from(stats.is_usable()).min(usable);
@@ -322,7 +326,7 @@ where
                     self.weigh(shared);
                 }
             }
-            Look::Struck(..) | Look::Gone => {}
+            Look::Gone => {}
         }
     }
 
@@ -358,7 +362,7 @@ where
 
     /// All endpoints are watched at first, and hardly any later.
     fn forget_cares(&mut self) {
-        if self.cares.capacity() > 4 * self.cares.len() + 64 {
+        if self.cares.capacity() > 4 * self.cares.len() + 4 {
             self.cares.shrink_to(2 * self.cares.len());
         }
     }

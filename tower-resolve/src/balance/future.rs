@@ -45,8 +45,8 @@ enum State<F, Req, J> {
     Calling {
         #[pin]
         future: F,
-        /// Who judges the answer, whose it is, and when it began.
-        held: Option<(J, InFlight, u64)>,
+        /// Who judges the answer, and whose it is.
+        held: Option<(J, InFlight)>,
     },
     /// For an endpoint to become ready. -> `Calling` when woken in time. Boxed, because few wait, and it is large.
     Waiting(Pin<Box<Waiting<Req>>>),
@@ -114,12 +114,12 @@ where
             let next = match this.state.as_mut().project() {
                 StateProj::Calling { future, held } => {
                     let result = ready!(future.poll(cx));
-                    let (classifier, guard, began) = held.take().expect("polled after it was ready");
+                    let (classifier, mut guard) = held.take().expect("polled after it was ready");
                     match result {
                         Ok(response) => {
                             if P::MEASURES_LATENCY {
                                 let head = ClassifyResponse::<_, S::Error>::head(&classifier, &response);
-                                guard.took(began, head.map_or(Verdict::Success, |outcome| outcome.verdict()));
+                                guard.took(head.map_or(Verdict::Success, |outcome| outcome.verdict()));
                             }
                             this.state.set(State::Done);
                             let judge = Judge::new(classifier, guard);
@@ -127,7 +127,7 @@ where
                         }
                         Err(error) => {
                             let outcome = ClassifyResponse::<S::Response, _>::error(&classifier, &error);
-                            State::failed(shared, (guard, outcome, began), error.into(), this.trail)
+                            State::failed(shared, (guard, outcome), error.into(), this.trail)
                         }
                     }
                 }
@@ -195,13 +195,13 @@ impl<F, Req, J> State<F, Req, J> {
     {
         let classifier = shared.classify.classify(&request);
         let future = chosen.service.call(request);
-        Self::Calling { future, held: Some((classifier, chosen.guard, chosen.began)) }
+        Self::Calling { future, held: Some((classifier, chosen.guard)) }
     }
 
     /// The endpoint failed. A request that it hands back goes elsewhere.
     fn failed<S, T, P, C>(
         shared: &Shared<S, T, P, C>,
-        (guard, outcome, began): (InFlight, Outcome, u64),
+        (mut guard, outcome): (InFlight, Outcome),
         error: BoxError,
         trail: &mut Trail,
     ) -> Self
@@ -220,7 +220,7 @@ impl<F, Req, J> State<F, Req, J> {
             }
             Err(error) => {
                 if P::MEASURES_LATENCY {
-                    guard.took(began, outcome.verdict());
+                    guard.took(outcome.verdict());
                 }
                 guard.settle(outcome);
                 Self::Refused(Some(error))

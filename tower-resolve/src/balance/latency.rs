@@ -31,18 +31,31 @@ impl Latency {
         });
     }
 
+    /// An answer that did not come in this time, and is not waited for any more. Says nothing where less than that was known
+    /// to happen, so it only raises.
+    pub(super) fn at_least(&self, now: u64, took: u64) {
+        let sample = took as f32 / 1e3;
+        let _ = self
+            .0
+            .fetch_update(Relaxed, Relaxed, |word| (sample > read(word, now)).then(|| packed(sample, turns(now))));
+    }
+
     pub(super) fn is_known(&self) -> bool {
         self.0.load(Relaxed) != 0
     }
 
     /// In microseconds, as of `now`. What is not asked falls towards zero, so that it is asked again.
     pub(super) fn read(&self, now: u64) -> f32 {
-        match self.0.load(Relaxed) {
-            0 => UNKNOWN,
-            word => {
-                let (value, turn) = unpacked(word);
-                value * remaining(turns(now).wrapping_sub(turn))
-            }
+        read(self.0.load(Relaxed), now)
+    }
+}
+
+fn read(word: u64, now: u64) -> f32 {
+    match word {
+        0 => UNKNOWN,
+        word => {
+            let (value, turn) = unpacked(word);
+            value * remaining(turns(now).wrapping_sub(turn))
         }
     }
 }
@@ -93,6 +106,19 @@ mod tests {
             latency.record(SECOND + turn * 10 * MILLI, MILLI);
         }
         assert!((latency.read(101 * SECOND) - 1_000.0).abs() < 60.0, "{}", latency.read(101 * SECOND));
+    }
+
+    #[test]
+    fn an_answer_that_nobody_waited_for_raises_it_and_never_lowers_it() {
+        let latency = Latency::default();
+        latency.at_least(SECOND, MILLI);
+        assert_eq!(latency.read(SECOND), UNKNOWN, "a thousandth of a second says nothing of an unknown one");
+        latency.at_least(SECOND, 200 * MILLI);
+        assert!((latency.read(SECOND) - 200_000.0).abs() < 1.0);
+        latency.at_least(2 * SECOND, 50 * MILLI);
+        assert!(latency.read(2 * SECOND) > 150_000.0);
+        latency.at_least(60 * SECOND, 50 * MILLI);
+        assert!((latency.read(60 * SECOND) - 50_000.0).abs() < 1.0, "it had fallen below that");
     }
 
     #[test]

@@ -45,6 +45,10 @@
 //! ([`RingHash`](crate::policy::RingHash), [`Maglev`](crate::policy::Maglev) tell how much), and with
 //! [`outlier`](BalanceBuilder::outlier) or [`active_check`](BalanceBuilder::active_check) some hundred bytes.
 //!
+//! # Panics
+//!
+//! `call` does outside of a Tokio runtime, when the request has to wait.
+//!
 //! # Cancel safety
 //!
 //! A dropped response future drops the endpoint's future, gives its place in flight up, or its place among the waiting;

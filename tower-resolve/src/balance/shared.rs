@@ -13,14 +13,14 @@ use tower_service::Service;
 
 use super::{
     Stamp,
-    slot::{Hub, InFlight, Look, Slot, Stats, WARM},
+    slot::{Hub, InFlight, Look, Slot, Stats, UNTIMED, WARM},
     tier::{Share, View},
 };
 use crate::{
     Generation,
     chunks::{Chunks, Named},
     error::{Counts, NoEndpoints},
-    policy::{Candidates, Policy, Turn},
+    policy::{Candidates, Policy, Turn, mixed},
 };
 
 /// What a balance, its clones, its requests and its driver share. Requests read `current`; only the driver writes it.
@@ -79,11 +79,10 @@ pub(super) enum Nothing {
     Stopped,
 }
 
-/// An endpoint that said it was ready, and when that was, where the policy wants to know.
+/// An endpoint that said it was ready.
 pub(super) struct Chosen<S> {
     pub(super) service: S,
     pub(super) guard: InFlight,
-    pub(super) began: u64,
 }
 
 // === impl Shared ===
@@ -172,6 +171,7 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
     fn try_elsewhere<Req>(&self, first: usize, request: &mut Req) -> Option<Chosen<S>>
     where
         S: Service<Req> + Clone,
+        P: Policy<Req, Table = T>,
         C: Stamp<Req>,
     {
         let shares = &self.published.shares;
@@ -193,18 +193,20 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
     fn ask<Req>(&self, slot: &Slot<S>, request: &mut Req) -> Option<Chosen<S>>
     where
         S: Service<Req> + Clone,
+        P: Policy<Req, Table = T>,
         C: Stamp<Req>,
     {
         if !(slot.stats.is_usable() || self.published.panics && slot.stats.is_ready()) {
             return None;
         }
-        let guard = InFlight::begin(&slot.stats)?;
+        let began = if P::MEASURES_LATENCY { self.turn.nanos() } else { UNTIMED };
+        let guard = InFlight::begin(&slot.stats, began)?;
         let mut service = slot.service.clone();
         // Nobody waits here: the driver's own clone is the one that gets woken.
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => {
                 self.shared.classify.stamp(request, slot.epoch.as_deref());
-                Some(Chosen { service, guard, began: self.turn.nanos() })
+                Some(Chosen { service, guard })
             }
             Poll::Ready(Err(_)) => self.refused(guard, true),
             Poll::Pending => self.refused(guard, false),
@@ -223,6 +225,12 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
 fn is_too_cold(stats: &Stats) -> bool {
     let warmth = stats.warmth();
     warmth < WARM && fastrand::u8(..) >= warmth
+}
+
+/// Where a key is among the tiers: spread, for it may be a small number, and in another way than policies do, so that what a
+/// tier gets is no stretch of its ring.
+fn tier_of(key: u64) -> u32 {
+    (mixed(!key) >> 32) as u32
 }
 
 fn within(index: usize, count: usize) -> usize {
@@ -250,7 +258,7 @@ impl<S, T> Published<S, T> {
             [] => None,
             [_] => Some(0),
             shares => {
-                let number = turn.key().map_or_else(|| fastrand::u32(..), |key| (key >> 32) as u32);
+                let number = turn.key().map_or_else(|| fastrand::u32(..), tier_of);
                 Some(shares.iter().position(|share| number <= share.below).unwrap_or(0))
             }
         }

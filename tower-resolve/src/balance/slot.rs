@@ -31,33 +31,40 @@ pub(super) struct Slot<S> {
 }
 
 /// What one instance did so far. Outlives changes of weight or phase, and rebuilt services.
+///
+/// In this order: what each request writes comes first, beside the reference count that it writes too, and then what picks
+/// read. So a request fetches one cache line of an endpoint from the processor that had it last, and seldom two.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Stats {
+    picks: AtomicU64,
+    in_flight: AtomicU32,
+    /// ```text
+    ///   31              8 7       6        5         4         3      2      1       0
+    ///   ┌────────────────┬───────┬────────┬─────────┬─────────┬──────┬─────┬───────┐
+    ///   │ term           │       │ struck │ failing │ retired │ held │ out │ ready │
+    ///   └────────────────┴───────┴────────┴─────────┴─────────┴──────┴─────┴───────┘
+    /// ```
+    /// A term lasts from one ejection to the next: what began in another one says nothing about this. *Held*, *failing* and
+    /// *struck* say that the driver knows, or that its [`Look`] is on its way.
+    state: AtomicU32,
+    weight: AtomicU32,
+    /// The share of failures lately, of 1 024.
+    failing: AtomicU16,
+    /// How far a new one has come, of 255.
+    warmth: AtomicU8,
+    latency: Latency,
+    failures: AtomicU64,
+    returned: AtomicU32,
+    /// Ended without a verdict: given up by whoever asked, or refused by ourselves.
+    unjudged: AtomicU32,
     /// As it was first described: for its name, which stays.
     endpoint: Arc<Endpoint>,
     hub: Arc<Hub>,
-    picks: AtomicU64,
-    failures: AtomicU64,
-    latency: Latency,
-    /// ```text
-    ///   31              8 7       3      2      1       0
-    ///   ┌────────────────┬─────────┬──────┬─────┬───────┐
-    ///   │ term           │ retired │ held │ out │ ready │
-    ///   └────────────────┴─────────┴──────┴─────┴───────┘
-    /// ```
-    /// A term lasts from one ejection to the next: what began in another one says nothing about this.
-    state: AtomicU32,
-    in_flight: AtomicU32,
-    returned: AtomicU32,
-    weight: AtomicU32,
     /// The driver's: where it is among those to pick from, see [`Tiers`](super::tier::Tiers).
     pub(super) place: AtomicU32,
-    /// The share of failures lately, of 1 024.
-    failing: AtomicU16,
     /// Failures in a row.
     streak: AtomicU16,
-    /// How far a new one has come, of 255.
-    warmth: AtomicU8,
 }
 
 /// What all endpoints of a balance share, whatever their services are.
@@ -99,6 +106,9 @@ pub(super) enum Look {
 pub struct InFlight {
     stats: Arc<Stats>,
     term: u32,
+    is_judged: bool,
+    /// In nanoseconds, or [`UNTIMED`].
+    began: u64,
 }
 
 // === impl Slot ===
@@ -117,19 +127,20 @@ impl Stats {
     /// Of an instance that has not been found ready yet.
     pub(super) fn new(endpoint: Arc<Endpoint>, hub: Arc<Hub>) -> Self {
         Self {
+            picks: AtomicU64::new(0),
+            in_flight: AtomicU32::new(0),
+            state: AtomicU32::new(0),
+            weight: AtomicU32::new(1),
+            failing: AtomicU16::new(0),
+            warmth: AtomicU8::new(WARM),
+            latency: Latency::default(),
+            failures: AtomicU64::new(0),
+            returned: AtomicU32::new(0),
+            unjudged: AtomicU32::new(0),
             endpoint,
             hub,
-            picks: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
-            latency: Latency::default(),
-            state: AtomicU32::new(0),
-            in_flight: AtomicU32::new(0),
-            returned: AtomicU32::new(0),
-            weight: AtomicU32::new(1),
             place: AtomicU32::new(u32::MAX),
-            failing: AtomicU16::new(0),
             streak: AtomicU16::new(0),
-            warmth: AtomicU8::new(WARM),
         }
     }
 
@@ -196,11 +207,11 @@ impl Stats {
         self.failures.load(Relaxed) + u64::from(self.returned.load(Relaxed))
     }
 
-    /// How many were answered or dropped, and how many of those went wrong.
+    /// How many were judged, and how many of those went wrong.
     pub(super) fn ended(&self) -> (u64, u64) {
         let failures = self.failures.load(Relaxed);
-        let open = u64::from(self.in_flight()) + u64::from(self.returned.load(Relaxed));
-        (self.picks().saturating_sub(open), failures)
+        let others = [&self.in_flight, &self.returned, &self.unjudged].map(|count| u64::from(count.load(Relaxed)));
+        (self.picks().saturating_sub(others.into_iter().sum()), failures)
     }
 
     pub(super) fn weight(&self) -> u32 {
@@ -237,15 +248,32 @@ impl Stats {
         self.warmth.store(warmth, Relaxed);
     }
 
-    /// Forgets a part of the failures, as time does. Returns whether some are left.
+    /// Forgets a part of the failures, as time does. Returns whether the driver has to come back to it.
     pub(super) fn forgive(&self) -> bool {
+        // First, so that a failure from here on is told anew.
+        self.unmark(FAILING);
         let update = |failing: u16| Some(failing - failing.div_ceil(8));
-        self.failing.fetch_update(Relaxed, Relaxed, update).is_ok_and(|before| before - before.div_ceil(8) > 0)
+        let before = self.failing.fetch_update(AcqRel, Acquire, update).unwrap_or_default();
+        before > before.div_ceil(8) && self.mark(FAILING)
     }
 
     /// It is no longer held to what it asked for.
     pub(super) fn release(&self) {
-        self.state.fetch_and(!HELD, AcqRel);
+        self.unmark(HELD);
+    }
+
+    /// The driver heard of the failures in a row.
+    pub(super) fn heard_strike(&self) {
+        self.unmark(STRUCK);
+    }
+
+    /// Returns whether it was not marked until now: of many who say the same, one is the first.
+    fn mark(&self, mark: u32) -> bool {
+        self.state.fetch_or(mark, AcqRel) & mark == 0
+    }
+
+    fn unmark(&self, mark: u32) {
+        self.state.fetch_and(!mark, AcqRel);
     }
 
     pub(super) fn is_held(&self) -> bool {
@@ -266,25 +294,32 @@ impl Stats {
     fn failed(self: &Arc<Self>, term: u32, is_soft: bool) {
         self.failures.fetch_add(1, Relaxed);
         let towards = |failing: u16| Some(failing + (1024 - failing) / 8);
-        if self.failing.fetch_update(Relaxed, Relaxed, towards) == Ok(0) {
-            self.hub.look(Look::Failing(self.clone()));
-        }
+        let _ = self.failing.fetch_update(AcqRel, Acquire, towards);
+        self.tell_failing();
         if is_soft || self.hub.strikes == 0 || self.is_out() || self.term() != term {
             return;
         }
         let count = |streak: u16| Some(streak.saturating_add(1));
         let before = self.streak.fetch_update(Relaxed, Relaxed, count).unwrap_or_default();
-        if before.saturating_add(1) == self.hub.strikes {
+        if before.saturating_add(1) == self.hub.strikes && self.mark(STRUCK) {
             self.hub.look(Look::Struck(self.clone(), term));
+        }
+    }
+
+    /// What is failing is forgiven in time, which is the driver's business.
+    fn tell_failing(self: &Arc<Self>) {
+        if self.mark(FAILING) {
+            self.hub.look(Look::Failing(self.clone()));
         }
     }
 
     /// It said when to come back: until then it is as dear as one that always fails.
     fn asked(self: &Arc<Self>, after: Duration) {
         self.failing.store(MOST_FAILING, Relaxed);
-        if self.state.fetch_or(HELD, AcqRel) & HELD == 0 {
+        if self.mark(HELD) {
             self.hub.look(Look::Asked(self.clone(), after));
         }
+        self.tell_failing();
     }
 }
 
@@ -320,8 +355,8 @@ impl Hub {
 // === impl InFlight ===
 
 impl InFlight {
-    /// `None`: it has as many as it may.
-    pub(super) fn begin(stats: &Arc<Stats>) -> Option<Self> {
+    /// `None`: it has as many as it may. `began` counts until there is an answer.
+    pub(super) fn begin(stats: &Arc<Stats>, began: u64) -> Option<Self> {
         // The guard first: what is over the limit is given back by it.
         let before = stats.in_flight.fetch_add(1, Relaxed);
         if before >= stats.hub.max_in_flight {
@@ -332,15 +367,20 @@ impl InFlight {
         if let Some(total) = &stats.hub.total {
             total.add(1);
         }
-        Some(Self { stats: stats.clone(), term: stats.term() })
+        Some(Self { stats: stats.clone(), term: stats.term(), is_judged: false, began })
     }
 
     pub(super) fn stats(&self) -> &Arc<Stats> {
         &self.stats
     }
 
-    /// Takes the time to the head of a response, or to a failure, which is never a reason to come back soon.
-    pub(super) fn took(&self, began: u64, verdict: Verdict) {
+    /// Takes the time to the head of a response, or to a failure, which is never a reason to come back soon. What we
+    /// refused ourselves says nothing.
+    pub(super) fn took(&mut self, verdict: Verdict) {
+        let began = std::mem::replace(&mut self.began, UNTIMED);
+        if began == UNTIMED || verdict == Verdict::Ignore {
+            return;
+        }
         let now = self.stats.hub.nanos();
         let took = now.saturating_sub(began);
         let is_bad = matches!(verdict, Verdict::Failure | Verdict::Soft);
@@ -348,18 +388,28 @@ impl InFlight {
     }
 
     /// It was not ready after all.
-    pub(super) fn undo(self) {
+    pub(super) fn undo(mut self) {
+        (self.is_judged, self.began) = (true, UNTIMED);
         self.stats.picks.fetch_sub(1, Relaxed);
     }
 
     /// The request came back unsent: nobody's failure.
-    pub(super) fn handed_back(self) {
+    pub(super) fn handed_back(mut self) {
+        (self.is_judged, self.began) = (true, UNTIMED);
         self.stats.returned.fetch_add(1, Relaxed);
+    }
+
+    /// Whoever asked gave up before the answer: it takes at least so long.
+    #[cold]
+    fn gave_up(&self) {
+        let now = self.stats.hub.nanos();
+        self.stats.latency.at_least(now, now.saturating_sub(self.began));
     }
 }
 
 impl Settle for InFlight {
-    fn settle(self, outcome: Outcome) {
+    fn settle(mut self, outcome: Outcome) {
+        self.is_judged = outcome.verdict() != Verdict::Ignore;
         match outcome.verdict() {
             Verdict::Success => self.stats.succeeded(),
             Verdict::Failure => self.stats.failed(self.term, false),
@@ -374,6 +424,12 @@ impl Settle for InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if self.began != UNTIMED {
+            self.gave_up();
+        }
+        if !self.is_judged {
+            self.stats.unjudged.fetch_add(1, Relaxed);
+        }
         give_back(&self.stats);
         if let Some(total) = &self.stats.hub.total {
             total.subtract(1);
@@ -393,7 +449,12 @@ const READY: u32 = 1;
 const OUT: u32 = 1 << 1;
 const HELD: u32 = 1 << 2;
 const RETIRED: u32 = 1 << 3;
+const FAILING: u32 = 1 << 4;
+const STRUCK: u32 = 1 << 5;
 const TERM: u32 = 1 << 8;
+
+/// Answered, or nobody wants to know how long that takes.
+pub(super) const UNTIMED: u64 = u64::MAX;
 
 /// As dear as 16 384 requests in flight.
 const MOST_FAILING: u16 = 1016;
@@ -424,10 +485,10 @@ mod loom {
             let tries: Vec<_> = (0..2)
                 .map(|_| {
                     let stats = stats.clone();
-                    thread::spawn(move || InFlight::begin(&stats).is_none())
+                    thread::spawn(move || InFlight::begin(&stats, UNTIMED).is_none())
                 })
                 .collect();
-            let mine = InFlight::begin(&stats).is_none();
+            let mine = InFlight::begin(&stats, UNTIMED).is_none();
             let refused = tries.into_iter().map(|other| other.join().unwrap()).fold(mine, |any, other| any | other);
             assert_eq!(stats.in_flight(), 0);
             let is_told = stats.hub.freed.notified().now_or_never().is_some();
@@ -439,7 +500,7 @@ mod loom {
     fn the_driver_hears_once_that_an_endpoint_began_to_fail_and_once_that_it_struck_out() {
         ::loom::model(|| {
             let (stats, mut looks) = stats(u32::MAX);
-            let guards = [InFlight::begin(&stats).unwrap(), InFlight::begin(&stats).unwrap()];
+            let guards = [InFlight::begin(&stats, UNTIMED).unwrap(), InFlight::begin(&stats, UNTIMED).unwrap()];
             let threads = guards.map(|guard| thread::spawn(move || guard.settle(Outcome::FAILURE)));
             threads.into_iter().for_each(|thread| thread.join().unwrap());
             let mut told = [0, 0];
@@ -447,6 +508,22 @@ mod loom {
                 told[usize::from(matches!(look, Look::Struck(..)))] += 1;
             }
             assert_eq!((told, stats.failures(), stats.in_flight()), ([1, 1], 2, 0));
+        });
+    }
+
+    #[test]
+    fn a_failure_while_earlier_ones_are_forgiven_is_forgiven_in_its_turn() {
+        ::loom::model(|| {
+            let (stats, mut looks) = stats(u32::MAX);
+            let guards = [InFlight::begin(&stats, UNTIMED).unwrap(), InFlight::begin(&stats, UNTIMED).unwrap()];
+            let [first, second] = guards;
+            first.settle(Outcome::FAILURE);
+            assert!(matches!(looks.try_recv(), Ok(Look::Failing(_))));
+            let thread = thread::spawn(move || second.settle(Outcome::FAILURE));
+            let stays = stats.forgive();
+            thread.join().unwrap();
+            let is_told = matches!(looks.try_recv(), Ok(Look::Failing(_)));
+            assert!(stays ^ is_told, "kept: {stays}, told anew: {is_told}");
         });
     }
 

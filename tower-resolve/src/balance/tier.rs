@@ -17,7 +17,8 @@ use crate::{Endpoint, Phase, error::Counts, policy::Policy};
 #[derive(Debug)]
 pub(super) struct Tiers<S, T> {
     zone: Option<Arc<str>>,
-    tiers: BTreeMap<Rank, Tier<S, T>>,
+    /// Boxed, because there is usually one, and a node of the map has room for eleven.
+    tiers: BTreeMap<Rank, Box<Tier<S, T>>>,
     counts: Counts,
 }
 

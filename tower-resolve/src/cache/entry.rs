@@ -66,6 +66,17 @@ struct Floor {
     misses: u32,
 }
 
+/// A generation that somebody saw, beside what is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// As old, older, or of another source.
+    Known,
+    /// What is known is out of date, and that is news.
+    Newer,
+    /// It is, but that was said before: everybody who asks a fenced replica says so.
+    NewerAgain,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Answer {
     /// None yet.
@@ -130,16 +141,19 @@ impl Entry {
         self.answered(Answer::Bad(now));
     }
 
-    /// Returns whether what is known is older than that.
-    pub(super) fn invalidate(&mut self, generation: Generation) -> bool {
-        let is_older = self.topology().is_some_and(|known| known.generation() < generation);
-        if is_older {
-            let floor = self.floor.get_or_insert(Floor { generation, misses: 0 });
-            // Of another source than before, or higher.
-            let is_new = generation.partial_cmp(&floor.generation).is_none_or(Ordering::is_gt);
-            floor.generation = if is_new { generation } else { floor.generation };
+    /// Somebody saw this generation.
+    pub(super) fn invalidate(&mut self, generation: Generation) -> Seen {
+        if !self.topology().is_some_and(|known| known.generation() < generation) {
+            return Seen::Known;
         }
-        is_older
+        let Some(floor) = &mut self.floor else {
+            self.floor = Some(Floor { generation, misses: 0 });
+            return Seen::Newer;
+        };
+        // Of another source than before, or higher.
+        let is_higher = generation.partial_cmp(&floor.generation).is_none_or(Ordering::is_gt);
+        floor.generation = if is_higher { generation } else { floor.generation };
+        Seen::NewerAgain
     }
 
     /// When the source is to be asked (again).
@@ -364,15 +378,19 @@ mod tests {
     fn a_newer_generation_seen_elsewhere_makes_it_ask_at_once_and_not_too_often() {
         let (mut entry, start, at) = asked();
         let _ = entry.apply(snapshot(5), &LIMITS, at(0));
-        assert!(!entry.invalidate(generation(5)));
-        assert!(!entry.invalidate(Generation::new(SourceId::new(9), 7)), "another source says nothing");
-        assert!(entry.invalidate(generation(7)));
+        assert_eq!(entry.invalidate(generation(5)), Seen::Known);
+        assert_eq!(entry.invalidate(Generation::new(SourceId::new(9), 7)), Seen::Known, "another source says nothing");
+        assert_eq!(entry.invalidate(generation(7)), Seen::Newer);
+        for value in [7, 6, 9, 7] {
+            assert_eq!(entry.invalidate(generation(value)), Seen::NewerAgain, "once is enough to ask");
+        }
         assert_eq!(entry.ask_at(&LIMITS, start), at(100));
         entry.asked(at(100), EVEN);
         let _ = entry.apply(snapshot(6), &LIMITS, at(110));
         assert_eq!(entry.ask_at(&LIMITS, start), at(300), "newer, but still not what was seen: less often");
-        let _ = entry.apply(snapshot(7), &LIMITS, at(120));
+        let _ = entry.apply(snapshot(9), &LIMITS, at(120));
         assert_eq!(entry.ask_at(&LIMITS, start), at(4_120));
+        assert_eq!(entry.invalidate(generation(10)), Seen::Newer);
     }
 
     #[test]
@@ -476,7 +494,7 @@ mod tests {
         let mut now = start;
         let mut gaps = Vec::new();
         for _ in 0..8 {
-            assert!(entry.invalidate(generation(7)));
+            assert_ne!(entry.invalidate(generation(7)), Seen::Known);
             let next = entry.ask_at(&LIMITS, now);
             gaps.push((next - now).as_millis());
             now = next;

@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     Cached,
-    entry::{Entry, Jitter, Limits, Told},
+    entry::{Entry, Jitter, Limits, Seen, Told},
 };
 use crate::{Generation, Resolve, Update, diff::Applied};
 
@@ -63,12 +63,13 @@ impl Name {
     }
 
     pub(super) fn invalidate(&self, generation: Generation) -> bool {
-        let is_older = self.state().entry.invalidate(generation);
-        if is_older {
+        let seen = self.state().entry.invalidate(generation);
+        // Once, however many say so at the same time.
+        if seen == Seen::Newer {
             tracing::info!(name = %self.text, ?generation, "a newer generation was seen; asking again");
             self.invalidated.notify_one();
         }
-        is_older
+        seen != Seen::Known
     }
 
     /// Tells followers what is known now, if that is news. Returns when to look again.

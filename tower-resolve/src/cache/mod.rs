@@ -109,7 +109,7 @@ impl<R: Resolve> CachedResolver<R> {
 
     /// How much of a set, in percent, may go at once in the first good word of a source that was in trouble. Default: 50.
     /// A greater loss, and an emptied set in any case, is held back until the source's next good word, about a
-    /// [`negative_ttl`](Self::negative_ttl) later: a registry that was just restarted, or a replica of it that has not
+    /// [`negative_ttl`](Self::negative_ttl) later. It is the size that counts: as many others are no loss. A registry that was just restarted, or a replica of it that has not
     /// caught up, often knows fewer than there are. A source that is well is believed at once.
     #[must_use]
     pub fn max_loss(mut self, percent: u8) -> Self {
@@ -137,7 +137,8 @@ impl<R: Resolve> CachedResolver<R> {
     /// most every 100 ms, and half as often after each answer that is still older. What is known stays in use until a
     /// newer answer comes. Returns whether it was older.
     ///
-    /// For the data path: a peer that answers "fenced", or that shows a newer generation, knows better.
+    /// For the data path: a peer that answers "fenced", or that shows a newer generation, knows better. However many say so,
+    /// it costs a short lock each, and one question.
     pub fn invalidate_older_than(&self, name: &str, generation: Generation) -> bool {
         let name = self.names().get(name).cloned();
         name.is_some_and(|name| name.invalidate(generation))

@@ -13,7 +13,8 @@ use crate::{EndpointId, backoff::FOR_EVER};
 ///
 /// An ejection lasts 30 s the first time, and each time longer, up to 5 minutes; each turn (10 s) without one takes a step
 /// back. Failures are what the balance's [classification](crate::balance::BalanceBuilder::classify) says they are; refused
-/// connections and refusals of our own are not. The rules and numbers are Envoy's and gRPC's (gRFC A50) unless told
+/// connections and refusals of our own are not. Requests that were given up before they were answered count neither way, so
+/// a time limit belongs around each endpoint, in `make`, and not only around the balance. The rules and numbers are Envoy's and gRPC's (gRFC A50) unless told
 /// otherwise.
 ///
 /// ```

@@ -31,6 +31,7 @@ mod ring_hash;
 mod round_robin;
 mod weighted_round_robin;
 
+pub(crate) use self::hash::mixed;
 pub use self::{
     hash::{Bound, key},
     least_request::LeastRequest,

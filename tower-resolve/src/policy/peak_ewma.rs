@@ -4,8 +4,9 @@ use super::{Candidates, Policy, Turn, two};
 /// has in flight (Finagle's peak EWMA).
 ///
 /// For endpoints that differ in speed, or are slow at times. The latency is that to the head of a response; a failure
-/// counts as a second at least, and see the [module](super) for what else it costs. Costs reading the clock twice a
-/// request.
+/// counts as a second at least, and see the [module](super) for what else it costs. A request that is given up before its
+/// answer counts for as long as it was waited for, if that is longer than what was known, so that an endpoint that never
+/// answers is not taken for a fast one. Costs reading the clock twice a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PeakEwma;
 

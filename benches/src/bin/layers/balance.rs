@@ -1,20 +1,38 @@
 //! A balance over endpoints that do nothing, all of them ready.
 
+use std::hint::black_box;
+
 use tower_benches::{
     balanced::Balanced,
     drive::{self, Case},
 };
-use tower_resolve::policy::{LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin, WeightedRoundRobin};
+use tower_resolve::policy::{
+    Candidates, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin, Turn, WeightedRoundRobin,
+};
 
-/// One case for each number of endpoints.
+/// One case for each number of endpoints, beside the service that does nothing or beside another one.
 macro_rules! sizes {
     ($name:literal, $run:expr) => {
+        sizes!($name, "bare", "bare", "bare", "bare", "bare", $run)
+    };
+    ($name:literal beside $bare:literal, $run:expr) => {
+        sizes!(
+            $name,
+            concat!($bare, "/2"),
+            concat!($bare, "/10"),
+            concat!($bare, "/100"),
+            concat!($bare, "/1000"),
+            concat!($bare, "/10000"),
+            $run
+        )
+    };
+    ($name:literal, $two:expr, $ten:expr, $hundred:expr, $thousand:expr, $myriad:expr, $run:expr) => {
         [
-            Case { name: concat!($name, "/2"), job: JOB, bare: "bare", run: |calls| $run(calls, 2) },
-            Case { name: concat!($name, "/10"), job: JOB, bare: "bare", run: |calls| $run(calls, 10) },
-            Case { name: concat!($name, "/100"), job: JOB, bare: "bare", run: |calls| $run(calls, 100) },
-            Case { name: concat!($name, "/1000"), job: JOB, bare: "bare", run: |calls| $run(calls, 1_000) },
-            Case { name: concat!($name, "/10000"), job: JOB, bare: "bare", run: |calls| $run(calls, 10_000) },
+            Case { name: concat!($name, "/2"), job: JOB, bare: $two, run: |calls| $run(calls, 2) },
+            Case { name: concat!($name, "/10"), job: JOB, bare: $ten, run: |calls| $run(calls, 10) },
+            Case { name: concat!($name, "/100"), job: JOB, bare: $hundred, run: |calls| $run(calls, 100) },
+            Case { name: concat!($name, "/1000"), job: JOB, bare: $thousand, run: |calls| $run(calls, 1_000) },
+            Case { name: concat!($name, "/10000"), job: JOB, bare: $myriad, run: |calls| $run(calls, 10_000) },
         ]
     };
 }
@@ -28,9 +46,32 @@ pub(crate) fn cases() -> Vec<Case> {
         sizes!("balance-ewma", |calls, count| balance(calls, count, PeakEwma)),
         sizes!("balance-ring", |calls, count| balance(calls, count, RingHash::new(key))),
         sizes!("balance-maglev", |calls, count| balance(calls, count, Maglev::new(key))),
+        sizes!("balance-pick" beside "balance", |calls, count| balance(calls, count, Twice(LeastRequest))),
+        sizes!("balance-rr-pick" beside "balance-rr", |calls, count| balance(calls, count, Twice(RoundRobin::new()))),
+        sizes!("balance-ewma-pick" beside "balance-ewma", |calls, count| balance(calls, count, Twice(PeakEwma))),
         sizes!("balance-change", change),
     ]
     .concat()
+}
+
+/// Picks twice, so that the second pick is the difference.
+struct Twice<P>(P);
+
+impl<P: Policy<u32>> Policy<u32> for Twice<P> {
+    type Table = P::Table;
+
+    const KEEPS_UNREADY: bool = P::KEEPS_UNREADY;
+    const MEASURES_LATENCY: bool = P::MEASURES_LATENCY;
+    const COUNTS_TOTAL: bool = P::COUNTS_TOTAL;
+
+    fn table<C: Candidates>(&self, candidates: &C) -> P::Table {
+        self.0.table(candidates)
+    }
+
+    fn pick<C: Candidates>(&self, table: &P::Table, candidates: &C, turn: &Turn) -> usize {
+        black_box(self.0.pick(table, candidates, turn));
+        self.0.pick(table, candidates, turn)
+    }
 }
 
 const JOB: &str = "balance";
