@@ -126,6 +126,20 @@ pub struct Totals {
     pub refused: u64,
 }
 
+// === impl State ===
+
+impl State {
+    /// The state in lower-case words joined by `-`, for logs and status pages.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open { .. } => "open",
+            Self::HalfOpen => "half-open",
+        }
+    }
+}
+
 // === impl Reason ===
 
 impl Reason {

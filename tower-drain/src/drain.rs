@@ -50,7 +50,7 @@ pub struct Drain {
 /// The durations of a [`Drain`], each of which may be zero.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "call build()"]
-pub struct Builder {
+pub struct DrainBuilder {
     times: Times,
 }
 
@@ -84,8 +84,8 @@ impl Drain {
     /// let drain = Drain::builder().announce(Duration::from_secs(5)).close(Duration::from_secs(10)).build();
     /// # let _ = drain;
     /// ```
-    pub const fn builder() -> Builder {
-        Builder { times: Times { announce: ANNOUNCE, close: CLOSE, force: FORCE } }
+    pub const fn builder() -> DrainBuilder {
+        DrainBuilder { times: Times { announce: ANNOUNCE, close: CLOSE, force: FORCE } }
     }
 
     /// Begins to leave: readiness goes off, while everybody is still served until the announce time is over.
@@ -230,9 +230,9 @@ impl fmt::Debug for Drain {
     }
 }
 
-// === impl Builder ===
+// === impl DrainBuilder ===
 
-impl Builder {
+impl DrainBuilder {
     /// How long everybody is still served while the world is told that we leave. Default: 5 s.
     ///
     /// That is what load balancers and Kubernetes need to take the address out of their lists. It lasts that long even

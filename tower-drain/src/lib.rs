@@ -179,7 +179,7 @@ pub use self::{
     accepted::Accepted,
     bound::BoundListener,
     cancel::Cancellation,
-    drain::{Builder, Drain},
+    drain::{Drain, DrainBuilder},
     future::ResponseFuture,
     guard::Guard,
     layer::DrainLayer,

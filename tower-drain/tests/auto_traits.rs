@@ -10,7 +10,7 @@ fn is_unpin<T: Unpin>() {}
 #[test]
 fn everything_can_be_shared_and_moved() {
     is_clone::<Drain>();
-    is_clone::<Builder>();
+    is_clone::<DrainBuilder>();
     is_clone::<DrainLayer>();
     is_clone::<Guarded<axum::Router>>();
     is_clone::<ConnectionLimit>();

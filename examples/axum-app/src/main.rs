@@ -21,7 +21,7 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Mutex, time::sleep};
 use tower_bucket::{BucketLayer, Quota};
-use tower_circuit::{Circuit, CircuitLayer, State as CircuitState};
+use tower_circuit::{Circuit, CircuitLayer};
 use tower_drain::Drain;
 
 /// The app's own state: for each seat, whether it is sold.
@@ -99,6 +99,5 @@ fn is_ready(drain: &Drain) -> (StatusCode, &'static str) {
 
 fn circuit_status(circuit: &Circuit) -> Value {
     let snapshot = circuit.snapshot();
-    let closed = snapshot.state == CircuitState::Closed;
-    json!({ "closed": closed, "failed": snapshot.totals.failed, "refused": snapshot.totals.refused })
+    json!({ "state": snapshot.state.as_str(), "failed": snapshot.totals.failed, "refused": snapshot.totals.refused })
 }

@@ -143,7 +143,7 @@ impl Office {
         let circuit = self.gateway.circuits.get(id)?.snapshot();
         let in_millis = |at: Instant| at.saturating_duration_since(Instant::now()).as_millis() as u64;
         Some(json!({
-            "state": state(circuit.state),
+            "state": circuit.state.as_str(),
             "failures_in_row": circuit.failures_in_row,
             "trips": circuit.trips,
             "last_reason": circuit.last_reason.map(|reason| reason.to_string()),
@@ -217,14 +217,6 @@ impl Office {
 impl fmt::Debug for Office {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Office").finish_non_exhaustive()
-    }
-}
-
-fn state(state: State) -> &'static str {
-    match state {
-        State::Closed => "closed",
-        State::Open { .. } => "open",
-        State::HalfOpen => "half-open",
     }
 }
 
