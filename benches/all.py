@@ -90,10 +90,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-time", action="store_true", help="leave out what takes time, and is disturbed by other work")
     args = parser.parse_args()
-    binaries = {
-        "ours": callgrind.build(callgrind.BENCHES.parent / "Cargo.toml", "layers")["layers"],
-        "peers": callgrind.build(callgrind.BENCHES / "peers" / "Cargo.toml", "peers")["peers"],
-    }
+    binaries = callgrind.build(callgrind.BENCHES.parent / "Cargo.toml", "layers", "stack")
+    binaries["peers"] = callgrind.build_peers(False)
     print(f"Measured on {machine()}.\n\n{HEAD}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         calls(binaries, pathlib.Path(folder), not args.no_time)

@@ -110,7 +110,7 @@ def main():
     parser.add_argument("--time", action="store_true", help="CPU time instead of instructions")
     parser.add_argument("--keep", type=pathlib.Path, help="folder that keeps callgrind's files, for callgrind_annotate")
     args = parser.parse_args()
-    binaries = {"ours": callgrind.build(callgrind.BENCHES.parent / "Cargo.toml", "layers")["layers"]}
+    binaries = callgrind.build(callgrind.BENCHES.parent / "Cargo.toml", "layers", "stack")
     if args.peers or args.pingora:
         binaries["peers"] = callgrind.build_peers(args.pingora)
     with tempfile.TemporaryDirectory() as folder:

@@ -58,7 +58,7 @@ fn bearing() -> impl Fn(u32) -> Request<()> {
 }
 
 /// Holds a lease that outlasts the loop, in which no keeper runs.
-pub(crate) fn held(calls: impl FnOnce(&Lease)) {
+fn held(calls: impl FnOnce(&Lease)) {
     let runtime = runtime();
     let built = Lease::builder(MemoryStore::new(), key(), Holder::new("benches")).ttl(Duration::from_secs(600)).build();
     let (lease, keeper) = built.expect("durations that fit together");

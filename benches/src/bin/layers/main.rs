@@ -10,7 +10,6 @@ mod circuit;
 mod drain;
 mod lease;
 mod outcome;
-mod stack;
 
 use std::process::ExitCode;
 
@@ -21,17 +20,7 @@ use tower_outcome::PeerAddr;
 
 fn main() -> ExitCode {
     drive::main(
-        &[
-            BARE,
-            outcome::CASES,
-            circuit::CASES,
-            bucket::CASES,
-            drain::CASES,
-            lease::CASES,
-            stack::CASES,
-            &balance::cases(),
-        ]
-        .concat(),
+        &[BARE, outcome::CASES, circuit::CASES, bucket::CASES, drain::CASES, lease::CASES, &balance::cases()].concat(),
         &[BARE_CONTENDED, circuit::CONTENDED, bucket::CONTENDED].concat(),
     )
 }
