@@ -42,8 +42,16 @@ impl<P: Policy<u32>> Balanced<P> {
         });
         let (balance, driver) = Balance::builder().policy(policy).build(updates, |_| Bare);
         let generation = Generation::new(SourceId::unique(), 1);
-        let mut this = Self { balance, source, driver: Box::pin(driver), generation };
-        this.tell(Update::Snapshot(Topology::new(generation, (0..endpoints).map(endpoint))));
+        let mut this = Self {
+            balance,
+            source,
+            driver: Box::pin(driver),
+            generation,
+        };
+        this.tell(Update::Snapshot(Topology::new(
+            generation,
+            (0..endpoints).map(endpoint),
+        )));
         assert_eq!(this.balance.snapshot().ready(), endpoints as usize);
         this
     }
@@ -57,22 +65,35 @@ impl<P: Policy<u32>> Balanced<P> {
     fn delta(&mut self, put: Vec<Arc<Endpoint>>, removed: Vec<tower_resolve::EndpointId>) {
         let from = self.generation;
         self.generation = from.next();
-        self.tell(Update::Delta { from, to: self.generation, put, removed });
+        self.tell(Update::Delta {
+            from,
+            to: self.generation,
+            put,
+            removed,
+        });
     }
 
     fn tell(&mut self, update: Update) {
         self.source.borrow_mut().push_back(update);
-        let _ = self.driver.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let _ = self
+            .driver
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
     }
 }
 
 impl<P: Policy<u32>> fmt::Debug for Balanced<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Balanced").field("balance", &self.balance).finish_non_exhaustive()
+        f.debug_struct("Balanced")
+            .field("balance", &self.balance)
+            .finish_non_exhaustive()
     }
 }
 
 fn endpoint(index: u32) -> Endpoint {
     let [_, high, middle, low] = index.to_be_bytes();
-    Endpoint::new(format!("endpoint-{index}"), SocketAddr::from((Ipv4Addr::new(127, high + 1, middle, low), 80)))
+    Endpoint::new(
+        format!("endpoint-{index}"),
+        SocketAddr::from((Ipv4Addr::new(127, high + 1, middle, low), 80)),
+    )
 }

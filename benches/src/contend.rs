@@ -1,6 +1,9 @@
 //! Calls on one thread and on two at once. Only time can tell.
 
-#![expect(clippy::disallowed_types, reason = "there is no runtime here, and the clock is never paused")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "there is no runtime here, and the clock is never paused"
+)]
 
 use std::{
     fmt::Debug,
@@ -34,9 +37,13 @@ where
         let mut context = Context::from_waker(Waker::noop());
         assert!(service.poll_ready(&mut context).is_ready());
         let future = pin!(service.call(black_box(index)));
-        let Poll::Ready(answer) = future.poll(&mut context) else { panic!("a call that waits") };
+        let Poll::Ready(answer) = future.poll(&mut context) else {
+            panic!("a call that waits")
+        };
         drop(black_box(answer.expect("a call that succeeds")));
-        black_box((0..between).fold(u64::from(index) | 1, |product, _| black_box(product).wrapping_mul(5)));
+        black_box((0..between).fold(u64::from(index) | 1, |product, _| {
+            black_box(product).wrapping_mul(5)
+        }));
     })
 }
 
@@ -61,22 +68,33 @@ pub fn rate<T: Send>(mut each: Vec<T>, what: impl Fn(&mut T, u32) + Sync) -> f64
                     done = done.wrapping_add(1);
                 }
             }
-            let (took, ran) = (began.elapsed().as_secs_f64(), (on_cpu() - ran).as_secs_f64());
+            let (took, ran) = (
+                began.elapsed().as_secs_f64(),
+                (on_cpu() - ran).as_secs_f64(),
+            );
             (f64::from(done.wrapping_sub(first)) / ran, ran / took)
         };
         let round = &round;
         let rounds: Vec<_> = std::thread::scope(|scope| {
             // From different numbers on, or all of them would have the same at the same time.
             let firsts = (0..u32::MAX).step_by(1 << 30);
-            let threads = each.iter_mut().zip(firsts).map(|(own, first)| scope.spawn(move || round(own, first)));
+            let threads = each
+                .iter_mut()
+                .zip(firsts)
+                .map(|(own, first)| scope.spawn(move || round(own, first)));
             let threads: Vec<_> = threads.collect();
-            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("no panic"))
+                .collect()
         });
         if rounds.iter().all(|(_, part)| *part > AT_ONCE) {
             return rounds.into_iter().map(|(rate, _)| rate).sum();
         }
     }
-    panic!("the threads never ran at once: the machine has too much else to do (`chrt -r 10` puts them first)");
+    panic!(
+        "the threads never ran at once: the machine has too much else to do (`chrt -r 10` puts them first)"
+    );
 }
 
 /// How long a cache line takes from one thread to another, in nanoseconds: what no layout can do without when both write to
@@ -102,7 +120,9 @@ pub fn transfer() -> f64 {
 
 /// Rates of one thread and of two, in turns, in millions; and the ratio of each turn.
 pub fn one_and_two(rounds: usize, mut rate: impl FnMut(usize) -> f64) -> [[f64; 3]; 3] {
-    let rounds: Vec<_> = (0..rounds).map(|_| (rate(1) / 1e6, rate(2) / 1e6)).collect();
+    let rounds: Vec<_> = (0..rounds)
+        .map(|_| (rate(1) / 1e6, rate(2) / 1e6))
+        .collect();
     [
         spread(rounds.iter().map(|(one, _)| *one)),
         spread(rounds.iter().map(|(_, two)| *two)),
@@ -114,7 +134,11 @@ pub fn one_and_two(rounds: usize, mut rate: impl FnMut(usize) -> f64) -> [[f64; 
 pub fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
-    [values[values.len() / 2], values[0], values[values.len() - 1]]
+    [
+        values[values.len() / 2],
+        values[0],
+        values[values.len() - 1],
+    ]
 }
 
 /// As the tables show it.
@@ -124,7 +148,8 @@ pub fn shown([median, low, high]: [f64; 3]) -> String {
 
 /// How long this thread has been on a processor. Linux only.
 fn on_cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux with schedstats");
+    let stat =
+        std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux with schedstats");
     let nanos = stat.split(' ').next().and_then(|nanos| nanos.parse().ok());
     Duration::from_nanos(nanos.expect("a number first"))
 }

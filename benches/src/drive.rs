@@ -3,7 +3,10 @@
 //!
 //! The peers' benchmarks have a lockfile of their own and include this very file, so both are driven alike.
 
-#![allow(clippy::disallowed_types, reason = "what is measured here has no runtime and no clock of its own")]
+#![allow(
+    clippy::disallowed_types,
+    reason = "what is measured here has no runtime and no clock of its own"
+)]
 
 use std::{
     convert::Infallible,
@@ -89,7 +92,10 @@ pub fn main(cases: &[Case], contended: &[Contended]) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--list"] => {
-            for Case { name, job, bare, .. } in cases {
+            for Case {
+                name, job, bare, ..
+            } in cases
+            {
                 println!("{name}\t{bare}\t{job}");
             }
             ExitCode::SUCCESS
@@ -99,7 +105,11 @@ pub fn main(cases: &[Case], contended: &[Contended]) -> ExitCode {
             ExitCode::SUCCESS
         }
         [name, calls, threads] => {
-            match (contended.iter().find(|case| case.name == name), calls.parse(), threads.parse()) {
+            match (
+                contended.iter().find(|case| case.name == name),
+                calls.parse(),
+                threads.parse(),
+            ) {
                 (Some(case), Ok(calls), Ok(threads)) => {
                     println!("{}", (case.run)(calls, threads).as_nanos());
                     ExitCode::SUCCESS
@@ -146,7 +156,10 @@ where
     for index in 0..calls {
         now(service.poll_ready(&mut context())).expect("a service that is always ready");
         let mut future = pin!(service.call(black_box(index)));
-        assert!(future.as_mut().poll(&mut context()).is_pending(), "the first poll only waits");
+        assert!(
+            future.as_mut().poll(&mut context()).is_pending(),
+            "the first poll only waits"
+        );
         black_box(now(future.poll(&mut context())).expect("a call that succeeds"));
     }
 }
@@ -177,11 +190,26 @@ where
     };
     let clones: Vec<_> = (0..threads).map(|_| service.clone()).collect();
     let times: Vec<_> = thread::scope(|scope| {
-        let running: Vec<_> = clones.into_iter().map(|service| scope.spawn(|| run(service))).collect();
-        running.into_iter().map(|thread| thread.join().expect("no thread panics")).collect()
+        let running: Vec<_> = clones
+            .into_iter()
+            .map(|service| scope.spawn(|| run(service)))
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().expect("no thread panics"))
+            .collect()
     });
-    let begun = times.iter().map(|(begun, _)| *begun).min().expect("a thread at least");
-    times.iter().map(|(_, ended)| *ended).max().expect("a thread at least") - begun
+    let begun = times
+        .iter()
+        .map(|(begun, _)| *begun)
+        .min()
+        .expect("a thread at least");
+    times
+        .iter()
+        .map(|(_, ended)| *ended)
+        .max()
+        .expect("a thread at least")
+        - begun
 }
 
 /// Does something so many times that is not a call.
@@ -238,7 +266,9 @@ where
     move |index| {
         let address = Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 0).to_bits() + index % clients);
         let mut request = Request::new(());
-        request.extensions_mut().insert(extension(SocketAddr::from((address, 40_000))));
+        request
+            .extensions_mut()
+            .insert(extension(SocketAddr::from((address, 40_000))));
         request
     }
 }
@@ -371,7 +401,8 @@ where
     }
 
     fn call(&mut self, request: u32) -> S::Future {
-        self.service.call(from_clients(self.clients, self.extension)(request))
+        self.service
+            .call(from_clients(self.clients, self.extension)(request))
     }
 }
 

@@ -35,7 +35,10 @@ impl Start {
     }
 
     fn at(instant: Instant) -> Self {
-        Self { instant, read: Reading::is_true_from(instant).then(|| Reading::of(instant)) }
+        Self {
+            instant,
+            read: Reading::is_true_from(instant).then(|| Reading::of(instant)),
+        }
     }
 
     /// Nanoseconds from then to `now`, below [`HORIZON`].
@@ -46,13 +49,21 @@ impl Start {
             None => self.subtract_from(now),
         };
         // Before the start, it is half of eternity.
-        if since > HORIZON { if since > u64::MAX / 2 { 0 } else { HORIZON - 1 } } else { since }
+        if since > HORIZON {
+            if since > u64::MAX / 2 { 0 } else { HORIZON - 1 }
+        } else {
+            since
+        }
     }
 
     #[cold]
     fn subtract_from(self, now: Instant) -> u64 {
         let since = now.saturating_duration_since(self.instant);
-        since.as_secs().saturating_mul(1_000_000_000).saturating_add(since.subsec_nanos().into()).min(HORIZON)
+        since
+            .as_secs()
+            .saturating_mul(1_000_000_000)
+            .saturating_add(since.subsec_nanos().into())
+            .min(HORIZON)
     }
 }
 
@@ -71,8 +82,17 @@ impl Reading {
     }
 
     fn is_true_of(read: impl Fn(u64) -> u64) -> bool {
-        let distances = [0, 1, 999_999_999, 1_000_000_000, 1_750_000_000, 86_400_000_000_001];
-        distances.into_iter().all(|nanos| read(nanos).wrapping_sub(read(0)) == nanos)
+        let distances = [
+            0,
+            1,
+            999_999_999,
+            1_000_000_000,
+            1_750_000_000,
+            86_400_000_000_001,
+        ];
+        distances
+            .into_iter()
+            .all(|nanos| read(nanos).wrapping_sub(read(0)) == nanos)
     }
 }
 
@@ -97,7 +117,9 @@ impl Hasher for Reading {
 
     #[inline]
     fn finish(&self) -> u64 {
-        self.seconds.wrapping_mul(1_000_000_000).wrapping_add(self.nanos.into())
+        self.seconds
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(self.nanos.into())
     }
 }
 
@@ -153,7 +175,13 @@ mod tests {
     #[test]
     fn before_the_start_it_is_zero_and_beyond_the_horizon_it_stands_still() {
         let instant = Instant::now() + Duration::from_secs(10);
-        for start in [Start::at(instant), Start { instant, read: None }] {
+        for start in [
+            Start::at(instant),
+            Start {
+                instant,
+                read: None,
+            },
+        ] {
             assert_eq!(start.until(instant - Duration::from_nanos(1)), 0);
             assert_eq!(start.until(instant - Duration::from_secs(9)), 0);
             let far = instant + Duration::from_nanos(HORIZON) + Duration::from_secs(1);

@@ -71,7 +71,8 @@ impl Dial {
         let version = self.version.load(Relaxed);
         let (deep, next) = (self.page(version).read().depth(), version + 1);
         if deep > quota.depth() {
-            self.relief_until.fetch_max(now + deep + self.longest_patience.load(Relaxed), Relaxed);
+            self.relief_until
+                .fetch_max(now + deep + self.longest_patience.load(Relaxed), Relaxed);
         }
         fence(Release);
         self.page(next).write(quota);
@@ -82,7 +83,8 @@ impl Dial {
     #[inline]
     pub(crate) fn note_patience(&self, ask: &Ask) {
         if ask.is_patient() {
-            self.longest_patience.fetch_max(ask.patience_nanos(), Relaxed);
+            self.longest_patience
+                .fetch_max(ask.patience_nanos(), Relaxed);
         }
     }
 
@@ -108,7 +110,10 @@ impl Dial {
 impl Page {
     fn new(quota: Quota) -> Self {
         let (interval, burst) = quota.parts();
-        Self { interval: AtomicU64::new(interval), burst: AtomicU64::new(burst.into()) }
+        Self {
+            interval: AtomicU64::new(interval),
+            burst: AtomicU64::new(burst.into()),
+        }
     }
 
     #[inline]

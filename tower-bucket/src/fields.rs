@@ -60,13 +60,22 @@ impl Fields {
 
     fn add_to(&self, headers: &mut HeaderMap) {
         let (quota, remaining, after) = match self.standing {
-            Standing::Admitted(admitted) => (admitted.quota(), admitted.remaining(), until_more(&admitted)),
-            Standing::Denied(quota, Reason::Wait(nanos)) => (quota, 0, Some(Duration::from_nanos(nanos))),
+            Standing::Admitted(admitted) => (
+                admitted.quota(),
+                admitted.remaining(),
+                until_more(&admitted),
+            ),
+            Standing::Denied(quota, Reason::Wait(nanos)) => {
+                (quota, 0, Some(Duration::from_nanos(nanos)))
+            }
             Standing::Denied(quota, _) => (quota, 0, None),
             Standing::None => return,
         };
         let ((requests, seconds), name) = (policy(quota), self.name.0);
-        headers.append(RATELIMIT_POLICY, value(format_args!("\"{name}\";q={requests};w={seconds}")));
+        headers.append(
+            RATELIMIT_POLICY,
+            value(format_args!("\"{name}\";q={requests};w={seconds}")),
+        );
         headers.append(
             RATELIMIT,
             match after.map(whole_seconds) {
@@ -87,16 +96,24 @@ fn policy(quota: Quota) -> (u64, u64) {
     let seconds = refill.as_secs() + u64::from(refill.subsec_nanos() >= 500_000_000);
     let seconds = seconds.max(1);
     let requests = (u128::from(seconds) * 1_000_000_000 + interval / 2) / interval;
-    (u64::try_from(requests).map_or(MOST, |requests| requests.clamp(1, MOST)), seconds)
+    (
+        u64::try_from(requests).map_or(MOST, |requests| requests.clamp(1, MOST)),
+        seconds,
+    )
 }
 
 fn whole_seconds(after: Duration) -> u64 {
-    after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1)
+    after
+        .as_secs()
+        .saturating_add(u64::from(after.subsec_nanos() > 0))
+        .max(1)
 }
 
 fn value(text: fmt::Arguments<'_>) -> HeaderValue {
     let mut value = String::with_capacity(USUAL);
-    value.write_fmt(text).expect("a string takes all that is written to it");
+    value
+        .write_fmt(text)
+        .expect("a string takes all that is written to it");
     HeaderValue::try_from(value).expect("digits, and a name that was checked")
 }
 
@@ -165,7 +182,9 @@ mod tests {
     fn told(standing: Standing) -> Vec<String> {
         let mut headers = HeaderMap::new();
         Fields::new(PolicyName::default(), standing).add_to(&mut headers);
-        ["ratelimit-policy", "ratelimit"].map(|name| headers[name].to_str().unwrap().to_owned()).into()
+        ["ratelimit-policy", "ratelimit"]
+            .map(|name| headers[name].to_str().unwrap().to_owned())
+            .into()
     }
 
     #[test]
@@ -192,7 +211,10 @@ mod tests {
         assert_eq!(after(1_000_000_000), "\"default\";r=59;t=1");
         assert_eq!(after(1_500_000_000), "\"default\";r=58;t=1");
         assert_eq!(after(0), "\"default\";r=60");
-        assert_eq!(told(Standing::Admitted(Admitted::new(0, quota)))[0], "\"default\";q=60;w=60");
+        assert_eq!(
+            told(Standing::Admitted(Admitted::new(0, quota)))[0],
+            "\"default\";q=60;w=60"
+        );
     }
 
     #[test]

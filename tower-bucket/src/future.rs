@@ -43,11 +43,17 @@ where
     R: Refuse<Req, S::Response, S::Error>,
 {
     pub(crate) const fn admitted(inner: S::Future, note: N) -> Self {
-        Self { state: State::Admitted(inner), note }
+        Self {
+            state: State::Admitted(inner),
+            note,
+        }
     }
 
     pub(crate) const fn refused(answer: Result<R::Response, R::Error>, note: N) -> Self {
-        Self { state: State::Refused(Some(answer)), note }
+        Self {
+            state: State::Refused(Some(answer)),
+            note,
+        }
     }
 }
 
@@ -80,6 +86,8 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let refused = matches!(self.state, State::Refused(_));
-        f.debug_struct("ResponseFuture").field("refused", &refused).finish_non_exhaustive()
+        f.debug_struct("ResponseFuture")
+            .field("refused", &refused)
+            .finish_non_exhaustive()
     }
 }

@@ -52,12 +52,22 @@ pub(crate) struct Cell(AtomicU64);
 // === impl Ask ===
 
 impl Ask {
-    pub(crate) const NOTHING: Self = Self { now: 0, cost: 0, depth: 0, patience: 0 };
+    pub(crate) const NOTHING: Self = Self {
+        now: 0,
+        cost: 0,
+        depth: 0,
+        patience: 0,
+    };
 
     /// One token, now or not at all.
     #[inline]
     pub(crate) const fn one(now: u64, quota: Quota) -> Self {
-        Self { now, cost: quota.interval_nanos(), depth: quota.depth(), patience: 0 }
+        Self {
+            now,
+            cost: quota.interval_nanos(),
+            depth: quota.depth(),
+            patience: 0,
+        }
     }
 
     /// So many tokens. `None` if the bucket never holds that many.
@@ -66,7 +76,10 @@ impl Ask {
         if tokens != 1 && tokens > quota.parts().1 {
             return None;
         }
-        Some(Self { cost: quota.interval_nanos() * tokens as u64, ..Self::one(now, quota) })
+        Some(Self {
+            cost: quota.interval_nanos() * tokens as u64,
+            ..Self::one(now, quota)
+        })
     }
 
     pub(crate) const fn cost(&self) -> u64 {
@@ -90,7 +103,10 @@ impl Ask {
     /// For so long it may wait.
     #[inline]
     pub(crate) fn patience(self, nanos: u64) -> Self {
-        Self { patience: nanos.min(HORIZON / 2), ..self }
+        Self {
+            patience: nanos.min(HORIZON / 2),
+            ..self
+        }
     }
 
     /// Puts it to a bucket that will be full at `full_at`. Gives the new moment, or how long to wait.
@@ -101,7 +117,11 @@ impl Ask {
     pub(crate) fn put(&self, full_at: u64) -> Result<u64, u64> {
         let next = full_at.max(self.now) + self.cost;
         let wait = (next - self.now).saturating_sub(self.depth);
-        if wait <= self.patience { Ok(next) } else { Err(wait) }
+        if wait <= self.patience {
+            Ok(next)
+        } else {
+            Err(wait)
+        }
     }
 
     /// How long after `now` the turn comes of one that was let in and left the bucket with `debt`.
@@ -138,7 +158,10 @@ impl Cell {
         let mut full_at = self.0.load(Relaxed);
         loop {
             let next = ask.put(full_at)?;
-            match self.0.compare_exchange_weak(full_at, next, Relaxed, Relaxed) {
+            match self
+                .0
+                .compare_exchange_weak(full_at, next, Relaxed, Relaxed)
+            {
                 Ok(_) => return Ok(next - ask.now),
                 Err(seen) => full_at = seen,
             }
@@ -162,7 +185,9 @@ impl Cell {
     }
 
     pub(crate) fn give_back(&self, ask: &Ask, debt: u64, now: u64) {
-        let _ = self.0.fetch_update(Relaxed, Relaxed, |full_at| ask.take_out(debt, full_at, now));
+        let _ = self
+            .0
+            .fetch_update(Relaxed, Relaxed, |full_at| ask.take_out(debt, full_at, now));
     }
 
     /// How far in debt it is.
@@ -183,18 +208,27 @@ mod tests {
     use crate::{clock::Start, dial::Dial, quota::HORIZON};
 
     fn quota(interval: Duration, burst: u32) -> Quota {
-        Quota::every(interval).unwrap().burst(NonZeroU32::new(burst).unwrap())
+        Quota::every(interval)
+            .unwrap()
+            .burst(NonZeroU32::new(burst).unwrap())
     }
 
     #[test]
     fn a_burst_passes_at_once_and_then_one_an_interval() {
         let quota = quota(Duration::from_nanos(10), 3);
         let cell = Cell::default();
-        assert_eq!([(); 4].map(|()| cell.take(&Ask::one(100, quota))), [Ok(10), Ok(20), Ok(30), Err(10)]);
+        assert_eq!(
+            [(); 4].map(|()| cell.take(&Ask::one(100, quota))),
+            [Ok(10), Ok(20), Ok(30), Err(10)]
+        );
         assert_eq!(cell.take(&Ask::one(109, quota)), Err(1));
         assert_eq!(cell.take(&Ask::one(110, quota)), Ok(30));
         assert_eq!(cell.take(&Ask::one(110, quota)), Err(10));
-        assert_eq!(cell.take(&Ask::one(1000, quota)), Ok(10), "rested, it is full, and not fuller than that");
+        assert_eq!(
+            cell.take(&Ask::one(1000, quota)),
+            Ok(10),
+            "rested, it is full, and not fuller than that"
+        );
     }
 
     #[test]
@@ -207,15 +241,23 @@ mod tests {
 
     #[test]
     fn the_extremes_do_not_overflow() {
-        for quota in [quota(Duration::MAX, 1), quota(Duration::from_nanos(1), u32::MAX), quota(Duration::MAX, u32::MAX)]
-        {
+        for quota in [
+            quota(Duration::MAX, 1),
+            quota(Duration::from_nanos(1), u32::MAX),
+            quota(Duration::MAX, u32::MAX),
+        ] {
             for now in [0, 1, HORIZON] {
                 let cell = Cell::default();
                 assert!(cell.take(&Ask::one(now, quota)).is_ok());
-                assert!(cell.take(&Ask::one(HORIZON, quota)).is_ok() || quota.burst_size().get() == 1);
+                assert!(
+                    cell.take(&Ask::one(HORIZON, quota)).is_ok() || quota.burst_size().get() == 1
+                );
             }
         }
-        assert_eq!(Ask::one(HORIZON, quota(Duration::MAX, 1)).put(2 * HORIZON), Err(HORIZON));
+        assert_eq!(
+            Ask::one(HORIZON, quota(Duration::MAX, 1)).put(2 * HORIZON),
+            Err(HORIZON)
+        );
     }
 
     proptest! {
@@ -277,7 +319,11 @@ mod tests {
     fn two_threads_together_get_no_more_than_one() {
         let quota = quota(Duration::from_secs(1), 1_000);
         let cell = Cell::default();
-        let admitted = || (0..2_000).filter(|_| cell.take(&Ask::one(0, quota)).is_ok()).count();
+        let admitted = || {
+            (0..2_000)
+                .filter(|_| cell.take(&Ask::one(0, quota)).is_ok())
+                .count()
+        };
         let both = std::thread::scope(|scope| {
             let other = scope.spawn(admitted);
             admitted() + other.join().unwrap()
@@ -335,7 +381,11 @@ mod tests {
         let ask = Ask::one(100, quota).patience(25);
         let turns = [(); 5].map(|()| cell.take(&ask).map(|debt| ask.turn(debt)));
         assert_eq!(turns, [Ok(0), Ok(0), Ok(10), Ok(20), Err(30)]);
-        assert_eq!(cell.take(&Ask::one(119, quota)), Err(11), "one who would not wait comes after them");
+        assert_eq!(
+            cell.take(&Ask::one(119, quota)),
+            Err(11),
+            "one who would not wait comes after them"
+        );
     }
 
     #[test]
@@ -357,7 +407,11 @@ mod tests {
         let ask = Ask::one(100, quota).patience(100);
         let [_, second, third] = [(); 3].map(|()| cell.take(&ask).unwrap());
         cell.give_back(&ask, second, 105);
-        assert_eq!(cell.debt(100), 30, "the third keeps its turn, and nobody gets the second's");
+        assert_eq!(
+            cell.debt(100),
+            30,
+            "the third keeps its turn, and nobody gets the second's"
+        );
         cell.give_back(&ask, third, 105);
         assert_eq!(cell.debt(100), 20);
         cell.give_back(&ask, second, 105);
@@ -375,9 +429,18 @@ mod tests {
     }
 
     fn acts(longest: usize) -> impl Strategy<Value = Vec<Act>> {
-        let act = (prop_oneof![Just(0), 0_u64..60, 0_u64..400], 1_u32..4, prop_oneof![Just(0), 0_u64..300]);
+        let act = (
+            prop_oneof![Just(0), 0_u64..60, 0_u64..400],
+            1_u32..4,
+            prop_oneof![Just(0), 0_u64..300],
+        );
         let act = (act, prop::option::of(0_usize..6));
-        let act = act.prop_map(|((step, tokens, patience), gives_back)| Act { step, tokens, patience, gives_back });
+        let act = act.prop_map(|((step, tokens, patience), gives_back)| Act {
+            step,
+            tokens,
+            patience,
+            gives_back,
+        });
         prop::collection::vec(act, 1..longest)
     }
 
@@ -512,7 +575,10 @@ mod tests {
             let mut cost = 0;
             for &(to, more) in &served[first..] {
                 cost += more;
-                assert!(cost <= depth + (to - from), "{cost} in {from}..={to} of a depth of {depth}: {served:?}");
+                assert!(
+                    cost <= depth + (to - from),
+                    "{cost} in {from}..={to} of a depth of {depth}: {served:?}"
+                );
             }
         }
     }
@@ -521,8 +587,12 @@ mod tests {
     fn assert_conforming(admitted: &[u64], quota: Quota) {
         for (first, &from) in admitted.iter().enumerate() {
             for (last, &to) in admitted.iter().enumerate().skip(first) {
-                let most = u64::from(quota.burst_size().get()) + (to - from) / quota.interval_nanos();
-                assert!(((last - first) as u64) < most, "more than {most} in {from}..={to}");
+                let most =
+                    u64::from(quota.burst_size().get()) + (to - from) / quota.interval_nanos();
+                assert!(
+                    ((last - first) as u64) < most,
+                    "more than {most} in {from}..={to}"
+                );
             }
         }
     }
@@ -537,14 +607,20 @@ mod loom_tests {
     use super::*;
 
     fn quota(burst: u32) -> Quota {
-        Quota::every(Duration::from_nanos(10)).unwrap().burst(NonZeroU32::new(burst).unwrap())
+        Quota::every(Duration::from_nanos(10))
+            .unwrap()
+            .burst(NonZeroU32::new(burst).unwrap())
     }
 
     #[test]
     fn two_threads_never_get_more_than_the_burst() {
         loom::model(|| {
             let cell = Arc::new(Cell::default());
-            let take = |cell: &Cell| (0..2).filter(|_| cell.take(&Ask::one(100, quota(3))).is_ok()).count();
+            let take = |cell: &Cell| {
+                (0..2)
+                    .filter(|_| cell.take(&Ask::one(100, quota(3))).is_ok())
+                    .count()
+            };
             let other = thread::spawn({
                 let cell = cell.clone();
                 move || take(&cell)
@@ -561,7 +637,11 @@ mod loom_tests {
             let debt = cell.take(&ask).unwrap();
             let other = thread::spawn({
                 let cell = cell.clone();
-                move || (0..2).filter(|_| cell.take(&Ask::one(100, quota(1))).is_ok()).count()
+                move || {
+                    (0..2)
+                        .filter(|_| cell.take(&Ask::one(100, quota(1))).is_ok())
+                        .count()
+                }
             });
             cell.give_back(&ask, debt, 100);
             let passed = other.join().unwrap();

@@ -71,7 +71,10 @@ mod tests {
     #[test]
     fn a_key_has_one_fingerprint_in_each_limiter() {
         let (one, other) = (Seed::random(), Seed::random());
-        assert_eq!(one.fingerprint("alice"), one.fingerprint(&String::from("alice")));
+        assert_eq!(
+            one.fingerprint("alice"),
+            one.fingerprint(&String::from("alice"))
+        );
         assert_ne!(one.fingerprint("alice"), one.fingerprint("bob"));
         assert_ne!(one.fingerprint("alice"), other.fingerprint("alice"));
     }
@@ -80,15 +83,27 @@ mod tests {
     fn neighbouring_addresses_are_spread_evenly_by_their_upper_and_lower_bits() {
         let seed = Seed::random();
         let v4 = (0..50_000_u32).map(|low| IpAddr::from((0x0A00_0000 + low).to_be_bytes()));
-        let v6 = (0..50_000_u128).map(|net| IpAddr::from(((0x2001_0DB8 << 96) | (net << 64)).to_be_bytes()));
-        let all: Vec<u64> = v4.chain(v6).map(|addr| seed.fingerprint(&ClientIp::from(addr)).0).collect();
-        assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len(), "no two are the same");
+        let v6 = (0..50_000_u128)
+            .map(|net| IpAddr::from(((0x2001_0DB8 << 96) | (net << 64)).to_be_bytes()));
+        let all: Vec<u64> = v4
+            .chain(v6)
+            .map(|addr| seed.fingerprint(&ClientIp::from(addr)).0)
+            .collect();
+        assert_eq!(
+            all.iter().collect::<HashSet<_>>().len(),
+            all.len(),
+            "no two are the same"
+        );
         for shift in [0, 20, 40, 54] {
             let mut buckets = [0; 1024];
-            all.iter().for_each(|hash| buckets[(hash >> shift) as usize % 1024] += 1);
+            all.iter()
+                .for_each(|hash| buckets[(hash >> shift) as usize % 1024] += 1);
             // 98 on average, by chance between 60 and 140.
             let (least, most) = (buckets.iter().min().unwrap(), buckets.iter().max().unwrap());
-            assert!(*least > 40 && *most < 170, "{least}..={most} of bits from {shift}");
+            assert!(
+                *least > 40 && *most < 170,
+                "{least}..={most} of bits from {shift}"
+            );
         }
     }
 }

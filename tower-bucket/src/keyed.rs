@@ -86,7 +86,9 @@ impl<K: ?Sized> KeyedLimiter<K> {
     /// What is owed stays what it is in *time*, as for a [`Limiter`](crate::Limiter::set_quota), but no more than an empty bucket
     /// owes under the new quota.
     pub fn set_quota(&self, quota: Quota) {
-        self.shared.dial.turn(quota, self.since_start(Instant::now()));
+        self.shared
+            .dial
+            .turn(quota, self.since_start(Instant::now()));
     }
 
     /// What it has done so far.
@@ -113,11 +115,16 @@ impl<K: ?Sized> KeyedLimiter<K> {
     }
 
     pub(crate) fn peek_at(&self, drawer: Drawer, ask: &Ask) -> Result<u64, u64> {
-        self.shared.store.peek(drawer, ask).map_err(|wait| self.shared.dial.relieve(ask, wait).0)
+        self.shared
+            .store
+            .peek(drawer, ask)
+            .map_err(|wait| self.shared.dial.relieve(ask, wait).0)
     }
 
     pub(crate) fn give_back(&self, drawer: Drawer, ask: &Ask, drawn: Drawn, now: Instant) {
-        self.shared.store.give_back(drawer, ask, drawn, self.since_start(now));
+        self.shared
+            .store
+            .give_back(drawer, ask, drawn, self.since_start(now));
     }
 
     /// Lets nothing more like `ask` pass for so many nanoseconds.
@@ -134,12 +141,27 @@ impl<K: ?Sized> KeyedLimiter<K> {
     /// Notes that a request has no key.
     #[cold]
     pub(crate) fn note_keyless(&self) {
-        self.shared.store.note_keyless(self.since_start(Instant::now()));
+        self.shared
+            .store
+            .note_keyless(self.since_start(Instant::now()));
     }
 
     fn with(quota: Quota, capacity: usize) -> Self {
-        let (store, seed, dial, start) = (Store::new(capacity), Seed::random(), Dial::new(quota), Start::now());
-        Self { shared: Arc::new(Shared { store, seed, dial, start }), key: PhantomData }
+        let (store, seed, dial, start) = (
+            Store::new(capacity),
+            Seed::random(),
+            Dial::new(quota),
+            Start::now(),
+        );
+        Self {
+            shared: Arc::new(Shared {
+                store,
+                seed,
+                dial,
+                start,
+            }),
+            key: PhantomData,
+        }
     }
 }
 
@@ -159,15 +181,28 @@ impl<K: Hash + ?Sized> KeyedLimiter<K> {
     ///
     /// The bucket has not so many now, or never holds so many. Nothing was taken.
     pub fn check_key_cost(&self, key: &K, tokens: u32) -> Result<Admitted, Exhausted> {
-        let (drawer, quota, now) = (Drawer::Key(self.fingerprint(key)), self.quota(), self.since_start(Instant::now()));
+        let (drawer, quota, now) = (
+            Drawer::Key(self.fingerprint(key)),
+            self.quota(),
+            self.since_start(Instant::now()),
+        );
         if tokens == 0 {
             self.count(drawer, Fate::Allowed);
             return Ok(Admitted::new(self.shared.store.debt(drawer, now), quota));
         }
         let ask = Ask::tokens(now, quota, tokens).ok_or(Reason::Cost);
         let decision = ask.and_then(|ask| self.take(drawer, &ask).map_err(Reason::Wait));
-        self.count(drawer, if decision.is_ok() { Fate::Allowed } else { Fate::Refused });
-        decision.map(|drawn| Admitted::new(drawn.debt, quota)).map_err(Exhausted::new)
+        self.count(
+            drawer,
+            if decision.is_ok() {
+                Fate::Allowed
+            } else {
+                Fate::Refused
+            },
+        );
+        decision
+            .map(|drawn| Admitted::new(drawn.debt, quota))
+            .map_err(Exhausted::new)
     }
 
     /// What [`check_key`](Self::check_key) would answer; nothing is taken, counted or remembered.
@@ -178,7 +213,9 @@ impl<K: Hash + ?Sized> KeyedLimiter<K> {
     pub fn peek_key(&self, key: &K) -> Result<Admitted, Exhausted> {
         let (drawer, quota) = (Drawer::Key(self.fingerprint(key)), self.quota());
         let decision = self.peek_at(drawer, &Ask::one(self.since_start(Instant::now()), quota));
-        decision.map(|debt| Admitted::new(debt, quota)).map_err(|wait| Exhausted::new(Reason::Wait(wait)))
+        decision
+            .map(|debt| Admitted::new(debt, quota))
+            .map_err(|wait| Exhausted::new(Reason::Wait(wait)))
     }
 
     #[inline]
@@ -189,7 +226,10 @@ impl<K: Hash + ?Sized> KeyedLimiter<K> {
 
 impl<K: ?Sized> Clone for KeyedLimiter<K> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone(), key: PhantomData }
+        Self {
+            shared: self.shared.clone(),
+            key: PhantomData,
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use tower_layer::Layer;
 use tower_outcome::refuse::{Auto, Fail};
 
 use crate::{
-    AtOnce, Both, Bucket, ClientIp, Cost, Keyed, KeyedLimiter, Limiter, OnMissingKey, PeerIp, Plan, PolicyName, Quota,
-    Shadow, Told, Tuned, Waiting,
+    AtOnce, Both, Bucket, ClientIp, Cost, Keyed, KeyedLimiter, Limiter, OnMissingKey, PeerIp, Plan,
+    PolicyName, Quota, Shadow, Told, Tuned, Waiting,
 };
 
 /// Lets no more requests through than a limiter admits. Makes a [`Bucket`] around a service.
@@ -67,7 +67,11 @@ impl BucketLayer<Limiter> {
     /// All requests draw from one bucket.
     #[must_use]
     pub const fn new(limiter: Limiter) -> Self {
-        Self { limit: limiter, refuse: Fail, mode: AtOnce }
+        Self {
+            limit: limiter,
+            refuse: Fail,
+            mode: AtOnce,
+        }
     }
 }
 
@@ -88,7 +92,11 @@ impl<F, K> BucketLayer<Keyed<F, K>> {
     /// ```
     #[must_use]
     pub fn keyed(limiter: KeyedLimiter<K>, key: F) -> Self {
-        Self { limit: Keyed::new(limiter, key), refuse: Fail, mode: AtOnce }
+        Self {
+            limit: Keyed::new(limiter, key),
+            refuse: Fail,
+            mode: AtOnce,
+        }
     }
 }
 
@@ -107,7 +115,10 @@ impl<F, K, R, M> BucketLayer<Keyed<F, K>, R, M> {
     /// What becomes of a request without a key. Default: [`OnMissingKey::Shared`].
     #[must_use]
     pub fn on_missing_key(self, choice: OnMissingKey) -> Self {
-        Self { limit: self.limit.on_missing_key(choice), ..self }
+        Self {
+            limit: self.limit.on_missing_key(choice),
+            ..self
+        }
     }
 
     /// The limiter that is drawn from.
@@ -192,7 +203,11 @@ impl<L, R, M> BucketLayer<L, R, M> {
     /// ```
     #[must_use]
     pub fn wait(self, longest: Duration) -> BucketLayer<L, R, Waiting> {
-        BucketLayer { limit: self.limit, refuse: self.refuse, mode: Waiting::new(longest) }
+        BucketLayer {
+            limit: self.limit,
+            refuse: self.refuse,
+            mode: Waiting::new(longest),
+        }
     }
 
     /// Answers refused requests with a 429, or `RESOURCE_EXHAUSTED` if they are gRPC. The inner error type stays as it
@@ -205,11 +220,19 @@ impl<L, R, M> BucketLayer<L, R, M> {
     /// Tells refusals in another way: [`refuse`](tower_outcome::refuse) has some, and room for yours.
     #[must_use]
     pub fn respond_with<T>(self, refuse: T) -> BucketLayer<L, T, M> {
-        BucketLayer { limit: self.limit, refuse, mode: self.mode }
+        BucketLayer {
+            limit: self.limit,
+            refuse,
+            mode: self.mode,
+        }
     }
 
     fn map<T>(self, change: impl FnOnce(L) -> T) -> BucketLayer<T, R, M> {
-        BucketLayer { limit: change(self.limit), refuse: self.refuse, mode: self.mode }
+        BucketLayer {
+            limit: change(self.limit),
+            refuse: self.refuse,
+            mode: self.mode,
+        }
     }
 }
 
@@ -232,6 +255,11 @@ impl<S, L: Clone, R: Clone, M: Clone> Layer<S> for BucketLayer<L, R, M> {
     type Service = Bucket<S, L, R, M>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Bucket::new(inner, self.limit.clone(), self.refuse.clone(), self.mode.clone())
+        Bucket::new(
+            inner,
+            self.limit.clone(),
+            self.refuse.clone(),
+            self.mode.clone(),
+        )
     }
 }

@@ -118,7 +118,9 @@ pub use self::{
     error::Exhausted,
     fields::{Fields, PolicyName},
     future::ResponseFuture,
-    key::{ClientIp, Header, Key, Network, NotANetwork, OnMissingKey, Path, PeerIp, ProxiedIp, UriPath},
+    key::{
+        ClientIp, Header, Key, Network, NotANetwork, OnMissingKey, Path, PeerIp, ProxiedIp, UriPath,
+    },
     keyed::KeyedLimiter,
     layer::BucketLayer,
     limit::{Both, Cost, Keyed, Limit, Plan, Shadow, Told, Tuned},

@@ -50,8 +50,18 @@ impl Limiter {
     /// A full bucket.
     #[must_use]
     pub fn new(quota: Quota) -> Self {
-        let (cell, dial, start, tally) = (Cell::default(), Dial::new(quota), Start::now(), Tally::default());
-        Self(Arc::new(Shared { cell, dial, start, tally }))
+        let (cell, dial, start, tally) = (
+            Cell::default(),
+            Dial::new(quota),
+            Start::now(),
+            Tally::default(),
+        );
+        Self(Arc::new(Shared {
+            cell,
+            dial,
+            start,
+            tally,
+        }))
     }
 
     /// Takes one token, now.
@@ -76,8 +86,14 @@ impl Limiter {
         }
         let ask = Ask::tokens(now, quota, tokens).ok_or(Reason::Cost);
         let decision = ask.and_then(|ask| self.take(&ask).map_err(Reason::Wait));
-        self.count(if decision.is_ok() { Fate::Allowed } else { Fate::Refused });
-        decision.map(|debt| Admitted::new(debt, quota)).map_err(Exhausted::new)
+        self.count(if decision.is_ok() {
+            Fate::Allowed
+        } else {
+            Fate::Refused
+        });
+        decision
+            .map(|debt| Admitted::new(debt, quota))
+            .map_err(Exhausted::new)
     }
 
     /// What [`check`](Self::check) would answer; nothing is taken or counted.
@@ -88,7 +104,9 @@ impl Limiter {
     pub fn peek(&self) -> Result<Admitted, Exhausted> {
         let quota = self.quota();
         let decision = self.peek_at(&Ask::one(self.since_start(Instant::now()), quota));
-        decision.map(|debt| Admitted::new(debt, quota)).map_err(|wait| Exhausted::new(Reason::Wait(wait)))
+        decision
+            .map(|debt| Admitted::new(debt, quota))
+            .map_err(|wait| Exhausted::new(Reason::Wait(wait)))
     }
 
     /// The quota it keeps.
@@ -135,7 +153,10 @@ impl Limiter {
     }
 
     pub(crate) fn peek_at(&self, ask: &Ask) -> Result<u64, u64> {
-        self.0.cell.peek(ask).map_err(|wait| self.0.dial.relieve(ask, wait).0)
+        self.0
+            .cell
+            .peek(ask)
+            .map_err(|wait| self.0.dial.relieve(ask, wait).0)
     }
 
     pub(crate) fn give_back(&self, ask: &Ask, debt: u64, now: Instant) {
@@ -172,7 +193,11 @@ impl Admitted {
     #[must_use]
     pub const fn next_after(&self) -> Duration {
         let interval = self.quota.interval_nanos();
-        if self.debt == 0 { Duration::ZERO } else { Duration::from_nanos(interval - self.left() % interval) }
+        if self.debt == 0 {
+            Duration::ZERO
+        } else {
+            Duration::from_nanos(interval - self.left() % interval)
+        }
     }
 
     /// The quota that was applied.
@@ -200,10 +225,15 @@ mod tests {
     async fn an_admission_tells_what_is_left() {
         let limiter = Limiter::new(five_a_second());
         let admitted = limiter.check().unwrap();
-        assert_eq!((admitted.remaining(), admitted.reset_after()), (4, Duration::from_millis(200)));
+        assert_eq!(
+            (admitted.remaining(), admitted.reset_after()),
+            (4, Duration::from_millis(200))
+        );
         assert_eq!(admitted.next_after(), Duration::from_millis(200));
         assert_eq!(admitted.quota(), limiter.quota());
-        let left: Vec<_> = (0..4).map(|_| limiter.check().unwrap().remaining()).collect();
+        let left: Vec<_> = (0..4)
+            .map(|_| limiter.check().unwrap().remaining())
+            .collect();
         assert_eq!(left, [3, 2, 1, 0]);
     }
 
@@ -213,7 +243,10 @@ mod tests {
         while limiter.check().is_ok() {}
         tokio::time::advance(Duration::from_millis(150)).await;
         for _ in 0..10 {
-            assert_eq!(limiter.check().unwrap_err().retry_after(), Some(Duration::from_millis(50)));
+            assert_eq!(
+                limiter.check().unwrap_err().retry_after(),
+                Some(Duration::from_millis(50))
+            );
         }
         tokio::time::advance(Duration::from_millis(50)).await;
         assert!(limiter.check().is_ok());
@@ -228,14 +261,20 @@ mod tests {
         }
         while limiter.check().is_ok() {}
         assert_eq!(limiter.peek(), limiter.check());
-        assert_eq!((limiter.snapshot().allowed, limiter.snapshot().refused), (5, 2));
+        assert_eq!(
+            (limiter.snapshot().allowed, limiter.snapshot().refused),
+            (5, 2)
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_request_may_cost_more_than_one_or_nothing() {
         let limiter = Limiter::new(five_a_second());
         assert_eq!(limiter.check_cost(3).unwrap().remaining(), 2);
-        assert_eq!(limiter.check_cost(3).unwrap_err().retry_after(), Some(Duration::from_millis(200)));
+        assert_eq!(
+            limiter.check_cost(3).unwrap_err().retry_after(),
+            Some(Duration::from_millis(200))
+        );
         assert_eq!(limiter.check_cost(2).unwrap().remaining(), 0);
         assert!(limiter.check_cost(0).is_ok());
         let never = limiter.check_cost(6).unwrap_err();
@@ -250,10 +289,16 @@ mod tests {
         let other = limiter.clone();
         other.set_quota(Quota::per_second(NonZeroU32::new(10).unwrap()));
         assert_eq!(limiter.quota().interval(), Duration::from_millis(100));
-        assert_eq!(limiter.check().unwrap_err().retry_after(), Some(Duration::from_millis(100)));
+        assert_eq!(
+            limiter.check().unwrap_err().retry_after(),
+            Some(Duration::from_millis(100))
+        );
         other.set_quota(Quota::per_minute(NonZeroU32::MIN));
         tokio::time::advance(Duration::from_millis(999)).await;
-        assert_eq!(limiter.check().unwrap_err().retry_after(), Some(Duration::from_millis(1)));
+        assert_eq!(
+            limiter.check().unwrap_err().retry_after(),
+            Some(Duration::from_millis(1))
+        );
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(limiter.check().is_ok() && limiter.check().is_err());
     }
@@ -267,22 +312,42 @@ mod tests {
         limiter.set_quota(Quota::per_second(hundred));
         let wait = Some(Duration::from_millis(10));
         assert_eq!(limiter.peek().unwrap_err().retry_after(), wait);
-        assert_eq!(limiter.check().unwrap_err().retry_after(), wait, "and not an hour");
+        assert_eq!(
+            limiter.check().unwrap_err().retry_after(),
+            wait,
+            "and not an hour"
+        );
         for _ in 0..10 {
             tokio::time::advance(Duration::from_millis(10)).await;
-            assert!(limiter.check().is_ok() && limiter.check().is_err(), "at the new rate");
+            assert!(
+                limiter.check().is_ok() && limiter.check().is_err(),
+                "at the new rate"
+            );
         }
         tokio::time::advance(Duration::from_secs(7200)).await;
         assert_eq!((0..200).filter(|_| limiter.check().is_ok()).count(), 100);
         limiter.set_quota(Quota::per_hour(ten_an_hour));
-        assert_eq!((0..200).filter(|_| limiter.check().is_ok()).count(), 9, "a second of it is owed");
+        assert_eq!(
+            (0..200).filter(|_| limiter.check().is_ok()).count(),
+            9,
+            "a second of it is owed"
+        );
     }
 
     #[test]
     fn a_check_does_not_allocate() {
         let limiter = Limiter::new(five_a_second());
-        let count = allocation_counter::measure(|| assert_eq!((0..10).filter(|_| limiter.check().is_ok()).count(), 5));
+        let count = allocation_counter::measure(|| {
+            assert_eq!((0..10).filter(|_| limiter.check().is_ok()).count(), 5)
+        });
         assert_eq!(count.count_total, 0);
-        assert_eq!(limiter.snapshot(), Snapshot { allowed: 5, refused: 5, ..Snapshot::default() });
+        assert_eq!(
+            limiter.snapshot(),
+            Snapshot {
+                allowed: 5,
+                refused: 5,
+                ..Snapshot::default()
+            }
+        );
     }
 }

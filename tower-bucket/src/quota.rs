@@ -64,15 +64,33 @@ impl Quota {
     #[must_use]
     pub const fn every(interval: Duration) -> Option<Self> {
         let nanos = interval.as_nanos();
-        let nanos = if nanos > HORIZON as u128 { HORIZON } else { nanos as u64 };
-        if nanos == 0 { None } else { Some(Self { interval: nanos, burst: 1 }) }
+        let nanos = if nanos > HORIZON as u128 {
+            HORIZON
+        } else {
+            nanos as u64
+        };
+        if nanos == 0 {
+            None
+        } else {
+            Some(Self {
+                interval: nanos,
+                burst: 1,
+            })
+        }
     }
 
     /// How many requests may come at once after a rest. Default: the count of the rate; 1 for [`every`](Self::every).
     #[must_use]
     pub const fn burst(self, burst: NonZeroU32) -> Self {
         let most = HORIZON / self.interval;
-        Self { burst: if burst.get() as u64 > most { most as u32 } else { burst.get() }, ..self }
+        Self {
+            burst: if burst.get() as u64 > most {
+                most as u32
+            } else {
+                burst.get()
+            },
+            ..self
+        }
     }
 
     /// The time in which one request becomes free again.
@@ -133,24 +151,39 @@ mod tests {
 
     #[test]
     fn words_mean_rates() {
-        assert_eq!(Quota::per_second(n(100)).interval(), Duration::from_millis(10));
+        assert_eq!(
+            Quota::per_second(n(100)).interval(),
+            Duration::from_millis(10)
+        );
         assert_eq!(Quota::per_minute(n(60)).interval(), Duration::from_secs(1));
         assert_eq!(Quota::per_hour(n(60)).interval(), Duration::from_secs(60));
         let every = Quota::every(Duration::from_secs(5)).unwrap();
-        assert_eq!((every.interval(), every.burst_size()), (Duration::from_secs(5), n(1)));
+        assert_eq!(
+            (every.interval(), every.burst_size()),
+            (Duration::from_secs(5), n(1))
+        );
     }
 
     #[test]
     fn a_count_may_come_at_once_unless_a_burst_is_named() {
         assert_eq!(Quota::per_minute(n(60)).burst_size(), n(60));
         assert_eq!(Quota::per_minute(n(60)).burst(n(5)).burst_size(), n(5));
-        assert_eq!(Quota::per_minute(n(60)).burst(n(90)).refill(), Duration::from_secs(90));
+        assert_eq!(
+            Quota::per_minute(n(60)).burst(n(90)).refill(),
+            Duration::from_secs(90)
+        );
     }
 
     #[test]
     fn an_interval_is_rounded_up_so_that_the_rate_is_never_exceeded() {
-        assert_eq!(Quota::per_second(n(3)).interval(), Duration::from_nanos(333_333_334));
-        assert_eq!(Quota::per_second(n(u32::MAX)).interval(), Duration::from_nanos(1));
+        assert_eq!(
+            Quota::per_second(n(3)).interval(),
+            Duration::from_nanos(333_333_334)
+        );
+        assert_eq!(
+            Quota::per_second(n(u32::MAX)).interval(),
+            Duration::from_nanos(1)
+        );
     }
 
     #[test]
@@ -164,7 +197,10 @@ mod tests {
         let never = Quota::every(Duration::MAX).unwrap();
         assert_eq!(never.interval(), ever);
         assert_eq!(never.burst(n(u32::MAX)).burst_size(), n(1));
-        assert_eq!(Quota::per_second(n(1)).burst(n(u32::MAX)).burst_size(), n(u32::MAX));
+        assert_eq!(
+            Quota::per_second(n(1)).burst(n(u32::MAX)).burst_size(),
+            n(u32::MAX)
+        );
         assert!(Quota::per_hour(n(1)).burst(n(u32::MAX)).refill() <= ever);
         assert_eq!(Quota::per_second(n(u32::MAX)).burst_size(), n(u32::MAX));
     }

@@ -34,7 +34,12 @@ pub struct AtOnce;
 
 impl<S, L, R, M> Bucket<S, L, R, M> {
     pub(crate) const fn new(inner: S, limit: L, refuse: R, mode: M) -> Self {
-        Self { inner, limit, refuse, mode }
+        Self {
+            inner,
+            limit,
+            refuse,
+            mode,
+        }
     }
 
     /// The inner service.
@@ -104,7 +109,9 @@ impl<S, L, R, M> Bucket<S, L, R, M> {
         R: Refuse<Req, S::Response, S::Error>,
     {
         self.limit.count_denied(ask, denial.by());
-        let answer = self.refuse.refuse(self.refuse.see(request), denial.exhausted());
+        let answer = self
+            .refuse
+            .refuse(self.refuse.see(request), denial.exhausted());
         (answer, self.limit.note(ask, Err(denial)))
     }
 }

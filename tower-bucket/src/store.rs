@@ -115,7 +115,9 @@ impl Store {
     pub(crate) fn new(capacity: usize) -> Self {
         let slots = capacity.saturating_add(capacity / SPARE);
         Self {
-            sets: (0..slots.div_ceil(WAYS).max(2)).map(|_| Set::default()).collect(),
+            sets: (0..slots.div_ceil(WAYS).max(2))
+                .map(|_| Set::default())
+                .collect(),
             stripes: array::from_fn(|_| Stripe::default()),
             capacity,
             keys: AtomicUsize::new(0),
@@ -153,7 +155,10 @@ impl Store {
         match drawer {
             Drawer::Keyless => self.keyless.debt(now),
             Drawer::Key(key) => {
-                let full_at = self.slots(key).find_map(|slot| slot.full_at(key)).unwrap_or_default();
+                let full_at = self
+                    .slots(key)
+                    .find_map(|slot| slot.full_at(key))
+                    .unwrap_or_default();
                 full_at.saturating_sub(now)
             }
         }
@@ -165,7 +170,9 @@ impl Store {
             Drawer::Keyless => self.keyless.give_back(ask, drawn.debt, now),
             Drawer::Key(_) if drawn.overflowed => self.overflow.give_back(ask, drawn.debt, now),
             Drawer::Key(key) => {
-                let _ = self.slots(key).any(|slot| slot.give_back(key, ask, drawn.debt, now));
+                let _ = self
+                    .slots(key)
+                    .any(|slot| slot.give_back(key, ask, drawn.debt, now));
             }
         }
     }
@@ -216,7 +223,10 @@ impl Store {
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot { keys: self.keys.load(Relaxed) as u64, ..Snapshot::default() };
+        let mut snapshot = Snapshot {
+            keys: self.keys.load(Relaxed) as u64,
+            ..Snapshot::default()
+        };
         for stripe in &self.stripes {
             stripe.tally.add_to(&mut snapshot);
             snapshot.evictions += stripe.evictions.load(Relaxed);
@@ -246,7 +256,10 @@ impl Store {
     #[cold]
     fn take_new(&self, key: Fingerprint, ask: &Ask) -> Result<Drawn, u64> {
         let stripe = self.stripe(key);
-        let alone = stripe.moving_in.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = stripe
+            .moving_in
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // Another thread may have moved the same key in.
         if let Some(decision) = self.take_known(key, ask) {
             return decision;
@@ -263,13 +276,22 @@ impl Store {
     fn take_overflow(&self, ask: &Ask, stripe: &Stripe) -> Result<Drawn, u64> {
         stripe.overflowed.fetch_add(1, Relaxed);
         if self.full_told.is_due(ask.now) {
-            tracing::warn!(capacity = self.capacity, "rate limiter full of active keys, newcomers share a bucket");
+            tracing::warn!(
+                capacity = self.capacity,
+                "rate limiter full of active keys, newcomers share a bucket"
+            );
         }
-        self.overflow.take(ask).map(|debt| Drawn { debt, overflowed: true })
+        self.overflow.take(ask).map(|debt| Drawn {
+            debt,
+            overflowed: true,
+        })
     }
 
     fn peek_key(&self, key: Fingerprint, ask: &Ask) -> Result<u64, u64> {
-        let full_at = self.slots(key).find_map(|slot| slot.full_at(key)).unwrap_or_default();
+        let full_at = self
+            .slots(key)
+            .find_map(|slot| slot.full_at(key))
+            .unwrap_or_default();
         ask.put(full_at).map(|next| next - ask.now)
     }
 
@@ -278,13 +300,18 @@ impl Store {
     fn room(&self, key: Fingerprint, now: u64, stripe: &Stripe) -> Option<Claim<'_>> {
         let mut homes = self.homes(key);
         homes.sort_by_key(|set| (set.active(now), set.occupied()));
-        if let Some(claim) = homes.into_iter().find_map(|home| home.claim(now, Idle::Empty)) {
+        if let Some(claim) = homes
+            .into_iter()
+            .find_map(|home| home.claim(now, Idle::Empty))
+        {
             if self.count_in() {
                 return Some(claim);
             }
             claim.give_back();
         }
-        let claim = homes.into_iter().find_map(|home| self.make_room(home, now))?;
+        let claim = homes
+            .into_iter()
+            .find_map(|home| self.make_room(home, now))?;
         stripe.evictions.fetch_add(1, Relaxed);
         Some(claim)
     }
@@ -292,7 +319,9 @@ impl Store {
     /// A slot of somebody who idles there; or an empty one, for which a key elsewhere must go, because that would be one too
     /// many.
     fn make_room<'a>(&self, home: &'a Set, now: u64) -> Option<Claim<'a>> {
-        let claim = home.claim(now, Idle::Occupied).or_else(|| home.claim(now, Idle::Empty))?;
+        let claim = home
+            .claim(now, Idle::Occupied)
+            .or_else(|| home.claim(now, Idle::Empty))?;
         if claim.is_occupied() || self.evict_a_stranger(now) {
             return Some(claim);
         }
@@ -302,13 +331,19 @@ impl Store {
 
     /// Counts one more key, unless that would be too many.
     fn count_in(&self) -> bool {
-        self.keys.fetch_update(Relaxed, Relaxed, |keys| (keys < self.capacity).then(|| keys + 1)).is_ok()
+        self.keys
+            .fetch_update(Relaxed, Relaxed, |keys| {
+                (keys < self.capacity).then(|| keys + 1)
+            })
+            .is_ok()
     }
 
     /// Forgets one idle key among the next few sets; its place in the count passes on to the caller.
     fn evict_a_stranger(&self, now: u64) -> bool {
         let from = self.hand.fetch_add(SWEEP, Relaxed);
-        (from..from.wrapping_add(SWEEP)).flat_map(|at| &self.sets[at % self.sets.len()].0).any(|slot| slot.evict(now))
+        (from..from.wrapping_add(SWEEP))
+            .flat_map(|at| &self.sets[at % self.sets.len()].0)
+            .any(|slot| slot.evict(now))
     }
 
     fn homes(&self, key: Fingerprint) -> [&Set; 2] {
@@ -327,7 +362,11 @@ impl Store {
     /// Never the first one, so that a small store is filled to the last slot.
     fn second_home(&self, key: Fingerprint, first: usize) -> usize {
         let second = first + 1 + scale(key.0.wrapping_mul(GOLDEN), self.sets.len() - 1);
-        if second < self.sets.len() { second } else { second - self.sets.len() }
+        if second < self.sets.len() {
+            second
+        } else {
+            second - self.sets.len()
+        }
     }
 
     fn stripe(&self, key: Fingerprint) -> &Stripe {
@@ -345,7 +384,10 @@ fn scale(random: u64, bound: usize) -> usize {
 impl From<u64> for Drawn {
     #[inline]
     fn from(debt: u64) -> Self {
-        Self { debt, overflowed: false }
+        Self {
+            debt,
+            overflowed: false,
+        }
     }
 }
 
@@ -364,11 +406,17 @@ impl Set {
     }
 
     fn active(&self, now: u64) -> usize {
-        self.0.iter().filter(|slot| slot.full_at.load(Relaxed) > now).count()
+        self.0
+            .iter()
+            .filter(|slot| slot.full_at.load(Relaxed) > now)
+            .count()
     }
 
     fn occupied(&self) -> usize {
-        self.0.iter().filter(|slot| slot.owner.load(Relaxed) != 0).count()
+        self.0
+            .iter()
+            .filter(|slot| slot.owner.load(Relaxed) != 0)
+            .count()
     }
 }
 
@@ -391,7 +439,10 @@ impl Slot {
                 Ok(next) => next,
                 Err(wait) => return Some(Err(wait)),
             };
-            match self.full_at.compare_exchange_weak(full_at, next, AcqRel, Acquire) {
+            match self
+                .full_at
+                .compare_exchange_weak(full_at, next, AcqRel, Acquire)
+            {
                 Ok(_) => return Some(Ok(Drawn::from(next - ask.now))),
                 Err(seen) => full_at = seen,
             }
@@ -411,10 +462,15 @@ impl Slot {
             if full_at == CLAIMED || self.owner.load(Acquire) != key.0 {
                 return false;
             }
-            let Some(lower) = ask.take_out(debt, full_at, now) else { return true };
+            let Some(lower) = ask.take_out(debt, full_at, now) else {
+                return true;
+            };
             // Where nothing is left, a nanosecond stays, so that the time is greater than when this owner moved in.
             let lower = lower + u64::from(lower <= now);
-            match self.full_at.compare_exchange_weak(full_at, lower, AcqRel, Acquire) {
+            match self
+                .full_at
+                .compare_exchange_weak(full_at, lower, AcqRel, Acquire)
+            {
                 Ok(_) => return true,
                 Err(seen) => full_at = seen,
             }
@@ -439,7 +495,10 @@ impl Slot {
             if seen == CLAIMED || self.owner.load(Acquire) != key.0 {
                 return false;
             }
-            match self.full_at.compare_exchange_weak(seen, to(seen), AcqRel, Acquire) {
+            match self
+                .full_at
+                .compare_exchange_weak(seen, to(seen), AcqRel, Acquire)
+            {
                 Ok(_) => return true,
                 Err(other) => seen = other,
             }
@@ -452,11 +511,18 @@ impl Slot {
         if was > now || self.kind() != what {
             return None;
         }
-        self.full_at.compare_exchange(was, CLAIMED, AcqRel, Relaxed).ok().map(|_| Claim { slot: self, was })
+        self.full_at
+            .compare_exchange(was, CLAIMED, AcqRel, Relaxed)
+            .ok()
+            .map(|_| Claim { slot: self, was })
     }
 
     fn kind(&self) -> Idle {
-        if self.owner.load(Relaxed) == 0 { Idle::Empty } else { Idle::Occupied }
+        if self.owner.load(Relaxed) == 0 {
+            Idle::Empty
+        } else {
+            Idle::Occupied
+        }
     }
 
     /// Forgets an idle key. False if there is none.
@@ -499,7 +565,10 @@ impl Told {
     fn is_due(&self, now: u64) -> bool {
         let last = self.0.load(Relaxed);
         let due = last == 0 || now.saturating_sub(last) >= ONE_MINUTE;
-        due && self.0.compare_exchange(last, now.max(1), Relaxed, Relaxed).is_ok()
+        due && self
+            .0
+            .compare_exchange(last, now.max(1), Relaxed, Relaxed)
+            .is_ok()
     }
 }
 
@@ -543,8 +612,17 @@ mod tests {
 
     /// One token, counted as the limiter does it.
     fn take(store: &Store, key: Fingerprint, now: u64, quota: Quota) -> Result<u64, u64> {
-        let decision = store.take(Drawer::Key(key), &Ask::one(now, quota)).map(|drawn| drawn.debt);
-        store.count(Drawer::Key(key), if decision.is_ok() { Fate::Allowed } else { Fate::Refused });
+        let decision = store
+            .take(Drawer::Key(key), &Ask::one(now, quota))
+            .map(|drawn| drawn.debt);
+        store.count(
+            Drawer::Key(key),
+            if decision.is_ok() {
+                Fate::Allowed
+            } else {
+                Fate::Refused
+            },
+        );
         decision
     }
 
@@ -564,7 +642,10 @@ mod tests {
             assert_eq!(decisions, [Ok(10), Ok(20), Err(10)], "{number}");
         }
         let snapshot = store.snapshot();
-        assert_eq!((snapshot.allowed, snapshot.refused, snapshot.keys), (200, 100, 100));
+        assert_eq!(
+            (snapshot.allowed, snapshot.refused, snapshot.keys),
+            (200, 100, 100)
+        );
         assert_eq!((snapshot.evictions, snapshot.overflowed), (0, 0));
     }
 
@@ -579,7 +660,10 @@ mod tests {
             assert!(snapshot.overflowed <= homeless, "{capacity}: {snapshot:?}");
             assert_eq!(snapshot.keys + snapshot.overflowed, capacity as u64);
             let slots = store.sets.len() * WAYS;
-            assert!(capacity < 100 || slots * size_of::<Slot>() < capacity * 24, "{slots} slots for {capacity}");
+            assert!(
+                capacity < 100 || slots * size_of::<Slot>() < capacity * 24,
+                "{slots} slots for {capacity}"
+            );
         }
     }
 
@@ -600,7 +684,10 @@ mod tests {
         assert!(store.snapshot().overflowed > 290_000);
         for &key in &known {
             assert_eq!(take(&store, key, now, quota), Err(SECOND - now));
-            assert!(take(&store, key, SECOND, quota).is_ok(), "and gets what is due, though the store is full");
+            assert!(
+                take(&store, key, SECOND, quota).is_ok(),
+                "and gets what is due, though the store is full"
+            );
         }
     }
 
@@ -614,27 +701,45 @@ mod tests {
         let memory = store.sets.len() * size_of::<Set>() + size_of::<Store>();
         assert!(memory < 22 * 100_000, "{memory} bytes");
         let address = |number: u32| match number % 2 {
-            0 => ClientIp::from(std::net::IpAddr::from((0x0A00_0000 + number / 2).to_be_bytes())),
+            0 => ClientIp::from(std::net::IpAddr::from(
+                (0x0A00_0000 + number / 2).to_be_bytes(),
+            )),
             _ => {
                 let net = (0x2001_0DB8 << 96) | (u128::from(number / 2) << 64);
                 ClientIp::from(std::net::IpAddr::from(net.to_be_bytes()))
             }
         };
-        let known: Vec<_> = (0..50_000).map(|number| seed.fingerprint(&address(number))).collect();
+        let known: Vec<_> = (0..50_000)
+            .map(|number| seed.fingerprint(&address(number)))
+            .collect();
         for &key in &known {
             assert!(take(&store, key, 0, quota).is_ok() && take(&store, key, 0, quota).is_ok());
         }
         let counted = allocation_counter::measure(|| {
             for number in 0..10_000_000 {
-                let _ = take(&store, seed.fingerprint(&address(50_000 + number)), number.into(), quota);
+                let _ = take(
+                    &store,
+                    seed.fingerprint(&address(50_000 + number)),
+                    number.into(),
+                    quota,
+                );
             }
         });
-        assert_eq!((counted.count_total, store.keys.load(Relaxed)), (0, 100_000));
+        assert_eq!(
+            (counted.count_total, store.keys.load(Relaxed)),
+            (0, 100_000)
+        );
         for &key in &known {
-            assert!(take(&store, key, 10_000_000, quota).is_err(), "a known client got more, because of strangers");
+            assert!(
+                take(&store, key, 10_000_000, quota).is_err(),
+                "a known client got more, because of strangers"
+            );
         }
         for &key in &known {
-            assert!(take(&store, key, 60 * SECOND, quota).is_ok(), "a known client got less, because of strangers");
+            assert!(
+                take(&store, key, 60 * SECOND, quota).is_ok(),
+                "a known client got less, because of strangers"
+            );
         }
         let snapshot = store.snapshot();
         assert_eq!((snapshot.keys, snapshot.evictions), (100_000, 0));
@@ -654,9 +759,17 @@ mod tests {
             assert_eq!(store.debt(drawer, 5), 0);
             assert!(store.take(drawer, &ask).is_ok() && store.take(drawer, &ask).is_err());
         }
-        assert_eq!(take(&store, key(3), 5, quota), Err(SECOND), "a neighbour's is not touched");
+        assert_eq!(
+            take(&store, key(3), 5, quota),
+            Err(SECOND),
+            "a neighbour's is not touched"
+        );
         store.give_back(Drawer::Key(key(3)), &ask, Drawn::from(SECOND), 5);
-        assert_eq!(store.debt(Drawer::Key(key(3)), 5), 1, "all but the nanosecond that marks the slot");
+        assert_eq!(
+            store.debt(Drawer::Key(key(3)), 5),
+            1,
+            "all but the nanosecond that marks the slot"
+        );
         store.give_back(Drawer::Key(key(3)), &ask, Drawn::from(SECOND), 6 + SECOND);
         assert_eq!(take(&store, key(3), 6 + SECOND, quota), Ok(SECOND));
     }
@@ -670,9 +783,16 @@ mod tests {
         assert_eq!(take(&store, key(8), 0, quota), Ok(SECOND));
         assert_eq!(take(&store, key(9), 0, quota), Ok(2 * SECOND));
         assert_eq!(take(&store, key(10), 0, quota), Err(SECOND));
-        assert_eq!(take(&store, key(0), 0, quota), Ok(2 * SECOND), "a known key has its own");
+        assert_eq!(
+            take(&store, key(0), 0, quota),
+            Ok(2 * SECOND),
+            "a known key has its own"
+        );
         let snapshot = store.snapshot();
-        assert_eq!((snapshot.keys, snapshot.overflowed, snapshot.evictions), (8, 3, 0));
+        assert_eq!(
+            (snapshot.keys, snapshot.overflowed, snapshot.evictions),
+            (8, 3, 0)
+        );
     }
 
     #[test]
@@ -686,7 +806,10 @@ mod tests {
             assert!(take(&store, key(number), half_are_idle, quota).is_ok());
         }
         for number in 501..1_000 {
-            assert!(take(&store, key(number), half_are_idle, quota).is_err(), "{number} was forgotten");
+            assert!(
+                take(&store, key(number), half_are_idle, quota).is_err(),
+                "{number} was forgotten"
+            );
         }
         let snapshot = store.snapshot();
         assert_eq!((snapshot.evictions, snapshot.overflowed), (400, 0));
@@ -698,11 +821,22 @@ mod tests {
         let (store, quota) = (Store::new(10_000), quota(1, 1));
         for round in 0..3 {
             for number in 0..9_000 {
-                assert!(take(&store, key(number), 10 * (1 + number + 10_000 * round), quota).is_ok());
+                assert!(
+                    take(
+                        &store,
+                        key(number),
+                        10 * (1 + number + 10_000 * round),
+                        quota
+                    )
+                    .is_ok()
+                );
             }
         }
         let snapshot = store.snapshot();
-        assert_eq!((snapshot.keys, snapshot.evictions, snapshot.overflowed), (9_000, 0, 0));
+        assert_eq!(
+            (snapshot.keys, snapshot.evictions, snapshot.overflowed),
+            (9_000, 0, 0)
+        );
     }
 
     /// A slot seems empty. Then a key moves in, and idles at once by the clock of the one who looked. If the slot were claimed all
@@ -721,7 +855,9 @@ mod tests {
                 }
             });
             let lost = (1..3_000_000).map(|turn| 10 * turn).filter(|&now| {
-                let Some(claim) = slot.claim(now, Idle::Empty) else { return false };
+                let Some(claim) = slot.claim(now, Idle::Empty) else {
+                    return false;
+                };
                 let (key, ask) = (key(now), Ask::one(now, quota));
                 claim.move_in(key, &ask);
                 let is_lost = slot.take(key, &ask) != Some(Err(1));
@@ -735,19 +871,37 @@ mod tests {
 
     #[test]
     fn a_stranger_who_idles_makes_room_where_the_homes_are_empty() {
-        let (store, quota) = (Store { capacity: 1, ..Store::new(16) }, quota(SECOND, 1));
-        let lives_in = |key, set: &Set| store.homes(key).iter().any(|home| std::ptr::eq(*home, set));
+        let (store, quota) = (
+            Store {
+                capacity: 1,
+                ..Store::new(16)
+            },
+            quota(SECOND, 1),
+        );
+        let lives_in =
+            |key, set: &Set| store.homes(key).iter().any(|home| std::ptr::eq(*home, set));
         assert_eq!(take(&store, key(0), 0, quota), Ok(SECOND));
         let set = store.sets.iter().find(|set| set.occupied() == 1).unwrap();
         let newcomer = (1..).map(key).find(|&key| !lives_in(key, set)).unwrap();
         assert_eq!(take(&store, newcomer, 0, quota), Ok(SECOND));
-        assert_eq!(store.snapshot().overflowed, 1, "one key is all it may hold, and that one is active");
+        assert_eq!(
+            store.snapshot().overflowed,
+            1,
+            "one key is all it may hold, and that one is active"
+        );
         assert_eq!(take(&store, newcomer, SECOND, quota), Ok(SECOND));
         assert_eq!(take(&store, newcomer, SECOND, quota), Err(SECOND));
         let snapshot = store.snapshot();
-        assert_eq!((snapshot.keys, snapshot.evictions, snapshot.overflowed), (1, 1, 1));
+        assert_eq!(
+            (snapshot.keys, snapshot.evictions, snapshot.overflowed),
+            (1, 1, 1)
+        );
         assert!(take(&store, key(0), 2 * SECOND - 1, quota).is_ok());
-        assert_eq!(store.snapshot().overflowed, 2, "the first one was forgotten, and is a newcomer again");
+        assert_eq!(
+            store.snapshot().overflowed,
+            2,
+            "the first one was forgotten, and is a newcomer again"
+        );
     }
 
     #[test]
@@ -774,7 +928,10 @@ mod tests {
             let other = scope.spawn(|| bring_all(1));
             bring_all(0) + other.join().unwrap()
         });
-        assert_eq!((both, store.snapshot().allowed, store.snapshot().keys), (KEYS, KEYS, KEYS));
+        assert_eq!(
+            (both, store.snapshot().allowed, store.snapshot().keys),
+            (KEYS, KEYS, KEYS)
+        );
     }
 
     #[test]
@@ -783,8 +940,12 @@ mod tests {
         assert!(take(&store, key(0), 10, once_a_second).is_ok());
         std::thread::scope(|scope| {
             // Each stranger is idle again at the next turn, so every turn evicts.
-            scope.spawn(|| (0..200_000).all(|turn| take(&store, key(100 + turn), 10 + turn, often).is_ok()));
-            let admitted = (0..200_000).filter(|turn| take(&store, key(0), 10 + turn, once_a_second).is_ok()).count();
+            scope.spawn(|| {
+                (0..200_000).all(|turn| take(&store, key(100 + turn), 10 + turn, often).is_ok())
+            });
+            let admitted = (0..200_000)
+                .filter(|turn| take(&store, key(0), 10 + turn, once_a_second).is_ok())
+                .count();
             assert_eq!(admitted, 0, "more than one in less than a second");
         });
         assert!(store.snapshot().evictions > 100_000);
@@ -862,11 +1023,18 @@ mod loom_tests {
     const FIVE: u64 = 5;
 
     fn quota(burst: u32) -> Quota {
-        Quota::every(Duration::from_nanos(FIVE)).unwrap().burst(NonZeroU32::new(burst).unwrap())
+        Quota::every(Duration::from_nanos(FIVE))
+            .unwrap()
+            .burst(NonZeroU32::new(burst).unwrap())
     }
 
     fn take(store: &Store, number: u64, now: u64, quota: Quota) -> Result<u64, u64> {
-        store.take(Drawer::Key(Fingerprint::from(number)), &Ask::one(now, quota)).map(|drawn| drawn.debt)
+        store
+            .take(
+                Drawer::Key(Fingerprint::from(number)),
+                &Ask::one(now, quota),
+            )
+            .map(|drawn| drawn.debt)
     }
 
     fn check(model: impl Fn() + Send + Sync + 'static) {

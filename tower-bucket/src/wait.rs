@@ -110,7 +110,11 @@ struct Waiter(Arc<AtomicU32>);
 
 impl Waiting {
     pub(crate) fn new(longest: Duration) -> Self {
-        Self { longest, most: DEFAULT_WAITERS, waiters: Arc::default() }
+        Self {
+            longest,
+            most: DEFAULT_WAITERS,
+            waiters: Arc::default(),
+        }
     }
 
     pub(crate) const fn at_most(&mut self, waiters: NonZeroU32) {
@@ -129,7 +133,10 @@ impl Waiting {
 
     fn wait(&self) -> Option<Waiter> {
         let more = |waiters| (waiters < self.most.get()).then_some(waiters + 1);
-        self.waiters.fetch_update(Relaxed, Relaxed, more).ok().map(|_| Waiter(self.waiters.clone()))
+        self.waiters
+            .fetch_update(Relaxed, Relaxed, more)
+            .ok()
+            .map(|_| Waiter(self.waiters.clone()))
     }
 }
 
@@ -163,19 +170,34 @@ where
             Ok((taken, None)) => {
                 self.limit.count_passed(ask, taken, false);
                 let note = self.limit.note(ask, Ok(taken));
-                WaitFuture { state: State::Called(self.inner.call(request)), note }
+                WaitFuture {
+                    state: State::Called(self.inner.call(request)),
+                    note,
+                }
             }
             Ok((taken, Some(waiter))) => {
                 let note = self.limit.note(ask, Ok(taken));
                 // First, so that it is given back even where there is no timer.
-                let turn = Turn { limit: self.limit.clone(), ask, taken, came: false, _waiter: waiter };
+                let turn = Turn {
+                    limit: self.limit.clone(),
+                    ask,
+                    taken,
+                    came: false,
+                    _waiter: waiter,
+                };
                 let sleep = sleep_until(now + Duration::from_nanos(L::turn(taken)));
                 let held = Some((self.take_ready(), request, turn));
-                WaitFuture { state: State::Waiting { sleep, held }, note }
+                WaitFuture {
+                    state: State::Waiting { sleep, held },
+                    note,
+                }
             }
             Err(denial) => {
                 let (answer, note) = self.deny(&request, ask, denial);
-                WaitFuture { state: State::Refused(Some(answer)), note }
+                WaitFuture {
+                    state: State::Refused(Some(answer)),
+                    note,
+                }
             }
         }
     }
@@ -183,11 +205,18 @@ where
 
 impl<S, L, R> Bucket<S, L, R, Waiting> {
     /// Takes a turn in the line, unless it would come too late or too many wait.
-    fn queue_up<Req>(&self, ask: L::Ask, now: Instant, denial: Denial) -> Result<(L::Taken, Option<Waiter>), Denial>
+    fn queue_up<Req>(
+        &self,
+        ask: L::Ask,
+        now: Instant,
+        denial: Denial,
+    ) -> Result<(L::Taken, Option<Waiter>), Denial>
     where
         L: Limit<Req>,
     {
-        let Some(waiter) = self.mode.wait() else { return Err(denial) };
+        let Some(waiter) = self.mode.wait() else {
+            return Err(denial);
+        };
         let taken = self.limit.take(ask, now, self.mode.patience())?;
         Ok((taken, Some(waiter)))
     }
@@ -219,12 +248,15 @@ where
             match this.state.as_mut().project() {
                 StateProj::Waiting { sleep, held } => {
                     ready!(sleep.poll(cx));
-                    let (mut service, request, turn) = held.take().expect("held until the turn comes");
+                    let (mut service, request, turn) =
+                        held.take().expect("held until the turn comes");
                     turn.come();
                     this.state.set(State::Called(service.call(request)));
                 }
                 StateProj::Called(inner) => break R::pass(ready!(inner.poll(cx))),
-                StateProj::Refused(answer) => break answer.take().expect("polled after it was ready"),
+                StateProj::Refused(answer) => {
+                    break answer.take().expect("polled after it was ready");
+                }
             }
         };
         if let Ok(response) = &mut answer {
@@ -246,7 +278,9 @@ where
             State::Called(_) => "called",
             State::Refused(_) => "refused",
         };
-        f.debug_struct("WaitFuture").field("state", &state).finish_non_exhaustive()
+        f.debug_struct("WaitFuture")
+            .field("state", &state)
+            .finish_non_exhaustive()
     }
 }
 

@@ -3,9 +3,9 @@
 use http::{Request, Response};
 use testkit::Probe;
 use tower_bucket::{
-    Admitted, Both, Bucket, BucketLayer, ClientIp, Exhausted, Fields, Header, Keyed, KeyedLimiter, Limiter, Network,
-    NotANetwork, OnMissingKey, Path, PeerIp, PolicyName, ProxiedIp, Quota, ResponseFuture, Snapshot, UriPath,
-    WaitFuture, Waiting,
+    Admitted, Both, Bucket, BucketLayer, ClientIp, Exhausted, Fields, Header, Keyed, KeyedLimiter,
+    Limiter, Network, NotANetwork, OnMissingKey, Path, PeerIp, PolicyName, ProxiedIp, Quota,
+    ResponseFuture, Snapshot, UriPath, WaitFuture, Waiting,
 };
 use tower_outcome::refuse::{Auto, Fail};
 
@@ -28,7 +28,18 @@ fn handles_and_layers_go_anywhere() {
     handle::<Bucket<Probe, Keyed<Header, Odd>, Fail>>();
     handle::<Bucket<Probe, Both<Limiter, Keyed<ProxiedIp, ClientIp>>, Auto, Waiting>>();
     handle::<(Header, ProxiedIp, UriPath, Waiting)>();
-    small::<(Admitted, ClientIp, Exhausted, Fields, Network, NotANetwork, OnMissingKey, Path, PeerIp, PolicyName)>();
+    small::<(
+        Admitted,
+        ClientIp,
+        Exhausted,
+        Fields,
+        Network,
+        NotANetwork,
+        OnMissingKey,
+        Path,
+        PeerIp,
+        PolicyName,
+    )>();
     small::<(Quota, Snapshot)>();
 }
 

@@ -11,7 +11,11 @@ use tower_outcome::PeerAddr;
 const FIVE_A_MINUTE: Quota = Quota::per_minute(NonZeroU32::new(5).unwrap());
 
 fn request<T: Clone + Send + Sync + 'static>(path: &str, peer: T) -> Request<Body> {
-    Request::builder().uri(path).extension(peer).body(Body::empty()).unwrap()
+    Request::builder()
+        .uri(path)
+        .extension(peer)
+        .body(Body::empty())
+        .unwrap()
 }
 
 fn addr(last: u8) -> SocketAddr {
@@ -23,19 +27,30 @@ async fn status(app: &Router, request: Request<Body>) -> StatusCode {
 }
 
 fn app() -> Router {
-    Router::new().route("/one", get(async || "one")).route("/two", get(async || "two").post(async || "posted"))
+    Router::new()
+        .route("/one", get(async || "one"))
+        .route("/two", get(async || "two").post(async || "posted"))
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_clients_limit_holds_over_all_routes_and_methods() {
     let app = app().layer(BucketLayer::per_client(FIVE_A_MINUTE).respond());
     for path in ["/one", "/two", "/one", "/two", "/nowhere"] {
-        assert_ne!(status(&app, request(path, PeerAddr(addr(1)))).await, StatusCode::TOO_MANY_REQUESTS);
+        assert_ne!(
+            status(&app, request(path, PeerAddr(addr(1)))).await,
+            StatusCode::TOO_MANY_REQUESTS
+        );
     }
     for path in ["/one", "/two", "/nowhere"] {
-        assert_eq!(status(&app, request(path, PeerAddr(addr(1)))).await, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(
+            status(&app, request(path, PeerAddr(addr(1)))).await,
+            StatusCode::TOO_MANY_REQUESTS
+        );
     }
-    assert_eq!(status(&app, request("/one", PeerAddr(addr(2)))).await, StatusCode::OK);
+    assert_eq!(
+        status(&app, request("/one", PeerAddr(addr(2)))).await,
+        StatusCode::OK
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -43,28 +58,50 @@ async fn a_shared_limit_and_one_by_function_stand_on_one_router() {
     let path = |request: &Request<Body>| Some(request.uri().path().to_owned());
     let per_path = BucketLayer::keyed(KeyedLimiter::new(FIVE_A_MINUTE), path).respond();
     let limiter = Limiter::new(Quota::per_minute(NonZeroU32::new(8).unwrap()));
-    let app = app().layer(per_path).layer(BucketLayer::new(limiter.clone()).respond());
+    let app = app()
+        .layer(per_path)
+        .layer(BucketLayer::new(limiter.clone()).respond());
     let mut passed = 0;
     for path in ["/one", "/two"] {
         for _ in 0..5 {
             passed += u32::from(status(&app, request(path, ())).await == StatusCode::OK);
         }
     }
-    assert_eq!((passed, limiter.snapshot().allowed, limiter.snapshot().refused), (8, 8, 2));
+    assert_eq!(
+        (
+            passed,
+            limiter.snapshot().allowed,
+            limiter.snapshot().refused
+        ),
+        (8, 8, 2)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn limits_that_wait_and_tell_how_they_stand_fit_on_a_router() {
-    let all = BucketLayer::new(Limiter::new(Quota::per_minute(NonZeroU32::new(600).unwrap())));
-    let layer = all.and(BucketLayer::per_client(FIVE_A_MINUTE)).fields(PolicyName::default()).respond();
+    let all = BucketLayer::new(Limiter::new(Quota::per_minute(
+        NonZeroU32::new(600).unwrap(),
+    )));
+    let layer = all
+        .and(BucketLayer::per_client(FIVE_A_MINUTE))
+        .fields(PolicyName::default())
+        .respond();
     let app = app().layer(layer.wait(Duration::from_secs(30)));
     let begin = tokio::time::Instant::now();
     for turn in 0..7 {
-        let response = app.clone().oneshot(request("/one", PeerAddr(addr(1)))).await.unwrap();
+        let response = app
+            .clone()
+            .oneshot(request("/one", PeerAddr(addr(1))))
+            .await
+            .unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         assert!(response.headers().contains_key("ratelimit"), "{turn}");
     }
-    assert_eq!(begin.elapsed().as_secs(), 24, "two of the seven waited for twelve seconds each");
+    assert_eq!(
+        begin.elapsed().as_secs(),
+        24,
+        "two of the seven waited for twelve seconds each"
+    );
 }
 
 #[cfg(feature = "axum")]
@@ -76,9 +113,21 @@ async fn axums_own_connect_info_tells_the_client() {
     let app = app().layer(layer.clone());
     for client in [1, 2] {
         for _ in 0..5 {
-            assert_eq!(status(&app, request("/one", ConnectInfo(addr(client)))).await, StatusCode::OK);
+            assert_eq!(
+                status(&app, request("/one", ConnectInfo(addr(client)))).await,
+                StatusCode::OK
+            );
         }
     }
-    assert_eq!(status(&app, request("/one", ConnectInfo(addr(1)))).await, StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!((layer.limiter().snapshot().keys, layer.limiter().snapshot().keyless), (2, 0));
+    assert_eq!(
+        status(&app, request("/one", ConnectInfo(addr(1)))).await,
+        StatusCode::TOO_MANY_REQUESTS
+    );
+    assert_eq!(
+        (
+            layer.limiter().snapshot().keys,
+            layer.limiter().snapshot().keyless
+        ),
+        (2, 0)
+    );
 }

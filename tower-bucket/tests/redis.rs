@@ -41,8 +41,15 @@ struct Server {
 impl Server {
     async fn start() -> Self {
         for _ in 0..10 {
-            let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-            let mut server = Self { process: spawn(port), port };
+            let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+                .unwrap()
+                .local_addr()
+                .unwrap()
+                .port();
+            let mut server = Self {
+                process: spawn(port),
+                port,
+            };
             if server.is_up().await {
                 return server;
             }
@@ -67,9 +74,17 @@ impl Server {
 
     /// Whether it is our process that answers.
     async fn is_ours(&self) -> bool {
-        let Ok(mut connection) = self.try_connect().await else { return false };
-        let info: redis::RedisResult<String> = redis::cmd("INFO").arg("server").query_async(&mut connection).await;
-        info.is_ok_and(|info| info.lines().any(|line| line == format!("process_id:{}", self.process.id())))
+        let Ok(mut connection) = self.try_connect().await else {
+            return false;
+        };
+        let info: redis::RedisResult<String> = redis::cmd("INFO")
+            .arg("server")
+            .query_async(&mut connection)
+            .await;
+        info.is_ok_and(|info| {
+            info.lines()
+                .any(|line| line == format!("process_id:{}", self.process.id()))
+        })
     }
 
     fn kill(&mut self) {
@@ -100,14 +115,34 @@ impl Server {
 
     /// How many scripts were run so far.
     async fn scripts(&self) -> u64 {
-        let stats: String =
-            redis::cmd("INFO").arg("commandstats").query_async(&mut self.connect().await).await.unwrap();
-        let calls = |line: &str| line.split_once("calls=")?.1.split_once(',')?.0.parse::<u64>().ok();
-        stats.lines().filter(|line| line.starts_with("cmdstat_evalsha:")).filter_map(calls).sum()
+        let stats: String = redis::cmd("INFO")
+            .arg("commandstats")
+            .query_async(&mut self.connect().await)
+            .await
+            .unwrap();
+        let calls = |line: &str| {
+            line.split_once("calls=")?
+                .1
+                .split_once(',')?
+                .0
+                .parse::<u64>()
+                .ok()
+        };
+        stats
+            .lines()
+            .filter(|line| line.starts_with("cmdstat_evalsha:"))
+            .filter_map(calls)
+            .sum()
     }
 
     fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([signal, &self.process.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 }
 
@@ -119,10 +154,24 @@ impl Drop for Server {
 }
 
 fn spawn(port: u16) -> Child {
-    let words = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"];
+    let words = [
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--port",
+    ];
     let mut command = Command::new("redis-server");
-    command.args(words).arg(port.to_string()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().expect("redis-server: apt-get install redis-server")
+    command
+        .args(words)
+        .arg(port.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+        .spawn()
+        .expect("redis-server: apt-get install redis-server")
 }
 
 async fn pass(limiter: &Machine, key: &str, tries: usize) -> usize {
@@ -137,15 +186,34 @@ async fn pass(limiter: &Machine, key: &str, tries: usize) -> usize {
 #[ignore = "needs redis-server"]
 async fn machines_share_one_quota_by_key() {
     let server = Server::start().await;
-    let (one, two) = (server.machine(TEN_AN_HOUR).await, server.machine(TEN_AN_HOUR).await);
+    let (one, two) = (
+        server.machine(TEN_AN_HOUR).await,
+        server.machine(TEN_AN_HOUR).await,
+    );
     assert_eq!(pass(&one, "alice", 4).await, 4);
     assert_eq!(pass(&two, "alice", 20).await, 6);
     assert_eq!(pass(&one, "alice", 20).await, 0);
     assert_eq!(pass(&one, "bob", 20).await, 10);
-    assert_eq!(pass(&two.clone().prefix("other:"), "bob", 20).await, 10, "another prefix, another limit");
-    let admitted = server.machine::<str>(TEN_AN_HOUR).await.check_key("carol").await.unwrap();
+    assert_eq!(
+        pass(&two.clone().prefix("other:"), "bob", 20).await,
+        10,
+        "another prefix, another limit"
+    );
+    let admitted = server
+        .machine::<str>(TEN_AN_HOUR)
+        .await
+        .check_key("carol")
+        .await
+        .unwrap();
     assert_eq!((admitted.remaining(), admitted.quota()), (9, TEN_AN_HOUR));
-    assert_eq!((one.snapshot().allowed, one.snapshot().refused, one.snapshot().redis_failures), (14, 30, 0));
+    assert_eq!(
+        (
+            one.snapshot().allowed,
+            one.snapshot().refused,
+            one.snapshot().redis_failures
+        ),
+        (14, 30, 0)
+    );
 }
 
 #[tokio::test]
@@ -173,20 +241,47 @@ async fn many_at_a_time_from_many_machines_get_the_burst_and_no_more() {
 #[ignore = "needs redis-server"]
 async fn a_decision_is_one_script_and_what_was_refused_is_not_asked_again() {
     let server = Server::start().await;
-    let (one, two) = (server.machine(TEN_AN_HOUR).await, server.machine(TEN_AN_HOUR).await);
+    let (one, two) = (
+        server.machine(TEN_AN_HOUR).await,
+        server.machine(TEN_AN_HOUR).await,
+    );
     assert_eq!(pass(&one, "alice", 10).await, 10);
     // The first one of all is run twice: the server did not know the script.
     assert!((10..=11).contains(&server.scripts().await));
     let before = server.scripts().await;
     assert_eq!(pass(&one, "alice", 100).await, 0);
-    assert_eq!(server.scripts().await, before, "this machine alone has used it up");
-    let told = two.check_key("alice").await.unwrap_err().retry_after().unwrap();
-    assert!(told > Duration::from_secs(350) && told <= Duration::from_secs(360), "{told:?}");
+    assert_eq!(
+        server.scripts().await,
+        before,
+        "this machine alone has used it up"
+    );
+    let told = two
+        .check_key("alice")
+        .await
+        .unwrap_err()
+        .retry_after()
+        .unwrap();
+    assert!(
+        told > Duration::from_secs(350) && told <= Duration::from_secs(360),
+        "{told:?}"
+    );
     assert_eq!(server.scripts().await, before + 1);
     assert_eq!(pass(&two, "alice", 100).await, 0);
-    assert_eq!(server.scripts().await, before + 1, "the other one remembers what it was told");
-    let again = two.check_key("alice").await.unwrap_err().retry_after().unwrap();
-    assert!(again <= told && again > Duration::from_secs(350), "{again:?}");
+    assert_eq!(
+        server.scripts().await,
+        before + 1,
+        "the other one remembers what it was told"
+    );
+    let again = two
+        .check_key("alice")
+        .await
+        .unwrap_err()
+        .retry_after()
+        .unwrap();
+    assert!(
+        again <= told && again > Duration::from_secs(350),
+        "{again:?}"
+    );
 }
 
 #[tokio::test]
@@ -208,13 +303,20 @@ async fn tokens_come_back_at_the_rate_and_full_buckets_go_by_themselves() {
     sleep(Duration::from_millis(400)).await;
     let mut connection = server.connect().await;
     let keys: Vec<String> = connection.keys("*").await.unwrap();
-    assert_eq!(keys, Vec::<String>::new(), "none is left whose bucket is full");
+    assert_eq!(
+        keys,
+        Vec::<String>::new(),
+        "none is left whose bucket is full"
+    );
     // As long as it takes to be full again, and no longer.
     let minutes = server.machine(Quota::per_minute(n(2))).await;
     for (turn, most) in [(1, 30_000), (2, 60_000)] {
         assert_eq!(pass(&minutes, "bob", 1).await, 1);
         let left: i64 = connection.pttl("tower-bucket:bob").await.unwrap();
-        assert!(left > most - 20_000 && left <= most, "{left} ms after {turn}");
+        assert!(
+            left > most - 20_000 && left <= most,
+            "{left} ms after {turn}"
+        );
     }
 }
 
@@ -224,9 +326,20 @@ async fn a_clock_that_was_set_leaves_no_bucket_fuller_than_full_or_emptier_than_
     let server = Server::start().await;
     let mut connection = server.connect().await;
     let _: () = connection.set("tower-bucket:past", 1).await.unwrap();
-    assert_eq!(pass(&server.machine(TEN_AN_HOUR).await, "past", 20).await, 10);
-    let _: () = connection.set("tower-bucket:future", 4_000_000_000_000_000_u64).await.unwrap();
-    let refused = server.machine::<str>(TEN_AN_HOUR).await.check_key("future").await.unwrap_err();
+    assert_eq!(
+        pass(&server.machine(TEN_AN_HOUR).await, "past", 20).await,
+        10
+    );
+    let _: () = connection
+        .set("tower-bucket:future", 4_000_000_000_000_000_u64)
+        .await
+        .unwrap();
+    let refused = server
+        .machine::<str>(TEN_AN_HOUR)
+        .await
+        .check_key("future")
+        .await
+        .unwrap_err();
     assert_eq!(refused.retry_after(), Some(Duration::from_secs(360)));
 }
 
@@ -236,12 +349,29 @@ async fn a_clock_that_was_set_leaves_no_bucket_fuller_than_full_or_emptier_than_
 #[ignore = "needs redis-server"]
 async fn a_bucket_far_in_debt_is_refused_for_as_long_as_is_told_and_no_longer() {
     let server = Server::start().await;
-    let _: () = server.connect().await.set("tower-bucket:future", 4_000_000_000_000_000_u64).await.unwrap();
+    let _: () = server
+        .connect()
+        .await
+        .set("tower-bucket:future", 4_000_000_000_000_000_u64)
+        .await
+        .unwrap();
     let quota = Quota::every(Duration::from_millis(200)).unwrap();
-    let refused = server.machine::<str>(quota).await.check_key("future").await.unwrap_err();
+    let refused = server
+        .machine::<str>(quota)
+        .await
+        .check_key("future")
+        .await
+        .unwrap_err();
     assert_eq!(refused.retry_after(), Some(Duration::from_millis(200)));
     sleep(Duration::from_millis(250)).await;
-    assert!(server.machine::<str>(quota).await.check_key("future").await.is_ok());
+    assert!(
+        server
+            .machine::<str>(quota)
+            .await
+            .check_key("future")
+            .await
+            .is_ok()
+    );
 }
 
 /// What Redis refuses had used up a token of the local bucket, which then refused for longer than was told.
@@ -253,8 +383,18 @@ async fn what_redis_refuses_costs_nothing_here() {
     let (one, two) = (server.machine(quota).await, server.machine(quota).await);
     assert_eq!(pass(&one, "alice", 1).await, 1);
     sleep(Duration::from_millis(300)).await;
-    let told = two.check_key("alice").await.unwrap_err().retry_after().unwrap();
-    let again = two.check_key("alice").await.unwrap_err().retry_after().unwrap();
+    let told = two
+        .check_key("alice")
+        .await
+        .unwrap_err()
+        .retry_after()
+        .unwrap();
+    let again = two
+        .check_key("alice")
+        .await
+        .unwrap_err()
+        .retry_after()
+        .unwrap();
     assert!(again <= told, "{told:?} and then {again:?}");
 }
 
@@ -265,11 +405,17 @@ async fn a_limiter_of_another_prefix_or_capacity_shares_nothing_with_the_one_it_
     let one = server.machine::<str>(TEN_AN_HOUR).await;
     assert_eq!(pass(&one, "alice", 10).await, 10);
     let other = one.clone().prefix("other:");
-    assert_eq!((pass(&other, "alice", 20).await, one.snapshot().allowed), (10, 10));
+    assert_eq!(
+        (pass(&other, "alice", 20).await, one.snapshot().allowed),
+        (10, 10)
+    );
     sleep(Duration::from_millis(50)).await;
     server.kill();
     assert_eq!(pass(&one, "bob", 1).await, 1);
-    assert!(!one.is_up() && one.clone().capacity(n(10)).is_up(), "the one's time is not the other's");
+    assert!(
+        !one.is_up() && one.clone().capacity(n(10)).is_up(),
+        "the one's time is not the other's"
+    );
 }
 
 /// After the pause all who came within the timeout had to wait for it.
@@ -287,7 +433,10 @@ async fn while_a_server_hangs_one_request_at_a_time_finds_out() {
     }
     let asks = machine.check_key("alice");
     let mut asks = std::pin::pin!(asks);
-    assert!(asks.as_mut().now_or_never().is_none(), "one waits for an answer");
+    assert!(
+        asks.as_mut().now_or_never().is_none(),
+        "one waits for an answer"
+    );
     for _ in 0..20 {
         let decided = machine.check_key("alice").now_or_never();
         assert!(decided.expect("and the others do not wait with it").is_ok());
@@ -311,62 +460,146 @@ async fn a_layer_asks_for_what_a_request_costs_by_its_plan_and_tells_how_it_stan
     let (probe, handle) = Probe::new();
     let limiter = server.machine::<ClientIp>(TEN_AN_HOUR).await;
     let cost = |request: &Request<String>| request.body().len() as u32;
-    let plan = |request: &Request<String>| request.headers().contains_key("x-paid").then_some(Quota::per_hour(n(100)));
-    let mut service =
-        RedisLayer::new(limiter.clone(), PeerIp).cost(cost).plan(plan).fields(SITE).respond().layer(probe);
+    let plan = |request: &Request<String>| {
+        request
+            .headers()
+            .contains_key("x-paid")
+            .then_some(Quota::per_hour(n(100)))
+    };
+    let mut service = RedisLayer::new(limiter.clone(), PeerIp)
+        .cost(cost)
+        .plan(plan)
+        .fields(SITE)
+        .respond()
+        .layer(probe);
     let mut call = async |peer, body: &str, paid: bool| {
         let mut request = from(peer).map(|_| body.to_owned());
         if paid {
             request.headers_mut().insert("x-paid", "1".parse().unwrap());
         }
         let response = service.ready().await.unwrap().call(request).await.unwrap();
-        let lines = ["ratelimit-policy", "ratelimit"].map(|name| match response.headers().get(name) {
-            Some(line) => line.to_str().unwrap().to_owned(),
-            None => String::new(),
-        });
+        let lines =
+            ["ratelimit-policy", "ratelimit"].map(|name| match response.headers().get(name) {
+                Some(line) => line.to_str().unwrap().to_owned(),
+                None => String::new(),
+            });
         (response.status().as_u16(), lines)
     };
-    let told =
-        |status, policy: &str, limit: &str| (status, [format!("\"site\";{policy}"), format!("\"site\";{limit}")]);
-    assert_eq!(call("192.0.2.1", "7 toks.", false).await, told(200, "q=10;w=3600", "r=3;t=360"));
+    let told = |status, policy: &str, limit: &str| {
+        (
+            status,
+            [format!("\"site\";{policy}"), format!("\"site\";{limit}")],
+        )
+    };
+    assert_eq!(
+        call("192.0.2.1", "7 toks.", false).await,
+        told(200, "q=10;w=3600", "r=3;t=360")
+    );
     let (status, [_, limit]) = call("192.0.2.1", "four", false).await;
-    assert!(status == 429 && limit.starts_with("\"site\";r=0;t="), "{limit}");
+    assert!(
+        status == 429 && limit.starts_with("\"site\";r=0;t="),
+        "{limit}"
+    );
     assert_eq!(call("192.0.2.1", "three", false).await.0, 429);
     assert_eq!(call("192.0.2.1", "3 t", false).await.0, 200);
-    assert_eq!(call("192.0.2.1", "", false).await, (200, [String::new(), String::new()]), "free, and so not limited");
-    assert_eq!(call("192.0.2.1", "twelve chars", false).await, told(429, "q=10;w=3600", "r=0"), "never");
+    assert_eq!(
+        call("192.0.2.1", "", false).await,
+        (200, [String::new(), String::new()]),
+        "free, and so not limited"
+    );
+    assert_eq!(
+        call("192.0.2.1", "twelve chars", false).await,
+        told(429, "q=10;w=3600", "r=0"),
+        "never"
+    );
     let paid = call("192.0.2.2", "twelve chars", true).await;
     assert_eq!(paid, told(200, "q=100;w=3600", "r=88;t=36"));
     let other = server.machine::<str>(Quota::per_hour(n(100))).await;
-    assert_eq!(other.check_key_cost("192.0.2.2", 89).await.unwrap_err().retry_after().unwrap().as_secs() / 10, 3);
-    assert_eq!(other.check_key_cost("192.0.2.2", 88).await.unwrap().remaining(), 0);
-    assert_eq!((handle.calls(), limiter.snapshot().allowed, limiter.snapshot().refused), (4, 4, 3));
+    assert_eq!(
+        other
+            .check_key_cost("192.0.2.2", 89)
+            .await
+            .unwrap_err()
+            .retry_after()
+            .unwrap()
+            .as_secs()
+            / 10,
+        3
+    );
+    assert_eq!(
+        other
+            .check_key_cost("192.0.2.2", 88)
+            .await
+            .unwrap()
+            .remaining(),
+        0
+    );
+    assert_eq!(
+        (
+            handle.calls(),
+            limiter.snapshot().allowed,
+            limiter.snapshot().refused
+        ),
+        (4, 4, 3)
+    );
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
 async fn a_shadow_over_all_machines_refuses_nothing_even_if_nobody_answers() {
     let mut server = Server::start().await;
-    let limiter = server.machine::<ClientIp>(TEN_AN_HOUR).await.on_failure(OnFailure::Closed);
+    let limiter = server
+        .machine::<ClientIp>(TEN_AN_HOUR)
+        .await
+        .on_failure(OnFailure::Closed);
     let (probe, handle) = Probe::new();
-    let mut service = RedisLayer::new(limiter.clone(), PeerIp).shadow().respond().layer(probe);
+    let mut service = RedisLayer::new(limiter.clone(), PeerIp)
+        .shadow()
+        .respond()
+        .layer(probe);
     for turn in 0..30 {
         if turn == 20 {
             server.kill();
         }
         let peer = if turn < 20 { "192.0.2.1" } else { "192.0.2.2" };
-        assert_eq!(service.ready().await.unwrap().call(from(peer)).await.unwrap().status(), 200);
+        assert_eq!(
+            service
+                .ready()
+                .await
+                .unwrap()
+                .call(from(peer))
+                .await
+                .unwrap()
+                .status(),
+            200
+        );
     }
     let snapshot = limiter.snapshot();
-    assert_eq!((snapshot.allowed, snapshot.shadowed, snapshot.refused, handle.calls()), (10, 20, 0, 30));
+    assert_eq!(
+        (
+            snapshot.allowed,
+            snapshot.shadowed,
+            snapshot.refused,
+            handle.calls()
+        ),
+        (10, 20, 0, 30)
+    );
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
 async fn a_server_that_hangs_is_waited_for_once_and_then_left_alone() {
     let server = Server::start().await;
-    for (choice, expected) in [(OnFailure::Local, 10), (OnFailure::Open, 100), (OnFailure::Closed, 0)] {
-        let machine = server.machine(TEN_AN_HOUR).await.prefix(&format!("{choice:?}:")).on_failure(choice);
+    for (choice, expected) in [
+        (OnFailure::Local, 10),
+        (OnFailure::Open, 100),
+        (OnFailure::Closed, 0),
+    ] {
+        let machine = server
+            .machine(TEN_AN_HOUR)
+            .await
+            .prefix(&format!("{choice:?}:"))
+            .on_failure(choice);
         // The script is known and the connection warm.
         assert_eq!(pass(&machine, "warm", 1).await, 1);
         let machine = machine.timeout(Duration::from_millis(100));
@@ -374,16 +607,32 @@ async fn a_server_that_hangs_is_waited_for_once_and_then_left_alone() {
         let begin = Instant::now();
         let first = machine.check_key("alice").await;
         assert!(begin.elapsed() >= Duration::from_millis(100), "{choice:?}");
-        let decided = |_| machine.check_key("alice").now_or_never().expect("nobody else waits");
-        let passed = (1..100).map(decided).chain([first]).filter(Result::is_ok).count();
+        let decided = |_| {
+            machine
+                .check_key("alice")
+                .now_or_never()
+                .expect("nobody else waits")
+        };
+        let passed = (1..100)
+            .map(decided)
+            .chain([first])
+            .filter(Result::is_ok)
+            .count();
         assert!(!machine.is_up());
-        assert_eq!((passed, machine.snapshot().redis_failures), (expected, 1), "{choice:?}");
+        assert_eq!(
+            (passed, machine.snapshot().redis_failures),
+            (expected, 1),
+            "{choice:?}"
+        );
         server.signal("-CONT");
         let machine = machine.timeout(Duration::from_secs(5));
         while !machine.is_up() {
             sleep(Duration::from_millis(10)).await;
         }
-        assert!(begin.elapsed() >= Duration::from_secs(1), "left alone for a second");
+        assert!(
+            begin.elapsed() >= Duration::from_secs(1),
+            "left alone for a second"
+        );
         assert!(machine.check_key("bob").await.is_ok() && machine.is_up());
         assert_eq!(machine.snapshot().redis_failures, 1);
     }
@@ -400,7 +649,9 @@ async fn a_server_that_is_killed_and_started_again_is_asked_again_and_learns_the
         .set_number_of_retries(3);
     let client = redis::Client::open(format!("redis://127.0.0.1:{}/", server.port)).unwrap();
     let machine = async || {
-        let connection = ConnectionManager::new_with_config(client.clone(), config.clone()).await.unwrap();
+        let connection = ConnectionManager::new_with_config(client.clone(), config.clone())
+            .await
+            .unwrap();
         RedisLimiter::<str, _>::new(connection, TEN_AN_HOUR)
             .timeout(Duration::from_secs(5))
             .on_failure(OnFailure::Closed)
@@ -411,7 +662,10 @@ async fn a_server_that_is_killed_and_started_again_is_asked_again_and_learns_the
     }
     server.kill();
     for machine in [&one, &two] {
-        assert_eq!(machine.check_key("alice").await.unwrap_err().to_string(), "rate limit unavailable");
+        assert_eq!(
+            machine.check_key("alice").await.unwrap_err().to_string(),
+            "rate limit unavailable"
+        );
         assert!(!machine.is_up());
     }
     server.start_again().await;
@@ -430,7 +684,11 @@ async fn a_server_that_is_killed_and_started_again_is_asked_again_and_learns_the
     assert_eq!(passed, 10, "and share what they had shared before");
     // A server may also forget only its scripts.
     let failures = one.snapshot().redis_failures;
-    let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut server.connect().await).await.unwrap();
+    let _: () = redis::cmd("SCRIPT")
+        .arg("FLUSH")
+        .query_async(&mut server.connect().await)
+        .await
+        .unwrap();
     assert!(one.check_key("erin").await.is_ok() && two.check_key("erin").await.is_ok());
     assert_eq!(one.snapshot().redis_failures, failures);
 }
@@ -440,13 +698,32 @@ async fn a_server_that_is_killed_and_started_again_is_asked_again_and_learns_the
 #[ignore = "needs redis-server"]
 async fn no_key_that_a_client_can_send_is_that_of_those_without_one() {
     let server = Server::start().await;
-    let limiter = RedisLimiter::<(HeaderValue, HeaderValue), _>::new(server.connect().await, TEN_AN_HOUR);
+    let limiter =
+        RedisLimiter::<(HeaderValue, HeaderValue), _>::new(server.connect().await, TEN_AN_HOUR);
     let header = |name| Header::new(HeaderName::from_static(name));
-    let layer = RedisLayer::new(limiter.timeout(Duration::from_secs(5)), (header("x-one"), header("x-two"))).respond();
+    let layer = RedisLayer::new(
+        limiter.timeout(Duration::from_secs(5)),
+        (header("x-one"), header("x-two")),
+    )
+    .respond();
     let mut service = layer.layer(Probe::new().0);
-    let pair = Request::builder().header("x-one", "").header("x-two", "keyless").body(String::new()).unwrap();
+    let pair = Request::builder()
+        .header("x-one", "")
+        .header("x-two", "keyless")
+        .body(String::new())
+        .unwrap();
     for request in [request(), pair] {
-        assert_eq!(service.ready().await.unwrap().call(request).await.unwrap().status(), 200);
+        assert_eq!(
+            service
+                .ready()
+                .await
+                .unwrap()
+                .call(request)
+                .await
+                .unwrap()
+                .status(),
+            200
+        );
     }
     let keys: Vec<Vec<u8>> = server.connect().await.keys("*").await.unwrap();
     assert_eq!(keys.len(), 2, "{keys:?}");
@@ -456,13 +733,22 @@ async fn no_key_that_a_client_can_send_is_that_of_those_without_one() {
 #[ignore = "needs redis-server"]
 async fn a_server_that_is_gone_means_no_where_that_was_chosen() {
     let mut server = Server::start().await;
-    let machine = server.machine::<str>(TEN_AN_HOUR).await.on_failure(OnFailure::Closed);
+    let machine = server
+        .machine::<str>(TEN_AN_HOUR)
+        .await
+        .on_failure(OnFailure::Closed);
     assert!(machine.check_key("alice").await.is_ok());
     server.kill();
     let refused = machine.check_key("alice").await.unwrap_err();
-    assert_eq!((refused.retry_after(), refused.to_string()), (None, "rate limit unavailable".to_owned()));
+    assert_eq!(
+        (refused.retry_after(), refused.to_string()),
+        (None, "rate limit unavailable".to_owned())
+    );
     let refusal = Refusal::find(&refused).unwrap();
-    assert_eq!((refusal.class(), refusal.code()), (Class::Unavailable, "rate-limit-unavailable"));
+    assert_eq!(
+        (refusal.class(), refusal.code()),
+        (Class::Unavailable, "rate-limit-unavailable")
+    );
 }
 
 #[tokio::test]
@@ -470,8 +756,16 @@ async fn a_server_that_is_gone_means_no_where_that_was_chosen() {
 async fn a_server_whose_key_holds_nonsense_counts_as_failing() {
     let server = Server::start().await;
     let machine = server.machine::<str>(TEN_AN_HOUR).await;
-    let _: () = server.connect().await.lpush("tower-bucket:alice", "x").await.unwrap();
-    assert!(machine.check_key("alice").await.is_ok(), "the local bucket decides");
+    let _: () = server
+        .connect()
+        .await
+        .lpush("tower-bucket:alice", "x")
+        .await
+        .unwrap();
+    assert!(
+        machine.check_key("alice").await.is_ok(),
+        "the local bucket decides"
+    );
     assert_eq!(machine.snapshot().redis_failures, 1);
 }
 
@@ -480,8 +774,10 @@ async fn a_server_whose_key_holds_nonsense_counts_as_failing() {
 async fn a_layer_answers_429_over_all_machines_and_calls_the_inner_service_for_the_rest() {
     let server = Server::start().await;
     let machine = async || server.machine::<ClientIp>(TEN_AN_HOUR).await;
-    let layers =
-        [RedisLayer::new(machine().await, PeerIp).respond(), RedisLayer::new(machine().await, PeerIp).respond()];
+    let layers = [
+        RedisLayer::new(machine().await, PeerIp).respond(),
+        RedisLayer::new(machine().await, PeerIp).respond(),
+    ];
     let (probes, mut services): (Vec<_>, Vec<_>) = layers
         .iter()
         .map(|layer| {
@@ -491,12 +787,21 @@ async fn a_layer_answers_429_over_all_machines_and_calls_the_inner_service_for_t
         .unzip();
     let mut answers = Vec::new();
     for turn in 0..14 {
-        let response = services[turn % 2].ready().await.unwrap().call(from("2001:db8::1")).await.unwrap();
+        let response = services[turn % 2]
+            .ready()
+            .await
+            .unwrap()
+            .call(from("2001:db8::1"))
+            .await
+            .unwrap();
         answers.push(response.status().as_u16());
     }
     assert_eq!(answers, [[200; 10].as_slice(), &[429; 4]].concat());
     assert_eq!(
-        probes.iter().map(|probe| (probe.calls(), probe.in_flight(), probe.clones())).collect::<Vec<_>>(),
+        probes
+            .iter()
+            .map(|probe| (probe.calls(), probe.in_flight(), probe.clones()))
+            .collect::<Vec<_>>(),
         [(5, 0, 1); 2]
     );
     let keys: Vec<String> = server.connect().await.keys("*").await.unwrap();
@@ -504,13 +809,37 @@ async fn a_layer_answers_429_over_all_machines_and_calls_the_inner_service_for_t
 
     // All without a key are one, over all machines.
     for turn in 0..12 {
-        let response = services[turn % 2].ready().await.unwrap().call(request()).await.unwrap();
-        assert_eq!(response.status().as_u16(), if turn < 10 { 200 } else { 429 });
+        let response = services[turn % 2]
+            .ready()
+            .await
+            .unwrap()
+            .call(request())
+            .await
+            .unwrap();
+        assert_eq!(
+            response.status().as_u16(),
+            if turn < 10 { 200 } else { 429 }
+        );
     }
-    assert!(server.machine::<str>(TEN_AN_HOUR).await.check_key("").await.is_ok(), "an empty key is a key");
+    assert!(
+        server
+            .machine::<str>(TEN_AN_HOUR)
+            .await
+            .check_key("")
+            .await
+            .is_ok(),
+        "an empty key is a key"
+    );
     let deny = RedisLayer::new(machine().await, PeerIp).on_missing_key(OnMissingKey::Deny);
-    let error = deny.layer(Probe::new().0).oneshot(request()).await.unwrap_err();
-    assert_eq!(error.downcast_ref::<Exhausted>().unwrap().to_string(), "rate limit key missing");
+    let error = deny
+        .layer(Probe::new().0)
+        .oneshot(request())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.downcast_ref::<Exhausted>().unwrap().to_string(),
+        "rate limit key missing"
+    );
 }
 
 #[tokio::test]
@@ -522,12 +851,27 @@ async fn a_call_dropped_while_redis_is_asked_calls_nothing_and_leaves_nothing() 
     let mut service = layer.layer(probe);
     server.signal("-STOP");
     let call = service.ready().await.unwrap().call(from("192.0.2.1"));
-    assert!(tokio::time::timeout(Duration::from_millis(50), call).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), call)
+            .await
+            .is_err()
+    );
     server.signal("-CONT");
     assert_eq!((handle.calls(), handle.clones()), (0, 1));
-    assert!(service.ready().await.unwrap().call(from("192.0.2.1")).await.is_ok());
+    assert!(
+        service
+            .ready()
+            .await
+            .unwrap()
+            .call(from("192.0.2.1"))
+            .await
+            .is_ok()
+    );
     let snapshot = layer.limiter().snapshot();
-    assert_eq!((snapshot.allowed, snapshot.refused, snapshot.abandoned), (1, 0, 1));
+    assert_eq!(
+        (snapshot.allowed, snapshot.refused, snapshot.abandoned),
+        (1, 0, 1)
+    );
 }
 
 #[test]

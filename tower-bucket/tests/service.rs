@@ -12,7 +12,9 @@ use http::{HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use testkit::{Answer, Probe, ProbeHandle, Wakes, contract};
 use tower::{BoxError, Layer, Service, ServiceExt as _, util::BoxCloneSyncService};
-use tower_bucket::{BucketLayer, ClientIp, Exhausted, Header, KeyedLimiter, Limiter, OnMissingKey, Quota};
+use tower_bucket::{
+    BucketLayer, ClientIp, Exhausted, Header, KeyedLimiter, Limiter, OnMissingKey, Quota,
+};
 use tower_outcome::{
     Class, PeerAddr, Refusal,
     refuse::{Custom, Grpc, Http, Protocol},
@@ -31,13 +33,17 @@ fn request() -> Request<String> {
 
 fn from(peer: &str) -> Request<String> {
     let mut request = request();
-    request.extensions_mut().insert(PeerAddr(SocketAddr::new(peer.parse().unwrap(), 4711)));
+    request
+        .extensions_mut()
+        .insert(PeerAddr(SocketAddr::new(peer.parse().unwrap(), 4711)));
     request
 }
 
 fn grpc(mut request: Request<String>) -> Request<String> {
     *request.method_mut() = http::Method::POST;
-    request.headers_mut().insert("content-type", "application/grpc+proto".parse().unwrap());
+    request
+        .headers_mut()
+        .insert("content-type", "application/grpc+proto".parse().unwrap());
     request
 }
 
@@ -46,7 +52,10 @@ fn layered<L: Layer<Probe>>(layer: &L) -> (L::Service, ProbeHandle) {
     (layer.layer(probe), handle)
 }
 
-async fn call<S: Service<Request<String>>>(service: &mut S, request: Request<String>) -> Result<S::Response, S::Error> {
+async fn call<S: Service<Request<String>>>(
+    service: &mut S,
+    request: Request<String>,
+) -> Result<S::Response, S::Error> {
     service.ready().await?.call(request).await
 }
 
@@ -55,8 +64,9 @@ async fn pass<S, B>(service: &mut S, mut request: impl FnMut() -> Request<String
 where
     S: Service<Request<String>, Response = Response<B>>,
 {
-    let admitted =
-        |response: Response<B>| response.status() == StatusCode::OK && !response.headers().contains_key("grpc-status");
+    let admitted = |response: Response<B>| {
+        response.status() == StatusCode::OK && !response.headers().contains_key("grpc-status")
+    };
     for passed in 0..1_000 {
         if !call(service, request()).await.is_ok_and(admitted) {
             return passed;
@@ -69,8 +79,14 @@ where
 async fn every_layer_keeps_the_contract() {
     let everyone = |_: &Request<String>| Some(());
     contract::check(|probe| BucketLayer::new(Limiter::new(A_MILLION)).layer(probe));
-    contract::check(|probe| BucketLayer::new(Limiter::new(A_MILLION)).respond().layer(probe));
-    contract::check(|probe| BucketLayer::keyed(KeyedLimiter::new(A_MILLION), everyone).layer(probe));
+    contract::check(|probe| {
+        BucketLayer::new(Limiter::new(A_MILLION))
+            .respond()
+            .layer(probe)
+    });
+    contract::check(|probe| {
+        BucketLayer::keyed(KeyedLimiter::new(A_MILLION), everyone).layer(probe)
+    });
     contract::check(|probe| BucketLayer::per_client(A_MILLION).respond().layer(probe));
 }
 
@@ -83,11 +99,19 @@ async fn a_client_beyond_its_five_a_second_gets_a_429_and_another_is_not_affecte
     assert_eq!(refused.headers()["retry-after"], "1");
     let text = refused.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(text, "rate limit exhausted\n");
-    assert_eq!(probe.calls(), 5, "what is refused does not reach the inner service");
+    assert_eq!(
+        probe.calls(),
+        5,
+        "what is refused does not reach the inner service"
+    );
 
     assert_eq!(pass(&mut service, || from("192.0.2.2")).await, 5);
     tokio::time::advance(Duration::from_millis(200)).await;
-    assert_eq!(pass(&mut service, || from("192.0.2.1")).await, 1, "one more after a fifth of a second");
+    assert_eq!(
+        pass(&mut service, || from("192.0.2.1")).await,
+        1,
+        "one more after a fifth of a second"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,7 +123,11 @@ async fn a_grpc_client_gets_resource_exhausted_with_pushback() {
     assert_eq!(refused.status(), StatusCode::OK);
     assert_eq!(refused.headers()["content-type"], "application/grpc");
     assert_eq!(refused.headers()["grpc-status"], "8");
-    assert_eq!(refused.headers()["grpc-retry-pushback-ms"], "150", "149.5 ms, rounded up");
+    assert_eq!(
+        refused.headers()["grpc-retry-pushback-ms"],
+        "150",
+        "149.5 ms, rounded up"
+    );
     assert_eq!(refused.into_body().collect().await.unwrap().to_bytes(), "");
 }
 
@@ -120,7 +148,10 @@ async fn a_rejection_is_found_as_itself_and_as_a_refusal() {
     assert_eq!(exhausted.retry_after(), Some(Duration::from_millis(200)));
     assert_eq!(exhausted.to_string(), "rate limit exhausted");
     let refusal = Refusal::find(&*error).unwrap();
-    assert_eq!((refusal.class(), refusal.code()), (Class::Limited, "rate-limited"));
+    assert_eq!(
+        (refusal.class(), refusal.code()),
+        (Class::Limited, "rate-limited")
+    );
     assert_eq!(refusal.retry_after(), exhausted.retry_after());
     assert_eq!(probe.calls(), 5);
 }
@@ -135,12 +166,19 @@ async fn readiness_costs_no_token_and_an_empty_bucket_no_readiness() {
     assert_eq!(limiter.snapshot(), Default::default());
     assert_eq!(pass(&mut service, request).await, 5);
     let polls = probe.polls();
-    assert!(service.ready().await.is_ok(), "refusing is the business of `call`");
+    assert!(
+        service.ready().await.is_ok(),
+        "refusing is the business of `call`"
+    );
     assert_eq!(probe.polls(), polls + 1);
 
     probe.be_pending();
     let (_, waker) = Wakes::new();
-    assert!(service.poll_ready(&mut std::task::Context::from_waker(&waker)).is_pending());
+    assert!(
+        service
+            .poll_ready(&mut std::task::Context::from_waker(&waker))
+            .is_pending()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -156,7 +194,10 @@ async fn a_dropped_call_has_spent_its_token_and_a_refused_one_spends_none() {
     }
     tokio::time::advance(Duration::from_millis(200)).await;
     assert!(call(&mut service, request()).await.is_ok());
-    assert_eq!((limiter.snapshot().allowed, limiter.snapshot().refused), (6, 101));
+    assert_eq!(
+        (limiter.snapshot().allowed, limiter.snapshot().refused),
+        (6, 101)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,7 +210,10 @@ async fn all_that_one_layer_makes_draws_from_one_limiter() {
     assert_eq!(pass(&mut second, || from("192.0.2.1")).await, 0);
     assert_eq!(pass(&mut third, || from("192.0.2.1")).await, 0);
     let snapshot = layer.limiter().snapshot();
-    assert_eq!((snapshot.allowed, snapshot.refused, snapshot.keys), (5, 3, 1));
+    assert_eq!(
+        (snapshot.allowed, snapshot.refused, snapshot.keys),
+        (5, 3, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -188,41 +232,75 @@ async fn an_ipv6_client_cannot_get_more_by_changing_its_address() {
 
 #[tokio::test(start_paused = true)]
 async fn who_has_no_key_shares_a_bucket_or_passes_or_is_refused_and_never_a_500() {
-    let layer = |choice| BucketLayer::per_client(FIVE_A_SECOND).on_missing_key(choice).respond();
+    let layer = |choice| {
+        BucketLayer::per_client(FIVE_A_SECOND)
+            .on_missing_key(choice)
+            .respond()
+    };
 
     let shared = layer(OnMissingKey::default());
     let (mut service, _probe) = layered(&shared);
     assert_eq!(pass(&mut service, request).await, 5);
     assert_eq!(pass(&mut service, || from("192.0.2.1")).await, 5);
     let snapshot = shared.limiter().snapshot();
-    assert_eq!((snapshot.allowed, snapshot.refused, snapshot.keyless, snapshot.keys), (10, 2, 6, 1));
+    assert_eq!(
+        (
+            snapshot.allowed,
+            snapshot.refused,
+            snapshot.keyless,
+            snapshot.keys
+        ),
+        (10, 2, 6, 1)
+    );
 
     let allow = layer(OnMissingKey::Allow);
     let (mut service, _probe) = layered(&allow);
     for _ in 0..100 {
-        assert_eq!(call(&mut service, request()).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(
+            call(&mut service, request()).await.unwrap().status(),
+            StatusCode::OK
+        );
     }
-    assert_eq!((allow.limiter().snapshot().allowed, allow.limiter().snapshot().keyless), (100, 100));
+    assert_eq!(
+        (
+            allow.limiter().snapshot().allowed,
+            allow.limiter().snapshot().keyless
+        ),
+        (100, 100)
+    );
 
     let deny = layer(OnMissingKey::Deny);
     let (mut service, probe) = layered(&deny);
     let refused = call(&mut service, request()).await.unwrap();
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
-    assert!(!refused.headers().contains_key("retry-after"), "waiting would not help");
-    assert_eq!(refused.into_body().collect().await.unwrap().to_bytes(), "rate limit key missing\n");
+    assert!(
+        !refused.headers().contains_key("retry-after"),
+        "waiting would not help"
+    );
+    assert_eq!(
+        refused.into_body().collect().await.unwrap().to_bytes(),
+        "rate limit key missing\n"
+    );
     assert_eq!((deny.limiter().snapshot().refused, probe.calls()), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_header_or_a_function_may_be_the_key() {
-    let with = |value: &'static str| Request::builder().header("x-tenant", value).body(String::new()).unwrap();
+    let with = |value: &'static str| {
+        Request::builder()
+            .header("x-tenant", value)
+            .body(String::new())
+            .unwrap()
+    };
     let tenant = Header::new(HeaderName::from_static("x-tenant"));
-    let (mut service, _probe) = layered(&BucketLayer::keyed(KeyedLimiter::new(FIVE_A_SECOND), tenant).respond());
+    let (mut service, _probe) =
+        layered(&BucketLayer::keyed(KeyedLimiter::new(FIVE_A_SECOND), tenant).respond());
     assert_eq!(pass(&mut service, || with("one")).await, 5);
     assert_eq!(pass(&mut service, || with("two")).await, 5);
 
     let length = |request: &Request<String>| Some(request.body().len());
-    let (mut service, _probe) = layered(&BucketLayer::keyed(KeyedLimiter::new(FIVE_A_SECOND), length).respond());
+    let (mut service, _probe) =
+        layered(&BucketLayer::keyed(KeyedLimiter::new(FIVE_A_SECOND), length).respond());
     assert_eq!(pass(&mut service, || Request::new("one".into())).await, 5);
     assert_eq!(pass(&mut service, || Request::new("two".into())).await, 0);
     assert_eq!(pass(&mut service, || Request::new("three".into())).await, 5);
@@ -235,24 +313,37 @@ async fn a_refusal_may_be_told_in_the_users_own_way() {
     let (mut service, _probe) = layered(&problem);
     assert_eq!(pass(&mut service, request).await, 5);
     let refused = call(&mut service, request()).await.unwrap();
-    assert_eq!(refused.headers()["content-type"], "application/problem+json");
+    assert_eq!(
+        refused.headers()["content-type"],
+        "application/problem+json"
+    );
 
     let (mut service, _probe) = layered(&layer().respond_with(Grpc));
     assert_eq!(pass(&mut service, request).await, 5);
-    assert_eq!(call(&mut service, request()).await.unwrap().headers()["grpc-status"], "8");
+    assert_eq!(
+        call(&mut service, request()).await.unwrap().headers()["grpc-status"],
+        "8"
+    );
 
     let teapot = Custom::new(|refusal: &Refusal, _: Protocol| {
-        Response::builder().status(418).body(refusal.code().into()).unwrap()
+        Response::builder()
+            .status(418)
+            .body(refusal.code().into())
+            .unwrap()
     });
     let (mut service, _probe) = layered(&layer().respond_with(teapot));
     assert_eq!(pass(&mut service, request).await, 5);
-    assert_eq!(call(&mut service, request()).await.unwrap().status(), StatusCode::IM_A_TEAPOT);
+    assert_eq!(
+        call(&mut service, request()).await.unwrap().status(),
+        StatusCode::IM_A_TEAPOT
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn requests_need_not_be_http() {
-    let mut service = BucketLayer::new(Limiter::new(FIVE_A_SECOND))
-        .layer(tower::service_fn(async |number: u32| Ok::<_, Infallible>(number + 1)));
+    let mut service = BucketLayer::new(Limiter::new(FIVE_A_SECOND)).layer(tower::service_fn(
+        async |number: u32| Ok::<_, Infallible>(number + 1),
+    ));
     assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 2);
     let boxed: BoxCloneSyncService<u32, u32, BoxError> = BoxCloneSyncService::new(service);
     assert_eq!(boxed.oneshot(2).await.unwrap(), 3);
@@ -267,10 +358,23 @@ async fn the_extremes_neither_panic_nor_let_through_what_they_should_not() {
         let (mut service, _probe) = layered(&BucketLayer::per_client(quota).respond());
         let mut answers = Vec::new();
         for _ in 0..3 {
-            answers.push(call(&mut service, from("192.0.2.1")).await.unwrap().status().as_u16());
+            answers.push(
+                call(&mut service, from("192.0.2.1"))
+                    .await
+                    .unwrap()
+                    .status()
+                    .as_u16(),
+            );
             tokio::time::advance(Duration::from_secs(1_000_000_000)).await;
         }
-        assert_eq!(answers, if quota == fast { [200, 200, 200] } else { [200, 429, 429] });
+        assert_eq!(
+            answers,
+            if quota == fast {
+                [200, 200, 200]
+            } else {
+                [200, 429, 429]
+            }
+        );
     }
 }
 
@@ -282,7 +386,9 @@ fn a_hundred_thousand_clients_take_22_bytes_each_at_most() {
     let counted = allocation_counter::measure(|| {
         let made = KeyedLimiter::<ClientIp>::new(Quota::per_hour(n(1)));
         for number in 0..CLIENTS {
-            let _ = made.check_key(&ClientIp::from(IpAddr::from((0x0A00_0000 + number).to_be_bytes())));
+            let _ = made.check_key(&ClientIp::from(IpAddr::from(
+                (0x0A00_0000 + number).to_be_bytes(),
+            )));
         }
         limiter = Some(made);
     });
@@ -290,13 +396,18 @@ fn a_hundred_thousand_clients_take_22_bytes_each_at_most() {
     assert!(snapshot.keys > 99_900, "{snapshot:?}");
     let bytes = counted.bytes_current as f64 / snapshot.keys as f64;
     println!("{bytes:.1} bytes a client");
-    assert!(bytes <= 22.0 && counted.bytes_max == counted.bytes_current as u64, "{bytes}, {counted:?}");
+    assert!(
+        bytes <= 22.0 && counted.bytes_max == counted.bytes_current as u64,
+        "{bytes}, {counted:?}"
+    );
 }
 
 #[test]
 fn a_client_costs_no_allocation_be_it_known_or_new() {
     let mut service = BucketLayer::per_client(Quota::every(Duration::from_nanos(1)).unwrap())
-        .layer(tower::service_fn(|_: Request<String>| std::future::ready(Ok::<_, Infallible>(Response::new(())))));
+        .layer(tower::service_fn(|_: Request<String>| {
+            std::future::ready(Ok::<_, Infallible>(Response::new(())))
+        }));
     for peer in ["192.0.2.1", "192.0.2.1", "2001:db8::1", "2001:db8::2"] {
         let request = from(peer);
         let mut answer = None;

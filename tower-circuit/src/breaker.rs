@@ -123,7 +123,10 @@ enum Phase {
     /// Calls pass. -> `Open` on a bad one that trips it.
     Closed,
     /// Calls are refused. -> `HalfOpen` on the first call at or after `until`; by hand only where that is `None`.
-    Open { since: Instant, until: Option<Instant> },
+    Open {
+        since: Instant,
+        until: Option<Instant>,
+    },
     /// As many calls as there are places may try. -> `Closed` on enough successes, `Open` on a failure, or at the deadline of
     /// one that was not answered.
     HalfOpen { since: Instant, probes: Probes },
@@ -204,7 +207,9 @@ impl Breaker {
         if ticket.generation() != self.generation {
             return Ended::Stale;
         }
-        let Some(id) = ticket.id() else { return self.end_call(ending, outside) };
+        let Some(id) = ticket.id() else {
+            return self.end_call(ending, outside);
+        };
         if !self.free_place(id.get()) {
             return Ended::Stale;
         }
@@ -240,7 +245,13 @@ impl Breaker {
     }
 
     /// Somebody else judged this generation, and found that it should open.
-    pub(crate) fn trip(&mut self, generation: u32, reason: Reason, hint: Option<Duration>, now: Instant) {
+    pub(crate) fn trip(
+        &mut self,
+        generation: u32,
+        reason: Reason,
+        hint: Option<Duration>,
+        now: Instant,
+    ) {
         if generation == self.generation && matches!(self.phase, Phase::Closed) && !self.forced {
             self.open(reason, hint, now);
         }
@@ -267,7 +278,10 @@ impl Breaker {
             // What was held open is tried first; what was held closed starts afresh.
             Mode::Automatic => match self.phase {
                 Phase::Closed => Phase::Closed,
-                _ => Phase::HalfOpen { since, probes: Probes::default() },
+                _ => Phase::HalfOpen {
+                    since,
+                    probes: Probes::default(),
+                },
             },
         };
         self.forced = mode != Mode::Automatic;
@@ -289,7 +303,9 @@ impl Breaker {
         match &self.phase {
             Phase::Closed => Until::Now,
             Phase::Open { until, .. } => until.map_or(Until::ForGood, Until::Then),
-            Phase::HalfOpen { probes, .. } => probes.next_free(&self.rules).map_or(Until::Now, Until::Then),
+            Phase::HalfOpen { probes, .. } => probes
+                .next_free(&self.rules)
+                .map_or(Until::Now, Until::Then),
         }
     }
 
@@ -297,7 +313,9 @@ impl Breaker {
     pub(crate) fn is_unblemished(&mut self, turn: u32) -> bool {
         let bad = self.told.sum(turn);
         let last = self.row.as_ref().map_or(0, |row| row.look().failed);
-        matches!(self.phase, Phase::Closed) && !self.forced && bad.bad() + bad.slow + u64::from(last) == 0
+        matches!(self.phase, Phase::Closed)
+            && !self.forced
+            && bad.bad() + bad.slow + u64::from(last) == 0
     }
 
     /// The state now, and its generation.
@@ -340,36 +358,52 @@ impl Breaker {
             match late {
                 Late::Promised => self.stirred = true,
                 Late::Running(deadline) => self.open(Reason::ProbeTimedOut, None, deadline),
-                Late::Answered(deadline) if self.is_slow_at_deadline() => self.open(Reason::ProbeSlow, None, deadline),
+                Late::Answered(deadline) if self.is_slow_at_deadline() => {
+                    self.open(Reason::ProbeSlow, None, deadline)
+                }
                 Late::Answered(_) => self.succeed_probe(),
             }
         }
     }
 
     fn is_slow_at_deadline(&self) -> bool {
-        self.trip.slow_limit().is_some_and(|limit| limit <= self.rules.deadline)
+        self.trip
+            .slow_limit()
+            .is_some_and(|limit| limit <= self.rules.deadline)
     }
 
     /// `false`: the probe has decided what it could, at its deadline.
     fn free_place(&mut self, id: u32) -> bool {
-        let Phase::HalfOpen { probes, .. } = &mut self.phase else { return false };
+        let Phase::HalfOpen { probes, .. } = &mut self.phase else {
+            return false;
+        };
         self.stirred = true;
         probes.free(id)
     }
 
     fn take(&mut self, now: Instant, running: bool) -> Result<Ticket, Shut> {
         self.tick(now);
-        if let Phase::Open { since, until: Some(until) } = self.phase
+        if let Phase::Open {
+            since,
+            until: Some(until),
+        } = self.phase
             && until <= now
         {
-            self.enter(Phase::HalfOpen { since, probes: Probes::default() });
+            self.enter(Phase::HalfOpen {
+                since,
+                probes: Probes::default(),
+            });
         }
         match &mut self.phase {
             Phase::Closed => Ok(Ticket::call(self.generation, self.asks)),
             Phase::HalfOpen { probes, .. } if probes.is_free(&self.rules) => {
                 // From 1, and again from 1 after four thousand million.
                 self.last_probe = self.last_probe.checked_add(1).unwrap_or(NonZeroU32::MIN);
-                probes.take(self.last_probe.get(), after(now, self.rules.deadline), running);
+                probes.take(
+                    self.last_probe.get(),
+                    after(now, self.rules.deadline),
+                    running,
+                );
                 Ok(Ticket::probe(self.generation, self.last_probe))
             }
             Phase::Open { .. } | Phase::HalfOpen { .. } => Err(self.shut()),
@@ -378,7 +412,10 @@ impl Breaker {
 
     /// Why a call is refused, and until when.
     fn shut(&self) -> Shut {
-        Shut { next: self.next_probe_at(), reason: self.last_reason }
+        Shut {
+            next: self.next_probe_at(),
+            reason: self.last_reason,
+        }
     }
 
     fn promised_to(&mut self, ticket: Ticket) -> Option<(&mut Probes, u32)> {
@@ -393,16 +430,30 @@ impl Breaker {
     }
 
     fn evidence(&self, ending: Ending, outside: Outside) -> Evidence {
-        let Ending { verdict, slow, now, .. } = ending;
+        let Ending {
+            verdict, slow, now, ..
+        } = ending;
         let mut window = self.told.sum(outside.turn);
         window.succeeded += outside.succeeded;
         let last_calls = self.row.as_ref().map(Row::look);
         let (generation, failures_in_row) = (self.generation, outside.failures_in_row);
-        Evidence { verdict, slow, now, generation, failures_in_row, window, last_calls }
+        Evidence {
+            verdict,
+            slow,
+            now,
+            generation,
+            failures_in_row,
+            window,
+            last_calls,
+        }
     }
 
     fn judge(&self, evidence: &Evidence) -> Option<Reason> {
-        if evidence.is_bad() && !self.forced { self.trip.judge(evidence, self.at_least) } else { None }
+        if evidence.is_bad() && !self.forced {
+            self.trip.judge(evidence, self.at_least)
+        } else {
+            None
+        }
     }
 
     /// Why to open again; or closes after enough successes.
@@ -417,7 +468,9 @@ impl Breaker {
     }
 
     fn succeed_probe(&mut self) {
-        let Phase::HalfOpen { probes, .. } = &mut self.phase else { return };
+        let Phase::HalfOpen { probes, .. } = &mut self.phase else {
+            return;
+        };
         self.stirred = true;
         if probes.succeed(&self.rules) {
             self.enter(Phase::Closed);
@@ -429,7 +482,10 @@ impl Breaker {
         self.trips += 1;
         self.last_reason = Some(reason);
         let since = self.opened_since().unwrap_or(at);
-        self.enter(Phase::Open { since, until: Some(until) });
+        self.enter(Phase::Open {
+            since,
+            until: Some(until),
+        });
     }
 
     /// The only door between states.
@@ -446,7 +502,9 @@ impl Breaker {
             to: self.tag(),
             state: self.phase.state(),
             generation: self.generation,
-            reason: self.last_reason.filter(|_| !matches!(self.phase, Phase::Closed)),
+            reason: self
+                .last_reason
+                .filter(|_| !matches!(self.phase, Phase::Closed)),
         });
     }
 
@@ -522,9 +580,19 @@ mod tests {
     /// Trips at the second failure in a row; open for 10 s; probes have 3 s.
     fn rules() -> Rules {
         let trip = Trip::consecutive(NonZeroU32::new(2).unwrap());
-        let probes = ProbeRules { places: NonZeroU32::MIN, successes: NonZeroU32::MIN, deadline: 3 * SECOND };
+        let probes = ProbeRules {
+            places: NonZeroU32::MIN,
+            successes: NonZeroU32::MIN,
+            deadline: 3 * SECOND,
+        };
         let at_least = NonZeroU32::new(4).unwrap();
-        Rules { trip, at_least, cooldown: Cooldown::fixed(10 * SECOND), probes, asks: false }
+        Rules {
+            trip,
+            at_least,
+            cooldown: Cooldown::fixed(10 * SECOND),
+            probes,
+            asks: false,
+        }
     }
 
     fn breaker() -> (Breaker, Instant) {
@@ -534,19 +602,37 @@ mod tests {
     /// Several probes at once, of which several must succeed.
     fn probing(places: u32, successes: u32) -> (Breaker, Instant) {
         let [places, successes] = [places, successes].map(|count| NonZeroU32::new(count).unwrap());
-        let probes = ProbeRules { places, successes, deadline: 3 * SECOND };
+        let probes = ProbeRules {
+            places,
+            successes,
+            deadline: 3 * SECOND,
+        };
         let (mut breaker, now) = (Breaker::new(Rules { probes, ..rules() }), Instant::now());
         assert!(fail(&mut breaker, 2, None, now));
         (breaker, now + 10 * SECOND)
     }
 
     fn end(breaker: &mut Breaker, ticket: Ticket, ending: Ending, failures_in_row: u32) -> bool {
-        let ended = breaker.end(ticket, ending, Outside { failures_in_row, succeeded: 0, turn: 0 });
+        let ended = breaker.end(
+            ticket,
+            ending,
+            Outside {
+                failures_in_row,
+                succeeded: 0,
+                turn: 0,
+            },
+        );
         !matches!(ended, Ended::Stale)
     }
 
     fn ending(verdict: Verdict, now: Instant) -> Ending {
-        Ending { verdict, slow: false, hint: None, now, judged: true }
+        Ending {
+            verdict,
+            slow: false,
+            hint: None,
+            now,
+            judged: true,
+        }
     }
 
     fn open() -> (Breaker, Instant) {
@@ -561,9 +647,22 @@ mod tests {
         (breaker, now + 10 * SECOND)
     }
 
-    fn fail(breaker: &mut Breaker, failures_in_row: u32, hint: Option<Duration>, now: Instant) -> bool {
+    fn fail(
+        breaker: &mut Breaker,
+        failures_in_row: u32,
+        hint: Option<Duration>,
+        now: Instant,
+    ) -> bool {
         let ticket = breaker.admit(now).unwrap();
-        end(breaker, ticket, Ending { hint, ..ending(Verdict::Failure, now) }, failures_in_row)
+        end(
+            breaker,
+            ticket,
+            Ending {
+                hint,
+                ..ending(Verdict::Failure, now)
+            },
+            failures_in_row,
+        )
     }
 
     fn fail_probe(breaker: &mut Breaker, ticket: Ticket, now: Instant) -> bool {
@@ -592,8 +691,16 @@ mod tests {
         fail(&mut breaker, 1, None, now);
         assert_eq!(state(&mut breaker, now), State::Closed);
         fail(&mut breaker, 2, None, now);
-        assert_eq!(state(&mut breaker, now), State::Open { until: Some(now + 10 * SECOND) });
-        assert_eq!(look(&mut breaker, now).last_reason, Some(Reason::ConsecutiveFailures));
+        assert_eq!(
+            state(&mut breaker, now),
+            State::Open {
+                until: Some(now + 10 * SECOND)
+            }
+        );
+        assert_eq!(
+            look(&mut breaker, now).last_reason,
+            Some(Reason::ConsecutiveFailures)
+        );
     }
 
     #[test]
@@ -601,7 +708,13 @@ mod tests {
         let (mut breaker, now) = open();
         let until = now + 10 * SECOND;
         let shut = breaker.admit(until - Duration::from_nanos(1)).unwrap_err();
-        assert_eq!(shut, Shut { next: Some(until), reason: Some(Reason::ConsecutiveFailures) });
+        assert_eq!(
+            shut,
+            Shut {
+                next: Some(until),
+                reason: Some(Reason::ConsecutiveFailures)
+            }
+        );
         assert!(breaker.admit(until).unwrap().is_probe());
     }
 
@@ -628,8 +741,16 @@ mod tests {
         let probe = breaker.admit(now).unwrap();
         assert!(fail_probe(&mut breaker, probe, now + SECOND));
         let look = look(&mut breaker, now + SECOND);
-        assert_eq!(look.state, State::Open { until: Some(now + 11 * SECOND) });
-        assert_eq!((look.trips, look.last_reason), (2, Some(Reason::ProbeFailed)));
+        assert_eq!(
+            look.state,
+            State::Open {
+                until: Some(now + 11 * SECOND)
+            }
+        );
+        assert_eq!(
+            (look.trips, look.last_reason),
+            (2, Some(Reason::ProbeFailed))
+        );
         assert_eq!(look.opened_since, Some(now - 10 * SECOND));
     }
 
@@ -649,19 +770,35 @@ mod tests {
         let (deadline, looked) = (now + 3 * SECOND, now + 7 * SECOND);
         assert!(!succeed(&mut breaker, probe, looked), "too late");
         let look = look(&mut breaker, looked);
-        assert_eq!(look.state, State::Open { until: Some(deadline + 10 * SECOND) });
+        assert_eq!(
+            look.state,
+            State::Open {
+                until: Some(deadline + 10 * SECOND)
+            }
+        );
         assert_eq!(look.last_reason, Some(Reason::ProbeTimedOut));
     }
 
     #[test]
-    fn a_probe_that_was_answered_in_time_has_succeeded_at_its_deadline_whatever_becomes_of_its_body() {
+    fn a_probe_that_was_answered_in_time_has_succeeded_at_its_deadline_whatever_becomes_of_its_body()
+     {
         let (mut breaker, now) = cooled_down();
         let probe = breaker.admit(now).unwrap();
         breaker.answered(probe, now + 2 * SECOND);
-        assert_eq!(breaker.admit(now + 2 * SECOND).unwrap_err().next, Some(now + 3 * SECOND), "not yet");
-        assert!(!breaker.admit(now + 3 * SECOND).unwrap().is_probe(), "closed by the first who looks");
+        assert_eq!(
+            breaker.admit(now + 2 * SECOND).unwrap_err().next,
+            Some(now + 3 * SECOND),
+            "not yet"
+        );
+        assert!(
+            !breaker.admit(now + 3 * SECOND).unwrap().is_probe(),
+            "closed by the first who looks"
+        );
         assert_eq!(look(&mut breaker, now + 3 * SECOND).trips, 1);
-        assert!(!fail_probe(&mut breaker, probe, now + 4 * SECOND) && !breaker.forget(probe, now + 4 * SECOND));
+        assert!(
+            !fail_probe(&mut breaker, probe, now + 4 * SECOND)
+                && !breaker.forget(probe, now + 4 * SECOND)
+        );
         assert_eq!(state(&mut breaker, now + 4 * SECOND), State::Closed);
     }
 
@@ -671,7 +808,10 @@ mod tests {
         let probe = breaker.admit(now).unwrap();
         breaker.answered(probe, now);
         assert!(fail_probe(&mut breaker, probe, now + 2 * SECOND));
-        assert_eq!(look(&mut breaker, now + 3 * SECOND).last_reason, Some(Reason::ProbeFailed));
+        assert_eq!(
+            look(&mut breaker, now + 3 * SECOND).last_reason,
+            Some(Reason::ProbeFailed)
+        );
     }
 
     #[test]
@@ -684,7 +824,10 @@ mod tests {
         assert!(!succeed(&mut breaker, probe, now), "it has succeeded once");
         assert_eq!(state(&mut breaker, now), State::HalfOpen);
         let second = breaker.admit(now).unwrap();
-        assert!(!fail_probe(&mut breaker, probe, now), "nor does it fail for another");
+        assert!(
+            !fail_probe(&mut breaker, probe, now),
+            "nor does it fail for another"
+        );
         assert!(succeed(&mut breaker, second, now));
         assert_eq!(state(&mut breaker, now), State::Closed);
     }
@@ -697,24 +840,36 @@ mod tests {
             (Duration::ZERO, true, State::Open { until: None }),
         ] {
             let (mut breaker, now) = probing(2, 1);
-            let (first, second) = (breaker.admit(now).unwrap(), breaker.admit(now + wait).unwrap());
+            let (first, second) = (
+                breaker.admit(now).unwrap(),
+                breaker.admit(now + wait).unwrap(),
+            );
             breaker.answered(if answered_first { first } else { second }, now + wait);
             let ended = state(&mut breaker, now + 60 * SECOND);
-            assert_eq!(ended == State::Closed, state_then == State::Closed, "{wait:?} {answered_first}");
+            assert_eq!(
+                ended == State::Closed,
+                state_then == State::Closed,
+                "{wait:?} {answered_first}"
+            );
         }
     }
 
     #[test]
     fn an_answered_probe_that_is_slow_at_its_deadline_closes_nothing() {
         for (limit, reason) in [(3, Some(Reason::ProbeSlow)), (4, None)] {
-            let trip = rules().trip.or(Trip::slow_ratio(limit * SECOND, crate::Ratio::ALL));
+            let trip = rules()
+                .trip
+                .or(Trip::slow_ratio(limit * SECOND, crate::Ratio::ALL));
             let (mut breaker, now) = (Breaker::new(Rules { trip, ..rules() }), Instant::now());
             fail(&mut breaker, 2, None, now);
             let now = now + 10 * SECOND;
             let probe = breaker.admit(now).unwrap();
             breaker.answered(probe, now);
             let look = look(&mut breaker, now + 3 * SECOND);
-            assert_eq!(look.last_reason.filter(|_| look.state != State::Closed), reason);
+            assert_eq!(
+                look.last_reason.filter(|_| look.state != State::Closed),
+                reason
+            );
         }
     }
 
@@ -726,9 +881,15 @@ mod tests {
         let now = now + 10 * SECOND;
         let probe = breaker.admit(now).unwrap();
         breaker.answered(early, now);
-        assert_eq!(look(&mut breaker, now + 3 * SECOND).last_reason, Some(Reason::ProbeTimedOut));
+        assert_eq!(
+            look(&mut breaker, now + 3 * SECOND).last_reason,
+            Some(Reason::ProbeTimedOut)
+        );
         breaker.answered(probe, now + 3 * SECOND);
-        assert!(matches!(state(&mut breaker, now + 3 * SECOND), State::Open { .. }), "too late");
+        assert!(
+            matches!(state(&mut breaker, now + 3 * SECOND), State::Open { .. }),
+            "too late"
+        );
     }
 
     #[test]
@@ -759,7 +920,12 @@ mod tests {
         for (hint, open_for) in [(1, 10), (30, 30), (86_400, 60)] {
             let (mut breaker, now) = breaker();
             fail(&mut breaker, 2, Some(hint * SECOND), now);
-            assert_eq!(state(&mut breaker, now), State::Open { until: Some(now + open_for * SECOND) });
+            assert_eq!(
+                state(&mut breaker, now),
+                State::Open {
+                    until: Some(now + open_for * SECOND)
+                }
+            );
         }
     }
 
@@ -771,11 +937,18 @@ mod tests {
         assert!(breaker.holds(promised, now + 2 * SECOND));
         let now = now + 3 * SECOND;
         assert!(!breaker.holds(promised, now));
-        assert_eq!(state(&mut breaker, now), State::HalfOpen, "nothing was sent, so nothing failed");
+        assert_eq!(
+            state(&mut breaker, now),
+            State::HalfOpen,
+            "nothing was sent, so nothing failed"
+        );
         let other = breaker.reserve(now).unwrap();
         breaker.release(promised);
         assert!(breaker.holds(other, now));
-        assert!(breaker.begin(promised, now).is_err(), "the place is another's now");
+        assert!(
+            breaker.begin(promised, now).is_err(),
+            "the place is another's now"
+        );
     }
 
     #[test]
@@ -793,7 +966,12 @@ mod tests {
     fn a_late_call_of_a_lapsed_reservation_takes_what_is_free() {
         let (mut breaker, now) = cooled_down();
         let promised = breaker.reserve(now).unwrap();
-        assert!(breaker.begin(promised, now + 5 * SECOND).unwrap().is_probe());
+        assert!(
+            breaker
+                .begin(promised, now + 5 * SECOND)
+                .unwrap()
+                .is_probe()
+        );
         let (mut breaker, now) = cooled_down();
         let promised = breaker.reserve(now).unwrap();
         breaker.set_mode(Mode::ForcedClosed, now);
@@ -809,7 +987,13 @@ mod tests {
         assert!(may_admit(&mut breaker, now));
         breaker.set_mode(Mode::ForcedOpen, now);
         let later = now + 3600 * SECOND;
-        assert_eq!(breaker.admit(later).unwrap_err(), Shut { next: None, reason: Some(Reason::Forced) });
+        assert_eq!(
+            breaker.admit(later).unwrap_err(),
+            Shut {
+                next: None,
+                reason: Some(Reason::Forced)
+            }
+        );
         assert_eq!(look(&mut breaker, later).mode, Mode::ForcedOpen);
     }
 
@@ -837,7 +1021,11 @@ mod tests {
         let (mut breaker, now) = cooled_down();
         breaker.admit(now).unwrap();
         breaker.admit(now + 60 * SECOND).unwrap();
-        let told: Vec<_> = breaker.take_news().iter().map(|news| (news.from, news.to, news.reason)).collect();
+        let told: Vec<_> = breaker
+            .take_news()
+            .iter()
+            .map(|news| (news.from, news.to, news.reason))
+            .collect();
         assert_eq!(
             told,
             [
@@ -853,16 +1041,31 @@ mod tests {
     #[test]
     fn durations_without_measure_do_not_overflow() {
         let cooldown = Cooldown::new(Duration::MAX).cap(Duration::MAX);
-        let probes = ProbeRules { deadline: Duration::MAX, ..rules().probes };
-        let mut breaker = Breaker::new(Rules { cooldown, probes, ..rules() });
+        let probes = ProbeRules {
+            deadline: Duration::MAX,
+            ..rules().probes
+        };
+        let mut breaker = Breaker::new(Rules {
+            cooldown,
+            probes,
+            ..rules()
+        });
         let now = Instant::now();
         fail(&mut breaker, 2, Some(Duration::MAX), now);
         assert!(!may_admit(&mut breaker, now + 365 * 86_400 * SECOND));
         // What would be a second, counted in 64 bits of nanoseconds.
-        let (cooldown, now) = (Cooldown::fixed(Duration::from_nanos(u64::MAX) + SECOND), instant(0));
-        let mut breaker = Breaker::new(Rules { cooldown, ..rules() });
+        let (cooldown, now) = (
+            Cooldown::fixed(Duration::from_nanos(u64::MAX) + SECOND),
+            instant(0),
+        );
+        let mut breaker = Breaker::new(Rules {
+            cooldown,
+            ..rules()
+        });
         fail(&mut breaker, 2, None, now);
-        let Until::Then(until) = breaker.until() else { panic!("open for a time") };
+        let Until::Then(until) = breaker.until() else {
+            panic!("open for a time")
+        };
         assert_eq!(instant(nanos_at(until)), until);
     }
 
@@ -872,12 +1075,27 @@ mod tests {
         let first = breaker.admit(now).unwrap();
         let second = breaker.admit(now + SECOND).unwrap();
         assert_ne!(first, second);
-        assert_eq!(breaker.admit(now + SECOND).unwrap_err().next, Some(now + 3 * SECOND), "the first's");
+        assert_eq!(
+            breaker.admit(now + SECOND).unwrap_err().next,
+            Some(now + 3 * SECOND),
+            "the first's"
+        );
         assert!(succeed(&mut breaker, first, now + 2 * SECOND));
-        assert!(breaker.admit(now + 2 * SECOND).unwrap().is_probe(), "its place is free again");
-        assert!(!succeed(&mut breaker, second, now + 4 * SECOND), "it had failed a nanosecond before");
+        assert!(
+            breaker.admit(now + 2 * SECOND).unwrap().is_probe(),
+            "its place is free again"
+        );
+        assert!(
+            !succeed(&mut breaker, second, now + 4 * SECOND),
+            "it had failed a nanosecond before"
+        );
         let look = look(&mut breaker, now + 4 * SECOND);
-        assert_eq!(look.state, State::Open { until: Some(now + 14 * SECOND) });
+        assert_eq!(
+            look.state,
+            State::Open {
+                until: Some(now + 14 * SECOND)
+            }
+        );
         assert_eq!(look.last_reason, Some(Reason::ProbeTimedOut));
     }
 
@@ -888,7 +1106,10 @@ mod tests {
             let probe = breaker.admit(now).unwrap();
             breaker.take_stirred();
             assert!(succeed(&mut breaker, probe, now));
-            assert!(breaker.take_stirred(), "those who wait may take the free place");
+            assert!(
+                breaker.take_stirred(),
+                "those who wait may take the free place"
+            );
             assert_eq!(state(&mut breaker, now) == State::Closed, left == 0);
         }
     }
@@ -906,7 +1127,13 @@ mod tests {
     fn a_soft_or_slow_probe_closes_nothing() {
         for (ending, reason) in [
             (ending(Verdict::Soft, Instant::now()), Reason::ProbeFailed),
-            (Ending { slow: true, ..ending(Verdict::Success, Instant::now()) }, Reason::ProbeSlow),
+            (
+                Ending {
+                    slow: true,
+                    ..ending(Verdict::Success, Instant::now())
+                },
+                Reason::ProbeSlow,
+            ),
         ] {
             let (mut breaker, now) = cooled_down();
             let probe = breaker.admit(now).unwrap();
@@ -918,7 +1145,13 @@ mod tests {
     #[test]
     fn the_open_time_grows_while_probes_fail_and_begins_anew_after_closing() {
         let cooldown = Cooldown::from_fn(|| (1..).map(Duration::from_secs));
-        let (mut breaker, mut now) = (Breaker::new(Rules { cooldown, ..rules() }), Instant::now());
+        let (mut breaker, mut now) = (
+            Breaker::new(Rules {
+                cooldown,
+                ..rules()
+            }),
+            Instant::now(),
+        );
         fail(&mut breaker, 2, None, now);
         for seconds in 1..5 {
             now += seconds * SECOND;
@@ -930,7 +1163,12 @@ mod tests {
         let probe = breaker.admit(now).unwrap();
         assert!(succeed(&mut breaker, probe, now));
         fail(&mut breaker, 2, None, now);
-        assert_eq!(state(&mut breaker, now), State::Open { until: Some(now + SECOND) });
+        assert_eq!(
+            state(&mut breaker, now),
+            State::Open {
+                until: Some(now + SECOND)
+            }
+        );
     }
 
     #[test]
@@ -939,7 +1177,11 @@ mod tests {
         let (mut breaker, now) = (Breaker::new(Rules { trip, ..rules() }), Instant::now());
         let mut judged = |verdict, succeeded| {
             let ticket = breaker.admit(now).unwrap();
-            let outside = Outside { failures_in_row: 0, succeeded, turn: 0 };
+            let outside = Outside {
+                failures_in_row: 0,
+                succeeded,
+                turn: 0,
+            };
             breaker.end(ticket, ending(verdict, now), outside);
             breaker.look(now, 0).last_reason
         };
@@ -952,9 +1194,21 @@ mod tests {
     fn a_success_opens_nothing_even_if_it_makes_the_calls_enough() {
         let trip = Trip::failure_ratio(crate::Ratio::HALF);
         let (mut breaker, now) = (Breaker::new(Rules { trip, ..rules() }), Instant::now());
-        for (verdict, succeeded) in [(Verdict::Failure, 0), (Verdict::Failure, 0), (Verdict::Success, 1)] {
+        for (verdict, succeeded) in [
+            (Verdict::Failure, 0),
+            (Verdict::Failure, 0),
+            (Verdict::Success, 1),
+        ] {
             let ticket = breaker.admit(now).unwrap();
-            breaker.end(ticket, ending(verdict, now), Outside { failures_in_row: 0, succeeded, turn: 0 });
+            breaker.end(
+                ticket,
+                ending(verdict, now),
+                Outside {
+                    failures_in_row: 0,
+                    succeeded,
+                    turn: 0,
+                },
+            );
         }
         assert_eq!(state(&mut breaker, now), State::Closed);
     }
@@ -968,19 +1222,36 @@ mod tests {
         assert_eq!(state(&mut breaker, now), State::Closed);
         let current = breaker.admit(now).unwrap().generation();
         breaker.trip(current, Reason::Policy("mine"), None, now);
-        assert_eq!(look(&mut breaker, now).last_reason, Some(Reason::Policy("mine")));
+        assert_eq!(
+            look(&mut breaker, now).last_reason,
+            Some(Reason::Policy("mine"))
+        );
     }
 
     #[test]
     fn an_iterator_that_panics_has_ended() {
-        let cooldown =
-            Cooldown::from_fn(|| [3 * SECOND].into_iter().chain(std::iter::from_fn(|| panic!("the user's"))));
-        let (mut breaker, now) = (Breaker::new(Rules { cooldown, ..rules() }), Instant::now());
+        let cooldown = Cooldown::from_fn(|| {
+            [3 * SECOND]
+                .into_iter()
+                .chain(std::iter::from_fn(|| panic!("the user's")))
+        });
+        let (mut breaker, now) = (
+            Breaker::new(Rules {
+                cooldown,
+                ..rules()
+            }),
+            Instant::now(),
+        );
         assert!(fail(&mut breaker, 2, None, now));
         let now = now + 3 * SECOND;
         let probe = breaker.admit(now).unwrap();
         assert!(fail_probe(&mut breaker, probe, now));
-        assert_eq!(state(&mut breaker, now), State::Open { until: Some(now + 3 * SECOND) });
+        assert_eq!(
+            state(&mut breaker, now),
+            State::Open {
+                until: Some(now + 3 * SECOND)
+            }
+        );
         assert_eq!(breaker.take_news().len(), 3);
     }
 }

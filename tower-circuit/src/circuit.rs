@@ -107,7 +107,11 @@ impl Circuit {
     /// and the look finds out.
     #[must_use]
     pub fn state(&self) -> State {
-        if self.is_closed() { State::Closed } else { self.snapshot().state }
+        if self.is_closed() {
+            State::Closed
+        } else {
+            self.snapshot().state
+        }
     }
 
     /// The state and the numbers, for status pages and metrics. Takes the lock for a moment.
@@ -125,7 +129,9 @@ impl Circuit {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<State> {
         let shared = self.shared.get();
-        let changes = shared.changes.get_or_init(|| watch::Sender::new(State::Closed));
+        let changes = shared
+            .changes
+            .get_or_init(|| watch::Sender::new(State::Closed));
         // Whoever changed the state without seeing that somebody wants to know had the lock before this look.
         let (state, generation) = shared.ask(|breaker| breaker.state(Instant::now()));
         shared.publish(state, generation);
@@ -186,7 +192,11 @@ impl Circuit {
     pub(crate) fn admit_call(&self) -> Result<Leave, Open> {
         match self.shared.get().core.admit_closed() {
             // Where the heart wants to know, it may want to know the time.
-            Some(ticket) => Ok(Leave::new(self.shared.hold(), ticket, ticket.asks().then(Instant::now))),
+            Some(ticket) => Ok(Leave::new(
+                self.shared.hold(),
+                ticket,
+                ticket.asks().then(Instant::now),
+            )),
             None => self.admit_probe(),
         }
     }
@@ -202,7 +212,11 @@ impl Circuit {
     /// Whether a call made now would be admitted. Takes nothing, and counts no refusal.
     #[inline]
     pub(crate) fn may_admit(&self) -> Result<(), Open> {
-        if self.is_closed() { Ok(()) } else { self.may_probe() }
+        if self.is_closed() {
+            Ok(())
+        } else {
+            self.may_probe()
+        }
     }
 
     #[cold]
@@ -210,7 +224,9 @@ impl Circuit {
         let (shared, now) = (self.shared.get(), Instant::now());
         match shared.core.shut(now) {
             Some(open) => Err(open),
-            None => shared.ask(|breaker| breaker.may_admit(now)).map_err(|shut| open(shut, now)),
+            None => shared
+                .ask(|breaker| breaker.may_admit(now))
+                .map_err(|shut| open(shut, now)),
         }
     }
 
@@ -222,7 +238,10 @@ impl Circuit {
     /// Admits a call that was promised a probe.
     pub(crate) fn begin(&self, reservation: &Reservation) -> Result<Leave, Open> {
         let now = Instant::now();
-        let admitted = self.shared.get().ask(|breaker| breaker.begin(reservation.ticket(), now));
+        let admitted = self
+            .shared
+            .get()
+            .ask(|breaker| breaker.begin(reservation.ticket(), now));
         self.leave_or_refuse(admitted, now)
     }
 
@@ -238,7 +257,9 @@ impl Circuit {
         let (answer, news) = shared.core.reserve_or_wait(seat, waker.clone(), now);
         shared.tell(news);
         match answer {
-            Ok(ticket) if ticket.is_probe() => Ok(Some(Reservation::new(self.shared.hold(), ticket))),
+            Ok(ticket) if ticket.is_probe() => {
+                Ok(Some(Reservation::new(self.shared.hold(), ticket)))
+            }
             Ok(_) => Ok(None),
             Err(shut) => Err(shut.next),
         }
@@ -256,7 +277,12 @@ impl Circuit {
     /// Whether nobody else has it or follows it, no call is under way, and nothing bad is on record.
     pub(crate) fn is_idle(&self, now: Instant) -> bool {
         let shared = self.shared.get();
-        let is_followed = || shared.changes.get().is_some_and(|changes| changes.receiver_count() > 0);
+        let is_followed = || {
+            shared
+                .changes
+                .get()
+                .is_some_and(|changes| changes.receiver_count() > 0)
+        };
         self.shared.is_alone() && !is_followed() && shared.core.is_unblemished(now)
     }
 
@@ -273,7 +299,9 @@ impl Circuit {
     }
 
     fn set_mode(&self, mode: Mode) {
-        self.shared.get().ask(|breaker| breaker.set_mode(mode, Instant::now()));
+        self.shared
+            .get()
+            .ask(|breaker| breaker.set_mode(mode, Instant::now()));
     }
 
     #[cfg(all(test, not(loom)))]
@@ -304,7 +332,10 @@ impl fmt::Debug for Circuit {
 }
 
 fn open(shut: Shut, now: Instant) -> Open {
-    Open::new(shut.next.map(|next| next.saturating_duration_since(now)), shut.reason)
+    Open::new(
+        shut.next.map(|next| next.saturating_duration_since(now)),
+        shut.reason,
+    )
 }
 
 // === impl CircuitBuilder ===
@@ -312,7 +343,10 @@ fn open(shut: Shut, now: Instant) -> Open {
 impl CircuitBuilder {
     /// Names it in `tracing` events. Default: no name.
     pub fn name(self, name: impl Into<String>) -> Self {
-        Self { name: Some(name.into()), ..self }
+        Self {
+            name: Some(name.into()),
+            ..self
+        }
     }
 
     /// When it opens. Default: 5 failures in a row, or half of the window's calls, see [`Trip`].
@@ -375,7 +409,10 @@ impl CircuitBuilder {
     /// counts from the first time that somebody had to wait for it. Not much shorter where callers are strangers: who may
     /// hang up at will on calls that take that long makes failures of them, and opens the circuit for all.
     pub fn cancelled_after(self, age: impl Into<Option<Duration>>) -> Self {
-        Self { cancelled_after: CancelledAfter::Age(age.into()), ..self }
+        Self {
+            cancelled_after: CancelledAfter::Age(age.into()),
+            ..self
+        }
     }
 
     /// Makes circuits like this, one for each endpoint of a balancer.
@@ -397,7 +434,10 @@ impl CircuitBuilder {
             CancelledAfter::Age(age) => age,
         };
         let tell_all = trip.row().is_some() || policy.wants_successes;
-        let rules = Rules { asks: tell_all || slow_limit.is_some(), ..self.rules };
+        let rules = Rules {
+            asks: tell_all || slow_limit.is_some(),
+            ..self.rules
+        };
         let shared = Shared {
             slow_limit,
             cancelled_after,
@@ -407,16 +447,32 @@ impl CircuitBuilder {
             changes: OnceLock::new(),
             name: self.name,
         };
-        Circuit { shared: StripedArc::new(shared, |shared| shared.core.lanes()) }
+        Circuit {
+            shared: StripedArc::new(shared, |shared| shared.core.lanes()),
+        }
     }
 }
 
 impl Default for CircuitBuilder {
     fn default() -> Self {
-        let probes = ProbeRules { places: NonZeroU32::MIN, successes: NonZeroU32::MIN, deadline: PROBE_DEADLINE };
-        let rules =
-            Rules { trip: Trip::default(), at_least: AT_LEAST, cooldown: Cooldown::default(), probes, asks: false };
-        Self { name: None, rules, window: WINDOW, cancelled_after: CancelledAfter::Default }
+        let probes = ProbeRules {
+            places: NonZeroU32::MIN,
+            successes: NonZeroU32::MIN,
+            deadline: PROBE_DEADLINE,
+        };
+        let rules = Rules {
+            trip: Trip::default(),
+            at_least: AT_LEAST,
+            cooldown: Cooldown::default(),
+            probes,
+            asks: false,
+        };
+        Self {
+            name: None,
+            rules,
+            window: WINDOW,
+            cancelled_after: CancelledAfter::Default,
+        }
     }
 }
 
@@ -430,9 +486,21 @@ const CANCELLED_AFTER: Duration = Duration::from_secs(1);
 impl Shared {
     /// A call ended.
     #[inline(always)]
-    pub(crate) fn settle(&self, lane: &Lane, ticket: Ticket, started: Option<Instant>, outcome: Outcome) {
+    pub(crate) fn settle(
+        &self,
+        lane: &Lane,
+        ticket: Ticket,
+        started: Option<Instant>,
+        outcome: Outcome,
+    ) {
         if outcome.verdict() != Verdict::Success || !self.core.succeed(lane, ticket, Instant::now) {
-            self.settle_slowly(lane, ticket, started, outcome.verdict(), outcome.retry_after());
+            self.settle_slowly(
+                lane,
+                ticket,
+                started,
+                outcome.verdict(),
+                outcome.retry_after(),
+            );
         }
     }
 
@@ -447,7 +515,9 @@ impl Shared {
     ) {
         let (now, outcome) = (Instant::now(), Outcome::new(verdict).with_retry_after(hint));
         lane.count(match outcome.verdict() {
-            Verdict::Success if self.is_simple(ticket, started, now) => return self.succeed(lane, ticket, now),
+            Verdict::Success if self.is_simple(ticket, started, now) => {
+                return self.succeed(lane, ticket, now);
+            }
             Verdict::Success => self.end(ticket, started, outcome, now, Count::Succeeded),
             Verdict::Failure => self.end(ticket, started, outcome, now, Count::Failed),
             Verdict::Soft => self.end(ticket, started, outcome, now, Count::Soft),
@@ -469,7 +539,8 @@ impl Shared {
     #[cold]
     pub(crate) fn cancel(&self, lane: &Lane, ticket: Ticket, started: Option<Instant>) {
         let now = Instant::now();
-        let old = |age| started.is_some_and(|started| now.saturating_duration_since(started) >= age);
+        let old =
+            |age| started.is_some_and(|started| now.saturating_duration_since(started) >= age);
         let count = match self.cancelled_after.is_some_and(old) {
             true => self.end(ticket, started, Outcome::FAILURE, now, Count::Failed),
             false => self.forget(ticket, Count::Cancelled),
@@ -484,18 +555,32 @@ impl Shared {
     }
 
     fn is_slow(&self, started: Option<Instant>, now: Instant) -> bool {
-        self.slow_limit
-            .is_some_and(|limit| started.is_some_and(|started| now.saturating_duration_since(started) >= limit))
+        self.slow_limit.is_some_and(|limit| {
+            started.is_some_and(|started| now.saturating_duration_since(started) >= limit)
+        })
     }
 
-    fn end(&self, ticket: Ticket, started: Option<Instant>, outcome: Outcome, now: Instant, count: Count) -> Count {
+    fn end(
+        &self,
+        ticket: Ticket,
+        started: Option<Instant>,
+        outcome: Outcome,
+        now: Instant,
+        count: Count,
+    ) -> Count {
         // After a trip many calls end late; they need not queue for the lock to be told so.
         if !self.core.is_current(ticket) {
             return Count::Stale;
         }
         let slow = self.is_slow(started, now);
         let judged = slow || outcome.verdict() != Verdict::Success || self.policy.wants_successes;
-        let ending = Ending { verdict: outcome.verdict(), slow, hint: outcome.retry_after(), now, judged };
+        let ending = Ending {
+            verdict: outcome.verdict(),
+            slow,
+            hint: outcome.retry_after(),
+            now,
+            judged,
+        };
         let (ended, news) = self.core.end(ticket, ending);
         self.tell(news);
         match ended {
@@ -511,7 +596,9 @@ impl Shared {
         if self.core.is_current(ticket)
             && let Some(why) = self.policy.judge(evidence)
         {
-            self.ask(|breaker| breaker.trip(ticket.generation(), Reason::Policy(why), hint, evidence.now));
+            self.ask(|breaker| {
+                breaker.trip(ticket.generation(), Reason::Policy(why), hint, evidence.now)
+            });
         }
     }
 
@@ -544,7 +631,10 @@ impl Shared {
                 name = self.name.as_deref(),
                 from = told.from.as_str(),
                 to = told.to.as_str(),
-                reason = told.reason.filter(|_| told.to == Tag::Open).map(Reason::as_str),
+                reason = told
+                    .reason
+                    .filter(|_| told.to == Tag::Open)
+                    .map(Reason::as_str),
                 generation = told.generation,
                 "circuit"
             );
@@ -557,7 +647,10 @@ impl Shared {
 impl Policy {
     fn new(own: Option<Arc<dyn TripPolicy>>) -> Self {
         let wants_successes = own.as_ref().is_some_and(|policy| policy.wants_successes());
-        Self { own, wants_successes }
+        Self {
+            own,
+            wants_successes,
+        }
     }
 
     fn judge(&self, evidence: &Evidence) -> Option<&'static str> {
@@ -577,9 +670,14 @@ mod tests {
 
     #[test]
     fn a_refusal_is_known_without_the_lock_whyever_it_is() {
-        let circuit = Circuit::builder().cooldown(Cooldown::fixed(Duration::ZERO)).build();
+        let circuit = Circuit::builder()
+            .cooldown(Cooldown::fixed(Duration::ZERO))
+            .build();
         let core = &circuit.shared.get().core;
-        let known = || core.shut(Instant::now()).map(|open| (open.retry_after().is_some(), open.reason()));
+        let known = || {
+            core.shut(Instant::now())
+                .map(|open| (open.retry_after().is_some(), open.reason()))
+        };
         assert_eq!(known(), None);
         circuit.force_open();
         assert_eq!(known(), Some((false, Some(Reason::Forced))));
@@ -595,7 +693,9 @@ mod tests {
         let circuit = Circuit::new();
         let changes = circuit.subscribe();
         let shared = circuit.shared.get();
-        let ((), opened) = shared.core.ask(|breaker| breaker.set_mode(Mode::ForcedOpen, Instant::now()));
+        let ((), opened) = shared
+            .core
+            .ask(|breaker| breaker.set_mode(Mode::ForcedOpen, Instant::now()));
         let ((), closed) = shared.core.ask(Breaker::reset);
         shared.tell(closed);
         shared.tell(opened);

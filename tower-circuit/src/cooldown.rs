@@ -45,13 +45,21 @@ impl Cooldown {
     /// Zero lets a probe through at once, so only the number of calls at a time is limited.
     #[must_use]
     pub const fn new(base: Duration) -> Self {
-        Self { steps: Steps::Growing(base), cap: CAP, seed: None }
+        Self {
+            steps: Steps::Growing(base),
+            cap: CAP,
+            seed: None,
+        }
     }
 
     /// Stays open this long each time, however many probes fail.
     #[must_use]
     pub const fn fixed(time: Duration) -> Self {
-        Self { steps: Steps::Fixed(time), cap: CAP, seed: None }
+        Self {
+            steps: Steps::Fixed(time),
+            cap: CAP,
+            seed: None,
+        }
     }
 
     /// Stays open as long as an iterator of your own says: one item each time the circuit opens, a new iterator once it has
@@ -75,7 +83,11 @@ impl Cooldown {
         I: Iterator<Item = Duration> + Send + 'static,
     {
         let steps = Steps::Own(Arc::new(move || Box::new(durations())));
-        Self { steps, cap: CAP, seed: None }
+        Self {
+            steps,
+            cap: CAP,
+            seed: None,
+        }
     }
 
     /// Growth ends here, and a server's hint (`Retry-After`, `grpc-retry-pushback-ms`) on the failure that opens the
@@ -90,7 +102,10 @@ impl Cooldown {
     /// Draws the same factors each time, for tests. Default: a seed from the operating system's randomness.
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {
-        Self { seed: Some(seed), ..self }
+        Self {
+            seed: Some(seed),
+            ..self
+        }
     }
 }
 
@@ -121,8 +136,15 @@ const JITTER: f64 = 0.2;
 
 impl Backoff {
     pub(crate) fn new(cooldown: Cooldown) -> Self {
-        let random = cooldown.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
-        Self { cooldown, random, last: None, own: None }
+        let random = cooldown
+            .seed
+            .map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+        Self {
+            cooldown,
+            random,
+            last: None,
+            own: None,
+        }
     }
 
     /// How long to stay open, this time.
@@ -143,12 +165,15 @@ impl Backoff {
             (Steps::Growing(base), None) => *base,
             (Steps::Growing(base), Some(last)) => {
                 let factor = FACTOR * (1.0 - JITTER + 2.0 * JITTER * self.random.f64());
-                let grown = Duration::try_from_secs_f64(last.as_secs_f64() * factor).unwrap_or(Duration::MAX);
+                let grown = Duration::try_from_secs_f64(last.as_secs_f64() * factor)
+                    .unwrap_or(Duration::MAX);
                 grown.min(self.cooldown.cap).max(*base)
             }
             (Steps::Own(durations), last) => {
                 // Under the circuit's lock nothing may be left half done.
-                let next = catch_unwind(AssertUnwindSafe(|| self.own.get_or_insert_with(|| durations()).next()));
+                let next = catch_unwind(AssertUnwindSafe(|| {
+                    self.own.get_or_insert_with(|| durations()).next()
+                }));
                 next.ok().flatten().or(last).unwrap_or(BASE)
             }
         }
@@ -157,7 +182,10 @@ impl Backoff {
 
 impl fmt::Debug for Backoff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Backoff").field("cooldown", &self.cooldown).field("last", &self.last).finish_non_exhaustive()
+        f.debug_struct("Backoff")
+            .field("cooldown", &self.cooldown)
+            .field("last", &self.last)
+            .finish_non_exhaustive()
     }
 }
 
@@ -222,11 +250,16 @@ mod tests {
 
     #[test]
     fn an_iterator_of_ones_own_is_asked_anew_after_closing_and_its_last_item_holds() {
-        let mut backoff = Backoff::new(Cooldown::from_fn(|| [1, 3].into_iter().map(Duration::from_secs)));
+        let mut backoff = Backoff::new(Cooldown::from_fn(|| {
+            [1, 3].into_iter().map(Duration::from_secs)
+        }));
         assert_eq!([(); 3].map(|()| backoff.next(None).as_secs()), [1, 3, 3]);
         backoff.reset();
         assert_eq!(backoff.next(Some(2 * SECOND)), 2 * SECOND);
-        assert_eq!(Backoff::new(Cooldown::from_fn(std::iter::empty)).next(None), BASE);
+        assert_eq!(
+            Backoff::new(Cooldown::from_fn(std::iter::empty)).next(None),
+            BASE
+        );
         let panics = Cooldown::from_fn(|| -> std::iter::Empty<_> { panic!("the user's") });
         assert_eq!(Backoff::new(panics).next(Some(SECOND)), BASE);
     }
@@ -234,6 +267,9 @@ mod tests {
     #[test]
     fn durations_without_measure_do_not_overflow() {
         let mut backoff = Backoff::new(Cooldown::new(Duration::MAX).cap(Duration::MAX));
-        assert_eq!([(); 2].map(|()| backoff.next(Some(Duration::MAX))), [Duration::MAX; 2]);
+        assert_eq!(
+            [(); 2].map(|()| backoff.next(Some(Duration::MAX))),
+            [Duration::MAX; 2]
+        );
     }
 }

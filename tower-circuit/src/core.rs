@@ -70,7 +70,11 @@ impl Core {
             shut_until: AtomicU64::new(ASK),
             turns: Turns::new(window),
             lanes: Lanes::new(stripes),
-            heart: Mutex::new(Heart { breaker: Breaker::new(rules), waiting: Waiting::default(), succeeded: 0 }),
+            heart: Mutex::new(Heart {
+                breaker: Breaker::new(rules),
+                waiting: Waiting::default(),
+                succeeded: 0,
+            }),
         }
     }
 
@@ -105,7 +109,12 @@ impl Core {
 
     /// A call went well of which the heart need not know: two loads and a compare-and-swap. `false`: not so simple.
     #[inline]
-    pub(crate) fn succeed(&self, lane: &Lane, ticket: Ticket, now: impl FnOnce() -> Instant) -> bool {
+    pub(crate) fn succeed(
+        &self,
+        lane: &Lane,
+        ticket: Ticket,
+        now: impl FnOnce() -> Instant,
+    ) -> bool {
         let simple = self.word().is_as_on(ticket);
         if simple {
             let now = now();
@@ -119,7 +128,8 @@ impl Core {
         let current = self.is_current(ticket);
         if current {
             self.word.forgive(ticket.generation());
-            lane.ring.add(ticket.plain(), self.turns.at(now), &self.word);
+            lane.ring
+                .add(ticket.plain(), self.turns.at(now), &self.word);
         }
         current
     }
@@ -135,8 +145,20 @@ impl Core {
                 Verdict::Failure => self.word.add_failure(generation),
                 Verdict::Soft | Verdict::Ignore => self.word().failures_in_row(),
             };
-            let succeeded = if ending.judged { self.succeeded(generation, turn) } else { 0 };
-            breaker.end(ticket, ending, Outside { failures_in_row, succeeded, turn })
+            let succeeded = if ending.judged {
+                self.succeeded(generation, turn)
+            } else {
+                0
+            };
+            breaker.end(
+                ticket,
+                ending,
+                Outside {
+                    failures_in_row,
+                    succeeded,
+                    turn,
+                },
+            )
         })
     }
 
@@ -167,7 +189,10 @@ impl Core {
             state: look.state,
             mode: look.mode,
             failures_in_row: self.word().failures_in_row(),
-            window: look.told.plus(Counts { succeeded, ..Counts::default() }),
+            window: look.told.plus(Counts {
+                succeeded,
+                ..Counts::default()
+            }),
             last_calls: look.last_calls,
             trips: look.trips,
             last_reason: look.last_reason,
@@ -181,17 +206,28 @@ impl Core {
     /// Closed, automatic, and with nothing bad on record: whoever forgets it loses nothing.
     pub(crate) fn is_unblemished(&self, now: Instant) -> bool {
         let turn = self.turns.at(now);
-        self.word().is_closed() && self.word().failures_in_row() == 0 && self.lock().breaker.is_unblemished(turn)
+        self.word().is_closed()
+            && self.word().failures_in_row() == 0
+            && self.lock().breaker.is_unblemished(turn)
     }
 
     /// Reserves a probe (or finds the circuit closed), or takes a seat among the waiting.
     ///
     /// Both under one lock, so that nothing can change between the answer and the seat.
-    pub(crate) fn reserve_or_wait(&self, seat: &mut Seat, waker: Waker, now: Instant) -> (Result<Ticket, Shut>, News) {
+    pub(crate) fn reserve_or_wait(
+        &self,
+        seat: &mut Seat,
+        waker: Waker,
+        now: Instant,
+    ) -> (Result<Ticket, Shut>, News) {
         let mut heart = self.lock();
         let answer = heart.breaker.reserve(now);
         let news = self.harvest(&mut heart);
-        let unused = if answer.is_err() { heart.waiting.sit(seat, waker) } else { heart.waiting.leave(seat) };
+        let unused = if answer.is_err() {
+            heart.waiting.sit(seat, waker)
+        } else {
+            heart.waiting.leave(seat)
+        };
         drop(heart);
         // A waker may be the last that holds its task, and so a gate of this very circuit.
         drop(unused);
@@ -218,16 +254,28 @@ impl Core {
             if last.to.is_closed() {
                 self.lanes.iter().for_each(|lane| lane.ring.sweep());
             }
-            self.word.enter(Word::new(last.to, last.generation, last.reason));
+            self.word
+                .enter(Word::new(last.to, last.generation, last.reason));
         }
-        self.shut_until.store(encode(heart.breaker.until()), Release);
+        self.shut_until
+            .store(encode(heart.breaker.until()), Release);
         let stirred = heart.breaker.take_stirred();
-        News { transitions, wakers: if stirred { heart.waiting.rise() } else { Vec::new() } }
+        News {
+            transitions,
+            wakers: if stirred {
+                heart.waiting.rise()
+            } else {
+                Vec::new()
+            },
+        }
     }
 
     /// The good calls that the heart was not told of.
     fn succeeded(&self, generation: u32, turn: u32) -> u64 {
-        self.lanes.iter().map(|lane| lane.ring.sum(generation, turn)).sum()
+        self.lanes
+            .iter()
+            .map(|lane| lane.ring.sum(generation, turn))
+            .sum()
     }
 
     fn lock(&self) -> MutexGuard<'_, Heart> {

@@ -31,7 +31,10 @@ impl<C: Clone> PerEndpoint<C> {
         D: Discover,
         D::Key: ToString,
     {
-        DiscoverCircuits { inner: endpoints, circuits: self.clone() }
+        DiscoverCircuits {
+            inner: endpoints,
+            circuits: self.clone(),
+        }
     }
 }
 
@@ -62,6 +65,9 @@ where
 
 impl<D: fmt::Debug, C: fmt::Debug> fmt::Debug for DiscoverCircuits<D, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DiscoverCircuits").field("inner", &self.inner).field("circuits", &self.circuits).finish()
+        f.debug_struct("DiscoverCircuits")
+            .field("inner", &self.inner)
+            .field("circuits", &self.circuits)
+            .finish()
     }
 }

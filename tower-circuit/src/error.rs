@@ -17,7 +17,10 @@ pub struct Open {
 
 impl Open {
     pub(crate) fn new(retry_after: Option<Duration>, reason: Option<Reason>) -> Self {
-        Self { refusal: Refusal::new(Class::Unavailable, "circuit-open").with_retry_after(retry_after), reason }
+        Self {
+            refusal: Refusal::new(Class::Unavailable, "circuit-open").with_retry_after(retry_after),
+            reason,
+        }
     }
 
     /// Time to the next possible probe; the circuit may close sooner. `None` while it is forced open.

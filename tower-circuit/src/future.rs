@@ -25,7 +25,8 @@ where
     S: Service<Req>,
     C: Classify<Req>,
     C::Classifier: ClassifyResponse<S::Response, S::Error>,
-    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope: Scope<S::Response, Judge<C::Classifier, Permit>>,
+    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
+        Scope<S::Response, Judge<C::Classifier, Permit>>,
     R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error>,
 {
     #[pin]
@@ -67,16 +68,23 @@ where
     S: Service<Req>,
     C: Classify<Req>,
     C::Classifier: ClassifyResponse<S::Response, S::Error>,
-    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope: Scope<S::Response, Judge<C::Classifier, Permit>>,
+    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
+        Scope<S::Response, Judge<C::Classifier, Permit>>,
     R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error>,
 {
     #[inline(always)]
     pub(crate) fn admitted(call: S::Future, classifier: C::Classifier, leave: Leave) -> Self {
-        Self { answer: Answer::Admitted(Watched::new(call, classifier, leave)), request: PhantomData }
+        Self {
+            answer: Answer::Admitted(Watched::new(call, classifier, leave)),
+            request: PhantomData,
+        }
     }
 
     pub(crate) fn refused(refuse: R, seen: R::Seen, open: Open) -> Self {
-        Self { answer: Answer::Refused { refuse, seen, open }, request: PhantomData }
+        Self {
+            answer: Answer::Refused { refuse, seen, open },
+            request: PhantomData,
+        }
     }
 }
 
@@ -85,7 +93,8 @@ where
     S: Service<Req>,
     C: Classify<Req>,
     C::Classifier: ClassifyResponse<S::Response, S::Error>,
-    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope: Scope<S::Response, Judge<C::Classifier, Permit>>,
+    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
+        Scope<S::Response, Judge<C::Classifier, Permit>>,
     R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error>,
 {
     type Output = Result<R::Response, R::Error>;
@@ -104,12 +113,15 @@ where
     S: Service<Req>,
     C: Classify<Req>,
     C::Classifier: ClassifyResponse<S::Response, S::Error>,
-    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope: Scope<S::Response, Judge<C::Classifier, Permit>>,
+    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
+        Scope<S::Response, Judge<C::Classifier, Permit>>,
     R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let admitted = matches!(self.answer, Answer::Admitted(_));
-        f.debug_struct("ResponseFuture").field("admitted", &admitted).finish_non_exhaustive()
+        f.debug_struct("ResponseFuture")
+            .field("admitted", &admitted)
+            .finish_non_exhaustive()
     }
 }
 
@@ -147,7 +159,9 @@ where
 impl<F, K> fmt::Debug for GateFuture<F, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let admitted = matches!(self.0, Gated::Admitted(_));
-        f.debug_struct("GateFuture").field("admitted", &admitted).finish_non_exhaustive()
+        f.debug_struct("GateFuture")
+            .field("admitted", &admitted)
+            .finish_non_exhaustive()
     }
 }
 
@@ -156,7 +170,11 @@ impl<F, K> fmt::Debug for GateFuture<F, K> {
 impl<F, K> Watched<F, K> {
     #[inline(always)]
     fn new(call: F, classifier: K, leave: Leave) -> Self {
-        Self { call, classifier: Some(classifier), leave }
+        Self {
+            call,
+            classifier: Some(classifier),
+            leave,
+        }
     }
 }
 
@@ -198,7 +216,8 @@ where
                 Ok(K::Scope::detached(response))
             }
             None => {
-                let (classifier, mut permit) = (slot.take().expect(POLLED_AGAIN), Permit::from(leave.take()));
+                let (classifier, mut permit) =
+                    (slot.take().expect(POLLED_AGAIN), Permit::from(leave.take()));
                 permit.answered();
                 Ok(K::Scope::attach(response, Judge::new(classifier, permit)))
             }

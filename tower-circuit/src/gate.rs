@@ -65,7 +65,13 @@ struct Wait {
 
 impl<S, C> CircuitGate<S, C> {
     pub(crate) fn new(inner: S, circuit: Circuit, classify: C) -> Self {
-        Self { inner, circuit, classify, turn: Turn::None, wait: None }
+        Self {
+            inner,
+            circuit,
+            classify,
+            turn: Turn::None,
+            wait: None,
+        }
     }
 
     /// The circuit it asks.
@@ -127,7 +133,8 @@ where
     S::Error: Into<BoxError>,
     C: Classify<Req>,
     C::Classifier: ClassifyResponse<S::Response, S::Error>,
-    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope: Scope<S::Response, Judge<C::Classifier, Permit>>,
+    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
+        Scope<S::Response, Judge<C::Classifier, Permit>>,
     Req: Send + 'static,
 {
     type Response = Judged<C::Classifier, Permit, S::Response, S::Error>;
@@ -170,7 +177,11 @@ where
 impl<S: Clone, C: Clone> Clone for CircuitGate<S, C> {
     /// A clone shares the circuit. It leaves readiness, reservation and place in the queue behind.
     fn clone(&self) -> Self {
-        Self::new(self.inner.clone(), self.circuit.clone(), self.classify.clone())
+        Self::new(
+            self.inner.clone(),
+            self.circuit.clone(),
+            self.classify.clone(),
+        )
     }
 }
 
@@ -189,13 +200,20 @@ impl<S: fmt::Debug, C: fmt::Debug> fmt::Debug for CircuitGate<S, C> {
 
 impl Wait {
     fn new(circuit: &Circuit) -> Self {
-        Self { circuit: circuit.clone(), seat: Seat::default(), alarm: None }
+        Self {
+            circuit: circuit.clone(),
+            seat: Seat::default(),
+            alarm: None,
+        }
     }
 
     /// Pending until the circuit is closed or a probe is ours.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
         loop {
-            let at = match self.circuit.reserve_or_wait(&mut self.seat, cx.waker(), Instant::now()) {
+            let at = match self
+                .circuit
+                .reserve_or_wait(&mut self.seat, cx.waker(), Instant::now())
+            {
                 Ok(reservation) => return Poll::Ready(reservation.map_or(Turn::Pass, Turn::Probe)),
                 Err(at) => at,
             };
@@ -209,7 +227,9 @@ impl Wait {
             self.alarm = None;
             return Poll::Pending;
         };
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        let alarm = self
+            .alarm
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
         if alarm.deadline() != at {
             alarm.as_mut().reset(at);
         }
@@ -236,18 +256,27 @@ mod tests {
         let circuit = Circuit::new();
         circuit.force_open();
         let (probe, _handle) = Probe::<String>::new();
-        let mut gates: Vec<_> = (0..5).map(|_| CircuitGateLayer::new(&circuit).layer(probe.clone())).collect();
+        let mut gates: Vec<_> = (0..5)
+            .map(|_| CircuitGateLayer::new(&circuit).layer(probe.clone()))
+            .collect();
         for _ in 0..10 {
             for gate in &mut gates {
                 let (_, waker) = Wakes::new();
-                assert!(gate.poll_ready(&mut Context::from_waker(&waker)).is_pending());
+                assert!(
+                    gate.poll_ready(&mut Context::from_waker(&waker))
+                        .is_pending()
+                );
             }
         }
         assert_eq!(circuit.waiting(), 5);
         let _clones: Vec<_> = gates.to_vec();
         assert_eq!(circuit.waiting(), 5, "a clone waits only once it is polled");
         gates.truncate(2);
-        assert_eq!(circuit.waiting(), 2, "and a gate that is dropped waits no more");
+        assert_eq!(
+            circuit.waiting(),
+            2,
+            "and a gate that is dropped waits no more"
+        );
         circuit.reset();
         assert_eq!(circuit.waiting(), 0);
         let gate = &mut gates[0];

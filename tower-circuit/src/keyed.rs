@@ -108,7 +108,12 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
     /// A circuit like `template` for each of up to 1 024 keys.
     #[must_use]
     pub fn new(template: CircuitBuilder) -> Self {
-        Self::with(Settings { template, capacity: CAPACITY, when_full: WhenFull::default(), name: None })
+        Self::with(Settings {
+            template,
+            capacity: CAPACITY,
+            when_full: WhenFull::default(),
+            name: None,
+        })
     }
 
     /// How many keys have a circuit at most. Default: 1 024, which is 1.8 MB.
@@ -116,19 +121,28 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
     /// Call this and the other settings first: what they return is new, and shares nothing with earlier clones.
     #[must_use]
     pub fn capacity(self, keys: NonZeroUsize) -> Self {
-        Self::with(Settings { capacity: keys.get(), ..self.shared.settings.clone() })
+        Self::with(Settings {
+            capacity: keys.get(),
+            ..self.shared.settings.clone()
+        })
     }
 
     /// What becomes of a new key while all others are active. Default: [`WhenFull::Share`].
     #[must_use]
     pub fn when_full(self, when_full: WhenFull) -> Self {
-        Self::with(Settings { when_full, ..self.shared.settings.clone() })
+        Self::with(Settings {
+            when_full,
+            ..self.shared.settings.clone()
+        })
     }
 
     /// How `tracing` events name the circuit of a key. Default: by the template's name, all the same.
     #[must_use]
     pub fn named(self, name: impl Fn(&K) -> String + Send + Sync + 'static) -> Self {
-        Self::with(Settings { name: Some(Arc::new(name)), ..self.shared.settings.clone() })
+        Self::with(Settings {
+            name: Some(Arc::new(name)),
+            ..self.shared.settings.clone()
+        })
     }
 
     /// The circuit of this key, or the [`overflow`](Self::overflow). As long as somebody holds it, it is not forgotten.
@@ -171,14 +185,21 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
     #[must_use]
     pub fn circuits(&self) -> Vec<(K, Circuit)> {
         let shards = self.shared.shards.iter().map(read);
-        shards.flat_map(|shard| shard.entries.iter().map(Entry::pair).collect::<Vec<_>>()).collect()
+        shards
+            .flat_map(|shard| shard.entries.iter().map(Entry::pair).collect::<Vec<_>>())
+            .collect()
     }
 
     /// What it has done so far.
     #[must_use]
     pub fn snapshot(&self) -> KeyedSnapshot {
         KeyedSnapshot {
-            keys: self.shared.shards.iter().map(|shard| read(shard).entries.len()).sum(),
+            keys: self
+                .shared
+                .shards
+                .iter()
+                .map(|shard| read(shard).entries.len())
+                .sum(),
             evicted: self.shared.evicted.load(Relaxed),
             overflowed: self.shared.overflowed.load(Relaxed),
         }
@@ -190,13 +211,26 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
         let [keys, next] = [(); 2].map(|()| AtomicUsize::new(0));
         let [evicted, overflowed] = [(); 2].map(|()| AtomicU64::new(0));
         let hasher = RandomState::new();
-        Self { shared: Arc::new(Shared { settings, hasher, shards, overflow, keys, next, evicted, overflowed }) }
+        Self {
+            shared: Arc::new(Shared {
+                settings,
+                hasher,
+                shards,
+                overflow,
+                keys,
+                next,
+                evicted,
+                overflowed,
+            }),
+        }
     }
 }
 
 impl<K> Clone for KeyedCircuits<K> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone() }
+        Self {
+            shared: self.shared.clone(),
+        }
     }
 }
 
@@ -271,8 +305,18 @@ impl<K> Settings<K> {
 
 impl<K> Clone for Settings<K> {
     fn clone(&self) -> Self {
-        let Self { template, capacity, when_full, name } = self;
-        Self { template: template.clone(), capacity: *capacity, when_full: *when_full, name: name.clone() }
+        let Self {
+            template,
+            capacity,
+            when_full,
+            name,
+        } = self;
+        Self {
+            template: template.clone(),
+            capacity: *capacity,
+            when_full: *when_full,
+            name: name.clone(),
+        }
     }
 }
 
@@ -288,7 +332,11 @@ impl Drop for Room<'_> {
 
 impl<K: Hash + Eq> Shard<K> {
     fn new() -> Self {
-        Self { places: HashMap::new(), entries: Vec::new(), hand: 0 }
+        Self {
+            places: HashMap::new(),
+            entries: Vec::new(),
+            hand: 0,
+        }
     }
 
     fn find(&self, key: &K) -> Option<Circuit> {
@@ -310,7 +358,11 @@ impl<K: Hash + Eq> Shard<K> {
             // The user's code first: between the two insertions nothing can panic.
             let (key, own) = (key.clone(), key.clone());
             self.places.insert(key, self.entries.len());
-            self.entries.push(Entry { key: own, circuit: new.clone(), used: AtomicBool::new(true) });
+            self.entries.push(Entry {
+                key: own,
+                circuit: new.clone(),
+                used: AtomicBool::new(true),
+            });
         }
         known
     }
@@ -396,8 +448,18 @@ mod tests {
         call(&keyed, 1, Outcome::FAILURE);
         assert!(matches!(keyed.get(&1).state(), State::Open { .. }));
         assert_eq!(keyed.get(&2).state(), State::Closed);
-        assert!(matches!(keyed.clone().get(&1).state(), State::Open { .. }), "a clone is the same");
-        assert_eq!(keyed.snapshot(), KeyedSnapshot { keys: 2, evicted: 0, overflowed: 0 });
+        assert!(
+            matches!(keyed.clone().get(&1).state(), State::Open { .. }),
+            "a clone is the same"
+        );
+        assert_eq!(
+            keyed.snapshot(),
+            KeyedSnapshot {
+                keys: 2,
+                evicted: 0,
+                overflowed: 0
+            }
+        );
     }
 
     #[test]
@@ -409,15 +471,28 @@ mod tests {
         call(&keyed, 3, Outcome::SUCCESS);
         for key in 10..20 {
             call(&keyed, key, Outcome::SUCCESS);
-            assert!([0, 1, 2, key].iter().all(|&key| knows(&keyed, key)), "{key}");
+            assert!(
+                [0, 1, 2, key].iter().all(|&key| knows(&keyed, key)),
+                "{key}"
+            );
         }
-        assert_eq!(keyed.snapshot(), KeyedSnapshot { keys: 4, evicted: 10, overflowed: 0 });
+        assert_eq!(
+            keyed.snapshot(),
+            KeyedSnapshot {
+                keys: 4,
+                evicted: 10,
+                overflowed: 0
+            }
+        );
         let followed = held.subscribe();
         drop((held, under_way));
         for key in 20..30 {
             call(&keyed, key, Outcome::SUCCESS);
         }
-        assert!(knows(&keyed, 1) && !knows(&keyed, 2), "somebody follows its state");
+        assert!(
+            knows(&keyed, 1) && !knows(&keyed, 2),
+            "somebody follows its state"
+        );
         drop(followed);
         for key in 30..40 {
             call(&keyed, key, Outcome::SUCCESS);
@@ -432,10 +507,18 @@ mod tests {
         for key in [1, 2, 3] {
             assert!(shard.take_in(&key, &Circuit::new()).is_none());
         }
-        assert_eq!(shard.idle(now, &mut 64), Some(0), "all were used, so any may go, and all have to be used again");
+        assert_eq!(
+            shard.idle(now, &mut 64),
+            Some(0),
+            "all were used, so any may go, and all have to be used again"
+        );
         drop(shard.find(&1));
         assert_eq!(shard.evict(now, &mut 64).map(|entry| entry.key), Some(2));
-        assert_eq!(shard.places, HashMap::from([(1, 0), (3, 1)]), "the last one took its place");
+        assert_eq!(
+            shard.places,
+            HashMap::from([(1, 0), (3, 1)]),
+            "the last one took its place"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -454,14 +537,21 @@ mod tests {
 
     #[test]
     fn when_all_are_active_newcomers_share_pass_or_are_refused() {
-        for (when_full, opens) in [(WhenFull::Share, true), (WhenFull::Pass, false), (WhenFull::Refuse, true)] {
+        for (when_full, opens) in [
+            (WhenFull::Share, true),
+            (WhenFull::Pass, false),
+            (WhenFull::Refuse, true),
+        ] {
             let keyed = keyed(1).when_full(when_full);
             call(&keyed, 1, Outcome::FAILURE);
             if when_full != WhenFull::Refuse {
                 call(&keyed, 2, Outcome::FAILURE);
             }
             assert_eq!(keyed.get(&3).admit().is_err(), opens, "{when_full:?}");
-            assert_eq!(matches!(keyed.overflow().state(), State::Open { .. }), opens);
+            assert_eq!(
+                matches!(keyed.overflow().state(), State::Open { .. }),
+                opens
+            );
             assert!(!knows(&keyed, 2) && knows(&keyed, 1));
             assert!(keyed.snapshot().overflowed >= 1);
         }
@@ -473,7 +563,11 @@ mod tests {
             let keyed = keyed(capacity);
             for key in 0..3_000 {
                 // Those that find no room soon find the overflow open.
-                keyed.get(&key).admit().into_iter().for_each(|permit| permit.settle(Outcome::FAILURE));
+                keyed
+                    .get(&key)
+                    .admit()
+                    .into_iter()
+                    .for_each(|permit| permit.settle(Outcome::FAILURE));
             }
             let snapshot = keyed.snapshot();
             assert_eq!(snapshot.keys, capacity);
@@ -486,17 +580,36 @@ mod tests {
         let keyed = keyed(128);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..10_000).for_each(|index| call(&keyed, index % 64, Outcome::SUCCESS)));
+                scope.spawn(|| {
+                    (0..10_000).for_each(|index| call(&keyed, index % 64, Outcome::SUCCESS))
+                });
             }
         });
-        assert_eq!(keyed.snapshot(), KeyedSnapshot { keys: 64, evicted: 0, overflowed: 0 });
-        let calls: u64 = keyed.circuits().iter().map(|(_, circuit)| circuit.snapshot().totals.succeeded).sum();
+        assert_eq!(
+            keyed.snapshot(),
+            KeyedSnapshot {
+                keys: 64,
+                evicted: 0,
+                overflowed: 0
+            }
+        );
+        let calls: u64 = keyed
+            .circuits()
+            .iter()
+            .map(|(_, circuit)| circuit.snapshot().totals.succeeded)
+            .sum();
         assert_eq!(calls, 40_000);
     }
 
     #[test]
     fn a_name_that_panics_keeps_no_room() {
-        let keyed = keyed(1).named(|key| if *key == 1 { panic!("no name") } else { String::new() });
+        let keyed = keyed(1).named(|key| {
+            if *key == 1 {
+                panic!("no name")
+            } else {
+                String::new()
+            }
+        });
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| keyed.get(&1)));
         assert!(panicked.is_err());
         drop(keyed.get(&2));
@@ -505,7 +618,10 @@ mod tests {
 
     #[test]
     fn who_comes_second_with_a_key_gives_the_room_back() {
-        let (first, other) = (AtomicBool::new(true), Arc::new(OnceLock::<KeyedCircuits<u32>>::new()));
+        let (first, other) = (
+            AtomicBool::new(true),
+            Arc::new(OnceLock::<KeyedCircuits<u32>>::new()),
+        );
         let of_other = other.clone();
         let keyed = keyed(2).named(move |key| {
             // As another thread would, between the look and the taking in.
@@ -516,7 +632,10 @@ mod tests {
         });
         other.set(keyed.clone()).unwrap();
         drop(keyed.get(&1));
-        assert_eq!((keyed.snapshot().keys, keyed.shared.keys.load(Relaxed)), (1, 1));
+        assert_eq!(
+            (keyed.snapshot().keys, keyed.shared.keys.load(Relaxed)),
+            (1, 1)
+        );
     }
 
     #[test]

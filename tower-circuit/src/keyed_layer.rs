@@ -53,24 +53,40 @@ pub struct KeyedCircuitService<S, K, F, C = AnyErr, R = Fail> {
 impl<K, F> KeyedCircuitLayer<K, F> {
     /// Refuses with an error, and takes any `Err` for a failure. Takes `circuits` or `&circuits`.
     pub fn new(circuits: impl Into<KeyedCircuits<K>>, key: F) -> Self {
-        Self { circuits: circuits.into(), key, classify: AnyErr, refuse: Fail }
+        Self {
+            circuits: circuits.into(),
+            key,
+            classify: AnyErr,
+            refuse: Fail,
+        }
     }
 }
 
 impl<K, F, C, R> KeyedCircuitLayer<K, F, C, R> {
     /// What counts as a failure. Default: [`AnyErr`]; HTTP and gRPC users want [`classify::Auto`].
     pub fn classify<N>(self, classify: N) -> KeyedCircuitLayer<K, F, N, R> {
-        KeyedCircuitLayer { circuits: self.circuits, key: self.key, classify, refuse: self.refuse }
+        KeyedCircuitLayer {
+            circuits: self.circuits,
+            key: self.key,
+            classify,
+            refuse: self.refuse,
+        }
     }
 
     /// As [`CircuitLayer::respond`](crate::CircuitLayer::respond).
     pub fn respond(self) -> KeyedCircuitLayer<K, F, classify::Auto, refuse::Auto> {
-        self.respond_with(refuse::Auto::new()).classify(classify::Auto::new())
+        self.respond_with(refuse::Auto::new())
+            .classify(classify::Auto::new())
     }
 
     /// Tells refusals another way, see [`refuse`]. The classification stays as it is.
     pub fn respond_with<N>(self, refuse: N) -> KeyedCircuitLayer<K, F, C, N> {
-        KeyedCircuitLayer { circuits: self.circuits, key: self.key, classify: self.classify, refuse }
+        KeyedCircuitLayer {
+            circuits: self.circuits,
+            key: self.key,
+            classify: self.classify,
+            refuse,
+        }
     }
 }
 
@@ -78,9 +94,26 @@ impl<S, K, F: Clone, C: Clone, R: Clone> Layer<S> for KeyedCircuitLayer<K, F, C,
     type Service = KeyedCircuitService<S, K, F, C, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let Self { circuits, key, classify, refuse } = self;
-        let (circuits, key, classify, refuse) = (circuits.clone(), key.clone(), classify.clone(), refuse.clone());
-        KeyedCircuitService { inner, circuits, key, classify, refuse, ready: false }
+        let Self {
+            circuits,
+            key,
+            classify,
+            refuse,
+        } = self;
+        let (circuits, key, classify, refuse) = (
+            circuits.clone(),
+            key.clone(),
+            classify.clone(),
+            refuse.clone(),
+        );
+        KeyedCircuitService {
+            inner,
+            circuits,
+            key,
+            classify,
+            refuse,
+            ready: false,
+        }
     }
 }
 
@@ -125,7 +158,8 @@ where
     F: Fn(&Req) -> K,
     C: Classify<Req>,
     C::Classifier: ClassifyResponse<S::Response, S::Error>,
-    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope: Scope<S::Response, Judge<C::Classifier, Permit>>,
+    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
+        Scope<S::Response, Judge<C::Classifier, Permit>>,
     R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error> + Clone,
 {
     type Response = R::Response;
@@ -143,14 +177,19 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        assert!(self.ready, "`call` needs `poll_ready` to have said ready on this clone");
+        assert!(
+            self.ready,
+            "`call` needs `poll_ready` to have said ready on this clone"
+        );
         self.ready = false;
         match self.circuits.get(&(self.key)(&request)).admit_call() {
             Ok(leave) => {
                 let classifier = self.classify.classify(&request);
                 ResponseFuture::admitted(self.inner.call(request), classifier, leave)
             }
-            Err(open) => ResponseFuture::refused(self.refuse.clone(), self.refuse.see(&request), open),
+            Err(open) => {
+                ResponseFuture::refused(self.refuse.clone(), self.refuse.see(&request), open)
+            }
         }
     }
 }
@@ -158,13 +197,29 @@ where
 impl<S: Clone, K, F: Clone, C: Clone, R: Clone> Clone for KeyedCircuitService<S, K, F, C, R> {
     /// A clone shares the circuits and has to ask for readiness itself.
     fn clone(&self) -> Self {
-        let Self { inner, circuits, key, classify, refuse, ready: _ } = self;
+        let Self {
+            inner,
+            circuits,
+            key,
+            classify,
+            refuse,
+            ready: _,
+        } = self;
         let (circuits, key) = (circuits.clone(), key.clone());
-        Self { inner: inner.clone(), circuits, key, classify: classify.clone(), refuse: refuse.clone(), ready: false }
+        Self {
+            inner: inner.clone(),
+            circuits,
+            key,
+            classify: classify.clone(),
+            refuse: refuse.clone(),
+            ready: false,
+        }
     }
 }
 
-impl<S: fmt::Debug, K, F, C: fmt::Debug, R: fmt::Debug> fmt::Debug for KeyedCircuitService<S, K, F, C, R> {
+impl<S: fmt::Debug, K, F, C: fmt::Debug, R: fmt::Debug> fmt::Debug
+    for KeyedCircuitService<S, K, F, C, R>
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeyedCircuitService")
             .field("inner", &self.inner)

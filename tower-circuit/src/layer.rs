@@ -44,7 +44,11 @@ pub struct CircuitGateLayer<C = AnyErr> {
 impl CircuitLayer {
     /// Refuses with an error, and takes any `Err` for a failure. Takes `circuit` or `&circuit`.
     pub fn new(circuit: impl Into<Circuit>) -> Self {
-        Self { circuit: circuit.into(), classify: AnyErr, refuse: Fail }
+        Self {
+            circuit: circuit.into(),
+            classify: AnyErr,
+            refuse: Fail,
+        }
     }
 }
 
@@ -52,25 +56,37 @@ impl<C, R> CircuitLayer<C, R> {
     /// What counts as a failure. Default: [`AnyErr`], for any protocol and response type; HTTP and gRPC users want
     /// [`classify::Auto`], which waits for the end of the body.
     pub fn classify<K>(self, classify: K) -> CircuitLayer<K, R> {
-        CircuitLayer { circuit: self.circuit, classify, refuse: self.refuse }
+        CircuitLayer {
+            circuit: self.circuit,
+            classify,
+            refuse: self.refuse,
+        }
     }
 
     /// Answers refused requests with 503 and `Retry-After`, or `UNAVAILABLE` if they are gRPC, and judges the answers of
     /// the inner service by status and end of body ([`classify::Auto`]). The error type stays the inner service's, so
     /// this goes on an axum `Router` as it is. To judge otherwise, call [`classify`](Self::classify) after it.
     pub fn respond(self) -> CircuitLayer<classify::Auto, refuse::Auto> {
-        self.respond_with(refuse::Auto::new()).classify(classify::Auto::new())
+        self.respond_with(refuse::Auto::new())
+            .classify(classify::Auto::new())
     }
 
     /// Tells refusals another way, see [`refuse`]. The classification stays as it is.
     pub fn respond_with<N>(self, refuse: N) -> CircuitLayer<C, N> {
-        CircuitLayer { circuit: self.circuit, classify: self.classify, refuse }
+        CircuitLayer {
+            circuit: self.circuit,
+            classify: self.classify,
+            refuse,
+        }
     }
 
     /// Waits instead of refusing: for endpoints of a balancer and for worker loops. Never on a server, where requests
     /// would pile up in memory.
     pub fn gate(self) -> CircuitGateLayer<C> {
-        CircuitGateLayer { circuit: self.circuit, classify: self.classify }
+        CircuitGateLayer {
+            circuit: self.circuit,
+            classify: self.classify,
+        }
     }
 }
 
@@ -78,7 +94,12 @@ impl<S, C: Clone, R: Clone> Layer<S> for CircuitLayer<C, R> {
     type Service = CircuitService<S, C, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        CircuitService::new(inner, self.circuit.clone(), self.classify.clone(), self.refuse.clone())
+        CircuitService::new(
+            inner,
+            self.circuit.clone(),
+            self.classify.clone(),
+            self.refuse.clone(),
+        )
     }
 }
 
@@ -94,7 +115,10 @@ impl CircuitGateLayer {
 impl<C> CircuitGateLayer<C> {
     /// What counts as a failure. Default: [`AnyErr`]; HTTP and gRPC users want [`classify::Auto`].
     pub fn classify<K>(self, classify: K) -> CircuitGateLayer<K> {
-        CircuitGateLayer { circuit: self.circuit, classify }
+        CircuitGateLayer {
+            circuit: self.circuit,
+            classify,
+        }
     }
 }
 

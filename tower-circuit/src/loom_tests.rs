@@ -24,11 +24,24 @@ use crate::{
 /// Opens at the second failure in a row, for no time at all.
 fn core() -> (Arc<Core>, Instant) {
     let one = NonZeroU32::MIN;
-    let probes = ProbeRules { places: one, successes: one, deadline: Duration::from_secs(1) };
+    let probes = ProbeRules {
+        places: one,
+        successes: one,
+        deadline: Duration::from_secs(1),
+    };
     let trip = Trip::consecutive(NonZeroU32::new(2).unwrap());
     let cooldown = Cooldown::fixed(Duration::ZERO);
-    let rules = Rules { trip, at_least: one, cooldown, probes, asks: false };
-    (Arc::new(Core::new(rules, Duration::from_secs(10), Stripes::ONE)), instant(1))
+    let rules = Rules {
+        trip,
+        at_least: one,
+        cooldown,
+        probes,
+        asks: false,
+    };
+    (
+        Arc::new(Core::new(rules, Duration::from_secs(10), Stripes::ONE)),
+        instant(1),
+    )
 }
 
 fn half_open() -> (Arc<Core>, Ticket, Instant) {
@@ -43,7 +56,16 @@ fn half_open() -> (Arc<Core>, Ticket, Instant) {
 }
 
 fn end(core: &Core, ticket: Ticket, verdict: Verdict, now: Instant) -> bool {
-    let (ended, news) = core.end(ticket, Ending { verdict, slow: false, hint: None, now, judged: true });
+    let (ended, news) = core.end(
+        ticket,
+        Ending {
+            verdict,
+            slow: false,
+            hint: None,
+            now,
+            judged: true,
+        },
+    );
     news.wakers.into_iter().for_each(Waker::wake);
     !matches!(ended, Ended::Stale)
 }
@@ -67,9 +89,16 @@ fn failures_and_a_success_at_once_are_told_in_some_order() {
         // The success came first, last or between: each gives another end, and no other ends exist.
         let word = core.word();
         let end = (word.is_closed(), word.failures_in_row(), succeeded);
-        assert_eq!(failed, [true, true], "nobody else could have ended this generation");
+        assert_eq!(
+            failed,
+            [true, true],
+            "nobody else could have ended this generation"
+        );
         // Of a row that was opened by two failures, the success came before the first or after the last.
-        assert!([(false, 0, true), (false, 0, false), (true, 1, true)].contains(&end), "{end:?}");
+        assert!(
+            [(false, 0, true), (false, 0, false), (true, 1, true)].contains(&end),
+            "{end:?}"
+        );
         assert!(!end.0 || core.snapshot(now).0.window.succeeded == 1);
     });
 }
@@ -87,7 +116,11 @@ fn the_word_and_the_heart_agree_after_a_race_of_transitions() {
         assert_eq!(core.snapshot(now).0.mode, Mode::ForcedOpen);
         assert!(!core.word().is_closed());
         assert!(core.admit_closed().is_none() && core.admit_simply().is_none());
-        assert_eq!(core.shut(now).unwrap().retry_after(), None, "known without the lock, too");
+        assert_eq!(
+            core.shut(now).unwrap().retry_after(),
+            None,
+            "known without the lock, too"
+        );
     });
 }
 
@@ -104,7 +137,10 @@ fn a_refusal_without_the_lock_is_never_later_than_the_state_that_admits() {
         });
         let before = done.load(loom::sync::atomic::Ordering::Acquire);
         let refused = core.shut(now).is_some();
-        assert!(!(before && refused), "a probe is possible, and whoever knows it may rely on it");
+        assert!(
+            !(before && refused),
+            "a probe is possible, and whoever knows it may rely on it"
+        );
         freed.join().unwrap();
         assert!(core.shut(now).is_none());
     });
@@ -123,7 +159,12 @@ fn asks_while(freed: fn(&Core, Ticket, Instant) -> News) {
     loom::model(move || {
         let (core, probe, now) = half_open();
         let other = core.clone();
-        let freeing = thread::spawn(move || freed(&other, probe, now).wakers.into_iter().for_each(Waker::wake));
+        let freeing = thread::spawn(move || {
+            freed(&other, probe, now)
+                .wakers
+                .into_iter()
+                .for_each(Waker::wake)
+        });
         let woken = std::sync::Arc::new(Woken(AtomicBool::new(false)));
         let mut seat = Seat::default();
         let (answer, _) = core.reserve_or_wait(&mut seat, woken.clone().into(), now);
@@ -140,7 +181,17 @@ fn a_probe_given_back_while_a_gate_asks_is_had_or_heard_of() {
 #[test]
 fn a_probe_that_succeeds_while_a_gate_asks_is_heard_of() {
     asks_while(|core, probe, now| {
-        core.end(probe, Ending { verdict: Verdict::Success, slow: false, hint: None, now, judged: true }).1
+        core.end(
+            probe,
+            Ending {
+                verdict: Verdict::Success,
+                slow: false,
+                hint: None,
+                now,
+                judged: true,
+            },
+        )
+        .1
     });
 }
 
@@ -179,7 +230,10 @@ fn a_success_that_races_a_transition_is_in_the_totals_or_stale_and_not_in_the_ne
         assert!(succeed(&core, next, now));
         let counted = success.join().unwrap();
         let snapshot = core.snapshot(now).0;
-        assert_eq!((snapshot.window.succeeded, snapshot.totals.succeeded), (1, 1 + u64::from(counted)));
+        assert_eq!(
+            (snapshot.window.succeeded, snapshot.totals.succeeded),
+            (1, 1 + u64::from(counted))
+        );
     });
 }
 
@@ -201,7 +255,10 @@ fn a_success_of_the_next_generation_is_in_its_window_however_early_it_comes() {
 
 /// A ring, and the word of the generation that counts in it.
 fn ring(generation: u32) -> Arc<(Ring, SharedWord)> {
-    Arc::new((Ring::new(), SharedWord::new(Word::new(Tag::Closed, generation, None))))
+    Arc::new((
+        Ring::new(),
+        SharedWord::new(Word::new(Tag::Closed, generation, None)),
+    ))
 }
 
 fn add(ring: &(Ring, SharedWord), generation: u32, turn: u32) {

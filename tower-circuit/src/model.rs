@@ -46,7 +46,12 @@ enum Step {
     Reserve,
     Begin(usize),
     Release(usize),
-    End { which: usize, verdict: Verdict, slow: bool, hint: Option<u64> },
+    End {
+        which: usize,
+        verdict: Verdict,
+        slow: bool,
+        hint: Option<u64>,
+    },
     Answer(usize),
     Forget(usize),
     Wait(u64),
@@ -111,17 +116,30 @@ impl Settings {
             trip = trip.or(Trip::failure_ratio(ratio(share)));
         }
         if let Some((calls, share)) = self.last {
-            trip = trip.or(Trip::failure_ratio_of_last(NonZeroU16::new(calls).unwrap(), ratio(share)));
+            trip = trip.or(Trip::failure_ratio_of_last(
+                NonZeroU16::new(calls).unwrap(),
+                ratio(share),
+            ));
         }
         if let Some(share) = self.slow {
             trip = trip.or(Trip::slow_ratio(Duration::from_secs(1), ratio(share)));
         }
         let deadline = Duration::from_millis(PROBE_FOR);
-        let probes = ProbeRules { places: number(self.places), successes: number(self.successes), deadline };
+        let probes = ProbeRules {
+            places: number(self.places),
+            successes: number(self.successes),
+            deadline,
+        };
         let cooldown = Cooldown::from_fn(|| OPEN_FOR.into_iter().map(Duration::from_millis));
         let cooldown = cooldown.cap(Duration::from_millis(CAP));
         let asks = self.last.is_some() || self.slow.is_some();
-        Rules { trip, at_least: number(self.at_least), cooldown, probes, asks }
+        Rules {
+            trip,
+            at_least: number(self.at_least),
+            cooldown,
+            probes,
+            asks,
+        }
     }
 }
 
@@ -161,7 +179,8 @@ impl Model {
     }
 
     fn open(&mut self, reason: Reason, at: u64, hint: Option<u64>) {
-        let open_for = OPEN_FOR[self.openings.min(OPEN_FOR.len() - 1)].max(hint.unwrap_or(0).min(CAP));
+        let open_for =
+            OPEN_FOR[self.openings.min(OPEN_FOR.len() - 1)].max(hint.unwrap_or(0).min(CAP));
         self.openings += 1;
         self.trips += 1;
         self.opened_since.get_or_insert(at);
@@ -171,7 +190,13 @@ impl Model {
 
     /// Instant by instant.
     fn pass_time(&mut self) {
-        while let Some(until) = self.claims.iter().map(|claim| claim.until).filter(|&until| until <= self.now).min() {
+        while let Some(until) = self
+            .claims
+            .iter()
+            .map(|claim| claim.until)
+            .filter(|&until| until <= self.now)
+            .min()
+        {
             let (due, rest) = self.claims.iter().partition(|claim| claim.until == until);
             self.claims = rest;
             self.decide_at(until, due);
@@ -195,11 +220,22 @@ impl Model {
             self.go(Tag::HalfOpen, None);
         }
         match self.state {
-            Tag::Closed => Some(Issued { epoch: self.epoch, probe: None }),
+            Tag::Closed => Some(Issued {
+                epoch: self.epoch,
+                probe: None,
+            }),
             Tag::HalfOpen if self.claims.len() < self.settings.places as usize => {
                 self.issued += 1;
-                self.claims.push(Claim { id: self.issued, until: self.now + PROBE_FOR, running, answered: false });
-                Some(Issued { epoch: self.epoch, probe: Some(self.issued) })
+                self.claims.push(Claim {
+                    id: self.issued,
+                    until: self.now + PROBE_FOR,
+                    running,
+                    answered: false,
+                });
+                Some(Issued {
+                    epoch: self.epoch,
+                    probe: Some(self.issued),
+                })
             }
             _ => None,
         }
@@ -208,7 +244,11 @@ impl Model {
     fn begin(&mut self, issued: Issued) -> Option<Issued> {
         self.pass_time();
         let now = self.now;
-        match self.claims.iter_mut().find(|claim| Some(claim.id) == issued.probe && !claim.running) {
+        match self
+            .claims
+            .iter_mut()
+            .find(|claim| Some(claim.id) == issued.probe && !claim.running)
+        {
             Some(claim) => {
                 (claim.running, claim.until) = (true, now + PROBE_FOR);
                 Some(issued)
@@ -218,7 +258,8 @@ impl Model {
     }
 
     fn release(&mut self, issued: Issued) {
-        self.claims.retain(|claim| Some(claim.id) != issued.probe || claim.running);
+        self.claims
+            .retain(|claim| Some(claim.id) != issued.probe || claim.running);
     }
 
     fn end(&mut self, issued: Issued, verdict: Verdict, slow: bool, hint: Option<u64>) -> bool {
@@ -239,7 +280,11 @@ impl Model {
                 _ => self.open(Reason::ProbeFailed, self.now, hint),
             },
             None => {
-                self.results.push(Result { at: self.now, verdict, slow });
+                self.results.push(Result {
+                    at: self.now,
+                    verdict,
+                    slow,
+                });
                 let bad = slow || verdict != Verdict::Success;
                 if let Some(reason) = self.judge().filter(|_| bad && !self.forced) {
                     self.open(reason, self.now, hint);
@@ -263,8 +308,12 @@ impl Model {
 
     fn answer(&mut self, issued: Issued) {
         self.pass_time();
-        let mine = |claim: &&mut Claim| issued.epoch == self.epoch && Some(claim.id) == issued.probe;
-        self.claims.iter_mut().filter(mine).for_each(|claim| claim.answered = true);
+        let mine =
+            |claim: &&mut Claim| issued.epoch == self.epoch && Some(claim.id) == issued.probe;
+        self.claims
+            .iter_mut()
+            .filter(mine)
+            .for_each(|claim| claim.answered = true);
     }
 
     fn next_probe_at(&self) -> Option<u64> {
@@ -278,13 +327,32 @@ impl Model {
     fn last_calls(&self) -> Option<(usize, usize)> {
         let (calls, _) = self.settings.last?;
         let row = &self.results[self.results.len().saturating_sub(calls.into())..];
-        Some((row.len(), row.iter().filter(|result| result.verdict != Verdict::Success).count()))
+        Some((
+            row.len(),
+            row.iter()
+                .filter(|result| result.verdict != Verdict::Success)
+                .count(),
+        ))
     }
 
     fn judge(&self) -> Option<Reason> {
-        let Settings { consecutive, ratio, last, slow, at_least, .. } = self.settings.clone();
-        let failed = |results: &[Result]| results.iter().filter(|result| result.verdict != Verdict::Success).count();
-        let reached = |bad: usize, calls: usize, (parts, of): (u32, u32)| bad * of as usize >= calls * parts as usize;
+        let Settings {
+            consecutive,
+            ratio,
+            last,
+            slow,
+            at_least,
+            ..
+        } = self.settings.clone();
+        let failed = |results: &[Result]| {
+            results
+                .iter()
+                .filter(|result| result.verdict != Verdict::Success)
+                .count()
+        };
+        let reached = |bad: usize, calls: usize, (parts, of): (u32, u32)| {
+            bad * of as usize >= calls * parts as usize
+        };
         let window = self.window();
         let enough = window.len() >= at_least as usize;
         let slow_calls = window.iter().filter(|result| result.slow).count();
@@ -296,11 +364,14 @@ impl Model {
         }
         if let Some((calls, ratio)) = last {
             let row = &self.results[self.results.len().saturating_sub(calls.into())..];
-            if row.len() >= (at_least as usize).min(calls.into()) && reached(failed(row), row.len(), ratio) {
+            if row.len() >= (at_least as usize).min(calls.into())
+                && reached(failed(row), row.len(), ratio)
+            {
                 return Some(Reason::FailureRatioOfLast);
             }
         }
-        slow.filter(|&ratio| enough && reached(slow_calls, window.len(), ratio)).map(|_| Reason::SlowRatio)
+        slow.filter(|&ratio| enough && reached(slow_calls, window.len(), ratio))
+            .map(|_| Reason::SlowRatio)
     }
 
     fn window(&self) -> Vec<Result> {
@@ -309,8 +380,13 @@ impl Model {
     }
 
     fn failures_in_row(&self) -> u32 {
-        let hard = self.results.iter().rev().filter(|result| result.verdict != Verdict::Soft);
-        hard.take_while(|result| result.verdict == Verdict::Failure).count() as u32
+        let hard = self
+            .results
+            .iter()
+            .rev()
+            .filter(|result| result.verdict != Verdict::Soft);
+        hard.take_while(|result| result.verdict == Verdict::Failure)
+            .count() as u32
     }
 
     fn mode(&self) -> Mode {
@@ -354,7 +430,12 @@ impl Pair {
     fn new(settings: Settings) -> Self {
         let window = Duration::from_millis(TURN * TURNS);
         let core = Core::new(settings.rules(), window, Stripes::FEW);
-        Self { core, model: Model::new(settings), calls: vec![], reserved: vec![] }
+        Self {
+            core,
+            model: Model::new(settings),
+            calls: vec![],
+            reserved: vec![],
+        }
     }
 
     fn now(&self) -> Instant {
@@ -373,23 +454,37 @@ impl Pair {
                 let known = self.core.shut(now);
                 let simple = self.core.admit_simply();
                 assert!(simple.is_none_or(|ticket| self.core.admit_closed() == Some(ticket)));
-                let admitted = self.core.admit_closed().or_else(|| self.ask(|breaker| breaker.admit(now)).ok());
-                assert!(known.is_none() || admitted.is_none(), "what is refused without the lock is refused with it");
+                let admitted = self
+                    .core
+                    .admit_closed()
+                    .or_else(|| self.ask(|breaker| breaker.admit(now)).ok());
+                assert!(
+                    known.is_none() || admitted.is_none(),
+                    "what is refused without the lock is refused with it"
+                );
                 let expected = self.model.claim(true);
                 self.calls.extend(same(admitted, expected));
             }
             Step::Reserve => {
-                let (answer, _) = self.core.reserve_or_wait(&mut Seat::default(), Waker::noop().clone(), now);
+                let (answer, _) =
+                    self.core
+                        .reserve_or_wait(&mut Seat::default(), Waker::noop().clone(), now);
                 if let Err(shut) = answer
                     && self.model.state != Tag::Open
                 {
-                    assert!(shut.next > Some(now), "in half-open, a free place or a running deadline");
+                    assert!(
+                        shut.next > Some(now),
+                        "in half-open, a free place or a running deadline"
+                    );
                 }
                 let expected = self.model.claim(false);
-                self.reserved.extend(same(answer.ok(), expected).filter(|(ticket, _)| ticket.is_probe()));
+                self.reserved
+                    .extend(same(answer.ok(), expected).filter(|(ticket, _)| ticket.is_probe()));
             }
             Step::Begin(which) => {
-                let Some((ticket, issued)) = pick(&mut self.reserved, which) else { return };
+                let Some((ticket, issued)) = pick(&mut self.reserved, which) else {
+                    return;
+                };
                 let begun = self.ask(|breaker| breaker.begin(ticket, now)).ok();
                 let expected = self.model.begin(issued);
                 self.calls.extend(same(begun, expected));
@@ -397,23 +492,36 @@ impl Pair {
                 self.model.release(issued);
             }
             Step::Release(which) => {
-                let Some((ticket, issued)) = pick(&mut self.reserved, which) else { return };
+                let Some((ticket, issued)) = pick(&mut self.reserved, which) else {
+                    return;
+                };
                 self.ask(|breaker| breaker.release(ticket));
                 self.model.release(issued);
             }
-            Step::End { which, verdict, slow, hint } => {
-                let Some((ticket, issued)) = pick(&mut self.calls, which) else { return };
+            Step::End {
+                which,
+                verdict,
+                slow,
+                hint,
+            } => {
+                let Some((ticket, issued)) = pick(&mut self.calls, which) else {
+                    return;
+                };
                 let slow = slow && self.model.settings.slow.is_some();
                 let current = self.end(which, ticket, verdict, slow, hint);
                 assert_eq!(current, self.model.end(issued, verdict, slow, hint));
             }
             Step::Answer(which) => {
-                let Some((ticket, issued)) = look(&self.calls, which) else { return };
+                let Some((ticket, issued)) = look(&self.calls, which) else {
+                    return;
+                };
                 self.ask(|breaker| breaker.answered(ticket, now));
                 self.model.answer(issued);
             }
             Step::Forget(which) => {
-                let Some((ticket, issued)) = pick(&mut self.calls, which) else { return };
+                let Some((ticket, issued)) = pick(&mut self.calls, which) else {
+                    return;
+                };
                 let current = self.ask(|breaker| breaker.forget(ticket, now));
                 assert_eq!(current, self.model.forget(issued));
             }
@@ -430,15 +538,37 @@ impl Pair {
     }
 
     /// As the shell does it: what is simple, without the heart, now on one lane and then on another.
-    fn end(&self, which: usize, ticket: Ticket, verdict: Verdict, slow: bool, hint: Option<u64>) -> bool {
+    fn end(
+        &self,
+        which: usize,
+        ticket: Ticket,
+        verdict: Verdict,
+        slow: bool,
+        hint: Option<u64>,
+    ) -> bool {
         let now = self.now();
         let lane = self.core.lanes().iter().nth(which % 2).unwrap();
         if verdict == Verdict::Success && !slow && !ticket.asks() {
-            return self.core.succeed(lane, ticket, || now) || self.core.succeed_late(lane, ticket, now);
+            return self.core.succeed(lane, ticket, || now)
+                || self.core.succeed_late(lane, ticket, now);
         }
         let hint = hint.map(Duration::from_millis);
         let judged = slow || verdict != Verdict::Success;
-        !matches!(self.core.end(ticket, Ending { verdict, slow, hint, now, judged }).0, Ended::Stale)
+        !matches!(
+            self.core
+                .end(
+                    ticket,
+                    Ending {
+                        verdict,
+                        slow,
+                        hint,
+                        now,
+                        judged
+                    }
+                )
+                .0,
+            Ended::Stale
+        )
     }
 
     fn compare(&mut self) {
@@ -455,9 +585,20 @@ impl Pair {
         assert_eq!(until, model.until.map(at));
         // In half-open: a free place, or a running deadline.
         assert_eq!(snapshot.next_probe_at, model.next_probe_at().map(at));
-        assert!(model.state != Tag::HalfOpen || snapshot.next_probe_at.is_none_or(|next| next > self.now()));
-        assert_eq!((snapshot.trips, snapshot.opened_since), (model.trips, model.opened_since.map(at)));
-        assert_eq!(snapshot.last_calls.map(|last| (last.calls as usize, last.failed as usize)), model.last_calls());
+        assert!(
+            model.state != Tag::HalfOpen
+                || snapshot.next_probe_at.is_none_or(|next| next > self.now())
+        );
+        assert_eq!(
+            (snapshot.trips, snapshot.opened_since),
+            (model.trips, model.opened_since.map(at))
+        );
+        assert_eq!(
+            snapshot
+                .last_calls
+                .map(|last| (last.calls as usize, last.failed as usize)),
+            model.last_calls()
+        );
         if model.state == Tag::Closed {
             assert_eq!(snapshot.failures_in_row, model.failures_in_row());
         }
@@ -466,9 +607,17 @@ impl Pair {
 
     fn compare_window(&self, ours: crate::Counts) {
         let window = self.model.window();
-        let count = |verdict| window.iter().filter(|result| result.verdict == verdict).count() as u64;
+        let count = |verdict| {
+            window
+                .iter()
+                .filter(|result| result.verdict == verdict)
+                .count() as u64
+        };
         let slow = window.iter().filter(|result| result.slow).count() as u64;
-        assert_eq!((ours.succeeded, ours.failed), (count(Verdict::Success), count(Verdict::Failure)));
+        assert_eq!(
+            (ours.succeeded, ours.failed),
+            (count(Verdict::Success), count(Verdict::Failure))
+        );
         assert_eq!((ours.soft, ours.slow), (count(Verdict::Soft), slow));
     }
 }
@@ -478,7 +627,11 @@ fn at(millis: u64) -> Instant {
 }
 
 fn same(ours: Option<Ticket>, model: Option<Issued>) -> Option<(Ticket, Issued)> {
-    assert_eq!(ours.map(Ticket::is_probe), model.map(|issued| issued.probe.is_some()), "the same decision");
+    assert_eq!(
+        ours.map(Ticket::is_probe),
+        model.map(|issued| issued.probe.is_some()),
+        "the same decision"
+    );
     ours.zip(model)
 }
 
@@ -493,17 +646,37 @@ fn look<T: Copy>(at: &[T], which: usize) -> Option<T> {
 fn settings() -> impl Strategy<Value = Settings> {
     let ratio = || (1..=3_u32).prop_map(|parts| (parts, 3));
     let last = (1..7_u16, ratio());
-    let trips = (option::of(1..4_u32), option::of(ratio()), option::of(last), option::of(ratio()));
-    (trips, 1..8_u32, 1..4_u32, 1..4_u32).prop_map(|((consecutive, ratio, last, slow), at_least, places, successes)| {
-        Settings { consecutive, ratio, last, slow, at_least, places, successes }
-    })
+    let trips = (
+        option::of(1..4_u32),
+        option::of(ratio()),
+        option::of(last),
+        option::of(ratio()),
+    );
+    (trips, 1..8_u32, 1..4_u32, 1..4_u32).prop_map(
+        |((consecutive, ratio, last, slow), at_least, places, successes)| Settings {
+            consecutive,
+            ratio,
+            last,
+            slow,
+            at_least,
+            places,
+            successes,
+        },
+    )
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let which = any::<usize>();
     let verdict = prop_oneof![3 => Just(Verdict::Success), 3 => Just(Verdict::Failure), 1 => Just(Verdict::Soft)];
     let ending = (which, verdict, any::<bool>(), option::of(0..100_u64));
-    let wait = prop_oneof![0..5_u64, 15..25_u64, 45..55_u64, 95..105_u64, 900..1_100_u64, 0..100_000_000_u64];
+    let wait = prop_oneof![
+        0..5_u64,
+        15..25_u64,
+        45..55_u64,
+        95..105_u64,
+        900..1_100_u64,
+        0..100_000_000_u64
+    ];
     prop_oneof![
         7 => Just(Step::Admit),
         3 => Just(Step::Reserve),

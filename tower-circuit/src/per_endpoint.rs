@@ -30,14 +30,20 @@ pub struct PerEndpoint<C = AnyErr> {
 
 impl PerEndpoint {
     pub(crate) fn new(template: CircuitBuilder) -> Self {
-        Self { template, classify: AnyErr }
+        Self {
+            template,
+            classify: AnyErr,
+        }
     }
 }
 
 impl<C> PerEndpoint<C> {
     /// What counts as a failure. Default: [`AnyErr`]; HTTP and gRPC users want [`classify::Auto`](crate::classify::Auto).
     pub fn classify<K>(self, classify: K) -> PerEndpoint<K> {
-        PerEndpoint { template: self.template, classify }
+        PerEndpoint {
+            template: self.template,
+            classify,
+        }
     }
 
     /// A new circuit, for those who put it in front of an endpoint themselves.
@@ -50,6 +56,8 @@ impl<C> PerEndpoint<C> {
 impl<C: Clone> PerEndpoint<C> {
     /// Puts a gate with a new circuit in front of an endpoint.
     pub fn gate<S>(&self, name: impl Into<String>, endpoint: S) -> CircuitGate<S, C> {
-        CircuitGateLayer::new(self.circuit(name)).classify(self.classify.clone()).layer(endpoint)
+        CircuitGateLayer::new(self.circuit(name))
+            .classify(self.classify.clone())
+            .layer(endpoint)
     }
 }

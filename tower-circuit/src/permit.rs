@@ -45,7 +45,10 @@ impl Permit {
 
 impl From<Leave> for Permit {
     fn from(leave: Leave) -> Self {
-        Self { leave, answered: false }
+        Self {
+            leave,
+            answered: false,
+        }
     }
 }
 
@@ -85,7 +88,11 @@ impl fmt::Debug for Permit {
 impl Leave {
     #[inline(always)]
     pub(crate) fn new(circuit: Held<Shared>, ticket: Ticket, started: Option<Instant>) -> Self {
-        Self { circuit: Some(circuit), ticket, started }
+        Self {
+            circuit: Some(circuit),
+            ticket,
+            started,
+        }
     }
 
     /// From now on the call takes time, if it did not before.
@@ -98,7 +105,11 @@ impl Leave {
 
     /// Itself, out of a place where nothing remains of it.
     pub(crate) fn take(&mut self) -> Self {
-        Self { circuit: self.circuit.take(), ticket: self.ticket, started: self.started }
+        Self {
+            circuit: self.circuit.take(),
+            ticket: self.ticket,
+            started: self.started,
+        }
     }
 
     /// How the call ended.

@@ -59,28 +59,40 @@ impl Probes {
 
     /// When one of the taken places will be free at the latest; `None` while one is.
     pub(crate) fn next_free(&self, rules: &ProbeRules) -> Option<Instant> {
-        if self.is_free(rules) { None } else { self.taken.iter().map(|place| place.until).min() }
+        if self.is_free(rules) {
+            None
+        } else {
+            self.taken.iter().map(|place| place.until).min()
+        }
     }
 
     /// Takes a free place, for a probe that starts now or one that is to follow.
     pub(crate) fn take(&mut self, id: u32, until: Instant, running: bool) {
-        let stage = if running { Stage::Running } else { Stage::Promised };
+        let stage = if running {
+            Stage::Running
+        } else {
+            Stage::Promised
+        };
         self.taken.push(Place { id, until, stage });
     }
 
     /// Whether this place is promised to one that has not started.
     pub(crate) fn is_promised(&self, id: u32) -> bool {
-        self.taken.iter().any(|place| place.id == id && place.stage == Stage::Promised)
+        self.taken
+            .iter()
+            .any(|place| place.id == id && place.stage == Stage::Promised)
     }
 
     /// The probe that was promised this place starts, with its whole time.
     pub(crate) fn start(&mut self, id: u32, until: Instant) {
-        self.place(id).for_each(|place| (place.stage, place.until) = (Stage::Running, until));
+        self.place(id)
+            .for_each(|place| (place.stage, place.until) = (Stage::Running, until));
     }
 
     /// A good head has come.
     pub(crate) fn answer(&mut self, id: u32) {
-        self.place(id).for_each(|place| place.stage = Stage::Answered);
+        self.place(id)
+            .for_each(|place| place.stage = Stage::Answered);
     }
 
     /// Gives a place back. `false`: it was given back already.
@@ -98,8 +110,13 @@ impl Probes {
 
     /// Gives back the place whose time was up first; of those of one instant, one that failed.
     pub(crate) fn take_late(&mut self, now: Instant) -> Option<Late> {
-        let late = self.taken.iter().enumerate().filter(|(_, place)| place.until <= now);
-        let (first, _) = late.min_by_key(|(_, place)| (place.until, place.stage != Stage::Running))?;
+        let late = self
+            .taken
+            .iter()
+            .enumerate()
+            .filter(|(_, place)| place.until <= now);
+        let (first, _) =
+            late.min_by_key(|(_, place)| (place.until, place.stage != Stage::Running))?;
         let Place { until, stage, .. } = self.taken.remove(first);
         Some(match stage {
             Stage::Promised => Late::Promised,

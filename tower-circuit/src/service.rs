@@ -43,7 +43,14 @@ enum Grant {
 
 impl<S, C, R> CircuitService<S, C, R> {
     pub(crate) fn new(inner: S, circuit: Circuit, classify: C, refuse: R) -> Self {
-        Self { inner, circuit, classify, refuse, grant: Grant::None, open: None }
+        Self {
+            inner,
+            circuit,
+            classify,
+            refuse,
+            grant: Grant::None,
+            open: None,
+        }
     }
 
     /// The circuit it asks.
@@ -90,7 +97,8 @@ where
     S: Service<Req>,
     C: Classify<Req>,
     C::Classifier: ClassifyResponse<S::Response, S::Error>,
-    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope: Scope<S::Response, Judge<C::Classifier, Permit>>,
+    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
+        Scope<S::Response, Judge<C::Classifier, Permit>>,
     R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error> + Clone,
 {
     type Response = R::Response;
@@ -104,7 +112,11 @@ where
             return Poll::Ready(Ok(()));
         }
         let ready = self.inner.poll_ready(cx);
-        self.grant = if matches!(ready, Poll::Ready(Ok(()))) { Grant::Pass } else { Grant::None };
+        self.grant = if matches!(ready, Poll::Ready(Ok(()))) {
+            Grant::Pass
+        } else {
+            Grant::None
+        };
         match ready {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Ready(Err(error)) => Poll::Ready(R::pass(Err(error)).map(drop)),
@@ -126,7 +138,9 @@ where
                 let classifier = self.classify.classify(&request);
                 ResponseFuture::admitted(self.inner.call(request), classifier, leave)
             }
-            Err(open) => ResponseFuture::refused(self.refuse.clone(), self.refuse.see(&request), open),
+            Err(open) => {
+                ResponseFuture::refused(self.refuse.clone(), self.refuse.see(&request), open)
+            }
         }
     }
 }
@@ -134,6 +148,11 @@ where
 impl<S: Clone, C: Clone, R: Clone> Clone for CircuitService<S, C, R> {
     /// A clone shares the circuit and has to ask for readiness itself.
     fn clone(&self) -> Self {
-        Self::new(self.inner.clone(), self.circuit.clone(), self.classify.clone(), self.refuse.clone())
+        Self::new(
+            self.inner.clone(),
+            self.circuit.clone(),
+            self.classify.clone(),
+            self.refuse.clone(),
+        )
     }
 }

@@ -260,7 +260,15 @@ mod tests {
     #[test]
     fn ratios_are_shares_of_what_there_is() {
         assert_eq!(Counts::default().failure_ratio(), None);
-        let counts = Counts { succeeded: 5, failed: 3, soft: 2, slow: 1 };
-        assert_eq!((counts.failure_ratio(), counts.slow_ratio()), (Some(0.5), Some(0.1)));
+        let counts = Counts {
+            succeeded: 5,
+            failed: 3,
+            soft: 2,
+            slow: 1,
+        };
+        assert_eq!(
+            (counts.failure_ratio(), counts.slow_ratio()),
+            (Some(0.5), Some(0.1))
+        );
     }
 }

@@ -103,9 +103,14 @@ impl Lanes {
     }
 
     pub(crate) fn totals(&self) -> Totals {
-        let sum = |count: Count| self.iter().map(|lane| lane.totals[count as usize].load(Relaxed)).sum();
+        let sum = |count: Count| {
+            self.iter()
+                .map(|lane| lane.totals[count as usize].load(Relaxed))
+                .sum()
+        };
         Totals {
-            succeeded: sum(Count::Succeeded) + self.iter().map(|lane| lane.ring.total()).sum::<u64>(),
+            succeeded: sum(Count::Succeeded)
+                + self.iter().map(|lane| lane.ring.total()).sum::<u64>(),
             failed: sum(Count::Failed),
             soft: sum(Count::Soft),
             ignored: sum(Count::Ignored),
@@ -122,10 +127,20 @@ impl<T> StripedArc<T> {
     /// As many stripes as `value` has lanes.
     pub(crate) fn new(value: T, lanes: impl Fn(&T) -> &Lanes) -> Self {
         let value = Arc::new(value);
-        let hold = |lane: &Arc<Lane>| Arc::new(Stripe { value: value.clone(), lane: lane.clone(), _room: [0; 4] });
+        let hold = |lane: &Arc<Lane>| {
+            Arc::new(Stripe {
+                value: value.clone(),
+                lane: lane.clone(),
+                _room: [0; 4],
+            })
+        };
         let held: Box<[_]> = lanes(&value).0.iter().map(hold).collect();
         let times = MOST / held.len();
-        Self(Arc::new(Root { held: array::from_fn(|index| held[index % held.len()].clone()), times, value }))
+        Self(Arc::new(Root {
+            held: array::from_fn(|index| held[index % held.len()].clone()),
+            times,
+            value,
+        }))
     }
 
     #[inline]
@@ -144,7 +159,11 @@ impl<T> StripedArc<T> {
         // it before, and whoever has let go of a reference may have counted a call.
         let no_handle = Arc::strong_count(&self.0) == 1;
         fence(Acquire);
-        let no_reference = self.0.held.iter().all(|stripe| Arc::strong_count(stripe) == self.0.times);
+        let no_reference = self
+            .0
+            .held
+            .iter()
+            .all(|stripe| Arc::strong_count(stripe) == self.0.times);
         fence(Acquire);
         no_handle && no_reference
     }
@@ -172,7 +191,11 @@ impl<T> Deref for Stripe<T> {
 impl Lane {
     fn new() -> Self {
         let totals = array::from_fn(|_| atomic::AtomicU64::new(0));
-        Self { ring: Ring::new(), totals, _room: [0; 6] }
+        Self {
+            ring: Ring::new(),
+            totals,
+            _room: [0; 6],
+        }
     }
 
     #[inline]
@@ -214,7 +237,14 @@ mod tests {
     #[test]
     fn threads_that_only_refuse_do_not_all_count_in_one_lane() {
         let lanes = Lanes::new(Stripes::MANY);
-        let mine = || thread::scope(|scope| scope.spawn(|| std::ptr::from_ref(lanes.mine()).addr()).join().unwrap());
+        let mine = || {
+            thread::scope(|scope| {
+                scope
+                    .spawn(|| std::ptr::from_ref(lanes.mine()).addr())
+                    .join()
+                    .unwrap()
+            })
+        };
         let theirs: HashSet<_> = (0..2 * MOST).map(|_| mine()).collect();
         assert!(theirs.len() > 1);
     }

@@ -107,20 +107,32 @@ impl Trip {
     /// Never opens by itself: for circuits that an operator opens, and as a beginning.
     #[must_use]
     pub const fn never() -> Self {
-        Self { consecutive: None, ratio: None, last: None, slow: None, policy: None }
+        Self {
+            consecutive: None,
+            ratio: None,
+            last: None,
+            slow: None,
+            policy: None,
+        }
     }
 
     /// Opens after this many failures with no success between them. Default: 5.
     #[must_use]
     pub fn consecutive(failures: NonZeroU32) -> Self {
-        Self { consecutive: Some(failures), ..Self::never() }
+        Self {
+            consecutive: Some(failures),
+            ..Self::never()
+        }
     }
 
     /// Opens when this share of the calls in the time window has failed, of at least as many as
     /// [`at_least`](crate::CircuitBuilder::at_least) says. Default: a half of at least 20 within 10 s.
     #[must_use]
     pub fn failure_ratio(ratio: Ratio) -> Self {
-        Self { ratio: Some(ratio), ..Self::never() }
+        Self {
+            ratio: Some(ratio),
+            ..Self::never()
+        }
     }
 
     /// Opens when this share of the last so many calls has failed, however long ago they were. Default: off.
@@ -130,7 +142,10 @@ impl Trip {
     /// call takes the circuit's lock** when it ends. Memory: one bit a call, 8 KiB at most.
     #[must_use]
     pub fn failure_ratio_of_last(calls: NonZeroU16, ratio: Ratio) -> Self {
-        Self { last: Some((calls, ratio)), ..Self::never() }
+        Self {
+            last: Some((calls, ratio)),
+            ..Self::never()
+        }
     }
 
     /// Opens when this share of the calls in the time window took `limit` or longer, to the end of the body where the
@@ -141,13 +156,19 @@ impl Trip {
     /// the age from which a [cancelled](crate::CircuitBuilder::cancelled_after) call is a failure.
     #[must_use]
     pub fn slow_ratio(limit: Duration, ratio: Ratio) -> Self {
-        Self { slow: Some((limit, ratio)), ..Self::never() }
+        Self {
+            slow: Some((limit, ratio)),
+            ..Self::never()
+        }
     }
 
     /// Opens when a policy of your own says so.
     #[must_use]
     pub fn policy(policy: impl TripPolicy) -> Self {
-        Self { policy: Some(Arc::new(policy)), ..Self::never() }
+        Self {
+            policy: Some(Arc::new(policy)),
+            ..Self::never()
+        }
     }
 
     /// Opens on either. Of two conditions of the same kind, `other`'s holds.
@@ -164,19 +185,36 @@ impl Trip {
 
     /// Is asked about what ended badly, never about a success.
     pub(crate) fn judge(&self, evidence: &Evidence, at_least: NonZeroU32) -> Option<Reason> {
-        let Evidence { failures_in_row, window, last_calls, .. } = *evidence;
+        let Evidence {
+            failures_in_row,
+            window,
+            last_calls,
+            ..
+        } = *evidence;
         let enough = |calls: u64, at_least: u32| calls >= at_least.into();
         let (calls, at_least) = (window.calls(), at_least.get());
-        if self.consecutive.is_some_and(|limit| failures_in_row >= limit.get()) {
+        if self
+            .consecutive
+            .is_some_and(|limit| failures_in_row >= limit.get())
+        {
             Some(Reason::ConsecutiveFailures)
-        } else if enough(calls, at_least) && self.ratio.is_some_and(|ratio| ratio.is_reached(window.bad(), calls)) {
+        } else if enough(calls, at_least)
+            && self
+                .ratio
+                .is_some_and(|ratio| ratio.is_reached(window.bad(), calls))
+        {
             Some(Reason::FailureRatio)
-        } else if let (Some((row, ratio)), Some(LastCalls { calls, failed })) = (self.last, last_calls)
+        } else if let (Some((row, ratio)), Some(LastCalls { calls, failed })) =
+            (self.last, last_calls)
             && enough(calls.into(), at_least.min(row.get().into()))
             && ratio.is_reached(failed.into(), calls.into())
         {
             Some(Reason::FailureRatioOfLast)
-        } else if enough(calls, at_least) && self.slow.is_some_and(|(_, ratio)| ratio.is_reached(window.slow, calls)) {
+        } else if enough(calls, at_least)
+            && self
+                .slow
+                .is_some_and(|(_, ratio)| ratio.is_reached(window.slow, calls))
+        {
             Some(Reason::SlowRatio)
         } else {
             None
@@ -249,7 +287,11 @@ impl Ratio {
     /// So many of so many; `None` if that is none, or more than all.
     #[must_use]
     pub const fn new(parts: u32, of: u32) -> Option<Self> {
-        if 0 < parts && parts <= of { Some(Self { parts, of }) } else { None }
+        if 0 < parts && parts <= of {
+            Some(Self { parts, of })
+        } else {
+            None
+        }
     }
 
     /// So many of a hundred, from 1 to 100.
@@ -271,20 +313,41 @@ mod tests {
 
     fn evidence(window: Counts, last_calls: Option<LastCalls>, failures_in_row: u32) -> Evidence {
         let (verdict, now) = (Verdict::Failure, Instant::now());
-        Evidence { verdict, slow: false, now, generation: 0, failures_in_row, window, last_calls }
+        Evidence {
+            verdict,
+            slow: false,
+            now,
+            generation: 0,
+            failures_in_row,
+            window,
+            last_calls,
+        }
     }
 
     fn judge(trip: &Trip, succeeded: u64, failed: u64, slow: u64) -> Option<Reason> {
-        let window = Counts { succeeded, failed, slow, ..Counts::default() };
+        let window = Counts {
+            succeeded,
+            failed,
+            slow,
+            ..Counts::default()
+        };
         trip.judge(&evidence(window, None, 0), TWENTY)
     }
 
     #[test]
     fn a_ratio_is_reached_exactly_and_not_before() {
         let third = Ratio::new(1, 3).unwrap();
-        assert!(third.is_reached(1, 3) && third.is_reached(334, 1_000) && !third.is_reached(333, 1_000));
-        assert!(Ratio::ALL.is_reached(u64::MAX, u64::MAX) && !Ratio::ALL.is_reached(u64::MAX - 1, u64::MAX));
-        assert_eq!((Ratio::new(0, 3), Ratio::new(4, 3), Ratio::percent(101)), (None, None, None));
+        assert!(
+            third.is_reached(1, 3) && third.is_reached(334, 1_000) && !third.is_reached(333, 1_000)
+        );
+        assert!(
+            Ratio::ALL.is_reached(u64::MAX, u64::MAX)
+                && !Ratio::ALL.is_reached(u64::MAX - 1, u64::MAX)
+        );
+        assert_eq!(
+            (Ratio::new(0, 3), Ratio::new(4, 3), Ratio::percent(101)),
+            (None, None, None)
+        );
         assert_eq!(Ratio::percent(100).unwrap().of, 100);
     }
 
@@ -298,7 +361,11 @@ mod tests {
 
     #[test]
     fn soft_answers_lower_a_ratio() {
-        let window = Counts { succeeded: 10, soft: 10, ..Counts::default() };
+        let window = Counts {
+            succeeded: 10,
+            soft: 10,
+            ..Counts::default()
+        };
         let judged = Trip::failure_ratio(Ratio::HALF).judge(&evidence(window, None, 0), TWENTY);
         assert_eq!(judged, Some(Reason::FailureRatio));
     }
@@ -313,8 +380,12 @@ mod tests {
     #[test]
     fn a_row_shorter_than_the_least_number_is_judged_when_it_is_full() {
         let trip = Trip::failure_ratio_of_last(NonZeroU16::new(4).unwrap(), Ratio::HALF);
-        let judge =
-            |calls, failed| trip.judge(&evidence(Counts::default(), Some(LastCalls { calls, failed }), 0), TWENTY);
+        let judge = |calls, failed| {
+            trip.judge(
+                &evidence(Counts::default(), Some(LastCalls { calls, failed }), 0),
+                TWENTY,
+            )
+        };
         assert_eq!((judge(3, 3), judge(4, 1)), (None, None));
         assert_eq!(judge(4, 2), Some(Reason::FailureRatioOfLast));
     }
@@ -323,7 +394,10 @@ mod tests {
     fn of_two_conditions_of_a_kind_the_later_holds_and_the_others_stay() {
         let two = NonZeroU32::new(2).unwrap();
         let trip = Trip::default().or(Trip::consecutive(two));
-        assert_eq!(trip.judge(&evidence(Counts::default(), None, 2), TWENTY), Some(Reason::ConsecutiveFailures));
+        assert_eq!(
+            trip.judge(&evidence(Counts::default(), None, 2), TWENTY),
+            Some(Reason::ConsecutiveFailures)
+        );
         assert_eq!(judge(&trip, 10, 10, 0), Some(Reason::FailureRatio));
         assert_eq!(judge(&Trip::never(), 0, 1_000, 1_000), None);
     }

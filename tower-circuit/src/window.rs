@@ -90,7 +90,9 @@ impl Turns {
     pub(crate) fn new(window: Duration) -> Self {
         // What this thread remembers may be of a runtime whose paused clock was far ahead.
         PRESENT.set(Present::UNKNOWN);
-        Self { nanos: window.clamp(MIN_WINDOW, MAX_WINDOW).as_nanos() as u64 / BUCKETS as u64 }
+        Self {
+            nanos: window.clamp(MIN_WINDOW, MAX_WINDOW).as_nanos() as u64 / BUCKETS as u64,
+        }
     }
 
     /// The turn of this instant, by a clock that does not go back. Circuits with windows of one length have the same
@@ -99,7 +101,11 @@ impl Turns {
     pub(crate) fn at(&self, now: Instant) -> u32 {
         PRESENT.with(|present| {
             let Present { nanos, ends, turn } = present.get();
-            if nanos == self.nanos && Some(now) < ends { turn } else { self.remember(now) }
+            if nanos == self.nanos && Some(now) < ends {
+                turn
+            } else {
+                self.remember(now)
+            }
         })
     }
 
@@ -108,13 +114,21 @@ impl Turns {
         take_stripe();
         let turn = nanos_at(now) / self.nanos;
         let ends = Some(instant((turn + 1).saturating_mul(self.nanos)));
-        PRESENT.set(Present { nanos: self.nanos, ends, turn: turn as u32 });
+        PRESENT.set(Present {
+            nanos: self.nanos,
+            ends,
+            turn: turn as u32,
+        });
         turn as u32
     }
 }
 
 impl Present {
-    const UNKNOWN: Self = Self { nanos: 0, ends: None, turn: 0 };
+    const UNKNOWN: Self = Self {
+        nanos: 0,
+        ends: None,
+        turn: 0,
+    };
 }
 
 /// Nanoseconds since the beginning, of which there are enough for five centuries.
@@ -128,7 +142,10 @@ pub(crate) fn instant(nanos: u64) -> Instant {
 }
 
 /// By the operating system's clock, which no runtime has moved; and before any instant at which one may have paused it.
-#[expect(clippy::disallowed_types, reason = "only here a clock that a test has paused must not be asked")]
+#[expect(
+    clippy::disallowed_types,
+    reason = "only here a clock that a test has paused must not be asked"
+)]
 static ORIGIN: LazyLock<Instant> = LazyLock::new(|| {
     let now = Instant::from(std::time::Instant::now());
     now.checked_sub(LONG_AGO).unwrap_or(now)
@@ -161,17 +178,27 @@ const SLOTS: usize = 16;
 
 impl Ring {
     pub(crate) fn new() -> Self {
-        Self { slots: std::array::from_fn(|_| AtomicU64::new(0)), past: AtomicU64::new(0) }
+        Self {
+            slots: std::array::from_fn(|_| AtomicU64::new(0)),
+            past: AtomicU64::new(0),
+        }
     }
 
     /// Counts one good call of the generation on this plain ticket. A thread that is overtaken by a whole lap counts in the
     /// newer turn. The word, which knows whether the generation still is, is looked at only where a turn begins.
     #[inline(always)]
     pub(crate) fn add(&self, ticket: Ticket, turn: u32, word: &SharedWord) {
-        let (slot, tag) = (&self.slots[turn as usize % SLOTS], (ticket.number() | u64::from(turn)) << 28);
+        let (slot, tag) = (
+            &self.slots[turn as usize % SLOTS],
+            (ticket.number() | u64::from(turn)) << 28,
+        );
         let seen = slot.load(Acquire);
         // A compare-and-swap and not an addition: what has become another turn meanwhile is looked at again.
-        if seen.wrapping_sub(tag) >= FULL || slot.compare_exchange(seen, seen + 1, AcqRel, Acquire).is_err() {
+        if seen.wrapping_sub(tag) >= FULL
+            || slot
+                .compare_exchange(seen, seen + 1, AcqRel, Acquire)
+                .is_err()
+        {
             self.add_slowly(slot, tag, ticket, word);
         }
     }
@@ -179,7 +206,9 @@ impl Ring {
     /// The good calls of the window that ends with this turn.
     pub(crate) fn sum(&self, generation: u32, turn: u32) -> u64 {
         let slots = self.slots.iter().map(|slot| slot.load(Acquire));
-        let counted = slots.filter(|&slot| same_generation(slot, tag(generation, 0)) && is_within(turn, turn_of(slot)));
+        let counted = slots.filter(|&slot| {
+            same_generation(slot, tag(generation, 0)) && is_within(turn, turn_of(slot))
+        });
         counted.map(|slot| slot & FULL).sum()
     }
 
@@ -187,7 +216,11 @@ impl Ring {
     /// what is in the past has left its slot, so the past is read first.
     pub(crate) fn total(&self) -> u64 {
         let past = self.past.load(Acquire);
-        past + self.slots.iter().map(|slot| slot.load(Acquire) & FULL).sum::<u64>()
+        past + self
+            .slots
+            .iter()
+            .map(|slot| slot.load(Acquire) & FULL)
+            .sum::<u64>()
     }
 
     /// Empties the window. Called before a generation begins, so that none of its calls are lost.
@@ -202,7 +235,9 @@ impl Ring {
         let is_current = || word.load().generation() == ticket.generation();
         let mut seen = slot.load(Acquire);
         loop {
-            let Some(next) = one_more(seen, tag, is_current) else { return self.bury(1) };
+            let Some(next) = one_more(seen, tag, is_current) else {
+                return self.bury(1);
+            };
             match slot.compare_exchange(seen, next, AcqRel, Acquire) {
                 Ok(_) if next == seen + 1 => return,
                 Ok(_) => return self.bury(seen),
@@ -220,7 +255,8 @@ impl Ring {
 /// What a slot is to hold after one call more. `None`: as it is, because it is full, or the call too late.
 fn one_more(seen: u64, tag: u64, is_current: impl Fn() -> bool) -> Option<u64> {
     // What is empty is of no turn at all.
-    let is_older = seen & FULL == 0 || turn_of(seen) != turn_of(tag) && !is_newer(turn_of(seen), turn_of(tag));
+    let is_older =
+        seen & FULL == 0 || turn_of(seen) != turn_of(tag) && !is_newer(turn_of(seen), turn_of(tag));
     match same_generation(seen, tag) {
         true if is_older => Some(tag + 1),
         true => (seen & FULL < FULL).then(|| seen + 1),
@@ -261,7 +297,10 @@ impl Told {
         let slot = &mut self.0[turn as usize % SLOTS];
         // What is empty is of no turn at all.
         if slot.counts == Bad::default() || slot.turn != turn && !is_newer(slot.turn, turn) {
-            *slot = Turn { turn, counts: Bad::default() };
+            *slot = Turn {
+                turn,
+                counts: Bad::default(),
+            };
         }
         &mut slot.counts
     }
@@ -278,9 +317,21 @@ impl Told {
 }
 
 impl From<Bad> for Counts {
-    fn from(Bad { succeeded, failed, soft, slow }: Bad) -> Self {
+    fn from(
+        Bad {
+            succeeded,
+            failed,
+            soft,
+            slow,
+        }: Bad,
+    ) -> Self {
         let [succeeded, failed, soft, slow] = [succeeded, failed, soft, slow].map(u64::from);
-        Self { succeeded, failed, soft, slow }
+        Self {
+            succeeded,
+            failed,
+            soft,
+            slow,
+        }
     }
 }
 
@@ -289,12 +340,21 @@ impl From<Bad> for Counts {
 impl Row {
     pub(crate) fn new(calls: u16) -> Self {
         let bits = vec![0; usize::from(calls).div_ceil(64)].into();
-        Self { bits, calls: calls.into(), next: 0, full: false, bad: 0 }
+        Self {
+            bits,
+            calls: calls.into(),
+            next: 0,
+            full: false,
+            bad: 0,
+        }
     }
 
     /// Takes in a call, and drops the one that was as many calls ago.
     pub(crate) fn push(&mut self, bad: bool) {
-        let (word, bit) = (&mut self.bits[self.next as usize / 64], 1 << (self.next % 64));
+        let (word, bit) = (
+            &mut self.bits[self.next as usize / 64],
+            1 << (self.next % 64),
+        );
         self.bad = self.bad + u32::from(bad) - u32::from(*word & bit != 0);
         *word = if bad { *word | bit } else { *word & !bit };
         self.next += 1;
@@ -304,7 +364,10 @@ impl Row {
     }
 
     pub(crate) fn look(&self) -> LastCalls {
-        LastCalls { calls: if self.full { self.calls } else { self.next }, failed: self.bad }
+        LastCalls {
+            calls: if self.full { self.calls } else { self.next },
+            failed: self.bad,
+        }
     }
 
     pub(crate) fn clear(&mut self) {
@@ -321,7 +384,11 @@ mod tests {
     use crate::word::{Tag, Word};
 
     fn add(ring: &Ring, generation: u32, turn: u32, current: bool) {
-        let word = SharedWord::new(Word::new(Tag::Closed, if current { generation } else { u32::MAX }, None));
+        let word = SharedWord::new(Word::new(
+            Tag::Closed,
+            if current { generation } else { u32::MAX },
+            None,
+        ));
         ring.add(Ticket::call(generation, false), turn, &word);
     }
 
@@ -347,7 +414,11 @@ mod tests {
             add(&ring, 1, turn, true);
             told.add(turn, Verdict::Failure, false);
         }
-        assert_eq!((sum(&ring, 20), told.sum(20).failed), (2, 2), "nowhere is no place to land");
+        assert_eq!(
+            (sum(&ring, 20), told.sum(20).failed),
+            (2, 2),
+            "nowhere is no place to land"
+        );
     }
 
     #[test]
@@ -373,7 +444,10 @@ mod tests {
                 told.add(turn, Verdict::Failure, false);
                 (sum(&ring, turn), told.sum(turn).failed)
             };
-            assert_eq!([5, 5 + years_later, 6 + years_later].map(&mut count), [(1, 1), (1, 1), (2, 2)]);
+            assert_eq!(
+                [5, 5 + years_later, 6 + years_later].map(&mut count),
+                [(1, 1), (1, 1), (2, 2)]
+            );
             assert_eq!(ring.total(), 3);
         }
     }
@@ -412,18 +486,36 @@ mod tests {
 
     #[test]
     fn a_thread_is_not_deceived_by_what_it_remembers() {
-        let (short, long) = (Turns::new(Duration::from_secs(1)), Turns::new(Duration::from_secs(10)));
-        for nanos in [0, 1, 999_999_999, 1_000_000_000, 1_099_999_999, 5_500_000_001, 1 << 62] {
+        let (short, long) = (
+            Turns::new(Duration::from_secs(1)),
+            Turns::new(Duration::from_secs(10)),
+        );
+        for nanos in [
+            0,
+            1,
+            999_999_999,
+            1_000_000_000,
+            1_099_999_999,
+            5_500_000_001,
+            1 << 62,
+        ] {
             assert_eq!(short.at(instant(nanos)), (nanos / 100_000_000) as u32);
             assert_eq!(long.at(instant(nanos)), (nanos / 1_000_000_000) as u32);
         }
         let new = Turns::new(Duration::from_secs(10));
-        assert_eq!(new.at(instant(3)), 0, "a paused clock that was far ahead is forgotten");
+        assert_eq!(
+            new.at(instant(3)),
+            0,
+            "a paused clock that was far ahead is forgotten"
+        );
     }
 
     #[test]
     fn windows_without_measure_are_taken_for_the_nearest_with_one() {
-        for (asked, nanos) in [(Duration::ZERO, 100_000_000), (Duration::MAX, 8_640_000_000_000)] {
+        for (asked, nanos) in [
+            (Duration::ZERO, 100_000_000),
+            (Duration::MAX, 8_640_000_000_000),
+        ] {
             assert_eq!(Turns::new(asked).nanos, nanos);
         }
     }

@@ -80,19 +80,28 @@ impl Word {
 
     /// Why it is not closed, if that has a code.
     pub(crate) fn reason(self) -> Option<Reason> {
-        if self.is_closed() { None } else { Reason::from_code(self.0 as u32) }
+        if self.is_closed() {
+            None
+        } else {
+            Reason::from_code(self.0 as u32)
+        }
     }
 
     /// Leave to make a call, if the circuit is closed, there are no failures, and the heart need not know.
     #[inline]
     pub(crate) fn ticket(self) -> Option<Ticket> {
-        if self.0 & (0b11 << 62 | LOWER) == 0 { Some(Ticket(self.0)) } else { None }
+        if self.0 & (0b11 << 62 | LOWER) == 0 {
+            Some(Ticket(self.0))
+        } else {
+            None
+        }
     }
 
     /// The same if the circuit is closed, whatever else.
     pub(crate) fn closer_ticket(self) -> Option<Ticket> {
         let asks = self.tag() == Tag::Asking;
-        self.is_closed().then(|| Ticket::call(self.generation(), asks))
+        self.is_closed()
+            .then(|| Ticket::call(self.generation(), asks))
     }
 
     /// Whether this is still the state the ticket was given in, with no failures, and nobody wants to know more.
@@ -202,13 +211,20 @@ impl SharedWord {
     /// Changes the failures in a row as long as the generation is this one. A race is run again, so that no failure is
     /// lost and no success comes too late for the failures before it.
     fn update(&self, generation: u32, change: impl Fn(u32) -> Option<u32>) -> u32 {
-        let changed = |word: Word| change(word.failures_in_row()).map(|count| word.with_failures(count));
+        let changed =
+            |word: Word| change(word.failures_in_row()).map(|count| word.with_failures(count));
         let mut word = self.load();
         loop {
-            let Some(next) = (word.generation() == generation).then(|| changed(word)).flatten() else {
+            let Some(next) = (word.generation() == generation)
+                .then(|| changed(word))
+                .flatten()
+            else {
                 return word.failures_in_row();
             };
-            match self.0.compare_exchange_weak(word.0, next.0, AcqRel, Acquire) {
+            match self
+                .0
+                .compare_exchange_weak(word.0, next.0, AcqRel, Acquire)
+            {
                 Ok(_) => return next.failures_in_row(),
                 Err(seen) => word = Word(seen),
             }
@@ -222,13 +238,20 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_word_do_not_touch_each_other() {
-        for (generation, failures) in [(0, 0), (GENERATIONS, u32::MAX), (7, 1), (1 << 29, 1 << 31)] {
+        for (generation, failures) in [(0, 0), (GENERATIONS, u32::MAX), (7, 1), (1 << 29, 1 << 31)]
+        {
             let word = Word::new(Tag::Closed, generation, None).with_failures(failures);
-            assert_eq!((word.generation(), word.failures_in_row()), (generation, failures));
+            assert_eq!(
+                (word.generation(), word.failures_in_row()),
+                (generation, failures)
+            );
             assert!(word.is_closed() && word.reason().is_none());
             for tag in [Tag::Open, Tag::HalfOpen] {
                 let word = Word::new(tag, generation, Some(Reason::Forced));
-                assert_eq!((word.generation(), word.reason()), (generation, Some(Reason::Forced)));
+                assert_eq!(
+                    (word.generation(), word.reason()),
+                    (generation, Some(Reason::Forced))
+                );
                 assert!(!word.is_closed() && word.failures_in_row() == 0);
             }
         }
@@ -243,12 +266,18 @@ mod tests {
         assert!(word.load().is_as_on(ticket) && !ticket.is_probe() && !ticket.asks());
         word.add_failure(GENERATIONS);
         assert!(!word.load().is_as_on(ticket));
-        assert_eq!((word.load().ticket(), word.load().closer_ticket()), (None, Some(ticket)));
+        assert_eq!(
+            (word.load().ticket(), word.load().closer_ticket()),
+            (None, Some(ticket))
+        );
         word.forgive(GENERATIONS);
         assert!(word.load().is_as_on(ticket));
         word.enter(Word::new(Tag::Open, 0, Some(Reason::Forced)));
         assert!(!word.load().is_as_on(ticket));
-        assert_eq!((word.load().ticket(), word.load().closer_ticket()), (None, None));
+        assert_eq!(
+            (word.load().ticket(), word.load().closer_ticket()),
+            (None, None)
+        );
     }
 
     #[test]
@@ -257,17 +286,25 @@ mod tests {
         let ticket = word.closer_ticket().unwrap();
         assert!(word.is_closed() && word.ticket().is_none());
         assert!(ticket.asks() && !ticket.is_probe() && !word.is_as_on(ticket));
-        assert_eq!((ticket.generation(), ticket.plain()), (5, Ticket::call(5, false)));
+        assert_eq!(
+            (ticket.generation(), ticket.plain()),
+            (5, Ticket::call(5, false))
+        );
     }
 
     #[test]
     fn a_probes_ticket_is_no_word_of_its_generation() {
         for (generation, id) in [(0, 1), (GENERATIONS, u32::MAX), (5, 8)] {
             let ticket = Ticket::probe(generation, NonZeroU32::new(id).unwrap());
-            assert_eq!((ticket.generation(), ticket.id().unwrap().get()), (generation, id));
+            assert_eq!(
+                (ticket.generation(), ticket.id().unwrap().get()),
+                (generation, id)
+            );
             assert!(ticket.is_probe() && ticket.asks());
             for tag in [Tag::Closed, Tag::Asking, Tag::HalfOpen] {
-                assert!(!Word((tag as u64) << 62 | bits(generation) | u64::from(id)).is_as_on(ticket));
+                assert!(
+                    !Word((tag as u64) << 62 | bits(generation) | u64::from(id)).is_as_on(ticket)
+                );
             }
         }
     }

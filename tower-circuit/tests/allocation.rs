@@ -11,7 +11,8 @@ use common::*;
 use http::{Request, Response};
 use tower::{Layer, Service, service_fn};
 use tower_circuit::{
-    Circuit, CircuitBuilder, CircuitLayer, Evidence, KeyedCircuitLayer, KeyedCircuits, Ratio, State, Trip, TripPolicy,
+    Circuit, CircuitBuilder, CircuitLayer, Evidence, KeyedCircuitLayer, KeyedCircuits, Ratio,
+    State, Trip, TripPolicy,
 };
 use tower_outcome::{Outcome, Settle};
 
@@ -38,10 +39,22 @@ fn bare() -> u64 {
 fn a_closed_circuit_allocates_nothing_a_call() {
     // With a window and failures in a row, as by default.
     let circuit = Circuit::new();
-    assert_eq!(allocations(CircuitLayer::new(&circuit).layer(service_fn(ok))), bare());
-    assert_eq!(allocations(CircuitLayer::new(&circuit).respond().layer(service_fn(ok))), bare());
-    assert_eq!(allocations(CircuitLayer::new(&circuit).gate().layer(service_fn(ok))), bare());
-    assert_eq!((circuit.state(), circuit.snapshot().totals.succeeded), (State::Closed, 303));
+    assert_eq!(
+        allocations(CircuitLayer::new(&circuit).layer(service_fn(ok))),
+        bare()
+    );
+    assert_eq!(
+        allocations(CircuitLayer::new(&circuit).respond().layer(service_fn(ok))),
+        bare()
+    );
+    assert_eq!(
+        allocations(CircuitLayer::new(&circuit).gate().layer(service_fn(ok))),
+        bare()
+    );
+    assert_eq!(
+        (circuit.state(), circuit.snapshot().totals.succeeded),
+        (State::Closed, 303)
+    );
 }
 
 #[test]
@@ -56,11 +69,17 @@ fn nor_does_one_with_all_policies_at_once() {
         }
     }
     let trip = Trip::default()
-        .or(Trip::failure_ratio_of_last(NonZeroU16::new(1_000).unwrap(), Ratio::HALF))
+        .or(Trip::failure_ratio_of_last(
+            NonZeroU16::new(1_000).unwrap(),
+            Ratio::HALF,
+        ))
         .or(Trip::slow_ratio(SECOND, Ratio::HALF))
         .or(Trip::policy(Curious));
     let circuit = Circuit::builder().trip(trip).build();
-    assert_eq!(allocations(CircuitLayer::new(&circuit).layer(service_fn(ok))), bare());
+    assert_eq!(
+        allocations(CircuitLayer::new(&circuit).layer(service_fn(ok))),
+        bare()
+    );
     assert_eq!(circuit.snapshot().last_calls.unwrap().calls, 101);
 }
 
@@ -68,7 +87,10 @@ fn nor_does_one_with_all_policies_at_once() {
 fn nor_does_finding_a_known_key() {
     let circuits = KeyedCircuits::<usize>::new(Circuit::builder());
     let by_length = |request: &Request<String>| request.body().len();
-    assert_eq!(allocations(KeyedCircuitLayer::new(&circuits, by_length).layer(service_fn(ok))), bare());
+    assert_eq!(
+        allocations(KeyedCircuitLayer::new(&circuits, by_length).layer(service_fn(ok))),
+        bare()
+    );
 }
 
 #[test]
@@ -79,13 +101,16 @@ fn a_failure_allocates_nothing_either_and_a_refusal_only_its_error() {
     });
     assert_eq!(failures.count_total, 0);
     circuit.force_open();
-    let refusals = allocation_counter::measure(|| assert!((0..100).all(|_| circuit.admit().is_err())));
+    let refusals =
+        allocation_counter::measure(|| assert!((0..100).all(|_| circuit.admit().is_err())));
     assert_eq!(refusals.count_total, 0);
 }
 
 #[test]
 fn a_clone_allocates_nothing() {
-    let service = CircuitLayer::new(Circuit::new()).respond().layer(service_fn(ok));
+    let service = CircuitLayer::new(Circuit::new())
+        .respond()
+        .layer(service_fn(ok));
     let cloned = allocation_counter::measure(|| drop(service.clone()));
     assert_eq!(cloned.count_total, 0);
 }
@@ -97,8 +122,16 @@ fn memory(builder: CircuitBuilder) -> (i64, i64) {
     let circuit = circuit.unwrap();
     let grown = allocation_counter::measure(|| {
         for index in 0..100_000 {
-            let outcome = [Outcome::SUCCESS, Outcome::FAILURE, Outcome::SOFT, Outcome::IGNORE][index % 4];
-            circuit.admit().into_iter().for_each(|permit| permit.settle(outcome));
+            let outcome = [
+                Outcome::SUCCESS,
+                Outcome::FAILURE,
+                Outcome::SOFT,
+                Outcome::IGNORE,
+            ][index % 4];
+            circuit
+                .admit()
+                .into_iter()
+                .for_each(|permit| permit.settle(outcome));
             if index % 1_000 == 0 {
                 circuit.force_open();
                 circuit.automatic();
@@ -115,7 +148,10 @@ fn a_circuit_takes_four_kibibytes_whatever_happens() {
     assert!(new <= 4_096 && later <= 4_096, "{new} {later}");
     let row = Trip::default().or(Trip::failure_ratio_of_last(NonZeroU16::MAX, Ratio::HALF));
     let (new, later) = memory(Circuit::builder().trip(row));
-    assert!(new <= 4_096 + 8_192 && later <= 4_096 + 8_192, "{new} {later}");
+    assert!(
+        new <= 4_096 + 8_192 && later <= 4_096 + 8_192,
+        "{new} {later}"
+    );
 }
 
 #[test]
@@ -134,10 +170,17 @@ fn gates_that_have_waited_leave_nothing_behind() {
 #[test]
 fn a_key_takes_two_kibibytes() {
     let keys = 1_000;
-    let circuits = KeyedCircuits::<usize>::new(Circuit::builder()).capacity(NonZeroUsize::new(2 * keys).unwrap());
-    let all = allocation_counter::measure(|| (0..keys).for_each(|key| drop(circuits.get(&key)))).bytes_current;
+    let circuits = KeyedCircuits::<usize>::new(Circuit::builder())
+        .capacity(NonZeroUsize::new(2 * keys).unwrap());
+    let all = allocation_counter::measure(|| (0..keys).for_each(|key| drop(circuits.get(&key))))
+        .bytes_current;
     println!("a key: {} bytes", all as usize / keys);
     assert!(all as usize / keys <= 2_048, "{all}");
-    let more = allocation_counter::measure(|| (0..10 * keys).for_each(|key| drop(circuits.get(&key)))).bytes_current;
-    assert!((all + more) as usize <= 2 * keys * 2_048 && circuits.snapshot().keys <= 2 * keys, "{more}");
+    let more =
+        allocation_counter::measure(|| (0..10 * keys).for_each(|key| drop(circuits.get(&key))))
+            .bytes_current;
+    assert!(
+        (all + more) as usize <= 2 * keys * 2_048 && circuits.snapshot().keys <= 2 * keys,
+        "{more}"
+    );
 }

@@ -4,9 +4,9 @@ use http::{Request, Response};
 use testkit::Probe;
 use tower::{Layer, Service};
 use tower_circuit::{
-    Circuit, CircuitBuilder, CircuitGate, CircuitGateLayer, CircuitLayer, CircuitService, Cooldown, Evidence,
-    KeyedCircuitLayer, KeyedCircuitService, KeyedCircuits, Open, PerEndpoint, Permit, Ratio, Snapshot, State, Totals,
-    Trip, classify, refuse,
+    Circuit, CircuitBuilder, CircuitGate, CircuitGateLayer, CircuitLayer, CircuitService, Cooldown,
+    Evidence, KeyedCircuitLayer, KeyedCircuitService, KeyedCircuits, Open, PerEndpoint, Permit,
+    Ratio, Snapshot, State, Totals, Trip, classify, refuse,
 };
 
 fn value<T: Send + Sync + Unpin + 'static>() {}
@@ -52,5 +52,9 @@ fn futures_and_bodies_are_send() {
 fn a_neutral_classification_leaves_the_response_type_alone() {
     fn response_of<S: Service<Request<String>, Response = Response<testkit::Script>>>(_: S) {}
     response_of(CircuitLayer::new(Circuit::new()).layer(Probe::new().0));
-    response_of(CircuitLayer::new(Circuit::new()).gate().layer(Probe::new().0));
+    response_of(
+        CircuitLayer::new(Circuit::new())
+            .gate()
+            .layer(Probe::new().0),
+    );
 }

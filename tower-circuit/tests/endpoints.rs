@@ -19,7 +19,11 @@ use tower_outcome::BoxError;
 
 /// Endpoint 0 is down.
 async fn answer(endpoint: usize) -> Result<usize, BoxError> {
-    if endpoint == 0 { Err("down".into()) } else { Ok(endpoint) }
+    if endpoint == 0 {
+        Err("down".into())
+    } else {
+        Ok(endpoint)
+    }
 }
 
 /// What refuses at once looks idle, so it must not fit into a balancer that goes by load.
@@ -44,10 +48,14 @@ fn only_the_gate_has_a_load() {
 async fn a_balancer_over_discovered_endpoints_leaves_out_the_one_that_is_down() {
     let endpoints = (0..3).map(|endpoint| {
         let service = service_fn(move |()| answer(endpoint));
-        Ok::<_, Infallible>(Change::Insert(endpoint, PendingRequests::new(service, CompleteOnResponse::default())))
+        Ok::<_, Infallible>(Change::Insert(
+            endpoint,
+            PendingRequests::new(service, CompleteOnResponse::default()),
+        ))
     });
     let circuits = trips_at(3).per_endpoint();
-    let mut balance: Balance<_, ()> = Balance::new(Box::pin(circuits.discover(stream::iter(endpoints))));
+    let mut balance: Balance<_, ()> =
+        Balance::new(Box::pin(circuits.discover(stream::iter(endpoints))));
     let mut failed = 0;
     for _ in 0..200 {
         failed += usize::from(balance.ready().await.unwrap().call(()).await.is_err());
@@ -59,13 +67,27 @@ async fn a_balancer_over_discovered_endpoints_leaves_out_the_one_that_is_down() 
 #[tokio::test(start_paused = true)]
 async fn each_endpoint_has_a_circuit_of_its_own_named_after_its_key() {
     let endpoint = |load: usize| Constant::new(service_fn(move |()| answer(load)), load);
-    let changes = [Change::Insert("a", endpoint(7)), Change::Insert("b", endpoint(8)), Change::Remove("a")];
+    let changes = [
+        Change::Insert("a", endpoint(7)),
+        Change::Insert("b", endpoint(8)),
+        Change::Remove("a"),
+    ];
     let circuits = trips_at(1).per_endpoint();
-    let gates: Vec<_> = pin!(circuits.discover(stream::iter(changes.map(Ok::<_, Infallible>)))).collect().await;
-    let [Ok(Change::Insert("a", a)), Ok(Change::Insert("b", b)), Ok(Change::Remove("a"))] = &gates[..] else {
+    let gates: Vec<_> = pin!(circuits.discover(stream::iter(changes.map(Ok::<_, Infallible>))))
+        .collect()
+        .await;
+    let [
+        Ok(Change::Insert("a", a)),
+        Ok(Change::Insert("b", b)),
+        Ok(Change::Remove("a")),
+    ] = &gates[..]
+    else {
         panic!("{}", gates.len())
     };
     trip(a.circuit());
-    assert_eq!((a.circuit().name(), b.circuit().name(), b.circuit().state()), (Some("a"), Some("b"), State::Closed));
+    assert_eq!(
+        (a.circuit().name(), b.circuit().name(), b.circuit().state()),
+        (Some("a"), Some("b"), State::Closed)
+    );
     assert_eq!((a.load(), b.load()), (7, 8));
 }

@@ -21,7 +21,8 @@ use tower::{
     timeout::TimeoutLayer,
 };
 use tower_circuit::{
-    Circuit, CircuitGateLayer, CircuitLayer, CircuitService, Cooldown, Open, Ratio, Reason, State, Trip,
+    Circuit, CircuitGateLayer, CircuitLayer, CircuitService, Cooldown, Open, Ratio, Reason, State,
+    Trip,
 };
 use tower_outcome::{BoxError, Outcome, Refusal, Settle};
 
@@ -56,7 +57,10 @@ fn the_last_hundred_calls_are_the_last_hundred() {
         circuit.admit().unwrap().settle(Outcome::FAILURE);
     }
     assert!(is_open(&circuit));
-    assert_eq!(circuit.snapshot().last_reason, Some(Reason::FailureRatioOfLast));
+    assert_eq!(
+        circuit.snapshot().last_reason,
+        Some(Reason::FailureRatioOfLast)
+    );
 }
 
 /// Fault 2: a slow call from before the trip closed the circuit while its only probe was hanging.
@@ -86,7 +90,10 @@ async fn a_failure_from_before_the_trip_does_not_reopen_it() {
     cool_down(&circuit).await;
     let probe = circuit.admit().unwrap();
     let mut stragglers = stragglers.into_iter();
-    stragglers.by_ref().take(5).for_each(|straggler| straggler.settle(Outcome::FAILURE));
+    stragglers
+        .by_ref()
+        .take(5)
+        .for_each(|straggler| straggler.settle(Outcome::FAILURE));
     probe.settle(Outcome::SUCCESS);
     stragglers.for_each(|straggler| straggler.settle(Outcome::FAILURE));
     assert_eq!(circuit.state(), State::Closed);
@@ -114,7 +121,11 @@ async fn half_open_does_not_wedge_whatever_becomes_of_the_probes() {
 #[tokio::test(start_paused = true)]
 async fn probes_that_come_further_apart_than_the_window_close_it_all_the_same() {
     let two = NonZeroU32::new(2).unwrap();
-    let circuit = trips_at(1).window(Duration::from_millis(200)).probes(two).successes_to_close(two).build();
+    let circuit = trips_at(1)
+        .window(Duration::from_millis(200))
+        .probes(two)
+        .successes_to_close(two)
+        .build();
     let (mut service, _probe) = reject(&circuit);
     cool_down(&circuit).await;
     finish(service.ready().await.unwrap().call(request())).unwrap();
@@ -135,7 +146,11 @@ async fn a_hanging_probe_has_failed_at_its_deadline() {
     probe.answer(Answer::Hang);
     let hanging = service.ready().await.unwrap().call(request());
     tokio::time::advance(Duration::from_millis(9_999)).await;
-    assert!(finish(service.ready().await.unwrap().call(request())).unwrap_err().is::<Open>());
+    assert!(
+        finish(service.ready().await.unwrap().call(request()))
+            .unwrap_err()
+            .is::<Open>()
+    );
     assert_eq!(circuit.state(), State::HalfOpen);
     tokio::time::advance(Duration::from_millis(1)).await;
     assert!(is_open(&circuit));
@@ -144,7 +159,11 @@ async fn a_hanging_probe_has_failed_at_its_deadline() {
     finish(service.ready().await.unwrap().call(request())).unwrap();
     assert_eq!(circuit.state(), State::Closed);
     drop(hanging);
-    assert_eq!(circuit.state(), State::Closed, "what became of it later does not matter");
+    assert_eq!(
+        circuit.state(),
+        State::Closed,
+        "what became of it later does not matter"
+    );
 }
 
 /// A slow probe that answers well, but after its deadline, must not close what has opened again.
@@ -179,8 +198,10 @@ async fn a_probe_whose_client_hangs_up_does_not_wedge_it() {
 async fn calls_cut_by_a_timeout_further_out_open_it() {
     let circuit = Circuit::new();
     let hanging = service_fn(|_: ()| std::future::pending::<Result<(), BoxError>>());
-    let mut service =
-        ServiceBuilder::new().layer(TimeoutLayer::new(2 * SECOND)).layer(CircuitLayer::new(&circuit)).service(hanging);
+    let mut service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(2 * SECOND))
+        .layer(CircuitLayer::new(&circuit))
+        .service(hanging);
     for calls in 1..=50 {
         let error = service.ready().await.unwrap().call(()).await.unwrap_err();
         assert_eq!(Refusal::find(&*error).is_some(), calls > 5, "call {calls}");
@@ -191,10 +212,15 @@ async fn calls_cut_by_a_timeout_further_out_open_it() {
 /// Fault 4 as it was measured, with a timeout of 2 ms: the age limit has to be chosen below it.
 #[tokio::test(start_paused = true)]
 async fn calls_cut_by_a_very_short_timeout_open_it_where_the_age_limit_is_shorter() {
-    let circuit = Circuit::builder().cancelled_after(Duration::from_millis(2)).build();
+    let circuit = Circuit::builder()
+        .cancelled_after(Duration::from_millis(2))
+        .build();
     let hanging = service_fn(|_: ()| std::future::pending::<Result<(), BoxError>>());
     let timeout = TimeoutLayer::new(Duration::from_millis(2));
-    let mut service = ServiceBuilder::new().layer(timeout).layer(CircuitLayer::new(&circuit)).service(hanging);
+    let mut service = ServiceBuilder::new()
+        .layer(timeout)
+        .layer(CircuitLayer::new(&circuit))
+        .service(hanging);
     for _ in 0..5 {
         service.ready().await.unwrap().call(()).await.unwrap_err();
     }
@@ -205,7 +231,10 @@ async fn calls_cut_by_a_very_short_timeout_open_it_where_the_age_limit_is_shorte
 /// that could grow: no call allocates, good or bad, nor does the judging.
 #[tokio::test(start_paused = true)]
 async fn fifty_thousand_calls_in_a_window_of_a_minute_take_no_memory() {
-    let circuit = Circuit::builder().trip(Trip::failure_ratio(Ratio::ALL)).window(60 * SECOND).build();
+    let circuit = Circuit::builder()
+        .trip(Trip::failure_ratio(Ratio::ALL))
+        .window(60 * SECOND)
+        .build();
     for _ in 0..5 {
         let allocated = allocation_counter::measure(|| {
             for _ in 0..9_000 {
@@ -219,7 +248,11 @@ async fn fifty_thousand_calls_in_a_window_of_a_minute_take_no_memory() {
         tokio::time::advance(SECOND).await;
     }
     let window = circuit.snapshot().window;
-    assert_eq!((window.succeeded, window.failed), (45_000, 5_000), "and all are counted");
+    assert_eq!(
+        (window.succeeded, window.failed),
+        (45_000, 5_000),
+        "and all are counted"
+    );
 }
 
 /// Fault 6: three million polls in one second while ejected.
@@ -246,7 +279,12 @@ fn endpoints() -> (Circuit, Vec<Circuit>) {
     // No probes while the test lasts.
     let cooldown = Cooldown::new(3600 * SECOND);
     let trip_at = Trip::consecutive(NonZeroU32::MIN);
-    let circuit = || Circuit::builder().trip(trip_at.clone()).cooldown(cooldown.clone()).build();
+    let circuit = || {
+        Circuit::builder()
+            .trip(trip_at.clone())
+            .cooldown(cooldown.clone())
+            .build()
+    };
     let circuits: Vec<_> = (0..ENDPOINTS).map(|_| circuit()).collect();
     trip(&circuits[0]);
     (circuits[0].clone(), circuits)
@@ -274,7 +312,10 @@ where
             errors
         }
     });
-    futures_util::future::join_all(calls).await.into_iter().sum()
+    futures_util::future::join_all(calls)
+        .await
+        .into_iter()
+        .sum()
 }
 
 /// Faults 7 and 8: rejecting inside a balancer drew 38 % of the traffic. The gate draws none.
@@ -283,13 +324,19 @@ async fn a_gate_in_a_balancer_draws_no_traffic_while_open() {
     let (open, circuits) = endpoints();
     let gates = circuits.iter().enumerate().map(|(key, circuit)| {
         let gate = CircuitGateLayer::new(circuit).layer(service_fn(slow));
-        Ok::<_, Infallible>(Change::Insert(key, PendingRequests::new(gate, CompleteOnResponse::default())))
+        Ok::<_, Infallible>(Change::Insert(
+            key,
+            PendingRequests::new(gate, CompleteOnResponse::default()),
+        ))
     });
     let gates: Vec<_> = gates.collect();
     let errors = errors_of(Balance::new(Box::pin(stream::iter(gates)))).await;
     assert_eq!(errors, 0);
     assert_eq!(open.snapshot().totals.refused, 0);
-    let served: Vec<_> = circuits[1..].iter().map(|circuit| circuit.snapshot().totals.succeeded).collect();
+    let served: Vec<_> = circuits[1..]
+        .iter()
+        .map(|circuit| circuit.snapshot().totals.succeeded)
+        .collect();
     assert_eq!(served.iter().sum::<u64>(), 2000);
     assert!(served.iter().all(|&served| served > 300), "{served:?}");
 }
@@ -300,7 +347,10 @@ async fn a_refusing_layer_in_a_balancer_is_a_black_hole_as_the_documentation_war
     let (open, circuits) = endpoints();
     let services = circuits.iter().enumerate().map(|(key, circuit)| {
         let service = CircuitLayer::new(circuit).layer(service_fn(slow));
-        Ok::<_, Infallible>(Change::Insert(key, PendingRequests::new(service, CompleteOnResponse::default())))
+        Ok::<_, Infallible>(Change::Insert(
+            key,
+            PendingRequests::new(service, CompleteOnResponse::default()),
+        ))
     });
     let services: Vec<_> = services.collect();
     let errors = errors_of(Balance::new(Box::pin(stream::iter(services)))).await;
@@ -315,16 +365,27 @@ async fn a_balancer_whose_gates_were_all_open_serves_again() {
     circuits.iter().for_each(trip);
     let gates = circuits.iter().enumerate().map(|(key, circuit)| {
         let gate = CircuitGateLayer::new(circuit).layer(service_fn(slow));
-        Ok::<_, Infallible>(Change::Insert(key, PendingRequests::new(gate, CompleteOnResponse::default())))
+        Ok::<_, Infallible>(Change::Insert(
+            key,
+            PendingRequests::new(gate, CompleteOnResponse::default()),
+        ))
     });
     let gates: Vec<_> = gates.collect();
     let mut balance: Balance<Pin<Box<_>>, ()> = Balance::new(Box::pin(stream::iter(gates)));
     let (_, waker) = Wakes::new();
-    assert!(balance.poll_ready(&mut std::task::Context::from_waker(&waker)).is_pending());
+    assert!(
+        balance
+            .poll_ready(&mut std::task::Context::from_waker(&waker))
+            .is_pending()
+    );
     for _ in 0..10 {
         balance.ready().await.unwrap().call(()).await.unwrap();
     }
-    assert!(circuits.iter().any(|circuit| circuit.state() == State::Closed));
+    assert!(
+        circuits
+            .iter()
+            .any(|circuit| circuit.state() == State::Closed)
+    );
 }
 
 /// Fault 10: one `Err` from `poll_ready` behind a `Buffer`, and every later call fails.

@@ -31,7 +31,11 @@ struct Waiting {
 impl Waiting {
     fn new(gate: &Gate) -> Self {
         let (wakes, waker) = Wakes::new();
-        Self { gate: gate.clone(), wakes, waker }
+        Self {
+            gate: gate.clone(),
+            wakes,
+            waker,
+        }
     }
 
     fn poll(&mut self) -> bool {
@@ -88,11 +92,22 @@ async fn of_all_who_wait_exactly_one_gets_the_probe() {
     tokio::time::sleep(COOLDOWN).await;
     let ready: Vec<_> = waiting.iter_mut().map(Waiting::poll).collect();
     assert_eq!(ready.iter().filter(|&&ready| ready).count(), 1);
-    assert_eq!(ready, waiting.iter_mut().map(Waiting::poll).collect::<Vec<_>>(), "and keeps it when polled again");
-    let before: Vec<_> = waiting.iter().map(|waiting| waiting.wakes.count()).collect();
+    assert_eq!(
+        ready,
+        waiting.iter_mut().map(Waiting::poll).collect::<Vec<_>>(),
+        "and keeps it when polled again"
+    );
+    let before: Vec<_> = waiting
+        .iter()
+        .map(|waiting| waiting.wakes.count())
+        .collect();
     let at = ready.iter().position(|&ready| ready).unwrap();
     finish(waiting[at].gate.call(request())).unwrap();
-    for (index, waiting) in waiting.iter_mut().enumerate().filter(|(index, _)| *index != at) {
+    for (index, waiting) in waiting
+        .iter_mut()
+        .enumerate()
+        .filter(|(index, _)| *index != at)
+    {
         assert_eq!(waiting.wakes.count(), before[index] + 1);
         assert!(waiting.poll());
     }
@@ -136,7 +151,12 @@ async fn a_reservation_that_is_not_used_lapses_and_another_takes_it() {
     assert_eq!(waiting.wakes.count(), 1, "by its own timer");
     assert!(waiting.poll());
     let error = finish(idle.gate.call(request())).unwrap_err();
-    assert!(Unsent::<http::Request<String>>::recover(error).unwrap().1.is::<Open>());
+    assert!(
+        Unsent::<http::Request<String>>::recover(error)
+            .unwrap()
+            .1
+            .is::<Open>()
+    );
     assert_eq!(probe.calls(), 0);
     assert!(!idle.poll());
     finish(waiting.gate.call(request())).unwrap();
@@ -187,7 +207,11 @@ async fn a_hanging_probe_is_over_at_its_deadline_and_the_gate_goes_on_by_itself(
     let hanging = holder.gate.call(request());
     let started = tokio::time::Instant::now();
     waiting.gate.ready().await.unwrap();
-    assert_eq!(started.elapsed().as_secs(), 13, "the deadline and one cooldown, with nobody to help");
+    assert_eq!(
+        started.elapsed().as_secs(),
+        13,
+        "the deadline and one cooldown, with nobody to help"
+    );
     finish(waiting.gate.call(request())).unwrap();
     assert_eq!(circuit.state(), State::Closed);
     drop(hanging);
@@ -217,7 +241,10 @@ async fn a_call_that_comes_too_late_hands_its_request_back() {
     let error = finish(gate.call(mine)).unwrap_err();
     let (request, cause) = Unsent::<http::Request<String>>::recover(error).unwrap();
     assert_eq!(request.body(), "mine");
-    assert_eq!(cause.downcast_ref::<Open>().unwrap().retry_after(), Some(COOLDOWN));
+    assert_eq!(
+        cause.downcast_ref::<Open>().unwrap().retry_after(),
+        Some(COOLDOWN)
+    );
     assert_eq!(probe.calls(), 0);
 }
 
@@ -229,7 +256,11 @@ async fn a_reservation_outlives_an_inner_service_that_is_getting_ready() {
     probe.be_pending();
     let (mut holder, mut waiting) = (Waiting::new(&gate), Waiting::new(&gate));
     assert!(!holder.poll() && !waiting.poll());
-    assert_eq!(probe.polls(), 1, "the other one's inner service is not asked: it cannot probe");
+    assert_eq!(
+        probe.polls(),
+        1,
+        "the other one's inner service is not asked: it cannot probe"
+    );
     probe.be_ready();
     assert_eq!(holder.wakes.count(), 1);
     assert!(holder.poll());
@@ -308,18 +339,26 @@ fn a_task_that_ends_with_its_waker_may_hold_a_gate_of_the_same_circuit() {
         assert!(!is_ready(&mut held));
         let mut outer = gate;
         let waker = Waker::from(Arc::new(Task(Mutex::new(held))));
-        assert!(outer.poll_ready(&mut Context::from_waker(&waker)).is_pending());
+        assert!(
+            outer
+                .poll_ready(&mut Context::from_waker(&waker))
+                .is_pending()
+        );
         drop(waker);
         assert!(!is_ready(&mut outer));
         done.send(()).unwrap();
     });
-    is_done.recv_timeout(10 * SECOND).expect("a deadlock, or a panic");
+    is_done
+        .recv_timeout(10 * SECOND)
+        .expect("a deadlock, or a panic");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn thousands_of_waiting_tasks_all_get_through() {
     let millis = Duration::from_millis;
-    let circuit = trips_at(1).cooldown(tower_circuit::Cooldown::new(millis(20))).build();
+    let circuit = trips_at(1)
+        .cooldown(tower_circuit::Cooldown::new(millis(20)))
+        .build();
     let (gate, probe) = gate(&circuit);
     trip(&circuit);
     // The first probes go wrong in every way there is.
@@ -339,6 +378,8 @@ async fn thousands_of_waiting_tasks_all_get_through() {
         })
         .collect();
     let all = futures_util::future::join_all(tasks);
-    tokio::time::timeout(30 * SECOND, all).await.expect("nobody waits for ever");
+    tokio::time::timeout(30 * SECOND, all)
+        .await
+        .expect("nobody waits for ever");
     assert_eq!(circuit.state(), State::Closed);
 }

@@ -9,7 +9,8 @@ use http::Request;
 use testkit::{Answer, Probe, ProbeHandle};
 use tower::{Layer, Service, ServiceExt};
 use tower_circuit::{
-    Circuit, KeyedCircuitLayer, KeyedCircuitService, KeyedCircuits, Open, State, Trip, WhenFull, classify, refuse,
+    Circuit, KeyedCircuitLayer, KeyedCircuitService, KeyedCircuits, Open, State, Trip, WhenFull,
+    classify, refuse,
 };
 
 type ByPath = fn(&Request<String>) -> String;
@@ -47,10 +48,23 @@ async fn one_route_that_fails_closes_no_other() {
     let circuits = circuits();
     let (mut service, probe) = respond(&circuits);
     probe.answer(Answer::Status(500));
-    assert_eq!(finish(service.ready().await.unwrap().call(to("/a"))).unwrap().status(), 500);
+    assert_eq!(
+        finish(service.ready().await.unwrap().call(to("/a")))
+            .unwrap()
+            .status(),
+        500
+    );
     let refused = finish(service.ready().await.unwrap().call(to("/a"))).unwrap();
-    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (503, &"10".parse().unwrap()));
-    assert_eq!(finish(service.ready().await.unwrap().call(to("/b"))).unwrap().status(), 200);
+    assert_eq!(
+        (refused.status().as_u16(), &refused.headers()["retry-after"]),
+        (503, &"10".parse().unwrap())
+    );
+    assert_eq!(
+        finish(service.ready().await.unwrap().call(to("/b")))
+            .unwrap()
+            .status(),
+        200
+    );
     assert_eq!(probe.calls(), 2);
 }
 
@@ -62,7 +76,12 @@ async fn readiness_that_a_refusal_did_not_use_is_there_for_the_next() {
     service.ready().await.unwrap();
     assert_eq!(finish(service.call(to("/a"))).unwrap().status(), 503);
     assert_eq!(probe.calls(), 0);
-    assert_eq!(finish(service.ready().await.unwrap().call(to("/b"))).unwrap().status(), 200);
+    assert_eq!(
+        finish(service.ready().await.unwrap().call(to("/b")))
+            .unwrap()
+            .status(),
+        200
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -79,13 +98,20 @@ async fn a_probe_closes_its_key_again() {
     probe.answer(Answer::Status(500));
     finish(service.ready().await.unwrap().call(to("/a"))).unwrap();
     tokio::time::advance(COOLDOWN).await;
-    assert_eq!(finish(service.ready().await.unwrap().call(to("/a"))).unwrap().status(), 200);
+    assert_eq!(
+        finish(service.ready().await.unwrap().call(to("/a")))
+            .unwrap()
+            .status(),
+        200
+    );
     assert_eq!(circuits.get(&"/a".into()).state(), State::Closed);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_keys_takes_nothing_from_those_that_are_known() {
-    let circuits = circuits().capacity(NonZeroUsize::new(2).unwrap()).when_full(WhenFull::Refuse);
+    let circuits = circuits()
+        .capacity(NonZeroUsize::new(2).unwrap())
+        .when_full(WhenFull::Refuse);
     let (probe, handle) = Probe::<String>::new();
     let mut service = layer(&circuits).layer(probe);
     for path in ["/a", "/b"] {
@@ -93,10 +119,24 @@ async fn a_flood_of_keys_takes_nothing_from_those_that_are_known() {
         finish(service.ready().await.unwrap().call(to(path))).unwrap_err();
     }
     for index in 0..1_000 {
-        let error = finish(service.ready().await.unwrap().call(to(&format!("/{index}")))).unwrap_err();
+        let error = finish(
+            service
+                .ready()
+                .await
+                .unwrap()
+                .call(to(&format!("/{index}"))),
+        )
+        .unwrap_err();
         assert!(error.is::<Open>());
     }
-    assert_eq!((handle.calls(), circuits.snapshot().keys, circuits.snapshot().overflowed), (2, 2, 1_000));
+    assert_eq!(
+        (
+            handle.calls(),
+            circuits.snapshot().keys,
+            circuits.snapshot().overflowed
+        ),
+        (2, 2, 1_000)
+    );
     tokio::time::advance(COOLDOWN).await;
     finish(service.ready().await.unwrap().call(to("/a"))).unwrap();
 }

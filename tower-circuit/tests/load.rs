@@ -20,12 +20,19 @@ const CALLS: u64 = 50_000;
 
 #[test]
 fn every_call_of_every_thread_is_counted_once_and_in_the_window() {
-    let circuit = Circuit::builder().trip(Trip::never()).window(86_400 * SECOND).build();
+    let circuit = Circuit::builder()
+        .trip(Trip::never())
+        .window(86_400 * SECOND)
+        .build();
     thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 for index in 0..CALLS {
-                    let outcome = if index % 100 == 0 { Outcome::FAILURE } else { Outcome::SUCCESS };
+                    let outcome = if index % 100 == 0 {
+                        Outcome::FAILURE
+                    } else {
+                        Outcome::SUCCESS
+                    };
                     circuit.admit().unwrap().settle(outcome);
                 }
             });
@@ -33,8 +40,14 @@ fn every_call_of_every_thread_is_counted_once_and_in_the_window() {
     });
     let snapshot = circuit.snapshot();
     let (failed, succeeded) = (THREADS * CALLS / 100, THREADS * CALLS / 100 * 99);
-    assert_eq!((snapshot.totals.succeeded, snapshot.totals.failed), (succeeded, failed));
-    assert_eq!((snapshot.window.succeeded, snapshot.window.failed), (succeeded, failed));
+    assert_eq!(
+        (snapshot.totals.succeeded, snapshot.totals.failed),
+        (succeeded, failed)
+    );
+    assert_eq!(
+        (snapshot.window.succeeded, snapshot.window.failed),
+        (succeeded, failed)
+    );
 }
 
 #[test]
@@ -43,20 +56,28 @@ fn a_call_that_races_a_transition_is_counted_or_stale_and_never_lost() {
     let done = AtomicBool::new(false);
     let admitted = AtomicU64::new(0);
     thread::scope(|scope| {
-        let callers: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| call(&circuit, &admitted))).collect();
+        let callers: Vec<_> = (0..THREADS)
+            .map(|_| scope.spawn(|| call(&circuit, &admitted)))
+            .collect();
         scope.spawn(|| {
             while !done.load(Relaxed) {
                 circuit.reset();
                 thread::yield_now();
             }
         });
-        callers.into_iter().for_each(|caller| caller.join().unwrap());
+        callers
+            .into_iter()
+            .for_each(|caller| caller.join().unwrap());
         done.store(true, Relaxed);
     });
     let totals = circuit.snapshot().totals;
     assert_eq!(totals.succeeded + totals.stale, admitted.into_inner());
     circuit.reset();
-    assert_eq!(circuit.snapshot().window.calls(), 0, "nothing of what went before");
+    assert_eq!(
+        circuit.snapshot().window.calls(),
+        0,
+        "nothing of what went before"
+    );
 }
 
 fn call(circuit: &Circuit, admitted: &AtomicU64) {
@@ -97,7 +118,13 @@ fn totals_never_go_back_while_they_are_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn forced_states_hold_under_load() {
     let circuit = Circuit::new();
-    let inner = service_fn(async |fails: bool| if fails { Err(std::io::Error::other("down")) } else { Ok(()) });
+    let inner = service_fn(async |fails: bool| {
+        if fails {
+            Err(std::io::Error::other("down"))
+        } else {
+            Ok(())
+        }
+    });
     let service = CircuitLayer::new(&circuit).layer(inner);
     let done = std::sync::Arc::new(AtomicBool::new(false));
     let callers: Vec<_> = (0..4)
@@ -113,7 +140,14 @@ async fn forced_states_hold_under_load() {
         .collect();
     for _ in 0..20 {
         circuit.force_open();
-        assert!(service.clone().oneshot(false).await.unwrap_err().is::<Open>());
+        assert!(
+            service
+                .clone()
+                .oneshot(false)
+                .await
+                .unwrap_err()
+                .is::<Open>()
+        );
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(circuit.state(), State::Open { until: None });
         circuit.force_closed();
@@ -147,7 +181,12 @@ async fn thousands_of_clones_are_one_circuit() {
         assert!(is_ready(clone));
         finish(clone.call(request())).is_err()
     });
-    assert!(refused.collect::<Vec<_>>().into_iter().all(|refused| refused));
+    assert!(
+        refused
+            .collect::<Vec<_>>()
+            .into_iter()
+            .all(|refused| refused)
+    );
     assert_eq!(circuit.snapshot().totals.refused, 5_000);
     drop(clones);
     assert_eq!(handle.clones(), 1);

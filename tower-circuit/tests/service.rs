@@ -9,7 +9,9 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use testkit::{Answer, Probe, ProbeHandle, Script, Step};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
-use tower_circuit::{Circuit, CircuitLayer, CircuitService, Open, Ratio, Reason, State, Trip, classify, refuse};
+use tower_circuit::{
+    Circuit, CircuitLayer, CircuitService, Open, Ratio, Reason, State, Trip, classify, refuse,
+};
 use tower_outcome::{Class, Refusal};
 
 fn reject(circuit: &Circuit) -> (CircuitService<Probe>, ProbeHandle) {
@@ -55,9 +57,15 @@ async fn five_failures_in_a_row_open_it_and_the_inner_service_is_left_alone() {
     let error = finish(service.call(request())).unwrap_err();
     assert_eq!((probe.polls(), probe.calls()), (polls, calls));
     let open = error.downcast_ref::<Open>().unwrap();
-    assert_eq!((open.retry_after(), open.reason()), (Some(COOLDOWN), Some(Reason::ConsecutiveFailures)));
+    assert_eq!(
+        (open.retry_after(), open.reason()),
+        (Some(COOLDOWN), Some(Reason::ConsecutiveFailures))
+    );
     let refusal = Refusal::find(&*error).unwrap();
-    assert_eq!((refusal.class(), refusal.code()), (Class::Unavailable, "circuit-open"));
+    assert_eq!(
+        (refusal.class(), refusal.code()),
+        (Class::Unavailable, "circuit-open")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -80,7 +88,10 @@ async fn after_the_cooldown_one_probe_closes_it() {
     let (mut service, probe) = reject(&circuit);
     let mut other = service.clone();
     cool_down(&circuit).await;
-    assert!(is_ready(&mut service) && is_ready(&mut other), "each of them might be the one");
+    assert!(
+        is_ready(&mut service) && is_ready(&mut other),
+        "each of them might be the one"
+    );
     probe.answer(Answer::Hang);
     let mut hanging = Box::pin(service.call(request()));
     assert!(poll_once(hanging.as_mut()).is_pending());
@@ -129,10 +140,18 @@ async fn the_servers_hint_raises_the_open_time_up_to_a_minute() {
     for (hint, seconds) in [("3", 10), ("30", 30), ("86400", 60)] {
         let circuit = trips_at(1).build();
         let (mut service, probe) = respond(&circuit);
-        let response = Response::builder().status(503).header("retry-after", hint).body(Script::default()).unwrap();
+        let response = Response::builder()
+            .status(503)
+            .header("retry-after", hint)
+            .body(Script::default())
+            .unwrap();
         probe.answer(Answer::Response(response));
         finish(service.ready().await.unwrap().call(request())).unwrap();
-        assert_eq!(until(&circuit).duration_since(tokio::time::Instant::now()), seconds * SECOND, "{hint}");
+        assert_eq!(
+            until(&circuit).duration_since(tokio::time::Instant::now()),
+            seconds * SECOND,
+            "{hint}"
+        );
     }
 }
 
@@ -141,12 +160,21 @@ async fn a_grpc_servers_pushback_raises_the_open_time_up_to_a_minute_too() {
     for (pushback, seconds) in [("3000", 10), ("30000", 30), ("86400000", 60), ("-1", 10)] {
         let circuit = trips_at(1).build();
         let (mut service, probe) = respond(&circuit);
-        let head = Response::builder().header("content-type", "application/grpc").header("grpc-status", "14");
-        probe
-            .answer(Answer::Response(head.header("grpc-retry-pushback-ms", pushback).body(Script::default()).unwrap()));
+        let head = Response::builder()
+            .header("content-type", "application/grpc")
+            .header("grpc-status", "14");
+        probe.answer(Answer::Response(
+            head.header("grpc-retry-pushback-ms", pushback)
+                .body(Script::default())
+                .unwrap(),
+        ));
         let response = finish(service.ready().await.unwrap().call(grpc_request())).unwrap();
         response.into_body().collect().await.unwrap();
-        assert_eq!(until(&circuit).duration_since(tokio::time::Instant::now()), seconds * SECOND, "{pushback}");
+        assert_eq!(
+            until(&circuit).duration_since(tokio::time::Instant::now()),
+            seconds * SECOND,
+            "{pushback}"
+        );
     }
 }
 
@@ -159,7 +187,10 @@ async fn a_refused_request_is_answered_with_503_and_a_hint() {
     let response = finish(service.ready().await.unwrap().call(request())).unwrap();
     assert_eq!(response.status(), 503);
     assert_eq!(response.headers()["retry-after"], "10", "9.5 s, rounded up");
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "the circuit is open\n");
+    assert_eq!(
+        response.into_body().collect().await.unwrap().to_bytes(),
+        "the circuit is open\n"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -185,7 +216,11 @@ async fn an_infallible_service_stays_infallible_and_its_5xx_count() {
     // As axum has it: cloned for each request, boxed, Send and Sync.
     let service = BoxCloneSyncService::<Request<String>, _, Infallible>::new(service);
     for expected in [500, 500, 503] {
-        let response = service.clone().oneshot(request()).await.unwrap_or_else(|never| match never {});
+        let response = service
+            .clone()
+            .oneshot(request())
+            .await
+            .unwrap_or_else(|never| match never {});
         assert_eq!(response.status(), expected);
     }
     assert_eq!(circuit.snapshot().trips, 1);
@@ -199,7 +234,11 @@ async fn all_services_of_a_layer_share_the_circuit() {
     let (mut first, mut second) = (layer.layer(a.0), layer.clone().layer(b.0));
     a.1.answer(Answer::Fail);
     finish(first.ready().await.unwrap().call(request())).unwrap_err();
-    assert!(finish(second.ready().await.unwrap().call(request())).unwrap_err().is::<Open>());
+    assert!(
+        finish(second.ready().await.unwrap().call(request()))
+            .unwrap_err()
+            .is::<Open>()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -207,12 +246,18 @@ async fn grpc_trailers_decide_and_a_stream_cut_before_its_status_has_failed() {
     for (steps, state) in [
         (vec![Step::Data("x"), Step::grpc_status("0")], State::Closed),
         (vec![Step::Data("x"), Step::grpc_status("5")], State::Closed),
-        (vec![Step::Data("x"), Step::grpc_status("14")], State::Open { until: None }),
+        (
+            vec![Step::Data("x"), Step::grpc_status("14")],
+            State::Open { until: None },
+        ),
         (vec![Step::Data("x")], State::Open { until: None }),
     ] {
         let circuit = trips_at(1).build();
         let (mut service, probe) = respond(&circuit);
-        let response = Response::builder().header("content-type", "application/grpc").body(Script::new(steps)).unwrap();
+        let response = Response::builder()
+            .header("content-type", "application/grpc")
+            .body(Script::new(steps))
+            .unwrap();
         probe.answer(Answer::Response(response));
         let response = finish(service.ready().await.unwrap().call(grpc_request())).unwrap();
         assert_eq!(circuit.state(), State::Closed, "not known before the end");
@@ -238,8 +283,13 @@ async fn a_response_dropped_mid_body_frees_the_probes_place() {
     let circuit = trips_at(1).build();
     let (mut service, probe) = respond(&circuit);
     cool_down(&circuit).await;
-    probe.answer(Answer::Body(200, Script::new([Step::Data("x"), Step::Hang])));
-    let mut body = finish(service.ready().await.unwrap().call(request())).unwrap().into_body();
+    probe.answer(Answer::Body(
+        200,
+        Script::new([Step::Data("x"), Step::Hang]),
+    ));
+    let mut body = finish(service.ready().await.unwrap().call(request()))
+        .unwrap()
+        .into_body();
     body.frame().await.unwrap().unwrap();
     drop(body);
     assert_eq!(circuit.snapshot().totals.cancelled, 1);
@@ -252,14 +302,25 @@ async fn a_response_dropped_mid_body_frees_the_probes_place() {
 async fn a_response_dropped_mid_body_is_no_failure_however_long_it_was_read() {
     for trip in [Trip::never(), Trip::slow_ratio(SECOND, Ratio::ALL)] {
         let trip = trip.or(Trip::consecutive(NonZeroU32::MIN));
-        let circuit = Circuit::builder().trip(trip).cancelled_after(SECOND).build();
+        let circuit = Circuit::builder()
+            .trip(trip)
+            .cancelled_after(SECOND)
+            .build();
         let (mut service, probe) = respond(&circuit);
-        probe.answer(Answer::Body(200, Script::new([Step::Data("x"), Step::Hang])));
-        let mut body = finish(service.ready().await.unwrap().call(request())).unwrap().into_body();
+        probe.answer(Answer::Body(
+            200,
+            Script::new([Step::Data("x"), Step::Hang]),
+        ));
+        let mut body = finish(service.ready().await.unwrap().call(request()))
+            .unwrap()
+            .into_body();
         body.frame().await.unwrap().unwrap();
         tokio::time::advance(3600 * SECOND).await;
         drop(body);
-        assert_eq!((circuit.state(), circuit.snapshot().totals.cancelled), (State::Closed, 1));
+        assert_eq!(
+            (circuit.state(), circuit.snapshot().totals.cancelled),
+            (State::Closed, 1)
+        );
     }
 }
 
@@ -269,26 +330,55 @@ async fn a_probe_whose_stream_goes_on_has_succeeded_at_its_deadline() {
     let (mut service, probe) = respond(&circuit);
     cool_down(&circuit).await;
     tokio::time::advance(SECOND).await;
-    probe.answer(Answer::Body(200, Script::new([Step::Data("x"), Step::Hang])));
-    let mut body = finish(service.ready().await.unwrap().call(request())).unwrap().into_body();
+    probe.answer(Answer::Body(
+        200,
+        Script::new([Step::Data("x"), Step::Hang]),
+    ));
+    let mut body = finish(service.ready().await.unwrap().call(request()))
+        .unwrap()
+        .into_body();
     body.frame().await.unwrap().unwrap();
     tokio::time::advance(10 * SECOND - Duration::from_millis(1)).await;
-    assert!(finish(service.ready().await.unwrap().call(request())).unwrap().status() == 503, "not sooner");
+    assert!(
+        finish(service.ready().await.unwrap().call(request()))
+            .unwrap()
+            .status()
+            == 503,
+        "not sooner"
+    );
     tokio::time::advance(Duration::from_millis(1)).await;
-    assert_eq!(finish(service.ready().await.unwrap().call(request())).unwrap().status(), 200);
-    assert_eq!((circuit.state(), circuit.snapshot().trips), (State::Closed, 1));
+    assert_eq!(
+        finish(service.ready().await.unwrap().call(request()))
+            .unwrap()
+            .status(),
+        200
+    );
+    assert_eq!(
+        (circuit.state(), circuit.snapshot().trips),
+        (State::Closed, 1)
+    );
     drop(body);
-    assert_eq!((circuit.state(), circuit.snapshot().totals.stale), (State::Closed, 1));
+    assert_eq!(
+        (circuit.state(), circuit.snapshot().totals.stale),
+        (State::Closed, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_whose_head_is_bad_has_failed_at_once_and_one_whose_body_breaks_off_too() {
-    for answer in [Answer::Status(503), Answer::Body(200, Script::new([Step::Data("x"), Step::Break]))] {
+    for answer in [
+        Answer::Status(503),
+        Answer::Body(200, Script::new([Step::Data("x"), Step::Break])),
+    ] {
         let circuit = trips_at(1).build();
         let (mut service, probe) = respond(&circuit);
         cool_down(&circuit).await;
         probe.answer(answer);
-        let _ = finish(service.ready().await.unwrap().call(request())).unwrap().into_body().collect().await;
+        let _ = finish(service.ready().await.unwrap().call(request()))
+            .unwrap()
+            .into_body()
+            .collect()
+            .await;
         assert!(is_open(&circuit));
         assert_eq!(circuit.snapshot().last_reason, Some(Reason::ProbeFailed));
     }
@@ -382,7 +472,10 @@ async fn forced_states_hold_under_traffic_and_are_given_back() {
     tokio::time::advance(3600 * SECOND).await;
     let error = finish(service.ready().await.unwrap().call(request())).unwrap_err();
     let open = error.downcast_ref::<Open>().unwrap();
-    assert_eq!((open.retry_after(), open.reason()), (None, Some(Reason::Forced)));
+    assert_eq!(
+        (open.retry_after(), open.reason()),
+        (None, Some(Reason::Forced))
+    );
 
     circuit.force_closed();
     for _ in 0..20 {
@@ -416,7 +509,10 @@ async fn every_call_is_counted_once_when_it_ends() {
     finish(service.ready().await.unwrap().call(request())).unwrap();
     drop(late);
     let totals = circuit.snapshot().totals;
-    assert_eq!((totals.succeeded, totals.failed, totals.soft, totals.ignored), (3, 4, 1, 0));
+    assert_eq!(
+        (totals.succeeded, totals.failed, totals.soft, totals.ignored),
+        (3, 4, 1, 0)
+    );
     assert_eq!((totals.cancelled, totals.stale, totals.refused), (1, 1, 1));
     assert_eq!(totals.ended(), 10);
 }
@@ -427,9 +523,17 @@ async fn the_state_can_be_followed() {
     let mut changes = circuit.subscribe();
     assert_eq!(*changes.borrow_and_update(), State::Closed);
     trip(&circuit);
-    assert_eq!(*changes.borrow_and_update(), State::Open { until: Some(until(&circuit)) });
+    assert_eq!(
+        *changes.borrow_and_update(),
+        State::Open {
+            until: Some(until(&circuit))
+        }
+    );
     tokio::time::advance(COOLDOWN).await;
-    assert!(!changes.has_changed().unwrap(), "the first call makes it half-open");
+    assert!(
+        !changes.has_changed().unwrap(),
+        "the first call makes it half-open"
+    );
     let permit = circuit.admit().unwrap();
     assert_eq!(*changes.borrow_and_update(), State::HalfOpen);
     tower_outcome::Settle::settle(permit, tower_outcome::Outcome::SUCCESS);
@@ -444,17 +548,29 @@ async fn a_snapshot_tells_the_whole_story() {
     trip(&circuit);
     let opened = tokio::time::Instant::now();
     let snapshot = circuit.snapshot();
-    assert_eq!((snapshot.trips, snapshot.last_reason), (1, Some(Reason::ConsecutiveFailures)));
-    assert_eq!((snapshot.opened_since, snapshot.next_probe_at), (Some(opened), Some(opened + COOLDOWN)));
+    assert_eq!(
+        (snapshot.trips, snapshot.last_reason),
+        (1, Some(Reason::ConsecutiveFailures))
+    );
+    assert_eq!(
+        (snapshot.opened_since, snapshot.next_probe_at),
+        (Some(opened), Some(opened + COOLDOWN))
+    );
     tokio::time::advance(COOLDOWN).await;
     let probe = circuit.admit().unwrap();
     tokio::time::advance(11 * SECOND).await;
     let snapshot = circuit.snapshot();
-    assert_eq!((snapshot.trips, snapshot.last_reason), (2, Some(Reason::ProbeTimedOut)));
+    assert_eq!(
+        (snapshot.trips, snapshot.last_reason),
+        (2, Some(Reason::ProbeTimedOut))
+    );
     assert_eq!(snapshot.opened_since, Some(opened));
     drop(probe);
     assert_eq!(circuit.snapshot().totals.stale, 1);
-    assert_eq!(format!("{circuit:?}").split(',').next(), Some("Circuit { name: Some(\"users\")"));
+    assert_eq!(
+        format!("{circuit:?}").split(',').next(),
+        Some("Circuit { name: Some(\"users\")")
+    );
 }
 
 #[test]

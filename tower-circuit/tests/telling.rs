@@ -49,7 +49,11 @@ impl Subscriber for Log {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line::default();
         event.record(&mut line);
-        if let Some(circuit) = self.reset.as_ref().filter(|_| line.text.contains("to=\"open\"")) {
+        if let Some(circuit) = self
+            .reset
+            .as_ref()
+            .filter(|_| line.text.contains("to=\"open\""))
+        {
             circuit.reset();
         }
         self.lines.lock().unwrap().push(line.text);
@@ -96,8 +100,10 @@ async fn each_transition_is_one_event() {
 #[test]
 fn there_are_as_many_events_as_transitions_however_they_come_about() {
     let log = Log::default();
-    let circuit =
-        trips_at(1).cooldown(Cooldown::fixed(Duration::ZERO)).probe_deadline(Duration::from_micros(50)).build();
+    let circuit = trips_at(1)
+        .cooldown(Cooldown::fixed(Duration::ZERO))
+        .probe_deadline(Duration::from_micros(50))
+        .build();
     let threads = 4;
     std::thread::scope(|scope| {
         for index in 0..threads {
@@ -111,8 +117,12 @@ fn there_are_as_many_events_as_transitions_however_they_come_about() {
                         2 => circuit.reset(),
                         3 => drop(circuit.snapshot()),
                         outcome => {
-                            let outcome = [Outcome::SUCCESS, Outcome::FAILURE, Outcome::SOFT][outcome - 4];
-                            circuit.admit().into_iter().for_each(|permit| permit.settle(outcome));
+                            let outcome =
+                                [Outcome::SUCCESS, Outcome::FAILURE, Outcome::SOFT][outcome - 4];
+                            circuit
+                                .admit()
+                                .into_iter()
+                                .for_each(|permit| permit.settle(outcome));
                         }
                     }
                 }
@@ -122,7 +132,10 @@ fn there_are_as_many_events_as_transitions_however_they_come_about() {
     let mut told: Vec<_> = log.generations.lock().unwrap().clone();
     told.sort_unstable();
     assert!(told.len() > 1_000, "{}", told.len());
-    assert!(told.iter().copied().eq(1..=told.len() as u64), "each transition has a number, and each is told once");
+    assert!(
+        told.iter().copied().eq(1..=told.len() as u64),
+        "each transition has a number, and each is told once"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -131,9 +144,15 @@ async fn who_subscribes_while_another_changes_it_is_told_the_newer_state() {
     cool_down(&circuit).await;
     let _hanging = circuit.admit().unwrap();
     tokio::time::advance(10 * SECOND).await;
-    let log = Log { reset: Some(circuit.clone()), ..Log::default() };
+    let log = Log {
+        reset: Some(circuit.clone()),
+        ..Log::default()
+    };
     let _default = tracing::subscriber::set_default(log);
     // The look finds that the probe is past its deadline, and before it is over somebody has closed the circuit.
     let changes = circuit.subscribe();
-    assert_eq!((*changes.borrow(), circuit.state()), (State::Closed, State::Closed));
+    assert_eq!(
+        (*changes.borrow(), circuit.state()),
+        (State::Closed, State::Closed)
+    );
 }

@@ -14,7 +14,9 @@ use std::{
 use common::*;
 use testkit::{Answer, Probe, Script, Step};
 use tower::{Layer, Service, ServiceExt};
-use tower_circuit::{Circuit, CircuitLayer, Cooldown, Evidence, Ratio, Reason, State, Trip, TripPolicy};
+use tower_circuit::{
+    Circuit, CircuitLayer, Cooldown, Evidence, Ratio, Reason, State, Trip, TripPolicy,
+};
 use tower_outcome::{Outcome, Settle, Verdict};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -42,7 +44,11 @@ async fn by_default_half_of_twenty_calls_open_it() {
     call(&circuit, Outcome::FAILURE);
     assert_eq!(reason(&circuit), Some(Reason::FailureRatio));
     let window = circuit.snapshot().window;
-    assert_eq!((window.calls(), window.failure_ratio()), (20, Some(0.5)), "what opened it can still be seen");
+    assert_eq!(
+        (window.calls(), window.failure_ratio()),
+        (20, Some(0.5)),
+        "what opened it can still be seen"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -59,19 +65,26 @@ async fn by_default_nineteen_calls_are_too_few() {
 #[tokio::test(start_paused = true)]
 async fn what_is_as_old_as_the_window_has_left_it() {
     for (age, within) in [(8_999 * MILLISECOND, true), (10_000 * MILLISECOND, false)] {
-        let circuit = Circuit::builder().trip(Trip::failure_ratio(Ratio::HALF)).build();
+        let circuit = Circuit::builder()
+            .trip(Trip::failure_ratio(Ratio::HALF))
+            .build();
         calls(&circuit, 15, Outcome::FAILURE);
         tokio::time::advance(age).await;
         calls(&circuit, 4, Outcome::SUCCESS);
         call(&circuit, Outcome::FAILURE);
         assert_eq!(is_open(&circuit), within, "{age:?}");
-        assert_eq!(circuit.snapshot().window.calls(), if within { 20 } else { 5 });
+        assert_eq!(
+            circuit.snapshot().window.calls(),
+            if within { 20 } else { 5 }
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn good_calls_leave_the_window_as_bad_ones_do() {
-    let circuit = Circuit::builder().trip(Trip::failure_ratio(Ratio::HALF)).build();
+    let circuit = Circuit::builder()
+        .trip(Trip::failure_ratio(Ratio::HALF))
+        .build();
     calls(&circuit, 1_000, Outcome::SUCCESS);
     tokio::time::advance(5 * SECOND).await;
     calls(&circuit, 19, Outcome::FAILURE);
@@ -84,13 +97,21 @@ async fn good_calls_leave_the_window_as_bad_ones_do() {
 /// Long calls that all end at once, the bad ones last: nobody has looked at the clock since they began.
 #[tokio::test(start_paused = true)]
 async fn a_success_counts_when_it_ends_and_not_when_it_began() {
-    let circuit = Circuit::builder().trip(Trip::failure_ratio(Ratio::HALF)).build();
+    let circuit = Circuit::builder()
+        .trip(Trip::failure_ratio(Ratio::HALF))
+        .build();
     let permits: Vec<_> = (0..100).map(|_| circuit.admit().unwrap()).collect();
     tokio::time::advance(30 * SECOND).await;
     let mut permits = permits.into_iter();
-    permits.by_ref().take(80).for_each(|permit| permit.settle(Outcome::SUCCESS));
+    permits
+        .by_ref()
+        .take(80)
+        .for_each(|permit| permit.settle(Outcome::SUCCESS));
     permits.for_each(|permit| permit.settle(Outcome::FAILURE));
-    assert_eq!((circuit.state(), circuit.snapshot().window.calls()), (State::Closed, 100));
+    assert_eq!(
+        (circuit.state(), circuit.snapshot().window.calls()),
+        (State::Closed, 100)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,7 +120,11 @@ async fn the_window_is_empty_once_it_has_closed() {
     calls(&circuit, 5, Outcome::FAILURE);
     tokio::time::advance(COOLDOWN).await;
     call(&circuit, Outcome::SUCCESS);
-    assert_eq!((circuit.state(), circuit.snapshot().window.calls()), (State::Closed, 0), "nor is the probe in it");
+    assert_eq!(
+        (circuit.state(), circuit.snapshot().window.calls()),
+        (State::Closed, 0),
+        "nor is the probe in it"
+    );
     call(&circuit, Outcome::SUCCESS);
     assert_eq!(circuit.snapshot().window.succeeded, 1);
 }
@@ -139,7 +164,11 @@ async fn time_that_jumps_far_ahead_empties_the_window_and_opens_no_trap() {
 async fn a_window_may_be_longer_and_want_more_or_fewer_calls() {
     let at_least = NonZeroU32::new(3).unwrap();
     let trip = Trip::failure_ratio(Ratio::new(2, 3).unwrap());
-    let circuit = Circuit::builder().trip(trip).window(60 * SECOND).at_least(at_least).build();
+    let circuit = Circuit::builder()
+        .trip(trip)
+        .window(60 * SECOND)
+        .at_least(at_least)
+        .build();
     call(&circuit, Outcome::SUCCESS);
     call(&circuit, Outcome::FAILURE);
     tokio::time::advance(50 * SECOND).await;
@@ -153,7 +182,10 @@ async fn soft_answers_lower_the_ratio_and_are_no_row() {
     let circuit = Circuit::new();
     calls(&circuit, 10, Outcome::SUCCESS);
     calls(&circuit, 9, Outcome::SOFT);
-    assert_eq!((circuit.state(), circuit.snapshot().failures_in_row), (State::Closed, 0));
+    assert_eq!(
+        (circuit.state(), circuit.snapshot().failures_in_row),
+        (State::Closed, 0)
+    );
     call(&circuit, Outcome::SOFT.with_retry_after(Some(20 * SECOND)));
     assert_eq!(reason(&circuit), Some(Reason::FailureRatio));
     let open_for = until(&circuit).duration_since(tokio::time::Instant::now());
@@ -179,7 +211,11 @@ async fn the_last_calls_are_judged_however_long_ago_they_were() {
     assert_eq!(circuit.state(), State::Closed, "nine are not ten");
     calls(&circuit, 100, Outcome::SUCCESS);
     calls(&circuit, 4, Outcome::FAILURE);
-    assert_eq!(circuit.snapshot().last_calls.unwrap().failed, 4, "the others have been pushed out");
+    assert_eq!(
+        circuit.snapshot().last_calls.unwrap().failed,
+        4,
+        "the others have been pushed out"
+    );
     call(&circuit, Outcome::FAILURE);
     assert_eq!(reason(&circuit), Some(Reason::FailureRatioOfLast));
 }
@@ -187,7 +223,11 @@ async fn the_last_calls_are_judged_however_long_ago_they_were() {
 fn slow_circuit() -> Circuit {
     let trip = Trip::slow_ratio(100 * MILLISECOND, Ratio::HALF);
     let at_least = NonZeroU32::new(4).unwrap();
-    Circuit::builder().trip(trip).at_least(at_least).cooldown(Cooldown::fixed(COOLDOWN)).build()
+    Circuit::builder()
+        .trip(trip)
+        .at_least(at_least)
+        .cooldown(Cooldown::fixed(COOLDOWN))
+        .build()
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,7 +241,14 @@ async fn slow_calls_open_it_though_they_succeed() {
     }
     assert_eq!(reason(&circuit), Some(Reason::SlowRatio));
     let snapshot = circuit.snapshot();
-    assert_eq!((snapshot.window.slow, snapshot.window.succeeded, snapshot.totals.succeeded), (2, 4, 4));
+    assert_eq!(
+        (
+            snapshot.window.slow,
+            snapshot.window.succeeded,
+            snapshot.totals.succeeded
+        ),
+        (2, 4, 4)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -212,7 +259,9 @@ async fn slowness_counts_to_the_end_of_the_body() {
     handle.answer(Answer::Body(200, Script::new([Step::Data("x")])));
     let response = finish(service.ready().await.unwrap().call(request())).unwrap();
     tokio::time::advance(SECOND).await;
-    http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+    http_body_util::BodyExt::collect(response.into_body())
+        .await
+        .unwrap();
     assert_eq!(circuit.snapshot().window.slow, 1);
 }
 
@@ -235,7 +284,10 @@ async fn a_slow_probe_closes_nothing() {
     let probe = circuit.admit().unwrap();
     tokio::time::advance(100 * MILLISECOND).await;
     probe.settle(Outcome::SUCCESS);
-    assert_eq!((is_open(&circuit), reason(&circuit)), (true, Some(Reason::ProbeSlow)));
+    assert_eq!(
+        (is_open(&circuit), reason(&circuit)),
+        (true, Some(Reason::ProbeSlow))
+    );
     tokio::time::advance(COOLDOWN).await;
     call(&circuit, Outcome::SUCCESS);
     assert_eq!(circuit.state(), State::Closed);
@@ -265,7 +317,10 @@ impl TripPolicy for Nosy {
     fn judge(&self, evidence: &Evidence) -> Option<&'static str> {
         let snapshot = self.circuit.get().unwrap().snapshot();
         assert_eq!(snapshot.window, evidence.window);
-        self.seen.lock().unwrap().push((evidence.verdict, evidence.window.calls()));
+        self.seen
+            .lock()
+            .unwrap()
+            .push((evidence.verdict, evidence.window.calls()));
         (evidence.window.failed == 3).then_some("third-time")
     }
 
@@ -275,7 +330,10 @@ impl TripPolicy for Nosy {
 }
 
 fn nosy(all: bool) -> (Circuit, Arc<Nosy>) {
-    let nosy = Arc::new(Nosy { all, ..Nosy::default() });
+    let nosy = Arc::new(Nosy {
+        all,
+        ..Nosy::default()
+    });
     let circuit = Circuit::builder().trip(Trip::policy(nosy.clone())).build();
     nosy.circuit.set(circuit.clone()).unwrap();
     (circuit, nosy)
@@ -284,16 +342,33 @@ fn nosy(all: bool) -> (Circuit, Arc<Nosy>) {
 #[tokio::test(start_paused = true)]
 async fn a_policy_of_ones_own_opens_it_and_is_asked_outside_of_the_lock_about_bad_calls_only() {
     let (circuit, nosy) = nosy(false);
-    for outcome in [Outcome::SUCCESS, Outcome::FAILURE, Outcome::SOFT, Outcome::SUCCESS, Outcome::FAILURE] {
+    for outcome in [
+        Outcome::SUCCESS,
+        Outcome::FAILURE,
+        Outcome::SOFT,
+        Outcome::SUCCESS,
+        Outcome::FAILURE,
+    ] {
         call(&circuit, outcome);
     }
     assert_eq!(circuit.state(), State::Closed);
-    call(&circuit, Outcome::FAILURE.with_retry_after(Some(30 * SECOND)));
+    call(
+        &circuit,
+        Outcome::FAILURE.with_retry_after(Some(30 * SECOND)),
+    );
     assert_eq!(reason(&circuit), Some(Reason::Policy("third-time")));
     let open = circuit.admit().unwrap_err();
-    assert_eq!((open.reason(), open.retry_after()), (Some(Reason::Policy("third-time")), Some(30 * SECOND)));
+    assert_eq!(
+        (open.reason(), open.retry_after()),
+        (Some(Reason::Policy("third-time")), Some(30 * SECOND))
+    );
     let seen = nosy.seen.lock().unwrap().clone();
-    let expected = [(Verdict::Failure, 2), (Verdict::Soft, 3), (Verdict::Failure, 5), (Verdict::Failure, 6)];
+    let expected = [
+        (Verdict::Failure, 2),
+        (Verdict::Soft, 3),
+        (Verdict::Failure, 5),
+        (Verdict::Failure, 6),
+    ];
     assert_eq!(seen, expected);
 }
 
@@ -302,7 +377,13 @@ async fn a_policy_that_wants_successes_is_asked_about_them_too() {
     let (circuit, nosy) = nosy(true);
     calls(&circuit, 3, Outcome::SUCCESS);
     calls(&circuit, 2, Outcome::FAILURE);
-    let seen: Vec<_> = nosy.seen.lock().unwrap().iter().map(|(_, calls)| *calls).collect();
+    let seen: Vec<_> = nosy
+        .seen
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(_, calls)| *calls)
+        .collect();
     assert_eq!(seen, [1, 2, 3, 4, 5]);
     assert_eq!(circuit.snapshot().totals.succeeded, 3);
 }
@@ -317,14 +398,19 @@ async fn a_policy_neither_sees_probes_nor_opens_what_is_held_closed() {
         }
     }
     let asked = Arc::new(AtomicU64::new(0));
-    let circuit = Circuit::builder().trip(Trip::policy(Always(asked.clone()))).build();
+    let circuit = Circuit::builder()
+        .trip(Trip::policy(Always(asked.clone())))
+        .build();
     circuit.force_closed();
     call(&circuit, Outcome::FAILURE);
     assert_eq!(circuit.state(), State::Closed);
     circuit.force_open();
     circuit.automatic();
     call(&circuit, Outcome::FAILURE);
-    assert_eq!((asked.load(Relaxed), reason(&circuit)), (1, Some(Reason::ProbeFailed)));
+    assert_eq!(
+        (asked.load(Relaxed), reason(&circuit)),
+        (1, Some(Reason::ProbeFailed))
+    );
 }
 
 /// It must not, but no lock is held then: the panic is its caller's, and the circuit goes on.
@@ -340,9 +426,16 @@ async fn a_policy_that_panics_harms_its_caller_alone() {
     let circuit = Circuit::builder().trip(trip).build();
     let failing = std::panic::AssertUnwindSafe(|| call(&circuit, Outcome::FAILURE));
     std::panic::catch_unwind(failing).unwrap_err();
-    assert_eq!((circuit.state(), circuit.snapshot().window.failed), (State::Closed, 1));
+    assert_eq!(
+        (circuit.state(), circuit.snapshot().window.failed),
+        (State::Closed, 1)
+    );
     call(&circuit, Outcome::FAILURE);
-    assert_eq!(reason(&circuit), Some(Reason::ConsecutiveFailures), "both were counted, and it was not asked again");
+    assert_eq!(
+        reason(&circuit),
+        Some(Reason::ConsecutiveFailures),
+        "both were counted, and it was not asked again"
+    );
 }
 
 /// A policy that opens the circuit by hand is as good as another thread that does.
@@ -356,10 +449,15 @@ async fn a_policy_may_force_the_circuit_it_judges() {
         }
     }
     let forces = Arc::new(Forces(OnceLock::new()));
-    let circuit = Circuit::builder().trip(Trip::policy(forces.clone())).build();
+    let circuit = Circuit::builder()
+        .trip(Trip::policy(forces.clone()))
+        .build();
     forces.0.set(circuit.clone()).unwrap();
     call(&circuit, Outcome::FAILURE);
-    assert_eq!((circuit.state(), reason(&circuit)), (State::Open { until: None }, Some(Reason::Forced)));
+    assert_eq!(
+        (circuit.state(), reason(&circuit)),
+        (State::Open { until: None }, Some(Reason::Forced))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -383,8 +481,10 @@ async fn a_circuit_that_never_trips_is_opened_by_hand_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn it_stays_open_longer_while_probes_fail_and_as_long_as_before_once_it_has_closed() {
-    let circuit =
-        Circuit::builder().trip(Trip::consecutive(NonZeroU32::MIN)).cooldown(Cooldown::default().seed(1)).build();
+    let circuit = Circuit::builder()
+        .trip(Trip::consecutive(NonZeroU32::MIN))
+        .cooldown(Cooldown::default().seed(1))
+        .build();
     let open_for = |circuit: &Circuit| until(circuit).duration_since(tokio::time::Instant::now());
     trip(&circuit);
     let mut times = vec![open_for(&circuit)];
@@ -394,7 +494,10 @@ async fn it_stays_open_longer_while_probes_fail_and_as_long_as_before_once_it_ha
         times.push(open_for(&circuit));
     }
     assert_eq!((times[0], times[4]), (10 * SECOND, 60 * SECOND));
-    assert!((16 * SECOND..24 * SECOND).contains(&times[1]) && times.is_sorted(), "{times:?}");
+    assert!(
+        (16 * SECOND..24 * SECOND).contains(&times[1]) && times.is_sorted(),
+        "{times:?}"
+    );
     tokio::time::advance(60 * SECOND).await;
     call(&circuit, Outcome::SUCCESS);
     trip(&circuit);

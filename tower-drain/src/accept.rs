@@ -48,7 +48,13 @@ where
     S: Service<Accepted<L::Io>, Future: Send + 'static, Error: Into<BoxError>>,
 {
     let local = listener.local_addr().unwrap_or(Addr::Other);
-    let mut door = Door { drain: drain.clone(), service, local, lives: Lives::default(), reserve: Reserve::new() };
+    let mut door = Door {
+        drain: drain.clone(),
+        service,
+        local,
+        lives: Lives::default(),
+        reserve: Reserve::new(),
+    };
     let outcome = door.welcome(&mut listener).await;
     if outcome.is_err() {
         // Nobody can come any more; those who are here are not dropped for it.
@@ -86,7 +92,9 @@ impl<S> Door<S> {
         // Readiness never delays the drain, and neither does a connection that may still come: hence `biased`.
         while let Some(ready) = until(closing.as_mut(), poll_fn(|cx| self.poll_ready(cx))).await {
             ready.map_err(io::Error::other)?;
-            let Some(accepted) = until(closing.as_mut(), listener.accept()).await else { break };
+            let Some(accepted) = until(closing.as_mut(), listener.accept()).await else {
+                break;
+            };
             match accepted {
                 Ok((io, peer)) => {
                     backoff.reset();
@@ -94,7 +102,9 @@ impl<S> Door<S> {
                 }
                 Err(error) => {
                     let again = backoff.is_running() && Fault::of(&error) == Fault::Full;
-                    let Some(pause) = pause(error, &mut backoff)? else { continue };
+                    let Some(pause) = pause(error, &mut backoff)? else {
+                        continue;
+                    };
                     if again {
                         self.turn_away(listener);
                     }
@@ -141,7 +151,8 @@ impl<S> Door<S> {
         S: Service<Accepted<L::Io>, Future: Send + 'static, Error: Into<BoxError>>,
     {
         for taken in 0..QUEUE {
-            if !poll_fn(|cx| Poll::Ready(matches!(self.poll_ready(cx), Poll::Ready(Ok(()))))).await {
+            if !poll_fn(|cx| Poll::Ready(matches!(self.poll_ready(cx), Poll::Ready(Ok(()))))).await
+            {
                 return taken;
             }
             match listener.try_accept() {

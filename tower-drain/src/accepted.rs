@@ -39,7 +39,13 @@ pub(crate) struct Place {
 impl<Io> Accepted<Io> {
     /// A connection from an accept loop of your own.
     pub fn new(drain: &Drain, io: Io, peer: Addr, local: Addr) -> Self {
-        Self { io, peer, local, guard: drain.guard_of(Kind::Guest), permit: None }
+        Self {
+            io,
+            peer,
+            local,
+            guard: drain.guard_of(Kind::Guest),
+            permit: None,
+        }
     }
 
     /// The stream.
@@ -64,8 +70,23 @@ impl<Io> Accepted<Io> {
 
     /// The stream by itself, and all the rest.
     pub fn split(self) -> (Io, Accepted<()>) {
-        let Self { io, peer, local, guard, permit } = self;
-        (io, Accepted { io: (), peer, local, guard, permit })
+        let Self {
+            io,
+            peer,
+            local,
+            guard,
+            permit,
+        } = self;
+        (
+            io,
+            Accepted {
+                io: (),
+                peer,
+                local,
+                guard,
+                permit,
+            },
+        )
     }
 
     /// It comes from somewhere else than it seems: a proxy said so.
@@ -83,18 +104,36 @@ impl<Io> Accepted<Io> {
 impl Accepted<()> {
     #[cfg(feature = "http")]
     pub(crate) fn into_place(self) -> Place {
-        Place { _guard: self.guard, _permit: self.permit }
+        Place {
+            _guard: self.guard,
+            _permit: self.permit,
+        }
     }
 
     /// Puts a stream back.
     pub fn with<Io>(self, io: Io) -> Accepted<Io> {
-        let Self { io: (), peer, local, guard, permit } = self;
-        Accepted { io, peer, local, guard, permit }
+        let Self {
+            io: (),
+            peer,
+            local,
+            guard,
+            permit,
+        } = self;
+        Accepted {
+            io,
+            peer,
+            local,
+            guard,
+            permit,
+        }
     }
 }
 
 impl<Io> fmt::Debug for Accepted<Io> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Accepted").field("peer", &self.peer).field("local", &self.local).finish_non_exhaustive()
+        f.debug_struct("Accepted")
+            .field("peer", &self.peer)
+            .field("local", &self.local)
+            .finish_non_exhaustive()
     }
 }

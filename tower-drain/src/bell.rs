@@ -48,7 +48,11 @@ impl Bell {
     }
 
     pub(crate) fn heard(&self) -> Heard {
-        Heard { bell: self.clone(), notified: self.0.notify.clone().notified_owned(), waker: None }
+        Heard {
+            bell: self.clone(),
+            notified: self.0.notify.clone().notified_owned(),
+            waker: None,
+        }
     }
 }
 
@@ -68,7 +72,11 @@ impl Future for Heard {
         if this.bell.0.rung.load(Acquire) {
             return Poll::Ready(());
         }
-        if this.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        if this
+            .waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
             return Poll::Pending;
         }
         *this.waker = Some(cx.waker().clone());

@@ -47,7 +47,10 @@ mod system {
 
 impl BoundListener {
     pub(crate) const fn new(listener: TcpListener) -> Self {
-        Self { listener, closing: false }
+        Self {
+            listener,
+            closing: false,
+        }
     }
 
     /// The address that clients connect to.

@@ -55,6 +55,8 @@ impl Drain {
 
 impl fmt::Debug for Cancellation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cancellation").field("phase", &self.0.told()).finish()
+        f.debug_struct("Cancellation")
+            .field("phase", &self.0.told())
+            .finish()
     }
 }

@@ -1,6 +1,8 @@
 //! `Connection: close`, and where it belongs.
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header::CONNECTION};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header::CONNECTION,
+};
 
 /// What must be remembered of a request to know whether its answer may carry `Connection: close`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +15,10 @@ pub(crate) struct Closable {
 
 impl Closable {
     pub(crate) fn of<B>(request: &Request<B>) -> Self {
-        Self { http1: request.version() <= Version::HTTP_11, connect: request.method() == Method::CONNECT }
+        Self {
+            http1: request.version() <= Version::HTTP_11,
+            connect: request.method() == Method::CONNECT,
+        }
     }
 
     pub(crate) const fn is_http1(self) -> bool {
@@ -23,20 +28,28 @@ impl Closable {
     /// Whether this answer turns the connection into a tunnel.
     pub(crate) fn is_upgrade<B>(self, response: &Response<B>) -> bool {
         let status = response.status();
-        self.http1 && (status == StatusCode::SWITCHING_PROTOCOLS || self.connect && status.is_success())
+        self.http1
+            && (status == StatusCode::SWITCHING_PROTOCOLS || self.connect && status.is_success())
     }
 
     /// Adds `Connection: close` where HTTP/1 has it, and where it is not there yet.
     pub(crate) fn close<B>(self, response: &mut Response<B>) {
         if self.is_http1() && !self.is_upgrade(response) && !says_close(response.headers()) {
-            response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
+            response
+                .headers_mut()
+                .append(CONNECTION, HeaderValue::from_static("close"));
         }
     }
 }
 
 fn says_close(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case("close"))
+    let values = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .any(|token| token.trim().eq_ignore_ascii_case("close"))
 }
 
 #[cfg(test)]
@@ -44,9 +57,18 @@ mod tests {
     use super::*;
 
     fn answer(version: Version, method: Method, mut response: Response<()>) -> Vec<String> {
-        let request = Request::builder().version(version).method(method).body(()).unwrap();
+        let request = Request::builder()
+            .version(version)
+            .method(method)
+            .body(())
+            .unwrap();
         Closable::of(&request).close(&mut response);
-        response.headers().get_all(CONNECTION).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+        response
+            .headers()
+            .get_all(CONNECTION)
+            .iter()
+            .map(|value| value.to_str().unwrap().to_owned())
+            .collect()
     }
 
     fn response(status: u16) -> Response<()> {
@@ -55,12 +77,30 @@ mod tests {
 
     #[test]
     fn an_http_1_answer_says_close_once() {
-        assert_eq!(answer(Version::HTTP_11, Method::GET, response(200)), ["close"]);
-        assert_eq!(answer(Version::HTTP_10, Method::GET, response(500)), ["close"]);
-        let said = Response::builder().header(CONNECTION, "x-hop, Close").body(()).unwrap();
-        assert_eq!(answer(Version::HTTP_11, Method::GET, said), ["x-hop, Close"]);
-        let hop = Response::builder().header(CONNECTION, "x-hop").body(()).unwrap();
-        assert_eq!(answer(Version::HTTP_11, Method::GET, hop), ["x-hop", "close"]);
+        assert_eq!(
+            answer(Version::HTTP_11, Method::GET, response(200)),
+            ["close"]
+        );
+        assert_eq!(
+            answer(Version::HTTP_10, Method::GET, response(500)),
+            ["close"]
+        );
+        let said = Response::builder()
+            .header(CONNECTION, "x-hop, Close")
+            .body(())
+            .unwrap();
+        assert_eq!(
+            answer(Version::HTTP_11, Method::GET, said),
+            ["x-hop, Close"]
+        );
+        let hop = Response::builder()
+            .header(CONNECTION, "x-hop")
+            .body(())
+            .unwrap();
+        assert_eq!(
+            answer(Version::HTTP_11, Method::GET, hop),
+            ["x-hop", "close"]
+        );
     }
 
     #[test]
@@ -68,6 +108,9 @@ mod tests {
         assert!(answer(Version::HTTP_2, Method::GET, response(200)).is_empty());
         assert!(answer(Version::HTTP_11, Method::GET, response(101)).is_empty());
         assert!(answer(Version::HTTP_11, Method::CONNECT, response(200)).is_empty());
-        assert_eq!(answer(Version::HTTP_11, Method::CONNECT, response(405)), ["close"]);
+        assert_eq!(
+            answer(Version::HTTP_11, Method::CONNECT, response(405)),
+            ["close"]
+        );
     }
 }

@@ -33,8 +33,14 @@ pub(crate) enum Kind {
 
 const CLOSED: u64 = 1;
 const LOOPS: Field = Field { shift: 1, bits: 12 };
-const REQUESTS: Field = Field { shift: 13, bits: 24 };
-const GUESTS: Field = Field { shift: 37, bits: 27 };
+const REQUESTS: Field = Field {
+    shift: 13,
+    bits: 24,
+};
+const GUESTS: Field = Field {
+    shift: 37,
+    bits: 27,
+};
 
 /// A count inside the word. 134 million guests, 16 million requests and 4 095 loops fit.
 #[derive(Clone, Copy)]
@@ -73,8 +79,14 @@ impl Count {
     pub(crate) fn census(&self) -> Census {
         let word = self.word.load(Acquire);
         Census {
-            here: Tally { guests: GUESTS.of(word), requests: REQUESTS.of(word) },
-            left: Tally { guests: self.left_guests.load(Relaxed), requests: self.left_requests.load(Relaxed) },
+            here: Tally {
+                guests: GUESTS.of(word),
+                requests: REQUESTS.of(word),
+            },
+            left: Tally {
+                guests: self.left_guests.load(Relaxed),
+                requests: self.left_requests.load(Relaxed),
+            },
             upgraded: self.upgraded.load(Relaxed),
             loops: LOOPS.of(word),
         }

@@ -16,10 +16,25 @@ fn the_counts_do_not_touch_each_other() {
     count.enter(Kind::Loop);
     count.close();
     let census = count.census();
-    assert_eq!((census.here.guests, census.here.requests, census.loops), (3, 2, 1));
+    assert_eq!(
+        (census.here.guests, census.here.requests, census.loops),
+        (3, 2, 1)
+    );
     assert!(!count.leave(Kind::Request, true));
-    assert_eq!(count.census().here, Tally { guests: 3, requests: 1 });
-    assert_eq!(count.census().left, Tally { guests: 0, requests: 1 });
+    assert_eq!(
+        count.census().here,
+        Tally {
+            guests: 3,
+            requests: 1
+        }
+    );
+    assert_eq!(
+        count.census().left,
+        Tally {
+            guests: 0,
+            requests: 1
+        }
+    );
 }
 
 #[test]
@@ -41,8 +56,13 @@ fn many_threads_have_exactly_one_last() {
         (0..8).for_each(|_| count.enter(Kind::Guest));
         count.close();
         let lasts = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| count.leave(Kind::Guest, true))).collect();
-            threads.into_iter().map(|thread| usize::from(thread.join().unwrap())).sum::<usize>()
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| count.leave(Kind::Guest, true)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| usize::from(thread.join().unwrap()))
+                .sum::<usize>()
         });
         assert_eq!(lasts, 1);
         assert_eq!(count.census().left.guests, 8);

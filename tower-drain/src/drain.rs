@@ -85,7 +85,13 @@ impl Drain {
     /// # let _ = drain;
     /// ```
     pub const fn builder() -> DrainBuilder {
-        DrainBuilder { times: Times { announce: ANNOUNCE, close: CLOSE, force: FORCE } }
+        DrainBuilder {
+            times: Times {
+                announce: ANNOUNCE,
+                close: CLOSE,
+                force: FORCE,
+            },
+        }
     }
 
     /// Begins to leave: readiness goes off, while everybody is still served until the announce time is over.
@@ -138,7 +144,12 @@ impl Drain {
     pub fn snapshot(&self) -> Snapshot {
         let phase = self.phase();
         let census = self.shared.count.census();
-        Snapshot { phase, guests: census.here.guests, requests: census.here.requests, upgraded: census.upgraded }
+        Snapshot {
+            phase,
+            guests: census.here.guests,
+            requests: census.here.requests,
+            upgraded: census.upgraded,
+        }
     }
 
     /// Ready from [`Announcing`](Phase::Announcing) on.
@@ -189,7 +200,10 @@ impl Drain {
     /// # Cancel safety
     ///
     /// Dropping it drops the server, and the drain waits for it no more.
-    pub fn around<S: IntoFuture>(&self, server: S) -> impl Future<Output = Option<S::Output>> + use<S> {
+    pub fn around<S: IntoFuture>(
+        &self,
+        server: S,
+    ) -> impl Future<Output = Option<S::Output>> + use<S> {
         let (guard, done, server) = (self.guard(), self.done(), server.into_future());
         async move {
             tokio::select! {
@@ -238,25 +252,42 @@ impl DrainBuilder {
     /// That is what load balancers and Kubernetes need to take the address out of their lists. It lasts that long even
     /// if nobody is connected: who comes now does so because it was not told yet.
     pub const fn announce(self, announce: Duration) -> Self {
-        Self { times: Times { announce: bounded(announce), ..self.times } }
+        Self {
+            times: Times {
+                announce: bounded(announce),
+                ..self.times
+            },
+        }
     }
 
     /// How long connections may take to end once they are told to. Default: 20 s. It ends earlier if all are gone.
     pub const fn close(self, close: Duration) -> Self {
-        Self { times: Times { close: bounded(close), ..self.times } }
+        Self {
+            times: Times {
+                close: bounded(close),
+                ..self.times
+            },
+        }
     }
 
     /// How long what is cancelled may take to end. Default: 2 s.
     ///
     /// With the other two it makes 27 s, inside the 30 s that Kubernetes grants before it kills.
     pub const fn force(self, force: Duration) -> Self {
-        Self { times: Times { force: bounded(force), ..self.times } }
+        Self {
+            times: Times {
+                force: bounded(force),
+                ..self.times
+            },
+        }
     }
 
     /// The drain.
     #[must_use]
     pub fn build(self) -> Drain {
-        Drain { shared: Arc::new(Shared::new(self.times)) }
+        Drain {
+            shared: Arc::new(Shared::new(self.times)),
+        }
     }
 }
 
@@ -352,12 +383,19 @@ impl Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("phase", &self.told()).field("count", &self.count).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("phase", &self.told())
+            .field("count", &self.count)
+            .finish_non_exhaustive()
     }
 }
 
 pub(crate) const fn bounded(duration: Duration) -> Duration {
-    if duration.as_secs() < FOREVER.as_secs() { duration } else { FOREVER }
+    if duration.as_secs() < FOREVER.as_secs() {
+        duration
+    } else {
+        FOREVER
+    }
 }
 
 const ANNOUNCE: Duration = Duration::from_secs(5);

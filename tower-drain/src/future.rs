@@ -26,7 +26,11 @@ pub struct ResponseFuture<F> {
 
 impl<F> ResponseFuture<F> {
     pub(crate) const fn new(inner: F, guard: Guard, closable: Closable) -> Self {
-        Self { inner, guard: Some(guard), closable }
+        Self {
+            inner,
+            guard: Some(guard),
+            closable,
+        }
     }
 }
 

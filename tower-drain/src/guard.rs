@@ -55,6 +55,8 @@ impl Drop for Guard {
 
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard").field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("Guard")
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
     }
 }

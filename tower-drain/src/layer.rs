@@ -38,7 +38,9 @@ impl DrainLayer {
     /// Refers to `drain`.
     #[must_use]
     pub fn new(drain: &Drain) -> Self {
-        Self { drain: drain.clone() }
+        Self {
+            drain: drain.clone(),
+        }
     }
 }
 

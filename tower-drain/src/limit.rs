@@ -107,7 +107,11 @@ impl ConnectionLimit {
     /// At most `max` connections.
     #[must_use]
     pub fn new(max: NonZeroUsize) -> Self {
-        Self { open: Slots::new(max.get()), refusing: Slots::new(REFUSING), refused: Arc::default() }
+        Self {
+            open: Slots::new(max.get()),
+            refusing: Slots::new(REFUSING),
+            refused: Arc::default(),
+        }
     }
 
     /// How many may be open.
@@ -152,7 +156,9 @@ impl fmt::Debug for ConnectionLimit {
 #[cfg(unix)]
 fn files() -> Option<usize> {
     use rustix::process::{Resource, getrlimit};
-    getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok())
+    getrlimit(Resource::Nofile)
+        .current
+        .and_then(|files| usize::try_from(files).ok())
 }
 
 #[cfg(not(unix))]
@@ -166,7 +172,11 @@ impl ConnectionLimitLayer {
     /// Refers to `limit`. Who is refused gets an HTTP/1 `503`.
     #[must_use]
     pub fn new(limit: &ConnectionLimit) -> Self {
-        Self { limit: limit.clone(), right: Right(None), refuse: Overloaded::http1() }
+        Self {
+            limit: limit.clone(),
+            right: Right(None),
+            refuse: Overloaded::http1(),
+        }
     }
 }
 
@@ -177,7 +187,11 @@ impl<R> ConnectionLimitLayer<R> {
     /// connection's task, at most 64 at once, and is dropped after a second.
     #[must_use]
     pub fn refuse_overloaded<T>(self, refuse: T) -> ConnectionLimitLayer<T> {
-        ConnectionLimitLayer { limit: self.limit, right: self.right, refuse }
+        ConnectionLimitLayer {
+            limit: self.limit,
+            right: self.right,
+            refuse,
+        }
     }
 
     /// Refuses each connection that comes while `right` says no, in the same way and within the same bounds: a lease that
@@ -185,7 +199,10 @@ impl<R> ConnectionLimitLayer<R> {
     /// must not block.
     #[must_use]
     pub fn only_while(self, right: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        Self { right: Right(Some(Arc::new(right))), ..self }
+        Self {
+            right: Right(Some(Arc::new(right))),
+            ..self
+        }
     }
 
     pub(crate) const fn limit(&self) -> &ConnectionLimit {
@@ -193,7 +210,10 @@ impl<R> ConnectionLimitLayer<R> {
     }
 
     pub(crate) fn with_limit(self, limit: &ConnectionLimit) -> Self {
-        Self { limit: limit.clone(), ..self }
+        Self {
+            limit: limit.clone(),
+            ..self
+        }
     }
 }
 
@@ -201,7 +221,12 @@ impl<S, R: Clone> Layer<S> for ConnectionLimitLayer<R> {
     type Service = Limited<S, R>;
 
     fn layer(&self, inner: S) -> Limited<S, R> {
-        Limited { inner, limit: self.limit.clone(), right: self.right.clone(), refuse: self.refuse.clone() }
+        Limited {
+            inner,
+            limit: self.limit.clone(),
+            right: self.right.clone(),
+            refuse: self.refuse.clone(),
+        }
     }
 }
 
@@ -233,9 +258,15 @@ where
         }
         self.limit.refused.fetch_add(1, Relaxed);
         tracing::trace!(peer = %accepted.peer(), open = self.limit.open(), held, "connection refused");
-        let Some(permit) = self.limit.refusing.take() else { return LimitedFuture(Fate::Closed) };
+        let Some(permit) = self.limit.refusing.take() else {
+            return LimitedFuture(Fate::Closed);
+        };
         let refusal = self.refuse.call(accepted);
-        LimitedFuture(Fate::Refused(Refused { refusal, alarm: sleep(PATIENCE), _permit: permit }))
+        LimitedFuture(Fate::Refused(Refused {
+            refusal,
+            alarm: sleep(PATIENCE),
+            _permit: permit,
+        }))
     }
 }
 
@@ -273,7 +304,9 @@ where
 
 impl<F, R> fmt::Debug for LimitedFuture<F, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LimitedFuture").field("refused", &!matches!(self.0, Fate::Admitted(_))).finish()
+        f.debug_struct("LimitedFuture")
+            .field("refused", &!matches!(self.0, Fate::Admitted(_)))
+            .finish()
     }
 }
 
@@ -298,7 +331,9 @@ impl Overloaded {
     /// An HTTP/1 `503` with `Retry-After: 1` and `Connection: close`.
     #[must_use]
     pub const fn http1() -> Self {
-        Self { answer: OVERLOADED.as_bytes() }
+        Self {
+            answer: OVERLOADED.as_bytes(),
+        }
     }
 
     /// Closes without a word, and without a reset: under TLS nothing can be said before the handshake.
@@ -325,7 +360,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Service<Accepted<Io>> for Overloaded {
 
     fn call(&mut self, accepted: Accepted<Io>) -> Refusing<Io> {
         let (io, rest) = accepted.split();
-        Refusing { io, unwritten: self.answer, told: false, _rest: rest }
+        Refusing {
+            io,
+            unwritten: self.answer,
+            told: false,
+            _rest: rest,
+        }
     }
 }
 
@@ -352,12 +392,17 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Future for Refusing<Io> {
 
 impl<Io> fmt::Debug for Refusing<Io> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Refusing").field("told", &self.told).finish_non_exhaustive()
+        f.debug_struct("Refusing")
+            .field("told", &self.told)
+            .finish_non_exhaustive()
     }
 }
 
 /// Reads what the client still sends: closing with unread bytes resets the connection, and the answer may be lost.
-fn poll_read_out<Io: AsyncRead>(mut io: Pin<&mut Io>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+fn poll_read_out<Io: AsyncRead>(
+    mut io: Pin<&mut Io>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
     let mut bytes = [0; 512];
     loop {
         let mut buf = ReadBuf::new(&mut bytes);
@@ -393,7 +438,10 @@ mod tests {
 
     fn accepted(drain: &Drain) -> (DuplexStream, Accepted<DuplexStream>) {
         let (client, server) = duplex(1024);
-        (client, Accepted::new(drain, server, Addr::Other, Addr::Other))
+        (
+            client,
+            Accepted::new(drain, server, Addr::Other, Addr::Other),
+        )
     }
 
     async fn hold(accepted: Accepted<DuplexStream>) -> Result<(), io::Error> {
@@ -404,7 +452,11 @@ mod tests {
     #[test]
     fn the_answer_is_as_long_as_it_says() {
         let (head, body) = OVERLOADED.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
+        assert!(
+            head.contains(&format!("content-length: {}", body.len())),
+            "{}",
+            body.len()
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -417,7 +469,10 @@ mod tests {
         let (mut second, two) = accepted(&drain);
         let second_life = tokio::spawn(service.clone().oneshot(two));
         let mut answer = String::new();
-        tokio::time::timeout(PATIENCE, second.read_to_string(&mut answer)).await.expect("refused").unwrap();
+        tokio::time::timeout(PATIENCE, second.read_to_string(&mut answer))
+            .await
+            .expect("refused")
+            .unwrap();
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         drop(second);
         second_life.await.unwrap().unwrap();
@@ -445,8 +500,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_limit_within_another_leaves_the_outer_one_its_count() {
-        let (drain, outer, inner) = (Drain::new(), ConnectionLimit::default(), ConnectionLimit::default());
-        let layers = (ConnectionLimitLayer::new(&outer), ConnectionLimitLayer::new(&inner));
+        let (drain, outer, inner) = (
+            Drain::new(),
+            ConnectionLimit::default(),
+            ConnectionLimit::default(),
+        );
+        let layers = (
+            ConnectionLimitLayer::new(&outer),
+            ConnectionLimitLayer::new(&inner),
+        );
         let service = layers.layer(service_fn(hold));
         let (client, connection) = accepted(&drain);
         let life = tokio::spawn(service.oneshot(connection));
@@ -460,7 +522,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_comes_without_the_right_to_be_served_is_refused_and_who_is_here_stays() {
         use std::sync::atomic::AtomicBool;
-        let (drain, limit, held) = (Drain::new(), ConnectionLimit::default(), Arc::new(AtomicBool::new(true)));
+        let (drain, limit, held) = (
+            Drain::new(),
+            ConnectionLimit::default(),
+            Arc::new(AtomicBool::new(true)),
+        );
         let asked = held.clone();
         let layer = ConnectionLimitLayer::new(&limit).only_while(move || asked.load(Relaxed));
         let service = layer.layer(service_fn(hold));
@@ -490,9 +556,18 @@ mod tests {
         let mut service = ConnectionLimitLayer::new(&limit).layer(service_fn(hold));
         let pairs: Vec<_> = (0..REFUSING + 2).map(|_| accepted(&drain)).collect();
         let (_clients, servers): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
-        let lives: Vec<_> = servers.into_iter().map(|server| service.call(server)).collect();
-        let closed = lives.iter().filter(|life| matches!(life.0, Fate::Closed)).count();
-        assert_eq!((closed, limit.open(), limit.refused()), (1, 1, REFUSING as u64 + 1));
+        let lives: Vec<_> = servers
+            .into_iter()
+            .map(|server| service.call(server))
+            .collect();
+        let closed = lives
+            .iter()
+            .filter(|life| matches!(life.0, Fate::Closed))
+            .count();
+        assert_eq!(
+            (closed, limit.open(), limit.refused()),
+            (1, 1, REFUSING as u64 + 1)
+        );
         drop(lives);
         assert_eq!((limit.open(), limit.refusing.taken()), (0, 0));
     }

@@ -86,9 +86,14 @@ impl Listen for TcpListener {
 
     /// Asks the system itself, since the runtime may not have been told yet of a connection that is there.
     fn try_accept(&mut self) -> io::Result<Option<(TcpStream, Addr)>> {
-        let Some((socket, peer)) = take_queued(SockRef::from(&*self).accept())? else { return Ok(None) };
+        let Some((socket, peer)) = take_queued(SockRef::from(&*self).accept())? else {
+            return Ok(None);
+        };
         let stream = TcpStream::from_std(socket.into())?;
-        Ok(Some((no_delay(stream), peer.as_socket().map_or(Addr::Other, Addr::Ip))))
+        Ok(Some((
+            no_delay(stream),
+            peer.as_socket().map_or(Addr::Other, Addr::Ip),
+        )))
     }
 
     fn local_addr(&self) -> io::Result<Addr> {
@@ -134,9 +139,13 @@ mod unix {
 
         /// Asks the system itself, since the runtime may not have been told yet of a connection that is there.
         fn try_accept(&mut self) -> io::Result<Option<(UnixStream, Addr)>> {
-            let Some((socket, _)) = take_queued(SockRef::from(&*self).accept())? else { return Ok(None) };
+            let Some((socket, _)) = take_queued(SockRef::from(&*self).accept())? else {
+                return Ok(None);
+            };
             let stream = UnixStream::from_std(socket.into())?;
-            let peer = stream.peer_addr().map_or(Addr::Unix(None), |peer| Addr::from(&peer));
+            let peer = stream
+                .peer_addr()
+                .map_or(Addr::Unix(None), |peer| Addr::from(&peer));
             Ok(Some((stream, peer)))
         }
 

@@ -53,7 +53,12 @@ impl Lives {
         E: Into<BoxError>,
     {
         let slot = lock(&self.0).begin();
-        let handle = tokio::spawn(Life { life, slots: self.0.clone(), slot }).abort_handle();
+        let handle = tokio::spawn(Life {
+            life,
+            slots: self.0.clone(),
+            slot,
+        })
+        .abort_handle();
         lock(&self.0).hold(slot, handle);
     }
 }
@@ -86,7 +91,10 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.project().life.poll(cx).map(|result| {
             if let Err(error) = result {
-                tracing::debug!(error = &*error.into() as &dyn std::error::Error, "connection");
+                tracing::debug!(
+                    error = &*error.into() as &dyn std::error::Error,
+                    "connection"
+                );
             }
         })
     }

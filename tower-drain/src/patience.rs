@@ -26,7 +26,11 @@ pub(crate) struct Patience {
 
 impl Patience {
     pub(crate) fn new(drain: &Drain, timeout: Duration) -> Self {
-        Self { closing: drain.shared.closing.heard(), told: false, alarm: sleep(timeout) }
+        Self {
+            closing: drain.shared.closing.heard(),
+            told: false,
+            alarm: sleep(timeout),
+        }
     }
 }
 

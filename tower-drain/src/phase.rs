@@ -53,9 +53,18 @@ enum State {
     /// -> `Closing` at `until`, or when ordered; `Forced` when ordered.
     Announcing { began: Instant, until: Instant },
     /// -> `Done` when all are gone; `Forced` at `until`, or when ordered.
-    Closing { began: Instant, until: Instant, upgraded: usize },
+    Closing {
+        began: Instant,
+        until: Instant,
+        upgraded: usize,
+    },
     /// -> `Done` when all are gone, or at `until`.
-    Forced { began: Instant, until: Instant, upgraded: usize, forced: Tally },
+    Forced {
+        began: Instant,
+        until: Instant,
+        upgraded: usize,
+        forced: Tally,
+    },
     /// Stays.
     Done(Report),
 }
@@ -90,7 +99,11 @@ impl fmt::Display for Phase {
 
 impl Phases {
     pub(crate) const fn new(times: Times) -> Self {
-        Self { times, ordered: Phase::Serving, state: State::Serving }
+        Self {
+            times,
+            ordered: Phase::Serving,
+            state: State::Serving,
+        }
     }
 
     pub(crate) const fn phase(&self) -> Phase {
@@ -107,7 +120,9 @@ impl Phases {
     pub(crate) const fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Serving | State::Done(_) => None,
-            State::Announcing { until, .. } | State::Closing { until, .. } | State::Forced { until, .. } => Some(until),
+            State::Announcing { until, .. }
+            | State::Closing { until, .. }
+            | State::Forced { until, .. } => Some(until),
         }
     }
 
@@ -141,16 +156,27 @@ impl Phases {
             State::Announcing { began, .. } if self.ordered >= Phase::Forced => {
                 Some(self.forced(began, now, census.upgraded, census))
             }
-            State::Announcing { began, until } if self.ordered >= Phase::Closing || now >= until => {
+            State::Announcing { began, until }
+                if self.ordered >= Phase::Closing || now >= until =>
+            {
                 Some(self.closing(began, now, census))
             }
-            State::Closing { began, upgraded, .. } if census.is_empty() => {
-                Some(done(began, now, upgraded, Tally::NONE, census))
-            }
-            State::Closing { began, until, upgraded } if self.ordered >= Phase::Forced || now >= until => {
+            State::Closing {
+                began, upgraded, ..
+            } if census.is_empty() => Some(done(began, now, upgraded, Tally::NONE, census)),
+            State::Closing {
+                began,
+                until,
+                upgraded,
+            } if self.ordered >= Phase::Forced || now >= until => {
                 Some(self.forced(began, now, upgraded, census))
             }
-            State::Forced { began, until, upgraded, forced } if census.is_empty() || now >= until => {
+            State::Forced {
+                began,
+                until,
+                upgraded,
+                forced,
+            } if census.is_empty() || now >= until => {
                 Some(done(began, now, upgraded, forced, census))
             }
             _ => None,
@@ -160,23 +186,40 @@ impl Phases {
     fn leave(&self, now: Instant, census: &Census) -> Option<State> {
         match self.ordered {
             Phase::Serving => None,
-            Phase::Announcing => Some(State::Announcing { began: now, until: now + self.times.announce }),
+            Phase::Announcing => Some(State::Announcing {
+                began: now,
+                until: now + self.times.announce,
+            }),
             Phase::Closing => Some(self.closing(now, now, census)),
             Phase::Forced | Phase::Done => Some(self.forced(now, now, census.upgraded, census)),
         }
     }
 
     fn closing(&self, began: Instant, now: Instant, census: &Census) -> State {
-        State::Closing { began, until: now + self.times.close, upgraded: census.upgraded }
+        State::Closing {
+            began,
+            until: now + self.times.close,
+            upgraded: census.upgraded,
+        }
     }
 
     fn forced(&self, began: Instant, now: Instant, upgraded: usize, census: &Census) -> State {
-        State::Forced { began, until: now + self.times.force, upgraded, forced: census.here }
+        State::Forced {
+            began,
+            until: now + self.times.force,
+            upgraded,
+            forced: census.here,
+        }
     }
 }
 
 fn done(began: Instant, now: Instant, upgraded: usize, forced: Tally, census: &Census) -> State {
-    State::Done(Report::new(now.duration_since(began), upgraded, forced, census))
+    State::Done(Report::new(
+        now.duration_since(began),
+        upgraded,
+        forced,
+        census,
+    ))
 }
 
 #[cfg(test)]
@@ -185,11 +228,22 @@ mod tests {
 
     use super::*;
 
-    const TIMES: Times =
-        Times { announce: Duration::from_secs(5), close: Duration::from_secs(20), force: Duration::from_secs(2) };
+    const TIMES: Times = Times {
+        announce: Duration::from_secs(5),
+        close: Duration::from_secs(20),
+        force: Duration::from_secs(2),
+    };
 
     fn here(guests: usize) -> Census {
-        Census { here: Tally { guests, requests: 0 }, left: Tally::NONE, upgraded: 0, loops: 0 }
+        Census {
+            here: Tally {
+                guests,
+                requests: 0,
+            },
+            left: Tally::NONE,
+            upgraded: 0,
+            loops: 0,
+        }
     }
 
     fn secs(secs: u64) -> Duration {
@@ -205,7 +259,10 @@ mod tests {
     fn nothing_moves_without_an_order() {
         let mut phases = Phases::new(TIMES);
         let start = Instant::now();
-        assert_eq!(run(&mut phases, start + secs(1000), &here(0)), Phase::Serving);
+        assert_eq!(
+            run(&mut phases, start + secs(1000), &here(0)),
+            Phase::Serving
+        );
         assert_eq!(phases.deadline(), None);
     }
 
@@ -216,14 +273,20 @@ mod tests {
         phases.order(Phase::Announcing);
         assert_eq!(run(&mut phases, start, &here(3)), Phase::Announcing);
         assert_eq!(phases.deadline(), Some(start + secs(5)));
-        assert_eq!(run(&mut phases, start + secs(4), &here(3)), Phase::Announcing);
+        assert_eq!(
+            run(&mut phases, start + secs(4), &here(3)),
+            Phase::Announcing
+        );
         assert_eq!(run(&mut phases, start + secs(5), &here(3)), Phase::Closing);
         assert_eq!(phases.deadline(), Some(start + secs(25)));
         assert_eq!(run(&mut phases, start + secs(25), &here(2)), Phase::Forced);
         assert_eq!(run(&mut phases, start + secs(26), &here(1)), Phase::Forced);
         assert_eq!(run(&mut phases, start + secs(27), &here(1)), Phase::Done);
         let report = phases.report().unwrap();
-        assert_eq!((report.forced, report.leaked, report.took), (2, 1, secs(27)));
+        assert_eq!(
+            (report.forced, report.leaked, report.took),
+            (2, 1, secs(27))
+        );
     }
 
     #[test]
@@ -251,7 +314,10 @@ mod tests {
         let mut phases = Phases::new(TIMES);
         let start = Instant::now();
         phases.order(Phase::Closing);
-        let census = Census { loops: 1, ..here(0) };
+        let census = Census {
+            loops: 1,
+            ..here(0)
+        };
         assert_eq!(run(&mut phases, start, &census), Phase::Closing);
         assert_eq!(run(&mut phases, start + secs(20), &census), Phase::Forced);
         assert_eq!(run(&mut phases, start + secs(22), &census), Phase::Done);
@@ -283,7 +349,11 @@ mod tests {
     #[test]
     fn zero_times_end_at_once() {
         let none = Duration::ZERO;
-        let mut phases = Phases::new(Times { announce: none, close: none, force: none });
+        let mut phases = Phases::new(Times {
+            announce: none,
+            close: none,
+            force: none,
+        });
         phases.order(Phase::Announcing);
         assert_eq!(run(&mut phases, Instant::now(), &here(7)), Phase::Done);
         assert_eq!(phases.report().unwrap().leaked, 7);

@@ -60,7 +60,10 @@ where
 }
 
 #[pin_project(project = StageProj)]
-#[allow(clippy::large_enum_variant, reason = "it lives in the allocation of its task")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it lives in the allocation of its task"
+)]
 enum Stage<S, Io>
 where
     S: Service<Accepted<Io>>,
@@ -82,7 +85,11 @@ impl ProxyLayer {
     /// Trusts nobody so far.
     #[must_use]
     pub fn new(drain: &Drain) -> Self {
-        Self { drain: drain.clone(), trusted: Arc::new(|_| false), timeout: HEADER }
+        Self {
+            drain: drain.clone(),
+            trusted: Arc::new(|_| false),
+            timeout: HEADER,
+        }
     }
 
     /// Trusts these networks, each an address and how many of its bits count.
@@ -95,19 +102,28 @@ impl ProxyLayer {
     #[must_use]
     pub fn trust(self, networks: impl IntoIterator<Item = (IpAddr, u8)>) -> Self {
         let networks: Vec<_> = networks.into_iter().collect();
-        self.trust_if(move |peer| peer.ip().is_some_and(|peer| networks.iter().any(|net| contains(*net, peer.ip()))))
+        self.trust_if(move |peer| {
+            peer.ip()
+                .is_some_and(|peer| networks.iter().any(|net| contains(*net, peer.ip())))
+        })
     }
 
     /// Trusts whom `trusted` says. For a Unix socket: `|_| true`.
     #[must_use]
     pub fn trust_if(self, trusted: impl Fn(&Addr) -> bool + Send + Sync + 'static) -> Self {
-        Self { trusted: Arc::new(trusted), ..self }
+        Self {
+            trusted: Arc::new(trusted),
+            ..self
+        }
     }
 
     /// How long the header may take. Default: 10 s.
     #[must_use]
     pub fn header_timeout(self, timeout: Duration) -> Self {
-        Self { timeout: bounded(timeout), ..self }
+        Self {
+            timeout: bounded(timeout),
+            ..self
+        }
     }
 }
 
@@ -115,13 +131,18 @@ impl<S> Layer<S> for ProxyLayer {
     type Service = Proxied<S>;
 
     fn layer(&self, inner: S) -> Proxied<S> {
-        Proxied { inner, layer: self.clone() }
+        Proxied {
+            inner,
+            layer: self.clone(),
+        }
     }
 }
 
 impl fmt::Debug for ProxyLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProxyLayer").field("timeout", &self.timeout).finish_non_exhaustive()
+        f.debug_struct("ProxyLayer")
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
     }
 }
 
@@ -129,11 +150,15 @@ impl fmt::Debug for ProxyLayer {
 fn contains((network, bits): (IpAddr, u8), peer: IpAddr) -> bool {
     match (network, peer.to_canonical()) {
         (IpAddr::V4(network), IpAddr::V4(peer)) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(bits.min(32))).unwrap_or(0);
+            let mask = u32::MAX
+                .checked_shl(32 - u32::from(bits.min(32)))
+                .unwrap_or(0);
             (network.to_bits() ^ peer.to_bits()) & mask == 0
         }
         (IpAddr::V6(network), IpAddr::V6(peer)) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(bits.min(128))).unwrap_or(0);
+            let mask = u128::MAX
+                .checked_shl(128 - u32::from(bits.min(128)))
+                .unwrap_or(0);
             (network.to_bits() ^ peer.to_bits()) & mask == 0
         }
         _ => false,
@@ -162,7 +187,13 @@ where
         let next = self.inner.clone();
         let parts = Some((accepted, std::mem::replace(&mut self.inner, next)));
         let patience = Patience::new(&self.layer.drain, self.layer.timeout);
-        ProxiedFuture { stage: Stage::Waiting { parts, header: trusted.then(Vec::new), patience } }
+        ProxiedFuture {
+            stage: Stage::Waiting {
+                parts,
+                header: trusted.then(Vec::new),
+                patience,
+            },
+        }
     }
 }
 
@@ -179,7 +210,11 @@ where
         let mut stage = self.project().stage;
         loop {
             let next = match stage.as_mut().project() {
-                StageProj::Waiting { parts, header, patience } => {
+                StageProj::Waiting {
+                    parts,
+                    header,
+                    patience,
+                } => {
                     let (accepted, service) = parts.as_mut().expect("called once");
                     if poll_known(accepted, header, cx)?.is_pending()
                         || service.poll_ready(cx).map_err(Into::into)?.is_pending()
@@ -202,7 +237,9 @@ where
     S: Service<Accepted<Io>>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProxiedFuture").field("waiting", &matches!(self.stage, Stage::Waiting { .. })).finish()
+        f.debug_struct("ProxiedFuture")
+            .field("waiting", &matches!(self.stage, Stage::Waiting { .. }))
+            .finish()
     }
 }
 
@@ -218,21 +255,34 @@ where
     if let Some(bytes) = header {
         let read = ready!(poll_header(accepted.io_mut(), bytes, cx))?;
         *header = None;
-        if let Header::Proxied { source, destination } = read {
+        if let Header::Proxied {
+            source,
+            destination,
+        } = read
+        {
             accepted.readdress(source.into(), destination.into());
         }
     }
     Poll::Ready(Ok(()))
 }
 
-fn poll_header<Io>(io: &mut Io, bytes: &mut Vec<u8>, cx: &mut Context<'_>) -> Poll<io::Result<Header>>
+fn poll_header<Io>(
+    io: &mut Io,
+    bytes: &mut Vec<u8>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<Header>>
 where
     Io: AsyncRead + Unpin,
 {
     loop {
         let needs = match parse(bytes) {
             Parsed::Done(header, _) => return Poll::Ready(Ok(header)),
-            Parsed::Invalid => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "no PROXY header"))),
+            Parsed::Invalid => {
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "no PROXY header",
+                )));
+            }
             Parsed::Needs(needs) => needs.min(LONGEST),
         };
         let mut space = [0; PIECE];
@@ -258,7 +308,10 @@ mod tests {
         let ip = |ip: &str| ip.parse::<IpAddr>().unwrap();
         assert!(contains(net("10.0.0.0", 8), ip("10.255.1.2")));
         assert!(!contains(net("10.0.0.0", 8), ip("11.0.0.1")));
-        assert!(contains(net("10.0.0.0", 8), ip("::ffff:10.1.1.1")), "over an IPv6 socket");
+        assert!(
+            contains(net("10.0.0.0", 8), ip("::ffff:10.1.1.1")),
+            "over an IPv6 socket"
+        );
         assert!(contains(net("192.0.2.7", 32), ip("192.0.2.7")));
         assert!(!contains(net("192.0.2.7", 32), ip("192.0.2.6")));
         assert!(contains(net("0.0.0.0", 0), ip("203.0.113.9")));

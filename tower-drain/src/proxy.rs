@@ -44,7 +44,11 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         return parse_v2(bytes);
     }
     let common = bytes.len().min(V1.len());
-    if bytes[..common] == V1[..common] { parse_v1(bytes) } else { Parsed::Invalid }
+    if bytes[..common] == V1[..common] {
+        parse_v1(bytes)
+    } else {
+        Parsed::Invalid
+    }
 }
 
 /// The longest header that is read: far more than version 1 may have, and enough for all usual extensions.
@@ -62,7 +66,10 @@ fn parse_v1(bytes: &[u8]) -> Parsed {
             _ => Parsed::Needs(2.min(V1_LONGEST - bytes.len())),
         };
     };
-    match std::str::from_utf8(&bytes[V1.len()..end]).ok().and_then(parse_line) {
+    match std::str::from_utf8(&bytes[V1.len()..end])
+        .ok()
+        .and_then(parse_line)
+    {
         Some(header) => Parsed::Done(header, end + 2),
         None => Parsed::Invalid,
     }
@@ -75,10 +82,15 @@ fn parse_line(line: &str) -> Option<Header> {
     if family == "UNKNOWN" {
         return Some(Header::Local);
     }
-    let (source, destination) = (parse_ip(family, words.next()?)?, parse_ip(family, words.next()?)?);
+    let (source, destination) = (
+        parse_ip(family, words.next()?)?,
+        parse_ip(family, words.next()?)?,
+    );
     let (from, to) = (parse_port(words.next()?)?, parse_port(words.next()?)?);
-    let header =
-        Header::Proxied { source: SocketAddr::new(source, from), destination: SocketAddr::new(destination, to) };
+    let header = Header::Proxied {
+        source: SocketAddr::new(source, from),
+        destination: SocketAddr::new(destination, to),
+    };
     words.next().is_none().then_some(header)
 }
 
@@ -92,7 +104,9 @@ fn parse_ip(family: &str, word: &str) -> Option<IpAddr> {
 
 /// Digits without a zero before them (2.1); `parse` alone would take those, and a sign.
 fn parse_port(word: &str) -> Option<u16> {
-    word.parse().ok().filter(|port: &u16| port.to_string() == word)
+    word.parse()
+        .ok()
+        .filter(|port: &u16| port.to_string() == word)
 }
 
 fn parse_v2(bytes: &[u8]) -> Parsed {
@@ -158,7 +172,10 @@ mod tests {
     use super::*;
 
     fn proxied(source: &str, destination: &str) -> Header {
-        Header::Proxied { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+        Header::Proxied {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+        }
     }
 
     fn v2(version: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
@@ -172,10 +189,19 @@ mod tests {
     #[test]
     fn version_1_in_all_its_forms() {
         for (line, header) in [
-            ("PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n", proxied("192.0.2.1:56324", "198.51.100.2:443")),
-            ("PROXY TCP6 2001:db8::1 ::1 0 65535\r\n", proxied("[2001:db8::1]:0", "[::1]:65535")),
+            (
+                "PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n",
+                proxied("192.0.2.1:56324", "198.51.100.2:443"),
+            ),
+            (
+                "PROXY TCP6 2001:db8::1 ::1 0 65535\r\n",
+                proxied("[2001:db8::1]:0", "[::1]:65535"),
+            ),
             ("PROXY UNKNOWN\r\n", Header::Local),
-            ("PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n", Header::Local),
+            (
+                "PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n",
+                Header::Local,
+            ),
         ] {
             assert_eq!(parse(line.as_bytes()), Parsed::Done(header, line.len()));
             assert_eq!(
@@ -215,29 +241,60 @@ mod tests {
         let header = proxied("192.0.2.1:56324", "198.51.100.2:443");
         assert_eq!(parse(&v2(0x21, 0x11, &v4)), Parsed::Done(header, 28));
         let with_extensions = [&v4[..], &[4, 0, 1, 0]].concat();
-        assert_eq!(parse(&v2(0x21, 0x11, &with_extensions)), Parsed::Done(header, 32));
+        assert_eq!(
+            parse(&v2(0x21, 0x11, &with_extensions)),
+            Parsed::Done(header, 32)
+        );
         let v6 = [&[0; 15][..], &[1], &[0; 15], &[2], &[0, 80, 0, 81]].concat();
-        assert_eq!(parse(&v2(0x21, 0x21, &v6)), Parsed::Done(proxied("[::1]:80", "[::2]:81"), 52));
+        assert_eq!(
+            parse(&v2(0x21, 0x21, &v6)),
+            Parsed::Done(proxied("[::1]:80", "[::2]:81"), 52)
+        );
         assert_eq!(parse(&v2(0x20, 0x11, &v4)), Parsed::Done(Header::Local, 28));
         assert_eq!(parse(&v2(0x20, 0, &[])), Parsed::Done(Header::Local, 16));
-        assert_eq!(parse(&v2(0x21, 0x31, &[0; 216])), Parsed::Done(Header::Local, 232));
+        assert_eq!(
+            parse(&v2(0x21, 0x31, &[0; 216])),
+            Parsed::Done(Header::Local, 232)
+        );
     }
 
     #[test]
     fn what_is_not_quite_version_2_is_refused() {
-        assert_eq!(parse(&v2(0x11, 0x11, &[0; 12])), Parsed::Invalid, "another version");
-        assert_eq!(parse(&v2(0x22, 0x11, &[0; 12])), Parsed::Invalid, "another command");
-        assert_eq!(parse(&v2(0x21, 0x12, &[0; 12])), Parsed::Invalid, "datagrams on a stream");
-        assert_eq!(parse(&v2(0x21, 0x11, &[0; 11])), Parsed::Invalid, "too short for its addresses");
+        assert_eq!(
+            parse(&v2(0x11, 0x11, &[0; 12])),
+            Parsed::Invalid,
+            "another version"
+        );
+        assert_eq!(
+            parse(&v2(0x22, 0x11, &[0; 12])),
+            Parsed::Invalid,
+            "another command"
+        );
+        assert_eq!(
+            parse(&v2(0x21, 0x12, &[0; 12])),
+            Parsed::Invalid,
+            "datagrams on a stream"
+        );
+        assert_eq!(
+            parse(&v2(0x21, 0x11, &[0; 11])),
+            Parsed::Invalid,
+            "too short for its addresses"
+        );
         assert_eq!(parse(&v2(0x21, 0x21, &[0; 35])), Parsed::Invalid);
-        assert_eq!(parse(&v2(0x21, 0x11, &[0; 5000])), Parsed::Invalid, "longer than is read");
+        assert_eq!(
+            parse(&v2(0x21, 0x11, &[0; 5000])),
+            Parsed::Invalid,
+            "longer than is read"
+        );
     }
 
     fn headers() -> impl Strategy<Value = Vec<u8>> {
-        let v1 = any::<(Ipv4Addr, Ipv4Addr, u16, u16)>().prop_map(|(from, to, source, destination)| {
-            format!("PROXY TCP4 {from} {to} {source} {destination}\r\n").into_bytes()
-        });
-        let v2 = proptest::collection::vec(any::<u8>(), 12..200).prop_map(|rest| v2(0x21, 0x11, &rest));
+        let v1 =
+            any::<(Ipv4Addr, Ipv4Addr, u16, u16)>().prop_map(|(from, to, source, destination)| {
+                format!("PROXY TCP4 {from} {to} {source} {destination}\r\n").into_bytes()
+            });
+        let v2 =
+            proptest::collection::vec(any::<u8>(), 12..200).prop_map(|rest| v2(0x21, 0x11, &rest));
         prop_oneof![v1, v2, Just(b"PROXY UNKNOWN\r\n".to_vec())]
     }
 

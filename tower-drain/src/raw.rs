@@ -1,7 +1,10 @@
 //! The three things that no safe library offers: descriptors that the environment names by number, a filter that chooses
 //! among the sockets of a port, and the least TTL of what a socket receives. Nothing else in this crate is unsafe.
 #![expect(unsafe_code, reason = "see above")]
-#![cfg_attr(not(feature = "handoff"), expect(dead_code, reason = "the first two are for handoffs"))]
+#![cfg_attr(
+    not(feature = "handoff"),
+    expect(dead_code, reason = "the first two are for handoffs")
+)]
 
 use std::{
     io,
@@ -26,7 +29,13 @@ fn set_least_ttl(socket: impl AsFd, least: libc::c_int) -> io::Result<()> {
     let ipv4 = set(&socket, libc::IPPROTO_IP, libc::IP_MINTTL, &least);
     let ipv6 = set(&socket, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, &least);
     // An IPv4 socket has no hop count.
-    ipv4.and(ipv6.or_else(|error| if error.raw_os_error() == Some(libc::ENOPROTOOPT) { Ok(()) } else { Err(error) }))
+    ipv4.and(ipv6.or_else(|error| {
+        if error.raw_os_error() == Some(libc::ENOPROTOOPT) {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    }))
 }
 
 /// Takes the descriptors from 3 on that `LISTEN_FDS` counts, the first time it is called; later there are none. A number
@@ -57,17 +66,38 @@ fn take(number: RawFd) -> Option<OwnedFd> {
 /// From now on the port's new connections go to the socket with this index: they count from 0 in the order in which they
 /// began to listen, and one that leaves is replaced by the last.
 pub(crate) fn steer(socket: impl AsFd, index: u32) -> io::Result<()> {
-    let mut program = [libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: index }];
-    let filter = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+    let mut program = [libc::sock_filter {
+        code: RETURN,
+        jt: 0,
+        jf: 0,
+        k: index,
+    }];
+    let filter = libc::sock_fprog {
+        len: 1,
+        filter: program.as_mut_ptr(),
+    };
     // The kernel copies the program, whose length is as told, before the call returns.
-    set(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &filter)
+    set(
+        &socket,
+        libc::SOL_SOCKET,
+        libc::SO_ATTACH_REUSEPORT_CBPF,
+        &filter,
+    )
 }
 
 fn set<T>(socket: impl AsFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
-    let (value, size) = ((&raw const *value).cast(), size_of::<T>() as libc::socklen_t);
+    let (value, size) = (
+        (&raw const *value).cast(),
+        size_of::<T>() as libc::socklen_t,
+    );
     // SAFETY: the kernel reads `size` bytes of the value, which lives until the call returns.
-    let result = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, value, size) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let result =
+        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, value, size) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 const GREATEST_TTL: libc::c_int = 255;

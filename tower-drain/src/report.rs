@@ -68,10 +68,26 @@ pub(crate) struct Census {
 // === impl Report ===
 
 impl Report {
-    pub(crate) const fn new(took: Duration, upgraded: usize, forced: Tally, census: &Census) -> Self {
+    pub(crate) const fn new(
+        took: Duration,
+        upgraded: usize,
+        forced: Tally,
+        census: &Census,
+    ) -> Self {
         let Census { here, left, .. } = census;
-        let requests = Requests { drained: left.requests, forced: forced.requests, leaked: here.requests };
-        Self { drained: left.guests, forced: forced.guests, upgraded, leaked: here.guests, requests, took }
+        let requests = Requests {
+            drained: left.requests,
+            forced: forced.requests,
+            leaked: here.requests,
+        };
+        Self {
+            drained: left.guests,
+            forced: forced.guests,
+            upgraded,
+            leaked: here.guests,
+            requests,
+            took,
+        }
     }
 
     /// How many guests and requests ignored the cancellation: what `nursery.leaked_tasks` counts elsewhere.
@@ -79,23 +95,47 @@ impl Report {
     /// A request inside [`DrainLayer`](crate::DrainLayer) is not counted again for its connection.
     #[must_use]
     pub const fn leaked_tasks(&self) -> usize {
-        if self.leaked > self.requests.leaked { self.leaked } else { self.requests.leaked }
+        if self.leaked > self.requests.leaked {
+            self.leaked
+        } else {
+            self.requests.leaked
+        }
     }
 
     /// Whether everybody left by themselves.
     #[must_use]
     pub const fn is_clean(&self) -> bool {
-        self.forced == 0 && self.leaked == 0 && self.requests.forced == 0 && self.requests.leaked == 0
+        self.forced == 0
+            && self.leaked == 0
+            && self.requests.forced == 0
+            && self.requests.leaked == 0
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { drained, forced, upgraded, leaked, requests, took } = self;
-        write!(f, "{drained} drained, {forced} forced, {leaked} leaked, {upgraded} upgraded, ")?;
+        let Self {
+            drained,
+            forced,
+            upgraded,
+            leaked,
+            requests,
+            took,
+        } = self;
+        write!(
+            f,
+            "{drained} drained, {forced} forced, {leaked} leaked, {upgraded} upgraded, "
+        )?;
         if *requests != Requests::default() {
-            let Requests { drained, forced, leaked } = requests;
-            write!(f, "requests: {drained} drained, {forced} forced, {leaked} leaked, ")?;
+            let Requests {
+                drained,
+                forced,
+                leaked,
+            } = requests;
+            write!(
+                f,
+                "requests: {drained} drained, {forced} forced, {leaked} leaked, "
+            )?;
         }
         write!(f, "in {took:.1?}")
     }
@@ -104,7 +144,10 @@ impl fmt::Display for Report {
 // === impl Tally ===
 
 impl Tally {
-    pub(crate) const NONE: Self = Self { guests: 0, requests: 0 };
+    pub(crate) const NONE: Self = Self {
+        guests: 0,
+        requests: 0,
+    };
 }
 
 // === impl Census ===

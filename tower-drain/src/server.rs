@@ -112,7 +112,11 @@ impl Server<BoundListener> {
     pub fn bind(addr: SocketAddr, config: ListenerConfig) -> io::Result<Self> {
         let listener = config.bind(addr)?;
         let ListenerConfig { drain, limit, .. } = config;
-        Ok(Self { drain, listener, layer: ConnectionLimitLayer::new(&limit) })
+        Ok(Self {
+            drain,
+            listener,
+            layer: ConnectionLimitLayer::new(&limit),
+        })
     }
 }
 
@@ -120,7 +124,11 @@ impl<L: Listen> Server<L> {
     /// Will serve `listener` for as long as `drain` lets it.
     pub fn new(drain: &Drain, listener: L) -> Self {
         let layer = ConnectionLimitLayer::new(&ConnectionLimit::default());
-        Self { drain: drain.clone(), listener, layer }
+        Self {
+            drain: drain.clone(),
+            listener,
+            layer,
+        }
     }
 }
 
@@ -128,19 +136,33 @@ impl<L: Listen, R> Server<L, R> {
     /// How many connections may be open. Default: one of its own, of at most 10 000. One limit may be shared by several
     /// servers.
     pub fn limit(self, limit: &ConnectionLimit) -> Self {
-        Self { layer: self.layer.with_limit(limit), ..self }
+        Self {
+            layer: self.layer.with_limit(limit),
+            ..self
+        }
     }
 
     /// Refuses each connection that comes while `right` says no: see [`ConnectionLimitLayer::only_while`].
     pub fn only_while(self, right: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        Self { layer: self.layer.only_while(right), ..self }
+        Self {
+            layer: self.layer.only_while(right),
+            ..self
+        }
     }
 
     /// What is done with a connection beyond the limit: see
     /// [`ConnectionLimitLayer::refuse_overloaded`].
     pub fn refuse_overloaded<T>(self, refuse: T) -> Server<L, T> {
-        let Self { drain, listener, layer } = self;
-        Server { drain, listener, layer: layer.refuse_overloaded(refuse) }
+        let Self {
+            drain,
+            listener,
+            layer,
+        } = self;
+        Server {
+            drain,
+            listener,
+            layer: layer.refuse_overloaded(refuse),
+        }
     }
 
     /// The address that clients connect to.
@@ -180,9 +202,14 @@ impl<L: Listen, R> Server<L, R> {
     /// # Errors
     ///
     /// Those of [`Drain::accept_loop`].
-    pub fn run<S>(self, service: S) -> impl Future<Output = io::Result<Report>> + Send + use<L, S, R>
+    pub fn run<S>(
+        self,
+        service: S,
+    ) -> impl Future<Output = io::Result<Report>> + Send + use<L, S, R>
     where
-        S: Service<Accepted<L::Io>, Response = (), Error: Into<BoxError>, Future: Send + 'static> + Send + 'static,
+        S: Service<Accepted<L::Io>, Response = (), Error: Into<BoxError>, Future: Send + 'static>
+            + Send
+            + 'static,
         R: Service<Accepted<L::Io>, Response = (), Future: Send + 'static> + Clone + Send + 'static,
     {
         tracing::info!(max_connections = self.layer.limit().max(), "listening");
@@ -200,17 +227,26 @@ impl ListenerConfig {
 
     /// How many connections may be open. Default: [`ConnectionLimit::default`].
     pub fn max_concurrent_connections(self, max: NonZeroUsize) -> Self {
-        Self { limit: ConnectionLimit::new(max), ..self }
+        Self {
+            limit: ConnectionLimit::new(max),
+            ..self
+        }
     }
 
     /// The drain. Default: a new one with the default durations.
     pub fn drain(self, drain: &Drain) -> Self {
-        Self { drain: drain.clone(), ..self }
+        Self {
+            drain: drain.clone(),
+            ..self
+        }
     }
 
     /// A drain of its own that gives connections so long to end once they are told to. Default: 20 s.
     pub fn drain_grace(self, grace: Duration) -> Self {
-        Self { drain: Drain::builder().close(grace).build(), ..self }
+        Self {
+            drain: Drain::builder().close(grace).build(),
+            ..self
+        }
     }
 
     /// How many connections may wait to be accepted. Default: 4 096, which the system may lower (`somaxconn`).
@@ -256,7 +292,12 @@ impl ListenerConfig {
 
 impl Default for ListenerConfig {
     fn default() -> Self {
-        Self { drain: Drain::new(), limit: ConnectionLimit::default(), backlog: BACKLOG, reuse_port: false }
+        Self {
+            drain: Drain::new(),
+            limit: ConnectionLimit::default(),
+            backlog: BACKLOG,
+            reuse_port: false,
+        }
     }
 }
 
@@ -270,7 +311,11 @@ fn set_reuse(socket: &Socket, port: bool) -> io::Result<()> {
 /// On Windows `SO_REUSEADDR` means something else: anybody could take the port.
 #[cfg(not(unix))]
 fn set_reuse(_: &Socket, port: bool) -> io::Result<()> {
-    if port { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
+    if port {
+        Err(io::ErrorKind::Unsupported.into())
+    } else {
+        Ok(())
+    }
 }
 
 impl Drain {

@@ -19,7 +19,10 @@ pub struct Guarded<S> {
 impl<S> Guarded<S> {
     /// Wraps `inner`, as [`DrainLayer`](crate::DrainLayer) does.
     pub fn new(inner: S, drain: &Drain) -> Self {
-        Self { inner, drain: drain.clone() }
+        Self {
+            inner,
+            drain: drain.clone(),
+        }
     }
 
     /// The inner service.

@@ -54,8 +54,14 @@ mod system {
 
     impl Signals {
         pub(super) fn new() -> io::Result<Self> {
-            let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-            Ok(Self { terminate, interrupt })
+            let (terminate, interrupt) = (
+                signal(SignalKind::terminate())?,
+                signal(SignalKind::interrupt())?,
+            );
+            Ok(Self {
+                terminate,
+                interrupt,
+            })
         }
 
         pub(super) async fn next(&mut self) -> &'static str {

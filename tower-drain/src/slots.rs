@@ -26,7 +26,10 @@ pub(crate) struct Permit {
 
 impl Slots {
     pub(crate) fn new(max: usize) -> Self {
-        Self { max, taken: Arc::new(AtomicUsize::new(0)) }
+        Self {
+            max,
+            taken: Arc::new(AtomicUsize::new(0)),
+        }
     }
 
     pub(crate) const fn max(&self) -> usize {
@@ -40,7 +43,10 @@ impl Slots {
     pub(crate) fn take(&self) -> Option<Permit> {
         let more = |taken: usize| (taken < self.max).then(|| taken + 1);
         self.taken.fetch_update(AcqRel, Relaxed, more).ok()?;
-        Some(Permit { taken: self.taken.clone(), outer: None })
+        Some(Permit {
+            taken: self.taken.clone(),
+            outer: None,
+        })
     }
 }
 

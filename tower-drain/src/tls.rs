@@ -80,7 +80,10 @@ where
 }
 
 #[pin_project(project = StageProj)]
-#[allow(clippy::large_enum_variant, reason = "it lives in the allocation of its task")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it lives in the allocation of its task"
+)]
 enum Stage<S, Io>
 where
     S: Service<Accepted<TlsStream<Io>>>,
@@ -106,7 +109,9 @@ impl Tls {
     /// Uses `config` as it is: see to its ALPN protocols yourself.
     #[must_use]
     pub fn new(config: impl Into<Arc<ServerConfig>>) -> Self {
-        Self { config: Arc::new(RwLock::new(config.into())) }
+        Self {
+            config: Arc::new(RwLock::new(config.into())),
+        }
     }
 
     /// A certificate chain and its key, both PEM; HTTP/2 and HTTP/1.1 by ALPN; no client certificates; ring.
@@ -135,7 +140,11 @@ impl Tls {
     }
 
     fn acceptor(&self) -> TlsAcceptor {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone().into()
+        self.config
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+            .into()
     }
 }
 
@@ -163,13 +172,20 @@ impl TlsLayer {
     /// Uses the certificates of `tls`, for as long as `drain` lets handshakes go on.
     #[must_use]
     pub fn new(drain: &Drain, tls: &Tls) -> Self {
-        Self { drain: drain.clone(), tls: tls.clone(), timeout: HANDSHAKE }
+        Self {
+            drain: drain.clone(),
+            tls: tls.clone(),
+            timeout: HANDSHAKE,
+        }
     }
 
     /// How long a handshake may take. Default: 10 s.
     #[must_use]
     pub fn handshake_timeout(self, timeout: Duration) -> Self {
-        Self { timeout: bounded(timeout), ..self }
+        Self {
+            timeout: bounded(timeout),
+            ..self
+        }
     }
 }
 
@@ -177,7 +193,10 @@ impl<S> Layer<S> for TlsLayer {
     type Service = TlsService<S>;
 
     fn layer(&self, inner: S) -> TlsService<S> {
-        TlsService { inner, layer: self.clone() }
+        TlsService {
+            inner,
+            layer: self.clone(),
+        }
     }
 }
 
@@ -226,18 +245,26 @@ where
         let mut stage = self.project().stage;
         loop {
             let next = match stage.as_mut().project() {
-                StageProj::Waiting { handshake, rest, accepted, service, patience } => {
+                StageProj::Waiting {
+                    handshake,
+                    rest,
+                    accepted,
+                    service,
+                    patience,
+                } => {
                     if rest.is_some()
                         && let Poll::Ready(stream) = handshake.poll(cx)?
                     {
                         *accepted = rest.take().map(|rest| rest.with(stream));
                     }
                     let asked = service.as_mut().expect("called once");
-                    if accepted.is_none() || asked.poll_ready(cx).map_err(Into::into)?.is_pending() {
+                    if accepted.is_none() || asked.poll_ready(cx).map_err(Into::into)?.is_pending()
+                    {
                         ready!(patience.poll(cx));
                         return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut).into()));
                     }
-                    let (accepted, mut service) = accepted.take().zip(service.take()).expect("called once");
+                    let (accepted, mut service) =
+                        accepted.take().zip(service.take()).expect("called once");
                     Stage::Living(service.call(accepted))
                 }
                 StageProj::Living(life) => return life.poll(cx).map_err(Into::into),
@@ -253,7 +280,9 @@ where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsFuture").field("waiting", &matches!(self.stage, Stage::Waiting { .. })).finish()
+        f.debug_struct("TlsFuture")
+            .field("waiting", &matches!(self.stage, Stage::Waiting { .. }))
+            .finish()
     }
 }
 

@@ -49,7 +49,12 @@ pub struct Done(#[pin] Reached);
 impl Reached {
     pub(crate) fn new(shared: Arc<Shared>, phase: Phase) -> Self {
         let changed = shared.changed.clone().notified_owned();
-        Self { shared, phase, changed, alarm: None }
+        Self {
+            shared,
+            phase,
+            changed,
+            alarm: None,
+        }
     }
 }
 
@@ -65,7 +70,8 @@ impl Future for Reached {
                 return Poll::Ready(());
             }
             if this.changed.as_mut().poll(cx).is_ready() {
-                this.changed.set(this.shared.changed.clone().notified_owned());
+                this.changed
+                    .set(this.shared.changed.clone().notified_owned());
                 continue;
             }
             if !poll_alarm(this.alarm.as_mut(), deadline, cx) {
@@ -77,16 +83,24 @@ impl Future for Reached {
 
 impl fmt::Debug for Reached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reached").field("phase", &self.phase).finish_non_exhaustive()
+        f.debug_struct("Reached")
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
     }
 }
 
 /// Sets the alarm to `deadline` and asks whether it has rung.
-fn poll_alarm(mut alarm: Pin<&mut Option<Sleep>>, deadline: Option<Instant>, cx: &mut Context<'_>) -> bool {
+fn poll_alarm(
+    mut alarm: Pin<&mut Option<Sleep>>,
+    deadline: Option<Instant>,
+    cx: &mut Context<'_>,
+) -> bool {
     if alarm.as_ref().as_pin_ref().map(|sleep| sleep.deadline()) != deadline {
         alarm.set(deadline.map(sleep_until));
     }
-    alarm.as_pin_mut().is_some_and(|sleep| sleep.poll(cx).is_ready())
+    alarm
+        .as_pin_mut()
+        .is_some_and(|sleep| sleep.poll(cx).is_ready())
 }
 
 // === impl Done ===
@@ -102,6 +116,11 @@ impl Future for Done {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Report> {
         let mut reached = self.project().0;
-        reached.as_mut().poll(cx).map(|()| reached.shared.report().expect("a drain that is done has its report"))
+        reached.as_mut().poll(cx).map(|()| {
+            reached
+                .shared
+                .report()
+                .expect("a drain that is done has its report")
+        })
     }
 }

@@ -60,13 +60,20 @@ async fn a_whole_drain_takes_exactly_its_time() {
     assert!(late.is_closed().await);
     assert!(idle.is_closed().await);
     let report = server.await.unwrap().unwrap();
-    assert_eq!(report.took.as_secs(), 6, "five of announcing, one of last chance");
+    assert_eq!(
+        report.took.as_secs(),
+        6,
+        "five of announcing, one of last chance"
+    );
     assert_eq!((start.elapsed().as_secs(), report.drained), (6, 2));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_last_chance_is_never_longer_than_what_is_left() {
-    let drain = Drain::builder().announce(secs(0)).close(Duration::from_millis(300)).build();
+    let drain = Drain::builder()
+        .announce(secs(0))
+        .close(Duration::from_millis(300))
+        .build();
     let (dial, listener) = wire();
     let server = tokio::spawn(drain.serve(listener, app()));
     let mut idle = dial.connect();
@@ -74,7 +81,11 @@ async fn a_last_chance_is_never_longer_than_what_is_left() {
     let start = Instant::now();
     drain.shutdown();
     assert!(idle.is_closed().await);
-    assert!(start.elapsed() <= Duration::from_millis(301), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() <= Duration::from_millis(301),
+        "{:?}",
+        start.elapsed()
+    );
     server.await.unwrap().unwrap();
 }
 
@@ -101,7 +112,11 @@ async fn errors_of_single_connections_pass_and_scarcity_is_waited_out() {
         dial.fail(io::ErrorKind::OutOfMemory.into());
     }
     assert!(dial.connect().ask(GET).await.ok());
-    assert!((70..75).contains(&start.elapsed().as_millis()), "10 + 20 + 40 ms, not {:?}", start.elapsed());
+    assert!(
+        (70..75).contains(&start.elapsed().as_millis()),
+        "10 + 20 + 40 ms, not {:?}",
+        start.elapsed()
+    );
     drain.shutdown();
     server.await.unwrap().unwrap();
 }
@@ -116,7 +131,10 @@ async fn a_broken_listener_lets_those_who_are_here_end_and_is_told() {
     dial.fail(io::ErrorKind::InvalidInput.into());
     drain.closing().await;
     assert_eq!(client.ask(GET).await.closes(), 1);
-    assert_eq!(server.await.unwrap().unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    assert_eq!(
+        server.await.unwrap().unwrap_err().kind(),
+        io::ErrorKind::InvalidInput
+    );
     assert_eq!(drain.phase(), Phase::Done);
 }
 
@@ -129,7 +147,8 @@ impl Service<Accepted<DuplexStream>> for Stuck {
     type Future = std::future::Ready<io::Result<()>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.map_or(Poll::Pending, |kind| Poll::Ready(Err(kind.into())))
+        self.0
+            .map_or(Poll::Pending, |kind| Poll::Ready(Err(kind.into())))
     }
 
     fn call(&mut self, _: Accepted<DuplexStream>) -> Self::Future {
@@ -153,7 +172,10 @@ async fn a_service_that_is_not_ready_does_not_delay_the_drain() {
 async fn a_service_that_has_ended_ends_the_server() {
     let drain = Drain::new();
     let (_dial, listener) = wire();
-    let error = drain.accept_loop(listener, Stuck(Some(io::ErrorKind::BrokenPipe))).await.unwrap_err();
+    let error = drain
+        .accept_loop(listener, Stuck(Some(io::ErrorKind::BrokenPipe)))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("broken pipe"), "{error}");
 }
 
@@ -168,7 +190,10 @@ async fn an_order_to_force_reaches_the_accept_loop_at_once() {
     let start = Instant::now();
     drain.force();
     let report = server.await.unwrap().unwrap();
-    assert_eq!((start.elapsed(), report.forced, report.leaked), (secs(2), 1, 1));
+    assert_eq!(
+        (start.elapsed(), report.forced, report.leaked),
+        (secs(2), 1, 1)
+    );
     assert!(client.is_closed().await);
 }
 
@@ -180,7 +205,13 @@ async fn a_connection_that_panics_ends_alone_and_a_service_that_does_ends_the_se
     let service = service_fn(move |accepted: Accepted<DuplexStream>| {
         calls += 1;
         assert!(calls < 3, "on purpose");
-        async move { if calls == 2 { panic!("on purpose") } else { echo(accepted).await } }
+        async move {
+            if calls == 2 {
+                panic!("on purpose")
+            } else {
+                echo(accepted).await
+            }
+        }
     });
     let server = tokio::spawn(drain.accept_loop(listener, service));
     let (mut bystander, mut broken) = (dial.connect(), dial.connect());
@@ -190,11 +221,17 @@ async fn a_connection_that_panics_ends_alone_and_a_service_that_does_ends_the_se
     assert_eq!(drain.snapshot().guests, 1, "who panicked left its guard");
 
     let _third = dial.connect();
-    assert!(server.await.unwrap_err().is_panic(), "whoever runs the server is told");
+    assert!(
+        server.await.unwrap_err().is_panic(),
+        "whoever runs the server is told"
+    );
     assert!(bystander.is_closed().await);
     support::guests(&drain, 0).await;
     drain.shutdown();
-    assert!(drain.done().await.is_clean(), "nobody is waited for who is gone");
+    assert!(
+        drain.done().await.is_clean(),
+        "nobody is waited for who is gone"
+    );
 }
 
 #[cfg(unix)]
@@ -205,7 +242,10 @@ async fn unix_sockets_are_served_too() {
     let path = dir.join("socket");
     let _ = std::fs::remove_file(&path);
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
-    assert_eq!(Listen::local_addr(&listener).unwrap(), Addr::Unix(Some(path.as_path().into())));
+    assert_eq!(
+        Listen::local_addr(&listener).unwrap(),
+        Addr::Unix(Some(path.as_path().into()))
+    );
     let drain = support::quick();
     let server = tokio::spawn(drain.serve(listener, app()));
     let mut kept = Client(tokio::net::UnixStream::connect(&path).await.unwrap());

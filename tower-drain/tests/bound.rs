@@ -28,11 +28,19 @@ fn connects(addr: SocketAddr) -> io::Result<TcpStream> {
 #[tokio::test]
 async fn whoever_comes_after_closing_began_is_not_connected() {
     for loopback in LOOPBACKS {
-        let mut listener = ListenerConfig::new().bind(loopback.parse().unwrap()).unwrap();
+        let mut listener = ListenerConfig::new()
+            .bind(loopback.parse().unwrap())
+            .unwrap();
         let early = connects(addr(&listener)).unwrap();
         listener.begin_close();
-        assert_eq!(connects(addr(&listener)).unwrap_err().kind(), io::ErrorKind::TimedOut);
-        let (_, peer) = listener.try_accept().unwrap().expect("who came before is in the queue");
+        assert_eq!(
+            connects(addr(&listener)).unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
+        let (_, peer) = listener
+            .try_accept()
+            .unwrap()
+            .expect("who came before is in the queue");
         assert_eq!(peer.ip(), early.local_addr().ok());
         assert!(listener.try_accept().unwrap().is_none());
     }
@@ -46,13 +54,17 @@ async fn a_listener_that_is_just_closed_resets_who_was_connected() {
     assert!(listener.try_accept().unwrap().is_none(), "the last look");
     let mut client = connects(addr).unwrap();
     drop(listener);
-    let lost = client.write_all(GET.as_bytes()).and_then(|()| client.read(&mut [0]));
+    let lost = client
+        .write_all(GET.as_bytes())
+        .and_then(|()| client.read(&mut [0]));
     assert_eq!(lost.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]
 async fn an_address_for_both_families_turns_both_away() {
-    let mut listener = ListenerConfig::new().bind("[::]:0".parse().unwrap()).unwrap();
+    let mut listener = ListenerConfig::new()
+        .bind("[::]:0".parse().unwrap())
+        .unwrap();
     let port = addr(&listener).port();
     let ipv4 = SocketAddr::from(([127, 0, 0, 1], port));
     drop(connects(ipv4).expect("as with any listener, IPv6 takes IPv4 too"));
@@ -65,7 +77,9 @@ async fn an_address_for_both_families_turns_both_away() {
 #[tokio::test]
 async fn a_handshake_under_way_completes() {
     for loopback in LOOPBACKS {
-        let mut listener = ListenerConfig::new().bind(loopback.parse().unwrap()).unwrap();
+        let mut listener = ListenerConfig::new()
+            .bind(loopback.parse().unwrap())
+            .unwrap();
         let target = addr(&listener);
         defer_accept(&listener.as_fd());
         let mut half = connects(target).unwrap();
@@ -91,11 +105,20 @@ async fn a_handshake_under_way_completes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_client_that_was_connected_is_reset_by_the_end_of_a_server() {
     for _ in 0..10 {
-        let drain = Drain::builder().announce(Duration::ZERO).close(Duration::from_secs(10)).build();
-        let server = Server::bind("127.0.0.1:0".parse().unwrap(), ListenerConfig::new().drain(&drain)).unwrap();
+        let drain = Drain::builder()
+            .announce(Duration::ZERO)
+            .close(Duration::from_secs(10))
+            .build();
+        let server = Server::bind(
+            "127.0.0.1:0".parse().unwrap(),
+            ListenerConfig::new().drain(&drain),
+        )
+        .unwrap();
         let addr = server.local_addr().unwrap().ip().unwrap();
         let ended = tokio::spawn(server.serve(app()));
-        let clients: Vec<_> = (0..4).map(|_| spawn_blocking(move || ask_until_refused(addr))).collect();
+        let clients: Vec<_> = (0..4)
+            .map(|_| spawn_blocking(move || ask_until_refused(addr)))
+            .collect();
         sleep(ms(100)).await;
         drain.begin_drain();
         for client in clients {
@@ -117,7 +140,9 @@ fn ask_until_refused(addr: SocketAddr) -> u32 {
                 return answered;
             }
         };
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
         let asked = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
         let mut answer = String::new();
         stream

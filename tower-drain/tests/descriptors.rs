@@ -13,7 +13,10 @@ use tokio::{net::TcpStream, time::sleep};
 async fn who_waits_while_there_are_no_descriptors_is_turned_away_and_later_ones_are_served() {
     let drain = quick();
     let (listener, addr) = listen().await;
-    let server = Running { addr, task: tokio::spawn(drain.serve(listener, app())) };
+    let server = Running {
+        addr,
+        task: tokio::spawn(drain.serve(listener, app())),
+    };
     assert!(server.client().await.ask(GET).await.ok());
     guests(&drain, 0).await;
 
@@ -22,7 +25,10 @@ async fn who_waits_while_there_are_no_descriptors_is_turned_away_and_later_ones_
     waiting.set_nonblocking(true).unwrap();
     let mut waiting = Client(TcpStream::from_std(waiting).unwrap());
     let hoard = hoard();
-    assert!(waiting.is_closed().await, "turned away, instead of hanging in the queue");
+    assert!(
+        waiting.is_closed().await,
+        "turned away, instead of hanging in the queue"
+    );
     sleep(ms(100)).await;
     drop(hoard);
     let mut late = server.client().await;
@@ -34,7 +40,10 @@ async fn who_waits_while_there_are_no_descriptors_is_turned_away_and_later_ones_
 
 /// Every descriptor there is.
 fn hoard() -> Vec<File> {
-    let limit = Rlimit { current: Some(256), maximum: getrlimit(Resource::Nofile).maximum };
+    let limit = Rlimit {
+        current: Some(256),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
     setrlimit(Resource::Nofile, limit).unwrap();
     std::iter::from_fn(|| File::open("/dev/null").ok()).collect()
 }

@@ -26,7 +26,11 @@ struct Place(PathBuf);
 impl Place {
     fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("tower-drain-handoff-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+        let name = format!(
+            "tower-drain-handoff-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Relaxed)
+        );
         let dir = std::env::temp_dir().join(name);
         fs::create_dir_all(&dir).unwrap();
         Self(dir)
@@ -63,13 +67,20 @@ const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr:
 
 async fn start(name: &'static str, mut inheritance: Inheritance) -> Process {
     let drain = quick();
-    let listener = inheritance.tcp("http", ANY, &ListenerConfig::new()).unwrap();
+    let listener = inheritance
+        .tcp("http", ANY, &ListenerConfig::new())
+        .unwrap();
     let addr = listener.local_addr().unwrap().ip().unwrap();
     let server = tokio::spawn(Server::new(&drain, listener).serve(named(name)));
     let incumbent = inheritance.ready().await.unwrap();
     assert_eq!(incumbent.mode(), HandoffMode::Descriptor);
     let incumbent = tokio::spawn(incumbent.serve(drain.clone()));
-    Process { drain, addr, server, incumbent }
+    Process {
+        drain,
+        addr,
+        server,
+        incumbent,
+    }
 }
 
 async fn who(addr: SocketAddr) -> String {
@@ -90,7 +101,12 @@ async fn open(path: &Path) {
 #[tokio::test]
 async fn the_new_one_takes_the_socket_and_the_old_one_drains() {
     let place = Place::new();
-    let first = place.handoff().probation(Duration::from_secs(2)).inherit().await.unwrap();
+    let first = place
+        .handoff()
+        .probation(Duration::from_secs(2))
+        .inherit()
+        .await
+        .unwrap();
     assert_eq!(first.origin(), Origin::Bound);
     let old = start("old", first).await;
     open(&place.path()).await;
@@ -106,7 +122,11 @@ async fn the_new_one_takes_the_socket_and_the_old_one_drains() {
         assert_eq!(who(old.addr).await, "new", "only the new one accepts");
     }
     let answer = kept.ask(GET).await;
-    assert_eq!((answer.body.as_str(), answer.closes()), ("old", 0), "in its probation nobody is told to leave");
+    assert_eq!(
+        (answer.body.as_str(), answer.closes()),
+        ("old", 0),
+        "in its probation nobody is told to leave"
+    );
     soon(old.drain.closing()).await;
     let answer = kept.ask(GET).await;
     assert_eq!((answer.body.as_str(), answer.closes()), ("old", 1));
@@ -129,7 +149,9 @@ async fn when_the_old_one_begins_to_leave_the_new_one_is_found() {
     open(&place.path()).await;
     let _new = start("new", place.handoff().inherit().await.unwrap()).await;
     soon(old.drain.closing()).await;
-    let third = soon(place.handoff().inherit()).await.expect("it is not too early");
+    let third = soon(place.handoff().inherit())
+        .await
+        .expect("it is not too early");
     assert_eq!(third.origin(), Origin::Predecessor);
 }
 
@@ -139,7 +161,9 @@ async fn once_the_new_one_is_ready_the_old_one_accepts_nobody() {
     let old = start("old", long(&place).inherit().await.unwrap()).await;
     open(&place.path()).await;
     let mut inheritance = long(&place).inherit().await.unwrap();
-    let listener = inheritance.tcp("http", ANY, &ListenerConfig::new()).unwrap();
+    let listener = inheritance
+        .tcp("http", ANY, &ListenerConfig::new())
+        .unwrap();
     // Ready, and busy with something else: so it is the old one who must hold back.
     let _incumbent = inheritance.ready().await.unwrap();
     sleep(ms(100)).await;
@@ -185,7 +209,10 @@ async fn one_that_dies_in_its_probation_gives_the_queue_back() {
     sleep(ms(50)).await;
     doomed.incumbent.abort();
     assert_eq!(waiting.answer().await.body, "old");
-    assert_eq!((who(old.addr).await.as_str(), old.drain.phase()), ("old", Phase::Serving));
+    assert_eq!(
+        (who(old.addr).await.as_str(), old.drain.phase()),
+        ("old", Phase::Serving)
+    );
 
     let new = start("new", handoff().inherit().await.unwrap()).await;
     sleep(ms(50)).await;
@@ -224,7 +251,10 @@ async fn a_socket_that_nobody_takes_is_not_lost() {
 async fn start_unix(name: &'static str, path: &Path, mut inheritance: Inheritance) -> Drain {
     let drain = quick();
     let listener = inheritance.unix("app", path).unwrap();
-    assert_eq!(listener.local_addr().unwrap(), Addr::Unix(Some(path.into())));
+    assert_eq!(
+        listener.local_addr().unwrap(),
+        Addr::Unix(Some(path.into()))
+    );
     tokio::spawn(Server::new(&drain, listener).serve(named(name)));
     tokio::spawn(inheritance.ready().await.unwrap().serve(drain.clone()));
     drain
@@ -250,14 +280,25 @@ async fn more_sockets_than_one_packet_holds_are_handed_on_each_as_itself() {
     let hard = getrlimit(Resource::Nofile).maximum;
     setrlimit(
         Resource::Nofile,
-        Rlimit { current: hard.map_or(Some(8192), |hard| Some(hard.min(8192))), maximum: hard },
+        Rlimit {
+            current: hard.map_or(Some(8192), |hard| Some(hard.min(8192))),
+            maximum: hard,
+        },
     )
     .unwrap();
     let place = Place::new();
     let take = |inheritance: &mut Inheritance| {
         let names = (0..SOCKETS).map(|index| format!("socket {index}"));
         let config = ListenerConfig::new().backlog(1);
-        names.map(|name| inheritance.tcp(&name, ANY, &config).unwrap().local_addr().unwrap()).collect::<Vec<_>>()
+        names
+            .map(|name| {
+                inheritance
+                    .tcp(&name, ANY, &config)
+                    .unwrap()
+                    .local_addr()
+                    .unwrap()
+            })
+            .collect::<Vec<_>>()
     };
     let mut old = place.handoff().inherit().await.unwrap();
     let addrs = take(&mut old);
@@ -275,21 +316,42 @@ async fn without_a_successor_a_drain_closes_the_socket() {
     alone.drain.shutdown();
     soon(alone.server).await.unwrap().unwrap();
     soon(alone.incumbent).await.unwrap().unwrap();
-    assert!(TcpStream::connect(alone.addr).await.is_err(), "no copy of it is kept open");
+    assert!(
+        TcpStream::connect(alone.addr).await.is_err(),
+        "no copy of it is kept open"
+    );
 }
 
 #[tokio::test]
 async fn who_speaks_another_language_gets_nothing() {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send, socket_with};
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send, socket_with,
+    };
     let place = Place::new();
     let old = start("old", place.handoff().inherit().await.unwrap()).await;
     open(&place.path()).await;
     let path = place.path();
     let heard = tokio::task::spawn_blocking(move || {
-        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let socket = socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
         connect(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
-        send(&socket, b"give me your sockets", rustix::net::SendFlags::empty()).unwrap();
-        recv(&socket, &mut [0_u8; 64][..], rustix::net::RecvFlags::empty()).map(|(length, _)| length)
+        send(
+            &socket,
+            b"give me your sockets",
+            rustix::net::SendFlags::empty(),
+        )
+        .unwrap();
+        recv(
+            &socket,
+            &mut [0_u8; 64][..],
+            rustix::net::RecvFlags::empty(),
+        )
+        .map(|(length, _)| length)
     });
     assert!(matches!(soon(heard).await.unwrap(), Ok(0) | Err(_)));
     assert_eq!(who(old.addr).await, "old");
@@ -305,7 +367,10 @@ async fn the_path_is_for_its_user_alone() {
     let place = Place::new();
     let _old = start("old", place.handoff().inherit().await.unwrap()).await;
     open(&place.path()).await;
-    assert_eq!(fs::metadata(place.path()).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        fs::metadata(place.path()).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
 }
 
 /// A probation that no test waits for.
@@ -325,7 +390,10 @@ async fn one_that_begins_to_leave_in_its_probation_gives_the_queue_back() {
     new.drain.begin_drain();
     assert!(soon(new.server).await.unwrap().unwrap().is_clean());
     soon(new.incumbent).await.unwrap().unwrap();
-    assert_eq!((who(old.addr).await.as_str(), old.drain.phase()), ("old", Phase::Serving));
+    assert_eq!(
+        (who(old.addr).await.as_str(), old.drain.phase()),
+        ("old", Phase::Serving)
+    );
 
     let next = start("next", long(&place).inherit().await.unwrap()).await;
     sleep(ms(50)).await;
@@ -338,7 +406,9 @@ async fn an_old_one_that_dies_before_the_new_one_is_ready_loses_nobody() {
     let old = start("old", place.handoff().inherit().await.unwrap()).await;
     open(&place.path()).await;
     let mut inheritance = place.handoff().inherit().await.unwrap();
-    let listener = inheritance.tcp("http", ANY, &ListenerConfig::new()).unwrap();
+    let listener = inheritance
+        .tcp("http", ANY, &ListenerConfig::new())
+        .unwrap();
     old.server.abort();
     old.incumbent.abort();
     let _ = (old.server.await, old.incumbent.await);
@@ -350,7 +420,11 @@ async fn an_old_one_that_dies_before_the_new_one_is_ready_loses_nobody() {
     tokio::spawn(incumbent.serve(drain.clone()));
     assert_eq!(waiting.answer().await.body, "new");
     sleep(ms(50)).await;
-    assert_eq!(place.handoff().inherit().await.unwrap().origin(), Origin::Predecessor, "and it can be inherited from");
+    assert_eq!(
+        place.handoff().inherit().await.unwrap().origin(),
+        Origin::Predecessor,
+        "and it can be inherited from"
+    );
 }
 
 #[tokio::test]
@@ -359,10 +433,18 @@ async fn a_third_one_is_told_that_it_is_too_early() {
     let old = start("old", long(&place).inherit().await.unwrap()).await;
     open(&place.path()).await;
     let slow = long(&place).inherit().await.unwrap();
-    let too_early = |tried: std::io::Result<Inheritance>| tried.unwrap_err().kind() == std::io::ErrorKind::ResourceBusy;
-    assert!(too_early(soon(long(&place).inherit()).await), "one is warming up");
+    let too_early = |tried: std::io::Result<Inheritance>| {
+        tried.unwrap_err().kind() == std::io::ErrorKind::ResourceBusy
+    };
+    assert!(
+        too_early(soon(long(&place).inherit()).await),
+        "one is warming up"
+    );
     let new = start("new", slow).await;
-    assert!(too_early(soon(long(&place).inherit()).await), "one is in its probation");
+    assert!(
+        too_early(soon(long(&place).inherit()).await),
+        "one is in its probation"
+    );
     assert_eq!(who(old.addr).await, "new");
     drop(new);
 }
@@ -371,7 +453,9 @@ async fn a_third_one_is_told_that_it_is_too_early() {
 async fn nobody_is_let_in_before_it_is_ready() {
     let place = Place::new();
     let (drain, mut inheritance) = (quick(), place.handoff().inherit().await.unwrap());
-    let listener = inheritance.tcp("http", ANY, &ListenerConfig::new()).unwrap();
+    let listener = inheritance
+        .tcp("http", ANY, &ListenerConfig::new())
+        .unwrap();
     let addr = listener.local_addr().unwrap().ip().unwrap();
     let server = tokio::spawn(Server::new(&drain, listener).serve(named("late")));
     let mut client = Client(TcpStream::connect(addr).await.unwrap());
@@ -389,7 +473,9 @@ async fn nobody_is_let_in_before_it_is_ready() {
 async fn one_that_is_never_ready_says_so_instead_of_waiting_for_ever() {
     let place = Place::new();
     let (drain, mut inheritance) = (quick(), place.handoff().inherit().await.unwrap());
-    let listener = inheritance.tcp("http", ANY, &ListenerConfig::new()).unwrap();
+    let listener = inheritance
+        .tcp("http", ANY, &ListenerConfig::new())
+        .unwrap();
     let server = tokio::spawn(Server::new(&drain, listener).serve(named("never")));
     drop(inheritance);
     let error = soon(server).await.unwrap().unwrap_err();
@@ -428,8 +514,16 @@ async fn an_old_one_that_must_leave_before_the_other_is_ready_loses_nobody() {
 
 /// Opens the path's door and says nothing.
 fn silent_guest(path: &Path) -> std::os::fd::OwnedFd {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    };
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
     connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
     socket
 }
@@ -442,7 +536,11 @@ async fn a_silent_guest_does_not_keep_the_socket_open_beyond_the_drain() {
     let _silent = silent_guest(&place.path());
     sleep(ms(50)).await;
     alone.drain.shutdown();
-    tokio::time::timeout(Duration::from_secs(3), alone.incumbent).await.expect("at once").unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(3), alone.incumbent)
+        .await
+        .expect("at once")
+        .unwrap()
+        .unwrap();
     assert!(TcpStream::connect(alone.addr).await.is_err());
 }
 
@@ -460,13 +558,20 @@ async fn a_link_at_the_path_is_replaced_and_not_followed() {
     symlink(&victim, place.path()).unwrap();
     let _process = start("one", inheritance).await;
     soon(async {
-        while !fs::symlink_metadata(place.path()).unwrap().file_type().is_socket() {
+        while !fs::symlink_metadata(place.path())
+            .unwrap()
+            .file_type()
+            .is_socket()
+        {
             sleep(ms(1)).await;
         }
     })
     .await;
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
-    assert_eq!(fs::metadata(&victim).unwrap().permissions().mode() & 0o777, 0o644);
+    assert_eq!(
+        fs::metadata(&victim).unwrap().permissions().mode() & 0o777,
+        0o644
+    );
 }
 
 #[tokio::test]
@@ -474,13 +579,19 @@ async fn a_unix_socket_that_is_listened_to_or_a_file_is_never_replaced() {
     let place = Place::new();
     let path = place.0.join("app");
     let mut inheritance = place.handoff().inherit().await.unwrap();
-    let in_use =
-        |tried: std::io::Result<_>| matches!(tried, Err(error) if error.kind() == std::io::ErrorKind::AddrInUse);
+    let in_use = |tried: std::io::Result<_>| matches!(tried, Err(error) if error.kind() == std::io::ErrorKind::AddrInUse);
 
     let living = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    assert!(in_use(inheritance.unix("app", &path).map(drop)), "its clients would never know");
+    assert!(
+        in_use(inheritance.unix("app", &path).map(drop)),
+        "its clients would never know"
+    );
     drop(living);
-    drop(inheritance.unix("app", &path).expect("nobody is there any more"));
+    drop(
+        inheritance
+            .unix("app", &path)
+            .expect("nobody is there any more"),
+    );
 
     let file = place.0.join("file");
     fs::write(&file, "precious").unwrap();
@@ -497,10 +608,20 @@ async fn descriptors_are_not_inherited_by_programs_that_are_started() {
     let _listener = heir.tcp("http", ANY, &ListenerConfig::new()).unwrap();
     let mut sockets = 0;
     for fd in fs::read_dir("/proc/self/fd").unwrap().flatten() {
-        let is_socket = fs::read_link(fd.path()).is_ok_and(|link| link.to_string_lossy().starts_with("socket:"));
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.file_name().to_string_lossy()));
-        let (true, Ok(info)) = (is_socket, info) else { continue };
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        let is_socket = fs::read_link(fd.path())
+            .is_ok_and(|link| link.to_string_lossy().starts_with("socket:"));
+        let info = fs::read_to_string(format!(
+            "/proc/self/fdinfo/{}",
+            fd.file_name().to_string_lossy()
+        ));
+        let (true, Ok(info)) = (is_socket, info) else {
+            continue;
+        };
+        let flags = info
+            .lines()
+            .find_map(|line| line.strip_prefix("flags:"))
+            .unwrap()
+            .trim();
         let flags = u32::from_str_radix(flags, 8).unwrap();
         assert_ne!(flags & 0o2_000_000, 0, "{info}");
         sockets += 1;

@@ -39,7 +39,8 @@ use tower_drain::{
     handoff::{Handoff, ReusePortListener},
 };
 
-const ADDR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 18080);
+const ADDR: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 18080);
 
 /// Runs `test` again in a network of its own, or tells that this is one.
 fn in_network(test: &str) -> bool {
@@ -47,12 +48,22 @@ fn in_network(test: &str) -> bool {
         return true;
     }
     let up = "ip link set lo up && echo 8192 > /proc/sys/net/core/somaxconn; exec \"$@\"";
-    let user: &[&str] = if rustix::process::geteuid().is_root() { &[] } else { &["--map-root-user"] };
+    let user: &[&str] = if rustix::process::geteuid().is_root() {
+        &[]
+    } else {
+        &["--map-root-user"]
+    };
     let status = Command::new("unshare")
         .args(user)
         .args(["--net", "--mount", "sh", "-c", up, "sh"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            test,
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env("TD_NETWORK", "1")
         .status()
         .expect("unshare is there");
@@ -62,17 +73,32 @@ fn in_network(test: &str) -> bool {
 
 fn run<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
     if in_network(test) {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(body());
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(body());
     }
 }
 
 /// A line of the kernel's counters.
 fn counter(file: &str, group: &str, name: &str) -> u64 {
     let text = std::fs::read_to_string(file).unwrap();
-    let mut lines = text.lines().filter(|line| line.starts_with(&format!("{group}:")));
+    let mut lines = text
+        .lines()
+        .filter(|line| line.starts_with(&format!("{group}:")));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let index = names.split_whitespace().position(|other| other == name).unwrap();
-    values.split_whitespace().nth(index).unwrap().parse().unwrap()
+    let index = names
+        .split_whitespace()
+        .position(|other| other == name)
+        .unwrap();
+    values
+        .split_whitespace()
+        .nth(index)
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 fn resets() -> u64 {
@@ -81,7 +107,10 @@ fn resets() -> u64 {
 
 /// Connections that the kernel had no room for.
 fn dropped() -> u64 {
-    ["ListenDrops", "ListenOverflows"].map(|name| counter("/proc/self/net/netstat", "TcpExt", name)).iter().sum()
+    ["ListenDrops", "ListenOverflows"]
+        .map(|name| counter("/proc/self/net/netstat", "TcpExt", name))
+        .iter()
+        .sum()
 }
 
 // === the program ===
@@ -90,19 +119,36 @@ fn dropped() -> u64 {
 #[test]
 #[ignore = "the program of the other tests"]
 fn program() {
-    let Ok(mode) = std::env::var("TD_MODE") else { return };
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap().block_on(serve(&mode));
+    let Ok(mode) = std::env::var("TD_MODE") else {
+        return;
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(serve(&mode));
 }
 
 async fn serve(mode: &str) {
-    let drain = Drain::builder().announce(ms(0)).close(Duration::from_secs(15)).force(ms(500)).build();
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(Duration::from_secs(15))
+        .force(ms(500))
+        .build();
     let name = std::env::var("TD_NAME").unwrap();
     let mut orders = tokio::io::BufReader::new(tokio::io::stdin()).lines();
-    let config = ListenerConfig::new().reuse_port(mode != "handoff").backlog(4096);
+    let config = ListenerConfig::new()
+        .reuse_port(mode != "handoff")
+        .backlog(4096);
     let server = if mode == "handoff" {
         let path = PathBuf::from(std::env::var("TD_PATH").unwrap());
         let probation = ms(std::env::var("TD_PROBATION").unwrap().parse().unwrap());
-        let mut inheritance = Handoff::at(path).probation(probation).inherit().await.unwrap();
+        let mut inheritance = Handoff::at(path)
+            .probation(probation)
+            .inherit()
+            .await
+            .unwrap();
         say("pulled");
         if std::env::var_os("TD_WAIT").is_some() {
             orders.next_line().await.unwrap();
@@ -120,7 +166,9 @@ async fn serve(mode: &str) {
         }
         let listener = TcpListener::from_std(listener).unwrap();
         match mode {
-            "steer" => tokio::spawn(Server::new(&drain, ReusePortListener::new(listener, 2)).serve(app(&name))),
+            "steer" => tokio::spawn(
+                Server::new(&drain, ReusePortListener::new(listener, 2)).serve(app(&name)),
+            ),
             _ => tokio::spawn(Server::new(&drain, listener).serve(app(&name))),
         }
     };
@@ -151,7 +199,10 @@ fn app(name: &str) -> Router {
     async fn events() -> Body {
         let events = futures_util::stream::unfold(0, |count| async move {
             sleep(ms(20)).await;
-            (count < 20).then_some((Ok::<_, std::io::Error>(Bytes::from_static(b"data: x\n\n")), count + 1))
+            (count < 20).then_some((
+                Ok::<_, std::io::Error>(Bytes::from_static(b"data: x\n\n")),
+                count + 1,
+            ))
         });
         Body::from_stream(events)
     }
@@ -166,7 +217,10 @@ fn app(name: &str) -> Router {
                 }
             }
         });
-        let response = Response::builder().status(101).header("connection", "upgrade").header("upgrade", "echo");
+        let response = Response::builder()
+            .status(101)
+            .header("connection", "upgrade")
+            .header("upgrade", "echo");
         response.body(Body::empty()).unwrap()
     }
     Router::new()
@@ -196,7 +250,9 @@ impl Place {
 
     fn handoff(&self, name: &str, probation: u64) -> Command {
         let mut command = Process::command("handoff", name);
-        command.env("TD_PATH", self.0.as_path()).env("TD_PROBATION", probation.to_string());
+        command
+            .env("TD_PATH", self.0.as_path())
+            .env("TD_PROBATION", probation.to_string());
         command
     }
 }
@@ -204,18 +260,42 @@ impl Place {
 impl Place {
     /// As [`handoff`](Self::handoff), with a socket by `LISTEN_FDS`.
     fn activated(&self, name: &str, probation: u64, listener: std::net::TcpListener) -> Command {
-        self.activated_as("LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http", name, probation, listener)
+        self.activated_as(
+            "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http",
+            name,
+            probation,
+            listener,
+        )
     }
 
     /// The socket is descriptor 4, and 3 is nothing that one can listen to.
-    fn activated_as(&self, words: &str, name: &str, probation: u64, listener: std::net::TcpListener) -> Command {
+    fn activated_as(
+        &self,
+        words: &str,
+        name: &str,
+        probation: u64,
+        listener: std::net::TcpListener,
+    ) -> Command {
         let program = self.handoff(name, probation);
-        let fds = if words.contains("LISTEN_FDS=1") { "3<&0" } else { "3</dev/null 4<&0" };
+        let fds = if words.contains("LISTEN_FDS=1") {
+            "3<&0"
+        } else {
+            "3</dev/null 4<&0"
+        };
         let script = format!("export {words}; exec \"$@\" {fds} </dev/null");
         let mut command = Command::new("sh");
-        command.args(["-c", &script, "sh"]).arg(program.get_program()).args(program.get_args());
-        command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener))).stdout(Stdio::piped());
+        command
+            .args(["-c", &script, "sh"])
+            .arg(program.get_program())
+            .args(program.get_args());
+        command.envs(
+            program
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        command
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
+            .stdout(Stdio::piped());
         command
     }
 }
@@ -223,7 +303,10 @@ impl Place {
 impl Process {
     fn command(mode: &str, name: &str) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "program", "--ignored", "--nocapture"]).env("TD_MODE", mode).env("TD_NAME", name);
+        command
+            .args(["--exact", "program", "--ignored", "--nocapture"])
+            .env("TD_MODE", mode)
+            .env("TD_NAME", name);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         command
     }
@@ -244,7 +327,10 @@ impl Process {
     fn hears(&mut self, word: &str) -> String {
         loop {
             let mut line = String::new();
-            assert!(self.out.read_line(&mut line).unwrap() > 0, "it ended before it said {word}");
+            assert!(
+                self.out.read_line(&mut line).unwrap() > 0,
+                "it ended before it said {word}"
+            );
             // libtest writes the test's name before our first line, and no newline.
             if let Some(at) = line.find(&format!("TD {word}")) {
                 return line[at..].trim().to_owned();
@@ -268,7 +354,9 @@ impl Process {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
         tasks.flatten().all(|task| {
             let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+            stat.rsplit(") ")
+                .next()
+                .is_some_and(|rest| rest.starts_with('T'))
         })
     }
 
@@ -285,7 +373,10 @@ impl Process {
             self.child.wait().unwrap();
             report
         });
-        timeout(Duration::from_secs(40), end).await.expect("ends").unwrap()
+        timeout(Duration::from_secs(40), end)
+            .await
+            .expect("ends")
+            .unwrap()
     }
 }
 
@@ -306,7 +397,10 @@ async fn connect_all(count: usize) -> Vec<Client> {
 
 /// How many of them are not answered.
 async fn ask_all(clients: Vec<Client>) -> usize {
-    let asking: Vec<_> = clients.into_iter().map(|client| tokio::spawn(ask(client))).collect();
+    let asking: Vec<_> = clients
+        .into_iter()
+        .map(|client| tokio::spawn(ask(client)))
+        .collect();
     let mut lost = 0;
     for answered in asking {
         lost += usize::from(!answered.await.unwrap());
@@ -316,7 +410,10 @@ async fn ask_all(clients: Vec<Client>) -> usize {
 
 async fn ask(mut client: Client) -> bool {
     let mut answer = Vec::new();
-    let asked = client.0.write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
+    let asked = client
+        .0
+        .write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+        .await;
     let read = timeout(Duration::from_secs(20), client.0.read_to_end(&mut answer)).await;
     asked.is_ok() && matches!(read, Ok(Ok(_))) && answer.starts_with(b"HTTP/1.1 200 ")
 }
@@ -326,21 +423,24 @@ async fn ask(mut client: Client) -> bool {
 #[test]
 #[ignore = "needs a network namespace"]
 fn who_waits_in_the_queue_is_answered_by_the_new_one() {
-    run("who_waits_in_the_queue_is_answered_by_the_new_one", || async {
-        let place = Place::new("queue");
-        let old = Process::started(&mut place.handoff("old", 200));
-        let mut new = Process::start(place.handoff("new", 200).env("TD_WAIT", "1"));
-        new.hears("pulled");
-        old.signal(Signal::STOP);
-        let before = resets();
-        let clients = connect_all(200).await;
-        new.order("go");
-        new.hears("ready");
-        assert_eq!(ask_all(clients).await, 0);
-        assert_eq!(resets() - before, 0);
-        old.signal(Signal::CONT);
-        assert!(old.ended().await.contains("0 forced"));
-    });
+    run(
+        "who_waits_in_the_queue_is_answered_by_the_new_one",
+        || async {
+            let place = Place::new("queue");
+            let old = Process::started(&mut place.handoff("old", 200));
+            let mut new = Process::start(place.handoff("new", 200).env("TD_WAIT", "1"));
+            new.hears("pulled");
+            old.signal(Signal::STOP);
+            let before = resets();
+            let clients = connect_all(200).await;
+            new.order("go");
+            new.hears("ready");
+            assert_eq!(ask_all(clients).await, 0);
+            assert_eq!(resets() - before, 0);
+            old.signal(Signal::CONT);
+            assert!(old.ended().await.contains("0 forced"));
+        },
+    );
 }
 
 #[test]
@@ -354,7 +454,10 @@ fn the_control_of_the_queue_loses_those_who_wait() {
         let clients = connect_all(200).await;
         old.kill();
         let lost = ask_all(clients).await;
-        assert!((50..150).contains(&lost), "{lost} of 200 lost; about half were in the queue that is gone");
+        assert!(
+            (50..150).contains(&lost),
+            "{lost} of 200 lost; about half were in the queue that is gone"
+        );
         assert!(resets() - before >= lost as u64);
     });
 }
@@ -397,96 +500,125 @@ async fn activated(words: &str) -> u16 {
 #[test]
 #[ignore = "needs a network namespace"]
 fn the_environment_gives_a_socket_by_its_name_and_to_its_own_process_alone() {
-    run("the_environment_gives_a_socket_by_its_name_and_to_its_own_process_alone", || async {
-        let bound = ADDR.port();
-        assert_ne!(activated("LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http").await, bound);
-        assert_eq!(activated("LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=http").await, bound, "it is another's");
-        assert_ne!(activated("LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=log:http").await, bound, "the second one");
-    });
+    run(
+        "the_environment_gives_a_socket_by_its_name_and_to_its_own_process_alone",
+        || async {
+            let bound = ADDR.port();
+            assert_ne!(
+                activated("LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http").await,
+                bound
+            );
+            assert_eq!(
+                activated("LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=http").await,
+                bound,
+                "it is another's"
+            );
+            assert_ne!(
+                activated("LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=log:http").await,
+                bound,
+                "the second one"
+            );
+        },
+    );
 }
 
 #[test]
 #[ignore = "needs a network namespace"]
 fn half_open_connections_are_waited_for_when_steering() {
-    run("half_open_connections_are_waited_for_when_steering", || async {
-        let mut old = Process::started(Process::command("steer", "old").env("TD_DEFER", "1"));
-        let before = resets();
-        let clients = connect_all(100).await;
-        let _new = Process::started(&mut Process::command("reuse", "new"));
-        old.order("leave");
-        sleep(ms(500)).await;
-        let fresh = connect_all(100).await;
-        assert_eq!(ask_all(fresh).await, 0, "new ones go to the new process");
-        assert_eq!(ask_all(clients).await, 0);
-        old.ended().await;
-        assert_eq!(resets() - before, 0);
-    });
+    run(
+        "half_open_connections_are_waited_for_when_steering",
+        || async {
+            let mut old = Process::started(Process::command("steer", "old").env("TD_DEFER", "1"));
+            let before = resets();
+            let clients = connect_all(100).await;
+            let _new = Process::started(&mut Process::command("reuse", "new"));
+            old.order("leave");
+            sleep(ms(500)).await;
+            let fresh = connect_all(100).await;
+            assert_eq!(ask_all(fresh).await, 0, "new ones go to the new process");
+            assert_eq!(ask_all(clients).await, 0);
+            old.ended().await;
+            assert_eq!(resets() - before, 0);
+        },
+    );
 }
 
 #[test]
 #[ignore = "needs a network namespace"]
 fn the_control_of_half_open_connections_loses_them_all() {
-    run("the_control_of_half_open_connections_loses_them_all", || async {
-        let mut old = Process::started(Process::command("reuse", "old").env("TD_DEFER", "1"));
-        let clients = connect_all(100).await;
-        let _new = Process::started(&mut Process::command("reuse", "new"));
-        old.order("leave");
-        old.ended().await;
-        assert_eq!(ask_all(clients).await, 100);
-    });
+    run(
+        "the_control_of_half_open_connections_loses_them_all",
+        || async {
+            let mut old = Process::started(Process::command("reuse", "old").env("TD_DEFER", "1"));
+            let clients = connect_all(100).await;
+            let _new = Process::started(&mut Process::command("reuse", "new"));
+            old.order("leave");
+            old.ended().await;
+            assert_eq!(ask_all(clients).await, 100);
+        },
+    );
 }
 
 #[test]
 #[ignore = "needs a network namespace"]
 fn a_new_one_that_is_killed_before_it_is_ready_loses_nobody() {
-    run("a_new_one_that_is_killed_before_it_is_ready_loses_nobody", || async {
-        let place = Place::new("stillborn");
-        let _old = Process::started(&mut place.handoff("old", 60_000));
-        let mut new = Process::start(place.handoff("new", 60_000).env("TD_WAIT", "1"));
-        new.hears("pulled");
-        let before = resets();
-        let clients = connect_all(100).await;
-        new.kill();
-        assert_eq!(ask_all(clients).await, 0);
-        assert_eq!(ask_all(connect_all(100).await).await, 0);
-        assert_eq!(resets() - before, 0);
-    });
+    run(
+        "a_new_one_that_is_killed_before_it_is_ready_loses_nobody",
+        || async {
+            let place = Place::new("stillborn");
+            let _old = Process::started(&mut place.handoff("old", 60_000));
+            let mut new = Process::start(place.handoff("new", 60_000).env("TD_WAIT", "1"));
+            new.hears("pulled");
+            let before = resets();
+            let clients = connect_all(100).await;
+            new.kill();
+            assert_eq!(ask_all(clients).await, 0);
+            assert_eq!(ask_all(connect_all(100).await).await, 0);
+            assert_eq!(resets() - before, 0);
+        },
+    );
 }
 
 #[test]
 #[ignore = "needs a network namespace"]
 fn a_new_one_that_is_killed_in_its_probation_loses_nobody_who_waits() {
-    run("a_new_one_that_is_killed_in_its_probation_loses_nobody_who_waits", || async {
-        let place = Place::new("crash");
-        let _old = Process::started(&mut place.handoff("old", 60_000));
-        let new = Process::started(&mut place.handoff("new", 60_000));
-        sleep(ms(100)).await;
-        // It hangs, so nobody accepts; then it dies.
-        new.signal(Signal::STOP);
-        let before = resets();
-        let clients = connect_all(100).await;
-        new.kill();
-        assert_eq!(ask_all(clients).await, 0, "the old one took the queue back");
-        assert_eq!(resets() - before, 0);
-    });
+    run(
+        "a_new_one_that_is_killed_in_its_probation_loses_nobody_who_waits",
+        || async {
+            let place = Place::new("crash");
+            let _old = Process::started(&mut place.handoff("old", 60_000));
+            let new = Process::started(&mut place.handoff("new", 60_000));
+            sleep(ms(100)).await;
+            // It hangs, so nobody accepts; then it dies.
+            new.signal(Signal::STOP);
+            let before = resets();
+            let clients = connect_all(100).await;
+            new.kill();
+            assert_eq!(ask_all(clients).await, 0, "the old one took the queue back");
+            assert_eq!(resets() - before, 0);
+        },
+    );
 }
 
 #[test]
 #[ignore = "needs a network namespace"]
 fn an_old_one_that_is_killed_after_the_new_one_is_ready_loses_nobody_who_waits() {
-    run("an_old_one_that_is_killed_after_the_new_one_is_ready_loses_nobody_who_waits", || async {
-        let place = Place::new("widow");
-        let old = Process::started(&mut place.handoff("old", 60_000));
-        let new = Process::started(&mut place.handoff("new", 60_000));
-        sleep(ms(100)).await;
-        new.signal(Signal::STOP);
-        let before = resets();
-        let clients = connect_all(100).await;
-        old.kill();
-        new.signal(Signal::CONT);
-        assert_eq!(ask_all(clients).await, 0);
-        assert_eq!(resets() - before, 0);
-    });
+    run(
+        "an_old_one_that_is_killed_after_the_new_one_is_ready_loses_nobody_who_waits",
+        || async {
+            let place = Place::new("widow");
+            let old = Process::started(&mut place.handoff("old", 60_000));
+            let new = Process::started(&mut place.handoff("new", 60_000));
+            sleep(ms(100)).await;
+            new.signal(Signal::STOP);
+            let before = resets();
+            let clients = connect_all(100).await;
+            old.kill();
+            new.signal(Signal::CONT);
+            assert_eq!(ask_all(clients).await, 0);
+            assert_eq!(resets() - before, 0);
+        },
+    );
 }
 
 // === under load ===
@@ -533,7 +665,10 @@ async fn fresh(tally: Arc<Tally>) {
         let tally = tally.clone();
         asking.push(tokio::spawn(async move {
             let outcome = match TcpStream::connect(ADDR).await {
-                Ok(stream) => ask(Client(stream)).await.then_some(()).ok_or_else(|| "fresh: no answer".to_owned()),
+                Ok(stream) => ask(Client(stream))
+                    .await
+                    .then_some(())
+                    .ok_or_else(|| "fresh: no answer".to_owned()),
                 Err(error) => Err(format!("fresh: {error}")),
             };
             tally.count(&tally.fresh, outcome);
@@ -564,10 +699,18 @@ async fn kept(tally: Arc<Tally>) {
 
 /// Tells whether the answer says `close`.
 async fn one_kept(client: &mut Client) -> Result<bool, String> {
-    client.0.write_all(GET.as_bytes()).await.map_err(|error| format!("kept: {error}"))?;
+    client
+        .0
+        .write_all(GET.as_bytes())
+        .await
+        .map_err(|error| format!("kept: {error}"))?;
     let mut answer = Vec::new();
     while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
-        let read = client.0.read_buf(&mut answer).await.map_err(|error| format!("kept: {error}"))?;
+        let read = client
+            .0
+            .read_buf(&mut answer)
+            .await
+            .map_err(|error| format!("kept: {error}"))?;
         if read == 0 {
             return Err("kept: closed without a word".into());
         }
@@ -583,17 +726,27 @@ async fn one_kept(client: &mut Client) -> Result<bool, String> {
 async fn http2(tally: Arc<Tally>) {
     while tally.goes_on() {
         let stream = TcpStream::connect(ADDR).await.unwrap();
-        let stream = TokioIo::new(Polite { stream, shut: false });
+        let stream = TokioIo::new(Polite {
+            stream,
+            shut: false,
+        });
         let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
         let (mut requests, connection) = handshake.await.unwrap();
         let connection = tokio::spawn(connection);
         while tally.goes_on() {
-            let request = http::Request::builder().uri("http://test/").body(Empty::<Bytes>::new()).unwrap();
+            let request = http::Request::builder()
+                .uri("http://test/")
+                .body(Empty::<Bytes>::new())
+                .unwrap();
             // One that was not sent was not lost: the client is told so, and asks elsewhere.
             match requests.try_send_request(request).await {
                 Ok(answer) => {
                     let body = answer.into_body().collect().await;
-                    tally.count(&tally.http2, body.map(|_| ()).map_err(|error| format!("http2 body: {error:?}")));
+                    tally.count(
+                        &tally.http2,
+                        body.map(|_| ())
+                            .map_err(|error| format!("http2 body: {error:?}")),
+                    );
                 }
                 Err(mut error) => {
                     if error.take_message().is_none() {
@@ -628,13 +781,21 @@ struct Polite {
 }
 
 impl AsyncRead for Polite {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Polite {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -661,14 +822,21 @@ impl AsyncWrite for Polite {
 /// A tunnel that lives for a second, so that it is open while processes change.
 async fn tunnel(tally: Arc<Tally>) {
     while tally.goes_on() {
-        let outcome = one_tunnel().await.map_err(|error| format!("tunnel: {error}"));
+        let outcome = one_tunnel()
+            .await
+            .map_err(|error| format!("tunnel: {error}"));
         tally.count(&tally.tunnels, outcome);
     }
 }
 
 async fn one_tunnel() -> std::io::Result<()> {
     let mut client = Client(TcpStream::connect(ADDR).await?);
-    client.0.write_all(b"GET /echo HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").await?;
+    client
+        .0
+        .write_all(
+            b"GET /echo HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n",
+        )
+        .await?;
     client.head().await;
     for _ in 0..20 {
         client.0.write_all(b"hey").await?;
@@ -681,7 +849,9 @@ async fn one_tunnel() -> std::io::Result<()> {
 /// An upload that takes half a second.
 async fn upload(tally: Arc<Tally>) {
     while tally.goes_on() {
-        let outcome = one_upload().await.map_err(|error| format!("upload: {error}"));
+        let outcome = one_upload()
+            .await
+            .map_err(|error| format!("upload: {error}"));
         tally.count(&tally.uploads, outcome);
     }
 }
@@ -700,14 +870,18 @@ async fn one_upload() -> std::io::Result<()> {
 
 async fn events(tally: Arc<Tally>) {
     while tally.goes_on() {
-        let outcome = one_stream().await.map_err(|error| format!("events: {error}"));
+        let outcome = one_stream()
+            .await
+            .map_err(|error| format!("events: {error}"));
         tally.count(&tally.events, outcome);
     }
 }
 
 async fn one_stream() -> std::io::Result<()> {
     let mut stream = TcpStream::connect(ADDR).await?;
-    stream.write_all(b"GET /events HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await?;
+    stream
+        .write_all(b"GET /events HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+        .await?;
     whole(stream, "0\r\n\r\n").await
 }
 
@@ -716,7 +890,11 @@ async fn whole(mut stream: TcpStream, end: &str) -> std::io::Result<()> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     let whole = answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(end);
-    if whole { Ok(()) } else { Err(std::io::Error::other(format!("not whole: {answer:.60}"))) }
+    if whole {
+        Ok(())
+    } else {
+        Err(std::io::Error::other(format!("not whole: {answer:.60}")))
+    }
 }
 
 fn load(tally: &Arc<Tally>) -> Vec<JoinHandle<()>> {
@@ -744,7 +922,9 @@ fn handoffs_under_load_lose_nothing() {
         sleep(ms(300)).await;
         for _ in 0..handoffs {
             let place = place.clone();
-            let next = tokio::task::spawn_blocking(move || Process::started(&mut place.handoff("next", 200)));
+            let next = tokio::task::spawn_blocking(move || {
+                Process::started(&mut place.handoff("next", 200))
+            });
             let old = std::mem::replace(&mut process, next.await.unwrap());
             let report = old.ended().await;
             assert!(report.contains("0 forced, 0 leaked"), "{report}");
@@ -753,13 +933,28 @@ fn handoffs_under_load_lose_nothing() {
         for task in tasks {
             soon(task).await.unwrap();
         }
-        eprintln!("{handoffs} handoffs: {tally:?}, {} resets", resets() - before);
-        assert_eq!((tally.lost.load(SeqCst), tally.refused.load(SeqCst)), (0, 0));
+        eprintln!(
+            "{handoffs} handoffs: {tally:?}, {} resets",
+            resets() - before
+        );
+        assert_eq!(
+            (tally.lost.load(SeqCst), tally.refused.load(SeqCst)),
+            (0, 0)
+        );
         assert_eq!((resets() - before, dropped() - dropped_before), (0, 0));
-        for counter in
-            [&tally.fresh, &tally.kept, &tally.told, &tally.http2, &tally.tunnels, &tally.uploads, &tally.events]
-        {
-            assert!(counter.load(SeqCst) >= handoffs, "all sorts of load were there: {tally:?}");
+        for counter in [
+            &tally.fresh,
+            &tally.kept,
+            &tally.told,
+            &tally.http2,
+            &tally.tunnels,
+            &tally.uploads,
+            &tally.events,
+        ] {
+            assert!(
+                counter.load(SeqCst) >= handoffs,
+                "all sorts of load were there: {tally:?}"
+            );
         }
     });
 }
@@ -767,24 +962,32 @@ fn handoffs_under_load_lose_nothing() {
 #[test]
 #[ignore = "needs a network namespace"]
 fn the_control_of_the_load_loses_those_who_come_between_two_processes() {
-    run("the_control_of_the_load_loses_those_who_come_between_two_processes", || async {
-        let mut old = Process::started(&mut Process::command("reuse", "old"));
-        let tally = Arc::new(Tally::default());
-        let load = tokio::spawn(fresh(tally.clone()));
-        sleep(ms(300)).await;
-        assert_eq!(tally.lost.load(SeqCst), 0);
-        old.order("leave");
-        old.ended().await;
-        sleep(ms(100)).await;
-        let _new = Process::started(&mut Process::command("reuse", "new"));
-        tally.stop.store(true, SeqCst);
-        soon(load).await.unwrap();
-        assert!(tally.lost.load(SeqCst) >= 10, "a fifth of a second without anybody: {tally:?}");
-    });
+    run(
+        "the_control_of_the_load_loses_those_who_come_between_two_processes",
+        || async {
+            let mut old = Process::started(&mut Process::command("reuse", "old"));
+            let tally = Arc::new(Tally::default());
+            let load = tokio::spawn(fresh(tally.clone()));
+            sleep(ms(300)).await;
+            assert_eq!(tally.lost.load(SeqCst), 0);
+            old.order("leave");
+            old.ended().await;
+            sleep(ms(100)).await;
+            let _new = Process::started(&mut Process::command("reuse", "new"));
+            tally.stop.store(true, SeqCst);
+            soon(load).await.unwrap();
+            assert!(
+                tally.lost.load(SeqCst) >= 10,
+                "a fifth of a second without anybody: {tally:?}"
+            );
+        },
+    );
 }
 
 /// An idle connection, and a request on it in the moment in which closing begins, a thousand times: how many were lost.
-async fn idle_races<F: Future<Output = ()> + Send + 'static>(serve: impl Fn(Drain, TcpListener) -> F) -> usize {
+async fn idle_races<F: Future<Output = ()> + Send + 'static>(
+    serve: impl Fn(Drain, TcpListener) -> F,
+) -> usize {
     let mut lost = 0;
     for round in 0..1000 {
         let drain = Drain::builder().announce(ms(0)).close(ms(2000)).build();
@@ -823,14 +1026,17 @@ async fn uploads_five(client: &mut Client) -> bool {
 #[test]
 #[ignore = "needs a network namespace"]
 fn an_idle_connection_and_a_drain_in_the_same_millisecond_lose_nothing() {
-    run("an_idle_connection_and_a_drain_in_the_same_millisecond_lose_nothing", || async {
-        let before = resets();
-        let lost = idle_races(|drain, listener| async move {
-            drain.serve(listener, app("idle")).await.unwrap();
-        });
-        assert_eq!(lost.await, 0);
-        assert_eq!(resets() - before, 0);
-    });
+    run(
+        "an_idle_connection_and_a_drain_in_the_same_millisecond_lose_nothing",
+        || async {
+            let before = resets();
+            let lost = idle_races(|drain, listener| async move {
+                drain.serve(listener, app("idle")).await.unwrap();
+            });
+            assert_eq!(lost.await, 0);
+            assert_eq!(resets() - before, 0);
+        },
+    );
 }
 
 #[test]
@@ -838,7 +1044,10 @@ fn an_idle_connection_and_a_drain_in_the_same_millisecond_lose_nothing() {
 fn the_control_of_the_idle_connection_loses_some() {
     run("the_control_of_the_idle_connection_loses_some", || async {
         let lost = idle_races(|drain, listener| async move {
-            axum::serve(listener, app("idle")).with_graceful_shutdown(drain.closing()).await.unwrap();
+            axum::serve(listener, app("idle"))
+                .with_graceful_shutdown(drain.closing())
+                .await
+                .unwrap();
         });
         let lost = lost.await;
         eprintln!("hyper alone lost {lost} of 1000");

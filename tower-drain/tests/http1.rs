@@ -60,7 +60,10 @@ async fn a_virgin_connection_gets_its_answer_though_closing_has_begun() {
     assert!(client.is_closed().await);
     let report = server.report().await;
     assert_eq!((report.drained, report.is_clean()), (1, true));
-    assert!(report.took < ms(1000), "it ended with the connection, not with a timer: {report}");
+    assert!(
+        report.took < ms(1000),
+        "it ended with the connection, not with a timer: {report}"
+    );
 }
 
 #[tokio::test]
@@ -208,7 +211,10 @@ async fn a_download_that_began_before_comes_whole_and_ends_the_connection() {
     drain.shutdown();
     sleep(ms(50)).await;
     for part in ["one", "two"] {
-        sender.send(Ok(Frame::data(Bytes::from(part)))).await.unwrap();
+        sender
+            .send(Ok(Frame::data(Bytes::from(part))))
+            .await
+            .unwrap();
     }
     drop(sender);
     let mut rest = String::new();
@@ -236,7 +242,11 @@ async fn a_client_that_hangs_up_in_the_middle_is_gone() {
 
 #[tokio::test]
 async fn a_handler_that_listens_is_cancelled_and_not_leaked() {
-    let drain = Drain::builder().announce(ms(0)).close(ms(100)).force(ms(5000)).build();
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(ms(100))
+        .force(ms(5000))
+        .build();
     let forced = drain.clone();
     let came = Arc::new(Notify::new());
     let tell = came.clone();
@@ -264,7 +274,11 @@ async fn a_handler_that_ignores_cancellation_is_cut_and_counted_as_leaked() {
             self.0.store(true, SeqCst);
         }
     }
-    let drain = Drain::builder().announce(ms(0)).close(ms(100)).force(ms(100)).build();
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(ms(100))
+        .force(ms(100))
+        .build();
     let (came, dropped) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
     let (tell, on_drop) = (came.clone(), dropped.clone());
     let handler = move || async move {
@@ -286,7 +300,11 @@ async fn a_handler_that_ignores_cancellation_is_cut_and_counted_as_leaked() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_that_blocks_its_thread_does_not_hold_the_drain_up() {
-    let drain = Drain::builder().announce(ms(0)).close(ms(100)).force(ms(100)).build();
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(ms(100))
+        .force(ms(100))
+        .build();
     let came = Arc::new(Notify::new());
     let tell = came.clone();
     let handler = move || async move {
@@ -306,7 +324,10 @@ async fn a_handler_that_blocks_its_thread_does_not_hold_the_drain_up() {
 #[tokio::test]
 async fn a_silent_connection_is_closed_without_a_drain() {
     let drain = quick();
-    let server = serve_with(&drain, app(), |http| http.first_byte_timeout(ms(100)).header_timeout(ms(100))).await;
+    let server = serve_with(&drain, app(), |http| {
+        http.first_byte_timeout(ms(100)).header_timeout(ms(100))
+    })
+    .await;
     let (mut silent, mut half) = (server.client().await, server.client().await);
     half.send("GET / HT").await;
     assert!(silent.is_closed().await);
@@ -320,7 +341,10 @@ async fn one_connection_too_many_is_told_so() {
     let drain = quick();
     let limit = ConnectionLimit::new(NonZeroUsize::MIN);
     let (listener, addr) = listen().await;
-    let server = Running { addr, task: tokio::spawn(Server::new(&drain, listener).limit(&limit).serve(app())) };
+    let server = Running {
+        addr,
+        task: tokio::spawn(Server::new(&drain, listener).limit(&limit).serve(app())),
+    };
     let mut first = server.client().await;
     assert!(first.ask(GET).await.ok());
     let mut second = server.client().await;
@@ -346,7 +370,9 @@ async fn a_panic_in_a_handler_ends_its_connection_alone() {
     let server = serve(&drain, app().route("/panic", get(broken))).await;
     let (mut bystander, mut client) = (server.client().await, server.client().await);
     bystander.ask(GET).await;
-    client.send("GET /panic HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    client
+        .send("GET /panic HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await;
     assert!(client.is_closed().await);
     assert!(bystander.ask(GET).await.ok());
     guests(&drain, 1).await;
@@ -360,7 +386,10 @@ async fn a_head_too_long_is_answered_431() {
     let drain = quick();
     let server = serve(&drain, app()).await;
     let mut client = server.client().await;
-    let long = format!("GET / HTTP/1.1\r\nhost: test\r\nx-long: {}\r\n\r\n", "x".repeat(33 * 1024));
+    let long = format!(
+        "GET / HTTP/1.1\r\nhost: test\r\nx-long: {}\r\n\r\n",
+        "x".repeat(33 * 1024)
+    );
     client.send(&long).await;
     assert!(client.head().await.starts_with("HTTP/1.1 431 "));
 }
@@ -372,8 +401,19 @@ async fn more_than_a_hundred_fields_are_answered_431() {
     for (fields, status) in [(99, "200"), (100, "431")] {
         let mut client = server.client().await;
         // Beside `host`.
-        client.send(&format!("GET / HTTP/1.1\r\nhost: test\r\n{}\r\n", "x: y\r\n".repeat(fields))).await;
-        assert!(client.head().await.starts_with(&format!("HTTP/1.1 {status} ")), "{fields}");
+        client
+            .send(&format!(
+                "GET / HTTP/1.1\r\nhost: test\r\n{}\r\n",
+                "x: y\r\n".repeat(fields)
+            ))
+            .await;
+        assert!(
+            client
+                .head()
+                .await
+                .starts_with(&format!("HTTP/1.1 {status} ")),
+            "{fields}"
+        );
     }
 }
 
@@ -402,7 +442,10 @@ async fn who_is_in_the_queue_when_closing_begins_is_served() {
             TcpStream::from_std(client).unwrap()
         })
         .collect();
-    let server = Running { addr, task: tokio::spawn(server) };
+    let server = Running {
+        addr,
+        task: tokio::spawn(server),
+    };
     for client in clients {
         let answer = Client(client).answer().await;
         assert!(answer.ok());
@@ -410,7 +453,10 @@ async fn who_is_in_the_queue_when_closing_begins_is_served() {
     }
     let report = server.report().await;
     assert_eq!((report.drained, report.is_clean()), (20, true));
-    assert!(TcpStream::connect(addr).await.is_err(), "and then the listener is closed");
+    assert!(
+        TcpStream::connect(addr).await.is_err(),
+        "and then the listener is closed"
+    );
 }
 
 #[tokio::test]
@@ -445,7 +491,8 @@ async fn another_server_has_its_signal_its_deadline_and_its_answers_from_the_dra
     let drain = quick();
     let (app, came, go) = gated();
     let (listener, addr) = listen().await;
-    let server = axum::serve(listener, app.layer(DrainLayer::new(&drain))).with_graceful_shutdown(drain.closing());
+    let server = axum::serve(listener, app.layer(DrainLayer::new(&drain)))
+        .with_graceful_shutdown(drain.closing());
     let server = tokio::spawn(server.into_future());
     let mut client = Client(TcpStream::connect(addr).await.unwrap());
     client.send(GET).await;
@@ -455,7 +502,10 @@ async fn another_server_has_its_signal_its_deadline_and_its_answers_from_the_dra
     assert_eq!(drain.phase(), Phase::Closing);
     go.notify_one();
     let report = soon(drain.done()).await;
-    assert_eq!((report.requests.drained, report.drained, report.is_clean()), (1, 0, true));
+    assert_eq!(
+        (report.requests.drained, report.drained, report.is_clean()),
+        (1, 0, true)
+    );
     let answer = client.answer().await;
     assert_eq!((answer.closes(), answer.body.as_str()), (1, "at last"));
     soon(server).await.unwrap().unwrap();
@@ -474,13 +524,17 @@ fn tunnel() -> Router {
                 }
             }
         });
-        let response = Response::builder().status(101).header("connection", "upgrade").header("upgrade", "echo");
+        let response = Response::builder()
+            .status(101)
+            .header("connection", "upgrade")
+            .header("upgrade", "echo");
         response.body(Body::empty()).unwrap()
     }
     Router::new().route("/", get(upgrade))
 }
 
-const UPGRADE: &str = "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+const UPGRADE: &str =
+    "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
 
 async fn echoes(client: &mut Client) {
     client.send("hey").await;
@@ -494,19 +548,28 @@ async fn an_upgraded_connection_is_waited_for() {
     let drain = quick();
     let limit = ConnectionLimit::default();
     let (listener, addr) = listen().await;
-    let server = Running { addr, task: tokio::spawn(Server::new(&drain, listener).limit(&limit).serve(tunnel())) };
+    let server = Running {
+        addr,
+        task: tokio::spawn(Server::new(&drain, listener).limit(&limit).serve(tunnel())),
+    };
     let mut client = server.client().await;
     assert!(client.ask(UPGRADE).await.head.starts_with("HTTP/1.1 101 "));
     echoes(&mut client).await;
     let snapshot = drain.snapshot();
-    assert_eq!((snapshot.guests, snapshot.upgraded, limit.open()), (1, 1, 1));
+    assert_eq!(
+        (snapshot.guests, snapshot.upgraded, limit.open()),
+        (1, 1, 1)
+    );
     drain.shutdown();
     sleep(ms(1200)).await;
     assert_eq!(drain.phase(), Phase::Closing, "longer than any last chance");
     echoes(&mut client).await;
     drop(client);
     let report = server.report().await;
-    assert_eq!((report.drained, report.upgraded, report.is_clean()), (1, 1, true));
+    assert_eq!(
+        (report.drained, report.upgraded, report.is_clean()),
+        (1, 1, true)
+    );
     assert_eq!((drain.snapshot().upgraded, limit.open()), (0, 0));
 }
 
@@ -530,25 +593,43 @@ async fn a_connect_tunnel_is_waited_for_too() {
     }
     let drain = quick();
     let (listener, addr) = listen().await;
-    let server = Running { addr, task: tokio::spawn(drain.serve(listener, tower::service_fn(connect))) };
+    let server = Running {
+        addr,
+        task: tokio::spawn(drain.serve(listener, tower::service_fn(connect))),
+    };
     let mut client = server.client().await;
-    client.send("CONNECT test:443 HTTP/1.1\r\nhost: test:443\r\n\r\n").await;
+    client
+        .send("CONNECT test:443 HTTP/1.1\r\nhost: test:443\r\n\r\n")
+        .await;
     let head = client.head().await;
-    assert!(head.starts_with("HTTP/1.1 200 ") && !head.contains("close"), "{head}");
+    assert!(
+        head.starts_with("HTTP/1.1 200 ") && !head.contains("close"),
+        "{head}"
+    );
     echoes(&mut client).await;
     drain.shutdown();
     sleep(ms(1200)).await;
     echoes(&mut client).await;
-    assert_eq!((drain.phase(), drain.snapshot().upgraded), (Phase::Closing, 1));
+    assert_eq!(
+        (drain.phase(), drain.snapshot().upgraded),
+        (Phase::Closing, 1)
+    );
     drop(client);
     let report = server.report().await;
-    assert_eq!((report.drained, report.upgraded, report.is_clean()), (1, 1, true));
+    assert_eq!(
+        (report.drained, report.upgraded, report.is_clean()),
+        (1, 1, true)
+    );
 }
 
 #[tokio::test]
 async fn both_halves_of_an_upgraded_connection_hear_that_it_is_cut() {
     // Each in a task of its own, as tunnels are written, and both waiting.
-    let drain = Drain::builder().announce(ms(0)).close(ms(100)).force(ms(100)).build();
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(ms(100))
+        .force(ms(100))
+        .build();
     let ended = Arc::new(AtomicUsize::new(0));
     let count = ended.clone();
     let upgrade = move |mut request: axum::extract::Request| async move {
@@ -565,7 +646,10 @@ async fn both_halves_of_an_upgraded_connection_hear_that_it_is_cut() {
             while write.write_all(&[0; 64 * 1024]).await.is_ok() {}
             count.fetch_add(1, SeqCst);
         });
-        let response = Response::builder().status(101).header("connection", "upgrade").header("upgrade", "echo");
+        let response = Response::builder()
+            .status(101)
+            .header("connection", "upgrade")
+            .header("upgrade", "echo");
         response.body(Body::empty()).unwrap()
     };
     let server = serve(&drain, Router::new().route("/", get(upgrade))).await;
@@ -586,7 +670,11 @@ async fn both_halves_of_an_upgraded_connection_hear_that_it_is_cut() {
 
 #[tokio::test]
 async fn an_upgraded_connection_that_stays_is_cut_and_counted() {
-    let drain = Drain::builder().announce(ms(0)).close(ms(100)).force(ms(100)).build();
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(ms(100))
+        .force(ms(100))
+        .build();
     let server = serve(&drain, tunnel()).await;
     let mut client = server.client().await;
     client.ask(UPGRADE).await;
@@ -602,14 +690,20 @@ async fn an_upgraded_connection_that_stays_is_cut_and_counted() {
 async fn requests_keep_coming_while_it_drains_and_none_fails() {
     let drain = Drain::builder().announce(ms(200)).close(ms(5000)).build();
     let server = serve(&drain, app()).await;
-    let (addr, answered, stop) = (server.addr, Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (addr, answered, stop) = (
+        server.addr,
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
     let clients: Vec<_> = (0..8)
         .map(|_| {
             let (answered, stop) = (answered.clone(), stop.clone());
             tokio::spawn(async move {
                 while !stop.load(SeqCst) {
                     // Only a connection that was refused outright says that the server has gone.
-                    let Ok(stream) = TcpStream::connect(addr).await else { return };
+                    let Ok(stream) = TcpStream::connect(addr).await else {
+                        return;
+                    };
                     let mut client = Client(stream);
                     loop {
                         let answer = client.ask(GET).await;

@@ -24,12 +24,17 @@ type Requests = http2::SendRequest<Empty<Bytes>>;
 
 async fn connect(server: &Running) -> (Requests, JoinHandle<hyper::Result<()>>) {
     let stream = TcpStream::connect(server.addr).await.unwrap();
-    let (requests, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (requests, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
     (requests, tokio::spawn(connection))
 }
 
 fn request(path: &str) -> Request<Empty<Bytes>> {
-    Request::builder().uri(format!("http://test{path}")).body(Empty::new()).unwrap()
+    Request::builder()
+        .uri(format!("http://test{path}"))
+        .body(Empty::new())
+        .unwrap()
 }
 
 #[tokio::test]
@@ -54,11 +59,18 @@ async fn a_stream_under_way_completes_after_goaway_and_no_new_one_is_taken() {
         }
     })
     .await;
-    assert_eq!((drain.phase(), drain.snapshot().guests), (Phase::Closing, 1), "the stream under way is waited for");
+    assert_eq!(
+        (drain.phase(), drain.snapshot().guests),
+        (Phase::Closing, 1),
+        "the stream under way is waited for"
+    );
     go.notify_one();
     let answer = soon(slow).await.unwrap().unwrap();
     assert_eq!(answer.version(), Version::HTTP_2);
-    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "at last");
+    assert_eq!(
+        answer.into_body().collect().await.unwrap().to_bytes(),
+        "at last"
+    );
     soon(connection).await.unwrap().unwrap();
     let report = server.report().await;
     assert_eq!((report.drained, report.is_clean()), (1, true));
@@ -70,7 +82,10 @@ async fn an_idle_connection_ends_at_once() {
     let drain = quick();
     let server = serve(&drain, app()).await;
     let (mut requests, connection) = connect(&server).await;
-    assert_eq!(requests.send_request(request("/")).await.unwrap().status(), 200);
+    assert_eq!(
+        requests.send_request(request("/")).await.unwrap().status(),
+        200
+    );
     drain.shutdown();
     soon(connection).await.unwrap().unwrap();
     let report = server.report().await;
@@ -93,10 +108,17 @@ async fn while_announcing_answers_are_as_they_were() {
 
 #[tokio::test]
 async fn a_peer_that_only_sends_the_preface_does_not_hold_the_drain_up_for_ever() {
-    let drain = Drain::builder().announce(ms(0)).close(ms(200)).force(ms(0)).build();
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(ms(200))
+        .force(ms(0))
+        .build();
     let server = serve(&drain, app()).await;
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
-    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .unwrap();
     guests(&drain, 1).await;
     drain.shutdown();
     let report = server.report().await;
@@ -106,7 +128,11 @@ async fn a_peer_that_only_sends_the_preface_does_not_hold_the_drain_up_for_ever(
 
 #[tokio::test]
 async fn a_stream_that_ignores_cancellation_is_reset_and_its_connection_counted_as_leaked() {
-    let drain = Drain::builder().announce(ms(0)).close(ms(50)).force(ms(50)).build();
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(ms(50))
+        .force(ms(50))
+        .build();
     let came = Arc::new(Notify::new());
     let tell = came.clone();
     let handler = move || async move {
@@ -128,13 +154,21 @@ async fn tonic_routes_are_served_and_drained() {
     let drain = quick();
     let (listener, addr) = listen().await;
     let routes = tonic::service::Routes::default().prepare();
-    let server = Running { addr, task: tokio::spawn(drain.serve(listener, routes)) };
+    let server = Running {
+        addr,
+        task: tokio::spawn(drain.serve(listener, routes)),
+    };
     let (mut requests, connection) = connect(&server).await;
     let mut call = request("/demo.Demo/Call");
     *call.method_mut() = http::Method::POST;
-    call.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    call.headers_mut()
+        .insert("content-type", "application/grpc".parse().unwrap());
     let answer = requests.send_request(call).await.unwrap();
-    assert_eq!(answer.headers()["grpc-status"], "12", "nobody implements it, and tonic says so");
+    assert_eq!(
+        answer.headers()["grpc-status"],
+        "12",
+        "nobody implements it, and tonic says so"
+    );
     drain.shutdown();
     soon(connection).await.unwrap().unwrap();
     assert!(server.report().await.is_clean());
@@ -151,7 +185,10 @@ async fn a_server_of_one_protocol_does_not_speak_the_other() {
 
     let server = serve_with(&drain, app(), |http| http.http2_only()).await;
     let (mut requests, _connection) = connect(&server).await;
-    assert_eq!(requests.send_request(request("/")).await.unwrap().status(), 200);
+    assert_eq!(
+        requests.send_request(request("/")).await.unwrap().status(),
+        200
+    );
     let mut client = server.client().await;
     client.send(GET).await;
     assert!(client.head().await.starts_with("HTTP/1.1 505 "));

@@ -27,9 +27,15 @@ const CONNECTIONS: usize = 10_000;
 #[test]
 #[ignore = "the program of the other test"]
 fn program() {
-    let Ok(kind) = std::env::var("TD_IDLE") else { return };
+    let Ok(kind) = std::env::var("TD_IDLE") else {
+        return;
+    };
     many_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(serve(&kind));
 }
 
@@ -39,15 +45,22 @@ async fn serve(kind: &str) {
     let drain = Drain::builder().announce(Duration::ZERO).build();
     match kind {
         "ours" => {
-            let limit = ConnectionLimit::new(std::num::NonZeroUsize::new(CONNECTIONS + 10).unwrap());
-            let server = Server::new(&drain, listener).limit(&limit).run(Http::new(&drain, service_fn(hello)));
+            let limit =
+                ConnectionLimit::new(std::num::NonZeroUsize::new(CONNECTIONS + 10).unwrap());
+            let server = Server::new(&drain, listener)
+                .limit(&limit)
+                .run(Http::new(&drain, service_fn(hello)));
             let server = tokio::spawn(server);
             tell(|| drain.snapshot().guests);
             // And away with them all: whoever waits is told at once.
             let start = tokio::time::Instant::now();
             drain.shutdown();
             let report = server.await.unwrap().unwrap();
-            println!("TD drained {} in {} ms", report.drained, start.elapsed().as_millis());
+            println!(
+                "TD drained {} in {} ms",
+                report.drained,
+                start.elapsed().as_millis()
+            );
         }
         _ => {
             let app = hyper::service::service_fn(hello);
@@ -56,7 +69,10 @@ async fn serve(kind: &str) {
                     let (stream, _) = listener.accept().await.unwrap();
                     let mut http = hyper::server::conn::http1::Builder::new();
                     http.timer(TokioTimer::new());
-                    tokio::spawn(http.serve_connection(TokioIo::new(stream), app).with_upgrades());
+                    tokio::spawn(
+                        http.serve_connection(TokioIo::new(stream), app)
+                            .with_upgrades(),
+                    );
                 }
             });
             tell(|| 0);
@@ -78,19 +94,35 @@ fn tell(guests: impl Fn() -> usize) {
 async fn hello<B>(_: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
     // With a field, as every app's answer has: hyper keeps their map.
     let answer = Response::builder().header("content-type", "text/plain");
-    Ok(answer.body(Full::new(Bytes::from_static(b"hello"))).unwrap())
+    Ok(answer
+        .body(Full::new(Bytes::from_static(b"hello")))
+        .unwrap())
 }
 
 /// Resident bytes of this process.
 fn memory() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.trim()
+        .trim_end_matches(" kB")
+        .parse::<usize>()
+        .unwrap()
+        * 1024
 }
 
 fn many_files() {
     let hard = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard }).unwrap();
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: hard,
+            maximum: hard,
+        },
+    )
+    .unwrap();
 }
 
 struct Process {
@@ -101,8 +133,14 @@ struct Process {
 impl Process {
     fn start(kind: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "program", "--ignored", "--nocapture"]).env("TD_IDLE", kind);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        command
+            .args(["--exact", "program", "--ignored", "--nocapture"])
+            .env("TD_IDLE", kind);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         Self { child, out }
     }
@@ -167,11 +205,16 @@ async fn ten_thousand_idle_connections_cost_what_hyper_costs_and_drain_at_once()
     eprintln!("bytes per idle connection: {ours}, hyper alone {bare}");
     server.order("drain");
     // All of them are told, and all of them leave.
-    let closing: Vec<_> =
-        clients.into_iter().map(|mut client| tokio::spawn(async move { client.is_closed().await })).collect();
+    let closing: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| tokio::spawn(async move { client.is_closed().await }))
+        .collect();
     for closed in closing {
         assert!(closed.await.unwrap());
     }
     eprintln!("{}", server.hears());
-    assert!(ours * 100 <= bare * 105, "{ours} bytes, more than 5 % above {bare}");
+    assert!(
+        ours * 100 <= bare * 105,
+        "{ours} bytes, more than 5 % above {bare}"
+    );
 }

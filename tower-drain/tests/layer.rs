@@ -12,12 +12,24 @@ fn wrapped(drain: &Drain) -> (Guarded<Probe>, ProbeHandle) {
 }
 
 fn request(version: Version) -> Request<String> {
-    Request::builder().version(version).body(String::new()).unwrap()
+    Request::builder()
+        .version(version)
+        .body(String::new())
+        .unwrap()
 }
 
 async fn connection_header(service: &mut Guarded<Probe>, version: Version) -> Option<String> {
-    let response = service.ready().await.unwrap().call(request(version)).await.unwrap();
-    response.headers().get("connection").map(|value| value.to_str().unwrap().to_owned())
+    let response = service
+        .ready()
+        .await
+        .unwrap()
+        .call(request(version))
+        .await
+        .unwrap();
+    response
+        .headers()
+        .get("connection")
+        .map(|value| value.to_str().unwrap().to_owned())
 }
 
 #[test]
@@ -35,10 +47,23 @@ fn it_keeps_the_contract_in_every_phase() {
 async fn only_http_1_is_told_to_close_and_only_while_leaving() {
     let drain = Drain::new();
     let (mut service, _handle) = wrapped(&drain);
-    assert_eq!(connection_header(&mut service, Version::HTTP_11).await, None);
+    assert_eq!(
+        connection_header(&mut service, Version::HTTP_11).await,
+        None
+    );
     drain.begin_drain();
-    assert_eq!(connection_header(&mut service, Version::HTTP_11).await.as_deref(), Some("close"));
-    assert_eq!(connection_header(&mut service, Version::HTTP_10).await.as_deref(), Some("close"));
+    assert_eq!(
+        connection_header(&mut service, Version::HTTP_11)
+            .await
+            .as_deref(),
+        Some("close")
+    );
+    assert_eq!(
+        connection_header(&mut service, Version::HTTP_10)
+            .await
+            .as_deref(),
+        Some("close")
+    );
     assert_eq!(connection_header(&mut service, Version::HTTP_2).await, None);
 }
 
@@ -46,7 +71,11 @@ async fn only_http_1_is_told_to_close_and_only_while_leaving() {
 async fn an_answer_that_was_asked_for_before_but_comes_after_is_told_too() {
     let drain = Drain::new();
     let (mut service, _handle) = wrapped(&drain);
-    let answer = service.ready().await.unwrap().call(request(Version::HTTP_11));
+    let answer = service
+        .ready()
+        .await
+        .unwrap()
+        .call(request(Version::HTTP_11));
     drain.begin_drain();
     assert_eq!(answer.await.unwrap().headers()["connection"], "close");
 }
@@ -57,7 +86,10 @@ async fn upgrades_are_left_alone() {
     drain.begin_drain();
     let (mut service, handle) = wrapped(&drain);
     handle.answer(Answer::Status(101));
-    assert_eq!(connection_header(&mut service, Version::HTTP_11).await, None);
+    assert_eq!(
+        connection_header(&mut service, Version::HTTP_11).await,
+        None
+    );
     let mut connect = request(Version::HTTP_11);
     *connect.method_mut() = Method::CONNECT;
     let response = service.ready().await.unwrap().call(connect).await.unwrap();
@@ -68,8 +100,17 @@ async fn upgrades_are_left_alone() {
 async fn the_drain_waits_for_the_end_of_the_body() {
     let drain = Drain::new();
     let (mut service, handle) = wrapped(&drain);
-    handle.answer(Answer::Body(200, Script::new([Step::Data("a"), Step::Data("b")])));
-    let response = service.ready().await.unwrap().call(request(Version::HTTP_11)).await.unwrap();
+    handle.answer(Answer::Body(
+        200,
+        Script::new([Step::Data("a"), Step::Data("b")]),
+    ));
+    let response = service
+        .ready()
+        .await
+        .unwrap()
+        .call(request(Version::HTTP_11))
+        .await
+        .unwrap();
     drain.shutdown();
     let mut done = tokio_test::task::spawn(drain.done());
     tokio_test::assert_pending!(done.poll());
@@ -88,12 +129,24 @@ async fn a_body_that_is_dropped_or_breaks_is_over() {
     let drain = Drain::new();
     let (mut service, handle) = wrapped(&drain);
     handle.answer(Answer::Body(200, Script::new([Step::Hang])));
-    let response = service.ready().await.unwrap().call(request(Version::HTTP_11)).await.unwrap();
+    let response = service
+        .ready()
+        .await
+        .unwrap()
+        .call(request(Version::HTTP_11))
+        .await
+        .unwrap();
     assert_eq!(drain.snapshot().requests, 1);
     drop(response);
     assert_eq!(drain.snapshot().requests, 0);
     handle.answer(Answer::Body(200, Script::new([Step::Break])));
-    let response = service.ready().await.unwrap().call(request(Version::HTTP_11)).await.unwrap();
+    let response = service
+        .ready()
+        .await
+        .unwrap()
+        .call(request(Version::HTTP_11))
+        .await
+        .unwrap();
     assert!(response.into_body().collect().await.is_err());
     assert_eq!(drain.snapshot().requests, 0);
 }
@@ -103,11 +156,26 @@ async fn a_call_that_is_dropped_or_fails_is_over() {
     let drain = Drain::new();
     let (mut service, handle) = wrapped(&drain);
     handle.answer(Answer::Hang);
-    let mut call = tokio_test::task::spawn(service.ready().await.unwrap().call(request(Version::HTTP_2)));
+    let mut call = tokio_test::task::spawn(
+        service
+            .ready()
+            .await
+            .unwrap()
+            .call(request(Version::HTTP_2)),
+    );
     assert!(call.poll().is_pending());
     assert_eq!(drain.snapshot().requests, 1);
     drop(call);
     handle.answer(Answer::Fail);
-    assert_eq!(service.ready().await.unwrap().call(request(Version::HTTP_2)).await.unwrap_err(), testkit::Broken);
+    assert_eq!(
+        service
+            .ready()
+            .await
+            .unwrap()
+            .call(request(Version::HTTP_2))
+            .await
+            .unwrap_err(),
+        testkit::Broken
+    );
     assert_eq!(drain.snapshot().requests, 0);
 }

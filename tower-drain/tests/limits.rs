@@ -20,8 +20,8 @@ use tokio::{
 };
 use tower::service_fn;
 use tower_drain::{
-    Accepted, Cancellation, ConnectionLimit, ConnectionLimitLayer, Drain, Http, Overloaded, RequestBody, Server,
-    TooSlow,
+    Accepted, Cancellation, ConnectionLimit, ConnectionLimitLayer, Drain, Http, Overloaded,
+    RequestBody, Server, TooSlow,
 };
 use tower_layer::Layer;
 
@@ -30,7 +30,11 @@ fn secs(secs: u64) -> Duration {
 }
 
 /// Serves on a wire of its own.
-fn serve_wire(drain: &Drain, app: Router, knobs: impl FnOnce(Http<Router>) -> Http<Router>) -> Dial {
+fn serve_wire(
+    drain: &Drain,
+    app: Router,
+    knobs: impl FnOnce(Http<Router>) -> Http<Router>,
+) -> Dial {
     let (dial, listener) = wire();
     tokio::spawn(Server::new(drain, listener).run(knobs(Http::new(drain, app))));
     dial
@@ -45,9 +49,18 @@ async fn an_idle_connection_is_kept_for_75_seconds_and_says_70() {
     let drain = Drain::new();
     let mut client = serve(&drain, app()).connect();
     let start = Instant::now();
-    assert!(client.ask(GET).await.head.contains("keep-alive: timeout=70\r\n"));
+    assert!(
+        client
+            .ask(GET)
+            .await
+            .head
+            .contains("keep-alive: timeout=70\r\n")
+    );
     sleep(secs(70)).await;
-    assert!(client.ask(GET).await.ok(), "the time begins anew with each request");
+    assert!(
+        client.ask(GET).await.ok(),
+        "the time begins anew with each request"
+    );
     let mut end = [0; 1];
     assert_eq!(client.0.read(&mut end).await.unwrap(), 0);
     assert_eq!(start.elapsed().as_secs(), 145);
@@ -70,7 +83,11 @@ async fn a_head_that_comes_byte_by_byte_has_ten_seconds_in_all() {
     let drain = Drain::new();
     let limit = ConnectionLimit::new(NonZeroUsize::new(4).unwrap());
     let (dial, listener) = wire();
-    tokio::spawn(Server::new(&drain, listener).limit(&limit).run(Http::new(&drain, app())));
+    tokio::spawn(
+        Server::new(&drain, listener)
+            .limit(&limit)
+            .run(Http::new(&drain, app())),
+    );
     let lorises: Vec<_> = (0..4)
         .map(|_| {
             let mut client = dial.connect();
@@ -93,7 +110,14 @@ async fn a_head_that_comes_byte_by_byte_has_ten_seconds_in_all() {
         .collect();
     sleep(secs(5)).await;
     assert_eq!(limit.open(), 4);
-    assert!(dial.connect().ask(GET).await.head.starts_with("HTTP/1.1 503 "), "the pool is exhausted");
+    assert!(
+        dial.connect()
+            .ask(GET)
+            .await
+            .head
+            .starts_with("HTTP/1.1 503 "),
+        "the pool is exhausted"
+    );
     for loris in lorises {
         loris.await.unwrap();
     }
@@ -132,7 +156,10 @@ async fn a_head_that_comes_byte_by_byte_does_not_hold_the_drain_up() {
         drain.shutdown();
         let report = drain.done().await;
         // Without the limit, which is what hyper has without a timer, only the drain's own deadline ends it.
-        assert!((ends..ends + 3).contains(&report.took.as_secs()), "{report}");
+        assert!(
+            (ends..ends + 3).contains(&report.took.as_secs()),
+            "{report}"
+        );
         assert_eq!(report.is_clean(), ends == 10);
         loris.abort();
         let _ = read.read_to_end(&mut Vec::new()).await;
@@ -188,7 +215,13 @@ async fn an_upload_that_trickles_ends_and_one_that_is_slow_does_not() {
             sleep(secs(1)).await;
         }
     });
-    assert_eq!(Client(tokio::io::join(read, tokio::io::sink())).answer().await.body, "true");
+    assert_eq!(
+        Client(tokio::io::join(read, tokio::io::sink()))
+            .answer()
+            .await
+            .body,
+        "true"
+    );
     assert!(start.elapsed() < secs(8), "{:?}", start.elapsed());
     trickling.abort();
 
@@ -215,7 +248,9 @@ async fn an_app_that_reads_slowly_costs_its_client_nothing() {
     }
     let drain = Drain::new();
     let mut client = serve(&drain, Router::new().route("/", post(upload))).connect();
-    client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\n").await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\n")
+        .await;
     sleep(secs(1)).await;
     client.send("a").await;
     sleep(secs(50)).await;
@@ -223,7 +258,10 @@ async fn an_app_that_reads_slowly_costs_its_client_nothing() {
     let start = Instant::now();
     let mut answer = Client(client.0);
     // `answer` waits 20 s at most, and this takes longer.
-    let head = tokio::time::timeout(secs(1000), answer.0.read_u8()).await.unwrap().unwrap();
+    let head = tokio::time::timeout(secs(1000), answer.0.read_u8())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(head, b'H');
     assert!(start.elapsed() > secs(100));
 }
@@ -235,10 +273,16 @@ async fn a_conversation_may_be_silent() {
         body
     }
     let drain = Drain::new();
-    let dial =
-        serve(&drain, Router::new().route("/", post(echo)).route("/grpc", post(|body: Bytes| async move { body })));
+    let dial = serve(
+        &drain,
+        Router::new()
+            .route("/", post(echo))
+            .route("/grpc", post(|body: Bytes| async move { body })),
+    );
     let mut client = dial.connect();
-    client.send("POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await;
     client.head().await;
     sleep(secs(600)).await;
     client.send("5\r\nhello\r\n0\r\n\r\n").await;
@@ -257,7 +301,9 @@ async fn a_conversation_may_be_silent() {
 
 /// A megabyte in pieces.
 async fn download() -> axum::body::Body {
-    let pieces = futures_util::stream::iter((0..64).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![0; 16 * 1024]))));
+    let pieces = futures_util::stream::iter(
+        (0..64).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![0; 16 * 1024]))),
+    );
     axum::body::Body::from_stream(pieces)
 }
 
@@ -287,8 +333,14 @@ async fn a_late_head_is_not_answered_in_the_middle_of_the_answer_before() {
     // The head is late, and most of the answer is still held.
     sleep(secs(15)).await;
     let answer = client.answer().await;
-    assert_eq!((answer.body.len(), answer.body.contains("408")), (300_000, false));
-    assert!(client.head().await.starts_with("HTTP/1.1 408 "), "and then it is told");
+    assert_eq!(
+        (answer.body.len(), answer.body.contains("408")),
+        (300_000, false)
+    );
+    assert!(
+        client.head().await.starts_with("HTTP/1.1 408 "),
+        "and then it is told"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -296,7 +348,9 @@ async fn events_that_do_not_come_are_no_stall() {
     let drain = Drain::new();
     let (sender, mut receiver) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(1);
     let events = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
-    let body = Arc::new(std::sync::Mutex::new(Some(axum::body::Body::from_stream(events))));
+    let body = Arc::new(std::sync::Mutex::new(Some(axum::body::Body::from_stream(
+        events,
+    ))));
     let handler = get(move || async move { body.lock().unwrap().take().unwrap() });
     let mut client = serve(&drain, Router::new().route("/", handler)).connect();
     client.send(GET).await;
@@ -311,16 +365,25 @@ async fn events_that_do_not_come_are_no_stall() {
 #[tokio::test(start_paused = true)]
 async fn an_old_connection_is_told_to_end_and_not_cut() {
     let drain = Drain::new();
-    let dial = serve_wire(&drain, app(), |http| http.max_age(secs(100)).keep_alive(Duration::MAX));
+    let dial = serve_wire(&drain, app(), |http| {
+        http.max_age(secs(100)).keep_alive(Duration::MAX)
+    });
     let (mut idle, mut used) = (dial.connect(), dial.connect());
     idle.ask(GET).await;
     let answer = used.ask(GET).await;
-    assert!(answer.closes() == 0 && !answer.head.contains("keep-alive"), "nothing is promised that is not limited");
+    assert!(
+        answer.closes() == 0 && !answer.head.contains("keep-alive"),
+        "nothing is promised that is not limited"
+    );
     sleep(secs(89)).await;
     assert_eq!(used.ask(GET).await.closes(), 0);
     assert_eq!(drain.snapshot().guests, 2);
     sleep(secs(23)).await;
-    assert_eq!(drain.snapshot().guests, 0, "at 110 s at the latest, and one of last chance");
+    assert_eq!(
+        drain.snapshot().guests,
+        0,
+        "at 110 s at the latest, and one of last chance"
+    );
     assert_eq!(drain.phase(), tower_drain::Phase::Serving);
 
     let mut fresh = dial.connect();
@@ -338,7 +401,9 @@ async fn an_old_connection_is_told_to_end_and_not_cut() {
 async fn a_request_beyond_its_connections_age_is_cut_only_after_the_grace() {
     let drain = Drain::new();
     let slow = Router::new().route("/", get(async || sleep(secs(300)).await));
-    let dial = serve_wire(&drain, slow, |http| http.max_age(secs(100)).max_age_grace(secs(50)));
+    let dial = serve_wire(&drain, slow, |http| {
+        http.max_age(secs(100)).max_age_grace(secs(50))
+    });
     dial.connect().send(GET).await;
     let mut client = dial.connect();
     client.send(GET).await;
@@ -370,7 +435,11 @@ async fn a_client_that_closes_its_half_is_answered_only_if_that_is_allowed() {
         came.notified().await;
         client.0.shutdown().await.unwrap();
         sleep(secs(1)).await;
-        assert_eq!(drain.snapshot().guests, usize::from(allowed), "the handler is cancelled, or works on");
+        assert_eq!(
+            drain.snapshot().guests,
+            usize::from(allowed),
+            "the handler is cancelled, or works on"
+        );
         go.notify_one();
         let mut answer = String::new();
         client.0.read_to_string(&mut answer).await.unwrap();
@@ -437,7 +506,11 @@ impl tokio::io::AsyncRead for Unclosable {
 }
 
 impl tokio::io::AsyncWrite for Unclosable {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
 
@@ -458,10 +531,14 @@ async fn one_whose_end_is_not_taken_has_thirty_seconds_too() {
         let (io, rest) = accepted.split();
         rest.with(Unclosable(io))
     };
-    let http = tower::ServiceBuilder::new().map_request(wrap).service(Http::new(&drain, app()));
+    let http = tower::ServiceBuilder::new()
+        .map_request(wrap)
+        .service(Http::new(&drain, app()));
     tokio::spawn(Server::new(&drain, listener).run(http));
     let mut client = dial.connect();
-    let answer = client.ask("GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
+    let answer = client
+        .ask("GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+        .await;
     assert!(answer.ok());
     sleep(secs(29)).await;
     assert_eq!(drain.snapshot().guests, 1);
@@ -476,9 +553,13 @@ async fn who_is_refused_hears_what_the_refusing_service_says() {
         io.read_to_end(&mut Vec::new()).await.map(|_| ())
     }
     let drain = Drain::new();
-    for (refuse, said) in
-        [(Overloaded::saying(b"-ERR max clients\r\n"), "-ERR max clients\r\n"), (Overloaded::silent(), "")]
-    {
+    for (refuse, said) in [
+        (
+            Overloaded::saying(b"-ERR max clients\r\n"),
+            "-ERR max clients\r\n",
+        ),
+        (Overloaded::silent(), ""),
+    ] {
         let limit = ConnectionLimit::new(NonZeroUsize::MIN);
         let layer = ConnectionLimitLayer::new(&limit).refuse_overloaded(refuse);
         let (dial, listener) = wire();

@@ -44,7 +44,10 @@ impl Peer {
     }
 
     async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        assert!(self.try_send(kind, flags, stream, payload).await, "the connection is there");
+        assert!(
+            self.try_send(kind, flags, stream, payload).await,
+            "the connection is there"
+        );
     }
 
     async fn try_send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
@@ -57,7 +60,8 @@ impl Peer {
     /// `GET /` on `http://test`, with a header block of indexed fields.
     async fn get(&mut self, stream: u32) -> bool {
         let fields = [0x82, 0x86, 0x84, 0x41, 4, b't', b'e', b's', b't'];
-        self.try_send(HEADERS, END_STREAM | END_HEADERS, stream, &fields).await
+        self.try_send(HEADERS, END_STREAM | END_HEADERS, stream, &fields)
+            .await
     }
 
     async fn read(&mut self) -> Option<Frame> {
@@ -65,7 +69,11 @@ impl Peer {
         self.0.read_exact(&mut head).await.ok()?;
         let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
         self.0.read_exact(&mut payload).await.ok()?;
-        Some(Frame { kind: head[3], stream: u32::from_be_bytes(head[5..].try_into().unwrap()), payload })
+        Some(Frame {
+            kind: head[3],
+            stream: u32::from_be_bytes(head[5..].try_into().unwrap()),
+            payload,
+        })
     }
 
     async fn wait_for(&mut self, kind: u8) -> Option<Frame> {
@@ -102,7 +110,10 @@ async fn a_peer_that_never_answers_the_goaway_is_gone_after_a_second() {
     let start = Instant::now();
     drain.shutdown();
     let first = peer.wait_for(GOAWAY).await.unwrap();
-    assert_eq!((last_stream(&first), start.elapsed().as_secs()), (0x7fff_ffff, 0));
+    assert_eq!(
+        (last_stream(&first), start.elapsed().as_secs()),
+        (0x7fff_ffff, 0)
+    );
     let second = peer.wait_for(GOAWAY).await.expect("the last id is told");
     assert_eq!((last_stream(&second), start.elapsed().as_secs()), (1, 1));
     assert!(peer.read().await.is_none(), "and it ends");
@@ -197,20 +208,29 @@ async fn a_flood_of_pings_ends_the_connection() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_not_taken_is_reset_and_its_siblings_live() {
     async fn download() -> axum::body::Body {
-        let pieces =
-            futures_util::stream::iter((0..64).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![0; 16 * 1024]))));
+        let pieces = futures_util::stream::iter(
+            (0..64).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![0; 16 * 1024]))),
+        );
         axum::body::Body::from_stream(pieces)
     }
     let drain = Drain::new();
-    let dial = serve(&drain, app().route("/download", get(download)), |http| http.ping(secs(1000), secs(1000)));
+    let dial = serve(&drain, app().route("/download", get(download)), |http| {
+        http.ping(secs(1000), secs(1000))
+    });
     let mut peer = Peer::open(&dial).await;
-    let path = [0x82, 0x86, 0x44, 9, b'/', b'd', b'o', b'w', b'n', b'l', b'o', b'a', b'd', 0x41, 1, b't'];
+    let path = [
+        0x82, 0x86, 0x44, 9, b'/', b'd', b'o', b'w', b'n', b'l', b'o', b'a', b'd', 0x41, 1, b't',
+    ];
     peer.send(HEADERS, END_STREAM | END_HEADERS, 1, &path).await;
     let start = Instant::now();
     // It reads the connection, but opens no window: the stream stalls, the connection does not.
     let reset = peer.wait_for(RESET).await.unwrap();
     assert_eq!(reset.stream, 1);
-    assert!((30..=40).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+    assert!(
+        (30..=40).contains(&start.elapsed().as_secs()),
+        "{:?}",
+        start.elapsed()
+    );
     peer.send(WINDOW_UPDATE, 0, 0, &[0, 1, 0, 0]).await;
     assert!(peer.get(3).await);
     assert_eq!(peer.wait_for(HEADERS).await.unwrap().stream, 3);
@@ -221,15 +241,29 @@ async fn an_idle_connection_ends_with_a_goaway() {
     let drain = Drain::new();
     let dial = serve(&drain, app(), |http| http);
     let (mut requests, connection) =
-        http2::handshake(TokioExecutor::new(), TokioIo::new(dial.connect().0)).await.unwrap();
+        http2::handshake(TokioExecutor::new(), TokioIo::new(dial.connect().0))
+            .await
+            .unwrap();
     let connection = tokio::spawn(connection);
-    let request = || http::Request::builder().uri("http://test/").body(Empty::<Bytes>::new()).unwrap();
+    let request = || {
+        http::Request::builder()
+            .uri("http://test/")
+            .body(Empty::<Bytes>::new())
+            .unwrap()
+    };
     for _ in 0..3 {
         let answer = requests.send_request(request()).await.unwrap();
-        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "hello");
+        assert_eq!(
+            answer.into_body().collect().await.unwrap().to_bytes(),
+            "hello"
+        );
         sleep(secs(60)).await;
     }
     let start = Instant::now();
     connection.await.unwrap().unwrap();
-    assert!((14..=16).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+    assert!(
+        (14..=16).contains(&start.elapsed().as_secs()),
+        "{:?}",
+        start.elapsed()
+    );
 }

@@ -1,7 +1,11 @@
 //! Every order in which guests may leave while the drain closes, and in which connections may meet at their limit. The
 //! counters themselves, with loom's atomics in place of the standard library's; loom needs no `--cfg` for that, and tokio
 //! under it would have no sockets.
-#![allow(dead_code, unreachable_pub, reason = "the counters' rooms are compiled here without their neighbours")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the counters' rooms are compiled here without their neighbours"
+)]
 
 #[path = "../src/count.rs"]
 mod count;
@@ -50,7 +54,10 @@ fn race(kinds: &'static [Kind]) {
             .collect();
         count.close();
         let empty = count.census().is_empty();
-        let lasts = leaving.into_iter().map(|thread| usize::from(thread.join().unwrap())).sum::<usize>();
+        let lasts = leaving
+            .into_iter()
+            .map(|thread| usize::from(thread.join().unwrap()))
+            .sum::<usize>();
         assert!(lasts <= 1, "only one is the last");
         assert!(empty || lasts == 1, "somebody must tell that it is over");
         assert!(count.census().is_empty());
@@ -91,12 +98,17 @@ fn one_who_comes_while_it_closes_is_waited_for() {
 #[test]
 fn a_limit_is_never_exceeded_and_each_place_comes_back() {
     model(|| {
-        let (slots, inside) = (Slots::new(1), Arc::new(loom::sync::atomic::AtomicUsize::new(0)));
+        let (slots, inside) = (
+            Slots::new(1),
+            Arc::new(loom::sync::atomic::AtomicUsize::new(0)),
+        );
         let threads: Vec<_> = (0..2)
             .map(|_| {
                 let (slots, inside) = (slots.clone(), inside.clone());
                 thread::spawn(move || {
-                    let Some(place) = slots.take() else { return false };
+                    let Some(place) = slots.take() else {
+                        return false;
+                    };
                     assert_eq!(inside.fetch_add(1, SeqCst), 0, "one more than there may be");
                     inside.fetch_sub(1, SeqCst);
                     drop(place);
@@ -104,7 +116,10 @@ fn a_limit_is_never_exceeded_and_each_place_comes_back() {
                 })
             })
             .collect();
-        let served = threads.into_iter().map(|thread| usize::from(thread.join().unwrap())).sum::<usize>();
+        let served = threads
+            .into_iter()
+            .map(|thread| usize::from(thread.join().unwrap()))
+            .sum::<usize>();
         assert!(served >= 1, "somebody gets it");
         assert_eq!(slots.taken(), 0);
         assert!(slots.take().is_some(), "and whoever comes later");

@@ -25,12 +25,20 @@ type Frames = mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>;
 fn streaming() -> (Router, Frames) {
     let (sender, mut receiver) = mpsc::channel(4);
     let frames = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
-    let body = Arc::new(std::sync::Mutex::new(Some(Body::new(StreamBody::new(frames)))));
+    let body = Arc::new(std::sync::Mutex::new(Some(Body::new(StreamBody::new(
+        frames,
+    )))));
     let method = move || async move {
         let body = body.lock().unwrap().take().unwrap();
-        Response::builder().header("content-type", "application/grpc").body(body).unwrap()
+        Response::builder()
+            .header("content-type", "application/grpc")
+            .body(body)
+            .unwrap()
     };
-    (Router::new().route("/demo.Demo/Watch", post(method)), sender)
+    (
+        Router::new().route("/demo.Demo/Watch", post(method)),
+        sender,
+    )
 }
 
 fn message(text: &str) -> Frame<Bytes> {
@@ -47,7 +55,9 @@ fn trailers() -> Frame<Bytes> {
 
 async fn watch(addr: std::net::SocketAddr) -> http::Response<hyper::body::Incoming> {
     let stream = TcpStream::connect(addr).await.unwrap();
-    let (mut requests, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (mut requests, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
     tokio::spawn(connection);
     let request = Request::builder()
         .method("POST")
@@ -63,15 +73,36 @@ async fn watch(addr: std::net::SocketAddr) -> http::Response<hyper::body::Incomi
 async fn outlives_closing(drain: &Drain, frames: Frames, addr: std::net::SocketAddr) {
     let mut answer = watch(addr).await.into_body();
     frames.send(Ok(message("one"))).await.unwrap();
-    assert_eq!(&soon(answer.frame()).await.unwrap().unwrap().into_data().unwrap()[5..], b"one");
+    assert_eq!(
+        &soon(answer.frame())
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap()[5..],
+        b"one"
+    );
     drain.shutdown();
     tokio::time::sleep(ms(1500)).await;
     assert_eq!(drain.phase(), Phase::Closing, "longer than a GOAWAY takes");
     frames.send(Ok(message("two"))).await.unwrap();
-    assert_eq!(&soon(answer.frame()).await.unwrap().unwrap().into_data().unwrap()[5..], b"two");
+    assert_eq!(
+        &soon(answer.frame())
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap()[5..],
+        b"two"
+    );
     frames.send(Ok(trailers())).await.unwrap();
     drop(frames);
-    let end = soon(answer.frame()).await.unwrap().unwrap().into_trailers().unwrap();
+    let end = soon(answer.frame())
+        .await
+        .unwrap()
+        .unwrap()
+        .into_trailers()
+        .unwrap();
     assert_eq!(end["grpc-status"], "0");
     assert!(soon(answer.frame()).await.is_none());
 }
@@ -87,7 +118,11 @@ async fn a_grpc_stream_under_way_ends_with_its_trailers() {
 
 #[tokio::test]
 async fn a_grpc_stream_that_does_not_end_is_reset_and_never_looks_whole() {
-    let drain = Drain::builder().announce(ms(0)).close(ms(100)).force(ms(100)).build();
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(ms(100))
+        .force(ms(100))
+        .build();
     let (app, frames) = streaming();
     let server = serve(&drain, app).await;
     let mut answer = watch(server.addr).await.into_body();
@@ -95,7 +130,10 @@ async fn a_grpc_stream_that_does_not_end_is_reset_and_never_looks_whole() {
     soon(answer.frame()).await.unwrap().unwrap();
     drain.shutdown();
     assert_eq!(server.report().await.leaked, 1);
-    assert!(soon(answer.frame()).await.unwrap().is_err(), "no trailers, so no success");
+    assert!(
+        soon(answer.frame()).await.unwrap().is_err(),
+        "no trailers, so no success"
+    );
 }
 
 /// tonic's server, which has no deadline of its own.
@@ -124,14 +162,25 @@ async fn tonics_server_has_its_signal_from_the_drain_and_its_streams_are_waited_
 
 #[tokio::test]
 async fn tonics_server_ends_at_our_deadline_though_a_stream_does_not() {
-    let drain = Drain::builder().announce(ms(0)).close(ms(100)).force(ms(100)).build();
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(ms(100))
+        .force(ms(100))
+        .build();
     let (app, _frames) = streaming();
     let (addr, server) = tonic(&drain, app).await;
     let _answer = watch(addr).await;
     drain.shutdown();
     soon(server).await.unwrap();
     let report = drain.done().await;
-    assert_eq!((report.requests.forced, report.requests.leaked, report.leaked_tasks()), (1, 1, 1));
+    assert_eq!(
+        (
+            report.requests.forced,
+            report.requests.leaked,
+            report.leaked_tasks()
+        ),
+        (1, 1, 1)
+    );
 }
 
 fn hanging() -> (Router, Arc<Notify>) {
@@ -147,10 +196,15 @@ fn hanging() -> (Router, Arc<Notify>) {
 #[tokio::test]
 async fn axums_server_ends_at_our_deadline_and_by_itself_it_would_not() {
     for deadline in [true, false] {
-        let drain = Drain::builder().announce(ms(0)).close(ms(100)).force(ms(100)).build();
+        let drain = Drain::builder()
+            .announce(ms(0))
+            .close(ms(100))
+            .force(ms(100))
+            .build();
         let (app, came) = hanging();
         let (listener, addr) = listen().await;
-        let server = axum::serve(listener, app.layer(DrainLayer::new(&drain))).with_graceful_shutdown(drain.closing());
+        let server = axum::serve(listener, app.layer(DrainLayer::new(&drain)))
+            .with_graceful_shutdown(drain.closing());
         let mut server = match deadline {
             true => tokio::spawn(drain.around(server)),
             false => tokio::spawn(async { Some(server.await) }),
@@ -160,7 +214,11 @@ async fn axums_server_ends_at_our_deadline_and_by_itself_it_would_not() {
         soon(came.notified()).await;
         drain.shutdown();
         let report = soon(drain.done()).await;
-        assert_eq!((report.leaked, report.requests.leaked), (usize::from(deadline), 1), "the server, and its request");
+        assert_eq!(
+            (report.leaked, report.requests.leaked),
+            (usize::from(deadline), 1),
+            "the server, and its request"
+        );
         let ended = tokio::time::timeout(Duration::from_secs(1), &mut server).await;
         assert_eq!(ended.is_ok(), deadline);
         server.abort();
@@ -202,7 +260,12 @@ async fn what_axums_server_alone_does_to_a_connection_that_has_not_spoken_yet() 
     tokio::spawn(server.into_future());
     let mut client = Client(TcpStream::connect(addr).await.unwrap());
     // Another one that is served shows that it was accepted.
-    assert!(Client(TcpStream::connect(addr).await.unwrap()).ask(GET).await.ok());
+    assert!(
+        Client(TcpStream::connect(addr).await.unwrap())
+            .ask(GET)
+            .await
+            .ok()
+    );
     drain.shutdown();
     assert!(client.is_closed().await, "without an answer");
 }

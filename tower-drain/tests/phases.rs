@@ -26,7 +26,10 @@ async fn phases_go_on_in_their_time_while_somebody_waits() {
     assert_eq!(start.elapsed(), secs(25));
     let report = drain.done().await;
     assert_eq!(start.elapsed(), secs(27));
-    assert_eq!((report.drained, report.forced, report.leaked, report.took), (0, 1, 1, secs(27)));
+    assert_eq!(
+        (report.drained, report.forced, report.leaked, report.took),
+        (0, 1, 1, secs(27))
+    );
     drop(guard);
     assert_eq!(drain.done().await, report, "a report is final");
 }
@@ -43,7 +46,15 @@ async fn one_who_waits_for_the_end_alone_moves_all_phases_on() {
         phases.changed().await.unwrap();
         seen.push(*phases.borrow_and_update());
     }
-    assert_eq!(seen, [Phase::Announcing, Phase::Closing, Phase::Forced, Phase::Done]);
+    assert_eq!(
+        seen,
+        [
+            Phase::Announcing,
+            Phase::Closing,
+            Phase::Forced,
+            Phase::Done
+        ]
+    );
     done.await.unwrap();
 }
 
@@ -55,7 +66,11 @@ async fn a_look_at_the_phase_moves_time_on_too() {
     sleep(secs(6)).await;
     assert_eq!(drain.phase(), Phase::Closing);
     sleep(secs(60)).await;
-    assert_eq!(drain.snapshot().phase, Phase::Forced, "each look sees where it is now; closing began at the last look");
+    assert_eq!(
+        drain.snapshot().phase,
+        Phase::Forced,
+        "each look sees where it is now; closing began at the last look"
+    );
     sleep(secs(2)).await;
     assert_eq!(drain.phase(), Phase::Done);
 }
@@ -110,7 +125,11 @@ async fn begin_drain_may_be_called_any_number_of_times() {
     drain.begin_drain();
     assert_eq!(drain.phase(), Phase::Announcing);
     drain.closing().await;
-    assert_eq!(start.elapsed(), secs(5), "the second call did not begin anew");
+    assert_eq!(
+        start.elapsed(),
+        secs(5),
+        "the second call did not begin anew"
+    );
     drain.begin_drain();
     assert!(drain.phase() >= Phase::Closing, "and nothing goes back");
 }
@@ -141,7 +160,10 @@ async fn all_waiters_are_told_of_an_early_order() {
     assert_pending!(closing.poll());
     assert_pending!(forced.poll());
     drain.force();
-    assert!(closing.is_woken() && forced.is_woken(), "they listen on after the first change");
+    assert!(
+        closing.is_woken() && forced.is_woken(),
+        "they listen on after the first change"
+    );
     assert_ready!(closing.poll());
     assert_ready!(forced.poll());
 }
@@ -158,7 +180,11 @@ async fn a_waiter_that_is_dropped_leaves_nothing_behind() {
 
 #[tokio::test(start_paused = true)]
 async fn times_without_end_do_not_overflow() {
-    let drain = Drain::builder().announce(Duration::MAX).close(Duration::MAX).force(Duration::MAX).build();
+    let drain = Drain::builder()
+        .announce(Duration::MAX)
+        .close(Duration::MAX)
+        .force(Duration::MAX)
+        .build();
     let _guard = drain.guard();
     drain.begin_drain();
     assert_pending!(task::spawn(drain.done()).poll());

@@ -16,7 +16,9 @@ use tower_outcome::PeerAddr;
 
 fn whoami() -> Router {
     async fn who(peer: Option<Extension<PeerAddr>>) -> String {
-        peer.map_or("nobody".into(), |Extension(PeerAddr(addr))| addr.to_string())
+        peer.map_or("nobody".into(), |Extension(PeerAddr(addr))| {
+            addr.to_string()
+        })
     }
     Router::new().route("/", get(who))
 }
@@ -37,19 +39,34 @@ async fn the_true_client_is_told_by_both_versions() {
     let dial = serve(&drain, trusting(&drain));
     let mut client = dial.connect();
     assert_eq!(
-        client.ask(&format!("PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n{GET}")).await.body,
+        client
+            .ask(&format!(
+                "PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n{GET}"
+            ))
+            .await
+            .body,
         "192.0.2.1:56324"
     );
-    assert_eq!(client.ask(GET).await.body, "192.0.2.1:56324", "for the whole connection");
+    assert_eq!(
+        client.ask(GET).await.body,
+        "192.0.2.1:56324",
+        "for the whole connection"
+    );
 
     let mut client = dial.connect();
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
     header.extend([192, 0, 2, 7, 198, 51, 100, 2, 0, 80, 1, 0xbb]);
     for byte in header {
-        tokio::io::AsyncWriteExt::write_all(&mut client.0, &[byte]).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut client.0, &[byte])
+            .await
+            .unwrap();
         tokio::task::yield_now().await;
     }
-    assert_eq!(client.ask(GET).await.body, "192.0.2.7:80", "though it came byte by byte");
+    assert_eq!(
+        client.ask(GET).await.body,
+        "192.0.2.7:80",
+        "though it came byte by byte"
+    );
     let unknown = dial.connect().ask(&format!("PROXY UNKNOWN\r\n{GET}")).await;
     assert_eq!(unknown.body, "nobody", "its own address stays: {unknown:?}");
 }
@@ -62,7 +79,11 @@ async fn what_the_inner_service_has_reserved_is_used() {
     tokio::spawn(Server::new(&drain, listener).run(trusting(&drain).layer(one)));
     for _ in 0..3 {
         let mut client = dial.connect();
-        assert!(soon(client.ask(&format!("PROXY UNKNOWN\r\n{GET}"))).await.ok());
+        assert!(
+            soon(client.ask(&format!("PROXY UNKNOWN\r\n{GET}")))
+                .await
+                .ok()
+        );
     }
 }
 
@@ -82,11 +103,18 @@ async fn a_service_that_is_not_ready_after_the_header_holds_nobody_up_for_long()
     first.send(&format!("PROXY UNKNOWN\r\n{GET}")).await;
     assert!(first.is_closed().await, "it is not ready, and will not be");
     assert_eq!(start.elapsed().as_secs(), 10);
-    second.as_mut().unwrap().send(&format!("UNKNOWN\r\n{GET}")).await;
+    second
+        .as_mut()
+        .unwrap()
+        .send(&format!("UNKNOWN\r\n{GET}"))
+        .await;
     sleep(ms(1)).await;
     drain.shutdown();
     let report = drain.done().await;
-    assert!(report.is_clean() && report.took <= Duration::from_secs(2), "{report}");
+    assert!(
+        report.is_clean() && report.took <= Duration::from_secs(2),
+        "{report}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -104,9 +132,16 @@ async fn nobody_else_may_say_who_he_is() {
         let (listener, addr) = listen().await;
         let layer = ProxyLayer::new(&drain).trust([(trusted.parse::<IpAddr>().unwrap(), 8)]);
         let server = Server::new(&drain, listener).run(layer.layer(Http::new(&drain, whoami())));
-        let server = Running { addr, task: tokio::spawn(server) };
+        let server = Running {
+            addr,
+            task: tokio::spawn(server),
+        };
         let mut client = server.client().await;
-        client.send(&format!("PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n{GET}")).await;
+        client
+            .send(&format!(
+                "PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n{GET}"
+            ))
+            .await;
         assert_eq!(client.head().await.starts_with("HTTP/1.1 200 "), answered);
 
         let mut honest = server.client().await;

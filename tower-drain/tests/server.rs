@@ -13,7 +13,9 @@ const ANY: &str = "127.0.0.1:0";
 
 fn bind(config: ListenerConfig) -> (Server<BoundListener>, std::net::SocketAddr) {
     let server = Server::bind(ANY.parse().unwrap(), config).unwrap();
-    let Addr::Ip(addr) = server.local_addr().unwrap() else { panic!("it is an internet address") };
+    let Addr::Ip(addr) = server.local_addr().unwrap() else {
+        panic!("it is an internet address")
+    };
     (server, addr)
 }
 
@@ -35,7 +37,10 @@ const WAIT: &str = "GET /wait HTTP/1.1\r\nhost: test\r\n\r\n";
 async fn a_bound_server_serves_drains_and_reports() {
     let (server, addr) = bind(ListenerConfig::new().drain(&quick()));
     let drain = server.drain_handle();
-    let running = Running { addr, task: tokio::spawn(server.serve(app())) };
+    let running = Running {
+        addr,
+        task: tokio::spawn(server.serve(app())),
+    };
     let mut client = running.client().await;
     assert!(client.ask(GET).await.ok());
     drain.shutdown();
@@ -60,11 +65,18 @@ async fn its_two_verbs_are_the_two_phases() {
 #[tokio::test]
 async fn a_graceful_shutdown_answers_what_is_under_way_and_cancels_what_does_not_end() {
     // The recipe's graceful_shutdown, both phases.
-    let drain = Drain::builder().announce(ms(0)).close(ms(300)).force(ms(5000)).build();
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(ms(300))
+        .force(ms(5000))
+        .build();
     let (server, addr) = bind(ListenerConfig::new().drain(&drain));
     let token = server.shutdown_token();
     let (app, came) = patient();
-    let running = Running { addr, task: tokio::spawn(server.serve(app)) };
+    let running = Running {
+        addr,
+        task: tokio::spawn(server.serve(app)),
+    };
     let mut client = running.client().await;
     client.send(WAIT).await;
     soon(came.notified()).await;
@@ -80,11 +92,18 @@ async fn a_graceful_shutdown_answers_what_is_under_way_and_cancels_what_does_not
 
 #[tokio::test]
 async fn the_config_has_the_limit_and_the_grace() {
-    let (server, addr) =
-        bind(ListenerConfig::new().max_concurrent_connections(NonZeroUsize::MIN).drain_grace(ms(100)).backlog(16));
+    let (server, addr) = bind(
+        ListenerConfig::new()
+            .max_concurrent_connections(NonZeroUsize::MIN)
+            .drain_grace(ms(100))
+            .backlog(16),
+    );
     let drain = server.drain_handle();
     let (app, came) = patient();
-    let running = Running { addr, task: tokio::spawn(server.serve(app)) };
+    let running = Running {
+        addr,
+        task: tokio::spawn(server.serve(app)),
+    };
     let mut first = running.client().await;
     first.send(WAIT).await;
     soon(came.notified()).await;
@@ -94,14 +113,20 @@ async fn the_config_has_the_limit_and_the_grace() {
     drain.shutdown();
     soon(drain.forced()).await;
     drop(first);
-    assert_eq!(running.report().await.forced, 1, "after a tenth of a second, and not after twenty");
+    assert_eq!(
+        running.report().await.forced,
+        1,
+        "after a tenth of a second, and not after twenty"
+    );
 }
 
 #[tokio::test]
 async fn a_port_may_be_bound_twice_only_if_that_is_wanted() {
     let (_one, addr) = bind(ListenerConfig::new());
     assert_eq!(
-        Server::bind(addr, ListenerConfig::new().reuse_port(true)).unwrap_err().kind(),
+        Server::bind(addr, ListenerConfig::new().reuse_port(true))
+            .unwrap_err()
+            .kind(),
         std::io::ErrorKind::AddrInUse
     );
     let (_two, addr) = bind(ListenerConfig::new().reuse_port(true));
@@ -112,10 +137,18 @@ async fn a_port_may_be_bound_twice_only_if_that_is_wanted() {
 async fn an_admin_listener_with_a_drain_of_its_own_outlives_the_others() {
     let (data, admin) = (quick(), quick());
     let probe = data.clone();
-    let probes = Router::new().route("/live", get(|| async { "alive" })).route(
-        "/",
-        get(move || async move { if probe.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE } }),
-    );
+    let probes = Router::new()
+        .route("/live", get(|| async { "alive" }))
+        .route(
+            "/",
+            get(move || async move {
+                if probe.is_ready() {
+                    StatusCode::OK
+                } else {
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
+            }),
+        );
     let admin_server = serve(&admin, probes).await;
     let (app, came) = patient();
     let data_server = serve(&data, app).await;
@@ -132,14 +165,26 @@ async fn an_admin_listener_with_a_drain_of_its_own_outlives_the_others() {
     })
     .await;
     let mut probe = admin_server.client().await;
-    assert!(probe.ask(GET).await.head.starts_with("HTTP/1.1 503 "), "not ready, and it says so");
-    assert_eq!(probe.ask("GET /live HTTP/1.1\r\nhost: test\r\n\r\n").await.body, "alive");
+    assert!(
+        probe.ask(GET).await.head.starts_with("HTTP/1.1 503 "),
+        "not ready, and it says so"
+    );
+    assert_eq!(
+        probe
+            .ask("GET /live HTTP/1.1\r\nhost: test\r\n\r\n")
+            .await
+            .body,
+        "alive"
+    );
 
     data.force();
     assert_eq!(busy.answer().await.body, "cancelled");
     drop(busy);
     data_server.report().await;
-    assert!(probe.ask(GET).await.head.starts_with("HTTP/1.1 503 "), "it is there to the end");
+    assert!(
+        probe.ask(GET).await.head.starts_with("HTTP/1.1 503 "),
+        "it is there to the end"
+    );
     assert_eq!(admin.phase(), Phase::Serving);
     admin.shutdown();
     drop(probe);
@@ -148,7 +193,13 @@ async fn an_admin_listener_with_a_drain_of_its_own_outlives_the_others() {
 
 #[test]
 fn a_runtime_that_ends_takes_its_connections_with_it_and_the_drain_knows() {
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
     let (drain, first) = (quick(), runtime());
     let client = first.block_on(async {
         let server = serve(&drain, app()).await;
@@ -159,9 +210,17 @@ fn a_runtime_that_ends_takes_its_connections_with_it_and_the_drain_knows() {
     });
     let guard = drain.guard();
     drop((first, client));
-    assert_eq!((drain.phase(), drain.snapshot().guests), (Phase::Closing, 1), "its connection is gone, ours is here");
+    assert_eq!(
+        (drain.phase(), drain.snapshot().guests),
+        (Phase::Closing, 1),
+        "its connection is gone, ours is here"
+    );
     std::thread::spawn(move || drop(guard)).join().unwrap();
-    assert_eq!(drain.phase(), Phase::Done, "whoever leaves last says so, in a runtime or not");
+    assert_eq!(
+        drain.phase(),
+        Phase::Done,
+        "whoever leaves last says so, in a runtime or not"
+    );
     assert!(runtime().block_on(drain.done()).is_clean());
 }
 
@@ -171,7 +230,11 @@ async fn a_server_needs_no_handle_of_its_drain_but_its_own() {
     let mut client = server.client().await;
     assert!(client.ask(GET).await.ok());
     assert!(server.client().await.ask(GET).await.ok());
-    assert_eq!(client.ask(GET).await.closes(), 0, "dropping a handle is no order to leave");
+    assert_eq!(
+        client.ask(GET).await.closes(),
+        0,
+        "dropping a handle is no order to leave"
+    );
 }
 
 #[tokio::test]
@@ -179,15 +242,39 @@ async fn without_the_right_to_serve_clients_are_refused_and_do_not_hang() {
     let (lease, held) = tokio::sync::watch::channel(false);
     let drain = quick();
     let (listener, addr) = listen().await;
-    let server = Server::new(&drain, listener).only_while(move || *held.borrow()).serve(app());
-    let running = Running { addr, task: tokio::spawn(server) };
-    assert!(running.client().await.ask(GET).await.head.starts_with("HTTP/1.1 503 "));
+    let server = Server::new(&drain, listener)
+        .only_while(move || *held.borrow())
+        .serve(app());
+    let running = Running {
+        addr,
+        task: tokio::spawn(server),
+    };
+    assert!(
+        running
+            .client()
+            .await
+            .ask(GET)
+            .await
+            .head
+            .starts_with("HTTP/1.1 503 ")
+    );
     lease.send_replace(true);
     let mut kept = running.client().await;
     assert!(kept.ask(GET).await.ok());
     lease.send_replace(false);
-    assert!(running.client().await.ask(GET).await.head.starts_with("HTTP/1.1 503 "));
-    assert!(kept.ask(GET).await.ok(), "requests have a gate of their own");
+    assert!(
+        running
+            .client()
+            .await
+            .ask(GET)
+            .await
+            .head
+            .starts_with("HTTP/1.1 503 ")
+    );
+    assert!(
+        kept.ask(GET).await.ok(),
+        "requests have a gate of their own"
+    );
     drop(kept);
     drain.shutdown();
     running.report().await;

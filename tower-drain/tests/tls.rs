@@ -29,7 +29,11 @@ impl Identity {
         let rcgen::CertifiedKey { cert, signing_key } =
             rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
         let chain = cert.pem();
-        Self { cert, chain, key: signing_key.serialize_pem() }
+        Self {
+            cert,
+            chain,
+            key: signing_key.serialize_pem(),
+        }
     }
 
     fn tls(&self) -> Tls {
@@ -37,7 +41,11 @@ impl Identity {
     }
 
     /// A client that trusts this one alone.
-    async fn shake(&self, stream: TcpStream, alpn: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
+    async fn shake(
+        &self,
+        stream: TcpStream,
+        alpn: &[&str],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.cert.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -47,19 +55,36 @@ impl Identity {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), stream).await
+        TlsConnector::from(Arc::new(config))
+            .connect(ServerName::try_from("localhost").unwrap(), stream)
+            .await
     }
 
-    async fn connect(&self, server: &Running, alpn: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
-        self.shake(TcpStream::connect(server.addr).await?, alpn).await
+    async fn connect(
+        &self,
+        server: &Running,
+        alpn: &[&str],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        self.shake(TcpStream::connect(server.addr).await?, alpn)
+            .await
     }
 }
 
-async fn serve_tls(drain: &Drain, tls: &Tls, limit: &ConnectionLimit, timeout: Duration) -> Running {
+async fn serve_tls(
+    drain: &Drain,
+    tls: &Tls,
+    limit: &ConnectionLimit,
+    timeout: Duration,
+) -> Running {
     let (listener, addr) = listen().await;
     let layer = TlsLayer::new(drain, tls).handshake_timeout(timeout);
-    let server = Server::new(drain, listener).limit(limit).refuse_overloaded(Overloaded::silent());
-    Running { addr, task: tokio::spawn(server.run(layer.layer(Http::new(drain, app())))) }
+    let server = Server::new(drain, listener)
+        .limit(limit)
+        .refuse_overloaded(Overloaded::silent());
+    Running {
+        addr,
+        task: tokio::spawn(server.run(layer.layer(Http::new(drain, app())))),
+    }
 }
 
 #[tokio::test]
@@ -67,8 +92,12 @@ async fn what_the_inner_service_has_reserved_is_used() {
     let (identity, drain) = (Identity::new(), Drain::new());
     let (listener, addr) = listen().await;
     let one = tower::limit::ConcurrencyLimit::new(Http::new(&drain, app()), 1);
-    let server = Server::new(&drain, listener).run(TlsLayer::new(&drain, &identity.tls()).layer(one));
-    let server = Running { addr, task: tokio::spawn(server) };
+    let server =
+        Server::new(&drain, listener).run(TlsLayer::new(&drain, &identity.tls()).layer(one));
+    let server = Running {
+        addr,
+        task: tokio::spawn(server),
+    };
     for _ in 0..3 {
         let mut client = Client(identity.connect(&server, &["http/1.1"]).await.unwrap());
         assert!(soon(client.ask(GET)).await.ok());
@@ -76,7 +105,13 @@ async fn what_the_inner_service_has_reserved_is_used() {
 }
 
 async fn serve(drain: &Drain, tls: &Tls) -> Running {
-    serve_tls(drain, tls, &ConnectionLimit::default(), Duration::from_secs(10)).await
+    serve_tls(
+        drain,
+        tls,
+        &ConnectionLimit::default(),
+        Duration::from_secs(10),
+    )
+    .await
 }
 
 #[tokio::test]
@@ -88,18 +123,33 @@ async fn http_1_and_http_2_are_agreed_on() {
     let mut http1 = Client(stream);
     assert_eq!(http1.ask(GET).await.body, "hello");
 
-    let stream = identity.connect(&server, &["h2", "http/1.1"]).await.unwrap();
+    let stream = identity
+        .connect(&server, &["h2", "http/1.1"])
+        .await
+        .unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (mut http2, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
     let connection = tokio::spawn(connection);
-    let request = http::Request::builder().uri("https://localhost/").body(Empty::<Bytes>::new()).unwrap();
+    let request = http::Request::builder()
+        .uri("https://localhost/")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
     let answer = http2.send_request(request).await.unwrap();
-    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "hello");
+    assert_eq!(
+        answer.into_body().collect().await.unwrap().to_bytes(),
+        "hello"
+    );
 
     drain.shutdown();
     sleep(ms(20)).await;
-    assert_eq!(http1.ask(GET).await.closes(), 1, "an idle connection has its last chance under TLS too");
+    assert_eq!(
+        http1.ask(GET).await.closes(),
+        1,
+        "an idle connection has its last chance under TLS too"
+    );
     assert!(http1.is_closed().await);
     soon(connection).await.unwrap().unwrap();
     assert!(server.report().await.is_clean());
@@ -113,13 +163,23 @@ async fn certificates_change_while_connections_live_and_a_wrong_pair_changes_not
     let mut kept = Client(old.connect(&server, &[]).await.unwrap());
     assert!(kept.ask(GET).await.ok());
 
-    assert!(tls.reload_pem(new.chain.as_bytes(), old.key.as_bytes()).is_err(), "they do not belong together");
+    assert!(
+        tls.reload_pem(new.chain.as_bytes(), old.key.as_bytes())
+            .is_err(),
+        "they do not belong together"
+    );
     assert!(tls.reload_pem(b"nothing", b"at all").is_err());
     assert!(old.connect(&server, &[]).await.is_ok());
 
-    tls.reload_pem(new.chain.as_bytes(), new.key.as_bytes()).unwrap();
+    tls.reload_pem(new.chain.as_bytes(), new.key.as_bytes())
+        .unwrap();
     assert!(old.connect(&server, &[]).await.is_err());
-    assert!(Client(new.connect(&server, &[]).await.unwrap()).ask(GET).await.ok());
+    assert!(
+        Client(new.connect(&server, &[]).await.unwrap())
+            .ask(GET)
+            .await
+            .ok()
+    );
     assert!(kept.ask(GET).await.ok(), "who is here stays");
 }
 
@@ -139,8 +199,12 @@ async fn a_service_that_is_not_ready_after_the_handshake_does_not_hold_the_drain
     let (drain, identity) = (quick(), Identity::new());
     let (listener, addr) = listen().await;
     let (gate, http) = revocable(Http::new(&drain, app()));
-    let server = Server::new(&drain, listener).run(TlsLayer::new(&drain, &identity.tls()).layer(http));
-    let server = Running { addr, task: tokio::spawn(server) };
+    let server =
+        Server::new(&drain, listener).run(TlsLayer::new(&drain, &identity.tls()).layer(http));
+    let server = Running {
+        addr,
+        task: tokio::spawn(server),
+    };
     let stream = TcpStream::connect(addr).await.unwrap();
     guests(&drain, 1).await;
     gate.revoke();
@@ -153,11 +217,21 @@ async fn a_service_that_is_not_ready_after_the_handshake_does_not_hold_the_drain
 #[tokio::test]
 async fn a_silent_peer_has_the_handshake_time_and_no_more() {
     let (drain, identity) = (quick(), Identity::new());
-    let server = serve_tls(&drain, &identity.tls(), &ConnectionLimit::default(), ms(100)).await;
+    let server = serve_tls(
+        &drain,
+        &identity.tls(),
+        &ConnectionLimit::default(),
+        ms(100),
+    )
+    .await;
     let start = Instant::now();
     let mut silent = server.client().await;
     assert!(silent.is_closed().await);
-    assert!((ms(90)..ms(2000)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(
+        (ms(90)..ms(2000)).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[tokio::test]

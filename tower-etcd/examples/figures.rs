@@ -14,14 +14,18 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tower_etcd::{Cluster, EtcdStore};
-use tower_lease::{Acquired, Claim, ClaimId, Holder, Lease, LeaseKey, LeaseStore, Watch, WatchEvent};
+use tower_lease::{
+    Acquired, Claim, ClaimId, Holder, Lease, LeaseKey, LeaseStore, Watch, WatchEvent,
+};
 
 const LIMIT: Duration = Duration::from_secs(300);
 const LONG: Duration = Duration::from_secs(600);
 
 #[tokio::main]
 async fn main() {
-    timeout(LIMIT, run()).await.expect("it takes about three minutes");
+    timeout(LIMIT, run())
+        .await
+        .expect("it takes about three minutes");
 }
 
 async fn run() {
@@ -47,12 +51,18 @@ async fn silent_death(etcd: &Etcd, ttl: Duration, keys: usize) {
         let (holders, waiters) = (holders.clone(), waiters.clone());
         rounds.spawn(async move {
             // etcd looks for what has expired every 500 ms: die in every part of that.
-            sleep(Duration::from_millis(1_000) * u32::try_from(n).unwrap() / u32::try_from(keys).unwrap()).await;
+            sleep(
+                Duration::from_millis(1_000) * u32::try_from(n).unwrap()
+                    / u32::try_from(keys).unwrap(),
+            )
+            .await;
             let claim = claim(&format!("silent/{}/{n}", ttl.as_secs()), ttl);
             let died = Instant::now();
             acquire(&holders, &claim).await;
-            let (lease, keeper) =
-                Lease::builder(waiters, claim.key().clone(), Holder::new("next")).ttl(ttl).build().expect("it fits");
+            let (lease, keeper) = Lease::builder(waiters, claim.key().clone(), Holder::new("next"))
+                .ttl(ttl)
+                .build()
+                .expect("it fits");
             let keeper = tokio::spawn(keeper.run());
             lease.held().await.expect("the keeper runs");
             let took = died.elapsed();
@@ -61,7 +71,10 @@ async fn silent_death(etcd: &Etcd, ttl: Duration, keys: usize) {
             took
         });
     }
-    tell(&format!("silent death, TTL {} s: next keeper holds", ttl.as_secs()), rounds.join_all().await);
+    tell(
+        &format!("silent death, TTL {} s: next keeper holds", ttl.as_secs()),
+        rounds.join_all().await,
+    );
 }
 
 /// From a release until somebody who watched the key holds it.
@@ -94,10 +107,14 @@ async fn release_to_keeper(etcd: &Etcd, rounds: usize) {
     let mut took = Vec::new();
     for n in 0..rounds {
         let key = LeaseKey::new(&format!("kept/{n}")).expect("a key");
-        let (first, keeper) = Lease::builder(ours.clone(), key.clone(), Holder::new("a")).build().expect("it fits");
+        let (first, keeper) = Lease::builder(ours.clone(), key.clone(), Holder::new("a"))
+            .build()
+            .expect("it fits");
         tokio::spawn(keeper.run());
         first.held().await.expect("the keeper runs");
-        let (second, keeper) = Lease::builder(theirs.clone(), key, Holder::new("b")).build().expect("it fits");
+        let (second, keeper) = Lease::builder(theirs.clone(), key, Holder::new("b"))
+            .build()
+            .expect("it fits");
         tokio::spawn(keeper.run());
         sleep(Duration::from_millis(50)).await;
         let start = Instant::now();
@@ -137,13 +154,19 @@ async fn renewals(etcd: &Etcd, rounds: usize) {
     }
     let spent = (cpu(etcd) - before) / u32::try_from(rounds).expect("few");
     tell("renewal", took);
-    println!("  {:<42} {:.3} ms of the members' CPU", "", spent.as_secs_f64() * 1e3);
+    println!(
+        "  {:<42} {:.3} ms of the members' CPU",
+        "",
+        spent.as_secs_f64() * 1e3
+    );
 }
 
 /// Ten keys on one etcd lease, each renewed four times a TTL, as keepers do.
 async fn shared_renewals(etcd: &Etcd) {
     let (store, ttl) = (store(etcd).with_shared_session(), Duration::from_secs(2));
-    let claims: Vec<_> = (0..10).map(|n| claim(&format!("shared/{n}"), ttl)).collect();
+    let claims: Vec<_> = (0..10)
+        .map(|n| claim(&format!("shared/{n}"), ttl))
+        .collect();
     for claim in &claims {
         acquire(&store, claim).await;
     }
@@ -160,16 +183,25 @@ async fn shared_renewals(etcd: &Etcd) {
 }
 
 fn cpu(etcd: &Etcd) -> Duration {
-    (0..etcd.endpoints().len()).map(|member| etcd.cpu_time(member)).sum()
+    (0..etcd.endpoints().len())
+        .map(|member| etcd.cpu_time(member))
+        .sum()
 }
 
 fn store(etcd: &Etcd) -> EtcdStore {
-    let cluster = Cluster::builder(etcd.endpoints()).build().expect("they are URLs");
+    let cluster = Cluster::builder(etcd.endpoints())
+        .build()
+        .expect("they are URLs");
     EtcdStore::new(&cluster).with_min_ttl(Duration::from_secs(2))
 }
 
 fn claim(key: &str, ttl: Duration) -> Claim {
-    Claim::new(LeaseKey::new(key).expect("a key"), Holder::new("figures"), ClaimId::random(), ttl)
+    Claim::new(
+        LeaseKey::new(key).expect("a key"),
+        Holder::new("figures"),
+        ClaimId::random(),
+        ttl,
+    )
 }
 
 async fn acquire(store: &EtcdStore, claim: &Claim) {

@@ -62,7 +62,9 @@ impl Cluster {
 
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cluster").field("endpoints", &self.shared.calls.endpoints()).finish_non_exhaustive()
+        f.debug_struct("Cluster")
+            .field("endpoints", &self.shared.calls.endpoints())
+            .finish_non_exhaustive()
     }
 }
 
@@ -72,26 +74,39 @@ impl ClusterBuilder {
     /// Who we are, if the cluster asks. Default: nobody. A token that has expired, or that was made before the rights
     /// were changed, is renewed by itself.
     pub fn user(self, name: &str, password: &str) -> Self {
-        Self { options: self.options.with_user(name, password), ..self }
+        Self {
+            options: self.options.with_user(name, password),
+            ..self
+        }
     }
 
     /// How to trust the members and what to show them. Default: the endpoints are plain `http://`.
     #[cfg(feature = "tls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
     pub fn tls(self, tls: crate::Tls) -> Self {
-        Self { options: self.options.with_tls(tls.into_options()), has_tls: true, ..self }
+        Self {
+            options: self.options.with_tls(tls.into_options()),
+            has_tls: true,
+            ..self
+        }
     }
 
     /// How long a connection may take. Default: 500 ms, so that within the time of one request there is some left to ask
     /// the next member. (For a claim of 6 s or less the request's own time ends first, and its next attempt goes elsewhere.)
     pub fn connect_timeout(self, connect_timeout: Duration) -> Self {
-        Self { connect_timeout, ..self }
+        Self {
+            connect_timeout,
+            ..self
+        }
     }
 
     /// How long one request may take before the next member is asked. Default: 1 s. For a claim it is never more than a
     /// twelfth of its TTL, because a keeper gives an attempt a tenth.
     pub fn request_timeout(self, request_timeout: Duration) -> Self {
-        Self { request_timeout, ..self }
+        Self {
+            request_timeout,
+            ..self
+        }
     }
 
     /// Checks it. Nothing is connected yet.
@@ -109,27 +124,47 @@ impl ClusterBuilder {
             .with_require_leader(true);
         // Not all processes with the same list begin with the same member.
         let first = fastrand::usize(..self.endpoints.len());
-        let pool = || Arc::new(Pool::new(&self.endpoints, first, options.clone(), self.request_timeout));
-        let shared = Shared { calls: pool(), watches: pool(), request_timeout: self.request_timeout };
-        Ok(Cluster { shared: Arc::new(shared) })
+        let pool = || {
+            Arc::new(Pool::new(
+                &self.endpoints,
+                first,
+                options.clone(),
+                self.request_timeout,
+            ))
+        };
+        let shared = Shared {
+            calls: pool(),
+            watches: pool(),
+            request_timeout: self.request_timeout,
+        };
+        Ok(Cluster {
+            shared: Arc::new(shared),
+        })
     }
 
     fn check(&self) -> Result<(), BuildError> {
         if self.endpoints.is_empty() {
             return Err(BuildError::NoEndpoint);
         }
-        for (what, duration) in [("connect_timeout", self.connect_timeout), ("request_timeout", self.request_timeout)] {
+        for (what, duration) in [
+            ("connect_timeout", self.connect_timeout),
+            ("request_timeout", self.request_timeout),
+        ] {
             if duration.is_zero() {
                 return Err(BuildError::Zero(what));
             }
         }
-        self.endpoints.iter().try_for_each(|url| self.check_endpoint(url))
+        self.endpoints
+            .iter()
+            .try_for_each(|url| self.check_endpoint(url))
     }
 
     fn check_endpoint(&self, url: &str) -> Result<(), BuildError> {
         let invalid = || BuildError::InvalidEndpoint(url.to_owned());
         let uri: Uri = url.parse().map_err(|_| invalid())?;
-        if uri.host().is_none_or(str::is_empty) || uri.path_and_query().is_some_and(|rest| rest != "/") {
+        if uri.host().is_none_or(str::is_empty)
+            || uri.path_and_query().is_some_and(|rest| rest != "/")
+        {
             return Err(invalid());
         }
         match uri.scheme_str() {
@@ -165,14 +200,26 @@ mod tests {
     fn an_endpoint_is_a_url() {
         assert!(build(&["http://127.0.0.1:2379", "http://etcd-1.example/"]).is_ok());
         assert_eq!(build(&[]).unwrap_err(), BuildError::NoEndpoint);
-        for bad in ["127.0.0.1:2379", "", "ftp://a", "http://", "http://a/b", "http://a b"] {
-            assert_eq!(build(&[bad]).unwrap_err(), BuildError::InvalidEndpoint(bad.to_owned()));
+        for bad in [
+            "127.0.0.1:2379",
+            "",
+            "ftp://a",
+            "http://",
+            "http://a/b",
+            "http://a b",
+        ] {
+            assert_eq!(
+                build(&[bad]).unwrap_err(),
+                BuildError::InvalidEndpoint(bad.to_owned())
+            );
         }
     }
 
     #[test]
     fn a_timeout_is_longer_than_zero() {
-        let zero = Cluster::builder(["http://a"]).request_timeout(Duration::ZERO).build();
+        let zero = Cluster::builder(["http://a"])
+            .request_timeout(Duration::ZERO)
+            .build();
         assert_eq!(zero.unwrap_err(), BuildError::Zero("request_timeout"));
     }
 

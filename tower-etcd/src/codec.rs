@@ -34,9 +34,16 @@ pub(crate) const MAGIC: &[u8] = b"tower-lease/1 ";
 
 pub(crate) fn encode(claim: &Claim, session: Session) -> Vec<u8> {
     let (holder, name) = (claim.holder(), claim.holder().name());
-    let session = if session == Session::Own { "own" } else { "shared" };
+    let session = if session == Session::Own {
+        "own"
+    } else {
+        "shared"
+    };
     let (id, incarnation) = (claim.id().as_u128(), holder.incarnation());
-    let head = format!("tower-lease/1 {id:032x} {incarnation:032x} {session} {}\n{name}\n", name.len());
+    let head = format!(
+        "tower-lease/1 {id:032x} {incarnation:032x} {session} {}\n{name}\n",
+        name.len()
+    );
     [head.as_bytes(), holder.payload()].concat()
 }
 
@@ -56,7 +63,11 @@ pub(crate) fn decode(value: &[u8]) -> Option<Written> {
     let (name, payload) = rest[end + 1..].split_at_checked(length)?;
     let payload = Bytes::copy_from_slice(payload.strip_prefix(b"\n")?);
     let holder = Holder::restore(std::str::from_utf8(name).ok()?, incarnation, payload);
-    Some(Written { holder, claim, session })
+    Some(Written {
+        holder,
+        claim,
+        session,
+    })
 }
 
 #[cfg(test)]
@@ -69,15 +80,31 @@ mod tests {
 
     fn claim(name: &str, payload: &'static [u8]) -> Claim {
         let holder = Holder::restore(name, u128::MAX - 7, Bytes::from_static(payload));
-        Claim::new(LeaseKey::new("k").unwrap(), holder, ClaimId::from_u128(9), Duration::from_secs(5))
+        Claim::new(
+            LeaseKey::new("k").unwrap(),
+            holder,
+            ClaimId::from_u128(9),
+            Duration::from_secs(5),
+        )
     }
 
     #[test]
     fn what_is_written_is_read_again() {
-        for claim in [claim("echo-0", b"10.0.0.7:80"), claim("", b""), claim("zwei\nZeilen ü", b"\n\x00\xff\n")] {
+        for claim in [
+            claim("echo-0", b"10.0.0.7:80"),
+            claim("", b""),
+            claim("zwei\nZeilen ü", b"\n\x00\xff\n"),
+        ] {
             for session in [Session::Own, Session::Shared] {
                 let written = decode(&encode(&claim, session)).unwrap();
-                assert_eq!(written, Written { holder: claim.holder().clone(), claim: claim.id(), session });
+                assert_eq!(
+                    written,
+                    Written {
+                        holder: claim.holder().clone(),
+                        claim: claim.id(),
+                        session
+                    }
+                );
             }
         }
     }

@@ -22,9 +22,13 @@ impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoEndpoint => f.write_str("an etcd cluster needs at least one endpoint"),
-            Self::InvalidEndpoint(url) => write!(f, "{url:?} is no endpoint such as http://10.0.0.7:2379"),
+            Self::InvalidEndpoint(url) => {
+                write!(f, "{url:?} is no endpoint such as http://10.0.0.7:2379")
+            }
             Self::NeedsTls(url) => write!(f, "the endpoint {url} needs tower-etcd's feature `tls`"),
-            Self::NotTls(url) => write!(f, "the endpoint {url} is not https, but TLS is configured"),
+            Self::NotTls(url) => {
+                write!(f, "the endpoint {url} is not https, but TLS is configured")
+            }
             Self::Zero(what) => write!(f, "{what} must be longer than zero"),
         }
     }

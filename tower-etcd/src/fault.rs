@@ -15,8 +15,11 @@ pub(crate) enum Failed {
 }
 
 /// What the server says when a token has expired, or was made before the rights were changed.
-const STALE_TOKEN: [&str; 3] =
-    ["etcdserver: invalid auth token", "etcdserver: revision of auth store is old", "etcdserver: user name is empty"];
+const STALE_TOKEN: [&str; 3] = [
+    "etcdserver: invalid auth token",
+    "etcdserver: revision of auth store is old",
+    "etcdserver: user name is empty",
+];
 
 // === impl Failed ===
 
@@ -31,7 +34,8 @@ impl Failed {
 
     /// Whether another token may help.
     pub(crate) fn is_stale_token(&self) -> bool {
-        self.status().is_some_and(|(code, message)| code == Code::Unauthenticated || is_stale_token(message))
+        self.status()
+            .is_some_and(|(code, message)| code == Code::Unauthenticated || is_stale_token(message))
     }
 
     /// The id of a lease is taken: by an earlier request of ours, because ids are random.
@@ -41,8 +45,7 @@ impl Failed {
 
     /// The lease has expired or was revoked.
     pub(crate) fn is_lease_gone(&self) -> bool {
-        let told_by_stream =
-            matches!(self, Self::Etcd(etcd_client::Error::LeaseKeepAliveError(why)) if why == "lease not found");
+        let told_by_stream = matches!(self, Self::Etcd(etcd_client::Error::LeaseKeepAliveError(why)) if why == "lease not found");
         told_by_stream || self.says(Code::NotFound, "etcdserver: requested lease not found")
     }
 
@@ -53,13 +56,20 @@ impl Failed {
 
     /// A revision that was asked for is forgotten, or was never reached.
     pub(crate) fn is_out_of_history(&self) -> bool {
-        self.says(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted")
-            || self.says(Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision")
+        self.says(
+            Code::OutOfRange,
+            "etcdserver: mvcc: required revision has been compacted",
+        ) || self.says(
+            Code::OutOfRange,
+            "etcdserver: mvcc: required revision is a future revision",
+        )
     }
 
     /// The answer is longer than the client takes.
     pub(crate) fn is_too_long(&self) -> bool {
-        self.status().is_some_and(|(code, message)| code == Code::OutOfRange && message.contains("message length"))
+        self.status().is_some_and(|(code, message)| {
+            code == Code::OutOfRange && message.contains("message length")
+        })
     }
 
     fn says(&self, code: Code, message: &str) -> bool {
@@ -68,7 +78,9 @@ impl Failed {
 
     fn status(&self) -> Option<(Code, &str)> {
         match self {
-            Self::Etcd(etcd_client::Error::GRpcStatus(status)) => Some((status.code(), status.message())),
+            Self::Etcd(etcd_client::Error::GRpcStatus(status)) => {
+                Some((status.code(), status.message()))
+            }
             _ => None,
         }
     }
@@ -107,7 +119,9 @@ fn fault(error: &etcd_client::Error) -> Fault {
         E::GRpcStatus(status) if could_not_connect(status) => Fault::NotSent,
         E::GRpcStatus(status) => fault_of_status(status.code(), status.message()),
         E::TransportError(error) if could_not_connect(error) => Fault::NotSent,
-        E::InvalidArgs(_) | E::InvalidUri(_) | E::InvalidMetadataValue(_) | E::EndpointError(_) => Fault::NotSent,
+        E::InvalidArgs(_) | E::InvalidUri(_) | E::InvalidMetadataValue(_) | E::EndpointError(_) => {
+            Fault::NotSent
+        }
         _ => Fault::Unknown,
     }
 }
@@ -158,37 +172,87 @@ mod tests {
     #[test]
     fn r15_what_may_have_happened_decides() {
         let cases = [
-            (Code::Unavailable, "etcdserver: request timed out", Fault::Unknown),
-            (Code::Unavailable, "etcdserver: leader changed", Fault::Unknown),
+            (
+                Code::Unavailable,
+                "etcdserver: request timed out",
+                Fault::Unknown,
+            ),
+            (
+                Code::Unavailable,
+                "etcdserver: leader changed",
+                Fault::Unknown,
+            ),
             (Code::Unavailable, "etcdserver: no leader", Fault::Refused),
-            (Code::Unavailable, "error reading a body from connection", Fault::Unknown),
+            (
+                Code::Unavailable,
+                "error reading a body from connection",
+                Fault::Unknown,
+            ),
             (Code::Cancelled, "Timeout expired", Fault::Unknown),
-            (Code::DeadlineExceeded, "context deadline exceeded", Fault::Unknown),
+            (
+                Code::DeadlineExceeded,
+                "context deadline exceeded",
+                Fault::Unknown,
+            ),
             (Code::Internal, "h2 protocol error", Fault::Unknown),
             (Code::Unknown, "transport error", Fault::Unknown),
-            (Code::Unknown, "Service was not ready: transport error", Fault::NotSent),
-            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", Fault::Refused),
-            (Code::PermissionDenied, "etcdserver: permission denied", Fault::Refused),
-            (Code::InvalidArgument, "etcdserver: revision of auth store is old", Fault::Refused),
-            (Code::NotFound, "etcdserver: requested lease not found", Fault::Refused),
+            (
+                Code::Unknown,
+                "Service was not ready: transport error",
+                Fault::NotSent,
+            ),
+            (
+                Code::ResourceExhausted,
+                "etcdserver: mvcc: database space exceeded",
+                Fault::Refused,
+            ),
+            (
+                Code::PermissionDenied,
+                "etcdserver: permission denied",
+                Fault::Refused,
+            ),
+            (
+                Code::InvalidArgument,
+                "etcdserver: revision of auth store is old",
+                Fault::Refused,
+            ),
+            (
+                Code::NotFound,
+                "etcdserver: requested lease not found",
+                Fault::Refused,
+            ),
         ];
         for (code, message, fault) in cases {
             assert_eq!(failed(code, message).fault(), fault, "{code:?} {message}");
         }
-        assert_eq!(Failed::TimedOut(Duration::from_secs(1)).fault(), Fault::Unknown);
+        assert_eq!(
+            Failed::TimedOut(Duration::from_secs(1)).fault(),
+            Fault::Unknown
+        );
     }
 
     #[test]
     fn r15_a_connection_that_was_never_made_carried_nothing() {
         let mut status = Status::new(Code::Unavailable, "tcp connect error");
-        status.set_source(std::sync::Arc::new(tonic::ConnectError("connection refused".into())));
-        assert_eq!(Failed::Etcd(etcd_client::Error::GRpcStatus(status)).fault(), Fault::NotSent);
+        status.set_source(std::sync::Arc::new(tonic::ConnectError(
+            "connection refused".into(),
+        )));
+        assert_eq!(
+            Failed::Etcd(etcd_client::Error::GRpcStatus(status)).fault(),
+            Fault::NotSent
+        );
     }
 
     #[test]
     fn a_stale_token_is_told_by_code_or_by_words() {
         assert!(failed(Code::Unauthenticated, "etcdserver: invalid auth token").is_stale_token());
-        assert!(failed(Code::InvalidArgument, "etcdserver: revision of auth store is old").is_stale_token());
+        assert!(
+            failed(
+                Code::InvalidArgument,
+                "etcdserver: revision of auth store is old"
+            )
+            .is_stale_token()
+        );
         assert!(!failed(Code::PermissionDenied, "etcdserver: permission denied").is_stale_token());
     }
 }

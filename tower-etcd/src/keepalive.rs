@@ -28,7 +28,11 @@ enum Slot {
     /// Nothing is outstanding on it.
     Idle { stream: Box<Stream>, since: Instant },
     /// A request is. If another one comes, that had no answer in time: its stream is never used again.
-    Asked { request: u64, member: usize, since: Instant },
+    Asked {
+        request: u64,
+        member: usize,
+        since: Instant,
+    },
 }
 
 /// What a request found in its slot.
@@ -52,14 +56,21 @@ const FORGET_AFTER: Duration = Duration::from_secs(3_600);
 
 impl KeepAlives {
     pub(crate) fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, slots: Mutex::default() }
+        Self {
+            pool,
+            slots: Mutex::default(),
+        }
     }
 
     /// Renews the lease; `None` if there is no such lease (any more).
     ///
     /// Whoever drops this, or is not answered in time, takes the stream down: the answer to that request must not be
     /// taken for that to a later one.
-    pub(crate) async fn renew(&self, lease: i64, within: Duration) -> Result<Option<Duration>, Failed> {
+    pub(crate) async fn renew(
+        &self,
+        lease: i64,
+        within: Duration,
+    ) -> Result<Option<Duration>, Failed> {
         let (request, before) = self.begin(lease);
         if let Before::Stuck(member) = before {
             self.pool.suspect(member).await;
@@ -82,7 +93,11 @@ impl KeepAlives {
             }
             Err(failed) => {
                 self.end(lease, request, None);
-                if failed.is_lease_gone() { Ok(None) } else { Err(failed) }
+                if failed.is_lease_gone() {
+                    Ok(None)
+                } else {
+                    Err(failed)
+                }
             }
         }
     }
@@ -105,16 +120,23 @@ impl KeepAlives {
         stream.keeper.keep_alive().await.map_err(Failed::Etcd)?;
         let answer = stream.answers.message().await.map_err(Failed::Etcd)?;
         let Some(answer) = answer else {
-            return Err(Failed::Etcd(Error::LeaseKeepAliveError("the stream has ended".to_owned())));
+            return Err(Failed::Etcd(Error::LeaseKeepAliveError(
+                "the stream has ended".to_owned(),
+            )));
         };
-        let ttl = u64::try_from(answer.ttl()).ok().filter(|ttl| *ttl > 0).map(Duration::from_secs);
+        let ttl = u64::try_from(answer.ttl())
+            .ok()
+            .filter(|ttl| *ttl > 0)
+            .map(Duration::from_secs);
         Ok((stream, ttl))
     }
 
     /// The client throws the TTL of the first answer away, so a stream is opened before the request that counts.
     async fn open(&self, lease: i64, member: usize) -> Result<Box<Stream>, Failed> {
         let taken = self.pool.take(member).await?;
-        let open = |client: etcd_client::Client| async move { client.lease_client().keep_alive(lease).await };
+        let open = |client: etcd_client::Client| async move {
+            client.lease_client().keep_alive(lease).await
+        };
         let opened = match open(taken.client.clone()).await.map_err(Failed::Etcd) {
             Err(failed) if failed.is_stale_token() => {
                 let client = self.pool.refresh(&taken).await?;
@@ -123,7 +145,11 @@ impl KeepAlives {
             opened => opened,
         };
         let (keeper, answers) = opened?;
-        Ok(Box::new(Stream { keeper, answers, member }))
+        Ok(Box::new(Stream {
+            keeper,
+            answers,
+            member,
+        }))
     }
 
     /// Takes what is there, and says that a request is under way.
@@ -131,20 +157,30 @@ impl KeepAlives {
         let (mut slots, now) = (self.slots(), Instant::now());
         slots.requests += 1;
         let request = slots.requests;
-        let asked = Slot::Asked { request, member: self.pool.at(), since: now };
+        let asked = Slot::Asked {
+            request,
+            member: self.pool.at(),
+            since: now,
+        };
         let before = match slots.by_lease.insert(lease, asked) {
             Some(Slot::Idle { stream, .. }) => Before::Idle(stream),
             Some(Slot::Asked { member, .. }) => Before::Stuck(member),
             None => Before::Nothing,
         };
         if matches!(before, Before::Nothing) {
-            slots.by_lease.retain(|_, slot| now.saturating_duration_since(slot.since()) < FORGET_AFTER);
+            slots
+                .by_lease
+                .retain(|_, slot| now.saturating_duration_since(slot.since()) < FORGET_AFTER);
         }
         (request, before)
     }
 
     fn mark(&self, lease: i64, request: u64, at: usize) {
-        if let Some(Slot::Asked { request: present, member, .. }) = self.slots().by_lease.get_mut(&lease)
+        if let Some(Slot::Asked {
+            request: present,
+            member,
+            ..
+        }) = self.slots().by_lease.get_mut(&lease)
             && *present == request
         {
             *member = at;
@@ -154,11 +190,18 @@ impl KeepAlives {
     /// Puts the stream back for the next one, unless a later request is under way.
     fn end(&self, lease: i64, request: u64, stream: Option<Box<Stream>>) {
         let mut slots = self.slots();
-        if !matches!(slots.by_lease.get(&lease), Some(Slot::Asked { request: present, .. }) if *present == request) {
+        if !matches!(slots.by_lease.get(&lease), Some(Slot::Asked { request: present, .. }) if *present == request)
+        {
             return;
         }
         match stream {
-            Some(stream) => slots.by_lease.insert(lease, Slot::Idle { stream, since: Instant::now() }),
+            Some(stream) => slots.by_lease.insert(
+                lease,
+                Slot::Idle {
+                    stream,
+                    since: Instant::now(),
+                },
+            ),
             None => slots.by_lease.remove(&lease),
         };
     }
@@ -207,20 +250,42 @@ mod tests {
         let mut client = Client::connect(etcd.endpoints(), None).await.unwrap();
         let lease = client.lease_grant(60, None).await.unwrap().id();
         let urls = [format!("http://{}", proxy.addr())];
-        let keep_alives = KeepAlives::new(Arc::new(Pool::new(&urls, 0, ConnectOptions::new(), PATIENCE)));
+        let keep_alives = KeepAlives::new(Arc::new(Pool::new(
+            &urls,
+            0,
+            ConnectOptions::new(),
+            PATIENCE,
+        )));
         for _ in 0..2 {
             assert_eq!(keep_alives.renew(lease, TTL).await.unwrap(), Some(TTL));
         }
         proxy.cut(Way::ToClient);
-        assert_eq!(keep_alives.renew(lease, PATIENCE).await.unwrap_err().fault(), Fault::Unknown);
+        assert_eq!(
+            keep_alives
+                .renew(lease, PATIENCE)
+                .await
+                .unwrap_err()
+                .fault(),
+            Fault::Unknown
+        );
         // The answer arrives now; the next request does not.
         proxy.heal();
         proxy.cut(Way::ToServer);
-        assert_eq!(keep_alives.renew(lease, PATIENCE).await.unwrap_err().fault(), Fault::Unknown);
+        assert_eq!(
+            keep_alives
+                .renew(lease, PATIENCE)
+                .await
+                .unwrap_err()
+                .fault(),
+            Fault::Unknown
+        );
         proxy.heal();
         assert_eq!(keep_alives.renew(lease, TTL).await.unwrap(), Some(TTL));
         client.lease_revoke(lease).await.unwrap();
         assert_eq!(keep_alives.renew(lease, TTL).await.unwrap(), None);
-        assert!(keep_alives.slots().by_lease.is_empty(), "and nothing is kept of it");
+        assert!(
+            keep_alives.slots().by_lease.is_empty(),
+            "and nothing is kept of it"
+        );
     }
 }

@@ -27,12 +27,22 @@ impl Keys {
     }
 
     pub(crate) fn mark(&self, key: &LeaseKey) -> Vec<u8> {
-        [self.prefix.as_bytes(), key.as_str().as_bytes(), MARK.as_bytes()].concat()
+        [
+            self.prefix.as_bytes(),
+            key.as_str().as_bytes(),
+            MARK.as_bytes(),
+        ]
+        .concat()
     }
 
     /// Under which a key of a shared session remembers what is bound to it.
     pub(crate) fn bound(&self, key: &LeaseKey) -> Vec<u8> {
-        [self.prefix.as_bytes(), key.as_str().as_bytes(), BOUND.as_bytes()].concat()
+        [
+            self.prefix.as_bytes(),
+            key.as_str().as_bytes(),
+            BOUND.as_bytes(),
+        ]
+        .concat()
     }
 
     /// The key, if it is one of ours and no mark.
@@ -48,10 +58,18 @@ mod tests {
 
     #[test]
     fn marks_are_no_keys() {
-        let (keys, key) = (Keys { prefix: "app/".into() }, LeaseKey::new("svc/a").unwrap());
+        let (keys, key) = (
+            Keys {
+                prefix: "app/".into(),
+            },
+            LeaseKey::new("svc/a").unwrap(),
+        );
         assert_eq!(keys.of(&key), b"app/svc/a");
         assert_eq!(keys.parse(b"app/svc/a"), Some(key.clone()));
-        assert_eq!((keys.parse(&keys.mark(&key)), keys.parse(&keys.bound(&key))), (None, None));
+        assert_eq!(
+            (keys.parse(&keys.mark(&key)), keys.parse(&keys.bound(&key))),
+            (None, None)
+        );
         assert_eq!(keys.parse(b"svc/a"), None);
     }
 }

@@ -49,10 +49,24 @@ const MAX_TIMEOUTS: u32 = 2;
 // === impl Pool ===
 
 impl Pool {
-    pub(crate) fn new(endpoints: &[String], first: usize, options: ConnectOptions, request_timeout: Duration) -> Self {
-        let member = |url: &String| Member { url: url.clone(), link: Mutex::default(), timeouts: AtomicU32::new(0) };
+    pub(crate) fn new(
+        endpoints: &[String],
+        first: usize,
+        options: ConnectOptions,
+        request_timeout: Duration,
+    ) -> Self {
+        let member = |url: &String| Member {
+            url: url.clone(),
+            link: Mutex::default(),
+            timeouts: AtomicU32::new(0),
+        };
         let members = endpoints.iter().map(member).collect();
-        Self { members, at: AtomicUsize::new(first), options, request_timeout }
+        Self {
+            members,
+            at: AtomicUsize::new(first),
+            options,
+            request_timeout,
+        }
     }
 
     pub(crate) fn endpoints(&self) -> Vec<&str> {
@@ -60,7 +74,11 @@ impl Pool {
     }
 
     /// Asks the present member, and the next one if nothing came of that. What may have happened is not repeated here.
-    pub(crate) async fn call<T, F>(&self, within: Duration, request: impl Fn(Client) -> F) -> Result<T, Failed>
+    pub(crate) async fn call<T, F>(
+        &self,
+        within: Duration,
+        request: impl Fn(Client) -> F,
+    ) -> Result<T, Failed>
     where
         F: Future<Output = Result<T, Error>>,
     {
@@ -102,9 +120,15 @@ impl Pool {
     /// Goes on from a member that failed, unless somebody has done so already.
     pub(crate) fn leave(&self, member: usize) {
         let next = (member + 1) % self.members.len();
-        let moved = self.at.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+        let moved = self
+            .at
+            .compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
         if moved.is_ok() && next != member {
-            tracing::debug!(from = self.members[member].url, to = self.members[next].url, "etcd member");
+            tracing::debug!(
+                from = self.members[member].url,
+                to = self.members[next].url,
+                "etcd member"
+            );
         }
     }
 
@@ -114,12 +138,17 @@ impl Pool {
         let client = match &link.client {
             Some(client) => client.clone(),
             None => {
-                let client = Client::connect([&self.members[member].url], Some(self.options.clone())).await;
+                let client =
+                    Client::connect([&self.members[member].url], Some(self.options.clone())).await;
                 link.generation += 1;
                 link.client.insert(client.map_err(Failed::Etcd)?).clone()
             }
         };
-        Ok(Taken { client, member, generation: link.generation })
+        Ok(Taken {
+            client,
+            member,
+            generation: link.generation,
+        })
     }
 
     /// Gets another token, unless somebody has done so since the client was taken.

@@ -78,20 +78,32 @@ impl EtcdResolver {
     /// Follows keys of that cluster as they are.
     #[must_use]
     pub fn new(cluster: &Cluster) -> Self {
-        Self { store: EtcdStore::new(cluster), decode: Arc::new(|entry| entry.endpoint()) }
+        Self {
+            store: EtcdStore::new(cluster),
+            decode: Arc::new(|entry| entry.endpoint()),
+        }
     }
 
     /// Puts `prefix` before every name. Default: none. The same as [`EtcdStore::with_prefix`].
     #[must_use]
     pub fn with_prefix(self, prefix: &str) -> Self {
-        Self { store: self.store.with_prefix(prefix), ..self }
+        Self {
+            store: self.store.with_prefix(prefix),
+            ..self
+        }
     }
 
     /// How a key becomes an endpoint; `None` if it is none, which takes away what the key was before. Default:
     /// [`Entry::endpoint`].
     #[must_use]
-    pub fn with_decode(self, decode: impl Fn(Entry<'_>) -> Option<Endpoint> + Send + Sync + 'static) -> Self {
-        Self { decode: Arc::new(decode), ..self }
+    pub fn with_decode(
+        self,
+        decode: impl Fn(Entry<'_>) -> Option<Endpoint> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            decode: Arc::new(decode),
+            ..self
+        }
     }
 }
 
@@ -111,13 +123,17 @@ impl Resolve for EtcdResolver {
             counts_well: false,
             failures: 0,
         };
-        EtcdUpdates(Box::pin(stream::unfold(source, |mut source| async move { Some((source.next().await, source)) })))
+        EtcdUpdates(Box::pin(stream::unfold(source, |mut source| async move {
+            Some((source.next().await, source))
+        })))
     }
 }
 
 impl fmt::Debug for EtcdResolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdResolver").field("store", &self.store).finish_non_exhaustive()
+        f.debug_struct("EtcdResolver")
+            .field("store", &self.store)
+            .finish_non_exhaustive()
     }
 }
 
@@ -191,7 +207,9 @@ impl Source {
 
     /// List, then open, then follow. What fails is tried again from where it stood.
     async fn step(&mut self) -> Result<Option<Update>, StoreError> {
-        let Some(known) = self.known else { return self.list().await.map(Some) };
+        let Some(known) = self.known else {
+            return self.list().await.map(Some);
+        };
         let Some(follow) = &mut self.follow else {
             self.open(known).await?;
             return Ok(None);
@@ -223,7 +241,9 @@ impl Source {
         let value = revision(header.revision()).number();
         self.cluster = header.cluster_id();
         let source = match self.before {
-            Some((cluster, before)) if cluster == self.cluster && before.value <= value => before.source,
+            Some((cluster, before)) if cluster == self.cluster && before.value <= value => {
+                before.source
+            }
             Some((cluster, _)) if cluster == self.cluster => SourceId::unique(),
             // The upper half of the range is for sources without an id of their own.
             _ => SourceId::new(self.cluster & (u64::MAX >> 1)),
@@ -233,7 +253,10 @@ impl Source {
 
     async fn open(&mut self, known: Generation) -> Result<(), StoreError> {
         let key = self.store.keys.under(&self.name);
-        let follow = self.store.follow(key, Range::Prefix, Some(Revision::new(known.value))).await?;
+        let follow = self
+            .store
+            .follow(key, Range::Prefix, Some(Revision::new(known.value)))
+            .await?;
         self.counts_well = counts_well(&follow.version().await);
         self.follow = Some(follow);
         Ok(())
@@ -257,8 +280,14 @@ impl Source {
             }
             to.value = to.value.max(at);
             let before = self.ids.remove(found.key());
-            let now = if event.event_type() == EventType::Put { self.put(found) } else { None };
-            if let Some(before) = before.filter(|before| now.as_ref().is_none_or(|now| now.id() != before)) {
+            let now = if event.event_type() == EventType::Put {
+                self.put(found)
+            } else {
+                None
+            };
+            if let Some(before) =
+                before.filter(|before| now.as_ref().is_none_or(|now| now.id() != before))
+            {
                 put.remove(&before);
                 removed.push(before);
             }
@@ -271,12 +300,24 @@ impl Source {
         if to == known {
             return None;
         }
-        Some(Update::Delta { from: known, to, put: put.into_values().collect(), removed })
+        Some(Update::Delta {
+            from: known,
+            to,
+            put: put.into_values().collect(),
+            removed,
+        })
     }
 
     fn progress(&mut self, known: Generation, at: i64) -> Update {
         let at = revision(at).number();
-        let to = if self.counts_well { Generation { value: at.max(known.value), ..known } } else { known };
+        let to = if self.counts_well {
+            Generation {
+                value: at.max(known.value),
+                ..known
+            }
+        } else {
+            known
+        };
         self.known = Some(to);
         Update::Progress(to)
     }
@@ -287,10 +328,18 @@ impl Source {
         let id = key.as_str().strip_prefix(&self.name)?;
         let endpoint = match Found::of(found) {
             Found::Record(held) => {
-                let entry = Entry { id, value: held.written.holder.payload(), epoch: Some(held.token) };
+                let entry = Entry {
+                    id,
+                    value: held.written.holder.payload(),
+                    epoch: Some(held.token),
+                };
                 (self.decode)(entry)
             }
-            Found::Document(value, _) => (self.decode)(Entry { id, value: &value, epoch: None }),
+            Found::Document(value, _) => (self.decode)(Entry {
+                id,
+                value: &value,
+                epoch: None,
+            }),
             Found::Vacant => None,
         };
         match &endpoint {
@@ -305,15 +354,23 @@ impl Source {
         if self.failures == 0 {
             return Duration::ZERO;
         }
-        let full = FIRST_PAUSE.saturating_mul(1 << (self.failures - 1).min(10)).min(MAX_PAUSE);
+        let full = FIRST_PAUSE
+            .saturating_mul(1 << (self.failures - 1).min(10))
+            .min(MAX_PAUSE);
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 }
 
 /// Whether a version's signs of life tell a revision up to which all events were told: from 3.4.25 and 3.5.8 on.
 fn counts_well(version: &str) -> bool {
-    let mut parts = version.split(['.', '-', '+']).map(|part| part.parse::<u32>().ok());
-    match (parts.next().flatten(), parts.next().flatten(), parts.next().flatten()) {
+    let mut parts = version
+        .split(['.', '-', '+'])
+        .map(|part| part.parse::<u32>().ok());
+    match (
+        parts.next().flatten(),
+        parts.next().flatten(),
+        parts.next().flatten(),
+    ) {
         (Some(3), Some(4), Some(patch)) => patch >= 25,
         (Some(3), Some(5), Some(patch)) => patch >= 8,
         (Some(3), Some(minor), _) => minor > 5,
@@ -344,9 +401,16 @@ mod tests {
 
     #[test]
     fn a_value_that_is_an_address_is_an_endpoint() {
-        let entry = |value| Entry { id: "echo-0", value, epoch: NonZeroU64::new(7) };
+        let entry = |value| Entry {
+            id: "echo-0",
+            value,
+            epoch: NonZeroU64::new(7),
+        };
         let endpoint = entry(b"10.0.0.7:80").endpoint().unwrap();
-        assert_eq!((endpoint.id().as_str(), endpoint.epoch()), ("echo-0", NonZeroU64::new(7)));
+        assert_eq!(
+            (endpoint.id().as_str(), endpoint.epoch()),
+            ("echo-0", NonZeroU64::new(7))
+        );
         assert_eq!(entry(b"\xff").endpoint(), None);
         assert_eq!(entry(b"nowhere").endpoint(), None);
     }

@@ -43,7 +43,11 @@ const SHARED_FOR: u32 = 8;
 
 impl SharedSession {
     pub(crate) fn new(keep_alives: Arc<KeepAlives>) -> Self {
-        Self { keep_alives, live: Mutex::default(), claims: std::sync::Mutex::default() }
+        Self {
+            keep_alives,
+            live: Mutex::default(),
+            claims: std::sync::Mutex::default(),
+        }
     }
 
     pub(crate) fn has(&self, claim: &Claim) -> bool {
@@ -51,7 +55,11 @@ impl SharedSession {
     }
 
     /// The etcd lease to hang a claim's key on, and for how long it lasts from now: renewed for it, or made.
-    pub(crate) async fn join(&self, store: &EtcdStore, claim: &Claim) -> Result<(i64, Duration), StoreError> {
+    pub(crate) async fn join(
+        &self,
+        store: &EtcdStore,
+        claim: &Claim,
+    ) -> Result<(i64, Duration), StoreError> {
         let mut live = self.live.lock().await;
         self.see(claim);
         if let Some(session) = &mut *live
@@ -77,7 +85,9 @@ impl SharedSession {
     ) -> Result<Option<Duration>, StoreError> {
         let mut live = self.live.lock().await;
         self.see(claim);
-        let Some(session) = &mut *live else { return Ok(None) };
+        let Some(session) = &mut *live else {
+            return Ok(None);
+        };
         let age = now().since(session.sent);
         if age < session.ttl / SHARED_FOR {
             return Ok(Some(session.ttl.saturating_sub(age)));
@@ -91,7 +101,12 @@ impl SharedSession {
     }
 
     /// A claim has ended. With the last one the session does too.
-    pub(crate) async fn leave(&self, store: &EtcdStore, claim: &Claim, within: Duration) -> Result<(), StoreError> {
+    pub(crate) async fn leave(
+        &self,
+        store: &EtcdStore,
+        claim: &Claim,
+        within: Duration,
+    ) -> Result<(), StoreError> {
         let mut live = self.live.lock().await;
         let Some(lease) = live.as_ref().map(|session| session.lease) else {
             self.claims().remove(&claim.id());
@@ -110,7 +125,11 @@ impl SharedSession {
         Ok(())
     }
 
-    async fn extend(&self, session: &mut Live, within: Duration) -> Result<Option<Duration>, StoreError> {
+    async fn extend(
+        &self,
+        session: &mut Live,
+        within: Duration,
+    ) -> Result<Option<Duration>, StoreError> {
         let sent = now();
         let ttl = self.keep_alives.renew(session.lease, within).await?;
         if let Some(ttl) = ttl {
@@ -124,10 +143,18 @@ impl SharedSession {
         let now = now();
         let gone: Vec<_> = {
             let claims = self.claims();
-            claims.values().filter(|seen| now.since(seen.at) > ttl).map(|seen| seen.claim.clone()).collect()
+            claims
+                .values()
+                .filter(|seen| now.since(seen.at) > ttl)
+                .map(|seen| seen.claim.clone())
+                .collect()
         };
         for claim in gone {
-            if store.txn(within, store.delete(&claim, Session::Shared, false)).await.is_ok() {
+            if store
+                .txn(within, store.delete(&claim, Session::Shared, false))
+                .await
+                .is_ok()
+            {
                 tracing::debug!(key = %claim.key(), "a claim of a shared session was not renewed");
                 self.claims().remove(&claim.id());
             }
@@ -135,7 +162,13 @@ impl SharedSession {
     }
 
     fn see(&self, claim: &Claim) {
-        self.claims().insert(claim.id(), Seen { claim: claim.clone(), at: now() });
+        self.claims().insert(
+            claim.id(),
+            Seen {
+                claim: claim.clone(),
+                at: now(),
+            },
+        );
     }
 
     fn claims(&self) -> MutexGuard<'_, HashMap<ClaimId, Seen>> {

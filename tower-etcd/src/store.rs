@@ -2,12 +2,12 @@ use std::{fmt, future::Future, num::NonZeroU64, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use etcd_client::{
-    Client, Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, ResponseHeader, Txn, TxnOp,
-    TxnOpResponse, TxnResponse,
+    Client, Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions,
+    ResponseHeader, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
 use tower_lease::{
-    Acquired, Capabilities, Claim, ClaimId, Document, Fault, FencingToken, Grant, LeaseKey, LeaseStore, Listing,
-    Record, Revision, StoreError, Swap, Swapped, fencing,
+    Acquired, Capabilities, Claim, ClaimId, Document, Fault, FencingToken, Grant, LeaseKey,
+    LeaseStore, Listing, Record, Revision, StoreError, Swap, Swapped, fencing,
 };
 
 use crate::{
@@ -79,14 +79,25 @@ impl EtcdStore {
     #[must_use]
     pub fn new(cluster: &Cluster) -> Self {
         let keep_alives = Arc::new(KeepAlives::new(cluster.shared.calls.clone()));
-        Self { cluster: cluster.clone(), keys: Keys::default(), min_ttl: MIN_TTL, keep_alives, session: None }
+        Self {
+            cluster: cluster.clone(),
+            keys: Keys::default(),
+            min_ttl: MIN_TTL,
+            keep_alives,
+            session: None,
+        }
     }
 
     /// Puts `prefix` before every key in etcd. Default: none. Tokens and records do not show it. A role that may use a
     /// lease needs its key and what begins with `key;`, best by the whole prefix.
     #[must_use]
     pub fn with_prefix(self, prefix: &str) -> Self {
-        Self { keys: Keys { prefix: prefix.to_owned() }, ..self }
+        Self {
+            keys: Keys {
+                prefix: prefix.to_owned(),
+            },
+            ..self
+        }
     }
 
     /// The shortest TTL that a keeper may ask for. Default: 5 s, which outlives a change of etcd's leader. The engine's
@@ -104,10 +115,17 @@ impl EtcdStore {
     #[must_use]
     pub fn with_shared_session(self) -> Self {
         let session = SharedSession::new(self.keep_alives.clone());
-        Self { session: Some(Arc::new(session)), ..self }
+        Self {
+            session: Some(Arc::new(session)),
+            ..self
+        }
     }
 
-    pub(crate) async fn call<T, F>(&self, within: Duration, request: impl Fn(Client) -> F) -> Result<T, Failed>
+    pub(crate) async fn call<T, F>(
+        &self,
+        within: Duration,
+        request: impl Fn(Client) -> F,
+    ) -> Result<T, Failed>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -134,9 +152,19 @@ impl EtcdStore {
         seen: Option<Revision>,
     ) -> Result<Follow, StoreError> {
         let start = seen.map_or(0, |seen| seen.number() + 1);
-        let mut follow = Follow::open(&self.cluster.shared.watches, key.clone(), range, start, self.patience()).await?;
+        let mut follow = Follow::open(
+            &self.cluster.shared.watches,
+            key.clone(),
+            range,
+            start,
+            self.patience(),
+        )
+        .await?;
         if let Some(seen) = seen.filter(|seen| *seen > Revision::START) {
-            let options = GetOptions::new().with_revision(seen.number().cast_signed()).with_limit(1).with_keys_only();
+            let options = GetOptions::new()
+                .with_revision(seen.number().cast_signed())
+                .with_limit(1)
+                .with_keys_only();
             let key = if key.is_empty() { vec![0] } else { key };
             let read = self.call(self.patience(), |client| {
                 let (key, options) = (key.clone(), options.clone());
@@ -155,8 +183,14 @@ impl EtcdStore {
         self.look_within(key, self.patience()).await
     }
 
-    async fn look_within(&self, key: &LeaseKey, within: Duration) -> Result<(Found, Revision), StoreError> {
-        let response = self.txn(within, Txn::new().and_then(self.gets(key))).await?;
+    async fn look_within(
+        &self,
+        key: &LeaseKey,
+        within: Duration,
+    ) -> Result<(Found, Revision), StoreError> {
+        let response = self
+            .txn(within, Txn::new().and_then(self.gets(key)))
+            .await?;
         Ok((found(&response), at(&response)))
     }
 
@@ -166,20 +200,32 @@ impl EtcdStore {
 
     /// For one request on behalf of a claim.
     pub(crate) fn within(&self, claim: &Claim) -> Duration {
-        self.patience().min(MIN_ATTEMPT.max(claim.ttl() / ATTEMPTS_PER_TTL))
+        self.patience()
+            .min(MIN_ATTEMPT.max(claim.ttl() / ATTEMPTS_PER_TTL))
     }
 
     fn gets(&self, key: &LeaseKey) -> Vec<TxnOp> {
-        vec![TxnOp::get(self.keys.of(key), None), TxnOp::get(self.keys.mark(key), None)]
+        vec![
+            TxnOp::get(self.keys.of(key), None),
+            TxnOp::get(self.keys.mark(key), None),
+        ]
     }
 
     /// The key is this claim's.
     fn is_ours(&self, claim: &Claim, session: Session) -> Compare {
-        Compare::value(self.keys.of(claim.key()), CompareOp::Equal, codec::encode(claim, session))
+        Compare::value(
+            self.keys.of(claim.key()),
+            CompareOp::Equal,
+            codec::encode(claim, session),
+        )
     }
 
     fn is_at(&self, key: &LeaseKey, revision: u64) -> Compare {
-        Compare::mod_revision(self.keys.of(key), CompareOp::Equal, i64::try_from(revision).unwrap_or(i64::MAX))
+        Compare::mod_revision(
+            self.keys.of(key),
+            CompareOp::Equal,
+            i64::try_from(revision).unwrap_or(i64::MAX),
+        )
     }
 
     pub(crate) fn holds(&self, token: &FencingToken) -> Compare {
@@ -191,16 +237,35 @@ impl EtcdStore {
     /// Hands the key from one claim to the next if it is still the first one's.
     fn hand_over(&self, from: &Claim, session: Session, to: &Claim, lease: i64) -> Txn {
         let options = PutOptions::new().with_lease(lease);
-        let put = TxnOp::put(self.keys.of(to.key()), codec::encode(to, Session::Own), Some(options));
-        let then = [vec![put, TxnOp::put(self.keys.mark(to.key()), HANDED_OVER, None)], self.gets(to.key())].concat();
-        Txn::new().when([self.is_ours(from, session)]).and_then(then).or_else(self.gets(to.key()))
+        let put = TxnOp::put(
+            self.keys.of(to.key()),
+            codec::encode(to, Session::Own),
+            Some(options),
+        );
+        let then = [
+            vec![put, TxnOp::put(self.keys.mark(to.key()), HANDED_OVER, None)],
+            self.gets(to.key()),
+        ]
+        .concat();
+        Txn::new()
+            .when([self.is_ours(from, session)])
+            .and_then(then)
+            .or_else(self.gets(to.key()))
     }
 
     /// Put if it does not exist; the mark says how the last epoch ended.
     fn take(&self, claim: &Claim, lease: i64, session: Session) -> Txn {
         let (key, mark) = (self.keys.of(claim.key()), self.keys.mark(claim.key()));
-        let put = TxnOp::put(key.clone(), codec::encode(claim, session), Some(PutOptions::new().with_lease(lease)));
-        let then = [vec![put, TxnOp::put(mark, "", None)], self.gets(claim.key())].concat();
+        let put = TxnOp::put(
+            key.clone(),
+            codec::encode(claim, session),
+            Some(PutOptions::new().with_lease(lease)),
+        );
+        let then = [
+            vec![put, TxnOp::put(mark, "", None)],
+            self.gets(claim.key()),
+        ]
+        .concat();
         Txn::new()
             .when([Compare::create_revision(key, CompareOp::Equal, 0)])
             .and_then(then)
@@ -210,7 +275,9 @@ impl EtcdStore {
     /// Makes the etcd lease of a claim. If it is there already, an earlier attempt of this claim made it.
     pub(crate) async fn grant(&self, lease: i64, claim: &Claim) -> Result<Duration, StoreError> {
         let within = self.within(claim);
-        let ttl = i64::try_from(claim.ttl().as_nanos().div_ceil(1_000_000_000)).unwrap_or(i64::MAX).max(1);
+        let ttl = i64::try_from(claim.ttl().as_nanos().div_ceil(1_000_000_000))
+            .unwrap_or(i64::MAX)
+            .max(1);
         let options = LeaseGrantOptions::new().with_id(lease);
         let granted = self.call(within, |client| {
             let options = options.clone();
@@ -231,7 +298,12 @@ impl EtcdStore {
     }
 
     /// Whether a claim holds its key, by the word of a quorum.
-    async fn check(&self, claim: &Claim, session: Session, within: Duration) -> Result<(), StoreError> {
+    async fn check(
+        &self,
+        claim: &Claim,
+        session: Session,
+        within: Duration,
+    ) -> Result<(), StoreError> {
         let check = Txn::new().when([self.is_ours(claim, session)]);
         if self.txn(within, check).await?.succeeded() {
             Ok(())
@@ -240,9 +312,15 @@ impl EtcdStore {
         }
     }
 
-    pub(crate) async fn revoke_lease(&self, lease: i64, within: Duration) -> Result<(), StoreError> {
+    pub(crate) async fn revoke_lease(
+        &self,
+        lease: i64,
+        within: Duration,
+    ) -> Result<(), StoreError> {
         self.keep_alives.forget(lease);
-        let revoked = self.call(within, |client| async move { client.lease_client().revoke(lease).await });
+        let revoked = self.call(within, |client| async move {
+            client.lease_client().revoke(lease).await
+        });
         match revoked.await {
             Ok(_) => Ok(()),
             Err(failed) if failed.is_lease_gone() => Ok(()),
@@ -257,7 +335,9 @@ impl EtcdStore {
                 let within = self.within(claim);
                 let ttl = self.again(held.lease, within).await?;
                 // Only now: a keep-alive alone proves nothing.
-                self.check(claim, held.written.session, within).await.map_err(unsure)?;
+                self.check(claim, held.written.session, within)
+                    .await
+                    .map_err(unsure)?;
                 Ok(Acquired::Granted(held.grant(claim.key().clone(), ttl)))
             }
             Found::Record(held) => Ok(Acquired::Held(held.record(claim.key().clone()))),
@@ -274,7 +354,9 @@ impl EtcdStore {
         if is_clean {
             ops.push(TxnOp::delete(self.keys.mark(claim.key()), None));
         }
-        Txn::new().when([self.is_ours(claim, session)]).and_then(ops)
+        Txn::new()
+            .when([self.is_ours(claim, session)])
+            .and_then(ops)
     }
 
     /// Lets go of what a claim's key hangs or would have hung on.
@@ -287,11 +369,24 @@ impl EtcdStore {
 
     /// How a claim's record is written.
     fn session_of(&self, claim: &Claim) -> Session {
-        if self.session.as_ref().is_some_and(|session| session.has(claim)) { Session::Shared } else { Session::Own }
+        if self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.has(claim))
+        {
+            Session::Shared
+        } else {
+            Session::Own
+        }
     }
 
     /// Deletes what is bound to an epoch of a shared session. (That of a session of its own goes with it.)
-    pub(crate) async fn unbind(&self, key: &LeaseKey, lease: i64, within: Duration) -> Result<(), StoreError> {
+    pub(crate) async fn unbind(
+        &self,
+        key: &LeaseKey,
+        lease: i64,
+        within: Duration,
+    ) -> Result<(), StoreError> {
         let prefix = self.keys.bound(key);
         let options = GetOptions::new().with_prefix();
         let index = self.call(within, |client| {
@@ -300,7 +395,9 @@ impl EtcdStore {
         });
         let index = index.await?;
         let bound = index.kvs().iter().filter(|entry| entry.lease() == lease);
-        let ops: Vec<_> = bound.flat_map(|entry| self.unbind_one(entry, &prefix)).collect();
+        let ops: Vec<_> = bound
+            .flat_map(|entry| self.unbind_one(entry, &prefix))
+            .collect();
         for ops in ops.chunks(MAX_OPS) {
             self.txn(within, Txn::new().and_then(ops)).await?;
         }
@@ -309,14 +406,27 @@ impl EtcdStore {
 
     /// The document goes unless it was written since without being bound.
     fn unbind_one(&self, entry: &KeyValue, prefix: &[u8]) -> [TxnOp; 2] {
-        let document = [self.keys.prefix.as_bytes(), entry.key().strip_prefix(prefix).unwrap_or_default()].concat();
-        let is_bound = Compare::mod_revision(document.clone(), CompareOp::Equal, entry.mod_revision());
-        let delete = Txn::new().when([is_bound]).and_then([TxnOp::delete(document, None)]);
+        let document = [
+            self.keys.prefix.as_bytes(),
+            entry.key().strip_prefix(prefix).unwrap_or_default(),
+        ]
+        .concat();
+        let is_bound =
+            Compare::mod_revision(document.clone(), CompareOp::Equal, entry.mod_revision());
+        let delete = Txn::new()
+            .when([is_bound])
+            .and_then([TxnOp::delete(document, None)]);
         [TxnOp::txn(delete), TxnOp::delete(entry.key(), None)]
     }
 
     /// Ends what an epoch hung on, after its key has gone or gone to another.
-    async fn clean_up(&self, key: &LeaseKey, session: Session, lease: i64, within: Duration) -> Result<(), StoreError> {
+    async fn clean_up(
+        &self,
+        key: &LeaseKey,
+        session: Session,
+        lease: i64,
+        within: Duration,
+    ) -> Result<(), StoreError> {
         match session {
             Session::Own => self.revoke_lease(lease, within).await,
             Session::Shared => self.unbind(key, lease, within).await,
@@ -332,7 +442,10 @@ impl EtcdStore {
         revision: i64,
         limit: i64,
     ) -> Result<etcd_client::GetResponse, Failed> {
-        let options = GetOptions::new().with_range(end).with_limit(limit).with_revision(revision);
+        let options = GetOptions::new()
+            .with_range(end)
+            .with_limit(limit)
+            .with_revision(revision);
         self.call(self.patience(), |client| {
             let (from, options) = (from.to_vec(), options.clone());
             async move { client.kv_client().get(from, Some(options)).await }
@@ -341,7 +454,10 @@ impl EtcdStore {
     }
 
     /// All keys under a prefix, as of one revision.
-    pub(crate) async fn list(&self, prefix: &str) -> Result<(Vec<KeyValue>, ResponseHeader), StoreError> {
+    pub(crate) async fn list(
+        &self,
+        prefix: &str,
+    ) -> Result<(Vec<KeyValue>, ResponseHeader), StoreError> {
         let mut from = self.keys.under(prefix);
         let end = end_of(&from);
         if from.is_empty() {
@@ -365,7 +481,10 @@ impl EtcdStore {
             }
             all.extend(found);
             if !page.more() {
-                return Ok((all, header.ok_or_else(|| StoreError::unknown("etcd answered without a header"))?));
+                return Ok((
+                    all,
+                    header.ok_or_else(|| StoreError::unknown("etcd answered without a header"))?,
+                ));
             }
         }
     }
@@ -388,8 +507,12 @@ impl EtcdStore {
 
     fn swap_ops(&self, swap: &Swap, bound: Option<&Held>) -> Vec<TxnOp> {
         let key = self.keys.of(swap.key());
-        let Some(value) = swap.value() else { return self.delete_ops(swap) };
-        let Some(held) = bound else { return vec![TxnOp::put(key, value.to_vec(), None)] };
+        let Some(value) = swap.value() else {
+            return self.delete_ops(swap);
+        };
+        let Some(held) = bound else {
+            return vec![TxnOp::put(key, value.to_vec(), None)];
+        };
         let options = PutOptions::new().with_lease(held.lease);
         let mut ops = vec![TxnOp::put(key, value.to_vec(), Some(options.clone()))];
         if let (Session::Shared, Some(guard)) = (held.written.session, swap.guard()) {
@@ -401,30 +524,54 @@ impl EtcdStore {
     /// The document, and what a shared session may remember of it: an epoch may last for years.
     fn delete_ops(&self, swap: &Swap) -> Vec<TxnOp> {
         let entry = swap.guard().map(|guard| self.bound_entry(guard, swap));
-        [Some(self.keys.of(swap.key())), entry].into_iter().flatten().map(|key| TxnOp::delete(key, None)).collect()
+        [Some(self.keys.of(swap.key())), entry]
+            .into_iter()
+            .flatten()
+            .map(|key| TxnOp::delete(key, None))
+            .collect()
     }
 
     fn bound_entry(&self, guard: &FencingToken, swap: &Swap) -> Vec<u8> {
-        [&self.keys.bound(guard.key()), swap.key().as_str().as_bytes()].concat()
+        [
+            &self.keys.bound(guard.key()),
+            swap.key().as_str().as_bytes(),
+        ]
+        .concat()
     }
 
     /// Why a swap was not carried out: the guard first, then the kind of the key, then what is there.
     fn not_swapped(&self, swap: &Swap, response: &TxnResponse) -> Result<Swapped, StoreError> {
         let found: Vec<_> = response.op_responses().iter().map(first_of).collect();
         let guard = found.get(1).and_then(Option::as_ref);
-        if swap.guard().is_some_and(|token| guard.is_none_or(|guard| !is_of(guard, token))) {
+        if swap
+            .guard()
+            .is_some_and(|token| guard.is_none_or(|guard| !is_of(guard, token)))
+        {
             return Err(StoreError::lost("the guard's epoch does not hold its key"));
         }
-        match found.first().and_then(Option::as_ref).map_or(Found::Vacant, Found::of) {
+        match found
+            .first()
+            .and_then(Option::as_ref)
+            .map_or(Found::Vacant, Found::of)
+        {
             Found::Record(_) => Err(StoreError::refused("the key is a lease")),
             Found::Vacant => Ok(Swapped::Changed(None)),
-            Found::Document(value, at) => Ok(Swapped::Changed(Some(Document::new(swap.key().clone(), value, at)))),
+            Found::Document(value, at) => Ok(Swapped::Changed(Some(Document::new(
+                swap.key().clone(),
+                value,
+                at,
+            )))),
         }
     }
 
     /// The record that guards a swap, if the document is to hang on the same etcd lease.
     async fn guard_of(&self, swap: &Swap) -> Result<Option<Held>, StoreError> {
-        let Some(token) = swap.guard().filter(|_| swap.is_bound() && swap.value().is_some()) else { return Ok(None) };
+        let Some(token) = swap
+            .guard()
+            .filter(|_| swap.is_bound() && swap.value().is_some())
+        else {
+            return Ok(None);
+        };
         match self.look(token.key()).await?.0 {
             Found::Record(held) if held.token == token.epoch() => Ok(Some(held)),
             _ => Err(StoreError::lost("the guard's epoch does not hold its key")),
@@ -457,10 +604,16 @@ impl LeaseStore for EtcdStore {
                 (lease, self.grant(lease, claim).await?)
             }
         };
-        let taken = self.txn(within, self.take(claim, lease, self.session_of(claim))).await?;
+        let taken = self
+            .txn(within, self.take(claim, lease, self.session_of(claim)))
+            .await?;
         match found(&taken) {
-            Found::Record(held) if taken.succeeded() => Ok(Acquired::Granted(held.grant(claim.key().clone(), ttl))),
-            Found::Record(held) if held.written.claim == claim.id() => self.answer(claim, Found::Record(held)).await,
+            Found::Record(held) if taken.succeeded() => {
+                Ok(Acquired::Granted(held.grant(claim.key().clone(), ttl)))
+            }
+            Found::Record(held) if held.written.claim == claim.id() => {
+                self.answer(claim, Found::Record(held)).await
+            }
             // Somebody was faster. Our etcd lease ends by itself: revoking it might hit an earlier attempt of this very
             // claim, which was granted in the meantime and whose answer is on its way.
             found => self.answer(claim, found).await,
@@ -470,17 +623,25 @@ impl LeaseStore for EtcdStore {
     async fn renew(&self, claim: &Claim) -> Result<Duration, StoreError> {
         let within = self.within(claim);
         let (ttl, session) = match &self.session {
-            Some(session) if session.has(claim) => (session.renew(self, claim, within).await?, Session::Shared),
-            _ => (self.keep_alives.renew(lease_of(claim.id()), within).await?, Session::Own),
+            Some(session) if session.has(claim) => {
+                (session.renew(self, claim, within).await?, Session::Shared)
+            }
+            _ => (
+                self.keep_alives.renew(lease_of(claim.id()), within).await?,
+                Session::Own,
+            ),
         };
-        let Some(ttl) = ttl else { return Err(StoreError::lost("the etcd lease is gone")) };
+        let Some(ttl) = ttl else {
+            return Err(StoreError::lost("the etcd lease is gone"));
+        };
         self.check(claim, session, within).await?;
         Ok(ttl)
     }
 
     async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
         let within = self.within(claim);
-        self.txn(within, self.delete(claim, self.session_of(claim), true)).await?;
+        self.txn(within, self.delete(claim, self.session_of(claim), true))
+            .await?;
         self.give_up(claim, within).await
     }
 
@@ -493,13 +654,28 @@ impl LeaseStore for EtcdStore {
                 // Nothing to take; but the guard is still to be looked at.
                 Found::Vacant | Found::Document(..) => Vec::new(),
             };
-            let delete = when.iter().map(|_| TxnOp::delete(self.keys.of(key), None)).collect::<Vec<_>>();
-            let otherwise: Vec<_> = guard.iter().map(|guard| TxnOp::get(self.keys.of(guard.key()), None)).collect();
+            let delete = when
+                .iter()
+                .map(|_| TxnOp::delete(self.keys.of(key), None))
+                .collect::<Vec<_>>();
+            let otherwise: Vec<_> = guard
+                .iter()
+                .map(|guard| TxnOp::get(self.keys.of(guard.key()), None))
+                .collect();
             when.extend(guard.map(|guard| self.holds(guard)));
-            let response = self.txn(within, Txn::new().when(when).and_then(delete).or_else(otherwise)).await?;
+            let response = self
+                .txn(
+                    within,
+                    Txn::new().when(when).and_then(delete).or_else(otherwise),
+                )
+                .await?;
             if response.succeeded() {
-                let Found::Record(held) = there else { return Ok(()) };
-                return self.clean_up(key, held.written.session, held.lease, within).await;
+                let Found::Record(held) = there else {
+                    return Ok(());
+                };
+                return self
+                    .clean_up(key, held.written.session, held.lease, within)
+                    .await;
             }
             if let Some(guard) = guard
                 && !is_held(&response, guard)
@@ -507,7 +683,9 @@ impl LeaseStore for EtcdStore {
                 return Err(StoreError::lost("the guard's epoch does not hold its key"));
             }
         }
-        Err(StoreError::refused("the key changes hands faster than it can be taken"))
+        Err(StoreError::refused(
+            "the key changes hands faster than it can be taken",
+        ))
     }
 
     async fn inspect(&self, key: &LeaseKey) -> Result<Option<Record>, StoreError> {
@@ -526,14 +704,20 @@ impl LeaseStore for EtcdStore {
         let (found, header) = self.list(prefix).await?;
         let (mut records, mut documents) = (Vec::new(), Vec::new());
         for found in &found {
-            let Some(key) = self.keys.parse(found.key()) else { continue };
+            let Some(key) = self.keys.parse(found.key()) else {
+                continue;
+            };
             match Found::of(found) {
                 Found::Record(held) => records.push(held.record(key)),
                 Found::Document(value, at) => documents.push(Document::new(key, value, at)),
                 Found::Vacant => {}
             }
         }
-        Ok(Listing { revision: revision(header.revision()), records, documents })
+        Ok(Listing {
+            revision: revision(header.revision()),
+            records,
+            documents,
+        })
     }
 
     fn watch_prefix(&self, prefix: &str, after: Revision) -> EtcdWatch {
@@ -542,11 +726,15 @@ impl LeaseStore for EtcdStore {
 
     async fn transfer(&self, from: &Claim, to: &Claim) -> Result<Grant, StoreError> {
         if from.key() != to.key() {
-            return Err(StoreError::refused("a lease is handed over under its own key"));
+            return Err(StoreError::refused(
+                "a lease is handed over under its own key",
+            ));
         }
         let (within, lease) = (self.within(from), lease_of(to.id()));
         let (there, _) = self.look_within(from.key(), within).await?;
-        let Found::Record(held) = there else { return Err(StoreError::lost("nobody holds the key")) };
+        let Found::Record(held) = there else {
+            return Err(StoreError::lost("nobody holds the key"));
+        };
         if held.written.claim == to.id() {
             let ttl = self.again(held.lease, within).await?;
             return Ok(held.grant(to.key().clone(), ttl));
@@ -555,14 +743,23 @@ impl LeaseStore for EtcdStore {
             return Err(StoreError::lost("the key is another's"));
         }
         let ttl = self.grant(lease, to).await?;
-        let response = self.txn(within, self.hand_over(from, held.written.session, to, lease)).await?;
-        let Found::Record(now) = found(&response) else { return Err(StoreError::lost("nobody holds the key")) };
+        let response = self
+            .txn(
+                within,
+                self.hand_over(from, held.written.session, to, lease),
+            )
+            .await?;
+        let Found::Record(now) = found(&response) else {
+            return Err(StoreError::lost("nobody holds the key"));
+        };
         if now.written.claim != to.id() {
             let _ = self.revoke_lease(lease, within).await;
             return Err(StoreError::lost("the key is another's"));
         }
         // What hung on the old epoch goes; if this fails, when its etcd lease ends.
-        let _ = self.clean_up(from.key(), held.written.session, held.lease, within).await;
+        let _ = self
+            .clean_up(from.key(), held.written.session, held.lease, within)
+            .await;
         if let Some(session) = &self.session {
             let _ = session.leave(self, from, within).await;
         }
@@ -579,7 +776,11 @@ impl LeaseStore for EtcdStore {
     async fn swap(&self, swap: &Swap) -> Result<Swapped, StoreError> {
         let (bound, unfit) = (self.guard_of(swap).await?, unfit(swap));
         // What does not fit is not written; but whatever else is wrong comes first.
-        let ops = if unfit.is_some() { Vec::new() } else { self.swap_ops(swap, bound.as_ref()) };
+        let ops = if unfit.is_some() {
+            Vec::new()
+        } else {
+            self.swap_ops(swap, bound.as_ref())
+        };
         let response = self.txn(self.patience(), self.swap_txn(swap, ops)).await?;
         match unfit {
             _ if !response.succeeded() => self.not_swapped(swap, &response),
@@ -623,7 +824,12 @@ impl Found {
         match (codec::decode(found.value()), NonZeroU64::new(at.number())) {
             (Some(written), Some(token)) => {
                 let is_clean = mark.is_some_and(|mark| is_clean(mark, found.mod_revision()));
-                Self::Record(Held { written, token, lease: found.lease(), is_clean })
+                Self::Record(Held {
+                    written,
+                    token,
+                    lease: found.lease(),
+                    is_clean,
+                })
             }
             _ => Self::Document(Bytes::copy_from_slice(found.value()), at),
         }
@@ -636,12 +842,20 @@ impl Held {
     }
 
     pub(crate) fn record(self, key: LeaseKey) -> Record {
-        Record::new(FencingToken::new(key, self.token), self.written.holder, self.written.claim)
+        Record::new(
+            FencingToken::new(key, self.token),
+            self.written.holder,
+            self.written.claim,
+        )
     }
 
     fn grant(&self, key: LeaseKey, ttl: Duration) -> Grant {
         let grant = Grant::new(FencingToken::new(key, self.token), ttl, self.revision());
-        if self.is_clean { grant.after_clean_end() } else { grant }
+        if self.is_clean {
+            grant.after_clean_end()
+        } else {
+            grant
+        }
     }
 }
 
@@ -658,19 +872,28 @@ pub(crate) fn lease_of(claim: ClaimId) -> i64 {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     // etcd takes zero for "choose one", and wants it positive.
-    ((mixed ^ (mixed >> 31)) & i64::MAX as u64).max(1).cast_signed()
+    ((mixed ^ (mixed >> 31)) & i64::MAX as u64)
+        .max(1)
+        .cast_signed()
 }
 
 /// What the last two reads of a transaction found: a key and its mark.
 fn found(response: &TxnResponse) -> Found {
     let gets = response.op_responses();
-    let mut gets = gets.iter().filter(|op| matches!(op, TxnOpResponse::Get(_))).map(first_of);
+    let mut gets = gets
+        .iter()
+        .filter(|op| matches!(op, TxnOpResponse::Get(_)))
+        .map(first_of);
     let (found, mark) = (gets.next().flatten(), gets.next().flatten());
-    found.map_or(Found::Vacant, |found| Found::with_mark(&found, mark.as_ref()))
+    found.map_or(Found::Vacant, |found| {
+        Found::with_mark(&found, mark.as_ref())
+    })
 }
 
 fn first_of(op: &TxnOpResponse) -> Option<KeyValue> {
-    let TxnOpResponse::Get(got) = op else { return None };
+    let TxnOpResponse::Get(got) = op else {
+        return None;
+    };
     got.kvs().first().cloned()
 }
 
@@ -689,7 +912,11 @@ pub(crate) fn at(response: &TxnResponse) -> Revision {
 
 /// To an acquisition "lost" is no answer.
 fn unsure(error: StoreError) -> StoreError {
-    if error.fault() == Fault::Lost { StoreError::unknown(error) } else { error }
+    if error.fault() == Fault::Lost {
+        StoreError::unknown(error)
+    } else {
+        error
+    }
 }
 
 fn seconds(seconds: i64) -> Duration {
@@ -703,10 +930,15 @@ fn unfit(swap: &Swap) -> Option<StoreError> {
 /// What no document may be.
 pub(crate) fn check_value(value: &Bytes) -> Result<(), StoreError> {
     if value.len() > Document::MAX_LEN {
-        return Err(StoreError::refused(format!("a document has at most {} bytes", Document::MAX_LEN)));
+        return Err(StoreError::refused(format!(
+            "a document has at most {} bytes",
+            Document::MAX_LEN
+        )));
     }
     if value.starts_with(MAGIC) {
-        return Err(StoreError::refused("a document must not look like a lease's record"));
+        return Err(StoreError::refused(
+            "a document must not look like a lease's record",
+        ));
     }
     Ok(())
 }
@@ -714,7 +946,9 @@ pub(crate) fn check_value(value: &Bytes) -> Result<(), StoreError> {
 /// The first key after all that begin with `prefix`; a zero byte, which etcd takes for "no end", if there is none.
 fn end_of(prefix: &[u8]) -> Vec<u8> {
     let last = prefix.iter().rposition(|&byte| byte < u8::MAX);
-    last.map_or(vec![0], |last| [&prefix[..last], &[prefix[last] + 1]].concat())
+    last.map_or(vec![0], |last| {
+        [&prefix[..last], &[prefix[last] + 1]].concat()
+    })
 }
 
 #[cfg(test)]
@@ -724,11 +958,15 @@ mod tests {
     #[test]
     fn r15_claims_of_one_keeper_have_etcd_leases_of_their_own() {
         let first = ClaimId::random().as_u128();
-        let leases: std::collections::BTreeSet<_> =
-            (0..1_000).map(|n| lease_of(ClaimId::from_u128(first.wrapping_add(n)))).collect();
+        let leases: std::collections::BTreeSet<_> = (0..1_000)
+            .map(|n| lease_of(ClaimId::from_u128(first.wrapping_add(n))))
+            .collect();
         assert_eq!(leases.len(), 1_000);
         assert!(leases.iter().all(|lease| *lease > 0));
-        assert_eq!(lease_of(ClaimId::from_u128(first)), lease_of(ClaimId::from_u128(first)));
+        assert_eq!(
+            lease_of(ClaimId::from_u128(first)),
+            lease_of(ClaimId::from_u128(first))
+        );
     }
 
     #[test]

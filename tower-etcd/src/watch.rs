@@ -36,7 +36,10 @@ pub(crate) enum Heard {
     /// In the order of their revisions.
     Events(Vec<Event>),
     /// Nothing happened, up to this revision if the server counts well (from 3.4.25 and 3.5.8 on).
-    #[cfg_attr(not(feature = "resolve"), expect(dead_code, reason = "a lease's watcher needs no more than the sign"))]
+    #[cfg_attr(
+        not(feature = "resolve"),
+        expect(dead_code, reason = "a lease's watcher needs no more than the sign")
+    )]
     Progress(i64),
     /// What was asked for is forgotten.
     Compacted,
@@ -59,7 +62,12 @@ const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 impl EtcdWatch {
     /// First the present state, then every later one.
     pub(crate) fn of_key(store: EtcdStore, key: LeaseKey) -> Self {
-        let start = OfKey { store, key, follow: None, queue: VecDeque::new() };
+        let start = OfKey {
+            store,
+            key,
+            follow: None,
+            queue: VecDeque::new(),
+        };
         Self::new(start, |mut watch| async move {
             let event = watch.next().await;
             (event, watch)
@@ -68,8 +76,13 @@ impl EtcdWatch {
 
     /// Everything after a revision.
     pub(crate) fn of_prefix(store: EtcdStore, prefix: &str, after: Revision) -> Self {
-        let start =
-            OfPrefix { store, prefix: prefix.to_owned(), after: Some(after), follow: None, queue: VecDeque::new() };
+        let start = OfPrefix {
+            store,
+            prefix: prefix.to_owned(),
+            after: Some(after),
+            follow: None,
+            queue: VecDeque::new(),
+        };
         Self::new(start, |mut watch| async move {
             let event = watch.next().await;
             (event, watch)
@@ -93,7 +106,10 @@ impl EtcdWatch {
 
 impl Watch for EtcdWatch {
     async fn next(&mut self) -> Result<WatchEvent, StoreError> {
-        self.0.next().await.unwrap_or_else(|| Err(StoreError::not_sent("the watch broke before")))
+        self.0
+            .next()
+            .await
+            .unwrap_or_else(|| Err(StoreError::not_sent("the watch broke before")))
     }
 }
 
@@ -135,7 +151,11 @@ impl OfKey {
 
     async fn look(&mut self) -> Result<WatchEvent, StoreError> {
         let (found, at) = self.store.look(&self.key).await?;
-        self.follow = Some(self.store.follow(self.store.keys.of(&self.key), Range::Key, Some(at)).await?);
+        self.follow = Some(
+            self.store
+                .follow(self.store.keys.of(&self.key), Range::Key, Some(at))
+                .await?,
+        );
         Ok(match found {
             Found::Record(found) => {
                 let revision = found.revision();
@@ -148,10 +168,15 @@ impl OfKey {
     fn tell(&self, event: &Event) -> Option<WatchEvent> {
         match tell(&self.store.keys, event)? {
             // Who watches one key asks for its lease, and where a document is or was there is none, as `look` has it.
-            WatchEvent::Written(document) => Some(WatchEvent::Vacant(self.key.clone(), document.revision())),
+            WatchEvent::Written(document) => {
+                Some(WatchEvent::Vacant(self.key.clone(), document.revision()))
+            }
             WatchEvent::Deleted(key, at) => Some(WatchEvent::Vacant(key, at)),
             // What it was is forgotten; it is not there now.
-            WatchEvent::Lagged => Some(WatchEvent::Vacant(self.key.clone(), revision(event.kv()?.mod_revision()))),
+            WatchEvent::Lagged => Some(WatchEvent::Vacant(
+                self.key.clone(),
+                revision(event.kv()?.mod_revision()),
+            )),
             event => Some(event),
         }
     }
@@ -231,15 +256,27 @@ impl Follow {
         start: u64,
         patience: Duration,
     ) -> Result<Self, StoreError> {
-        let options = WatchOptions::new().with_prev_key().with_start_revision(i64::try_from(start).unwrap_or(i64::MAX));
-        let options = if range == Range::Prefix { options.with_prefix() } else { options };
+        let options = WatchOptions::new()
+            .with_prev_key()
+            .with_start_revision(i64::try_from(start).unwrap_or(i64::MAX));
+        let options = if range == Range::Prefix {
+            options.with_prefix()
+        } else {
+            options
+        };
         let member = pool.at();
         let opened = timeout(patience, Self::create(pool, member, key, options));
         let opened = opened.await.unwrap_or(Err(Failed::TimedOut(patience)));
         pool.note(member, opened.as_ref().err()).await;
         let (taken, stream, created) = opened?;
         let is_compacted = created.compact_revision() != 0;
-        Ok(Self { pool: pool.clone(), taken, stream, patience, is_compacted })
+        Ok(Self {
+            pool: pool.clone(),
+            taken,
+            stream,
+            patience,
+            is_compacted,
+        })
     }
 
     async fn create(
@@ -250,8 +287,14 @@ impl Follow {
     ) -> Result<(Taken, WatchStream, WatchResponse), Failed> {
         let taken = pool.take(member).await?;
         // Leaders and the like are asked when the stream opens.
-        let mut client = taken.client.watch_client().max_decoding_message_size(MAX_MESSAGE);
-        let mut stream = client.watch(key, Some(options)).await.map_err(Failed::Etcd)?;
+        let mut client = taken
+            .client
+            .watch_client()
+            .max_decoding_message_size(MAX_MESSAGE);
+        let mut stream = client
+            .watch(key, Some(options))
+            .await
+            .map_err(Failed::Etcd)?;
         let created = stream.message().await.map_err(Failed::Etcd)?;
         let Some(created) = created.filter(WatchResponse::created) else {
             return Err(broken("the watch was not made"));
@@ -276,7 +319,10 @@ impl Follow {
     pub(crate) async fn version(&self) -> String {
         let mut client = self.taken.client.maintenance_client();
         let told = timeout(self.patience, client.status()).await;
-        told.ok().and_then(Result::ok).map(|status| status.version().to_owned()).unwrap_or_default()
+        told.ok()
+            .and_then(Result::ok)
+            .map(|status| status.version().to_owned())
+            .unwrap_or_default()
     }
 
     async fn hear(&mut self) -> Result<Heard, Failed> {
@@ -287,7 +333,9 @@ impl Follow {
             Ok(message) => message.map_err(Failed::Etcd)?,
             Err(_) => self.probe().await?,
         };
-        let Some(message) = message else { return Err(broken("the watch has ended")) };
+        let Some(message) = message else {
+            return Err(broken("the watch has ended"));
+        };
         if message.compact_revision() != 0 {
             return Ok(Heard::Compacted);
         }
@@ -295,7 +343,9 @@ impl Follow {
             return Err(Self::canceled(&self.pool, &self.taken, message.cancel_reason()).await);
         }
         if message.events().is_empty() {
-            return Ok(Heard::Progress(message.header().map_or(0, ResponseHeader::revision)));
+            return Ok(Heard::Progress(
+                message.header().map_or(0, ResponseHeader::revision),
+            ));
         }
         Ok(Heard::Events(message.events().to_vec()))
     }
@@ -304,7 +354,9 @@ impl Follow {
     async fn probe(&mut self) -> Result<Option<WatchResponse>, Failed> {
         self.stream.request_progress().await.map_err(Failed::Etcd)?;
         let answer = timeout(self.patience, self.stream.message()).await;
-        answer.map_err(|_| Failed::TimedOut(self.patience))?.map_err(Failed::Etcd)
+        answer
+            .map_err(|_| Failed::TimedOut(self.patience))?
+            .map_err(Failed::Etcd)
     }
 
     /// etcd tells an expired token and a missing right with the same words, so another token is fetched for both.

@@ -19,7 +19,10 @@ pub struct Write {
 impl Write {
     /// Writes it.
     pub fn put(key: LeaseKey, value: impl Into<Bytes>) -> Self {
-        Self { key, value: Some(value.into()) }
+        Self {
+            key,
+            value: Some(value.into()),
+        }
     }
 
     /// Deletes it; nothing if it is not there.
@@ -49,18 +52,36 @@ impl EtcdStore {
     ) -> Result<Revision, StoreError> {
         let writes: Vec<_> = writes.into_iter().collect();
         if writes.len() >= MAX_OPS {
-            return Err(StoreError::refused(format!("{} writes are more than fit into a transaction", writes.len())));
+            return Err(StoreError::refused(format!(
+                "{} writes are more than fit into a transaction",
+                writes.len()
+            )));
         }
-        writes.iter().filter_map(|write| write.value.as_ref()).try_for_each(check_value)?;
-        let hangs_on_none = |write: &Write| Compare::lease(self.keys.of(&write.key), CompareOp::Equal, 0);
-        let when: Vec<_> = writes.iter().map(hangs_on_none).chain([self.holds(token)]).collect();
+        writes
+            .iter()
+            .filter_map(|write| write.value.as_ref())
+            .try_for_each(check_value)?;
+        let hangs_on_none =
+            |write: &Write| Compare::lease(self.keys.of(&write.key), CompareOp::Equal, 0);
+        let when: Vec<_> = writes
+            .iter()
+            .map(hangs_on_none)
+            .chain([self.holds(token)])
+            .collect();
         let ops: Vec<_> = writes.iter().map(|write| self.op(write)).collect();
         let guard = TxnOp::get(self.keys.of(token.key()), None);
-        let response = self.txn(self.patience(), Txn::new().when(when).and_then(ops).or_else([guard])).await?;
+        let response = self
+            .txn(
+                self.patience(),
+                Txn::new().when(when).and_then(ops).or_else([guard]),
+            )
+            .await?;
         if response.succeeded() {
             Ok(at(&response))
         } else if is_held(&response, token) {
-            Err(StoreError::refused("one of the keys is a lease's, or bound to one"))
+            Err(StoreError::refused(
+                "one of the keys is a lease's, or bound to one",
+            ))
         } else {
             Err(StoreError::lost("the guard's epoch does not hold its key"))
         }

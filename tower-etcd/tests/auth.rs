@@ -19,16 +19,26 @@ async fn guard(etcd: &Etcd) -> Client {
     root.user_add("root", "r", None).await.unwrap();
     root.user_grant_role("root", "root").await.unwrap();
     root.role_add("app").await.unwrap();
-    root.role_grant_permission("app", Permission::read_write("app/").with_prefix()).await.unwrap();
+    root.role_grant_permission("app", Permission::read_write("app/").with_prefix())
+        .await
+        .unwrap();
     root.user_add("app", "a", None).await.unwrap();
     root.user_grant_role("app", "app").await.unwrap();
     root.auth_enable().await.unwrap();
-    let options = ConnectOptions::new().with_user("root", "r").with_auto_token_refresh(true);
-    Client::connect(etcd.endpoints(), Some(options)).await.unwrap()
+    let options = ConnectOptions::new()
+        .with_user("root", "r")
+        .with_auto_token_refresh(true);
+    Client::connect(etcd.endpoints(), Some(options))
+        .await
+        .unwrap()
 }
 
 fn store(etcd: &Etcd, password: &str) -> EtcdStore {
-    let cluster = Cluster::builder(etcd.endpoints()).user("app", password).request_timeout(LONG).build().unwrap();
+    let cluster = Cluster::builder(etcd.endpoints())
+        .user("app", password)
+        .request_timeout(LONG)
+        .build()
+        .unwrap();
     EtcdStore::new(&cluster).with_prefix("app/")
 }
 
@@ -39,12 +49,30 @@ async fn who_may_not_is_refused() {
     guard(&etcd).await;
     let ours = claim("a", LONG);
     granted(&store(&etcd, "a"), &ours).await;
-    let refused = |error: tower_lease::StoreError| assert_eq!(error.fault(), Fault::Refused, "{error:?}");
-    refused(store(&etcd, "wrong").acquire(&claim("b", LONG)).await.unwrap_err());
-    refused(store(&etcd, "a").with_prefix("elsewhere/").acquire(&claim("b", LONG)).await.unwrap_err());
+    let refused =
+        |error: tower_lease::StoreError| assert_eq!(error.fault(), Fault::Refused, "{error:?}");
+    refused(
+        store(&etcd, "wrong")
+            .acquire(&claim("b", LONG))
+            .await
+            .unwrap_err(),
+    );
+    refused(
+        store(&etcd, "a")
+            .with_prefix("elsewhere/")
+            .acquire(&claim("b", LONG))
+            .await
+            .unwrap_err(),
+    );
     let nobody = EtcdStore::new(&support::cluster(&etcd)).with_prefix("app/");
     refused(nobody.acquire(&claim("b", LONG)).await.unwrap_err());
-    refused(nobody.watch(&key("a"), Revision::START).next().await.unwrap_err());
+    refused(
+        nobody
+            .watch(&key("a"), Revision::START)
+            .next()
+            .await
+            .unwrap_err(),
+    );
 }
 
 #[tokio::test]
@@ -56,13 +84,24 @@ async fn a_token_that_is_no_good_any_more_is_renewed_by_itself() {
     let grant = granted(&store, &ours).await;
     assert_eq!(store.renew(&ours).await.unwrap(), LONG);
     let mut watch = store.watch(&key("a"), grant.revision());
-    assert!(matches!(soon(watch.next()).await.unwrap(), WatchEvent::Held(..)));
+    assert!(matches!(
+        soon(watch.next()).await.unwrap(),
+        WatchEvent::Held(..)
+    ));
 
     // Rights were changed: every token is of an old revision.
     root.role_add("another").await.unwrap();
     assert_eq!(store.renew(&ours).await.unwrap(), LONG);
-    assert_eq!(store.inspect(&key("a")).await.unwrap().unwrap().claim(), ours.id());
-    assert!(matches!(soon(store.watch(&key("a"), grant.revision()).next()).await.unwrap(), WatchEvent::Held(..)));
+    assert_eq!(
+        store.inspect(&key("a")).await.unwrap().unwrap().claim(),
+        ours.id()
+    );
+    assert!(matches!(
+        soon(store.watch(&key("a"), grant.revision()).next())
+            .await
+            .unwrap(),
+        WatchEvent::Held(..)
+    ));
 
     // A restarted member knows none of its tokens.
     etcd.restart(0).await;

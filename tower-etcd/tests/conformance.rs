@@ -16,7 +16,11 @@ const SLACK: Duration = Duration::from_secs(20);
 #[ignore = "needs etcd"]
 async fn three_members_keep_the_contract() {
     let etcd = Etcd::cluster(3).await;
-    Conformance::new(patient(&etcd), patient(&etcd)).ttl(TTL).slack(SLACK).run().await;
+    Conformance::new(patient(&etcd), patient(&etcd))
+        .ttl(TTL)
+        .slack(SLACK)
+        .run()
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -24,7 +28,11 @@ async fn three_members_keep_the_contract() {
 async fn a_prefix_changes_nothing() {
     let etcd = Etcd::start().await;
     let prefixed = || patient(&etcd).with_prefix("app/");
-    Conformance::new(prefixed(), prefixed()).ttl(TTL).slack(SLACK).run().await;
+    Conformance::new(prefixed(), prefixed())
+        .ttl(TTL)
+        .slack(SLACK)
+        .run()
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -33,5 +41,9 @@ async fn a_shared_session_keeps_the_contract() {
     let etcd = Etcd::start().await;
     // A session is that of a store and its clones.
     let shared = patient(&etcd).with_shared_session();
-    Conformance::new(shared.clone(), shared).ttl(TTL).slack(SLACK).run().await;
+    Conformance::new(shared.clone(), shared)
+        .ttl(TTL)
+        .slack(SLACK)
+        .run()
+        .await;
 }

@@ -13,20 +13,32 @@ use tokio::{
 };
 use tower_etcd::{Cluster, EtcdStore};
 use tower_lease::{
-    Acquired, Claim, ClaimId, Fault, Holder, Lease, LeaseStore, Lost, State, Swap, Swapped, Watch, WatchEvent,
+    Acquired, Claim, ClaimId, Fault, Holder, Lease, LeaseStore, Lost, State, Swap, Swapped, Watch,
+    WatchEvent,
 };
 
 const TTL: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(60);
 
-fn keep(store: &EtcdStore, name: &str, ttl: Duration, reacquire: bool) -> (Lease, JoinHandle<State>) {
-    let builder = Lease::builder(store.clone(), key(name), Holder::new("keeper")).ttl(ttl).reacquire(reacquire);
+fn keep(
+    store: &EtcdStore,
+    name: &str,
+    ttl: Duration,
+    reacquire: bool,
+) -> (Lease, JoinHandle<State>) {
+    let builder = Lease::builder(store.clone(), key(name), Holder::new("keeper"))
+        .ttl(ttl)
+        .reacquire(reacquire);
     let (lease, keeper) = builder.build().unwrap();
     (lease, tokio::spawn(keeper.run()))
 }
 
 async fn held(lease: &Lease) -> u64 {
-    soon(lease.held()).await.expect("the keeper runs").epoch().get()
+    soon(lease.held())
+        .await
+        .expect("the keeper runs")
+        .epoch()
+        .get()
 }
 
 async fn fenced(keeper: JoinHandle<State>) -> Lost {
@@ -75,7 +87,9 @@ async fn r20_a_planned_cutover_leaves_no_vacancy() {
     );
     let (second, _keeper) = keep(&theirs, "a", LONG, false);
     let (_third, _keeper) = keep(&ours, "a", LONG, false);
-    let told = soon(first.hand_over(&second.handover_claim())).await.unwrap();
+    let told = soon(first.hand_over(&second.handover_claim()))
+        .await
+        .unwrap();
     let new = held(&second).await;
     assert_eq!(new, told.epoch().get());
     assert!(new > old, "I4");
@@ -96,11 +110,19 @@ async fn f03_who_is_cut_off_closes_before_the_next_one_opens() {
     let (second, _keeper) = keep(&store(&etcd), "a", TTL, false);
     proxy.cut(Way::Both);
     let new = held(&second).await;
-    assert!(!first.is_held() && first.token().is_none(), "I1: {:?}", first.state());
+    assert!(
+        !first.is_held() && first.token().is_none(),
+        "I1: {:?}",
+        first.state()
+    );
     assert!(new > old, "I4");
     proxy.heal();
     assert_eq!(fenced(keeper).await, Lost::Expired);
-    assert_eq!(held(&second).await, new, "what was held back on the way changes nothing");
+    assert_eq!(
+        held(&second).await,
+        new,
+        "what was held back on the way changes nothing"
+    );
 }
 
 /// The store hears every renewal and goes on extending; nobody hears its answers.
@@ -114,7 +136,11 @@ async fn f04_who_hears_no_answers_fences_itself_at_the_old_deadline() {
     let old = held(&first).await;
     proxy.cut(Way::ToClient);
     assert_eq!(fenced(keeper).await, Lost::Expired);
-    let record = other.inspect(&key("a")).await.unwrap().expect("the store extended it for longer");
+    let record = other
+        .inspect(&key("a"))
+        .await
+        .unwrap()
+        .expect("the store extended it for longer");
     assert_eq!(record.token().epoch().get(), old);
     let (second, _keeper) = keep(&other, "a", TTL, false);
     assert!(held(&second).await > old, "and it ends all the same");
@@ -125,7 +151,9 @@ async fn f04_who_hears_no_answers_fences_itself_at_the_old_deadline() {
 async fn f06_the_leaders_death_costs_a_hundred_keepers_nothing() {
     let mut etcd = Etcd::cluster(3).await;
     let store = store(&etcd);
-    let keepers: Vec<_> = (0..100).map(|n| keep(&store, &format!("k{n}"), TTL, false)).collect();
+    let keepers: Vec<_> = (0..100)
+        .map(|n| keep(&store, &format!("k{n}"), TTL, false))
+        .collect();
     let mut tokens = Vec::new();
     for (lease, _) in &keepers {
         tokens.push(held(lease).await);
@@ -134,9 +162,20 @@ async fn f06_the_leaders_death_costs_a_hundred_keepers_nothing() {
     etcd.kill(leader);
     let (end, mut least) = (Instant::now() + 2 * TTL, TTL);
     while Instant::now() < end {
-        let now = keepers.iter().map(|(lease, _)| lease.remaining()).min().unwrap();
+        let now = keepers
+            .iter()
+            .map(|(lease, _)| lease.remaining())
+            .min()
+            .unwrap();
         least = least.min(now);
-        assert!(!least.is_zero(), "no loss: {:?}", keepers.iter().map(|(lease, _)| lease.state()).collect::<Vec<_>>());
+        assert!(
+            !least.is_zero(),
+            "no loss: {:?}",
+            keepers
+                .iter()
+                .map(|(lease, _)| lease.state())
+                .collect::<Vec<_>>()
+        );
         sleep(Duration::from_millis(20)).await;
     }
     println!("the least validity left was {least:?}");
@@ -154,7 +193,10 @@ async fn f07_a_leader_that_was_paused_for_longer_than_the_ttl_breaks_no_token_or
     let etcd = Etcd::cluster(3).await;
     let stores = [store(&etcd), store(&etcd)];
     let keepers = stores.each_ref().map(|store| keep(store, "a", TTL, true));
-    let resource = tokio::spawn(write_for_ever(stores[0].clone(), keepers.each_ref().map(|(lease, _)| lease.clone())));
+    let resource = tokio::spawn(write_for_ever(
+        stores[0].clone(),
+        keepers.each_ref().map(|(lease, _)| lease.clone()),
+    ));
     let mut highest = 0;
     for round in 0..rounds {
         let leader = etcd.leader().await;
@@ -177,7 +219,11 @@ async fn f07_a_leader_that_was_paused_for_longer_than_the_ttl_breaks_no_token_or
         highest = now;
         let gone = soon(async {
             // Whoever believes in an epoch that is over stops at the next event of the watch.
-            while keepers.iter().any(|(lease, _)| lease.token().is_some_and(|token| token.epoch().get() < highest)) {
+            while keepers.iter().any(|(lease, _)| {
+                lease
+                    .token()
+                    .is_some_and(|token| token.epoch().get() < highest)
+            }) {
                 sleep(Duration::from_millis(5)).await;
             }
         });
@@ -185,7 +231,10 @@ async fn f07_a_leader_that_was_paused_for_longer_than_the_ttl_breaks_no_token_or
     }
     resource.abort();
     let accepted = resource.await;
-    assert!(accepted.is_err_and(|error| error.is_cancelled()), "I2: the resource never accepts a lower token");
+    assert!(
+        accepted.is_err_and(|error| error.is_cancelled()),
+        "I2: the resource never accepts a lower token"
+    );
 }
 
 /// Writes under whatever token a holder believes in, and panics if a lower one is accepted after a higher one.
@@ -193,14 +242,19 @@ async fn write_for_ever(store: EtcdStore, leases: [Lease; 2]) {
     let mut highest: Option<NonZeroU64> = None;
     loop {
         for token in leases.iter().filter_map(Lease::token) {
-            let Ok(seen) = store.read(&key("resource")).await else { continue };
+            let Ok(seen) = store.read(&key("resource")).await else {
+                continue;
+            };
             let value = token.epoch().to_string();
             let swap = match &seen {
                 Some(seen) => Swap::replace(seen, value),
                 None => Swap::create(key("resource"), value),
             };
             if let Ok(Swapped::Done(_)) = store.swap(&swap.guarded_by(&token)).await {
-                assert!(highest.is_none_or(|highest| highest <= token.epoch()), "I2: {token} after {highest:?}");
+                assert!(
+                    highest.is_none_or(|highest| highest <= token.epoch()),
+                    "I2: {token} after {highest:?}"
+                );
                 highest = Some(token.epoch());
             }
         }
@@ -209,7 +263,13 @@ async fn write_for_ever(store: EtcdStore, leases: [Lease; 2]) {
 }
 
 /// Applied, but the answer is lost with its connection; `None` if it was quicker than we.
-async fn lose_the_answer(proxy: &Proxy, bad: &EtcdStore, good: &EtcdStore, name: &str, ttl: Duration) -> Option<Claim> {
+async fn lose_the_answer(
+    proxy: &Proxy,
+    bad: &EtcdStore,
+    good: &EtcdStore,
+    name: &str,
+    ttl: Duration,
+) -> Option<Claim> {
     let (key, ours) = (key(name), claim(name, ttl));
     // Long enough for what is seen on the other side to be still on its way back here: mostly, on a loaded machine.
     proxy.delay(Duration::from_millis(300));
@@ -236,7 +296,12 @@ async fn lose_the_answer(proxy: &Proxy, bad: &EtcdStore, good: &EtcdStore, name:
 }
 
 /// Until it worked: each time with a key of its own.
-async fn with_a_lost_answer(proxy: &Proxy, bad: &EtcdStore, good: &EtcdStore, ttl: Duration) -> Claim {
+async fn with_a_lost_answer(
+    proxy: &Proxy,
+    bad: &EtcdStore,
+    good: &EtcdStore,
+    ttl: Duration,
+) -> Claim {
     let mut names = (0..).map(|n| format!("{}/{n}", ttl.as_secs()));
     soon(async {
         loop {
@@ -257,12 +322,24 @@ async fn f11_an_acquisition_whose_answer_was_lost_is_found_again_or_ends_by_itse
     let (bad, good) = (behind(&proxy), patient(&etcd));
     let ours = with_a_lost_answer(&proxy, &bad, &good, LONG).await;
     let written = good.list_prefix("").await.unwrap().revision;
-    let theirs = Claim::new(ours.key().clone(), Holder::new("other"), ClaimId::random(), LONG);
-    assert!(matches!(good.acquire(&theirs).await.unwrap(), Acquired::Held(_)), "one holder");
+    let theirs = Claim::new(
+        ours.key().clone(),
+        Holder::new("other"),
+        ClaimId::random(),
+        LONG,
+    );
+    assert!(
+        matches!(good.acquire(&theirs).await.unwrap(), Acquired::Held(_)),
+        "one holder"
+    );
     let grant = granted(&bad, &ours).await;
     let record = good.inspect(ours.key()).await.unwrap().unwrap();
     assert_eq!(grant.token(), record.token());
-    assert_eq!(good.list_prefix("").await.unwrap().revision, written, "R-15: exactly one write");
+    assert_eq!(
+        good.list_prefix("").await.unwrap().revision,
+        written,
+        "R-15: exactly one write"
+    );
     assert_eq!(renewed(&bad, &ours).await, LONG);
 
     let orphan = with_a_lost_answer(&proxy, &bad, &good, Duration::from_secs(12)).await;
@@ -278,7 +355,9 @@ async fn f11_an_acquisition_whose_answer_was_lost_is_found_again_or_ends_by_itse
 #[ignore = "needs etcd"]
 async fn f12_what_an_operator_takes_away_is_lost_at_once() {
     let etcd = Etcd::cluster(3).await;
-    let mut operator = etcd_client::Client::connect(etcd.endpoints(), None).await.unwrap();
+    let mut operator = etcd_client::Client::connect(etcd.endpoints(), None)
+        .await
+        .unwrap();
     for deed in ["revoke", "delete", "overwrite"] {
         // So long that no renewal comes in between.
         let (lease, keeper) = keep(&store(&etcd), "a", 100 * LONG, false);
@@ -308,9 +387,14 @@ async fn f12_what_an_operator_takes_away_is_lost_at_once() {
 #[ignore = "needs etcd"]
 async fn r12_a_member_without_a_leader_breaks_its_watches() {
     let mut etcd = Etcd::cluster(3).await;
-    let alone = Cluster::builder([etcd.endpoints().swap_remove(0)]).build().unwrap();
+    let alone = Cluster::builder([etcd.endpoints().swap_remove(0)])
+        .build()
+        .unwrap();
     let mut watch = EtcdStore::new(&alone).watch(&key("a"), tower_lease::Revision::START);
-    assert!(matches!(soon(watch.next()).await.unwrap(), WatchEvent::Vacant(..)));
+    assert!(matches!(
+        soon(watch.next()).await.unwrap(),
+        WatchEvent::Vacant(..)
+    ));
     etcd.kill(1);
     etcd.kill(2);
     soon(watch.next()).await.unwrap_err();
@@ -322,7 +406,9 @@ async fn r12_a_member_without_a_leader_breaks_its_watches() {
 async fn r10_a_paused_follower_costs_no_lease() {
     let etcd = Etcd::cluster(3).await;
     let leader = etcd.leader().await;
-    let leases: Vec<_> = (0..6).map(|n| keep(&store(&etcd), &format!("k{n}"), TTL, false)).collect();
+    let leases: Vec<_> = (0..6)
+        .map(|n| keep(&store(&etcd), &format!("k{n}"), TTL, false))
+        .collect();
     let mut tokens = Vec::new();
     for (lease, _) in &leases {
         tokens.push(held(lease).await);
@@ -330,7 +416,10 @@ async fn r10_a_paused_follower_costs_no_lease() {
     etcd.pause((leader + 1) % 3);
     let end = Instant::now() + 2 * TTL;
     while Instant::now() < end {
-        assert!(leases.iter().all(|(lease, _)| lease.is_held()), "those who had asked it went elsewhere in time");
+        assert!(
+            leases.iter().all(|(lease, _)| lease.is_held()),
+            "those who had asked it went elsewhere in time"
+        );
         sleep(Duration::from_millis(20)).await;
     }
     for ((lease, _), token) in leases.iter().zip(tokens) {

@@ -23,7 +23,13 @@ struct Reader {
 impl Reader {
     fn new(cluster: &Cluster) -> Self {
         let updates = EtcdResolver::new(cluster).resolve("svc/echo/");
-        Self { updates, known: BTreeMap::new(), at: None, snapshots: 0, degraded: 0 }
+        Self {
+            updates,
+            known: BTreeMap::new(),
+            at: None,
+            snapshots: 0,
+            degraded: 0,
+        }
     }
 
     async fn read(&mut self) {
@@ -31,15 +37,24 @@ impl Reader {
         let to = match update {
             Update::Snapshot(topology) => {
                 self.snapshots += 1;
-                self.known = topology.iter().map(|one| (one.id().to_string(), one.clone())).collect();
+                self.known = topology
+                    .iter()
+                    .map(|one| (one.id().to_string(), one.clone()))
+                    .collect();
                 topology.generation()
             }
-            Update::Delta { from, to, put, removed } => {
+            Update::Delta {
+                from,
+                to,
+                put,
+                removed,
+            } => {
                 assert_eq!(Some(from), self.at, "no gap");
                 for id in removed {
                     self.known.remove(id.as_str());
                 }
-                self.known.extend(put.into_iter().map(|one| (one.id().to_string(), one)));
+                self.known
+                    .extend(put.into_iter().map(|one| (one.id().to_string(), one)));
                 to
             }
             Update::Progress(to) => to,
@@ -49,7 +64,11 @@ impl Reader {
             }
             other => panic!("{other:?}"),
         };
-        assert!(self.at.is_none_or(|at| at <= to), "I5: {:?} and then {to:?}", self.at);
+        assert!(
+            self.at.is_none_or(|at| at <= to),
+            "I5: {:?} and then {to:?}",
+            self.at
+        );
         self.at = Some(to);
     }
 
@@ -65,7 +84,12 @@ impl Reader {
 
 fn replica(name: &str) -> Claim {
     let holder = Holder::new(name).with_payload("127.0.0.1:8080").unwrap();
-    Claim::new(key(&format!("svc/echo/{name}")), holder, ClaimId::random(), Duration::from_secs(60))
+    Claim::new(
+        key(&format!("svc/echo/{name}")),
+        holder,
+        ClaimId::random(),
+        Duration::from_secs(60),
+    )
 }
 
 #[tokio::test]
@@ -78,16 +102,29 @@ async fn replicas_come_with_their_epoch_and_go_with_their_lease() {
     let (a, b) = (replica("a"), replica("b"));
     let grant = support::granted(&store, &a).await;
     support::granted(&store, &b).await;
-    store.acquire(&claim("svc/other/x", Duration::from_secs(60))).await.unwrap();
+    store
+        .acquire(&claim("svc/other/x", Duration::from_secs(60)))
+        .await
+        .unwrap();
     reader.until(&["a", "b"]).await;
     assert_eq!(reader.known["a"].epoch(), Some(grant.token().epoch()));
     assert_eq!(reader.known["a"].addr().port(), 8080);
     store.release(&a).await.unwrap();
     reader.until(&["b"]).await;
-    store.swap(&Swap::create(key("svc/echo/fixed"), "127.0.0.1:9090")).await.unwrap();
-    store.swap(&Swap::create(key("svc/echo/nonsense"), "nowhere")).await.unwrap();
+    store
+        .swap(&Swap::create(key("svc/echo/fixed"), "127.0.0.1:9090"))
+        .await
+        .unwrap();
+    store
+        .swap(&Swap::create(key("svc/echo/nonsense"), "nowhere"))
+        .await
+        .unwrap();
     reader.until(&["b", "fixed"]).await;
-    assert_eq!((reader.snapshots, reader.degraded), (1, 0), "one listing, then changes");
+    assert_eq!(
+        (reader.snapshots, reader.degraded),
+        (1, 0),
+        "one listing, then changes"
+    );
 }
 
 #[tokio::test]
@@ -109,7 +146,9 @@ async fn a_removal_that_was_compacted_away_is_not_lost() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::start(etcd.addr(0)).await.unwrap();
     let store = store(&etcd);
-    let bad = Cluster::builder([format!("http://{}", proxy.addr())]).build().unwrap();
+    let bad = Cluster::builder([format!("http://{}", proxy.addr())])
+        .build()
+        .unwrap();
     let mut reader = Reader::new(&bad);
     let (a, b) = (replica("a"), replica("b"));
     support::granted(&store, &a).await;
@@ -119,8 +158,13 @@ async fn a_removal_that_was_compacted_away_is_not_lost() {
     proxy.drop_connections();
     store.release(&a).await.unwrap();
     let now = store.list_prefix("").await.unwrap().revision;
-    let mut client = etcd_client::Client::connect(etcd.endpoints(), None).await.unwrap();
-    client.compact(i64::try_from(now.number()).unwrap(), None).await.unwrap();
+    let mut client = etcd_client::Client::connect(etcd.endpoints(), None)
+        .await
+        .unwrap();
+    client
+        .compact(i64::try_from(now.number()).unwrap(), None)
+        .await
+        .unwrap();
     while reader.degraded == 0 {
         reader.read().await;
     }
@@ -154,7 +198,9 @@ async fn a_member_that_dies_costs_no_change() {
 async fn a_silent_member_is_noticed() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::start(etcd.addr(0)).await.unwrap();
-    let bad = Cluster::builder([format!("http://{}", proxy.addr())]).build().unwrap();
+    let bad = Cluster::builder([format!("http://{}", proxy.addr())])
+        .build()
+        .unwrap();
     let mut reader = Reader::new(&bad);
     reader.until(&[]).await;
     reader.read().await;

@@ -32,7 +32,10 @@ async fn r20_the_token_is_the_keys_mod_revision_and_renewals_do_not_touch_it() {
         assert_eq!(renewed(&store, &ours).await, TTL);
     }
     let found = raw(&etcd).await.get("a", None).await.unwrap();
-    assert_eq!(u64::try_from(found.kvs()[0].mod_revision()).unwrap(), grant.token().epoch().get());
+    assert_eq!(
+        u64::try_from(found.kvs()[0].mod_revision()).unwrap(),
+        grant.token().epoch().get()
+    );
     assert_eq!(found.kvs()[0].version(), 1);
 }
 
@@ -53,7 +56,10 @@ async fn no_etcd_lease_and_no_key_is_left_behind() {
     let (store, ours, theirs) = (store(&etcd), claim("a", LONG), claim("a", LONG));
     granted(&store, &ours).await;
     for _ in 0..5 {
-        assert!(matches!(store.acquire(&theirs).await.unwrap(), Acquired::Held(_)));
+        assert!(matches!(
+            store.acquire(&theirs).await.unwrap(),
+            Acquired::Held(_)
+        ));
     }
     assert_eq!(leases(&etcd).await, 1, "waiting costs no leases");
     store.release(&ours).await.unwrap();
@@ -62,9 +68,16 @@ async fn no_etcd_lease_and_no_key_is_left_behind() {
     store.transfer(&theirs, &ours).await.unwrap();
     assert_eq!(leases(&etcd).await, 1);
     store.release(&theirs).await.unwrap();
-    assert!(store.inspect(&key("a")).await.unwrap().is_some(), "not theirs any more");
+    assert!(
+        store.inspect(&key("a")).await.unwrap().is_some(),
+        "not theirs any more"
+    );
     store.release(&ours).await.unwrap();
-    let all = raw(&etcd).await.get("", Some(GetOptions::new().with_all_keys())).await.unwrap();
+    let all = raw(&etcd)
+        .await
+        .get("", Some(GetOptions::new().with_all_keys()))
+        .await
+        .unwrap();
     assert_eq!((leases(&etcd).await, all.kvs().len()), (0, 0));
 }
 
@@ -77,7 +90,10 @@ async fn r15_a_claim_that_finds_itself_has_its_whole_ttl() {
     let mut raw = raw(&etcd).await;
     let mut left = async || {
         let found = raw.get("a", None).await.unwrap();
-        raw.lease_time_to_live(found.kvs()[0].lease(), None).await.unwrap().ttl()
+        raw.lease_time_to_live(found.kvs()[0].lease(), None)
+            .await
+            .unwrap()
+            .ttl()
     };
     let first = granted(&store, &ours).await;
     tokio::time::sleep(TTL).await;
@@ -98,7 +114,10 @@ async fn r17_of_many_at_once_one_gets_it() {
     let contenders = (0..20).map(|_| {
         let (store, ours) = (store(&etcd), claim("a", SHORT));
         tokio::spawn(async move {
-            let granted = matches!(known(|| store.acquire(&ours)).await.unwrap(), Acquired::Granted(_));
+            let granted = matches!(
+                known(|| store.acquire(&ours)).await.unwrap(),
+                Acquired::Granted(_)
+            );
             granted.then_some((store, ours))
         })
     });
@@ -106,7 +125,9 @@ async fn r17_of_many_at_once_one_gets_it() {
     for contender in contenders.collect::<Vec<_>>() {
         granted.extend(contender.await.unwrap());
     }
-    let [(store, ours)] = &granted[..] else { panic!("{} were granted", granted.len()) };
+    let [(store, ours)] = &granted[..] else {
+        panic!("{} were granted", granted.len())
+    };
     soon(async {
         while leases(&etcd).await > 1 {
             renewed(store, ours).await;
@@ -114,7 +135,10 @@ async fn r17_of_many_at_once_one_gets_it() {
         }
     })
     .await;
-    assert_eq!(store.inspect(&key("a")).await.unwrap().unwrap().claim(), ours.id());
+    assert_eq!(
+        store.inspect(&key("a")).await.unwrap().unwrap().claim(),
+        ours.id()
+    );
 }
 
 #[tokio::test]
@@ -137,12 +161,22 @@ async fn an_own_watch_goes_on_over_a_compaction() {
     let (store, ours) = (store(&etcd), claim("a", LONG));
     let grant = granted(&store, &ours).await;
     let mut watch = store.watch(&key("a"), grant.revision());
-    assert!(matches!(soon(watch.next()).await.unwrap(), WatchEvent::Held(record, _) if record.claim() == ours.id()));
+    assert!(
+        matches!(soon(watch.next()).await.unwrap(), WatchEvent::Held(record, _) if record.claim() == ours.id())
+    );
     let mut raw = raw(&etcd).await;
-    let at = raw.put("x", "", None).await.unwrap().header().unwrap().revision();
+    let at = raw
+        .put("x", "", None)
+        .await
+        .unwrap()
+        .header()
+        .unwrap()
+        .revision();
     raw.compact(at, None).await.unwrap();
     store.revoke(&key("a"), None).await.unwrap();
-    assert!(matches!(soon(watch.next()).await.unwrap(), WatchEvent::Vacant(_, at) if at > grant.revision()));
+    assert!(
+        matches!(soon(watch.next()).await.unwrap(), WatchEvent::Vacant(_, at) if at > grant.revision())
+    );
 }
 
 #[tokio::test]
@@ -154,13 +188,23 @@ async fn a_prefix_watch_from_what_was_compacted_says_so_and_goes_on() {
         granted(&store, &claim(&format!("k{n}"), LONG)).await;
     }
     let now = store.list_prefix("").await.unwrap().revision;
-    raw(&etcd).await.compact(i64::try_from(now.number()).unwrap(), None).await.unwrap();
+    raw(&etcd)
+        .await
+        .compact(i64::try_from(now.number()).unwrap(), None)
+        .await
+        .unwrap();
     let mut watch = store.watch_prefix("", Revision::new(2));
     assert_eq!(soon(watch.next()).await.unwrap(), WatchEvent::Lagged);
     granted(&store, &claim("later", LONG)).await;
-    assert!(matches!(soon(watch.next()).await.unwrap(), WatchEvent::Held(record, _) if *record.key() == key("later")));
+    assert!(
+        matches!(soon(watch.next()).await.unwrap(), WatchEvent::Held(record, _) if *record.key() == key("later"))
+    );
     let mut foreign = store.watch_prefix("", Revision::new(1_000_000));
-    assert_eq!(soon(foreign.next()).await.unwrap(), WatchEvent::Lagged, "of another history");
+    assert_eq!(
+        soon(foreign.next()).await.unwrap(),
+        WatchEvent::Lagged,
+        "of another history"
+    );
 }
 
 #[tokio::test]
@@ -178,8 +222,15 @@ async fn a_listing_is_whole_though_it_takes_many_pages() {
     }
     let many = store.list_prefix("many/").await.unwrap();
     assert_eq!(many.documents.len(), 2_500);
-    assert!(many.documents.is_sorted_by_key(|document| document.key().clone()));
-    assert_eq!(store.list_prefix("big/").await.unwrap().documents.len(), 8, "more than one message takes");
+    assert!(
+        many.documents
+            .is_sorted_by_key(|document| document.key().clone())
+    );
+    assert_eq!(
+        store.list_prefix("big/").await.unwrap().documents.len(),
+        8,
+        "more than one message takes"
+    );
 }
 
 #[tokio::test]
@@ -187,7 +238,10 @@ async fn a_listing_is_whole_though_it_takes_many_pages() {
 async fn a_document_must_not_look_like_a_record() {
     let etcd = Etcd::start().await;
     let forged = Swap::create(key("a"), "tower-lease/1 0 0 own 0\n\n");
-    assert_eq!(store(&etcd).swap(&forged).await.unwrap_err().fault(), Fault::Refused);
+    assert_eq!(
+        store(&etcd).swap(&forged).await.unwrap_err().fault(),
+        Fault::Refused
+    );
 }
 
 #[tokio::test]
@@ -197,20 +251,57 @@ async fn r21_guarded_writes_are_all_or_nothing() {
     let (store, ours, theirs) = (store(&etcd), claim("leader", LONG), claim("leader", LONG));
     let old = granted(&store, &ours).await;
     let (a, b) = (key("topology/a"), key("topology/b"));
-    store.write(old.token(), [Write::put(a.clone(), "1"), Write::put(b.clone(), "1")]).await.unwrap();
-    let refused = store.write(old.token(), [Write::put(a.clone(), "x"), Write::delete(key("leader"))]).await;
-    assert_eq!(refused.unwrap_err().fault(), Fault::Refused, "a lease's key is no document");
+    store
+        .write(
+            old.token(),
+            [Write::put(a.clone(), "1"), Write::put(b.clone(), "1")],
+        )
+        .await
+        .unwrap();
+    let refused = store
+        .write(
+            old.token(),
+            [Write::put(a.clone(), "x"), Write::delete(key("leader"))],
+        )
+        .await;
+    assert_eq!(
+        refused.unwrap_err().fault(),
+        Fault::Refused,
+        "a lease's key is no document"
+    );
     let new = store.transfer(&ours, &theirs).await.unwrap();
-    let late = store.write(old.token(), [Write::put(a.clone(), "2"), Write::delete(b.clone())]).await;
+    let late = store
+        .write(
+            old.token(),
+            [Write::put(a.clone(), "2"), Write::delete(b.clone())],
+        )
+        .await;
     assert_eq!(late.unwrap_err().fault(), Fault::Lost);
     let listed = store.list_prefix("topology/").await.unwrap();
-    assert_eq!(listed.documents.iter().map(|one| &one.value()[..]).collect::<Vec<_>>(), [b"1", b"1"], "nothing was");
-    let at = store.write(new.token(), [Write::put(a.clone(), "2"), Write::delete(b.clone())]).await.unwrap();
+    assert_eq!(
+        listed
+            .documents
+            .iter()
+            .map(|one| &one.value()[..])
+            .collect::<Vec<_>>(),
+        [b"1", b"1"],
+        "nothing was"
+    );
+    let at = store
+        .write(
+            new.token(),
+            [Write::put(a.clone(), "2"), Write::delete(b.clone())],
+        )
+        .await
+        .unwrap();
     let written = store.read(&a).await.unwrap().unwrap();
     assert_eq!((written.revision(), &written.value()[..]), (at, &b"2"[..]));
     assert_eq!(store.read(&b).await.unwrap(), None);
     let many = (0..100).map(|n| Write::put(key(&format!("k{n}")), ""));
-    assert_eq!(store.write(new.token(), many).await.unwrap_err().fault(), Fault::Refused);
+    assert_eq!(
+        store.write(new.token(), many).await.unwrap_err().fault(),
+        Fault::Refused
+    );
     let most = (0..99).map(|n| Write::put(key(&format!("k{n}")), ""));
     store.write(new.token(), most).await.unwrap();
 }
@@ -228,14 +319,20 @@ async fn a_shared_session_is_one_etcd_lease_and_ends_with_its_last_key() {
     // One is not renewed any more; the others' renewals must not keep it.
     let start = tokio::time::Instant::now();
     while store.inspect(claims[0].key()).await.unwrap().is_some() {
-        assert!(start.elapsed() < support::SOON, "a claim that nobody renews goes");
+        assert!(
+            start.elapsed() < support::SOON,
+            "a claim that nobody renews goes"
+        );
         for claim in &claims[1..] {
             let ttl = renewed(&store, claim).await;
             assert!(ttl <= SHORT && ttl >= SHORT * 3 / 4, "{ttl:?}");
         }
         tokio::time::sleep(SHORT / 10).await;
     }
-    assert_eq!(known(|| store.renew(&claims[0])).await.unwrap_err().fault(), Fault::Lost);
+    assert_eq!(
+        known(|| store.renew(&claims[0])).await.unwrap_err().fault(),
+        Fault::Lost
+    );
     for claim in claims[1..].iter().chain(&claims[..1]) {
         known(|| store.release(claim)).await.unwrap();
     }
@@ -253,26 +350,55 @@ async fn a_shared_session_forgets_what_its_holder_deleted() {
     let grant = granted(&store, &claim("a", LONG)).await;
     let mut raw = raw(&etcd).await;
     let mut keys = async || {
-        let all = raw.get("", Some(GetOptions::new().with_all_keys().with_keys_only())).await.unwrap();
-        all.kvs().iter().map(|found| found.key_str().unwrap().to_owned()).collect::<Vec<_>>()
+        let all = raw
+            .get("", Some(GetOptions::new().with_all_keys().with_keys_only()))
+            .await
+            .unwrap();
+        all.kvs()
+            .iter()
+            .map(|found| found.key_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
     };
-    store.swap(&Swap::create(key("doc"), "x").bound_to(grant.token())).await.unwrap();
+    store
+        .swap(&Swap::create(key("doc"), "x").bound_to(grant.token()))
+        .await
+        .unwrap();
     assert_eq!(keys().await, ["a", "a;bound;doc", "a;held", "doc"]);
     let seen = store.read(&key("doc")).await.unwrap().unwrap();
-    store.swap(&Swap::delete(&seen).guarded_by(grant.token())).await.unwrap();
+    store
+        .swap(&Swap::delete(&seen).guarded_by(grant.token()))
+        .await
+        .unwrap();
     assert_eq!(keys().await, ["a", "a;held"]);
 }
 
 #[tokio::test]
 async fn r15_a_cluster_that_is_not_there_was_told_nothing() {
     // A port that nobody listens on any more.
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let cluster = Cluster::builder([format!("http://{gone}")]).build().unwrap();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let cluster = Cluster::builder([format!("http://{gone}")])
+        .build()
+        .unwrap();
     let store = EtcdStore::new(&cluster);
     let ours = claim("a", LONG);
-    assert_eq!(store.acquire(&ours).await.unwrap_err().fault(), Fault::NotSent);
-    assert_eq!(store.renew(&ours).await.unwrap_err().fault(), Fault::NotSent);
-    assert!(store.watch(&key("a"), Revision::START).next().await.is_err());
+    assert_eq!(
+        store.acquire(&ours).await.unwrap_err().fault(),
+        Fault::NotSent
+    );
+    assert_eq!(
+        store.renew(&ours).await.unwrap_err().fault(),
+        Fault::NotSent
+    );
+    assert!(
+        store
+            .watch(&key("a"), Revision::START)
+            .next()
+            .await
+            .is_err()
+    );
 }
 
 /// the members that are gone cost nothing but a look at them.
@@ -280,7 +406,10 @@ async fn r15_a_cluster_that_is_not_there_was_told_nothing() {
 #[ignore = "needs etcd"]
 async fn r10_a_member_that_is_not_there_is_passed_over() {
     let etcd = Etcd::start().await;
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     for _ in 0..8 {
         let endpoints = [vec![format!("http://{gone}")], etcd.endpoints()].concat();
         let cluster = Cluster::builder(endpoints).build().unwrap();

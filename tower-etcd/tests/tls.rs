@@ -20,14 +20,20 @@ impl Pki {
     fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+        Self {
+            issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+        }
     }
 
     /// A certificate for loopback and its key.
     fn issue(&self) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "etcd.test".to_owned()]).unwrap();
-        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+        let params =
+            CertificateParams::new(vec!["127.0.0.1".to_owned(), "etcd.test".to_owned()]).unwrap();
+        (
+            params.signed_by(&key, &self.issuer).unwrap().pem(),
+            key.serialize_pem(),
+        )
     }
 }
 
@@ -50,7 +56,10 @@ async fn members_and_clients_show_certificates() {
     };
     let etcd = Etcd::builder().tls(files).start().await;
     let store = |tls: Tls| {
-        let cluster = Cluster::builder(etcd.endpoints()).tls(tls).connect_timeout(LONG).request_timeout(LONG);
+        let cluster = Cluster::builder(etcd.endpoints())
+            .tls(tls)
+            .connect_timeout(LONG)
+            .request_timeout(LONG);
         EtcdStore::new(&cluster.build().unwrap())
     };
     let (cert, client_key) = pki.issue();
@@ -58,15 +67,26 @@ async fn members_and_clients_show_certificates() {
     let ours = claim("a", LONG);
     granted(&known, &ours).await;
     support::renewed(&known, &ours).await;
-    let named = store(Tls::new(pki.issuer.pem()).identity(&cert, &client_key).domain("etcd.test"));
+    let named = store(
+        Tls::new(pki.issuer.pem())
+            .identity(&cert, &client_key)
+            .domain("etcd.test"),
+    );
     support::renewed(&named, &ours).await;
     known.release(&ours).await.unwrap();
 
     let nobody = store(Tls::new(pki.issuer.pem()));
-    assert!(nobody.acquire(&claim("a", LONG)).await.is_err(), "a client without a certificate is nobody");
+    assert!(
+        nobody.acquire(&claim("a", LONG)).await.is_err(),
+        "a client without a certificate is nobody"
+    );
     let strange = store(Tls::new(Pki::new().issuer.pem()).identity(&cert, &client_key));
     let refused = strange.acquire(&claim("a", LONG)).await.unwrap_err();
-    assert_eq!(refused.fault(), Fault::NotSent, "a member that we do not trust is told nothing: {refused:?}");
+    assert_eq!(
+        refused.fault(),
+        Fault::NotSent,
+        "a member that we do not trust is told nothing: {refused:?}"
+    );
     std::fs::remove_dir_all(&dir).unwrap();
 }
 

@@ -79,6 +79,8 @@ impl Alarm {
 
 impl fmt::Debug for Alarm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Alarm").field("armed", &self.change.is_some()).finish()
+        f.debug_struct("Alarm")
+            .field("armed", &self.change.is_some())
+            .finish()
     }
 }

@@ -32,7 +32,11 @@ impl<B: Body, C: Clock> LeaseBody<B, C> {
     pub(crate) fn new(inner: B, ticket: Ticket<C>) -> Self {
         // A server drops such a body without polling it again.
         let ticket = Some(ticket).filter(|_| !inner.is_end_stream());
-        Self { inner: Some(inner), ticket, alarm: None }
+        Self {
+            inner: Some(inner),
+            ticket,
+            alarm: None,
+        }
     }
 }
 
@@ -45,21 +49,34 @@ where
     type Data = B::Data;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let mut this = self.project();
-        let Some(mut inner) = this.inner.as_mut().as_pin_mut() else { return Poll::Ready(None) };
-        let Some(ticket) = this.ticket else { return inner.poll_frame(cx).map_err(Into::into) };
+        let Some(mut inner) = this.inner.as_mut().as_pin_mut() else {
+            return Poll::Ready(None);
+        };
+        let Some(ticket) = this.ticket else {
+            return inner.poll_frame(cx).map_err(Into::into);
+        };
         // Who slept looks at the clock again before it goes on.
-        let may_run = if this.alarm.is_some() { ticket.is_good() } else { ticket.good_until().is_some() };
-        let frame = if may_run { inner.as_mut().poll_frame(cx) } else { Poll::Pending };
+        let may_run = if this.alarm.is_some() {
+            ticket.is_good()
+        } else {
+            ticket.good_until().is_some()
+        };
+        let frame = if may_run {
+            inner.as_mut().poll_frame(cx)
+        } else {
+            Poll::Pending
+        };
         if frame.is_pending() {
             let shared = ticket.shared();
             let alarm = this.alarm.get_or_insert_default();
-            ready!(
-                alarm
-                    .as_mut()
-                    .poll(cx, &shared.clock, &shared.lost, || { ticket.is_good().then(|| ticket.good_until()) })
-            );
+            ready!(alarm.as_mut().poll(cx, &shared.clock, &shared.lost, || {
+                ticket.is_good().then(|| ticket.good_until())
+            }));
         }
         match frame {
             // Asked of the end too: a client that is told "that was all" believes it.
@@ -83,23 +100,34 @@ where
 
     fn is_end_stream(&self) -> bool {
         let is_settled = self.ticket.is_none();
-        self.inner.as_ref().is_none_or(|inner| is_settled && inner.is_end_stream())
+        self.inner
+            .as_ref()
+            .is_none_or(|inner| is_settled && inner.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        self.inner
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
 impl<B: Default, C> Default for LeaseBody<B, C> {
     /// The inner body's default: empty, for every body in use.
     fn default() -> Self {
-        Self { inner: Some(B::default()), ticket: None, alarm: None }
+        Self {
+            inner: Some(B::default()),
+            ticket: None,
+            alarm: None,
+        }
     }
 }
 
 impl<B: fmt::Debug, C> fmt::Debug for LeaseBody<B, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeaseBody").field("inner", &self.inner).field("guarded", &self.ticket.is_some()).finish()
+        f.debug_struct("LeaseBody")
+            .field("inner", &self.inner)
+            .field("guarded", &self.ticket.is_some())
+            .finish()
     }
 }

@@ -3,8 +3,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::{
-    BootClock, BuildError, Claim, ClaimId, Clock, Holder, Keeper, Lease, LeaseKey, LeaseStore, State, fencing,
-    lease::Core, terms::Terms,
+    BootClock, BuildError, Claim, ClaimId, Clock, Holder, Keeper, Lease, LeaseKey, LeaseStore,
+    State, fencing, lease::Core, terms::Terms,
 };
 
 /// The knobs of a lease. Made by [`Lease::builder`].
@@ -54,7 +54,13 @@ pub enum OnStoreOutage {
 
 impl<S: LeaseStore> LeaseBuilder<S> {
     pub(crate) fn new(store: S, key: LeaseKey, holder: Holder) -> Self {
-        Self { store, key, holder, clock: BootClock::new(), terms: Terms::default() }
+        Self {
+            store,
+            key,
+            holder,
+            clock: BootClock::new(),
+            terms: Terms::default(),
+        }
     }
 }
 
@@ -140,8 +146,20 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
 
     /// Another clock, for paused tests and simulations. Default: [`BootClock`].
     pub fn clock<D: Clock>(self, clock: D) -> LeaseBuilder<S, D> {
-        let Self { store, key, holder, clock: _, terms } = self;
-        LeaseBuilder { store, key, holder, clock, terms }
+        let Self {
+            store,
+            key,
+            holder,
+            clock: _,
+            terms,
+        } = self;
+        LeaseBuilder {
+            store,
+            key,
+            holder,
+            clock,
+            terms,
+        }
     }
 
     /// Makes the handle, and the keeper that must be spawned.
@@ -150,7 +168,13 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
     ///
     /// The durations do not fit together, or the store does not grant so short a TTL.
     pub fn build(self) -> Result<(Lease<C>, Keeper<S, C>), BuildError> {
-        let Self { store, key, holder, clock, terms } = self;
+        let Self {
+            store,
+            key,
+            holder,
+            clock,
+            terms,
+        } = self;
         let capabilities = store.capabilities();
         terms.check(&capabilities)?;
         // A holder may be cloned by mistake, so the claims' ids are drawn for this keeper alone.

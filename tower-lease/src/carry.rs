@@ -100,11 +100,17 @@ impl<A, B: Body, C: Clock> Carry<Request<A>, Response<B>, C> for Http {
     type Response = Response<LeaseBody<B, C>>;
 
     fn needs(request: &Request<A>, knobs: &Knobs) -> Duration {
-        let own = knobs.deadlines.and_then(|at_most| Some(grpc_timeout(request)?.min(at_most)));
+        let own = knobs
+            .deadlines
+            .and_then(|at_most| Some(grpc_timeout(request)?.min(at_most)));
         own.map_or(knobs.min_remaining, |own| own.max(knobs.min_remaining))
     }
 
-    fn board(request: &mut Request<A>, ticket: &Ticket<C>, knobs: &Knobs) -> Result<(), WrongInstance> {
+    fn board(
+        request: &mut Request<A>,
+        ticket: &Ticket<C>,
+        knobs: &Knobs,
+    ) -> Result<(), WrongInstance> {
         if !names_us(request.headers(), ticket.epoch().get()) {
             return Err(WrongInstance::new(ticket.epoch()));
         }
@@ -135,12 +141,17 @@ fn into_extensions<A, C: Clock>(request: &mut Request<A>, ticket: &Ticket<C>) {
 }
 
 fn into_headers<A, C: Clock>(request: &mut Request<A>, ticket: &Ticket<C>) {
-    request.headers_mut().insert(LEASE_TOKEN, HeaderValue::from(&ticket.token()));
+    request
+        .headers_mut()
+        .insert(LEASE_TOKEN, HeaderValue::from(&ticket.token()));
 }
 
 fn drop_forged(headers: &mut HeaderMap, ours: &LeaseKey) {
     let is_ours = |value: &HeaderValue| {
-        let rest = value.as_bytes().trim_ascii_start().strip_prefix(ours.as_str().as_bytes());
+        let rest = value
+            .as_bytes()
+            .trim_ascii_start()
+            .strip_prefix(ours.as_str().as_bytes());
         rest.is_some_and(|rest| rest.starts_with(b";"))
     };
     if headers.get_all(LEASE_TOKEN).iter().any(is_ours) {
@@ -168,7 +179,9 @@ fn parse_timeout(value: &[u8]) -> Option<Duration> {
     if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let number = digits.iter().fold(0, |number, digit| 10 * number + u64::from(digit - b'0'));
+    let number = digits
+        .iter()
+        .fold(0, |number, digit| 10 * number + u64::from(digit - b'0'));
     Some(match unit {
         b'H' => Duration::from_secs(3_600 * number),
         b'M' => Duration::from_secs(60 * number),
@@ -187,7 +200,10 @@ mod tests {
     #[test]
     fn a_request_names_us_by_our_epoch_or_by_none() {
         let headers = |values: &[&'static str]| {
-            values.iter().map(|value| (LEASE_EPOCH, HeaderValue::from_static(value))).collect::<HeaderMap>()
+            values
+                .iter()
+                .map(|value| (LEASE_EPOCH, HeaderValue::from_static(value)))
+                .collect::<HeaderMap>()
         };
         assert!(names_us(&headers(&[]), 7));
         assert!(names_us(&headers(&["7"]), 7));
@@ -205,7 +221,17 @@ mod tests {
         assert_eq!(read("250m"), Some(Duration::from_millis(250)));
         assert_eq!(read("99999999u"), Some(Duration::from_micros(99_999_999)));
         assert_eq!(read("0n"), Some(Duration::ZERO));
-        for nonsense in ["", "S", "5", "5s", "-5S", "+5S", "123456789S", "5 S", "5.5S"] {
+        for nonsense in [
+            "",
+            "S",
+            "5",
+            "5s",
+            "-5S",
+            "+5S",
+            "123456789S",
+            "5 S",
+            "5.5S",
+        ] {
             assert_eq!(read(nonsense), None, "{nonsense:?}");
         }
     }
@@ -213,10 +239,16 @@ mod tests {
     #[test]
     fn only_a_grpc_request_has_a_grpc_timeout() {
         let request = |method, kind: &str| {
-            let request = Request::builder().method(method).header("content-type", kind).header("grpc-timeout", "1S");
+            let request = Request::builder()
+                .method(method)
+                .header("content-type", kind)
+                .header("grpc-timeout", "1S");
             grpc_timeout(&request.body(()).unwrap())
         };
-        assert_eq!(request(Method::POST, "application/grpc+proto"), Some(Duration::from_secs(1)));
+        assert_eq!(
+            request(Method::POST, "application/grpc+proto"),
+            Some(Duration::from_secs(1))
+        );
         assert_eq!(request(Method::GET, "application/grpc"), None);
         assert_eq!(request(Method::POST, "application/json"), None);
     }

@@ -61,15 +61,21 @@ impl Cell {
 
     /// Opens for a new epoch.
     pub(crate) fn open(&self, epoch: u64, until: BootInstant) {
-        debug_assert_eq!(self.valid.load(Ordering::Relaxed), 0, "an epoch opens only after the last was closed");
+        debug_assert_eq!(
+            self.valid.load(Ordering::Relaxed),
+            0,
+            "an epoch opens only after the last was closed"
+        );
         self.epoch.store(epoch, Ordering::Release);
-        self.valid.store(until.as_nanos() & !DRAINING, Ordering::Release);
+        self.valid
+            .store(until.as_nanos() & !DRAINING, Ordering::Release);
     }
 
     /// Moves the end of an open epoch.
     pub(crate) fn extend(&self, until: BootInstant) {
         let draining = self.valid.load(Ordering::Relaxed) & DRAINING;
-        self.valid.store((until.as_nanos() & !DRAINING) | draining, Ordering::Release);
+        self.valid
+            .store((until.as_nanos() & !DRAINING) | draining, Ordering::Release);
     }
 
     /// Lets nobody new in; who is inside may stay until the end.
@@ -146,7 +152,14 @@ mod tests {
         let cell = Cell::new();
         assert!(!cell.read().lasts(at(0)));
         cell.open(3, at(100));
-        assert_eq!(cell.read(), Reading { epoch: 3, until: at(100), draining: false });
+        assert_eq!(
+            cell.read(),
+            Reading {
+                epoch: 3,
+                until: at(100),
+                draining: false
+            }
+        );
         assert!(cell.read().lasts(at(99)) && !cell.read().lasts(at(100)));
         cell.close();
         assert!(!cell.read().lasts(at(0)));
@@ -159,7 +172,14 @@ mod tests {
         cell.open(1, at(100));
         cell.drain();
         cell.extend(at(201));
-        assert_eq!(cell.read(), Reading { epoch: 1, until: at(200), draining: true });
+        assert_eq!(
+            cell.read(),
+            Reading {
+                epoch: 1,
+                until: at(200),
+                draining: true
+            }
+        );
         assert!(!cell.read().seems_open());
     }
 
@@ -167,7 +187,14 @@ mod tests {
     fn draining_a_closed_gate_does_not_open_it() {
         let cell = Cell::new();
         cell.drain();
-        assert_eq!(cell.read(), Reading { epoch: 0, until: at(0), draining: false });
+        assert_eq!(
+            cell.read(),
+            Reading {
+                epoch: 0,
+                until: at(0),
+                draining: false
+            }
+        );
     }
 }
 
@@ -242,7 +269,10 @@ mod loom_tests {
             let knows = told.load(Ordering::Acquire) == 1;
             let answer = cell.read();
             if knows {
-                assert!(!answer.seems_open() && !answer.lasts(at(0)), "let in: {inside}");
+                assert!(
+                    !answer.seems_open() && !answer.lasts(at(0)),
+                    "let in: {inside}"
+                );
             }
             cell.leave();
             keeper.join().unwrap();

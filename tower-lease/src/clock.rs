@@ -73,7 +73,10 @@ impl BootInstant {
     /// The instant this long after; the end of time (584 years) if there is none.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 }
 
@@ -83,7 +86,9 @@ impl TokioClock {
     /// A clock that starts now. Its clones agree with it; another `new()` does not.
     #[must_use]
     pub fn new() -> Self {
-        Self { origin: Instant::now() }
+        Self {
+            origin: Instant::now(),
+        }
     }
 }
 
@@ -140,7 +145,10 @@ mod boot {
 #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
 use self::elsewhere as boot;
 
-#[cfg(any(test, not(any(target_os = "linux", target_os = "android", target_vendor = "apple"))))]
+#[cfg(any(
+    test,
+    not(any(target_os = "linux", target_os = "android", target_vendor = "apple"))
+))]
 mod elsewhere {
     use std::sync::LazyLock;
 
@@ -187,6 +195,9 @@ mod tests {
 
     #[test]
     fn time_ends_instead_of_overflowing() {
-        assert_eq!(BootInstant::from_nanos(5).after(Duration::MAX).as_nanos(), u64::MAX);
+        assert_eq!(
+            BootInstant::from_nanos(5).after(Duration::MAX).as_nanos(),
+            u64::MAX
+        );
     }
 }

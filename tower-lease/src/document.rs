@@ -58,7 +58,11 @@ impl Document {
     /// A document as a store keeps it, last written at `revision`.
     #[must_use]
     pub const fn new(key: LeaseKey, value: Bytes, revision: Revision) -> Self {
-        Self { key, value, revision }
+        Self {
+            key,
+            value,
+            revision,
+        }
     }
 
     /// Its name.
@@ -85,18 +89,30 @@ impl Document {
 impl Swap {
     /// Writes a document that must not be there yet.
     pub fn create(key: LeaseKey, value: impl Into<Bytes>) -> Self {
-        Self { key, expected: None, value: Some(value.into()), guard: None, is_bound: false }
+        Self {
+            key,
+            expected: None,
+            value: Some(value.into()),
+            guard: None,
+            is_bound: false,
+        }
     }
 
     /// Writes a document that must be as it was when `seen` was read.
     pub fn replace(seen: &Document, value: impl Into<Bytes>) -> Self {
-        Self { expected: Some(seen.revision), ..Self::create(seen.key.clone(), value) }
+        Self {
+            expected: Some(seen.revision),
+            ..Self::create(seen.key.clone(), value)
+        }
     }
 
     /// Deletes a document that must be as it was when `seen` was read.
     #[must_use]
     pub fn delete(seen: &Document) -> Self {
-        Self { value: None, ..Self::replace(seen, Bytes::new()) }
+        Self {
+            value: None,
+            ..Self::replace(seen, Bytes::new())
+        }
     }
 
     /// Carries it out only while this very epoch holds its key; otherwise [`Fault::Lost`](crate::Fault::Lost).

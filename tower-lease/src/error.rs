@@ -62,7 +62,8 @@ pub enum BuildError {
 
 impl NotHeld {
     pub(crate) const fn new(state: State, retry_after: Option<Duration>) -> Self {
-        let refusal = Refusal::new(Class::Unavailable, "lease-not-held").with_retry_after(retry_after);
+        let refusal =
+            Refusal::new(Class::Unavailable, "lease-not-held").with_retry_after(retry_after);
         Self { refusal, state }
     }
 
@@ -82,7 +83,10 @@ impl NotHeld {
 impl fmt::Display for NotHeld {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.state {
-            State::Fenced { epoch, cause } => write!(f, "the lease is not held (fenced at epoch {epoch}: {cause})"),
+            State::Fenced { epoch, cause } => write!(
+                f,
+                "the lease is not held (fenced at epoch {epoch}: {cause})"
+            ),
             state if state.is_held() => f.write_str("the lease is not held for long enough"),
             state => write!(f, "the lease is not held ({state})"),
         }
@@ -105,7 +109,10 @@ impl Refused for NotHeld {
 
 impl LeaseLost {
     pub(crate) const fn new(epoch: NonZeroU64) -> Self {
-        Self { refusal: Refusal::new(Class::Unavailable, "lease-lost"), epoch }
+        Self {
+            refusal: Refusal::new(Class::Unavailable, "lease-lost"),
+            epoch,
+        }
     }
 
     /// The epoch that was lost.
@@ -137,7 +144,10 @@ impl Refused for LeaseLost {
 
 impl WrongInstance {
     pub(crate) const fn new(epoch: NonZeroU64) -> Self {
-        Self { refusal: Refusal::new(Class::Misdirected, "wrong-instance"), epoch }
+        Self {
+            refusal: Refusal::new(Class::Misdirected, "wrong-instance"),
+            epoch,
+        }
     }
 
     /// The epoch of the instance that is here.
@@ -149,7 +159,11 @@ impl WrongInstance {
 
 impl fmt::Display for WrongInstance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the request is meant for another instance than this (epoch {})", self.epoch)
+        write!(
+            f,
+            "the request is meant for another instance than this (epoch {})",
+            self.epoch
+        )
     }
 }
 
@@ -171,13 +185,22 @@ impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::MarginTooWide { margin, ttl } => {
-                write!(f, "a safety margin of {margin:?} is half of the TTL of {ttl:?} or more")
+                write!(
+                    f,
+                    "a safety margin of {margin:?} is half of the TTL of {ttl:?} or more"
+                )
             }
             Self::RenewTooSlow { every, limit } => {
-                write!(f, "renewals every {every:?} are not in the range above zero and below {limit:?}")
+                write!(
+                    f,
+                    "renewals every {every:?} are not in the range above zero and below {limit:?}"
+                )
             }
             Self::TtlTooShort { ttl, min } => {
-                write!(f, "a TTL of {ttl:?} is shorter than the store's shortest, {min:?}")
+                write!(
+                    f,
+                    "a TTL of {ttl:?} is shorter than the store's shortest, {min:?}"
+                )
             }
         }
     }

@@ -13,7 +13,10 @@ use tower_outcome::{
     refuse::{Fail, Refuse},
 };
 
-use crate::{BootInstant, Clock, InFlight, LeaseLost, NotHeld, Ticket, WrongInstance, alarm::Alarm, carry::Carry};
+use crate::{
+    BootInstant, Clock, InFlight, LeaseLost, NotHeld, Ticket, WrongInstance, alarm::Alarm,
+    carry::Carry,
+};
 
 /// The future of a [`Leased`](crate::Leased) service.
 #[pin_project]
@@ -41,7 +44,10 @@ pub(crate) enum Denial {
 }
 
 #[pin_project(project = StepProj)]
-#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for every request that is let in")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a box would be an allocation for every request that is let in"
+)]
 enum Step<F, C, D> {
     Inside(#[pin] Inside<F, C>),
     Denied(Option<D>),
@@ -68,13 +74,29 @@ struct Stay {
 // === impl ResponseFuture ===
 
 impl<F, Req, K, C: Clock, R, P> ResponseFuture<F, Req, K, C, R, P> {
-    pub(crate) fn inside(inner: F, ticket: Ticket<C>, in_flight: InFlight, refuse: R, seen: K) -> Self {
+    pub(crate) fn inside(
+        inner: F,
+        ticket: Ticket<C>,
+        in_flight: InFlight,
+        refuse: R,
+        seen: K,
+    ) -> Self {
         let step = Step::Inside(Inside::new(inner, ticket, in_flight));
-        Self { step, refuse, seen, carry: PhantomData }
+        Self {
+            step,
+            refuse,
+            seen,
+            carry: PhantomData,
+        }
     }
 
     pub(crate) fn denied(denial: Denial, refuse: R, seen: K) -> Self {
-        Self { step: Step::Denied(Some(denial)), refuse, seen, carry: PhantomData }
+        Self {
+            step: Step::Denied(Some(denial)),
+            refuse,
+            seen,
+            carry: PhantomData,
+        }
     }
 }
 
@@ -105,7 +127,9 @@ where
 
 impl<F, Req, K, C: Clock, R, P> fmt::Debug for ResponseFuture<F, Req, K, C, R, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").field("step", &self.step).finish_non_exhaustive()
+        f.debug_struct("ResponseFuture")
+            .field("step", &self.step)
+            .finish_non_exhaustive()
     }
 }
 
@@ -113,11 +137,17 @@ impl<F, Req, K, C: Clock, R, P> fmt::Debug for ResponseFuture<F, Req, K, C, R, P
 
 impl<F, Req, C: Clock, P> GateFuture<F, Req, C, P> {
     pub(crate) fn inside(inner: F, ticket: Ticket<C>, in_flight: InFlight) -> Self {
-        Self { step: Step::Inside(Inside::new(inner, ticket, in_flight)), carry: PhantomData }
+        Self {
+            step: Step::Inside(Inside::new(inner, ticket, in_flight)),
+            carry: PhantomData,
+        }
     }
 
     pub(crate) fn unsent(error: BoxError) -> Self {
-        Self { step: Step::Denied(Some(error)), carry: PhantomData }
+        Self {
+            step: Step::Denied(Some(error)),
+            carry: PhantomData,
+        }
     }
 }
 
@@ -143,7 +173,9 @@ where
 
 impl<F, Req, C: Clock, P> fmt::Debug for GateFuture<F, Req, C, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GateFuture").field("step", &self.step).finish_non_exhaustive()
+        f.debug_struct("GateFuture")
+            .field("step", &self.step)
+            .finish_non_exhaustive()
     }
 }
 
@@ -162,8 +194,16 @@ impl<F, C, D> fmt::Debug for Step<F, C, D> {
 
 impl<F, C: Clock> Inside<F, C> {
     fn new(inner: F, ticket: Ticket<C>, in_flight: InFlight) -> Self {
-        let stay = Stay { in_flight, cut: None };
-        Self { inner: Some(inner), ticket: Some(ticket), alarm: Alarm::default(), stay }
+        let stay = Stay {
+            in_flight,
+            cut: None,
+        };
+        Self {
+            inner: Some(inner),
+            ticket: Some(ticket),
+            alarm: Alarm::default(),
+            stay,
+        }
     }
 
     fn poll<Req, P, Res, E>(
@@ -187,13 +227,18 @@ impl<F, C: Clock> Inside<F, C> {
                 return Poll::Pending;
             }
             let shared = ticket.shared();
-            ready!(this.alarm.poll(cx, &shared.clock, &shared.lost, || this.stay.look(ticket)));
+            ready!(
+                this.alarm
+                    .poll(cx, &shared.clock, &shared.lost, || this.stay.look(ticket))
+            );
         }
         // What is inside goes first, then the ticket that counts it.
         this.inner.set(None);
         let ticket = this.ticket.take().expect("checked above");
         Poll::Ready(match answer {
-            Poll::Ready(answer) if ticket.is_good() => Ok(answer.map(|response| P::attach(response, ticket))),
+            Poll::Ready(answer) if ticket.is_good() => {
+                Ok(answer.map(|response| P::attach(response, ticket)))
+            }
             answer => Err(lost(&ticket, answer.is_ready())),
         })
     }
@@ -215,7 +260,13 @@ fn lost<C: Clock>(ticket: &Ticket<C>, is_answered: bool) -> LeaseLost {
 impl Stay {
     /// Whether the inner future may run now. Without `has_slept` the clock was looked at a moment ago, in `call`.
     fn may_run<C: Clock>(&mut self, ticket: &Ticket<C>, has_slept: bool) -> bool {
-        let lasts = || if has_slept { ticket.is_good() } else { ticket.good_until().is_some() };
+        let lasts = || {
+            if has_slept {
+                ticket.is_good()
+            } else {
+                ticket.good_until().is_some()
+            }
+        };
         match self.in_flight {
             InFlight::Finish => true,
             _ if lasts() => true,

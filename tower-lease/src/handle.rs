@@ -12,8 +12,9 @@ use std::{
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    BootClock, BootInstant, Claim, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore, Lost, NotHeld,
-    RequestCounts, Snapshot, State, cell::Cell, counters::Counters, snapshot::Counts,
+    BootClock, BootInstant, Claim, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore,
+    Lost, NotHeld, RequestCounts, Snapshot, State, cell::Cell, counters::Counters,
+    snapshot::Counts,
 };
 
 /// The handle of a lease: cheap to clone, and always answering from this process's own knowledge.
@@ -94,7 +95,12 @@ impl Lease {
 }
 
 impl<C: Clock> Lease<C> {
-    pub(crate) fn new(claim: Claim, clock: C, guard: Duration, state: watch::Receiver<State>) -> Self {
+    pub(crate) fn new(
+        claim: Claim,
+        clock: C,
+        guard: Duration,
+        state: watch::Receiver<State>,
+    ) -> Self {
         let shared = Shared {
             cell: Cell::new(),
             clock,
@@ -107,11 +113,17 @@ impl<C: Clock> Lease<C> {
             stepping_down: Notify::new(),
             next_attempt: AtomicU64::new(0),
             ended: AtomicBool::new(false),
-            handover: Mutex::new(Handover { claim, to: None, token: None }),
+            handover: Mutex::new(Handover {
+                claim,
+                to: None,
+                token: None,
+            }),
             counts: Mutex::default(),
             state,
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// What is leased.
@@ -128,7 +140,14 @@ impl<C: Clock> Lease<C> {
             Some(epoch) if told.lasts() && !self.shared.lasts(epoch) => {
                 // The watch holds the cause, if the keeper has come to tell it since.
                 let now = *self.shared.state.borrow();
-                if now == told { State::Fenced { epoch, cause: Lost::Expired } } else { now }
+                if now == told {
+                    State::Fenced {
+                        epoch,
+                        cause: Lost::Expired,
+                    }
+                } else {
+                    now
+                }
             }
             _ => told,
         }
@@ -144,7 +163,8 @@ impl<C: Clock> Lease<C> {
     #[must_use]
     pub fn token(&self) -> Option<FencingToken> {
         let reading = self.shared.cell.read();
-        let epoch = NonZeroU64::new(reading.epoch).filter(|_| reading.lasts(self.shared.clock.now()))?;
+        let epoch =
+            NonZeroU64::new(reading.epoch).filter(|_| reading.lasts(self.shared.clock.now()))?;
         Some(FencingToken::new(self.shared.key.clone(), epoch))
     }
 
@@ -277,7 +297,10 @@ impl<C: Clock> Lease<C> {
     pub fn enter(&self, min_remaining: Duration) -> Result<Ticket<C>, NotHeld> {
         // Counted before the check: see `Cell::in_flight`.
         self.shared.cell.enter();
-        let mut ticket = Ticket { shared: self.shared.clone(), epoch: NonZeroU64::MIN };
+        let mut ticket = Ticket {
+            shared: self.shared.clone(),
+            epoch: NonZeroU64::MIN,
+        };
         match self.shared.open_epoch(min_remaining) {
             Some(epoch) => {
                 ticket.epoch = epoch;
@@ -304,13 +327,18 @@ impl<C: Clock> Lease<C> {
 
 impl<C> Clone for Lease<C> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone() }
+        Self {
+            shared: self.shared.clone(),
+        }
     }
 }
 
 impl<C: Clock> fmt::Debug for Lease<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("key", &self.key().as_str()).field("state", &self.state()).finish_non_exhaustive()
+        f.debug_struct("Lease")
+            .field("key", &self.key().as_str())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
     }
 }
 
@@ -365,7 +393,8 @@ impl<C: Clock> Shared<C> {
     }
 
     fn lasts(&self, epoch: NonZeroU64) -> bool {
-        self.end_of(epoch).is_some_and(|until| self.clock.now() < until)
+        self.end_of(epoch)
+            .is_some_and(|until| self.clock.now() < until)
     }
 
     /// Until when this epoch is good; `None` when it is over, as far as the keeper knows.
@@ -377,7 +406,10 @@ impl<C: Clock> Shared<C> {
 
 impl<C> fmt::Debug for Shared<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("key", &self.key).field("cell", &self.cell).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("key", &self.key)
+            .field("cell", &self.cell)
+            .finish_non_exhaustive()
     }
 }
 
@@ -388,8 +420,13 @@ impl fmt::Display for NotHandedOver {
         match self {
             Self::OtherKey => f.write_str("a lease is handed over to a claim to the same key"),
             Self::Own => f.write_str("a lease is handed over to the claim of another keeper"),
-            Self::Released => f.write_str("the lease was given back, and is not known to be handed over"),
-            Self::Lost(cause) => write!(f, "the lease was lost before it could be handed over: {cause}"),
+            Self::Released => {
+                f.write_str("the lease was given back, and is not known to be handed over")
+            }
+            Self::Lost(cause) => write!(
+                f,
+                "the lease was lost before it could be handed over: {cause}"
+            ),
         }
     }
 }
@@ -419,7 +456,9 @@ impl<C: Clock> Ticket<C> {
     pub async fn lost(&self) {
         loop {
             let lost = self.shared.lost.notified();
-            let Some(until) = self.good_until().filter(|_| self.is_good()) else { return };
+            let Some(until) = self.good_until().filter(|_| self.is_good()) else {
+                return;
+            };
             tokio::select! {
                 () = lost => {}
                 () = self.shared.clock.sleep_until(until) => {}
@@ -450,7 +489,11 @@ impl<C: Clock> Ticket<C> {
     /// late has that much less time. When another epoch has begun, this one has been over for a while.
     pub(crate) fn grace_until(&self, grace: Duration) -> BootInstant {
         let now = self.shared.clock.now();
-        let end = self.shared.cell.ended_by(self.epoch.get()).map_or(BootInstant::from_nanos(0), |end| end.min(now));
+        let end = self
+            .shared
+            .cell
+            .ended_by(self.epoch.get())
+            .map_or(BootInstant::from_nanos(0), |end| end.min(now));
         end.after(grace.min(self.shared.guard))
     }
 }
@@ -466,6 +509,8 @@ impl<C> Drop for Ticket<C> {
 
 impl<C> fmt::Debug for Ticket<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ticket").field("epoch", &self.epoch).finish_non_exhaustive()
+        f.debug_struct("Ticket")
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
     }
 }

@@ -10,8 +10,8 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    Acquired, BootClock, BootInstant, Claim, ClaimId, Clock, Fault, FencingToken, Grant, Lease, LeaseStore, Lost,
-    State, StoreError, Watch, WatchEvent,
+    Acquired, BootClock, BootInstant, Claim, ClaimId, Clock, Fault, FencingToken, Grant, Lease,
+    LeaseStore, Lost, State, StoreError, Watch, WatchEvent,
     handle::Shared,
     lease::{Core, Granted, Input, Output, Reply, Seen, Sent},
 };
@@ -47,8 +47,22 @@ const MAX_FLIGHTS: usize = 4;
 // === impl Keeper ===
 
 impl<S: LeaseStore, C: Clock> Keeper<S, C> {
-    pub(crate) fn new(store: S, claim: Claim, core: Core, lease: Lease<C>, told: watch::Sender<State>) -> Self {
-        Self { store, claim, core, lease, told, watch: None, flights: Flights(VecDeque::new()) }
+    pub(crate) fn new(
+        store: S,
+        claim: Claim,
+        core: Core,
+        lease: Lease<C>,
+        told: watch::Sender<State>,
+    ) -> Self {
+        Self {
+            store,
+            claim,
+            core,
+            lease,
+            told,
+            watch: None,
+            flights: Flights(VecDeque::new()),
+        }
     }
 
     /// Keeps the lease until it is stepped down, or lost without [`reacquire`](crate::LeaseBuilder::reacquire). Answers
@@ -93,7 +107,10 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
             self.act(output);
         }
         let next = self.core.next_attempt().map_or(0, BootInstant::as_nanos);
-        self.lease.shared().next_attempt.store(next, Ordering::Relaxed);
+        self.lease
+            .shared()
+            .next_attempt
+            .store(next, Ordering::Relaxed);
         *self.lease.shared().counts() = *self.core.counts();
         let mut handover = self.lease.shared().handover();
         if handover.claim.id() != self.core.heir() {
@@ -104,13 +121,19 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
     fn act(&mut self, output: Output) {
         let shared = self.lease.shared();
         match output {
-            Output::Acquire(sent) => self.fly(|store, claim| acquire(store, claim, sent), sent.claim),
+            Output::Acquire(sent) => {
+                self.fly(|store, claim| acquire(store, claim, sent), sent.claim)
+            }
             Output::Renew(sent) => self.fly(|store, claim| renew(store, claim, sent), sent.claim),
             Output::Release(claim) => self.fly(release, claim),
             Output::Disown(claim) => self.fly(disown, claim),
             Output::Transfer(claim) => {
                 // Whoever asked for it has named one.
-                let to = shared.handover().to.clone().unwrap_or_else(|| self.claim.clone());
+                let to = shared
+                    .handover()
+                    .to
+                    .clone()
+                    .unwrap_or_else(|| self.claim.clone());
                 self.fly(|store, claim| transfer(store, claim, to), claim);
             }
             Output::Forget => self.flights.0.clear(),
@@ -143,7 +166,8 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
         F: Future<Output = Landed> + Send + 'static,
     {
         let claim = self.claim.with_id(id);
-        self.flights.push(Box::pin(request(self.store.clone(), claim)));
+        self.flights
+            .push(Box::pin(request(self.store.clone(), claim)));
     }
 
     /// One event per transition, at the level an operator needs.
@@ -155,7 +179,9 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
             State::Fenced { cause, .. } => {
                 tracing::warn!(%key, holder, epoch, %from, to = %state, %cause, "lease");
             }
-            State::Jeopardy { .. } => tracing::warn!(%key, holder, epoch, %from, to = %state, "lease"),
+            State::Jeopardy { .. } => {
+                tracing::warn!(%key, holder, epoch, %from, to = %state, "lease")
+            }
             _ => tracing::info!(%key, holder, epoch, %from, to = %state, "lease"),
         }
     }
@@ -168,7 +194,10 @@ impl<S: LeaseStore, C: Clock> Drop for Keeper<S, C> {
         match self.core.state() {
             State::Fenced { .. } | State::Released => {}
             state => {
-                let lost = state.epoch().map(|epoch| State::Fenced { epoch, cause: Lost::KeeperGone });
+                let lost = state.epoch().map(|epoch| State::Fenced {
+                    epoch,
+                    cause: Lost::KeeperGone,
+                });
                 if lost.is_some() {
                     shared.counts().losses.count(Lost::KeeperGone);
                 }
@@ -183,7 +212,9 @@ impl<S: LeaseStore, C: Clock> Drop for Keeper<S, C> {
 
 impl<S: LeaseStore, C: Clock> fmt::Debug for Keeper<S, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keeper").field("lease", &self.lease).finish_non_exhaustive()
+        f.debug_struct("Keeper")
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
     }
 }
 
@@ -216,7 +247,12 @@ impl Flights {
 
 impl From<&Grant> for Granted {
     fn from(grant: &Grant) -> Self {
-        Self { epoch: grant.token().epoch(), ttl: grant.ttl(), revision: grant.revision(), is_clean: grant.is_clean() }
+        Self {
+            epoch: grant.token().epoch(),
+            ttl: grant.ttl(),
+            revision: grant.revision(),
+            is_clean: grant.is_clean(),
+        }
     }
 }
 
@@ -235,14 +271,26 @@ impl<C> Shared<C> {
 async fn acquire<S: LeaseStore>(store: S, claim: Claim, sent: Sent) -> Landed {
     let reply = match store.acquire(&claim).await {
         Ok(Acquired::Granted(grant)) => Ok(Reply::Granted(Granted::from(&grant))),
-        Ok(Acquired::Held(record)) => Ok(Reply::Held { claim: record.claim(), expires_in: record.expires_in() }),
+        Ok(Acquired::Held(record)) => Ok(Reply::Held {
+            claim: record.claim(),
+            expires_in: record.expires_in(),
+        }),
         Err(error) => Err(fault(&error, &claim, "acquire")),
     };
     (Input::Acquired(sent, reply), None)
 }
 
 async fn renew<S: LeaseStore>(store: S, claim: Claim, sent: Sent) -> Landed {
-    (Input::Renewed(sent, store.renew(&claim).await.map_err(|error| fault(&error, &claim, "renew"))), None)
+    (
+        Input::Renewed(
+            sent,
+            store
+                .renew(&claim)
+                .await
+                .map_err(|error| fault(&error, &claim, "renew")),
+        ),
+        None,
+    )
 }
 
 async fn release<S: LeaseStore>(store: S, claim: Claim) -> Landed {
@@ -253,11 +301,16 @@ async fn release<S: LeaseStore>(store: S, claim: Claim) -> Landed {
 /// Revokes what the claim holds, if it holds anything: guarded by its own token, so that it hits nobody else.
 async fn disown<S: LeaseStore>(store: S, claim: Claim) -> Landed {
     let result = match store.inspect(claim.key()).await {
-        Ok(Some(record)) if record.claim() == claim.id() => store.revoke(claim.key(), Some(record.token())).await,
+        Ok(Some(record)) if record.claim() == claim.id() => {
+            store.revoke(claim.key(), Some(record.token())).await
+        }
         Ok(_) => Ok(()),
         Err(error) => Err(error),
     };
-    (Input::Released(claim.id(), is_certain(result, &claim, "revoke")), None)
+    (
+        Input::Released(claim.id(), is_certain(result, &claim, "revoke")),
+        None,
+    )
 }
 
 async fn transfer<S: LeaseStore>(store: S, claim: Claim, to: Claim) -> Landed {
@@ -273,7 +326,9 @@ async fn transfer<S: LeaseStore>(store: S, claim: Claim, to: Claim) -> Landed {
 
 /// Whether the claim is known to hold nothing any more: done, or it held nothing.
 fn is_certain(result: Result<(), StoreError>, claim: &Claim, call: &str) -> bool {
-    result.err().is_none_or(|error| fault(&error, claim, call) == Fault::Lost)
+    result
+        .err()
+        .is_none_or(|error| fault(&error, claim, call) == Fault::Lost)
 }
 
 fn fault(error: &StoreError, claim: &Claim, call: &str) -> Fault {
@@ -283,12 +338,16 @@ fn fault(error: &StoreError, claim: &Claim, call: &str) -> Fault {
 }
 
 async fn next_event<W: Watch>(watch: &mut Option<W>) -> Input {
-    let Some(watch) = watch else { return pending().await };
+    let Some(watch) = watch else {
+        return pending().await;
+    };
     Input::Watched(match watch.next().await {
         Ok(WatchEvent::Held(record, revision)) => Seen::Held(record.claim(), revision),
         Ok(WatchEvent::Vacant(_, revision)) => Seen::Vacant(revision),
         // What was skipped may have been the loss, and documents do not belong here: begin again with the present state.
-        Ok(WatchEvent::Lagged | WatchEvent::Written(_) | WatchEvent::Deleted(..)) | Err(_) => Seen::Broken,
+        Ok(WatchEvent::Lagged | WatchEvent::Written(_) | WatchEvent::Deleted(..)) | Err(_) => {
+            Seen::Broken
+        }
     })
 }
 

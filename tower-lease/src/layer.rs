@@ -52,7 +52,12 @@ impl<C: Clock> LeaseLayer<C> {
     /// Refers to a lease; any number of layers and services may.
     #[must_use]
     pub fn new(lease: &Lease<C>) -> Self {
-        Self { lease: lease.clone(), knobs: Knobs::default(), refuse: Fail, carry: PhantomData }
+        Self {
+            lease: lease.clone(),
+            knobs: Knobs::default(),
+            refuse: Fail,
+            carry: PhantomData,
+        }
     }
 }
 
@@ -60,7 +65,11 @@ impl<C: Clock, P> LeaseLayer<C, Fail, P> {
     /// Waits in `poll_ready` instead of refusing, so that a balancer looks elsewhere.
     #[must_use]
     pub fn gate(self) -> LeaseGateLayer<C, P> {
-        LeaseGateLayer { lease: self.lease, knobs: self.knobs, carry: PhantomData }
+        LeaseGateLayer {
+            lease: self.lease,
+            knobs: self.knobs,
+            carry: PhantomData,
+        }
     }
 }
 
@@ -91,7 +100,12 @@ impl<C: Clock, R, P> LeaseLayer<C, R, P> {
     /// Answers with `refuse`. For HTTP services call [`http`](Self::http) too.
     #[must_use]
     pub fn respond_with<Q>(self, refuse: Q) -> LeaseLayer<C, Q, P> {
-        LeaseLayer { lease: self.lease, knobs: self.knobs, refuse, carry: self.carry }
+        LeaseLayer {
+            lease: self.lease,
+            knobs: self.knobs,
+            refuse,
+            carry: self.carry,
+        }
     }
 
     /// For HTTP: gives each request the [`FencingToken`](crate::FencingToken) (see [`token_in`](Self::token_in)), refuses
@@ -99,7 +113,12 @@ impl<C: Clock, R, P> LeaseLayer<C, R, P> {
     /// protocol.
     #[must_use]
     pub fn http(self) -> LeaseLayer<C, R, Http> {
-        LeaseLayer { lease: self.lease, knobs: self.knobs, refuse: self.refuse, carry: PhantomData }
+        LeaseLayer {
+            lease: self.lease,
+            knobs: self.knobs,
+            refuse: self.refuse,
+            carry: PhantomData,
+        }
     }
 }
 
@@ -134,14 +153,27 @@ impl<S, C: Clock, R: Clone, P> Layer<S> for LeaseLayer<C, R, P> {
 
 impl<C, R: Clone, P> Clone for LeaseLayer<C, R, P> {
     fn clone(&self) -> Self {
-        let Self { lease, knobs, refuse, carry } = self;
-        Self { lease: lease.clone(), knobs: *knobs, refuse: refuse.clone(), carry: *carry }
+        let Self {
+            lease,
+            knobs,
+            refuse,
+            carry,
+        } = self;
+        Self {
+            lease: lease.clone(),
+            knobs: *knobs,
+            refuse: refuse.clone(),
+            carry: *carry,
+        }
     }
 }
 
 impl<C: Clock, R, P> fmt::Debug for LeaseLayer<C, R, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeaseLayer").field("lease", &self.lease).field("knobs", &self.knobs).finish_non_exhaustive()
+        f.debug_struct("LeaseLayer")
+            .field("lease", &self.lease)
+            .field("knobs", &self.knobs)
+            .finish_non_exhaustive()
     }
 }
 
@@ -157,12 +189,19 @@ impl<S, C: Clock, P> Layer<S> for LeaseGateLayer<C, P> {
 
 impl<C, P> Clone for LeaseGateLayer<C, P> {
     fn clone(&self) -> Self {
-        Self { lease: self.lease.clone(), knobs: self.knobs, carry: self.carry }
+        Self {
+            lease: self.lease.clone(),
+            knobs: self.knobs,
+            carry: self.carry,
+        }
     }
 }
 
 impl<C: Clock, P> fmt::Debug for LeaseGateLayer<C, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeaseGateLayer").field("lease", &self.lease).field("knobs", &self.knobs).finish_non_exhaustive()
+        f.debug_struct("LeaseGateLayer")
+            .field("lease", &self.lease)
+            .field("knobs", &self.knobs)
+            .finish_non_exhaustive()
     }
 }

@@ -98,7 +98,10 @@ pub(crate) struct Sent {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Reply {
     Granted(Granted),
-    Held { claim: ClaimId, expires_in: Option<Duration> },
+    Held {
+        claim: ClaimId,
+        expires_in: Option<Duration>,
+    },
 }
 
 /// What a store granted.
@@ -136,7 +139,11 @@ enum Phase {
     /// Giving it back. -> `Released` when answered, or not answered in time.
     Releasing(ClaimId, BootInstant),
     /// Lost. -> `Seeking` at `again`; the end without that.
-    Fenced { epoch: NonZeroU64, cause: Lost, again: Option<BootInstant> },
+    Fenced {
+        epoch: NonZeroU64,
+        cause: Lost,
+        again: Option<BootInstant>,
+    },
     /// Given back. The end.
     Released,
 }
@@ -157,12 +164,20 @@ struct Quest {
 #[derive(Clone, Debug)]
 enum Step {
     /// -> an answer, or taken as unknown at `by`. `vacated`: the key was seen vacant meanwhile, so "held" is old news.
-    Asked { number: u64, by: BootInstant, vacated: bool },
+    Asked {
+        number: u64,
+        by: BootInstant,
+        vacated: bool,
+    },
     /// An orphan is being taken away. -> asks when answered, or at `by`.
     Clearing { by: BootInstant },
     /// It was handed over to us, at a time that we do not know: so it counts from a renewal of ours. -> `Held` when
     /// that is answered; asks again at `by`.
-    Confirming { number: u64, by: BootInstant, granted: Granted },
+    Confirming {
+        number: u64,
+        by: BootInstant,
+        granted: Granted,
+    },
     /// -> asks at `at`, or soon after the key is seen vacant.
     Waiting { at: BootInstant },
 }
@@ -216,7 +231,11 @@ impl Core {
             terms,
             rng: Rng::with_seed(seed),
             phase: Phase::Idle,
-            own_watch: if can_watch { OwnWatch::Off } else { OwnWatch::Unsupported },
+            own_watch: if can_watch {
+                OwnWatch::Off
+            } else {
+                OwnWatch::Unsupported
+            },
             told: State::Idle,
             first_claim,
             claims: 0,
@@ -239,7 +258,9 @@ impl Core {
         match input {
             Input::Start => self.start(now),
             Input::Acquired(sent, Ok(Reply::Granted(granted))) => self.granted(sent, granted, now),
-            Input::Acquired(sent, Ok(Reply::Held { claim, expires_in })) => self.taken(sent, claim, expires_in, now),
+            Input::Acquired(sent, Ok(Reply::Held { claim, expires_in })) => {
+                self.taken(sent, claim, expires_in, now)
+            }
             Input::Acquired(sent, Err(fault)) => self.unanswered(sent, fault, now),
             Input::Renewed(sent, Ok(ttl)) => self.renewed(sent, ttl, now),
             Input::Renewed(sent, Err(fault)) => self.not_renewed(sent, fault, now),
@@ -263,7 +284,9 @@ impl Core {
             Phase::Seeking(quest) => Some(quest.step.at()),
             Phase::Held(tenure) => Some(self.next_of(tenure)),
             Phase::Closing(tenure, by) => Some(self.next_of(tenure).min(*by)),
-            Phase::Emptying(_, by) | Phase::HandingOver(_, by) | Phase::Releasing(_, by) => Some(*by),
+            Phase::Emptying(_, by) | Phase::HandingOver(_, by) | Phase::Releasing(_, by) => {
+                Some(*by)
+            }
             Phase::Fenced { again, .. } => *again,
         };
         match self.own_watch {
@@ -274,7 +297,10 @@ impl Core {
 
     /// Whether nothing will ever happen again.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Released | Phase::Fenced { again: None, .. })
+        matches!(
+            self.phase,
+            Phase::Released | Phase::Fenced { again: None, .. }
+        )
     }
 
     pub(crate) fn is_closing(&self) -> bool {
@@ -294,7 +320,10 @@ impl Core {
     pub(crate) fn next_attempt(&self) -> Option<BootInstant> {
         match &self.phase {
             Phase::Held(tenure) => tenure.opens,
-            Phase::Seeking(Quest { step: Step::Waiting { at }, .. }) => Some(*at),
+            Phase::Seeking(Quest {
+                step: Step::Waiting { at },
+                ..
+            }) => Some(*at),
             Phase::Fenced { again, .. } => *again,
             _ => None,
         }
@@ -304,15 +333,28 @@ impl Core {
         match &self.phase {
             Phase::Idle => State::Idle,
             Phase::Seeking(_) => State::Acquiring,
-            Phase::Held(Tenure { epoch, opens: Some(_), .. }) => State::LockDelay { epoch: *epoch },
+            Phase::Held(Tenure {
+                epoch,
+                opens: Some(_),
+                ..
+            }) => State::LockDelay { epoch: *epoch },
             Phase::Held(tenure) if tenure.failures > 0 || self.own_watch.is_ailing() => {
-                State::Jeopardy { epoch: tenure.epoch }
+                State::Jeopardy {
+                    epoch: tenure.epoch,
+                }
             }
-            Phase::Held(tenure) => State::Held { epoch: tenure.epoch },
-            Phase::Closing(tenure, _) => State::Closing { epoch: tenure.epoch },
+            Phase::Held(tenure) => State::Held {
+                epoch: tenure.epoch,
+            },
+            Phase::Closing(tenure, _) => State::Closing {
+                epoch: tenure.epoch,
+            },
             // Still the state it came from, until the store answers.
             Phase::Emptying(..) | Phase::HandingOver(..) | Phase::Releasing(..) => self.told,
-            Phase::Fenced { epoch, cause, .. } => State::Fenced { epoch: *epoch, cause: *cause },
+            Phase::Fenced { epoch, cause, .. } => State::Fenced {
+                epoch: *epoch,
+                cause: *cause,
+            },
             Phase::Released => State::Released,
         }
     }
@@ -361,13 +403,23 @@ impl Core {
     fn ask(&mut self, now: BootInstant) {
         let by = now.after(self.terms.attempt(self.terms.ttl));
         let number = self.next_request();
-        let Phase::Seeking(quest) = &mut self.phase else { return };
+        let Phase::Seeking(quest) = &mut self.phase else {
+            return;
+        };
         // An attempt that may have been carried out fixes the start of validity, however often it is repeated.
         if !quest.unknown {
             quest.first = Some(now);
         }
-        quest.step = Step::Asked { number, by, vacated: false };
-        self.outputs.push(Output::Acquire(Sent { claim: quest.claim, number, at: now }));
+        quest.step = Step::Asked {
+            number,
+            by,
+            vacated: false,
+        };
+        self.outputs.push(Output::Acquire(Sent {
+            claim: quest.claim,
+            number,
+            at: now,
+        }));
     }
 
     fn granted(&mut self, sent: Sent, granted: Granted, now: BootInstant) {
@@ -382,7 +434,10 @@ impl Core {
         };
         if granted.epoch.get() <= self.highest {
             // The store has forgotten something.
-            self.outputs.push(Output::Distrust { epoch: granted.epoch.get(), highest: self.highest });
+            self.outputs.push(Output::Distrust {
+                epoch: granted.epoch.get(),
+                highest: self.highest,
+            });
             return self.abandon(now);
         }
         if sent.claim == self.heir {
@@ -393,35 +448,58 @@ impl Core {
 
     /// It is ours since `first`, or it would be if that were not too long ago.
     fn hold(&mut self, claim: ClaimId, granted: Granted, first: BootInstant, now: BootInstant) {
-        let Granted { epoch, ttl, revision, is_clean } = granted;
+        let Granted {
+            epoch,
+            ttl,
+            revision,
+            is_clean,
+        } = granted;
         let until = self.terms.valid_until(first, ttl);
         if now >= until {
             return self.abandon(now);
         }
         let renewal = Renewal::Due(self.renewal_after(first, ttl, now));
-        let opens = Some(now.after(self.terms.lock_delay)).filter(|opens| !is_clean && *opens > now);
+        let opens =
+            Some(now.after(self.terms.lock_delay)).filter(|opens| !is_clean && *opens > now);
         self.orphan = None;
         self.highest = epoch.get();
         self.counts.acquisitions += 1;
         self.own_watch.reset();
         self.outputs.push(Output::Unwatch);
         if opens.is_none() {
-            self.outputs.push(Output::Open(epoch, self.open_until(until)));
+            self.outputs
+                .push(Output::Open(epoch, self.open_until(until)));
         }
-        self.enter(Phase::Held(Tenure { claim, epoch, revision, until, ttl, failures: 0, renewal, opens }));
+        self.enter(Phase::Held(Tenure {
+            claim,
+            epoch,
+            revision,
+            until,
+            ttl,
+            failures: 0,
+            renewal,
+            opens,
+        }));
     }
 
     /// Until when the gate is open if nothing else happens. R-31: one that serves on has no such time.
     fn open_until(&self, until: BootInstant) -> BootInstant {
-        if self.terms.keeps_serving { BootInstant::END } else { until }
+        if self.terms.keeps_serving {
+            BootInstant::END
+        } else {
+            until
+        }
     }
 
     /// the lock delay is over.
     fn open(&mut self) {
-        let Phase::Held(tenure) = &mut self.phase else { return };
+        let Phase::Held(tenure) = &mut self.phase else {
+            return;
+        };
         tenure.opens = None;
         let (epoch, until) = (tenure.epoch, tenure.until);
-        self.outputs.push(Output::Open(epoch, self.open_until(until)));
+        self.outputs
+            .push(Output::Open(epoch, self.open_until(until)));
     }
 
     // --- getting it from a predecessor ---
@@ -429,7 +507,9 @@ impl Core {
     /// A holder handed over to us: asks for the token.
     fn inherit(&mut self, now: BootInstant) {
         let heir = self.heir;
-        let Phase::Seeking(quest) = &mut self.phase else { return };
+        let Phase::Seeking(quest) = &mut self.phase else {
+            return;
+        };
         if quest.claim != heir {
             // What this one asked for and got no answer to can still come: but not while the key is held.
             self.orphan = Some(quest.claim).filter(|_| quest.unknown).or(self.orphan);
@@ -440,18 +520,41 @@ impl Core {
 
     /// The transfer gave us the TTL from some time before we asked, so it is renewed before it is used.
     fn confirm(&mut self, granted: Granted, now: BootInstant) {
-        if matches!(&self.phase, Phase::Seeking(Quest { step: Step::Confirming { .. }, .. })) {
+        if matches!(
+            &self.phase,
+            Phase::Seeking(Quest {
+                step: Step::Confirming { .. },
+                ..
+            })
+        ) {
             return;
         }
         let by = now.after(self.terms.attempt(granted.ttl));
         let number = self.next_request();
-        let Phase::Seeking(quest) = &mut self.phase else { return };
-        quest.step = Step::Confirming { number, by, granted };
-        self.outputs.push(Output::Renew(Sent { claim: quest.claim, number, at: now }));
+        let Phase::Seeking(quest) = &mut self.phase else {
+            return;
+        };
+        quest.step = Step::Confirming {
+            number,
+            by,
+            granted,
+        };
+        self.outputs.push(Output::Renew(Sent {
+            claim: quest.claim,
+            number,
+            at: now,
+        }));
     }
 
     fn confirmed(&mut self, sent: Sent, ttl: Duration, now: BootInstant) {
-        let Phase::Seeking(Quest { claim, step: Step::Confirming { number, granted, .. }, .. }) = &self.phase else {
+        let Phase::Seeking(Quest {
+            claim,
+            step: Step::Confirming {
+                number, granted, ..
+            },
+            ..
+        }) = &self.phase
+        else {
             return;
         };
         if *claim == sent.claim && *number == sent.number {
@@ -465,12 +568,17 @@ impl Core {
     fn not_confirmed(&mut self, sent: Sent, fault: Fault, now: BootInstant) {
         let at = self.backoff(now);
         let fresh = self.next_claim();
-        let Phase::Seeking(quest) = &mut self.phase else { return };
+        let Phase::Seeking(quest) = &mut self.phase else {
+            return;
+        };
         if !matches!(quest.step, Step::Confirming { number, .. } if number == sent.number) {
             return;
         }
         if fault == Fault::Lost {
-            *quest = Quest { contended: true, ..Quest::new(fresh, at) };
+            *quest = Quest {
+                contended: true,
+                ..Quest::new(fresh, at)
+            };
         } else {
             quest.step = Step::Waiting { at };
         }
@@ -480,7 +588,9 @@ impl Core {
     fn abandon(&mut self, now: BootInstant) {
         let claim = self.next_claim();
         let at = self.long_backoff(now);
-        let Phase::Seeking(quest) = &mut self.phase else { return };
+        let Phase::Seeking(quest) = &mut self.phase else {
+            return;
+        };
         quest.failures = quest.failures.saturating_add(1);
         let old = std::mem::replace(&mut quest.claim, claim);
         (quest.first, quest.unknown) = (None, false);
@@ -489,11 +599,19 @@ impl Core {
         self.outputs.push(Output::Disown(old));
     }
 
-    fn taken(&mut self, sent: Sent, holder: ClaimId, expires_in: Option<Duration>, now: BootInstant) {
+    fn taken(
+        &mut self,
+        sent: Sent,
+        holder: ClaimId,
+        expires_in: Option<Duration>,
+        now: BootInstant,
+    ) {
         let fresh = self.next_claim();
         let (at_once, soon) = (self.after_vacancy(now), self.backoff(now));
         let later = self.renewal_after(now, self.terms.ttl, now);
-        let Phase::Seeking(quest) = &mut self.phase else { return };
+        let Phase::Seeking(quest) = &mut self.phase else {
+            return;
+        };
         if quest.claim != sent.claim {
             return;
         }
@@ -503,18 +621,27 @@ impl Core {
         let vacated = matches!(quest.step, Step::Asked { vacated: true, .. });
         let ours = self.orphan == Some(holder);
         // What was not answered may still be carried out: then it is an orphan. Otherwise the next round is a new one.
-        self.orphan = if ours { Some(holder) } else { Some(quest.claim).filter(|_| quest.unknown) };
+        self.orphan = if ours {
+            Some(holder)
+        } else {
+            Some(quest.claim).filter(|_| quest.unknown)
+        };
         let at = match expires_in {
             _ if ours => soon,
             _ if vacated => at_once,
             Some(wait) => later.min(soon.after(wait)),
             None => later,
         };
-        *quest = Quest { contended: !ours, ..Quest::new(fresh, at) };
+        *quest = Quest {
+            contended: !ours,
+            ..Quest::new(fresh, at)
+        };
     }
 
     fn unanswered(&mut self, sent: Sent, fault: Fault, now: BootInstant) {
-        let Phase::Seeking(quest) = &mut self.phase else { return };
+        let Phase::Seeking(quest) = &mut self.phase else {
+            return;
+        };
         if quest.claim != sent.claim {
             return;
         }
@@ -529,13 +656,17 @@ impl Core {
     /// the same claim again; unless even a grant would come too late by now.
     fn ask_again(&mut self, now: BootInstant) {
         let pause = self.long_backoff(now);
-        let Phase::Seeking(quest) = &mut self.phase else { return };
+        let Phase::Seeking(quest) = &mut self.phase else {
+            return;
+        };
         quest.failures = quest.failures.saturating_add(1);
         let first = quest.first.filter(|_| quest.unknown);
         if first.is_some_and(|first| now >= self.terms.valid_until(first, self.terms.ttl)) {
             return self.abandon(now);
         }
-        quest.step = Step::Waiting { at: if quest.failures == 1 { now } else { pause } };
+        quest.step = Step::Waiting {
+            at: if quest.failures == 1 { now } else { pause },
+        };
     }
 
     // --- keeping it ---
@@ -548,11 +679,15 @@ impl Core {
         // The period counts from this request; the extension too, however late the answer is.
         let until = self.terms.valid_until(sent.at, ttl);
         let due = self.renewal_after(sent.at, ttl, now);
-        let Some(tenure) = self.tenure_mut().filter(|tenure| tenure.claim == sent.claim) else {
+        let Some(tenure) = self
+            .tenure_mut()
+            .filter(|tenure| tenure.claim == sent.claim)
+        else {
             return self.confirmed(sent, ttl, now);
         };
         let extends = until > tenure.until;
-        let awaited = matches!(tenure.renewal, Renewal::Asked { number, .. } if number == sent.number);
+        let awaited =
+            matches!(tenure.renewal, Renewal::Asked { number, .. } if number == sent.number);
         if !extends && !awaited {
             return;
         }
@@ -577,7 +712,8 @@ impl Core {
         let Some(tenure) = self.tenure().filter(|tenure| tenure.claim == sent.claim) else {
             return self.not_confirmed(sent, fault, now);
         };
-        let awaited = matches!(tenure.renewal, Renewal::Asked { number, .. } if number == sent.number);
+        let awaited =
+            matches!(tenure.renewal, Renewal::Asked { number, .. } if number == sent.number);
         self.counts.failures.count(fault);
         if fault == Fault::Lost {
             self.fence(Lost::Gone, now);
@@ -590,19 +726,33 @@ impl Core {
     /// that asks ever more rarely.
     fn renew_again(&mut self, now: BootInstant) {
         let is_over = self.tenure().is_some_and(|tenure| now >= tenure.until);
-        let pause = if is_over { self.long_backoff(now) } else { self.backoff(now) };
-        let Some(tenure) = self.tenure_mut() else { return };
+        let pause = if is_over {
+            self.long_backoff(now)
+        } else {
+            self.backoff(now)
+        };
+        let Some(tenure) = self.tenure_mut() else {
+            return;
+        };
         tenure.failures = tenure.failures.saturating_add(1);
         tenure.renewal = Renewal::Due(if tenure.failures == 1 { now } else { pause });
     }
 
     fn renew(&mut self, now: BootInstant) {
         let number = self.next_request();
-        let Some(ttl) = self.tenure().map(|tenure| tenure.ttl) else { return };
+        let Some(ttl) = self.tenure().map(|tenure| tenure.ttl) else {
+            return;
+        };
         let by = now.after(self.terms.attempt(ttl));
-        let Some(tenure) = self.tenure_mut() else { return };
+        let Some(tenure) = self.tenure_mut() else {
+            return;
+        };
         tenure.renewal = Renewal::Asked { number, by };
-        let sent = Sent { claim: tenure.claim, number, at: now };
+        let sent = Sent {
+            claim: tenure.claim,
+            number,
+            at: now,
+        };
         self.outputs.push(Output::Renew(sent));
     }
 
@@ -611,11 +761,17 @@ impl Core {
     /// the gate closes before anything else, and this epoch never opens again.
     fn fence(&mut self, cause: Lost, now: BootInstant) {
         let again = (self.terms.reacquire && !self.stepping_down).then(|| self.backoff(now));
-        let Some((epoch, claim)) = self.tenure().map(|tenure| (tenure.epoch, tenure.claim)) else { return };
+        let Some((epoch, claim)) = self.tenure().map(|tenure| (tenure.epoch, tenure.claim)) else {
+            return;
+        };
         self.counts.losses.count(cause);
         self.orphan = Some(claim).filter(|_| cause == Lost::Expired);
         self.outputs.push(Output::Close);
-        self.enter(Phase::Fenced { epoch, cause, again });
+        self.enter(Phase::Fenced {
+            epoch,
+            cause,
+            again,
+        });
     }
 
     /// closes to new ones, waits for those inside, and only then gives it back.
@@ -631,7 +787,8 @@ impl Core {
                 self.enter(Phase::Closing(tenure, by));
             }
             Phase::Seeking(quest) => {
-                let asked = quest.unknown || !matches!(quest.step, Step::Waiting { .. } | Step::Clearing { .. });
+                let asked = quest.unknown
+                    || !matches!(quest.step, Step::Waiting { .. } | Step::Clearing { .. });
                 self.disown(Some(quest.claim).filter(|_| asked).or(self.orphan), now);
             }
             Phase::Fenced { again: Some(_), .. } => self.disown(self.orphan, now),
@@ -660,7 +817,9 @@ impl Core {
 
     /// those who are still inside are cancelled, and get a moment to notice.
     fn empty(&mut self, now: BootInstant) {
-        let Some(claim) = self.held_claim() else { return };
+        let Some(claim) = self.held_claim() else {
+            return;
+        };
         let by = now.after(self.terms.attempt(self.terms.ttl));
         self.outputs.push(Output::Close);
         self.enter(Phase::Emptying(claim, by));
@@ -675,7 +834,9 @@ impl Core {
     /// Leaves, with what this claim may hold; no clean end.
     fn disown(&mut self, claim: Option<ClaimId>, now: BootInstant) {
         self.outputs.push(Output::Forget);
-        let Some(claim) = claim else { return self.enter(Phase::Released) };
+        let Some(claim) = claim else {
+            return self.enter(Phase::Released);
+        };
         self.outputs.push(Output::Disown(claim));
         let by = now.after(self.terms.attempt(self.terms.ttl));
         self.enter(Phase::Releasing(claim, by));
@@ -686,7 +847,11 @@ impl Core {
         if !matches!(&self.phase, Phase::HandingOver(which, _) if *which == claim) {
             return;
         }
-        if done { self.enter(Phase::Released) } else { self.release(claim, now) }
+        if done {
+            self.enter(Phase::Released)
+        } else {
+            self.release(claim, now)
+        }
     }
 
     fn released(&mut self, claim: ClaimId, certain: bool, now: BootInstant) {
@@ -696,7 +861,10 @@ impl Core {
         match &self.phase {
             // an unknown result is "released" here; the TTL cleans up there.
             Phase::Releasing(which, _) if *which == claim => self.enter(Phase::Released),
-            Phase::Seeking(Quest { step: Step::Clearing { .. }, .. }) => self.ask(now),
+            Phase::Seeking(Quest {
+                step: Step::Clearing { .. },
+                ..
+            }) => self.ask(now),
             _ => {}
         }
     }
@@ -735,8 +903,15 @@ impl Core {
     fn hurry(&mut self, now: BootInstant) {
         let soon = self.after_vacancy(now);
         match &mut self.phase {
-            Phase::Seeking(Quest { contended: true, step: Step::Waiting { at }, .. }) => *at = soon.min(*at),
-            Phase::Seeking(Quest { step: Step::Asked { vacated, .. }, .. }) => *vacated = true,
+            Phase::Seeking(Quest {
+                contended: true,
+                step: Step::Waiting { at },
+                ..
+            }) => *at = soon.min(*at),
+            Phase::Seeking(Quest {
+                step: Step::Asked { vacated, .. },
+                ..
+            }) => *vacated = true,
             _ => {}
         }
     }
@@ -747,7 +922,9 @@ impl Core {
 
     fn watch_broke(&mut self, now: BootInstant) {
         if matches!(self.own_watch, OwnWatch::Open { .. }) {
-            self.own_watch = OwnWatch::Broken { again: self.backoff(now) };
+            self.own_watch = OwnWatch::Broken {
+                again: self.backoff(now),
+            };
             self.outputs.push(Output::Unwatch);
         }
     }
@@ -761,7 +938,9 @@ impl Core {
         };
         match (wanted, &self.own_watch) {
             (Some(from), OwnWatch::Off) => self.open_watch(from, false),
-            (Some(from), OwnWatch::Broken { again }) if now >= *again => self.open_watch(from, true),
+            (Some(from), OwnWatch::Broken { again }) if now >= *again => {
+                self.open_watch(from, true)
+            }
             (None, OwnWatch::Open { .. } | OwnWatch::Broken { .. }) => {
                 self.own_watch = OwnWatch::Off;
                 self.outputs.push(Output::Unwatch);
@@ -799,13 +978,17 @@ impl Core {
                 _ => {}
             },
             Phase::Releasing(_, by) if now >= *by => self.enter(Phase::Released),
-            Phase::Fenced { again: Some(again), .. } if now >= *again => self.seek(now),
+            Phase::Fenced {
+                again: Some(again), ..
+            } if now >= *again => self.seek(now),
             _ => {}
         }
     }
 
     fn quest_due(&mut self, now: BootInstant) {
-        let Phase::Seeking(quest) = &mut self.phase else { return };
+        let Phase::Seeking(quest) = &mut self.phase else {
+            return;
+        };
         match quest.step {
             Step::Waiting { .. } => self.try_now(now),
             Step::Clearing { .. } | Step::Confirming { .. } => self.ask(now),
@@ -821,7 +1004,10 @@ impl Core {
     }
 
     fn renew_if_due(&mut self, now: BootInstant) {
-        if self.tenure().is_some_and(|tenure| matches!(tenure.renewal, Renewal::Due(at) if now >= at)) {
+        if self
+            .tenure()
+            .is_some_and(|tenure| matches!(tenure.renewal, Renewal::Due(at) if now >= at))
+        {
             self.renew(now);
         }
     }
@@ -844,8 +1030,12 @@ impl Core {
             Phase::Seeking(quest) => quest.failures,
             _ => self.tenure().map_or(0, |tenure| tenure.failures),
         };
-        let longest = self.terms.renew_every(self.terms.ttl).max(Duration::from_millis(*BACKOFF_MS.end()));
-        let pause = Duration::from_millis(self.rng.u64(BACKOFF_MS)) * (1 << failures.saturating_sub(1).min(6));
+        let longest = self
+            .terms
+            .renew_every(self.terms.ttl)
+            .max(Duration::from_millis(*BACKOFF_MS.end()));
+        let pause = Duration::from_millis(self.rng.u64(BACKOFF_MS))
+            * (1 << failures.saturating_sub(1).min(6));
         now.after(pause.min(longest))
     }
 
@@ -868,8 +1058,14 @@ impl Core {
     /// When something is due for a lease that is held.
     fn next_of(&self, tenure: &Tenure) -> BootInstant {
         let (Renewal::Due(renewal) | Renewal::Asked { by: renewal, .. }) = tenure.renewal;
-        let end = if self.terms.keeps_serving { BootInstant::END } else { tenure.until };
-        renewal.min(end).min(tenure.opens.unwrap_or(BootInstant::END))
+        let end = if self.terms.keeps_serving {
+            BootInstant::END
+        } else {
+            tenure.until
+        };
+        renewal
+            .min(end)
+            .min(tenure.opens.unwrap_or(BootInstant::END))
     }
 
     fn held_claim(&self) -> Option<ClaimId> {
@@ -891,7 +1087,14 @@ impl Core {
 
 impl Quest {
     const fn new(claim: ClaimId, at: BootInstant) -> Self {
-        Self { claim, first: None, unknown: false, failures: 0, contended: false, step: Step::Waiting { at } }
+        Self {
+            claim,
+            first: None,
+            unknown: false,
+            failures: 0,
+            contended: false,
+            step: Step::Waiting { at },
+        }
     }
 }
 

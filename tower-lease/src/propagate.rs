@@ -49,7 +49,9 @@ impl<C: Clock> PropagateLayer<C> {
     /// Refers to the lease under which we act.
     #[must_use]
     pub fn new(lease: &Lease<C>) -> Self {
-        Self { lease: lease.clone() }
+        Self {
+            lease: lease.clone(),
+        }
     }
 }
 
@@ -57,19 +59,26 @@ impl<S, C: Clock> Layer<S> for PropagateLayer<C> {
     type Service = Propagate<S, C>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Propagate { inner, lease: self.lease.clone() }
+        Propagate {
+            inner,
+            lease: self.lease.clone(),
+        }
     }
 }
 
 impl<C> Clone for PropagateLayer<C> {
     fn clone(&self) -> Self {
-        Self { lease: self.lease.clone() }
+        Self {
+            lease: self.lease.clone(),
+        }
     }
 }
 
 impl<C: Clock> fmt::Debug for PropagateLayer<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PropagateLayer").field("lease", &self.lease).finish()
+        f.debug_struct("PropagateLayer")
+            .field("lease", &self.lease)
+            .finish()
     }
 }
 
@@ -83,7 +92,10 @@ impl<S, C: Clock> Propagate<S, C> {
 
     /// The token to send `request` with.
     fn token<B>(&self, request: &Request<B>) -> Result<FencingToken, BoxError> {
-        let own = request.extensions().get::<FencingToken>().filter(|own| own.key() == self.lease.key());
+        let own = request
+            .extensions()
+            .get::<FencingToken>()
+            .filter(|own| own.key() == self.lease.key());
         let current = self.lease.token();
         match own {
             Some(own) if current.as_ref() != Some(own) => Err(LeaseLost::new(own.epoch()).into()),
@@ -109,7 +121,9 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         PropagateFuture(match self.token(&request) {
             Ok(token) => {
-                request.headers_mut().insert(LEASE_TOKEN, HeaderValue::from(&token));
+                request
+                    .headers_mut()
+                    .insert(LEASE_TOKEN, HeaderValue::from(&token));
                 Step::Sent(self.inner.call(request))
             }
             Err(refused) => Step::Refused(Some(refused)),
@@ -119,13 +133,19 @@ where
 
 impl<S: Clone, C> Clone for Propagate<S, C> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), lease: self.lease.clone() }
+        Self {
+            inner: self.inner.clone(),
+            lease: self.lease.clone(),
+        }
     }
 }
 
 impl<S: fmt::Debug, C: Clock> fmt::Debug for Propagate<S, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Propagate").field("inner", &self.inner).field("lease", &self.lease).finish()
+        f.debug_struct("Propagate")
+            .field("inner", &self.inner)
+            .field("lease", &self.lease)
+            .finish()
     }
 }
 
@@ -141,7 +161,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().0.project() {
             StepProj::Sent(inner) => inner.poll(cx).map_err(Into::into),
-            StepProj::Refused(refused) => Poll::Ready(Err(refused.take().expect("polled after it was ready"))),
+            StepProj::Refused(refused) => {
+                Poll::Ready(Err(refused.take().expect("polled after it was ready")))
+            }
         }
     }
 }

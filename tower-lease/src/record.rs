@@ -90,7 +90,11 @@ impl Holder {
     /// A holder as it was written to a store. For those who write one.
     #[must_use]
     pub fn restore(name: &str, incarnation: u128, payload: Bytes) -> Self {
-        Self { name: name.into(), incarnation, payload }
+        Self {
+            name: name.into(),
+            incarnation,
+            payload,
+        }
     }
 
     /// Adds what others should know, such as an address. Default: nothing.
@@ -142,7 +146,12 @@ impl Claim {
     /// A claim of `holder` to `key` for `ttl`. Keepers make them; so do tests of stores.
     #[must_use]
     pub const fn new(key: LeaseKey, holder: Holder, id: ClaimId, ttl: Duration) -> Self {
-        Self { key, holder, id, ttl }
+        Self {
+            key,
+            holder,
+            id,
+            ttl,
+        }
     }
 
     /// The same wish under another id.
@@ -231,14 +240,22 @@ impl Grant {
     /// `ttl` is what the store promises, not what was asked for, counted from when it **first** applied the claim.
     #[must_use]
     pub const fn new(token: FencingToken, ttl: Duration, revision: Revision) -> Self {
-        Self { token, ttl, revision, is_clean: false }
+        Self {
+            token,
+            ttl,
+            revision,
+            is_clean: false,
+        }
     }
 
     /// Adds that nobody can still be at work under an earlier epoch: the last one was released or handed over by its
     /// holder, or there was none. Without this the end counts as unclean.
     #[must_use]
     pub fn after_clean_end(self) -> Self {
-        Self { is_clean: true, ..self }
+        Self {
+            is_clean: true,
+            ..self
+        }
     }
 
     /// Whether the epoch before this one ended in good order, as far as the store knows.
@@ -272,13 +289,21 @@ impl Record {
     /// A record as a store keeps it.
     #[must_use]
     pub const fn new(token: FencingToken, holder: Holder, claim: ClaimId) -> Self {
-        Self { token, holder, claim, expires_in: None }
+        Self {
+            token,
+            holder,
+            claim,
+            expires_in: None,
+        }
     }
 
     /// Adds how long it lasts without a renewal, where the store knows.
     #[must_use]
     pub fn expiring_in(self, expires_in: Duration) -> Self {
-        Self { expires_in: Some(expires_in), ..self }
+        Self {
+            expires_in: Some(expires_in),
+            ..self
+        }
     }
 
     /// What is held.
@@ -316,7 +341,12 @@ impl Record {
 
 impl fmt::Display for PayloadTooLong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a holder's payload has at most {} bytes, this one {}", Holder::MAX_PAYLOAD, self.0)
+        write!(
+            f,
+            "a holder's payload has at most {} bytes, this one {}",
+            Holder::MAX_PAYLOAD,
+            self.0
+        )
     }
 }
 
@@ -341,12 +371,18 @@ mod tests {
         assert_eq!(one.name(), two.name());
         assert_ne!(one.incarnation(), two.incarnation());
         assert_ne!(one, two);
-        assert!(one.incarnation() >> 64 != 0 && one.incarnation() as u64 != 0, "both halves are drawn");
+        assert!(
+            one.incarnation() >> 64 != 0 && one.incarnation() as u64 != 0,
+            "both halves are drawn"
+        );
     }
 
     #[test]
     fn a_payload_is_bounded() {
         assert!(Holder::new("a").with_payload(vec![0; 1024]).is_ok());
-        assert_eq!(Holder::new("a").with_payload(vec![0; 1025]).unwrap_err(), PayloadTooLong(1025));
+        assert_eq!(
+            Holder::new("a").with_payload(vec![0; 1025]).unwrap_err(),
+            PayloadTooLong(1025)
+        );
     }
 }

@@ -146,13 +146,44 @@ impl World {
     }
 
     fn node(&self, at: usize, run: u32) -> Node {
-        let careless = Terms { drift_ppm: 0, guard: Some(Duration::ZERO), ..Terms::default() };
-        let terms = if self.margin { Terms::default() } else { careless };
+        let careless = Terms {
+            drift_ppm: 0,
+            guard: Some(Duration::ZERO),
+            ..Terms::default()
+        };
+        let terms = if self.margin {
+            Terms::default()
+        } else {
+            careless
+        };
         let id = ClaimId::from_u128(((at as u128 + 1) << 96) | (u128::from(run) << 80));
         let seed = (at as u64) << 32 | u64::from(run);
-        let core = Core::new(Terms { ttl: TTL, reacquire: true, ..terms }, id, true, seed);
-        let rate_ppm = if !self.margin && at == 0 { CARELESS_RATE } else { RATES[at] };
-        Node { core, run, rate_ppm, slept: 0, gate: None, opened: 0, watches: false, stopped: 0, cut: (0, 0) }
+        let core = Core::new(
+            Terms {
+                ttl: TTL,
+                reacquire: true,
+                ..terms
+            },
+            id,
+            true,
+            seed,
+        );
+        let rate_ppm = if !self.margin && at == 0 {
+            CARELESS_RATE
+        } else {
+            RATES[at]
+        };
+        Node {
+            core,
+            run,
+            rate_ppm,
+            slept: 0,
+            gate: None,
+            opened: 0,
+            watches: false,
+            stopped: 0,
+            cut: (0, 0),
+        }
     }
 
     /// Goes on until `HORIZON`, and branches wherever a fault may happen.
@@ -164,7 +195,10 @@ impl World {
                 }
             } else {
                 if faults > 0 {
-                    for mishap in MISHAPS.into_iter().filter(|mishap| self.may_suffer(*mishap)) {
+                    for mishap in MISHAPS
+                        .into_iter()
+                        .filter(|mishap| self.may_suffer(*mishap))
+                    {
                         let mut other = self.clone();
                         other.suffer(mishap, seen);
                         other.explore(faults - 1, seen);
@@ -202,7 +236,11 @@ impl World {
             }
             Mishap::WatchBreaks => {
                 self.nodes[at].watches = false;
-                self.messages.push(Message::ToNode(at, self.nodes[at].run, Input::Watched(Seen::Broken)));
+                self.messages.push(Message::ToNode(
+                    at,
+                    self.nodes[at].run,
+                    Input::Watched(Seen::Broken),
+                ));
             }
             Mishap::Stop => self.nodes[at].stopped = self.now + CUT,
             Mishap::Sleep => self.nodes[at].slept += CUT,
@@ -235,14 +273,23 @@ impl World {
         let wakes = (0..self.nodes.len()).filter_map(|at| Some((self.wake(at)?, at)));
         let wake = wakes.min();
         let held = self.held.keys().next().map(|(when, _)| *when);
-        let expiry = self.table.next_end().map(|end| end.duration_since(self.start).as_nanos() as u64);
-        let next = [wake.map(|(when, _)| when), held, expiry].into_iter().flatten().min();
-        let Some(next) = next.filter(|next| *next <= HORIZON) else { return false };
+        let expiry = self
+            .table
+            .next_end()
+            .map(|end| end.duration_since(self.start).as_nanos() as u64);
+        let next = [wake.map(|(when, _)| when), held, expiry]
+            .into_iter()
+            .flatten()
+            .min();
+        let Some(next) = next.filter(|next| *next <= HORIZON) else {
+            return false;
+        };
         self.now = next.max(self.now);
         if expiry == Some(next) {
             self.changing(|table, now| table.sweep(now));
         } else if held == Some(next) {
-            self.messages.extend(self.held.pop_first().map(|(_, message)| message));
+            self.messages
+                .extend(self.held.pop_first().map(|(_, message)| message));
         } else if let Some((_, at)) = wake {
             self.feed(at, Input::Timer);
         }
@@ -300,11 +347,17 @@ impl World {
             Output::Unwatch => self.nodes[at].watches = false,
             Output::Open(epoch, until) => {
                 let node = &mut self.nodes[at];
-                assert!(epoch.get() > node.opened, "R-26: epoch {epoch} is opened again");
+                assert!(
+                    epoch.get() > node.opened,
+                    "R-26: epoch {epoch} is opened again"
+                );
                 (node.opened, node.gate) = (epoch.get(), Some((epoch.get(), until)));
             }
             Output::Extend(until) => {
-                let gate = self.nodes[at].gate.as_mut().expect("I3: an epoch that is over is extended");
+                let gate = self.nodes[at]
+                    .gate
+                    .as_mut()
+                    .expect("I3: an epoch that is over is extended");
                 assert!(until >= gate.1, "R-8: {until:?} after {gate:?}");
                 gate.1 = until;
             }
@@ -322,7 +375,9 @@ impl World {
                 let is_new = self.table.revision() > before;
                 Input::Acquired(
                     sent,
-                    acquired.map(|acquired| self.reply(acquired, is_new, seen)).map_err(|_| Fault::Refused),
+                    acquired
+                        .map(|acquired| self.reply(acquired, is_new, seen))
+                        .map_err(|_| Fault::Refused),
                 )
             }
             Request::Renew(sent) => {
@@ -342,7 +397,8 @@ impl World {
             }
             Request::Transfer(from, to) => {
                 let before = self.table.revision();
-                let transferred = self.changing(|table, now| table.transfer(&claim(from), &claim(to), now));
+                let transferred =
+                    self.changing(|table, now| table.transfer(&claim(from), &claim(to), now));
                 let done = transferred.is_ok();
                 if let Ok(grant) = transferred {
                     let is_new = self.table.revision() > before;
@@ -356,7 +412,10 @@ impl World {
     /// I4, at the store.
     fn reply(&mut self, acquired: Acquired, is_new: bool, seen: &mut Found) -> Reply {
         match acquired {
-            Acquired::Held(record) => Reply::Held { claim: record.claim(), expires_in: record.expires_in() },
+            Acquired::Held(record) => Reply::Held {
+                claim: record.claim(),
+                expires_in: record.expires_in(),
+            },
             Acquired::Granted(grant) => {
                 let epoch: NonZeroU64 = grant.token().epoch();
                 if is_new {
@@ -367,7 +426,12 @@ impl World {
                     self.highest = epoch.get();
                 }
                 let (ttl, revision) = (grant.ttl(), grant.revision());
-                Reply::Granted(Granted { epoch, ttl, revision, is_clean: grant.is_clean() })
+                Reply::Granted(Granted {
+                    epoch,
+                    ttl,
+                    revision,
+                    is_clean: grant.is_clean(),
+                })
             }
         }
     }
@@ -387,23 +451,32 @@ impl World {
         if self.nodes[at].watches {
             let now = self.start + Duration::from_nanos(self.now);
             let (record, revision) = (self.table.inspect(&key(), now), self.table.revision());
-            let seen = record.map_or(Seen::Vacant(revision), |record| Seen::Held(record.claim(), revision));
-            self.messages.push(Message::ToNode(at, self.nodes[at].run, Input::Watched(seen)));
+            let seen = record.map_or(Seen::Vacant(revision), |record| {
+                Seen::Held(record.claim(), revision)
+            });
+            self.messages.push(Message::ToNode(
+                at,
+                self.nodes[at].run,
+                Input::Watched(seen),
+            ));
         }
     }
 
     /// I1, at this true time; and what is more, that a gate is open only while the store has its epoch.
     fn check(&mut self, seen: &mut Found) {
         let gates = (0..self.nodes.len()).filter_map(|at| Some((at, self.nodes[at].gate?)));
-        let open: Vec<_> = gates.filter(|(at, (_, until))| self.clock(*at) < *until).collect();
+        let open: Vec<_> = gates
+            .filter(|(at, (_, until))| self.clock(*at) < *until)
+            .collect();
         let at = self.now / 1_000_000;
         if open.len() > 1 {
             seen.broken = Some(format!("I1: two gates are open at {at} ms"));
         } else if let [(_, (epoch, _))] = open[..] {
             let held = self.changing(|table, now| table.inspect(&key(), now));
             if held.is_none_or(|record| record.token().epoch().get() != epoch) {
-                seen.broken =
-                    Some(format!("I1: at {at} ms the gate of epoch {epoch} is open, and the store has another"));
+                seen.broken = Some(format!(
+                    "I1: at {at} ms the gate of epoch {epoch} is open, and the store has another"
+                ));
             }
         }
     }
@@ -457,7 +530,10 @@ fn i1_i4_hold_in_every_history_of_two_nodes_with_two_faults() {
     let seen = search(2, 2, true);
     assert_eq!(seen.broken, None);
     println!("{} histories, {} epochs", seen.histories, seen.epochs);
-    assert!(seen.histories > 10_000 && seen.epochs > seen.histories / 5, "{seen:?}");
+    assert!(
+        seen.histories > 10_000 && seen.epochs > seen.histories / 5,
+        "{seen:?}"
+    );
 }
 
 #[test]
@@ -465,7 +541,10 @@ fn i1_i4_hold_in_every_history_of_three_nodes_with_one_fault() {
     let seen = search(3, 1, true);
     assert_eq!(seen.broken, None);
     println!("{} histories, {} epochs", seen.histories, seen.epochs);
-    assert!(seen.histories > 300 && seen.epochs > seen.histories / 10, "{seen:?}");
+    assert!(
+        seen.histories > 300 && seen.epochs > seen.histories / 10,
+        "{seen:?}"
+    );
 }
 
 /// The negative control: the search does find what a missing margin breaks.

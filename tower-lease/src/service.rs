@@ -44,7 +44,11 @@ pub struct LeaseGate<S, C = BootClock, P = Neutral> {
     carry: PhantomData<fn() -> P>,
 }
 
-fn board<Req, Res, C, P>(request: &mut Req, ticket: &Ticket<C>, knobs: &Knobs) -> Result<(), WrongInstance>
+fn board<Req, Res, C, P>(
+    request: &mut Req,
+    ticket: &Ticket<C>,
+    knobs: &Knobs,
+) -> Result<(), WrongInstance>
 where
     C: Clock,
     P: Carry<Req, Res, C>,
@@ -56,7 +60,15 @@ where
 
 impl<S, C: Clock, R, P> Leased<S, C, R, P> {
     pub(crate) fn new(inner: S, lease: Lease<C>, knobs: Knobs, refuse: R) -> Self {
-        Self { inner, lease, knobs, refuse, is_ready: false, alarm: None, carry: PhantomData }
+        Self {
+            inner,
+            lease,
+            knobs,
+            refuse,
+            is_ready: false,
+            alarm: None,
+            carry: PhantomData,
+        }
     }
 
     /// The inner service.
@@ -68,7 +80,9 @@ impl<S, C: Clock, R, P> Leased<S, C, R, P> {
     fn poll_loss(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let shared = self.lease.shared();
         let alarm = self.alarm.get_or_insert_default();
-        alarm.as_mut().poll(cx, &shared.clock, &shared.lost, || shared.open_until().map(Some))
+        alarm.as_mut().poll(cx, &shared.clock, &shared.lost, || {
+            shared.open_until().map(Some)
+        })
     }
 
     fn admit<Req, Res>(&mut self, request: &mut Req) -> Result<Ticket<C>, Denial>
@@ -79,7 +93,10 @@ impl<S, C: Clock, R, P> Leased<S, C, R, P> {
         if !self.is_ready {
             return Err(Denial::NotHeld(self.lease.refused()));
         }
-        let ticket = self.lease.enter(P::needs(request, &self.knobs)).map_err(Denial::NotHeld)?;
+        let ticket = self
+            .lease
+            .enter(P::needs(request, &self.knobs))
+            .map_err(Denial::NotHeld)?;
         board::<Req, Res, C, P>(request, &ticket, &self.knobs).map_err(Denial::WrongInstance)?;
         Ok(ticket)
     }
@@ -115,7 +132,13 @@ where
         match self.admit(&mut request) {
             Ok(ticket) => {
                 self.is_ready = false;
-                ResponseFuture::inside(self.inner.call(request), ticket, self.knobs.in_flight, refuse, seen)
+                ResponseFuture::inside(
+                    self.inner.call(request),
+                    ticket,
+                    self.knobs.in_flight,
+                    refuse,
+                    seen,
+                )
             }
             Err(denial) => ResponseFuture::denied(denial, refuse, seen),
         }
@@ -125,13 +148,21 @@ where
 impl<S: Clone, C: Clock, R: Clone, P> Clone for Leased<S, C, R, P> {
     /// The clone has asked nobody yet.
     fn clone(&self) -> Self {
-        Self::new(self.inner.clone(), self.lease.clone(), self.knobs, self.refuse.clone())
+        Self::new(
+            self.inner.clone(),
+            self.lease.clone(),
+            self.knobs,
+            self.refuse.clone(),
+        )
     }
 }
 
 impl<S: fmt::Debug, C: Clock, R, P> fmt::Debug for Leased<S, C, R, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leased").field("inner", &self.inner).field("lease", &self.lease).finish_non_exhaustive()
+        f.debug_struct("Leased")
+            .field("inner", &self.inner)
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
     }
 }
 
@@ -139,7 +170,13 @@ impl<S: fmt::Debug, C: Clock, R, P> fmt::Debug for Leased<S, C, R, P> {
 
 impl<S, C: Clock, P> LeaseGate<S, C, P> {
     pub(crate) fn new(inner: S, lease: Lease<C>, knobs: Knobs) -> Self {
-        Self { inner, lease, knobs, alarm: None, carry: PhantomData }
+        Self {
+            inner,
+            lease,
+            knobs,
+            alarm: None,
+            carry: PhantomData,
+        }
     }
 
     /// The inner service.
@@ -157,14 +194,18 @@ impl<S, C: Clock, P> LeaseGate<S, C, P> {
         let shared = lease.shared();
         let alarm = self.alarm.get_or_insert_default();
         // Only the keeper can open it, and it tells: no timer.
-        alarm.as_mut().poll(cx, &shared.clock, &shared.opened, || (!is_decided()).then_some(None))
+        alarm.as_mut().poll(cx, &shared.clock, &shared.opened, || {
+            (!is_decided()).then_some(None)
+        })
     }
 
     /// An inner service that never gets ready must not hide that there is nothing to be ready for any more.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let (lease, shared) = (&self.lease, self.lease.shared());
         let alarm = self.alarm.get_or_insert_default();
-        alarm.as_mut().poll(cx, &shared.clock, &shared.opened, || (!lease.has_ended()).then_some(None))
+        alarm.as_mut().poll(cx, &shared.clock, &shared.opened, || {
+            (!lease.has_ended()).then_some(None)
+        })
     }
 }
 
@@ -186,7 +227,9 @@ where
             return Poll::Ready(Err(self.lease.not_held().into()));
         }
         match self.inner.poll_ready(cx) {
-            Poll::Pending => self.poll_end(cx).map(|()| Err(self.lease.not_held().into())),
+            Poll::Pending => self
+                .poll_end(cx)
+                .map(|()| Err(self.lease.not_held().into())),
             Poll::Ready(result) => {
                 self.alarm = None;
                 Poll::Ready(result.map_err(Into::into))
@@ -215,6 +258,9 @@ impl<S: Clone, C: Clock, P> Clone for LeaseGate<S, C, P> {
 
 impl<S: fmt::Debug, C: Clock, P> fmt::Debug for LeaseGate<S, C, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeaseGate").field("inner", &self.inner).field("lease", &self.lease).finish_non_exhaustive()
+        f.debug_struct("LeaseGate")
+            .field("inner", &self.inner)
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
     }
 }

@@ -117,10 +117,27 @@ impl Sim {
     }
 
     fn node(&mut self, run: u64) -> Node {
-        let World { drift_ppm, believed_ppm, guard, watches, .. } = self.world;
-        let terms = Terms { drift_ppm: believed_ppm, guard, reacquire: true, ttl: TTL, ..Terms::default() };
+        let World {
+            drift_ppm,
+            believed_ppm,
+            guard,
+            watches,
+            ..
+        } = self.world;
+        let terms = Terms {
+            drift_ppm: believed_ppm,
+            guard,
+            reacquire: true,
+            ttl: TTL,
+            ..Terms::default()
+        };
         Node {
-            core: Core::new(terms, ClaimId::from_u128(self.rng.u128(..)), watches, self.rng.u64(..)),
+            core: Core::new(
+                terms,
+                ClaimId::from_u128(self.rng.u128(..)),
+                watches,
+                self.rng.u64(..),
+            ),
             run,
             rate: 1_000_000 - drift_ppm + self.rng.u64(0..=2 * drift_ppm),
             origin: self.rng.u64(0..1_000 * SECOND),
@@ -146,7 +163,9 @@ impl Sim {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Wake(node) => self.feed(node, Input::Timer),
-            Event::AtNode(node, run, input) if self.nodes[node].run == run => self.feed(node, input),
+            Event::AtNode(node, run, input) if self.nodes[node].run == run => {
+                self.feed(node, input)
+            }
             Event::AtNode(..) => {}
             Event::Expiry => self.changing(|table, now| table.sweep(now)),
             Event::AtStore(node, run, request) => self.serve(node, run, request),
@@ -227,7 +246,14 @@ impl Sim {
                 let reply = self.acquire(self.claim(at, sent.claim));
                 // Now and then the store has done it and says that it does not know.
                 let unknown = self.rng.u32(0..1000) < self.world.loss;
-                Input::Acquired(sent, if unknown { Err(Fault::Unknown) } else { Ok(reply) })
+                Input::Acquired(
+                    sent,
+                    if unknown {
+                        Err(Fault::Unknown)
+                    } else {
+                        Ok(reply)
+                    },
+                )
             }
             Request::Renew(sent) => {
                 let claim = self.claim(at, sent.claim);
@@ -251,8 +277,13 @@ impl Sim {
     }
 
     fn acquire(&mut self, claim: Claim) -> Reply {
-        let known = self.changing(|table, now| table.inspect(&key(), now)).map(|record| record.claim());
-        match self.changing(|table, now| table.acquire(&claim, now)).unwrap() {
+        let known = self
+            .changing(|table, now| table.inspect(&key(), now))
+            .map(|record| record.claim());
+        match self
+            .changing(|table, now| table.acquire(&claim, now))
+            .unwrap()
+        {
             Acquired::Granted(grant) => {
                 let epoch: NonZeroU64 = grant.token().epoch();
                 if known != Some(claim.id()) {
@@ -265,7 +296,10 @@ impl Sim {
                     is_clean: grant.is_clean(),
                 })
             }
-            Acquired::Held(record) => Reply::Held { claim: record.claim(), expires_in: record.expires_in() },
+            Acquired::Held(record) => Reply::Held {
+                claim: record.claim(),
+                expires_in: record.expires_in(),
+            },
         }
     }
 
@@ -296,7 +330,14 @@ impl Sim {
         };
         let broken = self.rng.u32(0..1000) < self.world.loss;
         let (when, run) = (self.delayed(), self.nodes[at].run);
-        self.schedule(when, Event::AtNode(at, run, Input::Watched(if broken { Seen::Broken } else { seen })));
+        self.schedule(
+            when,
+            Event::AtNode(
+                at,
+                run,
+                Input::Watched(if broken { Seen::Broken } else { seen }),
+            ),
+        );
     }
 
     /// Partitions (one way or both), restarts, step-downs and operators.
@@ -310,7 +351,9 @@ impl Sim {
             _ if self.nodes[at].core.is_over() => self.restart(at),
             0 => self.restart(at),
             1 => self.feed(at, Input::StepDown { hands_over: false }),
-            2 if self.world.operators => self.changing(|table, now| _ = table.revoke(&key(), None, now)),
+            2 if self.world.operators => {
+                self.changing(|table, now| _ = table.revoke(&key(), None, now))
+            }
             3 => self.nodes[at].cut.0 = until,
             4 => self.nodes[at].cut.1 = until,
             _ => self.nodes[at].cut = (until, until),
@@ -335,7 +378,11 @@ impl Sim {
     /// I1, at this true time.
     fn check(&mut self) {
         let open = (0..self.nodes.len())
-            .filter(|at| self.nodes[*at].gate.is_some_and(|(_, until)| self.clock(*at) < until))
+            .filter(|at| {
+                self.nodes[*at]
+                    .gate
+                    .is_some_and(|(_, until)| self.clock(*at) < until)
+            })
             .count();
         if open > 1 {
             self.report.overlap.get_or_insert(self.now);
@@ -362,7 +409,11 @@ impl Sim {
 
     /// Mostly milliseconds, sometimes as long as it gets.
     fn delayed(&mut self) -> u64 {
-        let longest = if self.rng.u8(0..10) == 0 { self.world.longest_delay } else { SECOND / 100 };
+        let longest = if self.rng.u8(0..10) == 0 {
+            self.world.longest_delay
+        } else {
+            SECOND / 100
+        };
         self.now + self.rng.u64(1..=longest)
     }
 
@@ -427,10 +478,15 @@ proptest! {
 
 #[test]
 fn the_simulation_does_what_it_is_for() {
-    let reports: Vec<_> = (0..50).map(|seed| Sim::new(bad(seed, 200, 5 * SECOND)).run(300 * SECOND)).collect();
+    let reports: Vec<_> = (0..50)
+        .map(|seed| Sim::new(bad(seed, 200, 5 * SECOND)).run(300 * SECOND))
+        .collect();
     let epochs: usize = reports.iter().map(|report| report.epochs).sum();
     let losses: usize = reports.iter().map(|report| report.losses).sum();
-    assert!(epochs > 300 && losses > 200, "{epochs} epochs, {losses} losses in 50 worlds");
+    assert!(
+        epochs > 300 && losses > 200,
+        "{epochs} epochs, {losses} losses in 50 worlds"
+    );
 }
 
 /// The negative control of R-5: clocks that drift more than the margin covers do break I1, and the simulation sees it.

@@ -131,7 +131,10 @@ impl Histogram {
     }
 
     pub(crate) fn add(&mut self, duration: Duration) {
-        let at = BOUNDS.iter().position(|bound| duration <= *bound).unwrap_or(BOUNDS.len());
+        let at = BOUNDS
+            .iter()
+            .position(|bound| duration <= *bound)
+            .unwrap_or(BOUNDS.len());
         self.counts[at] += 1;
         self.sum = self.sum.saturating_add(duration);
         let (least, most) = self.extremes.unwrap_or((duration, duration));
@@ -185,9 +188,15 @@ mod tests {
         for millis in [1, 2, 3, 700, 61_000] {
             histogram.add(ms(millis));
         }
-        assert_eq!((histogram.least(), histogram.most()), (Some(ms(1)), Some(ms(61_000))));
+        assert_eq!(
+            (histogram.least(), histogram.most()),
+            (Some(ms(1)), Some(ms(61_000)))
+        );
         assert_eq!((histogram.count(), histogram.sum()), (5, ms(61_706)));
-        let full: Vec<_> = histogram.buckets().filter(|(_, count)| *count > 0).collect();
+        let full: Vec<_> = histogram
+            .buckets()
+            .filter(|(_, count)| *count > 0)
+            .collect();
         let bounds = [Some(ms(1)), Some(ms(2)), Some(ms(5)), Some(ms(1_000)), None];
         assert_eq!(full, bounds.map(|bound| (bound, 1)));
     }

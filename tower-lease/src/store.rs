@@ -2,7 +2,10 @@ use std::{error::Error, fmt, future::Future, time::Duration};
 
 use tower_outcome::BoxError;
 
-use crate::{Claim, Document, FencingToken, Grant, LeaseKey, Listing, Record, Revision, Swap, Swapped, fencing};
+use crate::{
+    Claim, Document, FencingToken, Grant, LeaseKey, Listing, Record, Revision, Swap, Swapped,
+    fencing,
+};
 
 /// Where leases are kept: one authority that decides who holds what.
 ///
@@ -46,13 +49,17 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Reads who holds the key; `None` if nobody.
-    fn inspect(&self, key: &LeaseKey) -> impl Future<Output = Result<Option<Record>, StoreError>> + Send;
+    fn inspect(
+        &self,
+        key: &LeaseKey,
+    ) -> impl Future<Output = Result<Option<Record>, StoreError>> + Send;
 
     /// Reports the state of the key as of `from` or later, then every later state, or at least the latest.
     fn watch(&self, key: &LeaseKey, from: Revision) -> Self::Watch;
 
     /// Reads all records and documents whose keys start with `prefix`, as of one revision.
-    fn list_prefix(&self, prefix: &str) -> impl Future<Output = Result<Listing, StoreError>> + Send;
+    fn list_prefix(&self, prefix: &str)
+    -> impl Future<Output = Result<Listing, StoreError>> + Send;
 
     /// Reports every change after `after` to keys that start with `prefix`, in order.
     fn watch_prefix(&self, prefix: &str, after: Revision) -> Self::Watch;
@@ -62,13 +69,20 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
     /// `to` gets the TTL that it asks for, from now. [`Fault::Lost`] if `from` does not hold the key; if `to` holds it
     /// already, the same grant again, and nothing changes. What [`acquire`](Self::acquire) tells `to` afterwards
     /// is that same grant too.
-    fn transfer(&self, from: &Claim, to: &Claim) -> impl Future<Output = Result<Grant, StoreError>> + Send {
+    fn transfer(
+        &self,
+        from: &Claim,
+        to: &Claim,
+    ) -> impl Future<Output = Result<Grant, StoreError>> + Send {
         let _ = (from, to);
         async { Err(StoreError::refused("this store cannot transfer a lease")) }
     }
 
     /// Reads a document; `None` if there is none of this name.
-    fn read(&self, key: &LeaseKey) -> impl Future<Output = Result<Option<Document>, StoreError>> + Send {
+    fn read(
+        &self,
+        key: &LeaseKey,
+    ) -> impl Future<Output = Result<Option<Document>, StoreError>> + Send {
         let _ = key;
         async { Err(StoreError::refused("this store keeps no documents")) }
     }
@@ -178,7 +192,10 @@ impl Capabilities {
     /// Whether its writes and reads are linearizable.
     #[must_use]
     pub const fn with_linearizable(self, linearizable: bool) -> Self {
-        Self { linearizable, ..self }
+        Self {
+            linearizable,
+            ..self
+        }
     }
 
     /// The shortest TTL it grants.
@@ -190,13 +207,19 @@ impl Capabilities {
     /// How late an expiry may be noticed.
     #[must_use]
     pub const fn with_expiry_granularity(self, expiry_granularity: Duration) -> Self {
-        Self { expiry_granularity, ..self }
+        Self {
+            expiry_granularity,
+            ..self
+        }
     }
 
     /// Whether several keys can hang on one renewal.
     #[must_use]
     pub const fn with_shared_session(self, shared_session: bool) -> Self {
-        Self { shared_session, ..self }
+        Self {
+            shared_session,
+            ..self
+        }
     }
 
     /// Whether it can report changes. Without that, keepers ask again and again.
@@ -208,7 +231,10 @@ impl Capabilities {
     /// Whether each renewal is a replicated write.
     #[must_use]
     pub const fn with_renew_is_write(self, renew_is_write: bool) -> Self {
-        Self { renew_is_write, ..self }
+        Self {
+            renew_is_write,
+            ..self
+        }
     }
 
     /// Whether it has [`LeaseStore::transfer`]. Without that, a handover is a release and an acquisition.
@@ -289,22 +315,34 @@ impl StoreError {
 
     /// Nothing happened, because of `cause`.
     pub fn not_sent(cause: impl Into<BoxError>) -> Self {
-        Self { fault: Fault::NotSent, cause: Some(cause.into()) }
+        Self {
+            fault: Fault::NotSent,
+            cause: Some(cause.into()),
+        }
     }
 
     /// The store said no, because of `cause`.
     pub fn refused(cause: impl Into<BoxError>) -> Self {
-        Self { fault: Fault::Refused, cause: Some(cause.into()) }
+        Self {
+            fault: Fault::Refused,
+            cause: Some(cause.into()),
+        }
     }
 
     /// Anything may have happened, because of `cause`.
     pub fn unknown(cause: impl Into<BoxError>) -> Self {
-        Self { fault: Fault::Unknown, cause: Some(cause.into()) }
+        Self {
+            fault: Fault::Unknown,
+            cause: Some(cause.into()),
+        }
     }
 
     /// The claim or the guard does not hold its key, because of `cause`.
     pub fn lost(cause: impl Into<BoxError>) -> Self {
-        Self { fault: Fault::Lost, cause: Some(cause.into()) }
+        Self {
+            fault: Fault::Lost,
+            cause: Some(cause.into()),
+        }
     }
 
     /// What may have happened.

@@ -28,15 +28,23 @@ impl Terms {
     /// What must hold between the values, for the TTL that is asked for.
     pub(crate) fn check(&self, store: &Capabilities) -> Result<(), BuildError> {
         if self.ttl < store.min_ttl() {
-            return Err(BuildError::TtlTooShort { ttl: self.ttl, min: store.min_ttl() });
+            return Err(BuildError::TtlTooShort {
+                ttl: self.ttl,
+                min: store.min_ttl(),
+            });
         }
         let margin = self.margin(self.ttl);
         if margin >= self.ttl / 2 {
-            return Err(BuildError::MarginTooWide { margin, ttl: self.ttl });
+            return Err(BuildError::MarginTooWide {
+                margin,
+                ttl: self.ttl,
+            });
         }
         let limit = (self.ttl - margin) / 2;
         match self.renew_every {
-            Some(every) if every >= limit || every.is_zero() => Err(BuildError::RenewTooSlow { every, limit }),
+            Some(every) if every >= limit || every.is_zero() => {
+                Err(BuildError::RenewTooSlow { every, limit })
+            }
             _ => Ok(()),
         }
     }
@@ -45,7 +53,9 @@ impl Terms {
     pub(crate) fn margin(&self, ttl: Duration) -> Duration {
         let guard = self.guard.unwrap_or_else(|| MIN_GUARD.max(ttl / 20));
         let drift = (ttl.as_nanos() * 2 * u128::from(self.drift_ppm)).div_ceil(1_000_000);
-        guard.saturating_add(Duration::from_nanos(u64::try_from(drift).unwrap_or(u64::MAX)))
+        guard.saturating_add(Duration::from_nanos(
+            u64::try_from(drift).unwrap_or(u64::MAX),
+        ))
     }
 
     /// The part of the margin that is for the gap between a check and its effect, at least: it is not known yet which
@@ -102,42 +112,108 @@ mod tests {
     fn r5_the_margin_is_the_formula() {
         let terms = Terms::default();
         assert_eq!(terms.margin(ms(10_000)), ms(700), "the rules' own example");
-        assert_eq!(terms.margin(ms(1_000)), ms(270), "the guard is at least 250 ms");
-        let terms = Terms { drift_ppm: 500, guard: Some(ms(10)), ..terms };
+        assert_eq!(
+            terms.margin(ms(1_000)),
+            ms(270),
+            "the guard is at least 250 ms"
+        );
+        let terms = Terms {
+            drift_ppm: 500,
+            guard: Some(ms(10)),
+            ..terms
+        };
         assert_eq!(terms.margin(ms(1_000)), ms(11));
     }
 
     #[test]
     fn r5_a_margin_of_half_the_ttl_is_an_error() {
-        assert!(check(&Terms { guard: Some(ms(4_799)), ..Terms::default() }).is_ok());
-        let wide = Terms { guard: Some(ms(4_800)), ..Terms::default() };
-        assert!(matches!(check(&wide), Err(BuildError::MarginTooWide { .. })));
-        let drifty = Terms { drift_ppm: 300_000, ..Terms::default() };
-        assert!(matches!(check(&drifty), Err(BuildError::MarginTooWide { .. })));
-        assert!(matches!(check(&Terms { ttl: ms(400), ..Terms::default() }), Err(BuildError::MarginTooWide { .. })));
+        assert!(
+            check(&Terms {
+                guard: Some(ms(4_799)),
+                ..Terms::default()
+            })
+            .is_ok()
+        );
+        let wide = Terms {
+            guard: Some(ms(4_800)),
+            ..Terms::default()
+        };
+        assert!(matches!(
+            check(&wide),
+            Err(BuildError::MarginTooWide { .. })
+        ));
+        let drifty = Terms {
+            drift_ppm: 300_000,
+            ..Terms::default()
+        };
+        assert!(matches!(
+            check(&drifty),
+            Err(BuildError::MarginTooWide { .. })
+        ));
+        assert!(matches!(
+            check(&Terms {
+                ttl: ms(400),
+                ..Terms::default()
+            }),
+            Err(BuildError::MarginTooWide { .. })
+        ));
     }
 
     #[test]
     fn r5_a_period_that_leaves_one_attempt_is_an_error() {
-        let every = |millis| Terms { renew_every: Some(ms(millis)), ..Terms::default() };
+        let every = |millis| Terms {
+            renew_every: Some(ms(millis)),
+            ..Terms::default()
+        };
         assert!(check(&every(4_649)).is_ok());
-        assert!(matches!(check(&every(4_650)), Err(BuildError::RenewTooSlow { .. })));
-        assert!(matches!(check(&every(0)), Err(BuildError::RenewTooSlow { .. })));
+        assert!(matches!(
+            check(&every(4_650)),
+            Err(BuildError::RenewTooSlow { .. })
+        ));
+        assert!(matches!(
+            check(&every(0)),
+            Err(BuildError::RenewTooSlow { .. })
+        ));
     }
 
     #[test]
     fn a_ttl_below_the_stores_is_an_error() {
-        let short = Terms { ttl: ms(99), ..Terms::default() };
-        assert_eq!(check(&short), Err(BuildError::TtlTooShort { ttl: ms(99), min: ms(100) }));
+        let short = Terms {
+            ttl: ms(99),
+            ..Terms::default()
+        };
+        assert_eq!(
+            check(&short),
+            Err(BuildError::TtlTooShort {
+                ttl: ms(99),
+                min: ms(100)
+            })
+        );
     }
 
     #[test]
     fn r2_everything_follows_the_granted_ttl() {
         let (terms, sent) = (Terms::default(), BootInstant::from_nanos(0));
-        assert_eq!(terms.valid_until(sent, ms(30_000)).since(sent), ms(30_000 - 600 - 1_500));
-        assert_eq!(terms.valid_until(sent, ms(3_000)).since(sent), ms(3_000 - 60 - 250));
-        assert_eq!(terms.valid_until(sent, ms(200)), sent, "shorter than its margin: good for nothing");
-        assert_eq!((terms.renew_every(ms(30_000)), terms.attempt(ms(30_000))), (ms(7_500), ms(1_000)));
-        assert_eq!((terms.renew_every(ms(3_000)), terms.attempt(ms(3_000))), (ms(750), ms(300)));
+        assert_eq!(
+            terms.valid_until(sent, ms(30_000)).since(sent),
+            ms(30_000 - 600 - 1_500)
+        );
+        assert_eq!(
+            terms.valid_until(sent, ms(3_000)).since(sent),
+            ms(3_000 - 60 - 250)
+        );
+        assert_eq!(
+            terms.valid_until(sent, ms(200)),
+            sent,
+            "shorter than its margin: good for nothing"
+        );
+        assert_eq!(
+            (terms.renew_every(ms(30_000)), terms.attempt(ms(30_000))),
+            (ms(7_500), ms(1_000))
+        );
+        assert_eq!(
+            (terms.renew_every(ms(3_000)), terms.attempt(ms(3_000))),
+            (ms(750), ms(300))
+        );
     }
 }

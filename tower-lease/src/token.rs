@@ -66,7 +66,11 @@ impl LeaseKey {
     /// It is empty, too long, or has bytes that do not fit into a header.
     pub fn new(key: &str) -> Result<Self, InvalidKey> {
         let fits = (1..=Self::MAX_LEN).contains(&key.len());
-        if fits && key.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b';' | b',')) {
+        if fits
+            && key
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b';' | b','))
+        {
             Ok(Self(key.into()))
         } else {
             Err(InvalidKey(()))
@@ -133,7 +137,11 @@ impl FencingToken {
     ///
     /// They are of different keys.
     pub fn compare(&self, other: &Self) -> Result<Ordering, OtherKey> {
-        if self.key == other.key { Ok(self.epoch.cmp(&other.epoch)) } else { Err(OtherKey(())) }
+        if self.key == other.key {
+            Ok(self.epoch.cmp(&other.epoch))
+        } else {
+            Err(OtherKey(()))
+        }
     }
 }
 
@@ -149,7 +157,10 @@ impl FromStr for FencingToken {
     /// Reads what `Display` writes: `<key>;<epoch>`.
     fn from_str(text: &str) -> Result<Self, InvalidToken> {
         let (key, epoch) = split(text).ok_or(InvalidToken(()))?;
-        Ok(Self::new(LeaseKey::new(key).map_err(|_| InvalidToken(()))?, epoch))
+        Ok(Self::new(
+            LeaseKey::new(key).map_err(|_| InvalidToken(()))?,
+            epoch,
+        ))
     }
 }
 
@@ -178,7 +189,11 @@ pub(crate) fn split(text: &str) -> Option<(&str, NonZeroU64)> {
 
 impl fmt::Display for InvalidKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a lease key is 1 to {} bytes of visible ASCII without ';' and ','", LeaseKey::MAX_LEN)
+        write!(
+            f,
+            "a lease key is 1 to {} bytes of visible ASCII without ';' and ','",
+            LeaseKey::MAX_LEN
+        )
     }
 }
 
@@ -219,7 +234,10 @@ mod tests {
         for bad in ["", "a b", "a;b", "a,b", "ä", "a\n", &"x".repeat(513)] {
             assert_eq!(LeaseKey::new(bad), Err(InvalidKey(())), "{bad:?}");
         }
-        assert_eq!("svc/echo/0".parse::<LeaseKey>().unwrap().as_str(), "svc/echo/0");
+        assert_eq!(
+            "svc/echo/0".parse::<LeaseKey>().unwrap().as_str(),
+            "svc/echo/0"
+        );
         assert_eq!(token("a", 7).to_string(), "a;7");
     }
 
@@ -228,8 +246,24 @@ mod tests {
         let token = token("svc/echo/0", u64::MAX);
         assert_eq!(token.to_string().parse(), Ok(token.clone()));
         assert_eq!(HeaderValue::from(&token), "svc/echo/0;18446744073709551615");
-        for bad in ["", "a", "a;", ";7", "a;0", "a;+7", "a;-7", "a; 7", "a;7;8", "a b;7", "a;18446744073709551616"] {
-            assert_eq!(bad.parse::<FencingToken>(), Err(InvalidToken(())), "{bad:?}");
+        for bad in [
+            "",
+            "a",
+            "a;",
+            ";7",
+            "a;0",
+            "a;+7",
+            "a;-7",
+            "a; 7",
+            "a;7;8",
+            "a b;7",
+            "a;18446744073709551616",
+        ] {
+            assert_eq!(
+                bad.parse::<FencingToken>(),
+                Err(InvalidToken(())),
+                "{bad:?}"
+            );
         }
     }
 }

@@ -24,7 +24,9 @@ fn ok(_: Request<String>) -> Ready<Result<Response<String>, Infallible>> {
 fn request() -> Request<String> {
     // A token of the lease, in a map of headers that has room for one.
     let mut request = Request::new(String::new());
-    request.headers_mut().insert("x-lease-token", "svc/echo/0;1".parse().unwrap());
+    request
+        .headers_mut()
+        .insert("x-lease-token", "svc/echo/0;1".parse().unwrap());
     request
 }
 
@@ -32,8 +34,14 @@ fn request() -> Request<String> {
 fn allocations<S: Service<Request<String>>>(mut service: S) -> u64 {
     let mut context = Context::from_waker(Waker::noop());
     let mut call = |request| {
-        assert!(matches!(service.poll_ready(&mut context), Poll::Ready(Ok(()))));
-        assert!(matches!(pin!(service.call(request)).poll(&mut context), Poll::Ready(Ok(_))));
+        assert!(matches!(
+            service.poll_ready(&mut context),
+            Poll::Ready(Ok(()))
+        ));
+        assert!(matches!(
+            pin!(service.call(request)).poll(&mut context),
+            Poll::Ready(Ok(_))
+        ));
     };
     call(request());
     let mut requests: Vec<_> = (0..100).map(|_| request()).collect();
@@ -48,12 +56,21 @@ async fn an_admitted_request_allocates_nothing() {
     assert_eq!(allocations(layer.clone().layer(service_fn(ok))), 0);
     assert_eq!(allocations(layer.clone().gate().layer(service_fn(ok))), 0);
     let within = InFlight::FinishWithin(common::ms(100));
-    assert_eq!(allocations(layer.clone().in_flight(within).layer(service_fn(ok))), 0);
+    assert_eq!(
+        allocations(layer.clone().in_flight(within).layer(service_fn(ok))),
+        0
+    );
     let http = layer.clone().http().token_in(TokenIn::Nowhere);
     assert_eq!(allocations(http.clone().layer(service_fn(ok))), 0);
     assert_eq!(allocations(http.clone().gate().layer(service_fn(ok))), 0);
     assert_eq!(
-        allocations(layer.respond().token_in(TokenIn::Nowhere).deadlines(common::ms(10)).layer(service_fn(ok))),
+        allocations(
+            layer
+                .respond()
+                .token_in(TokenIn::Nowhere)
+                .deadlines(common::ms(10))
+                .layer(service_fn(ok))
+        ),
         0
     );
 }
@@ -64,8 +81,14 @@ async fn a_token_allocates_what_is_told() {
     let (_store, (lease, _keeper)) = held().await;
     let layer = LeaseLayer::new(&lease).http();
     assert_eq!(allocations(layer.clone().layer(service_fn(ok))), 300);
-    assert_eq!(allocations(layer.token_in(TokenIn::Header).layer(service_fn(ok))), 100);
-    assert_eq!(allocations(PropagateLayer::new(&lease).layer(service_fn(ok))), 100);
+    assert_eq!(
+        allocations(layer.token_in(TokenIn::Header).layer(service_fn(ok))),
+        100
+    );
+    assert_eq!(
+        allocations(PropagateLayer::new(&lease).layer(service_fn(ok))),
+        100
+    );
     let fence = Fence::of_key(key(), MemoryMark::new()).build();
     // The first call asks the mark.
     let layer = FenceLayer::new(&fence);
@@ -76,16 +99,37 @@ async fn a_token_allocates_what_is_told() {
 /// What is told in the docs of `FenceBuilder::capacity`.
 #[tokio::test(start_paused = true)]
 async fn a_key_that_a_fence_remembers_takes_some_200_bytes() {
-    let keys: Vec<_> = (0..1_000).map(|index| format!("shard/{index}").parse::<LeaseKey>().unwrap()).collect();
-    let tokens = keys.into_iter().map(|key| FencingToken::new(key, 7.try_into().unwrap())).collect::<Vec<_>>();
+    let keys: Vec<_> = (0..1_000)
+        .map(|index| format!("shard/{index}").parse::<LeaseKey>().unwrap())
+        .collect();
+    let tokens = keys
+        .into_iter()
+        .map(|key| FencingToken::new(key, 7.try_into().unwrap()))
+        .collect::<Vec<_>>();
     let mark = MemoryMark::new();
     let fence = Fence::of_prefix("shard/", mark.clone()).build();
-    let grown = allocation_counter::measure(|| tokens.iter().for_each(|token| drop(tokio_now(fence.admit(token)))));
+    let grown = allocation_counter::measure(|| {
+        tokens
+            .iter()
+            .for_each(|token| drop(tokio_now(fence.admit(token))))
+    });
     let known = Fence::of_prefix("shard/", mark).build();
-    let alone = allocation_counter::measure(|| tokens.iter().for_each(|token| drop(tokio_now(known.admit(token)))));
+    let alone = allocation_counter::measure(|| {
+        tokens
+            .iter()
+            .for_each(|token| drop(tokio_now(known.admit(token))))
+    });
     assert_eq!((fence.counts().keys, known.counts().keys), (1_000, 1_000));
-    println!("{} bytes a key, {} with the mark's", alone.bytes_current / 1_000, grown.bytes_current / 1_000);
-    assert!((100..=250).contains(&(alone.bytes_current / 1_000)), "{}", alone.bytes_current);
+    println!(
+        "{} bytes a key, {} with the mark's",
+        alone.bytes_current / 1_000,
+        grown.bytes_current / 1_000
+    );
+    assert!(
+        (100..=250).contains(&(alone.bytes_current / 1_000)),
+        "{}",
+        alone.bytes_current
+    );
 }
 
 #[tokio::test(start_paused = true)]

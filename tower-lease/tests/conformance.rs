@@ -11,23 +11,34 @@ use std::{
 };
 
 use tower_lease::{
-    Acquired, Capabilities, Claim, Document, FencingToken, Grant, LeaseKey, LeaseStore, Listing, MemoryStore,
-    MemoryWatch, Record, Revision, StoreError, Swap, Swapped, Watch, WatchEvent, fencing, testing::Conformance,
+    Acquired, Capabilities, Claim, Document, FencingToken, Grant, LeaseKey, LeaseStore, Listing,
+    MemoryStore, MemoryWatch, Record, Revision, StoreError, Swap, Swapped, Watch, WatchEvent,
+    fencing, testing::Conformance,
 };
 
 #[tokio::test(start_paused = true)]
 async fn the_memory_store_conforms() {
     let store = MemoryStore::new();
-    Conformance::new(store.clone(), store.clone()).ttl(Duration::from_secs(3)).run().await;
+    Conformance::new(store.clone(), store.clone())
+        .ttl(Duration::from_secs(3))
+        .run()
+        .await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let left = store.list_prefix("").await.unwrap();
-    assert_eq!((left.records.len(), left.documents.len()), (0, 0), "the suite leaves nothing behind");
+    assert_eq!(
+        (left.records.len(), left.documents.len()),
+        (0, 0),
+        "the suite leaves nothing behind"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn so_does_each_of_its_named_authorities() {
     let store = MemoryStore::new();
-    let [one, other] = [store.authority("cell-b").unwrap(), store.clone().authority("cell-b").unwrap()];
+    let [one, other] = [
+        store.authority("cell-b").unwrap(),
+        store.clone().authority("cell-b").unwrap(),
+    ];
     Conformance::new(one, other).run().await;
 }
 
@@ -36,7 +47,10 @@ async fn so_does_each_of_its_named_authorities() {
 async fn r15_a_store_that_is_right_and_often_silent_conforms() {
     let store = Flawed::new(Flaw::LosesAnswers);
     Conformance::new(store.clone(), store.clone()).run().await;
-    assert!(store.calls.load(Relaxed) > 100, "of which every second had no answer");
+    assert!(
+        store.calls.load(Relaxed) > 100,
+        "of which every second had no answer"
+    );
 }
 
 /// What is wrong with a [`Flawed`] store.
@@ -86,10 +100,17 @@ async fn a_store_that_is_wrong_is_found_out() {
     for (flaw, rule) in FLAWS {
         let store = Flawed::new(flaw);
         let run = tokio::spawn(Conformance::new(store.clone(), store).run()).await;
-        let panic = run.expect_err(&format!("{flaw:?} passes the suite")).into_panic();
+        let panic = run
+            .expect_err(&format!("{flaw:?} passes the suite"))
+            .into_panic();
         let message = panic.downcast_ref::<String>().map(String::as_str);
-        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
-        assert!(message.contains(rule), "{flaw:?} is found out for another reason: {message}");
+        let message = message
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or_default();
+        assert!(
+            message.contains(rule),
+            "{flaw:?} is found out for another reason: {message}"
+        );
     }
 }
 
@@ -104,12 +125,21 @@ struct FlawedWatch(MemoryWatch, Flaw);
 
 impl Flawed {
     fn new(flaw: Flaw) -> Self {
-        Self { inner: MemoryStore::new(), flaw, calls: Arc::default() }
+        Self {
+            inner: MemoryStore::new(),
+            flaw,
+            calls: Arc::default(),
+        }
     }
 
     fn told<T>(&self, answer: T) -> Result<T, StoreError> {
-        let is_lost = self.calls.fetch_add(1, Relaxed).is_multiple_of(2) && self.is(Flaw::LosesAnswers);
-        if is_lost { Err(StoreError::unknown("no answer in time")) } else { Ok(answer) }
+        let is_lost =
+            self.calls.fetch_add(1, Relaxed).is_multiple_of(2) && self.is(Flaw::LosesAnswers);
+        if is_lost {
+            Err(StoreError::unknown("no answer in time"))
+        } else {
+            Ok(answer)
+        }
     }
 
     fn is(&self, flaw: Flaw) -> bool {
@@ -117,11 +147,23 @@ impl Flawed {
     }
 
     fn bent(&self, grant: Grant) -> Grant {
-        let epoch = if self.is(Flaw::RepeatsTokens) { NonZeroU64::MIN } else { grant.token().epoch() };
+        let epoch = if self.is(Flaw::RepeatsTokens) {
+            NonZeroU64::MIN
+        } else {
+            grant.token().epoch()
+        };
         let token = FencingToken::new(grant.token().key().clone(), epoch);
-        let ttl = if self.is(Flaw::PromisesTooMuch) { grant.ttl() * 2 } else { grant.ttl() };
+        let ttl = if self.is(Flaw::PromisesTooMuch) {
+            grant.ttl() * 2
+        } else {
+            grant.ttl()
+        };
         let bent = Grant::new(token, ttl, grant.revision());
-        if grant.is_clean() || self.is(Flaw::CallsEveryEndClean) { bent.after_clean_end() } else { bent }
+        if grant.is_clean() || self.is(Flaw::CallsEveryEndClean) {
+            bent.after_clean_end()
+        } else {
+            bent
+        }
     }
 
     fn bent_record(&self, record: Record) -> Record {
@@ -132,7 +174,11 @@ impl Flawed {
             }
             Flaw::LosesPayloads => {
                 let holder = record.holder();
-                let bare = tower_lease::Holder::restore(holder.name(), holder.incarnation(), bytes::Bytes::new());
+                let bare = tower_lease::Holder::restore(
+                    holder.name(),
+                    holder.incarnation(),
+                    bytes::Bytes::new(),
+                );
                 Record::new(record.token().clone(), bare, record.claim())
             }
             _ => record,
@@ -143,7 +189,12 @@ impl Flawed {
     async fn holder_of(&self, claim: &Claim) -> Result<Claim, StoreError> {
         let record = self.inner.inspect(claim.key()).await?;
         let id = record.map_or(claim.id(), |record| record.claim());
-        Ok(Claim::new(claim.key().clone(), claim.holder().clone(), id, claim.ttl()))
+        Ok(Claim::new(
+            claim.key().clone(),
+            claim.holder().clone(),
+            id,
+            claim.ttl(),
+        ))
     }
 }
 
@@ -163,15 +214,36 @@ impl LeaseStore for Flawed {
                 return Ok(Acquired::Held(record));
             }
             if self.is(Flaw::GrantsTwice) && !ours {
-                return Ok(Acquired::Granted(Grant::new(record.token().clone(), claim.ttl(), Revision::new(1))));
+                return Ok(Acquired::Granted(Grant::new(
+                    record.token().clone(),
+                    claim.ttl(),
+                    Revision::new(1),
+                )));
             }
         }
-        let endless = Claim::new(claim.key().clone(), claim.holder().clone(), claim.id(), Duration::from_secs(9_999));
-        let claim = if self.is(Flaw::NeverEnds) { &endless } else { claim };
+        let endless = Claim::new(
+            claim.key().clone(),
+            claim.holder().clone(),
+            claim.id(),
+            Duration::from_secs(9_999),
+        );
+        let claim = if self.is(Flaw::NeverEnds) {
+            &endless
+        } else {
+            claim
+        };
         self.told(match self.inner.acquire(claim).await? {
             Acquired::Granted(grant) if self.is(Flaw::NeverEnds) => {
-                let told = Grant::new(grant.token().clone(), Duration::from_secs(1), grant.revision());
-                Acquired::Granted(if grant.is_clean() { told.after_clean_end() } else { told })
+                let told = Grant::new(
+                    grant.token().clone(),
+                    Duration::from_secs(1),
+                    grant.revision(),
+                );
+                Acquired::Granted(if grant.is_clean() {
+                    told.after_clean_end()
+                } else {
+                    told
+                })
             }
             Acquired::Granted(grant) => Acquired::Granted(self.bent(grant)),
             Acquired::Held(record) => Acquired::Held(self.bent_record(record)),
@@ -180,12 +252,28 @@ impl LeaseStore for Flawed {
 
     async fn renew(&self, claim: &Claim) -> Result<Duration, StoreError> {
         let holder = self.holder_of(claim).await?;
-        self.told(self.inner.renew(if self.is(Flaw::RenewsAnyone) { &holder } else { claim }).await?)
+        self.told(
+            self.inner
+                .renew(if self.is(Flaw::RenewsAnyone) {
+                    &holder
+                } else {
+                    claim
+                })
+                .await?,
+        )
     }
 
     async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
         let holder = self.holder_of(claim).await?;
-        self.told(self.inner.release(if self.is(Flaw::ReleasesAnyone) { &holder } else { claim }).await?)
+        self.told(
+            self.inner
+                .release(if self.is(Flaw::ReleasesAnyone) {
+                    &holder
+                } else {
+                    claim
+                })
+                .await?,
+        )
     }
 
     async fn revoke(&self, key: &LeaseKey, guard: Option<&FencingToken>) -> Result<(), StoreError> {
@@ -193,7 +281,11 @@ impl LeaseStore for Flawed {
     }
 
     async fn inspect(&self, key: &LeaseKey) -> Result<Option<Record>, StoreError> {
-        Ok(self.inner.inspect(key).await?.map(|record| self.bent_record(record)))
+        Ok(self
+            .inner
+            .inspect(key)
+            .await?
+            .map(|record| self.bent_record(record)))
     }
 
     fn watch(&self, key: &LeaseKey, from: Revision) -> FlawedWatch {
@@ -205,7 +297,11 @@ impl LeaseStore for Flawed {
     }
 
     async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
-        let prefix = if self.is(Flaw::ListsTooMuch) { prefix.trim_end_matches('/') } else { prefix };
+        let prefix = if self.is(Flaw::ListsTooMuch) {
+            prefix.trim_end_matches('/')
+        } else {
+            prefix
+        };
         self.inner.list_prefix(prefix).await
     }
 
@@ -215,7 +311,11 @@ impl LeaseStore for Flawed {
 
     async fn transfer(&self, from: &Claim, to: &Claim) -> Result<Grant, StoreError> {
         let holder = self.holder_of(from).await?;
-        let from = if self.is(Flaw::TransfersFromAnyone) { &holder } else { from };
+        let from = if self.is(Flaw::TransfersFromAnyone) {
+            &holder
+        } else {
+            from
+        };
         self.told(self.bent(self.inner.transfer(from, to).await?))
     }
 
@@ -224,7 +324,10 @@ impl LeaseStore for Flawed {
     }
 
     async fn swap(&self, swap: &Swap) -> Result<Swapped, StoreError> {
-        let (key, value) = (swap.key().clone(), swap.value().cloned().unwrap_or_default());
+        let (key, value) = (
+            swap.key().clone(),
+            swap.value().cloned().unwrap_or_default(),
+        );
         let expecting = |at: Revision| Document::new(key.clone(), bytes::Bytes::new(), at);
         let bent = match (self.flaw, swap.value(), swap.guard()) {
             (Flaw::IgnoresWhatIsExpected, Some(_), _) => match self.inner.read(&key).await? {

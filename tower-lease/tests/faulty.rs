@@ -8,7 +8,8 @@ use std::time::Duration;
 use common::{TTL, VALID, builder, key, ms, soon, spawn};
 use tokio::time::{Instant, sleep, timeout};
 use tower_lease::{
-    Acquired, Claim, ClaimId, Fault, Holder, LeaseStore, Lost, MemoryStore, Revision, State, Watch, WatchEvent,
+    Acquired, Claim, ClaimId, Fault, Holder, LeaseStore, Lost, MemoryStore, Revision, State, Watch,
+    WatchEvent,
     testing::{Conformance, Faults, FaultyStore},
 };
 
@@ -38,20 +39,39 @@ async fn a_lost_request_does_nothing_and_a_lost_answer_has_done_it() {
     assert!(timeout(ms(5_000), store.acquire(&claim(1))).await.is_err());
     assert!(store.get_ref().inspect(&key()).await.unwrap().is_some());
     store.set(Faults::none().answer_unknown(1000));
-    assert_eq!(store.renew(&claim(1)).await.unwrap_err().fault(), Fault::Unknown);
+    assert_eq!(
+        store.renew(&claim(1)).await.unwrap_err().fault(),
+        Fault::Unknown
+    );
     store.set(Faults::none().fail(Fault::NotSent));
-    assert_eq!(store.release(&claim(1)).await.unwrap_err().fault(), Fault::NotSent);
+    assert_eq!(
+        store.release(&claim(1)).await.unwrap_err().fault(),
+        Fault::NotSent
+    );
     store.set(Faults::none().repeat(1000));
-    assert!(matches!(store.acquire(&claim(1)).await.unwrap(), Acquired::Granted(_)), "R-15: twice is once");
+    assert!(
+        matches!(
+            store.acquire(&claim(1)).await.unwrap(),
+            Acquired::Granted(_)
+        ),
+        "R-15: twice is once"
+    );
     let calls = store.calls();
-    assert_eq!((calls.acquires, calls.renewals, calls.ends, calls.others), (3, 1, 1, 0));
+    assert_eq!(
+        (calls.acquires, calls.renewals, calls.ends, calls.others),
+        (3, 1, 1, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_call_is_carried_out_all_the_same() {
     let store = faulty(1);
     store.set(Faults::none().delay(ms(1_000)));
-    assert!(timeout(Duration::ZERO, store.acquire(&claim(1))).await.is_err());
+    assert!(
+        timeout(Duration::ZERO, store.acquire(&claim(1)))
+            .await
+            .is_err()
+    );
     sleep(ms(2_000)).await;
     assert!(store.get_ref().inspect(&key()).await.unwrap().is_some());
 }
@@ -60,7 +80,10 @@ async fn a_dropped_call_is_carried_out_all_the_same() {
 async fn a_paused_store_answers_when_it_goes_on() {
     let store = faulty(1);
     let mut watch = store.watch(&key(), Revision::START);
-    assert!(matches!(watch.next().await.unwrap(), WatchEvent::Vacant(..)));
+    assert!(matches!(
+        watch.next().await.unwrap(),
+        WatchEvent::Vacant(..)
+    ));
     store.pause();
     let start = Instant::now();
     let acquiring = tokio::spawn({
@@ -70,7 +93,10 @@ async fn a_paused_store_answers_when_it_goes_on() {
     sleep(ms(700)).await;
     assert!(!acquiring.is_finished());
     store.resume();
-    assert!(matches!(acquiring.await.unwrap().unwrap(), Acquired::Granted(_)));
+    assert!(matches!(
+        acquiring.await.unwrap().unwrap(),
+        Acquired::Granted(_)
+    ));
     assert!(matches!(watch.next().await.unwrap(), WatchEvent::Held(..)));
     assert!((ms(700)..ms(710)).contains(&start.elapsed()));
 }
@@ -79,9 +105,14 @@ async fn a_paused_store_answers_when_it_goes_on() {
 async fn r31_a_store_that_is_down_fences_an_exclusive_lease_and_not_a_member_that_is_to_go_on() {
     let store = faulty(3);
     let (exclusive, _one) = spawn(builder(&store).reacquire(true));
-    let member =
-        tower_lease::Lease::builder(store.clone(), tower_lease::LeaseKey::new("members/1").unwrap(), Holder::new("m"));
-    let member = member.clock(tower_lease::TokioClock::new()).membership(tower_lease::OnStoreOutage::KeepServing);
+    let member = tower_lease::Lease::builder(
+        store.clone(),
+        tower_lease::LeaseKey::new("members/1").unwrap(),
+        Holder::new("m"),
+    );
+    let member = member
+        .clock(tower_lease::TokioClock::new())
+        .membership(tower_lease::OnStoreOutage::KeepServing);
     let (member, _two) = spawn(member.reacquire(true));
     soon(exclusive.held()).await.unwrap();
     let token = soon(member.held()).await.unwrap();
@@ -90,13 +121,36 @@ async fn r31_a_store_that_is_down_fences_an_exclusive_lease_and_not_a_member_tha
     assert!(!exclusive.is_held() && member.is_held());
     assert!(matches!(member.state(), State::Jeopardy { .. }) && member.enter(TTL).is_ok());
     assert_eq!(exclusive.snapshot().losses.expired, 1);
-    assert!(store.get_ref().list_prefix("").await.unwrap().records.is_empty(), "the store has forgotten both");
+    assert!(
+        store
+            .get_ref()
+            .list_prefix("")
+            .await
+            .unwrap()
+            .records
+            .is_empty(),
+        "the store has forgotten both"
+    );
     store.set(Faults::none());
     let mut states = member.subscribe();
-    soon(states.wait_for(|state| matches!(state, State::Fenced { cause: Lost::Gone, .. }))).await.unwrap();
+    soon(states.wait_for(|state| {
+        matches!(
+            state,
+            State::Fenced {
+                cause: Lost::Gone,
+                ..
+            }
+        )
+    }))
+    .await
+    .unwrap();
     let start = Instant::now();
     let again = soon(member.held()).await.unwrap();
-    assert!(token.compare(&again).unwrap().is_lt() && start.elapsed() <= ms(510), "{:?}", start.elapsed());
+    assert!(
+        token.compare(&again).unwrap().is_lt() && start.elapsed() <= ms(510),
+        "{:?}",
+        start.elapsed()
+    );
     soon(exclusive.held()).await.unwrap();
 }
 
@@ -108,12 +162,21 @@ async fn r33_a_keepers_troubles_are_seen_in_its_snapshot() {
     store.set(Faults::none().delay(ms(200)));
     sleep(TTL * 3).await;
     let calm = lease.snapshot();
-    assert!(calm.renewals.count() >= 11 && calm.renewals.most().unwrap() <= ms(420), "{calm:?}");
-    assert!(calm.validity.least().unwrap() >= ms(6_000), "a period and a delay after the last: {calm:?}");
+    assert!(
+        calm.renewals.count() >= 11 && calm.renewals.most().unwrap() <= ms(420),
+        "{calm:?}"
+    );
+    assert!(
+        calm.validity.least().unwrap() >= ms(6_000),
+        "a period and a delay after the last: {calm:?}"
+    );
     store.set(Faults::none().lose_answers(1000));
     soon(keeper).await.unwrap();
     let lost = lease.snapshot();
-    assert!(lost.failures.timed_out >= 3 && lost.losses.expired == 1 && lost.acquisitions == 1, "{lost:?}");
+    assert!(
+        lost.failures.timed_out >= 3 && lost.losses.expired == 1 && lost.acquisitions == 1,
+        "{lost:?}"
+    );
     assert_eq!(lost.remaining, Duration::ZERO);
 }
 
@@ -125,10 +188,14 @@ async fn r20_a_lease_is_handed_over_to_the_one_that_was_meant() {
         let (holder, _one) = spawn(builder(&store));
         let old = soon(holder.held()).await.unwrap();
         store.set(Faults::none().delay(delay));
-        let contenders: Vec<_> = (0..3).map(|_| spawn(builder(&store).lock_delay(TTL))).collect();
+        let contenders: Vec<_> = (0..3)
+            .map(|_| spawn(builder(&store).lock_delay(TTL)))
+            .collect();
         sleep(ms(3_000)).await;
         let meant = &contenders[1].0;
-        let mut watch = store.get_ref().watch_prefix("", store.get_ref().list_prefix("").await.unwrap().revision);
+        let mut watch = store
+            .get_ref()
+            .watch_prefix("", store.get_ref().list_prefix("").await.unwrap().revision);
         let start = Instant::now();
         let ticket = holder.enter(Duration::ZERO).unwrap();
         let handing = tokio::spawn({
@@ -136,7 +203,10 @@ async fn r20_a_lease_is_handed_over_to_the_one_that_was_meant() {
             async move { holder.hand_over(&claim).await }
         });
         sleep(ms(500)).await;
-        assert!(!handing.is_finished() && ticket.is_good(), "R-29: it waits for those inside");
+        assert!(
+            !handing.is_finished() && ticket.is_good(),
+            "R-29: it waits for those inside"
+        );
         drop(ticket);
         let token = soon(handing).await.unwrap().unwrap();
         let new = soon(meant.held()).await.unwrap();
@@ -144,8 +214,17 @@ async fn r20_a_lease_is_handed_over_to_the_one_that_was_meant() {
         assert!(old.compare(&new).unwrap().is_lt());
         assert!(start.elapsed() < ms(750), "{:?}", start.elapsed());
         assert!(meant.remaining() <= VALID);
-        assert_eq!(contenders.iter().filter(|(lease, _)| lease.is_held()).count(), 1);
-        assert!(matches!(watch.next().await.unwrap(), WatchEvent::Held(..)), "no vacancy was seen");
+        assert_eq!(
+            contenders
+                .iter()
+                .filter(|(lease, _)| lease.is_held())
+                .count(),
+            1
+        );
+        assert!(
+            matches!(watch.next().await.unwrap(), WatchEvent::Held(..)),
+            "no vacancy was seen"
+        );
         assert_eq!(holder.state(), State::Released);
         // And it keeps it.
         sleep(TTL * 2).await;
@@ -159,13 +238,28 @@ async fn r20_a_handover_that_cannot_be_is_told() {
     let store = faulty(7);
     let (holder, _one) = spawn(builder(&store));
     soon(holder.held()).await.unwrap();
-    let elsewhere = Claim::new(tower_lease::LeaseKey::new("x").unwrap(), Holder::new("h"), ClaimId::random(), TTL);
-    assert_eq!(holder.hand_over(&elsewhere).await, Err(NotHandedOver::OtherKey));
+    let elsewhere = Claim::new(
+        tower_lease::LeaseKey::new("x").unwrap(),
+        Holder::new("h"),
+        ClaimId::random(),
+        TTL,
+    );
+    assert_eq!(
+        holder.hand_over(&elsewhere).await,
+        Err(NotHandedOver::OtherKey)
+    );
     let own = holder.handover_claim();
-    assert_eq!(holder.hand_over(&own).await, Err(NotHandedOver::Own), "nobody would keep it");
+    assert_eq!(
+        holder.hand_over(&own).await,
+        Err(NotHandedOver::Own),
+        "nobody would keep it"
+    );
     assert!(holder.is_held());
     store.set(Faults::none().fail(Fault::Refused));
-    assert_eq!(soon(holder.hand_over(&claim(9))).await, Err(NotHandedOver::Released));
+    assert_eq!(
+        soon(holder.hand_over(&claim(9))).await,
+        Err(NotHandedOver::Released)
+    );
     let store = faulty(7);
     let (holder, _one) = spawn(builder(&store));
     soon(holder.held()).await.unwrap();
@@ -189,13 +283,24 @@ async fn r18_a_successor_of_one_that_died_waits_and_of_one_that_left_does_not() 
     sleep(ms(1_000)).await;
     keeper.abort();
     let mut states = second.subscribe();
-    soon(states.wait_for(|state| matches!(state, State::LockDelay { .. }))).await.unwrap();
+    soon(states.wait_for(|state| matches!(state, State::LockDelay { .. })))
+        .await
+        .unwrap();
     let start = Instant::now();
     assert!(!second.is_held() && second.token().is_none());
     let refused = second.enter(Duration::ZERO).unwrap_err();
-    assert!(refused.retry_after().is_some_and(|after| after > ms(14_000)), "{refused:?}");
+    assert!(
+        refused
+            .retry_after()
+            .is_some_and(|after| after > ms(14_000)),
+        "{refused:?}"
+    );
     soon(second.held()).await.unwrap();
-    assert!((ms(14_990)..ms(15_010)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(
+        (ms(14_990)..ms(15_010)).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
     let (third, _three) = spawn(builder(&store).lock_delay(ms(15_000)));
     sleep(ms(1_000)).await;
     second.step_down().await;

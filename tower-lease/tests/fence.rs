@@ -34,7 +34,10 @@ fn token(epoch: u64) -> FencingToken {
 }
 
 fn bearing(token: impl ToString) -> Request<String> {
-    Request::builder().header("x-lease-token", token.to_string()).body(String::new()).unwrap()
+    Request::builder()
+        .header("x-lease-token", token.to_string())
+        .body(String::new())
+        .unwrap()
 }
 
 fn code(error: &BoxError) -> &'static str {
@@ -97,8 +100,12 @@ async fn the_contract_holds() {
     contract::check(|probe| PropagateLayer::new(&lease).layer(probe));
     // With a token; in the first of these calls it is new, and the mark is asked.
     let fence = Fence::of_key(key(), StoreMark::new(_store)).build();
-    contract::check(|probe| PropagateLayer::new(&lease).layer(FenceLayer::new(&fence).layer(probe)));
-    contract::check(|probe| PropagateLayer::new(&lease).layer(FenceLayer::new(&fence).respond().layer(probe)));
+    contract::check(|probe| {
+        PropagateLayer::new(&lease).layer(FenceLayer::new(&fence).layer(probe))
+    });
+    contract::check(|probe| {
+        PropagateLayer::new(&lease).layer(FenceLayer::new(&fence).respond().layer(probe))
+    });
     assert_eq!(fence.counts().asked, 1);
 }
 
@@ -114,13 +121,28 @@ async fn i2_a_lower_token_than_the_highest_seen_is_refused() {
     assert!(ask(&mut resource, bearing(token(9))).await.is_ok());
     let error = ask(&mut resource, bearing(token(7))).await.unwrap_err();
     let refused = error.downcast_ref::<NotCurrent>().unwrap();
-    assert_eq!((refused.refusal().class(), refused.refusal().code()), (Class::Stale, "token-stale"));
+    assert_eq!(
+        (refused.refusal().class(), refused.refusal().code()),
+        (Class::Stale, "token-stale")
+    );
     assert_eq!(refused.floor(), NonZeroU64::new(9));
-    assert_eq!(refused.to_string(), "the fencing token (epoch 7) is older than the highest seen (epoch 9)");
+    assert_eq!(
+        refused.to_string(),
+        "the fencing token (epoch 7) is older than the highest seen (epoch 9)"
+    );
     assert_eq!(handle.calls(), 3);
     assert_eq!(fence.floor(&key()), Some(token(9)));
     let counts = fence.counts();
-    assert_eq!((counts.stale, counts.bad, counts.unknown, counts.asked, counts.keys), (1, 0, 0, 2, 1));
+    assert_eq!(
+        (
+            counts.stale,
+            counts.bad,
+            counts.unknown,
+            counts.asked,
+            counts.keys
+        ),
+        (1, 0, 0, 2, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -131,7 +153,10 @@ async fn r21_a_restart_loads_the_floor_and_an_empty_memory_is_none() {
     drop(before);
     let after = Fence::of_key(key(), mark).build();
     assert_eq!(after.floor(&key()), None, "it has not asked yet");
-    assert_eq!(after.admit(&token(7)).await.unwrap_err().floor(), NonZeroU64::new(9));
+    assert_eq!(
+        after.admit(&token(7)).await.unwrap_err().floor(),
+        NonZeroU64::new(9)
+    );
     assert!(after.admit(&token(9)).await.is_ok());
     // What the rule is about: without its durable state it lets pass what it must not.
     let forgetful = Fence::of_key(key(), MemoryMark::new()).build();
@@ -147,16 +172,25 @@ async fn r21_the_store_tells_the_floor() {
     // Nobody holds it: no token is good.
     let fence = Fence::of_key(key(), StoreMark::new(store.clone())).build();
     let refused = fence.admit(&old).await.unwrap_err();
-    assert_eq!((refused.refusal().code(), refused.floor()), ("token-stale", None));
+    assert_eq!(
+        (refused.refusal().code(), refused.floor()),
+        ("token-stale", None)
+    );
     let (second, _keeper) = spawn(builder(&store));
     let new = soon(second.held()).await.unwrap();
     // The fence was made anew and has seen neither.
     let fence = Fence::of_key(key(), StoreMark::new(store)).build();
-    assert_eq!(fence.admit(&old).await.unwrap_err().floor(), Some(new.epoch()));
+    assert_eq!(
+        fence.admit(&old).await.unwrap_err().floor(),
+        Some(new.epoch())
+    );
     assert!(fence.admit(&new).await.is_ok());
     // One that was never given out would lock everybody out, if it passed.
     let forged = fence.admit(&token(u64::MAX)).await.unwrap_err();
-    assert_eq!((forged.refusal().class(), forged.refusal().code()), (Class::Stale, "token-ahead"));
+    assert_eq!(
+        (forged.refusal().class(), forged.refusal().code()),
+        (Class::Stale, "token-ahead")
+    );
     assert!(fence.admit(&new).await.is_ok());
 }
 
@@ -180,10 +214,16 @@ async fn r24_after_a_restore_of_the_store_tokens_are_refused_and_nothing_is_corr
     // A mark of its own.
     let fence = Fence::of_key(key(), MemoryMark::new()).build();
     fence.admit(&before).await.unwrap();
-    assert_eq!(fence.admit(&rewound).await.unwrap_err().refusal().code(), "token-stale");
+    assert_eq!(
+        fence.admit(&rewound).await.unwrap_err().refusal().code(),
+        "token-stale"
+    );
     // A fence that asks the store, which has forgotten: the old holder's token is ahead of it.
     let fence = Fence::of_key(key(), StoreMark::new(rewound_store)).build();
-    assert_eq!(fence.admit(&before).await.unwrap_err().refusal().code(), "token-ahead");
+    assert_eq!(
+        fence.admit(&before).await.unwrap_err().refusal().code(),
+        "token-ahead"
+    );
 }
 
 /// F-08: a holder that was stopped sends what it was about to send, after its successor has.
@@ -195,22 +235,39 @@ async fn f08_a_holder_that_slept_through_its_end_is_refused_by_the_resource() {
     let resource = service_fn(|request: Request<String>| {
         let written = written.clone();
         async move {
-            written.lock().unwrap().push(request.extensions().get::<FencePass>().unwrap().token().epoch().get());
+            written.lock().unwrap().push(
+                request
+                    .extensions()
+                    .get::<FencePass>()
+                    .unwrap()
+                    .token()
+                    .epoch()
+                    .get(),
+            );
             Ok::<_, Infallible>(Response::new(String::new()))
         }
     });
     let mut resource = FenceLayer::new(&fence).respond().layer(resource);
     let (sleeper, keeper) = spawn(builder(&store));
     let old = soon(sleeper.held()).await.unwrap();
-    assert_eq!(ask(&mut resource, bearing(&old)).await.unwrap().status(), 200);
+    assert_eq!(
+        ask(&mut resource, bearing(&old)).await.unwrap().status(),
+        200
+    );
     // Its keeper stands still; its record expires; another one takes over.
     keeper.abort();
     let (successor, _keeper) = spawn(builder(&store));
     let new = soon(successor.held()).await.unwrap();
-    assert_eq!(ask(&mut resource, bearing(&new)).await.unwrap().status(), 200);
+    assert_eq!(
+        ask(&mut resource, bearing(&new)).await.unwrap().status(),
+        200
+    );
     let refused = ask(&mut resource, bearing(&old)).await.unwrap();
     assert_eq!(refused.status(), 412);
-    assert_eq!(*written.lock().unwrap(), [old.epoch().get(), new.epoch().get()]);
+    assert_eq!(
+        *written.lock().unwrap(),
+        [old.epoch().get(), new.epoch().get()]
+    );
 }
 
 /// I2 over 200 random histories: tokens of three keys in any order, through a fence that forgets (room for two keys) and
@@ -221,25 +278,39 @@ async fn i2_what_passes_never_goes_down_over_random_histories() {
     for seed in 0..200 {
         let mut random = fastrand::Rng::with_seed(seed);
         let mark = Moody::default();
-        let build = || Fence::of_prefix("k", mark.clone()).capacity(NonZeroUsize::new(2).unwrap()).build();
+        let build = || {
+            Fence::of_prefix("k", mark.clone())
+                .capacity(NonZeroUsize::new(2).unwrap())
+                .build()
+        };
         let (mut fence, mut highest) = (build(), [0_u64; 3]);
         for _ in 0..30 {
-            mark.be(*[Mood::Well, Mood::Slow(ms(3)), Mood::Fails].get(random.usize(0..3)).unwrap());
+            mark.be(*[Mood::Well, Mood::Slow(ms(3)), Mood::Fails]
+                .get(random.usize(0..3))
+                .unwrap());
             if random.u8(0..8) == 0 {
                 fence = build();
             }
-            let at_once: Vec<_> = (0..random.usize(1..4)).map(|_| (random.usize(0..3), random.u64(1..12))).collect();
+            let at_once: Vec<_> = (0..random.usize(1..4))
+                .map(|_| (random.usize(0..3), random.u64(1..12)))
+                .collect();
             let before = highest;
             let asked: Vec<_> = at_once
                 .iter()
                 .map(|&(key, epoch)| {
                     let fence = fence.clone();
-                    tokio::spawn(async move { fence.admit(&named(&format!("k{key}"), epoch)).await.is_ok() })
+                    tokio::spawn(async move {
+                        fence.admit(&named(&format!("k{key}"), epoch)).await.is_ok()
+                    })
                 })
                 .collect();
             for (asked, (key, epoch)) in asked.into_iter().zip(at_once) {
                 if soon(asked).await.unwrap() {
-                    assert!(epoch >= before[key], "seed {seed}: {epoch} of k{key} passed behind {}", before[key]);
+                    assert!(
+                        epoch >= before[key],
+                        "seed {seed}: {epoch} of k{key} passed behind {}",
+                        before[key]
+                    );
                     highest[key] = highest[key].max(epoch);
                     passed_in_all += 1;
                 }
@@ -256,11 +327,17 @@ async fn i2_what_passes_never_goes_down_over_random_histories() {
 async fn r25_a_token_of_another_lease_is_no_right_to_this_resource() {
     let fence = Fence::of_key(key(), MemoryMark::new()).build();
     let refused = fence.admit(&named("other", 9)).await.unwrap_err();
-    assert_eq!((refused.refusal().class(), refused.refusal().code()), (Class::BadRequest, "token-of-another-key"));
+    assert_eq!(
+        (refused.refusal().class(), refused.refusal().code()),
+        (Class::BadRequest, "token-of-another-key")
+    );
     assert_eq!(fence.counts().keys, 0, "and takes no room");
     let fence = Fence::of_prefix("shard/", MemoryMark::new()).build();
     assert!(fence.admit(&named("shard/1", 9)).await.is_ok());
-    assert!(fence.admit(&named("shard/2", 3)).await.is_ok(), "each key has a floor of its own");
+    assert!(
+        fence.admit(&named("shard/2", 3)).await.is_ok(),
+        "each key has a floor of its own"
+    );
     assert!(fence.admit(&named("shard/2", 2)).await.is_err());
     assert!(fence.admit(&named("shards", 9)).await.is_err());
 }
@@ -273,14 +350,31 @@ async fn a_request_without_a_token_is_refused_or_let_pass_by_choice() {
     let layer = FenceLayer::new(&fence);
     let (probe, handle) = Probe::new();
     let mut strict = layer.clone().layer(probe);
-    assert_eq!(code(&ask(&mut strict, Request::new(String::new())).await.unwrap_err()), "token-missing");
+    assert_eq!(
+        code(
+            &ask(&mut strict, Request::new(String::new()))
+                .await
+                .unwrap_err()
+        ),
+        "token-missing"
+    );
     assert_eq!(handle.calls(), 0);
     let (probe, handle) = Probe::new();
     let mut lenient = layer.allow_missing().layer(probe);
     assert!(ask(&mut lenient, Request::new(String::new())).await.is_ok());
-    assert!(handle.last_head().unwrap().extensions.get::<FencePass>().is_none());
+    assert!(
+        handle
+            .last_head()
+            .unwrap()
+            .extensions
+            .get::<FencePass>()
+            .is_none()
+    );
     assert!(ask(&mut lenient, bearing(token(2))).await.is_ok());
-    assert_eq!(code(&ask(&mut lenient, bearing(token(1))).await.unwrap_err()), "token-stale");
+    assert_eq!(
+        code(&ask(&mut lenient, bearing(token(1))).await.unwrap_err()),
+        "token-stale"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -288,13 +382,43 @@ async fn nonsense_is_refused_whatever_was_chosen() {
     let fence = Fence::of_prefix("", MemoryMark::new()).build();
     let (probe, handle) = Probe::new();
     let mut resource = FenceLayer::new(&fence).allow_missing().layer(probe);
-    for nonsense in ["", "a", "a;", ";1", "a;0", "a;-1", "a;+1", "a;1;2", "a b;1", "a;18446744073709551616"] {
-        assert_eq!(code(&ask(&mut resource, bearing(nonsense)).await.unwrap_err()), "token-malformed", "{nonsense:?}");
+    for nonsense in [
+        "",
+        "a",
+        "a;",
+        ";1",
+        "a;0",
+        "a;-1",
+        "a;+1",
+        "a;1;2",
+        "a b;1",
+        "a;18446744073709551616",
+    ] {
+        assert_eq!(
+            code(&ask(&mut resource, bearing(nonsense)).await.unwrap_err()),
+            "token-malformed",
+            "{nonsense:?}"
+        );
     }
-    let two = Request::builder().header("x-lease-token", "a;1").header("x-lease-token", "a;2");
-    assert_eq!(code(&ask(&mut resource, two.body(String::new()).unwrap()).await.unwrap_err()), "token-malformed");
-    let binary = Request::builder().header("x-lease-token", &b"\xff;1"[..]).body(String::new()).unwrap();
-    assert_eq!(code(&ask(&mut resource, binary).await.unwrap_err()), "token-malformed");
+    let two = Request::builder()
+        .header("x-lease-token", "a;1")
+        .header("x-lease-token", "a;2");
+    assert_eq!(
+        code(
+            &ask(&mut resource, two.body(String::new()).unwrap())
+                .await
+                .unwrap_err()
+        ),
+        "token-malformed"
+    );
+    let binary = Request::builder()
+        .header("x-lease-token", &b"\xff;1"[..])
+        .body(String::new())
+        .unwrap();
+    assert_eq!(
+        code(&ask(&mut resource, binary).await.unwrap_err()),
+        "token-malformed"
+    );
     assert_eq!((handle.calls(), fence.counts().bad), (0, 12));
 }
 
@@ -302,24 +426,38 @@ async fn nonsense_is_refused_whatever_was_chosen() {
 async fn respond_answers_in_the_requests_protocol_and_keeps_the_error_type() {
     let fence = Fence::of_key(key(), MemoryMark::new()).build();
     fence.admit(&token(9)).await.unwrap();
-    let inner = service_fn(|_: Request<String>| async { Ok::<_, Infallible>(Response::new(String::new())) });
+    let inner = service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    });
     let mut resource = FenceLayer::new(&fence).respond().layer(inner);
     let Ok(response) = ask(&mut resource, bearing(token(7))).await;
     assert_eq!(response.status(), 412);
     let text = response.into_body().collect().await.unwrap().to_bytes();
-    assert_eq!(text, "the fencing token (epoch 7) is older than the highest seen (epoch 9)\n");
+    assert_eq!(
+        text,
+        "the fencing token (epoch 7) is older than the highest seen (epoch 9)\n"
+    );
     let mut grpc = bearing(token(7));
     *grpc.method_mut() = Method::POST;
-    grpc.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    grpc.headers_mut()
+        .insert("content-type", "application/grpc".parse().unwrap());
     let Ok(response) = ask(&mut resource, grpc).await;
-    assert_eq!((response.status().as_u16(), &response.headers()["grpc-status"]), (200, &"9".parse().unwrap()));
+    assert_eq!(
+        (
+            response.status().as_u16(),
+            &response.headers()["grpc-status"]
+        ),
+        (200, &"9".parse().unwrap())
+    );
     let Ok(response) = ask(&mut resource, Request::new(String::new())).await;
     assert_eq!(response.status(), 400);
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_passed_can_ask_again_before_the_effect() {
-    let fence = Fence::of_prefix("", MemoryMark::new()).capacity(NonZeroUsize::new(2).unwrap()).build();
+    let fence = Fence::of_prefix("", MemoryMark::new())
+        .capacity(NonZeroUsize::new(2).unwrap())
+        .build();
     let pass = fence.admit(&token(7)).await.unwrap();
     assert!(pass.is_current());
     assert_eq!(pass.token(), token(7));
@@ -327,11 +465,21 @@ async fn who_passed_can_ask_again_before_the_effect() {
     assert!(!pass.is_current() && next.is_current());
     // For want of room the key is forgotten, sooner or later.
     for other in 0..10 {
-        fence.admit(&named(&format!("other/{other}"), 1)).await.unwrap();
+        fence
+            .admit(&named(&format!("other/{other}"), 1))
+            .await
+            .unwrap();
     }
     assert!(fence.counts().keys <= 2);
-    assert_eq!(next.is_current(), fence.floor(&key()).is_some(), "nobody keeps it up to date any more");
-    assert!(fence.admit(&token(7)).await.is_err(), "the mark has not forgotten");
+    assert_eq!(
+        next.is_current(),
+        fence.floor(&key()).is_some(),
+        "nobody keeps it up to date any more"
+    );
+    assert!(
+        fence.admit(&token(7)).await.is_err(),
+        "the mark has not forgotten"
+    );
 }
 
 // === the mark ===
@@ -341,18 +489,52 @@ async fn while_the_floor_is_not_known_nobody_new_passes() {
     let mark = Moody::default();
     let fence = Fence::of_key(key(), mark.clone()).build();
     let mut resource = FenceLayer::new(&fence).respond().layer(Probe::new().0);
-    assert_eq!(ask(&mut resource, bearing(token(7))).await.unwrap().status(), 200);
+    assert_eq!(
+        ask(&mut resource, bearing(token(7)))
+            .await
+            .unwrap()
+            .status(),
+        200
+    );
     mark.be(Mood::Fails);
     let refused = ask(&mut resource, bearing(token(8))).await.unwrap();
-    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (503, &"1".parse().unwrap()));
-    assert_eq!(ask(&mut resource, bearing(token(7))).await.unwrap().status(), 200, "it is known");
+    assert_eq!(
+        (refused.status().as_u16(), &refused.headers()["retry-after"]),
+        (503, &"1".parse().unwrap())
+    );
+    assert_eq!(
+        ask(&mut resource, bearing(token(7)))
+            .await
+            .unwrap()
+            .status(),
+        200,
+        "it is known"
+    );
     mark.be(Mood::Hangs);
     let start = Instant::now();
-    assert_eq!(ask(&mut resource, bearing(token(8))).await.unwrap().status(), 503);
+    assert_eq!(
+        ask(&mut resource, bearing(token(8)))
+            .await
+            .unwrap()
+            .status(),
+        503
+    );
     assert_eq!(start.elapsed().as_secs(), 1);
     mark.be(Mood::Well);
-    assert_eq!(ask(&mut resource, bearing(token(8))).await.unwrap().status(), 200);
-    assert_eq!(ask(&mut resource, bearing(token(7))).await.unwrap().status(), 412);
+    assert_eq!(
+        ask(&mut resource, bearing(token(8)))
+            .await
+            .unwrap()
+            .status(),
+        200
+    );
+    assert_eq!(
+        ask(&mut resource, bearing(token(7)))
+            .await
+            .unwrap()
+            .status(),
+        412
+    );
     assert_eq!((fence.counts().unknown, fence.counts().stale), (2, 1));
 }
 
@@ -373,7 +555,11 @@ async fn a_crowd_with_a_new_token_asks_once() {
         passed += usize::from(soon(asked).await.unwrap());
     }
     assert!(mark.asked.load(SeqCst) <= 2, "{:?}", mark.asked);
-    assert!(passed >= 100 && start.elapsed() < ms(300), "{passed} in {:?}", start.elapsed());
+    assert!(
+        passed >= 100 && start.elapsed() < ms(300),
+        "{passed} in {:?}",
+        start.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -409,7 +595,10 @@ async fn a_request_that_waited_for_the_mark_calls_the_service_that_was_ready() {
     let waiting = tokio::spawn(resource.ready().await.unwrap().call(bearing(token(3))));
     settle().await;
     assert_eq!(handle.calls(), 0);
-    assert!(ask(&mut resource, bearing(token(2))).await.is_err(), "it came later and is lower");
+    assert!(
+        ask(&mut resource, bearing(token(2))).await.is_err(),
+        "it came later and is lower"
+    );
     assert_eq!(soon(waiting).await.unwrap().unwrap().status(), 201);
 }
 
@@ -426,25 +615,41 @@ async fn a_store_that_is_not_linearizable_is_no_mark() {
         fn capabilities(&self) -> tower_lease::Capabilities {
             self.0.capabilities().with_linearizable(false)
         }
-        async fn acquire(&self, claim: &tower_lease::Claim) -> Result<tower_lease::Acquired, tower_lease::StoreError> {
+        async fn acquire(
+            &self,
+            claim: &tower_lease::Claim,
+        ) -> Result<tower_lease::Acquired, tower_lease::StoreError> {
             self.0.acquire(claim).await
         }
-        async fn renew(&self, claim: &tower_lease::Claim) -> Result<Duration, tower_lease::StoreError> {
+        async fn renew(
+            &self,
+            claim: &tower_lease::Claim,
+        ) -> Result<Duration, tower_lease::StoreError> {
             self.0.renew(claim).await
         }
         async fn release(&self, claim: &tower_lease::Claim) -> Result<(), tower_lease::StoreError> {
             self.0.release(claim).await
         }
-        async fn revoke(&self, key: &LeaseKey, guard: Option<&FencingToken>) -> Result<(), tower_lease::StoreError> {
+        async fn revoke(
+            &self,
+            key: &LeaseKey,
+            guard: Option<&FencingToken>,
+        ) -> Result<(), tower_lease::StoreError> {
             self.0.revoke(key, guard).await
         }
-        async fn inspect(&self, key: &LeaseKey) -> Result<Option<tower_lease::Record>, tower_lease::StoreError> {
+        async fn inspect(
+            &self,
+            key: &LeaseKey,
+        ) -> Result<Option<tower_lease::Record>, tower_lease::StoreError> {
             self.0.inspect(key).await
         }
         fn watch(&self, key: &LeaseKey, from: tower_lease::Revision) -> Self::Watch {
             self.0.watch(key, from)
         }
-        async fn list_prefix(&self, prefix: &str) -> Result<tower_lease::Listing, tower_lease::StoreError> {
+        async fn list_prefix(
+            &self,
+            prefix: &str,
+        ) -> Result<tower_lease::Listing, tower_lease::StoreError> {
             self.0.list_prefix(prefix).await
         }
         fn watch_prefix(&self, prefix: &str, after: tower_lease::Revision) -> Self::Watch {
@@ -474,7 +679,8 @@ fn the_layers_fit_where_they_are_to_be_used() {
     fn client<L>(_: &L)
     where
         L: Layer<Inner> + Clone + Send + Sync + 'static,
-        L::Service: Service<Request<String>, Error = BoxError> + Clone + Send + Sync + Unpin + 'static,
+        L::Service:
+            Service<Request<String>, Error = BoxError> + Clone + Send + Sync + Unpin + 'static,
         <L::Service as Service<Request<String>>>::Future: Send + 'static,
     {
     }
@@ -485,6 +691,8 @@ fn the_layers_fit_where_they_are_to_be_used() {
     router_layer(&FenceLayer::new(&fence).respond());
     client(&FenceLayer::new(&fence));
     let holder = tower_lease::Holder::new("a");
-    let (lease, _keeper) = tower_lease::Lease::builder(MemoryStore::new(), key(), holder).build().unwrap();
+    let (lease, _keeper) = tower_lease::Lease::builder(MemoryStore::new(), key(), holder)
+        .build()
+        .unwrap();
     client(&PropagateLayer::new(&lease));
 }

@@ -15,12 +15,15 @@ use std::{
 use common::{Flaky, TTL, VALID, Way, builder, held, key, ms, settle, soon, spawn};
 use tokio::time::{Instant, advance, sleep, timeout};
 use tower_lease::{
-    BootInstant, Clock, Fault, Holder, Lease, LeaseStore, Lost, MemoryStore, Revision, State, TokioClock, Watch,
-    WatchEvent,
+    BootInstant, Clock, Fault, Holder, Lease, LeaseStore, Lost, MemoryStore, Revision, State,
+    TokioClock, Watch, WatchEvent,
 };
 
 /// Runs a keeper just until its lease is held, and then never again.
-async fn held_and_then_stuck<F: Future<Output = State>>(lease: &Lease<impl Clock>, mut keeper: std::pin::Pin<&mut F>) {
+async fn held_and_then_stuck<F: Future<Output = State>>(
+    lease: &Lease<impl Clock>,
+    mut keeper: std::pin::Pin<&mut F>,
+) {
     tokio::select! {
         biased;
         _ = &mut keeper => panic!("the keeper ended"),
@@ -32,7 +35,10 @@ async fn held_and_then_stuck<F: Future<Output = State>>(lease: &Lease<impl Clock
 async fn a_lease_is_acquired_and_kept() {
     let store = MemoryStore::new();
     let (lease, _keeper) = spawn(builder(&store));
-    assert_eq!((lease.state(), lease.token(), lease.is_held()), (State::Idle, None, false));
+    assert_eq!(
+        (lease.state(), lease.token(), lease.is_held()),
+        (State::Idle, None, false)
+    );
     let token = soon(lease.held()).await.unwrap();
     assert_eq!((token.key(), token.epoch().get()), (&key(), 1));
     assert_eq!(lease.remaining(), VALID);
@@ -55,7 +61,10 @@ async fn r1_validity_counts_from_before_the_request() {
     store.renewals([], Way::Delay(ms(800)));
     for _ in 0..30 {
         sleep(ms(500)).await;
-        assert!(lease.remaining() <= VALID - ms(100), "no renewal is counted from its answer");
+        assert!(
+            lease.remaining() <= VALID - ms(100),
+            "no renewal is counted from its answer"
+        );
     }
     assert!(lease.is_held());
 }
@@ -79,20 +88,28 @@ struct Suspending {
 
 impl Clock for Suspending {
     fn now(&self) -> BootInstant {
-        self.clock.now().after(Duration::from_nanos(self.asleep.load(Ordering::SeqCst)))
+        self.clock
+            .now()
+            .after(Duration::from_nanos(self.asleep.load(Ordering::SeqCst)))
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn r3_a_machine_that_slept_past_the_end_finds_its_gate_closed_at_the_first_look() {
     let store = MemoryStore::new();
-    let clock = Suspending { clock: TokioClock::new(), asleep: Arc::default() };
+    let clock = Suspending {
+        clock: TokioClock::new(),
+        asleep: Arc::default(),
+    };
     let asleep = clock.asleep.clone();
     let (lease, keeper) = builder(&store).clock(clock).build().unwrap();
     tokio::spawn(keeper.run());
     soon(lease.held()).await.unwrap();
     asleep.store(10_000_000_000, Ordering::SeqCst);
-    assert!(!lease.is_held(), "Tokio's clock has not moved, and nobody has run");
+    assert!(
+        !lease.is_held(),
+        "Tokio's clock has not moved, and nobody has run"
+    );
     assert!(lease.enter(Duration::ZERO).is_err());
     assert_eq!(lease.token(), None);
 }
@@ -109,7 +126,13 @@ async fn r6_the_gate_closes_in_time_though_the_keeper_does_not_run() {
     advance(ms(1)).await;
     assert!(!lease.is_held() && !ticket.is_good());
     assert_eq!((lease.token(), lease.remaining()), (None, Duration::ZERO));
-    assert!(matches!(lease.state(), State::Fenced { cause: Lost::Expired, .. }));
+    assert!(matches!(
+        lease.state(),
+        State::Fenced {
+            cause: Lost::Expired,
+            ..
+        }
+    ));
     drop(ticket);
 }
 
@@ -120,9 +143,22 @@ async fn r7_renewals_whose_answers_are_lost_extend_nothing_here() {
     soon(lease.held()).await.unwrap();
     let start = Instant::now();
     store.renewals([], Way::LoseAnswer);
-    assert!(matches!(soon(keeper).await.unwrap(), State::Fenced { cause: Lost::Expired, .. }));
-    assert!((VALID..VALID + ms(2)).contains(&start.elapsed()), "{:?}", start.elapsed());
-    assert!(store.record().await.is_some(), "though the store extended it");
+    assert!(matches!(
+        soon(keeper).await.unwrap(),
+        State::Fenced {
+            cause: Lost::Expired,
+            ..
+        }
+    ));
+    assert!(
+        (VALID..VALID + ms(2)).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(
+        store.record().await.is_some(),
+        "though the store extended it"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -134,7 +170,11 @@ async fn r7_failures_of_every_kind_leave_the_validity_alone() {
         let start = Instant::now();
         store.renewals([], Way::Fail(fault));
         soon(keeper).await.unwrap();
-        assert!((VALID..VALID + ms(2)).contains(&start.elapsed()), "{fault:?}: {:?}", start.elapsed());
+        assert!(
+            (VALID..VALID + ms(2)).contains(&start.elapsed()),
+            "{fault:?}: {:?}",
+            start.elapsed()
+        );
         let retries = store.sent().renewals;
         assert!((14..80).contains(&retries), "{retries} attempts in 7 s");
     }
@@ -149,7 +189,10 @@ async fn r8_answers_later_than_an_attempt_still_keep_the_lease() {
     for step in 0..120 {
         sleep(ms(500)).await;
         assert!(lease.is_held());
-        assert!(step < 10 || lease.remaining() <= VALID - ms(2_500), "no answer counts from its arrival");
+        assert!(
+            step < 10 || lease.remaining() <= VALID - ms(2_500),
+            "no answer counts from its arrival"
+        );
     }
     assert!(!keeper.is_finished());
 }
@@ -160,8 +203,18 @@ async fn r11_r12_a_lease_taken_away_by_hand_closes_the_gate_at_once() {
     sleep(Duration::from_secs(1)).await;
     let start = Instant::now();
     store.revoke(&key(), None).await.unwrap();
-    assert!(matches!(soon(keeper).await.unwrap(), State::Fenced { cause: Lost::Gone, .. }));
-    assert!(start.elapsed() < ms(10), "within the watch's latency: {:?}", start.elapsed());
+    assert!(matches!(
+        soon(keeper).await.unwrap(),
+        State::Fenced {
+            cause: Lost::Gone,
+            ..
+        }
+    ));
+    assert!(
+        start.elapsed() < ms(10),
+        "within the watch's latency: {:?}",
+        start.elapsed()
+    );
     assert!(!lease.is_held());
 }
 
@@ -187,9 +240,15 @@ async fn r13_jeopardy_is_seen_and_ends_with_a_success() {
     soon(lease.held()).await.unwrap();
     let mut states = lease.subscribe();
     store.renewals([Way::Fail(Fault::Unknown); 3], Way::Pass);
-    let jeopardy = soon(states.wait_for(|state| matches!(state, State::Jeopardy { .. }))).await.is_ok();
+    let jeopardy = soon(states.wait_for(|state| matches!(state, State::Jeopardy { .. })))
+        .await
+        .is_ok();
     assert!(jeopardy && lease.is_held());
-    assert!(soon(states.wait_for(|state| matches!(state, State::Held { .. }))).await.is_ok());
+    assert!(
+        soon(states.wait_for(|state| matches!(state, State::Held { .. })))
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -234,14 +293,19 @@ async fn r16_a_restart_inside_the_ttl_waits_and_gets_a_higher_token() {
     let (revived, _keeper) = spawn(builder(&store));
     let new = soon(revived.held()).await.unwrap();
     assert!(old.compare(&new).unwrap().is_lt(), "{old} then {new}");
-    assert!((TTL..TTL + ms(60)).contains(&killed.elapsed()), "{:?}", killed.elapsed());
+    assert!(
+        (TTL..TTL + ms(60)).contains(&killed.elapsed()),
+        "{:?}",
+        killed.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn r16_a_holder_that_was_cloned_by_mistake_does_not_hold_twice() {
     let store = MemoryStore::new();
     let holder = Holder::new("echo-0");
-    let spawn_one = || spawn(Lease::builder(store.clone(), key(), holder.clone()).clock(TokioClock::new()));
+    let spawn_one =
+        || spawn(Lease::builder(store.clone(), key(), holder.clone()).clock(TokioClock::new()));
     let (one, _one) = spawn_one();
     let (two, _two) = spawn_one();
     for _ in 0..100 {
@@ -278,7 +342,9 @@ async fn r26_a_lost_lease_comes_back_only_as_a_new_epoch() {
     // Lost for want of renewals, while the store still has the record: it does not wait for itself.
     store.renewals([], Way::LoseAnswer);
     let mut states = lease.subscribe();
-    soon(states.wait_for(|state| matches!(state, State::Fenced { .. }))).await.unwrap();
+    soon(states.wait_for(|state| matches!(state, State::Fenced { .. })))
+        .await
+        .unwrap();
     assert!(store.record().await.is_some());
     let start = Instant::now();
     let third = soon(lease.held()).await.unwrap();
@@ -297,7 +363,10 @@ async fn r29_stepping_down_waits_for_those_inside_and_lets_nobody_new_in() {
     sleep(Duration::from_secs(5)).await;
     assert!(matches!(lease.state(), State::Closing { .. }));
     assert!(!lease.is_held() && lease.enter(Duration::ZERO).is_err());
-    assert!(ticket.is_good() && lease.token().is_some(), "who is inside has the lease still");
+    assert!(
+        ticket.is_good() && lease.token().is_some(),
+        "who is inside has the lease still"
+    );
     assert!(store.inspect(&key()).await.unwrap().is_some());
     drop(ticket);
     assert_eq!(soon(stepping).await.unwrap(), State::Released);
@@ -315,7 +384,10 @@ async fn r29_who_stays_too_long_is_cut_off_before_the_release() {
     assert_eq!(lease.step_down().await, State::Released);
     assert!(!ticket.is_good());
     let waited = start.elapsed();
-    assert!((ms(15_000)..ms(16_100)).contains(&waited), "longer than the TTL, renewing meanwhile: {waited:?}");
+    assert!(
+        (ms(15_000)..ms(16_100)).contains(&waited),
+        "longer than the TTL, renewing meanwhile: {waited:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -343,14 +415,28 @@ async fn r30_a_killed_keeper_closes_the_gate_and_the_ttl_cleans_up() {
     let killed = Instant::now();
     settle().await;
     assert!(!lease.is_held() && lease.token().is_none());
-    assert!(matches!(lease.state(), State::Fenced { cause: Lost::KeeperGone, .. }));
+    assert!(matches!(
+        lease.state(),
+        State::Fenced {
+            cause: Lost::KeeperGone,
+            ..
+        }
+    ));
     assert!(lease.held().await.is_err(), "nobody is left to get it");
     // The watcher sees the expiry though nobody touches the store.
     let event = soon(watch.next()).await.unwrap();
     assert!(matches!(event, WatchEvent::Vacant(vacant, _) if vacant == key()));
-    assert!(killed.elapsed() > ms(7_000) && killed.elapsed() <= TTL, "{:?}", killed.elapsed());
+    assert!(
+        killed.elapsed() > ms(7_000) && killed.elapsed() <= TTL,
+        "{:?}",
+        killed.elapsed()
+    );
     let (revived, _keeper) = spawn(builder(&store));
-    assert!(old.compare(&soon(revived.held()).await.unwrap()).unwrap().is_lt());
+    assert!(
+        old.compare(&soon(revived.held()).await.unwrap())
+            .unwrap()
+            .is_lt()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -363,7 +449,10 @@ async fn a_keeper_that_is_dropped_unspawned_leaves_no_one_waiting() {
     settle().await;
     drop(keeper);
     assert!(soon(waiting).await.unwrap().is_err());
-    assert_eq!((lease.state(), lease.step_down().await), (State::Released, State::Released));
+    assert_eq!(
+        (lease.state(), lease.step_down().await),
+        (State::Released, State::Released)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -393,7 +482,9 @@ async fn states_are_told_in_order_and_end_with_the_keeper() {
         let told = told.clone();
         async move {
             while states.changed().await.is_ok() {
-                told.lock().unwrap().push(states.borrow_and_update().to_string());
+                told.lock()
+                    .unwrap()
+                    .push(states.borrow_and_update().to_string());
             }
         }
     });
@@ -411,7 +502,9 @@ async fn states_are_told_in_order_and_end_with_the_keeper() {
 #[tokio::test(start_paused = true)]
 async fn i1_no_two_keepers_hold_at_once() {
     let store = Flaky::new();
-    let keepers: Vec<_> = (0..3).map(|_| spawn(builder(&store).reacquire(true))).collect();
+    let keepers: Vec<_> = (0..3)
+        .map(|_| spawn(builder(&store).reacquire(true)))
+        .collect();
     let over = AtomicBool::new(false);
     let check = async {
         let mut held = 0;
@@ -426,7 +519,13 @@ async fn i1_no_two_keepers_hold_at_once() {
     };
     let trouble = async {
         let mut rng = fastrand::Rng::with_seed(11);
-        let ways = [Way::Pass, Way::LoseAnswer, Way::LoseRequest, Way::DoneButUnknown, Way::Delay(ms(3_000))];
+        let ways = [
+            Way::Pass,
+            Way::LoseAnswer,
+            Way::LoseRequest,
+            Way::DoneButUnknown,
+            Way::Delay(ms(3_000)),
+        ];
         while !over.load(Ordering::SeqCst) {
             store.renewals([], ways[rng.usize(..ways.len())]);
             store.acquires([], ways[rng.usize(..ways.len())]);
@@ -437,5 +536,8 @@ async fn i1_no_two_keepers_hold_at_once() {
     let (held, ()) = tokio::join!(check, trouble);
     assert!(held > 10_000, "held in {held} of 60 000 looks");
     let revision = store.list_prefix("").await.unwrap().revision;
-    assert!(revision > Revision::new(20), "and it changed hands: {revision:?}");
+    assert!(
+        revision > Revision::new(20),
+        "and it changed hands: {revision:?}"
+    );
 }

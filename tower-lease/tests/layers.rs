@@ -22,8 +22,8 @@ use testkit::{Answer, Probe, Script, Step, Wakes, contract};
 use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_lease::{
-    BootClock, FencingToken, InFlight, Lease, LeaseGateLayer, LeaseLayer, LeaseLost, LeaseStore, Leased, MemoryStore,
-    NotHeld, RequestCounts, State, TokenIn, TokioClock, WrongInstance,
+    BootClock, FencingToken, InFlight, Lease, LeaseGateLayer, LeaseLayer, LeaseLost, LeaseStore,
+    Leased, MemoryStore, NotHeld, RequestCounts, State, TokenIn, TokioClock, WrongInstance,
 };
 use tower_outcome::{BoxError, Class, Refusal, Unsent};
 
@@ -65,8 +65,21 @@ async fn the_contract_holds_while_it_is_held() {
     contract::check(|probe| layer.clone().gate().layer(probe));
     contract::check(|probe| layer.clone().http().gate().layer(probe));
     contract::check(|probe| layer.clone().in_flight(InFlight::Finish).layer(probe));
-    contract::check(|probe| layer.clone().in_flight(InFlight::FinishWithin(ms(100))).respond().layer(probe));
-    contract::check(|probe| layer.clone().http().token_in(TokenIn::Both).deadlines(ms(100)).layer(probe));
+    contract::check(|probe| {
+        layer
+            .clone()
+            .in_flight(InFlight::FinishWithin(ms(100)))
+            .respond()
+            .layer(probe)
+    });
+    contract::check(|probe| {
+        layer
+            .clone()
+            .http()
+            .token_in(TokenIn::Both)
+            .deadlines(ms(100))
+            .layer(probe)
+    });
     assert!(lease.is_held());
 }
 
@@ -82,7 +95,10 @@ async fn reject_answers_an_error_without_asking_the_inner_service() {
     let error = service.call(request()).await.unwrap_err();
     assert!(error.is::<NotHeld>());
     let refusal = Refusal::find(&*error).unwrap();
-    assert_eq!((refusal.class(), refusal.code()), (Class::Unavailable, "lease-not-held"));
+    assert_eq!(
+        (refusal.class(), refusal.code()),
+        (Class::Unavailable, "lease-not-held")
+    );
     assert_eq!((handle.polls(), handle.calls()), (0, 0));
 }
 
@@ -101,13 +117,23 @@ async fn a_refusal_tells_when_we_try_again() {
 #[tokio::test(start_paused = true)]
 async fn respond_answers_in_the_requests_protocol_and_keeps_the_error_type() {
     let (_store, (lease, _idle)) = not_held().await;
-    let inner = service_fn(|_: Request<String>| async { Ok::<_, Infallible>(Response::new(String::new())) });
+    let inner = service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    });
     let mut service = LeaseLayer::new(&lease).respond().layer(inner);
     let Ok(response) = ask(&mut service, request()).await;
     assert_eq!(response.status(), 503);
-    let grpc = Request::builder().method(Method::POST).header("content-type", "application/grpc");
+    let grpc = Request::builder()
+        .method(Method::POST)
+        .header("content-type", "application/grpc");
     let Ok(response) = ask(&mut service, grpc.body(String::new()).unwrap()).await;
-    assert_eq!((response.status().as_u16(), &response.headers()["grpc-status"]), (200, &"14".parse().unwrap()));
+    assert_eq!(
+        (
+            response.status().as_u16(),
+            &response.headers()["grpc-status"]
+        ),
+        (200, &"14".parse().unwrap())
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,7 +176,12 @@ async fn r27_what_is_left_must_be_enough() {
     assert!(ask(&mut service, request()).await.is_ok());
     sleep(VALID - ms(4_999)).await;
     assert!(lease.is_held());
-    assert!(ask(&mut service, request()).await.unwrap_err().is::<NotHeld>());
+    assert!(
+        ask(&mut service, request())
+            .await
+            .unwrap_err()
+            .is::<NotHeld>()
+    );
     assert_eq!(handle.calls(), 1);
     // A gate opens again with the next renewal.
     let (probe, _) = Probe::new();
@@ -178,7 +209,8 @@ async fn who_waits_for_the_inner_service_is_refused_when_the_lease_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r6_who_waits_for_the_inner_service_is_refused_at_the_end_of_validity_though_no_keeper_runs() {
+async fn r6_who_waits_for_the_inner_service_is_refused_at_the_end_of_validity_though_no_keeper_runs()
+ {
     let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
     let mut keeper = pin!(keeper.run());
     tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
@@ -186,8 +218,17 @@ async fn r6_who_waits_for_the_inner_service_is_refused_at_the_end_of_validity_th
     handle.be_pending();
     let mut service = LeaseLayer::new(&lease).layer(probe);
     let start = Instant::now();
-    assert!(soon(ask(&mut service, request())).await.unwrap_err().is::<NotHeld>());
-    assert!((VALID..VALID + ms(5)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(
+        soon(ask(&mut service, request()))
+            .await
+            .unwrap_err()
+            .is::<NotHeld>()
+    );
+    assert!(
+        (VALID..VALID + ms(5)).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 // === the gate ===
@@ -198,7 +239,10 @@ async fn a_gate_is_pending_until_the_lease_is_held_and_wakes_then() {
     let (probe, handle) = Probe::new();
     let mut gate = LeaseLayer::new(&lease).gate().layer(probe);
     let (wakes, waker) = Wakes::new();
-    assert!(gate.poll_ready(&mut Context::from_waker(&waker)).is_pending());
+    assert!(
+        gate.poll_ready(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
     assert_eq!((handle.polls(), wakes.count()), (0, 0));
     tokio::spawn(keeper.run());
     soon(lease.held()).await.unwrap();
@@ -216,7 +260,10 @@ async fn a_gate_waits_through_a_loss_and_fails_only_when_the_keeper_has_gone() {
     assert!(poll_ready(&mut gate).is_ready());
     store.revoke(&key(), None).await.unwrap();
     settle().await;
-    assert!(poll_ready(&mut gate).is_pending(), "a re-poll after readiness takes it back");
+    assert!(
+        poll_ready(&mut gate).is_pending(),
+        "a re-poll after readiness takes it back"
+    );
     gate.ready().await.unwrap();
     keeper.abort();
     settle().await;
@@ -232,7 +279,10 @@ async fn a_gate_that_closes_before_the_call_hands_the_request_back() {
     gate.ready().await.unwrap();
     store.revoke(&key(), None).await.unwrap();
     settle().await;
-    let error = gate.call(Request::new("hello".to_owned())).await.unwrap_err();
+    let error = gate
+        .call(Request::new("hello".to_owned()))
+        .await
+        .unwrap_err();
     assert_eq!(Refusal::find(&*error).unwrap().code(), "lease-not-held");
     let (request, cause) = Unsent::<Request<String>>::recover(error).unwrap();
     assert_eq!(request.body(), "hello");
@@ -260,7 +310,11 @@ async fn a_gate_whose_inner_service_never_gets_ready_still_tells_that_the_keeper
     let (probe, handle) = Probe::new();
     handle.be_pending();
     let mut gate = LeaseLayer::new(&lease).gate().layer(probe);
-    let waiting = tokio::spawn(async move { ServiceExt::<Request<String>>::ready(&mut gate).await.map(drop) });
+    let waiting = tokio::spawn(async move {
+        ServiceExt::<Request<String>>::ready(&mut gate)
+            .await
+            .map(drop)
+    });
     sleep(Duration::from_secs(60)).await;
     assert!(!waiting.is_finished());
     keeper.abort();
@@ -276,7 +330,9 @@ async fn a_gate_has_the_load_of_its_inner_service() {
     use tower::load::{Constant, Load};
     let (_store, (lease, _keeper)) = held().await;
     let (probe, _) = Probe::<String>::new();
-    let gate = LeaseLayer::new(&lease).gate().layer(Constant::new(probe, 7));
+    let gate = LeaseLayer::new(&lease)
+        .gate()
+        .layer(Constant::new(probe, 7));
     assert_eq!(gate.load(), 7);
 }
 
@@ -311,7 +367,11 @@ async fn r28_a_pending_request_is_cancelled_at_the_end_of_validity_though_no_kee
     let start = Instant::now();
     let error = ask(&mut service, request()).await.unwrap_err();
     assert!(error.is::<LeaseLost>());
-    assert!((VALID..VALID + ms(5)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(
+        (VALID..VALID + ms(5)).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -327,8 +387,14 @@ async fn r28_an_answer_produced_after_the_loss_is_replaced() {
         let call = service.ready().await.unwrap().call(request());
         let failing = service.ready().await.unwrap().call(request());
         advance(VALID).await;
-        assert!(soon(call).await.unwrap_err().is::<LeaseLost>(), "{in_flight:?}");
-        assert!(failing.await.unwrap_err().is::<LeaseLost>(), "{in_flight:?}: an error is an answer too");
+        assert!(
+            soon(call).await.unwrap_err().is::<LeaseLost>(),
+            "{in_flight:?}"
+        );
+        assert!(
+            failing.await.unwrap_err().is::<LeaseLost>(),
+            "{in_flight:?}: an error is an answer too"
+        );
     }
 }
 
@@ -344,7 +410,9 @@ async fn r28_finish_lets_the_work_end_and_replaces_its_answer() {
             Ok::<_, BoxError>(Response::new(String::new()))
         }
     });
-    let mut service = LeaseLayer::new(&lease).in_flight(InFlight::Finish).layer(inner);
+    let mut service = LeaseLayer::new(&lease)
+        .in_flight(InFlight::Finish)
+        .layer(inner);
     let mut call = pin!(service.ready().await.unwrap().call(request()));
     assert!(futures_poll(call.as_mut()).await.is_none());
     store.revoke(&key(), None).await.unwrap();
@@ -395,17 +463,30 @@ async fn r28_finish_within_gives_work_its_grace_and_replaces_its_answer() {
                 Ok::<_, BoxError>(Response::new(String::new()))
             }
         });
-        let mut service = LeaseLayer::new(&lease).in_flight(InFlight::FinishWithin(grace)).layer(inner);
+        let mut service = LeaseLayer::new(&lease)
+            .in_flight(InFlight::FinishWithin(grace))
+            .layer(inner);
         let call = tokio::spawn(service.ready().await.unwrap().call(request()));
         sleep(ms(1_000)).await;
         store.revoke(&key(), None).await.unwrap();
         let start = Instant::now();
         assert!(soon(call).await.unwrap().unwrap_err().is::<LeaseLost>());
         let took = cut.unwrap_or(work);
-        assert!((took..took + ms(5)).contains(&start.elapsed()), "{work:?} in {grace:?}: {:?}", start.elapsed());
+        assert!(
+            (took..took + ms(5)).contains(&start.elapsed()),
+            "{work:?} in {grace:?}: {:?}",
+            start.elapsed()
+        );
         assert_eq!(*done.lock().unwrap(), cut.is_none());
-        let RequestCounts { cancelled, replaced, .. } = lease.requests();
-        assert_eq!((cancelled, replaced), if cut.is_some() { (1, 0) } else { (0, 1) });
+        let RequestCounts {
+            cancelled,
+            replaced,
+            ..
+        } = lease.requests();
+        assert_eq!(
+            (cancelled, replaced),
+            if cut.is_some() { (1, 0) } else { (0, 1) }
+        );
     }
 }
 
@@ -422,12 +503,21 @@ async fn r28_grace_counts_from_the_end_of_validity_and_follows_the_leases_guard(
         let valid = lease.remaining();
         let (probe, handle) = Probe::new();
         handle.answer(Answer::Hang);
-        let mut service =
-            LeaseLayer::new(&lease).in_flight(InFlight::FinishWithin(Duration::from_secs(60))).layer(probe);
+        let mut service = LeaseLayer::new(&lease)
+            .in_flight(InFlight::FinishWithin(Duration::from_secs(60)))
+            .layer(probe);
         let start = Instant::now();
-        assert!(ask(&mut service, request()).await.unwrap_err().is::<LeaseLost>());
+        assert!(
+            ask(&mut service, request())
+                .await
+                .unwrap_err()
+                .is::<LeaseLost>()
+        );
         let took = start.elapsed();
-        assert!((valid + grace..valid + grace + ms(5)).contains(&took), "no keeper runs: {took:?}");
+        assert!(
+            (valid + grace..valid + grace + ms(5)).contains(&took),
+            "no keeper runs: {took:?}"
+        );
     }
 }
 
@@ -471,7 +561,13 @@ async fn r29_stepping_down_waits_for_requests_and_a_dropped_one_has_left() {
     });
     sleep(ms(500)).await;
     assert!(!stepping.is_finished());
-    assert!(ask(&mut service, request()).await.unwrap_err().is::<NotHeld>(), "nobody new");
+    assert!(
+        ask(&mut service, request())
+            .await
+            .unwrap_err()
+            .is::<NotHeld>(),
+        "nobody new"
+    );
     let start = Instant::now();
     drop(call);
     assert_eq!(soon(stepping).await.unwrap(), State::Released);
@@ -497,7 +593,10 @@ async fn r29_what_is_inside_is_dropped_before_it_is_counted_out() {
     struct Witness(Lease<TokioClock>, Arc<Mutex<Vec<usize>>>);
     impl Drop for Witness {
         fn drop(&mut self) {
-            self.1.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(self.0.requests().inside);
+            self.1
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .push(self.0.requests().inside);
         }
     }
 
@@ -519,21 +618,30 @@ async fn r29_what_is_inside_is_dropped_before_it_is_counted_out() {
     let mut service = LeaseLayer::new(&lease).http().layer(inner);
     let mut waiting = pin!(service.ready().await.unwrap().call(request()));
     assert!(futures_poll(waiting.as_mut()).await.is_none());
-    let mut body = ask(&mut service, Request::new("a body".to_owned())).await.unwrap().into_body();
+    let mut body = ask(&mut service, Request::new("a body".to_owned()))
+        .await
+        .unwrap()
+        .into_body();
     assert_eq!(lease.requests().inside, 2);
     store.revoke(&key(), None).await.unwrap();
     settle().await;
     assert!(soon(waiting.as_mut()).await.is_err());
     assert_eq!(*seen.lock().unwrap(), [2]);
     assert!(body.frame().await.unwrap().is_err());
-    assert_eq!((seen.lock().unwrap().as_slice(), lease.requests().inside), ([2, 1].as_slice(), 0));
+    assert_eq!(
+        (seen.lock().unwrap().as_slice(), lease.requests().inside),
+        ([2, 1].as_slice(), 0)
+    );
 }
 
 /// The successor's first request starts after the predecessor's last has ended, whether that one is waited for or cut
 /// off.
 #[tokio::test(start_paused = true)]
 async fn r29_two_holders_never_serve_at_once() {
-    for (work, drain) in [(ms(300), Duration::from_secs(10)), (Duration::from_secs(60), Duration::from_secs(2))] {
+    for (work, drain) in [
+        (ms(300), Duration::from_secs(10)),
+        (Duration::from_secs(60), Duration::from_secs(2)),
+    ] {
         let inside = Arc::new(Mutex::new((0, 0)));
         let store = MemoryStore::new();
         let serve = |lease: Lease<TokioClock>| {
@@ -567,7 +675,11 @@ async fn r29_two_holders_never_serve_at_once() {
             assert_eq!(next.step_down().await, State::Released);
             soon(next_keeper).await.unwrap();
         }
-        assert_eq!(inside.lock().unwrap().1, 1, "the most that ever served at once");
+        assert_eq!(
+            inside.lock().unwrap().1,
+            1,
+            "the most that ever served at once"
+        );
     }
 }
 
@@ -596,42 +708,66 @@ async fn r33_refused_misdirected_cancelled_replaced_and_broken_off_are_counted()
     let (store, (lease, _keeper)) = held().await;
     let (probe, handle) = Probe::new();
     handle.answer(Answer::Hang);
-    handle.answer(Answer::Body(200, Script::new([Step::Data("one"), Step::Hang])));
+    handle.answer(Answer::Body(
+        200,
+        Script::new([Step::Data("one"), Step::Hang]),
+    ));
     let mut service = LeaseLayer::new(&lease).http().layer(probe);
     let mut hanging = pin!(service.ready().await.unwrap().call(request()));
     assert!(futures_poll(hanging.as_mut()).await.is_none());
     let mut body = ask(&mut service, request()).await.unwrap().into_body();
     let late = service.ready().await.unwrap().call(request());
-    let other = Request::builder().header("x-lease-epoch", "9").body(String::new()).unwrap();
+    let other = Request::builder()
+        .header("x-lease-epoch", "9")
+        .body(String::new())
+        .unwrap();
     assert!(ask(&mut service, other).await.is_err());
     assert_eq!(lease.requests().inside, 3);
     let (probe, _) = Probe::new();
-    let mut finishing = LeaseLayer::new(&lease).in_flight(InFlight::Finish).layer(probe);
+    let mut finishing = LeaseLayer::new(&lease)
+        .in_flight(InFlight::Finish)
+        .layer(probe);
     let finishing = finishing.ready().await.unwrap().call(request());
     store.revoke(&key(), None).await.unwrap();
     settle().await;
-    assert!(soon(hanging).await.is_err() && soon(late).await.is_err() && soon(finishing).await.is_err());
+    assert!(
+        soon(hanging).await.is_err() && soon(late).await.is_err() && soon(finishing).await.is_err()
+    );
     assert!(body.frame().await.unwrap().is_err());
-    assert!(ask(&mut service, request()).await.unwrap_err().is::<NotHeld>());
+    assert!(
+        ask(&mut service, request())
+            .await
+            .unwrap_err()
+            .is::<NotHeld>()
+    );
     assert!(lease.enter(Duration::ZERO).is_err());
     let counts = lease.requests();
     // `late` was never polled while it was held, so it was cut off; `finishing` was let finish.
     assert_eq!((counts.refused, counts.misdirected), (2, 1));
-    assert_eq!((counts.cancelled, counts.replaced, counts.broken_off), (2, 1, 1));
+    assert_eq!(
+        (counts.cancelled, counts.replaced, counts.broken_off),
+        (2, 1, 1)
+    );
     assert_eq!(counts.inside, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_says_what_became_of_the_lease() {
     let (_store, (idle, _keeper)) = not_held().await;
-    assert_eq!(idle.enter(Duration::ZERO).unwrap_err().to_string(), "the lease is not held (idle)");
+    assert_eq!(
+        idle.enter(Duration::ZERO).unwrap_err().to_string(),
+        "the lease is not held (idle)"
+    );
     let (store, (lease, keeper)) = held().await;
     let short = lease.enter(Duration::from_secs(60)).unwrap_err();
     assert_eq!(short.to_string(), "the lease is not held for long enough");
     store.revoke(&key(), None).await.unwrap();
     soon(keeper).await.unwrap();
     let fenced = lease.enter(Duration::ZERO).unwrap_err();
-    assert_eq!(fenced.to_string(), "the lease is not held (fenced at epoch 1: gone from the store)");
+    assert_eq!(
+        fenced.to_string(),
+        "the lease is not held (fenced at epoch 1: gone from the store)"
+    );
     assert_eq!(fenced.state().epoch().map(u64::from), Some(1));
 }
 
@@ -649,21 +785,44 @@ async fn r27_a_grpc_request_wants_its_deadline_covered() {
     let layer = LeaseLayer::new(&lease).http().deadlines(ms(5_000));
     let mut service = layer.clone().layer(probe);
     let grpc = |timeout: &str| {
-        let request = Request::builder().method(Method::POST).header("content-type", "application/grpc");
-        request.header("grpc-timeout", timeout).body(String::new()).unwrap()
+        let request = Request::builder()
+            .method(Method::POST)
+            .header("content-type", "application/grpc");
+        request
+            .header("grpc-timeout", timeout)
+            .body(String::new())
+            .unwrap()
     };
     assert!(ask(&mut service, grpc("2S")).await.is_ok());
     let refused = ask(&mut service, grpc("4S")).await.unwrap_err();
     assert_eq!(refused.to_string(), "the lease is not held for long enough");
-    assert!(ask(&mut service, grpc("2H")).await.is_err(), "counts as five seconds");
-    assert!(ask(&mut service, request()).await.is_ok(), "it has no deadline");
-    assert!(ask(&mut service, grpc("soon")).await.is_ok(), "nonsense is none");
+    assert!(
+        ask(&mut service, grpc("2H")).await.is_err(),
+        "counts as five seconds"
+    );
+    assert!(
+        ask(&mut service, request()).await.is_ok(),
+        "it has no deadline"
+    );
+    assert!(
+        ask(&mut service, grpc("soon")).await.is_ok(),
+        "nonsense is none"
+    );
     let (probe, _) = Probe::new();
-    let mut patient = LeaseLayer::new(&lease).http().deadlines(ms(1_000)).layer(probe);
-    assert!(ask(&mut patient, grpc("2H")).await.is_ok(), "counts as one second");
+    let mut patient = LeaseLayer::new(&lease)
+        .http()
+        .deadlines(ms(1_000))
+        .layer(probe);
+    assert!(
+        ask(&mut patient, grpc("2H")).await.is_ok(),
+        "counts as one second"
+    );
     let (probe, _) = Probe::new();
     let mut strict = layer.min_remaining(ms(4_000)).layer(probe);
-    assert!(ask(&mut strict, grpc("1S")).await.is_err(), "the greater of the two");
+    assert!(
+        ask(&mut strict, grpc("1S")).await.is_err(),
+        "the greater of the two"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -679,8 +838,15 @@ async fn the_token_rides_where_it_is_wanted() {
         let mut service = LeaseLayer::new(&lease).http().token_in(place).layer(probe);
         ask(&mut service, request()).await.unwrap();
         let head = handle.last_head().unwrap();
-        assert_eq!(head.extensions.get::<FencingToken>().is_some(), in_extensions, "{place:?}");
-        let header = head.headers.get("x-lease-token").map(|value| value.to_str().unwrap());
+        assert_eq!(
+            head.extensions.get::<FencingToken>().is_some(),
+            in_extensions,
+            "{place:?}"
+        );
+        let header = head
+            .headers
+            .get("x-lease-token")
+            .map(|value| value.to_str().unwrap());
         assert_eq!(header, in_header.then_some("svc/echo/0;1"), "{place:?}");
     }
 }
@@ -689,11 +855,24 @@ async fn the_token_rides_where_it_is_wanted() {
 async fn a_token_that_came_with_a_request_is_not_taken_for_ours() {
     let (_store, (lease, _keeper)) = held().await;
     let (probe, handle) = Probe::new();
-    let mut service = LeaseLayer::new(&lease).http().token_in(TokenIn::Header).layer(probe);
-    let forged = Request::builder().header("x-lease-token", "svc/echo/0;99").header("x-lease-token", "a;1");
-    ask(&mut service, forged.body(String::new()).unwrap()).await.unwrap();
+    let mut service = LeaseLayer::new(&lease)
+        .http()
+        .token_in(TokenIn::Header)
+        .layer(probe);
+    let forged = Request::builder()
+        .header("x-lease-token", "svc/echo/0;99")
+        .header("x-lease-token", "a;1");
+    ask(&mut service, forged.body(String::new()).unwrap())
+        .await
+        .unwrap();
     let head = handle.last_head().unwrap();
-    assert_eq!(head.headers.get_all("x-lease-token").iter().collect::<Vec<_>>(), ["svc/echo/0;1"]);
+    assert_eq!(
+        head.headers
+            .get_all("x-lease-token")
+            .iter()
+            .collect::<Vec<_>>(),
+        ["svc/echo/0;1"]
+    );
 }
 
 /// A handler that passes the request's headers on would send what a client made up, in our name.
@@ -710,11 +889,21 @@ async fn a_token_of_our_key_goes_no_further_and_one_of_another_key_is_its_sender
         ] {
             let (probe, handle) = Probe::new();
             let mut service = LeaseLayer::new(&lease).http().token_in(place).layer(probe);
-            let request =
-                came.iter().fold(Request::builder(), |request, value| request.header("x-lease-token", *value));
-            ask(&mut service, request.body(String::new()).unwrap()).await.unwrap();
+            let request = came.iter().fold(Request::builder(), |request, value| {
+                request.header("x-lease-token", *value)
+            });
+            ask(&mut service, request.body(String::new()).unwrap())
+                .await
+                .unwrap();
             let head = handle.last_head().unwrap();
-            assert_eq!(head.headers.get_all("x-lease-token").iter().collect::<Vec<_>>(), stays, "{came:?}");
+            assert_eq!(
+                head.headers
+                    .get_all("x-lease-token")
+                    .iter()
+                    .collect::<Vec<_>>(),
+                stays,
+                "{came:?}"
+            );
         }
     }
 }
@@ -725,7 +914,11 @@ async fn the_epoch_that_was_meant_for_us_goes_no_further() {
     let (_store, (lease, _keeper)) = held().await;
     let (probe, handle) = Probe::new();
     let mut service = LeaseLayer::new(&lease).http().layer(probe);
-    let ours = Request::builder().header("x-lease-epoch", "1").header("x-other", "1").body(String::new()).unwrap();
+    let ours = Request::builder()
+        .header("x-lease-epoch", "1")
+        .header("x-other", "1")
+        .body(String::new())
+        .unwrap();
     ask(&mut service, ours).await.unwrap();
     let head = handle.last_head().unwrap();
     assert!(!head.headers.contains_key("x-lease-epoch") && head.headers.contains_key("x-other"));
@@ -743,16 +936,29 @@ async fn a_request_for_the_instance_that_was_here_before_is_refused() {
     let (probe, handle) = Probe::new();
     let mut service = LeaseLayer::new(&second).respond().layer(probe);
     let to = |epoch: &str, kind: &str| {
-        let request = Request::builder().method(Method::POST).header("x-lease-epoch", epoch);
-        request.header("content-type", kind).body(String::new()).unwrap()
+        let request = Request::builder()
+            .method(Method::POST)
+            .header("x-lease-epoch", epoch);
+        request
+            .header("content-type", kind)
+            .body(String::new())
+            .unwrap()
     };
     let refused = ask(&mut service, to(&meant, "text/plain")).await.unwrap();
     assert_eq!(refused.status(), 421);
-    let refused = ask(&mut service, to(&meant, "application/grpc")).await.unwrap();
+    let refused = ask(&mut service, to(&meant, "application/grpc"))
+        .await
+        .unwrap();
     assert_eq!(refused.headers()["grpc-status"], "14");
     assert_eq!(handle.calls(), 0);
     let own = second.token().unwrap().epoch().to_string();
-    assert_eq!(ask(&mut service, to(&own, "text/plain")).await.unwrap().status(), 200);
+    assert_eq!(
+        ask(&mut service, to(&own, "text/plain"))
+            .await
+            .unwrap()
+            .status(),
+        200
+    );
     assert_eq!(second.requests().misdirected, 2);
 }
 
@@ -762,11 +968,18 @@ async fn a_request_for_the_instance_that_was_here_before_is_refused() {
 fn i3_no_head_and_no_frame_leaves_after_the_loss_whenever_it_comes() {
     let is_whole = |seed| {
         // A runtime for each, so that nothing of the last one runs on.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
         runtime.block_on(whatever_comes_comes_in_time(seed))
     };
     let whole = (0..300).filter(|seed| is_whole(*seed)).count();
-    assert!((50..250).contains(&whole), "{whole} whole, and the others cut: both must be tried");
+    assert!(
+        (50..250).contains(&whole),
+        "{whole} whole, and the others cut: both must be tried"
+    );
 }
 
 /// Whether the client got all of it.
@@ -775,10 +988,18 @@ async fn whatever_comes_comes_in_time(seed: u64) -> bool {
     let store = Flaky::new();
     let (lease, keeper) = spawn(builder(&store));
     soon(lease.held()).await.unwrap();
-    let (head, gap, frames) = (random.u64(0..3_000), random.u64(1..2_000), random.usize(0..8));
+    let (head, gap, frames) = (
+        random.u64(0..3_000),
+        random.u64(1..2_000),
+        random.usize(0..8),
+    );
     let inner = service_fn(move |_: Request<String>| async move {
         sleep(ms(head)).await;
-        Ok::<_, Infallible>(Response::new(Dripping { frames, gap: ms(gap), next: None }))
+        Ok::<_, Infallible>(Response::new(Dripping {
+            frames,
+            gap: ms(gap),
+            next: None,
+        }))
     });
     let mut service = LeaseLayer::new(&lease).http().layer(inner);
     let call = service.ready().await.unwrap().call(request());
@@ -796,7 +1017,11 @@ async fn whatever_comes_comes_in_time(seed: u64) -> bool {
         assert!(lease.is_held(), "seed {seed}: a head after the loss");
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
-            assert_eq!(lease.is_held(), frame.is_ok(), "seed {seed}: a frame after the loss, or an error before");
+            assert_eq!(
+                lease.is_held(),
+                frame.is_ok(),
+                "seed {seed}: a frame after the loss, or an error before"
+            );
             frame.map_err(drop)?;
         }
         assert!(lease.is_held(), "seed {seed}: an end after the loss");
@@ -824,9 +1049,16 @@ impl Body for Dripping {
             return Poll::Ready(None);
         }
         let gap = self.gap;
-        std::task::ready!(self.next.get_or_insert_with(|| Box::pin(sleep(gap))).as_mut().poll(cx));
+        std::task::ready!(
+            self.next
+                .get_or_insert_with(|| Box::pin(sleep(gap)))
+                .as_mut()
+                .poll(cx)
+        );
         (self.next, self.frames) = (None, self.frames - 1);
-        Poll::Ready(Some(Ok(http_body::Frame::data(bytes::Bytes::from_static(b"x")))))
+        Poll::Ready(Some(Ok(http_body::Frame::data(bytes::Bytes::from_static(
+            b"x",
+        )))))
     }
 }
 
@@ -837,7 +1069,10 @@ async fn the_token_rides_on_the_request() {
     let mut service = LeaseLayer::new(&lease).http().layer(probe);
     ask(&mut service, request()).await.unwrap();
     let head = handle.last_head().unwrap();
-    assert_eq!(head.extensions.get::<FencingToken>(), lease.token().as_ref());
+    assert_eq!(
+        head.extensions.get::<FencingToken>(),
+        lease.token().as_ref()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -845,13 +1080,24 @@ async fn a_request_for_another_epoch_is_misdirected_and_does_not_get_in() {
     let (_store, (lease, _keeper)) = held().await;
     let (probe, handle) = Probe::new();
     let mut service = LeaseLayer::new(&lease).http().layer(probe);
-    let to = |epoch: &str| Request::builder().header("x-lease-epoch", epoch).body(String::new()).unwrap();
+    let to = |epoch: &str| {
+        Request::builder()
+            .header("x-lease-epoch", epoch)
+            .body(String::new())
+            .unwrap()
+    };
     assert!(ask(&mut service, to("1")).await.is_ok());
     for other in ["2", "0", "one"] {
         let error = ask(&mut service, to(other)).await.unwrap_err();
-        assert_eq!(error.downcast_ref::<WrongInstance>().unwrap().epoch().get(), 1);
+        assert_eq!(
+            error.downcast_ref::<WrongInstance>().unwrap().epoch().get(),
+            1
+        );
         let refusal = Refusal::find(&*error).unwrap();
-        assert_eq!((refusal.class(), refusal.code()), (Class::Misdirected, "wrong-instance"));
+        assert_eq!(
+            (refusal.class(), refusal.code()),
+            (Class::Misdirected, "wrong-instance")
+        );
     }
     assert_eq!(handle.calls(), 1);
     let start = Instant::now();
@@ -862,7 +1108,12 @@ async fn a_request_for_another_epoch_is_misdirected_and_does_not_get_in() {
 #[tokio::test(start_paused = true)]
 async fn a_misdirected_request_is_told_421_and_handed_back_by_a_gate() {
     let (_store, (lease, _keeper)) = held().await;
-    let to = || Request::builder().header("x-lease-epoch", "9").body("body".to_owned()).unwrap();
+    let to = || {
+        Request::builder()
+            .header("x-lease-epoch", "9")
+            .body("body".to_owned())
+            .unwrap()
+    };
     let (probe, _) = Probe::new();
     let mut service = LeaseLayer::new(&lease).respond().layer(probe);
     assert_eq!(ask(&mut service, to()).await.unwrap().status(), 421);
@@ -878,15 +1129,24 @@ async fn a_misdirected_request_is_told_421_and_handed_back_by_a_gate() {
 async fn r28_i3_a_body_breaks_off_when_the_lease_is_lost() {
     let (store, (lease, _keeper)) = held().await;
     let (probe, handle) = Probe::new();
-    handle.answer(Answer::Body(200, Script::new([Step::Data("one"), Step::Data("two"), Step::Data("three")])));
-    handle.answer(Answer::Body(200, Script::new([Step::Data("one"), Step::Hang])));
+    handle.answer(Answer::Body(
+        200,
+        Script::new([Step::Data("one"), Step::Data("two"), Step::Data("three")]),
+    ));
+    handle.answer(Answer::Body(
+        200,
+        Script::new([Step::Data("one"), Step::Hang]),
+    ));
     let mut service = LeaseLayer::new(&lease).http().layer(probe);
     let mut flowing = ask(&mut service, request()).await.unwrap().into_body();
     let mut hanging = ask(&mut service, request()).await.unwrap().into_body();
     assert!(flowing.frame().await.unwrap().is_ok());
     let hanging = tokio::spawn(async move {
         assert!(hanging.frame().await.unwrap().is_ok());
-        (hanging.frame().await.unwrap(), hanging.frame().await.is_none())
+        (
+            hanging.frame().await.unwrap(),
+            hanging.frame().await.is_none(),
+        )
     });
     sleep(Duration::from_secs(30)).await;
     assert!(!hanging.is_finished(), "renewals keep it alive");
@@ -895,7 +1155,15 @@ async fn r28_i3_a_body_breaks_off_when_the_lease_is_lost() {
     let (broken, ended) = soon(hanging).await.unwrap();
     assert!(broken.unwrap_err().is::<LeaseLost>() && ended);
     assert!(start.elapsed() < ms(10));
-    assert!(flowing.frame().await.unwrap().unwrap_err().is::<LeaseLost>(), "not another byte");
+    assert!(
+        flowing
+            .frame()
+            .await
+            .unwrap()
+            .unwrap_err()
+            .is::<LeaseLost>(),
+        "not another byte"
+    );
     assert!(flowing.frame().await.is_none() && flowing.is_end_stream());
 }
 
@@ -905,13 +1173,26 @@ async fn r6_i3_a_body_that_waits_breaks_off_at_the_end_of_validity_though_no_kee
     let mut keeper = pin!(keeper.run());
     tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
     let (probe, handle) = Probe::new();
-    handle.answer(Answer::Body(200, Script::new([Step::Data("one"), Step::Hang])));
+    handle.answer(Answer::Body(
+        200,
+        Script::new([Step::Data("one"), Step::Hang]),
+    ));
     let mut service = LeaseLayer::new(&lease).http().layer(probe);
     let start = Instant::now();
     let mut body = ask(&mut service, request()).await.unwrap().into_body();
     assert!(body.frame().await.unwrap().is_ok());
-    assert!(soon(body.frame()).await.unwrap().unwrap_err().is::<LeaseLost>());
-    assert!((VALID..VALID + ms(5)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(
+        soon(body.frame())
+            .await
+            .unwrap()
+            .unwrap_err()
+            .is::<LeaseLost>()
+    );
+    assert!(
+        (VALID..VALID + ms(5)).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 /// Counts how often it is asked, and never has anything.
@@ -940,7 +1221,10 @@ async fn r28_a_body_whose_lease_is_lost_is_not_asked_any_more() {
     });
     // One that nobody had asked when the lease was taken away.
     let (store, (lease, _keeper)) = held().await;
-    let mut body = ask(&mut LeaseLayer::new(&lease).http().layer(inner), request()).await.unwrap().into_body();
+    let mut body = ask(&mut LeaseLayer::new(&lease).http().layer(inner), request())
+        .await
+        .unwrap()
+        .into_body();
     store.revoke(&key(), None).await.unwrap();
     while lease.is_held() {
         sleep(ms(1)).await;
@@ -951,7 +1235,10 @@ async fn r28_a_body_whose_lease_is_lost_is_not_asked_any_more() {
     let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
     let mut keeper = pin!(keeper.run());
     tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
-    let mut body = ask(&mut LeaseLayer::new(&lease).http().layer(inner), request()).await.unwrap().into_body();
+    let mut body = ask(&mut LeaseLayer::new(&lease).http().layer(inner), request())
+        .await
+        .unwrap()
+        .into_body();
     assert!(futures_poll(pin!(body.frame())).await.is_none());
     advance(VALID + ms(1_000)).await;
     let frame = futures_poll(pin!(body.frame())).await.expect("it is over");
@@ -965,7 +1252,10 @@ async fn i3_no_frame_leaves_after_the_end_of_validity_not_even_the_end() {
     let mut keeper = pin!(keeper.run());
     tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
     let (probe, handle) = Probe::new();
-    handle.answer(Answer::Body(200, Script::new([Step::Data("one"), Step::Data("two")])));
+    handle.answer(Answer::Body(
+        200,
+        Script::new([Step::Data("one"), Step::Data("two")]),
+    ));
     handle.answer(Answer::Body(200, Script::new([Step::Data("one")])));
     let mut service = LeaseLayer::new(&lease).http().layer(probe);
     let mut body = ask(&mut service, request()).await.unwrap().into_body();
@@ -973,7 +1263,10 @@ async fn i3_no_frame_leaves_after_the_end_of_validity_not_even_the_end() {
     assert!(body.frame().await.unwrap().is_ok() && ending.frame().await.unwrap().is_ok());
     advance(VALID).await;
     assert!(body.frame().await.unwrap().unwrap_err().is::<LeaseLost>());
-    assert!(ending.frame().await.unwrap().unwrap_err().is::<LeaseLost>(), "a cut answer must not look whole");
+    assert!(
+        ending.frame().await.unwrap().unwrap_err().is::<LeaseLost>(),
+        "a cut answer must not look whole"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -1002,18 +1295,26 @@ async fn r29_a_body_is_inside_until_its_end() {
         while body.frame().await.is_some_and(|frame| frame.is_ok()) {}
         let start = Instant::now();
         soon(stepping).await.unwrap();
-        assert!(start.elapsed() < ms(10), "body {at}, and it need not be dropped");
+        assert!(
+            start.elapsed() < ms(10),
+            "body {at}, and it need not be dropped"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_body_keeps_its_framing() {
     let (_store, (lease, _keeper)) = held().await;
-    let inner = service_fn(|_: Request<String>| async { Ok::<_, Infallible>(Response::new("hello".to_owned())) });
+    let inner = service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new("hello".to_owned()))
+    });
     let mut service = LeaseLayer::new(&lease).respond().layer(inner);
     let Ok(response) = ask(&mut service, request()).await;
     assert_eq!(response.body().size_hint().exact(), Some(5));
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
+    assert_eq!(
+        response.into_body().collect().await.unwrap().to_bytes(),
+        "hello"
+    );
 }
 
 // === other protocols, and bounds ===
@@ -1038,7 +1339,11 @@ async fn a_ticket_tells_when_its_epoch_is_over() {
     tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
     let (ticket, start) = (lease.enter(Duration::ZERO).unwrap(), Instant::now());
     soon(ticket.lost()).await;
-    assert!((VALID..VALID + ms(5)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(
+        (VALID..VALID + ms(5)).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 /// As an accept loop has it: a connection is a request, and its future the connection's whole life.
@@ -1055,15 +1360,25 @@ async fn a_connection_is_gated_like_a_request_and_cut_when_the_lease_is_lost() {
     let connection = tokio::spawn(service.ready().await.unwrap().call(Accepted(near)));
     settle().await;
     store.revoke(&key(), None).await.unwrap();
-    assert!(soon(connection).await.unwrap().unwrap_err().is::<LeaseLost>());
-    let read = tokio::io::AsyncReadExt::read(&mut far, &mut [0]).await.unwrap();
+    assert!(
+        soon(connection)
+            .await
+            .unwrap()
+            .unwrap_err()
+            .is::<LeaseLost>()
+    );
+    let read = tokio::io::AsyncReadExt::read(&mut far, &mut [0])
+        .await
+        .unwrap();
     assert_eq!(read, 0, "the connection is closed");
 }
 
 #[tokio::test]
 async fn the_boot_clock_is_the_default_and_works() {
     let store = MemoryStore::new();
-    let (lease, keeper) = Lease::builder(store, key(), tower_lease::Holder::new("a")).build().unwrap();
+    let (lease, keeper) = Lease::builder(store, key(), tower_lease::Holder::new("a"))
+        .build()
+        .unwrap();
     tokio::spawn(keeper.run());
     soon(lease.held()).await.unwrap();
     let (probe, _) = Probe::new();
@@ -1088,14 +1403,17 @@ fn the_layers_fit_where_they_are_to_be_used() {
     fn balanced<L>(_: &L)
     where
         L: Layer<Inner> + Clone + Send + Sync + 'static,
-        L::Service: Service<Request<String>, Error = BoxError> + Clone + Send + Sync + Unpin + 'static,
+        L::Service:
+            Service<Request<String>, Error = BoxError> + Clone + Send + Sync + Unpin + 'static,
         <L::Service as Service<Request<String>>>::Future: Send + 'static,
     {
     }
     fn handle<T: Clone + Send + Sync + Unpin + 'static>(_: &T) {}
     fn task<T: Future + Send + 'static>(_: T) {}
 
-    let (lease, keeper) = Lease::builder(MemoryStore::new(), key(), tower_lease::Holder::new("a")).build().unwrap();
+    let (lease, keeper) = Lease::builder(MemoryStore::new(), key(), tower_lease::Holder::new("a"))
+        .build()
+        .unwrap();
     handle(&lease);
     router_layer(&LeaseLayer::new(&lease).respond());
     balanced(&LeaseLayer::new(&lease));

@@ -7,11 +7,17 @@ use std::time::Duration;
 use common::{TTL, key, ms, settle, soon};
 use tokio::time::{Instant, advance, sleep, timeout};
 use tower_lease::{
-    Acquired, Claim, ClaimId, Holder, LeaseKey, LeaseStore, MemoryStore, MemoryWatch, Revision, Watch, WatchEvent,
+    Acquired, Claim, ClaimId, Holder, LeaseKey, LeaseStore, MemoryStore, MemoryWatch, Revision,
+    Watch, WatchEvent,
 };
 
 fn claim(key: &str, id: u128) -> Claim {
-    Claim::new(LeaseKey::new(key).unwrap(), Holder::new("h"), ClaimId::from_u128(id), TTL)
+    Claim::new(
+        LeaseKey::new(key).unwrap(),
+        Holder::new("h"),
+        ClaimId::from_u128(id),
+        TTL,
+    )
 }
 
 async fn acquire(store: &MemoryStore, claim: &Claim) -> u64 {
@@ -39,7 +45,10 @@ async fn a_prefix_watcher_continues_a_listing_without_a_gap() {
     let store = MemoryStore::new();
     acquire(&store, &claim("svc/a", 1)).await;
     let listing = store.list_prefix("svc/").await.unwrap();
-    assert_eq!((listing.records.len(), listing.revision), (1, Revision::new(1)));
+    assert_eq!(
+        (listing.records.len(), listing.revision),
+        (1, Revision::new(1))
+    );
     acquire(&store, &claim("other", 2)).await;
     acquire(&store, &claim("svc/b", 3)).await;
     store.release(&claim("svc/a", 1)).await.unwrap();
@@ -47,7 +56,10 @@ async fn a_prefix_watcher_continues_a_listing_without_a_gap() {
     assert_eq!(told(&mut watch).await, ("+svc/b".into(), 3));
     assert_eq!(told(&mut watch).await, ("-svc/a".into(), 4));
     assert!(is_quiet(&mut watch).await);
-    store.revoke(&LeaseKey::new("svc/b").unwrap(), None).await.unwrap();
+    store
+        .revoke(&LeaseKey::new("svc/b").unwrap(), None)
+        .await
+        .unwrap();
     assert_eq!(told(&mut watch).await, ("-svc/b".into(), 5));
 }
 
@@ -65,9 +77,16 @@ async fn a_watcher_sees_each_expiry_on_time_though_nobody_touches_the_store() {
     store.renew(&claim(key().as_str(), 1)).await.unwrap();
     assert_eq!(told(&mut prefix).await.0, "+later");
     let (first, second) = (told(&mut prefix).await.0, told(&mut prefix).await.0);
-    assert_eq!((&*first, &*second), ("-later", "-svc/echo/0"), "both end at 14 s, in the order of their keys");
+    assert_eq!(
+        (&*first, &*second),
+        ("-later", "-svc/echo/0"),
+        "both end at 14 s, in the order of their keys"
+    );
     let elapsed = start.elapsed();
-    assert!((ms(14_000)..=ms(14_002)).contains(&elapsed), "the renewed one at its new end: {elapsed:?}");
+    assert!(
+        (ms(14_000)..=ms(14_002)).contains(&elapsed),
+        "the renewed one at its new end: {elapsed:?}"
+    );
     assert_eq!(told(&mut one).await.0, "-svc/echo/0");
 }
 
@@ -76,10 +95,21 @@ async fn a_sleeping_watcher_is_woken_by_a_shorter_lease_than_it_waits_for() {
     let store = MemoryStore::new();
     acquire(&store, &claim("long", 1)).await;
     let mut watch = store.watch_prefix("short", Revision::START);
-    let sleeping = tokio::spawn(async move { (told(&mut watch).await.0, told(&mut watch).await.0, Instant::now()) });
+    let sleeping = tokio::spawn(async move {
+        (
+            told(&mut watch).await.0,
+            told(&mut watch).await.0,
+            Instant::now(),
+        )
+    });
     settle().await;
     let start = Instant::now();
-    let short = Claim::new(LeaseKey::new("short").unwrap(), Holder::new("h"), ClaimId::from_u128(2), ms(50));
+    let short = Claim::new(
+        LeaseKey::new("short").unwrap(),
+        Holder::new("h"),
+        ClaimId::from_u128(2),
+        ms(50),
+    );
     acquire(&store, &short).await;
     let (held, vacant, at) = sleeping.await.unwrap();
     assert_eq!((&*held, &*vacant), ("+short", "-short"));
@@ -98,12 +128,22 @@ async fn a_reader_that_falls_behind_is_told_and_goes_on_from_there() {
         store.release(&claim("x", id)).await.unwrap();
     }
     assert_eq!(prefix.next().await.unwrap(), WatchEvent::Lagged);
-    assert!(is_quiet(&mut prefix).await, "what is not kept is not made up");
-    assert_eq!(told(&mut one).await.0, "+svc/echo/0", "of one key the present state is enough");
+    assert!(
+        is_quiet(&mut prefix).await,
+        "what is not kept is not made up"
+    );
+    assert_eq!(
+        told(&mut one).await.0,
+        "+svc/echo/0",
+        "of one key the present state is enough"
+    );
     let listing = store.list_prefix("").await.unwrap();
     acquire(&store, &claim("x", 1)).await;
     assert_eq!(told(&mut prefix).await.0, "+x");
-    assert_eq!(told(&mut store.watch_prefix("", listing.revision)).await.0, "+x");
+    assert_eq!(
+        told(&mut store.watch_prefix("", listing.revision)).await.0,
+        "+x"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -131,20 +171,40 @@ async fn r19_a_key_that_expired_is_taken_with_a_higher_token() {
     let store = MemoryStore::new();
     let first = acquire(&store, &claim("a", 1)).await;
     advance(TTL).await;
-    assert!(store.inspect(&LeaseKey::new("a").unwrap()).await.unwrap().is_none());
-    assert!(acquire(&store.clone(), &claim("a", 2)).await > first, "clones are one store");
+    assert!(
+        store
+            .inspect(&LeaseKey::new("a").unwrap())
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        acquire(&store.clone(), &claim("a", 2)).await > first,
+        "clones are one store"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn named_authorities_are_shared_by_name_and_know_nothing_of_each_other() {
     let store = MemoryStore::new();
-    let (one, two) = (store.authority("one").unwrap(), store.authority("two").unwrap());
+    let (one, two) = (
+        store.authority("one").unwrap(),
+        store.authority("two").unwrap(),
+    );
     acquire(&one, &claim("a", 1)).await;
     acquire(&one, &claim("b", 2)).await;
-    assert_eq!(acquire(&two, &claim("a", 3)).await, 1, "its own keys and tokens");
+    assert_eq!(
+        acquire(&two, &claim("a", 3)).await,
+        1,
+        "its own keys and tokens"
+    );
     assert!(store.list_prefix("").await.unwrap().records.is_empty());
     let same = two.authority("one").unwrap();
-    assert_eq!(same.list_prefix("").await.unwrap().records.len(), 2, "found from any of the family");
+    assert_eq!(
+        same.list_prefix("").await.unwrap().records.len(),
+        2,
+        "found from any of the family"
+    );
     for number in 2..1_024 {
         store.authority(&number.to_string()).unwrap();
     }

@@ -7,7 +7,9 @@ use http::Request;
 use testkit::Probe;
 use tokio::time::sleep;
 use tower::{Layer, Service, ServiceExt};
-use tower_lease::{FencingToken, LeaseKey, LeaseLost, LeaseStore, MemoryStore, NotHeld, PropagateLayer};
+use tower_lease::{
+    FencingToken, LeaseKey, LeaseLost, LeaseStore, MemoryStore, NotHeld, PropagateLayer,
+};
 
 fn request() -> Request<String> {
     Request::new(String::new())
@@ -31,12 +33,22 @@ async fn what_we_send_carries_the_token_we_act_under() {
     let (_store, (lease, _keeper)) = held().await;
     let (probe, handle) = Probe::new();
     let mut client = PropagateLayer::new(&lease).layer(probe);
-    let token = || handle.last_head().unwrap().headers["x-lease-token"].to_str().unwrap().to_owned();
+    let token = || {
+        handle.last_head().unwrap().headers["x-lease-token"]
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
     ask(&mut client, request()).await.unwrap();
     assert_eq!(token(), "svc/echo/0;1");
-    ask(&mut client, working_under(&lease.token().unwrap())).await.unwrap();
+    ask(&mut client, working_under(&lease.token().unwrap()))
+        .await
+        .unwrap();
     assert_eq!(token(), "svc/echo/0;1");
-    let forged = Request::builder().header("x-lease-token", "svc/echo/0;99").body(String::new()).unwrap();
+    let forged = Request::builder()
+        .header("x-lease-token", "svc/echo/0;99")
+        .body(String::new())
+        .unwrap();
     ask(&mut client, forged).await.unwrap();
     assert_eq!(token(), "svc/echo/0;1", "ours, and only ours");
 }
@@ -46,12 +58,24 @@ async fn nothing_is_sent_while_the_lease_is_not_held() {
     let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
     let (probe, handle) = Probe::new();
     let mut client = PropagateLayer::new(&lease).layer(probe);
-    assert!(ask(&mut client, request()).await.unwrap_err().is::<NotHeld>());
+    assert!(
+        ask(&mut client, request())
+            .await
+            .unwrap_err()
+            .is::<NotHeld>()
+    );
     assert_eq!(handle.calls(), 0);
     tokio::spawn(keeper.run());
     soon(lease.held()).await.unwrap();
-    assert!(ask(&mut client, request()).await.is_ok(), "the very same client");
-    assert_eq!(lease.requests().refused, 0, "that is no request of ours to refuse");
+    assert!(
+        ask(&mut client, request()).await.is_ok(),
+        "the very same client"
+    );
+    assert_eq!(
+        lease.requests().refused,
+        0,
+        "that is no request of ours to refuse"
+    );
 }
 
 /// the epoch in which the work began does not come back, and its work is not the next one's.
@@ -67,7 +91,10 @@ async fn r26_work_of_a_lost_epoch_does_not_get_the_next_ones_token() {
     let (probe, handle) = Probe::new();
     let mut client = PropagateLayer::new(&lease).layer(probe);
     let error = ask(&mut client, working_under(&old)).await.unwrap_err();
-    assert_eq!(error.downcast_ref::<LeaseLost>().unwrap().epoch(), old.epoch());
+    assert_eq!(
+        error.downcast_ref::<LeaseLost>().unwrap().epoch(),
+        old.epoch()
+    );
     assert_eq!(handle.calls(), 0);
     assert!(ask(&mut client, working_under(&new)).await.is_ok());
 }
@@ -80,7 +107,10 @@ async fn r25_a_token_of_another_key_is_not_the_one_to_send() {
     let mut client = PropagateLayer::new(&lease).layer(probe);
     let listener = FencingToken::new(LeaseKey::new("listener").unwrap(), 40.try_into().unwrap());
     ask(&mut client, working_under(&listener)).await.unwrap();
-    assert_eq!(handle.last_head().unwrap().headers["x-lease-token"], "svc/echo/0;1");
+    assert_eq!(
+        handle.last_head().unwrap().headers["x-lease-token"],
+        "svc/echo/0;1"
+    );
 }
 
 /// while it is given back, those inside finish their work, and may send it.
@@ -95,8 +125,17 @@ async fn r29_work_that_ends_while_stepping_down_still_has_its_token() {
     sleep(ms(100)).await;
     let (probe, _) = Probe::new();
     let mut client = PropagateLayer::new(&lease).layer(probe);
-    assert!(ask(&mut client, working_under(&ticket.token())).await.is_ok());
+    assert!(
+        ask(&mut client, working_under(&ticket.token()))
+            .await
+            .is_ok()
+    );
     drop(ticket);
     soon(stepping).await.unwrap();
-    assert!(ask(&mut client, request()).await.unwrap_err().is::<NotHeld>());
+    assert!(
+        ask(&mut client, request())
+            .await
+            .unwrap_err()
+            .is::<NotHeld>()
+    );
 }

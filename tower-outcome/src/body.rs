@@ -72,7 +72,11 @@ impl<B: Body, G: OnEnd> GuardedBody<B, G> {
             guard.on_end(End::Complete(None));
             return Self::settled(inner);
         }
-        Self { inner, guard: Some(guard), left: length.unwrap_or(UNKNOWN) }
+        Self {
+            inner,
+            guard: Some(guard),
+            left: length.unwrap_or(UNKNOWN),
+        }
     }
 }
 
@@ -81,7 +85,11 @@ const UNKNOWN: u64 = u64::MAX;
 impl<B, G> GuardedBody<B, G> {
     /// A body whose end is already known: it carries no guard.
     pub fn settled(inner: B) -> Self {
-        Self { inner, guard: None, left: UNKNOWN }
+        Self {
+            inner,
+            guard: None,
+            left: UNKNOWN,
+        }
     }
 
     /// The inner body.
@@ -99,14 +107,19 @@ where
     type Data = B::Data;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
         let frame = ready!(this.inner.as_mut().poll_frame(cx));
         if this.guard.is_some() {
             let end = match &frame {
                 Some(Ok(frame)) => match frame.trailers_ref() {
                     Some(trailers) => Some(End::Complete(Some(trailers))),
-                    None if this.inner.is_end_stream() || is_last(this.left, frame) => Some(End::Complete(None)),
+                    None if this.inner.is_end_stream() || is_last(this.left, frame) => {
+                        Some(End::Complete(None))
+                    }
                     None => None,
                 },
                 Some(Err(error)) => Some(End::Broken(Refusal::of(error))),
@@ -140,7 +153,10 @@ fn is_last<D: Buf>(left: &mut u64, frame: &Frame<D>) -> bool {
 
 impl<B: fmt::Debug, G> fmt::Debug for GuardedBody<B, G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GuardedBody").field("inner", &self.inner).field("settled", &self.guard.is_none()).finish()
+        f.debug_struct("GuardedBody")
+            .field("inner", &self.inner)
+            .field("settled", &self.guard.is_none())
+            .finish()
     }
 }
 
@@ -161,7 +177,9 @@ impl<B> RespondBody<B> {
 
     /// The text of a refusal; empty for a gRPC trailers-only answer.
     pub fn refusal(text: impl Into<Bytes>) -> Self {
-        Self(Either::Refusal(Some(text.into()).filter(|text| !text.is_empty())))
+        Self(Either::Refusal(
+            Some(text.into()).filter(|text| !text.is_empty()),
+        ))
     }
 }
 
@@ -169,7 +187,10 @@ impl<B: Body<Data = Bytes>> Body for RespondBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         match self.project().0.project() {
             EitherProj::Inner(body) => body.poll_frame(cx),
             EitherProj::Refusal(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
@@ -186,7 +207,9 @@ impl<B: Body<Data = Bytes>> Body for RespondBody<B> {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Either::Inner(body) => body.size_hint(),
-            Either::Refusal(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Either::Refusal(text) => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
+            }
         }
     }
 }

@@ -134,13 +134,20 @@ impl Refusal {
     /// A refusal without a hint. `code` is lower-case words joined by `-`, such as `circuit-open`; programs match on it.
     #[must_use]
     pub const fn new(class: Class, code: &'static str) -> Self {
-        Self { class, code, retry_after: None }
+        Self {
+            class,
+            code,
+            retry_after: None,
+        }
     }
 
     /// Says when coming back makes sense; `None` when that is not known.
     #[must_use]
     pub const fn with_retry_after(self, after: Option<Duration>) -> Self {
-        Self { retry_after: after, ..self }
+        Self {
+            retry_after: after,
+            ..self
+        }
     }
 
     /// The class, which decides the status.
@@ -208,12 +215,18 @@ impl Refused for Refusal {
 impl<Req> Unsent<Req> {
     /// Hands `request` back because of `cause`.
     pub fn new(request: Req, cause: impl Into<BoxError>) -> Self {
-        Self { request: Mutex::new(request), cause: cause.into() }
+        Self {
+            request: Mutex::new(request),
+            cause: cause.into(),
+        }
     }
 
     /// The request and the reason it was not sent.
     pub fn into_parts(self) -> (Req, BoxError) {
-        let request = self.request.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let request = self
+            .request
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         (request, self.cause)
     }
 }
@@ -232,7 +245,9 @@ impl<Req: Send + 'static> Unsent<Req> {
 
 impl<Req> fmt::Debug for Unsent<Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Unsent").field("cause", &self.cause).finish_non_exhaustive()
+        f.debug_struct("Unsent")
+            .field("cause", &self.cause)
+            .finish_non_exhaustive()
     }
 }
 
@@ -301,6 +316,12 @@ mod tests {
     fn a_request_that_is_not_sync_makes_a_sync_error() {
         let request = std::cell::Cell::new(3);
         let error: BoxError = Unsent::new(request, OPEN).into();
-        assert_eq!(Unsent::<std::cell::Cell<i32>>::recover(error).unwrap().0.get(), 3);
+        assert_eq!(
+            Unsent::<std::cell::Cell<i32>>::recover(error)
+                .unwrap()
+                .0
+                .get(),
+            3
+        );
     }
 }

@@ -66,13 +66,19 @@ impl Outcome {
     /// An outcome without a hint.
     #[must_use]
     pub const fn new(verdict: Verdict) -> Self {
-        Self { verdict, retry_after: None }
+        Self {
+            verdict,
+            retry_after: None,
+        }
     }
 
     /// Adds what the other side said about when to come back; `None` leaves the outcome without a hint.
     #[must_use]
     pub const fn with_retry_after(self, after: Option<Duration>) -> Self {
-        Self { retry_after: after, ..self }
+        Self {
+            retry_after: after,
+            ..self
+        }
     }
 
     /// How it counts.

@@ -54,7 +54,11 @@ where
     C::Scope: Scope<Res, Judge<C, Tell>>,
 {
     let ((sender, told), (head, heads)) = (mpsc::channel(), mpsc::channel());
-    (Judge::new(classifier, Tell(Some(sender), head)).answer(result), told, heads)
+    (
+        Judge::new(classifier, Tell(Some(sender), head)).answer(result),
+        told,
+        heads,
+    )
 }
 
 fn http() -> AutoClassifier {
@@ -62,7 +66,9 @@ fn http() -> AutoClassifier {
 }
 
 fn grpc() -> AutoClassifier {
-    let request = Request::builder().method(Method::POST).header("content-type", "application/grpc");
+    let request = Request::builder()
+        .method(Method::POST)
+        .header("content-type", "application/grpc");
     Auto::new().classify(&request.body(()).unwrap())
 }
 
@@ -85,28 +91,49 @@ async fn a_success_is_told_at_the_end_of_the_body_and_not_before() {
     }
     assert!(body.frame().await.is_none());
     assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
-    assert!(body.frame().await.is_none(), "polled past its end, it says so again and tells nobody");
+    assert!(
+        body.frame().await.is_none(),
+        "polled past its end, it says so again and tells nobody"
+    );
     assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Disconnected));
 }
 
 #[tokio::test]
 async fn a_good_head_is_told_once_and_before_the_end() {
     let (response, told, heads) = answer_and_head(http(), body([Step::Data("a")]));
-    assert_eq!((heads.try_iter().count(), told.try_recv()), (1, Err(mpsc::TryRecvError::Empty)));
+    assert_eq!(
+        (heads.try_iter().count(), told.try_recv()),
+        (1, Err(mpsc::TryRecvError::Empty))
+    );
     response.unwrap().into_body().collect().await.unwrap();
-    assert_eq!((heads.try_iter().count(), told.try_recv()), (0, Ok(Some(Outcome::SUCCESS))));
+    assert_eq!(
+        (heads.try_iter().count(), told.try_recv()),
+        (0, Ok(Some(Outcome::SUCCESS)))
+    );
 }
 
 #[test]
 fn a_head_that_is_bad_or_says_all_is_told_as_the_outcome_only() {
-    let response = |status| Ok::<_, Infallible>(Response::builder().status(status).body(Script::new([])).unwrap());
+    let response = |status| {
+        Ok::<_, Infallible>(
+            Response::builder()
+                .status(status)
+                .body(Script::new([]))
+                .unwrap(),
+        )
+    };
     for (status, heads) in [(200, 1), (404, 1), (204, 0), (500, 0), (429, 0)] {
         let (_response, _told, told) = answer_and_head(http(), response(status));
         assert_eq!(told.try_iter().count(), heads, "{status}");
     }
     let (_, _, heads) = answer_and_head::<_, u8, BoxError>(AnyErr, Ok(7));
-    assert_eq!(heads.try_iter().count(), 0, "it has no body to go along with");
-    let (_, _, heads) = answer_and_head::<_, Response<Script>, BoxError>(http(), Err("reset".into()));
+    assert_eq!(
+        heads.try_iter().count(),
+        0,
+        "it has no body to go along with"
+    );
+    let (_, _, heads) =
+        answer_and_head::<_, Response<Script>, BoxError>(http(), Err("reset".into()));
     assert_eq!(heads.try_iter().count(), 0);
 }
 
@@ -127,17 +154,21 @@ async fn a_body_of_promised_length_is_settled_with_its_last_byte_though_it_does_
     // A file's stream: hyper sends as much as `Content-Length` says, and drops it without polling it again.
     let promised = |length: &str| Response::builder().header("content-length", length);
     let script = Script::new([Step::Data("abc"), Step::Data("de"), Step::Hang]);
-    let (response, told) = answer::<_, _, Infallible>(http(), Ok(promised("5").body(script).unwrap()));
+    let (response, told) =
+        answer::<_, _, Infallible>(http(), Ok(promised("5").body(script).unwrap()));
     let mut body = response.unwrap().into_body();
     body.frame().await;
     assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
     body.frame().await;
     assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
 
-    let (_response, told) = answer::<_, _, Infallible>(http(), Ok(promised("0").body(Script::new([])).unwrap()));
+    let (_response, told) =
+        answer::<_, _, Infallible>(http(), Ok(promised("0").body(Script::new([])).unwrap()));
     assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
 
-    let short = promised("5").body(Script::new([Step::Data("abc"), Step::Break])).unwrap();
+    let short = promised("5")
+        .body(Script::new([Step::Data("abc"), Step::Break]))
+        .unwrap();
     let (response, told) = answer::<_, _, Infallible>(http(), Ok(short));
     response.unwrap().into_body().collect().await.unwrap_err();
     assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
@@ -145,7 +176,9 @@ async fn a_body_of_promised_length_is_settled_with_its_last_byte_though_it_does_
 
 #[tokio::test]
 async fn a_grpc_call_ends_with_its_trailers_whatever_length_was_promised() {
-    let response = Response::builder().header("content-type", "application/grpc").header("content-length", "1");
+    let response = Response::builder()
+        .header("content-type", "application/grpc")
+        .header("content-length", "1");
     let script = Script::new([Step::Data("a"), Step::grpc_status("0")]);
     let (response, told) = answer::<_, _, Infallible>(grpc(), Ok(response.body(script).unwrap()));
     response.unwrap().into_body().collect().await.unwrap();
@@ -188,29 +221,50 @@ async fn a_body_dropped_halfway_cancels_its_guard() {
 
 #[test]
 fn a_failure_is_told_at_the_head() {
-    let response = Response::builder().status(500).body(Script::new([Step::Hang])).unwrap();
+    let response = Response::builder()
+        .status(500)
+        .body(Script::new([Step::Hang]))
+        .unwrap();
     let (_response, told) = answer::<_, _, Infallible>(http(), Ok(response));
     assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
 }
 
 #[tokio::test]
 async fn a_grpc_call_is_judged_by_its_trailers() {
-    for (code, expected) in [("0", Outcome::SUCCESS), ("14", Outcome::FAILURE), ("8", Outcome::SOFT)] {
-        let (response, told) = answer(grpc(), grpc_body([Step::Data("a"), Step::grpc_status(code)]));
+    for (code, expected) in [
+        ("0", Outcome::SUCCESS),
+        ("14", Outcome::FAILURE),
+        ("8", Outcome::SOFT),
+    ] {
+        let (response, told) = answer(
+            grpc(),
+            grpc_body([Step::Data("a"), Step::grpc_status(code)]),
+        );
         response.unwrap().into_body().collect().await.unwrap();
         assert_eq!(told.try_recv(), Ok(Some(expected)), "{code}");
     }
     let (response, told) = answer(grpc(), grpc_body([Step::Data("a")]));
     response.unwrap().into_body().collect().await.unwrap();
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)), "a stream cut before its status");
+    assert_eq!(
+        told.try_recv(),
+        Ok(Some(Outcome::FAILURE)),
+        "a stream cut before its status"
+    );
 }
 
 #[test]
 fn a_client_cannot_make_failures_of_plain_answers_by_calling_its_requests_grpc() {
     let (_, told) = answer(grpc(), body([Step::Data("a")]));
     assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
-    for (status, expected) in [(404, Outcome::SUCCESS), (415, Outcome::SUCCESS), (502, Outcome::FAILURE)] {
-        let response = Response::builder().status(status).body(Script::new([])).unwrap();
+    for (status, expected) in [
+        (404, Outcome::SUCCESS),
+        (415, Outcome::SUCCESS),
+        (502, Outcome::FAILURE),
+    ] {
+        let response = Response::builder()
+            .status(status)
+            .body(Script::new([]))
+            .unwrap();
         let (_, told) = answer::<_, _, Infallible>(grpc(), Ok(response));
         assert_eq!(told.try_recv(), Ok(Some(expected)), "{status}");
     }

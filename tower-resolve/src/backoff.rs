@@ -28,11 +28,24 @@ mod tests {
 
     #[test]
     fn it_doubles_up_to_the_cap_and_is_never_less_than_half() {
-        let backoff = Backoff { first: Duration::from_millis(50), cap: Duration::from_secs(2) };
-        for (failures, millis) in [(0, 50), (1, 50), (2, 100), (5, 800), (7, 2000), (u32::MAX, 2000)] {
+        let backoff = Backoff {
+            first: Duration::from_millis(50),
+            cap: Duration::from_secs(2),
+        };
+        for (failures, millis) in [
+            (0, 50),
+            (1, 50),
+            (2, 100),
+            (5, 800),
+            (7, 2000),
+            (u32::MAX, 2000),
+        ] {
             for _ in 0..100 {
                 let after = backoff.after(failures).as_millis();
-                assert!((millis / 2..=millis).contains(&after), "{failures} failures: {after} ms");
+                assert!(
+                    (millis / 2..=millis).contains(&after),
+                    "{failures} failures: {after} ms"
+                );
             }
         }
     }

@@ -53,8 +53,14 @@ impl<T: Named> Chunks<T> {
         items.reverse();
         items.dedup_by(|next, kept| next.name() == kept.name());
         items.reverse();
-        let chunks = items.chunks(FILLED).map(|chunk| Arc::new(chunk.to_vec())).collect();
-        Self { chunks: Arc::new(chunks), len: items.len() }
+        let chunks = items
+            .chunks(FILLED)
+            .map(|chunk| Arc::new(chunk.to_vec()))
+            .collect();
+        Self {
+            chunks: Arc::new(chunks),
+            len: items.len(),
+        }
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&T> {
@@ -110,7 +116,11 @@ impl<T: Named> Chunks<T> {
     }
 
     /// What differs, besides chunks that both share: the cost of the difference, and a look at each chunk.
-    pub(crate) fn differences<'a>(&'a self, after: &'a Self, mut tell: impl FnMut(Difference<'a, T>)) {
+    pub(crate) fn differences<'a>(
+        &'a self,
+        after: &'a Self,
+        mut tell: impl FnMut(Difference<'a, T>),
+    ) {
         if self.is_same(after) {
             return;
         }
@@ -137,20 +147,28 @@ impl<T: Named> Chunks<T> {
 
     /// The chunk that holds this name, or would.
     fn home(&self, name: &str) -> usize {
-        let after = self.chunks.partition_point(|chunk| chunk[0].name().as_str() <= name);
+        let after = self
+            .chunks
+            .partition_point(|chunk| chunk[0].name().as_str() <= name);
         after.saturating_sub(1)
     }
 }
 
 impl<T> Clone for Chunks<T> {
     fn clone(&self) -> Self {
-        Self { chunks: self.chunks.clone(), len: self.len }
+        Self {
+            chunks: self.chunks.clone(),
+            len: self.len,
+        }
     }
 }
 
 impl<T> Default for Chunks<T> {
     fn default() -> Self {
-        Self { chunks: Arc::default(), len: 0 }
+        Self {
+            chunks: Arc::default(),
+            len: 0,
+        }
     }
 }
 
@@ -160,7 +178,9 @@ fn place<T: Named>(chunk: &[T], name: &str) -> Result<usize, usize> {
 
 /// Makes one of a chunk and the next, if both together fill no more than half of one.
 fn join<T: Clone>(chunks: &mut Vec<Arc<Vec<T>>>, index: usize) -> bool {
-    let fits = chunks.get(index + 1).is_some_and(|next| chunks[index].len() + next.len() <= FULL / 2);
+    let fits = chunks
+        .get(index + 1)
+        .is_some_and(|next| chunks[index].len() + next.len() <= FULL / 2);
     if fits {
         let next = chunks.remove(index + 1);
         Arc::make_mut(&mut chunks[index]).extend(next.iter().cloned());
@@ -178,7 +198,10 @@ struct Walk<'a, T> {
 
 impl<'a, T> Walk<'a, T> {
     fn of(chunks: &'a Chunks<T>) -> Self {
-        Self { chunks: &chunks.chunks, index: 0 }
+        Self {
+            chunks: &chunks.chunks,
+            index: 0,
+        }
     }
 
     fn item(&self) -> Option<&'a T> {
@@ -192,7 +215,11 @@ impl<'a, T> Walk<'a, T> {
 
     fn step(&mut self, item: &'a T) -> &'a T {
         self.index += 1;
-        if self.chunks.first().is_some_and(|chunk| self.index == chunk.len()) {
+        if self
+            .chunks
+            .first()
+            .is_some_and(|chunk| self.index == chunk.len())
+        {
             self.skip();
         }
         item
@@ -237,7 +264,10 @@ mod tests {
 
     #[test]
     fn of_two_with_one_name_the_later_one_counts() {
-        assert_eq!(items(&Chunks::new([item(2, 1), item(1, 1), item(2, 2)])), [item(1, 1), item(2, 2)]);
+        assert_eq!(
+            items(&Chunks::new([item(2, 1), item(1, 1), item(2, 2)])),
+            [item(1, 1), item(2, 2)]
+        );
     }
 
     #[test]
@@ -245,11 +275,18 @@ mod tests {
         let before = Chunks::new((0..10_000).map(|id| item(id, 0)));
         let mut after = before.clone();
         after.insert(item(5_000, 1));
-        let shared = before.chunks.iter().zip(after.chunks.iter()).filter(|(one, other)| Arc::ptr_eq(one, other));
+        let shared = before
+            .chunks
+            .iter()
+            .zip(after.chunks.iter())
+            .filter(|(one, other)| Arc::ptr_eq(one, other));
         assert_eq!(shared.count(), before.chunks.len() - 1);
         let mut seen = 0;
         before.differences(&after, |_| seen += 1);
-        assert!(seen <= FULL, "only the chunk that changed is looked into: {seen}");
+        assert!(
+            seen <= FULL,
+            "only the chunk that changed is looked into: {seen}"
+        );
     }
 
     #[test]

@@ -60,7 +60,11 @@ impl Fold {
     /// Knows nothing yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { topology: None, held: None, cause: None }
+        Self {
+            topology: None,
+            held: None,
+            cause: None,
+        }
     }
 
     /// What is known; `None` before the source's first answer.
@@ -80,7 +84,12 @@ impl Fold {
         match update {
             Update::Snapshot(topology) => self.replace(topology),
             Update::DoesNotExist(generation) => self.replace(Topology::missing(generation)),
-            Update::Delta { from, to, put, removed } => self.delta(from, to, put, &removed),
+            Update::Delta {
+                from,
+                to,
+                put,
+                removed,
+            } => self.delta(from, to, put, &removed),
             Update::Progress(generation) => self.progress(generation),
             Update::Degraded(cause) => {
                 self.cause = Some(cause);
@@ -92,14 +101,26 @@ impl Fold {
     fn replace(&mut self, topology: Topology) -> Applied {
         // What is held aside may be another source's, and says nothing about how far this one was.
         let is_newer = |known: &Topology| topology.generation() < known.generation();
-        if [&self.held, &self.topology].into_iter().flatten().any(is_newer) {
+        if [&self.held, &self.topology]
+            .into_iter()
+            .flatten()
+            .any(is_newer)
+        {
             return Applied::Stale;
         }
         self.settle(topology)
     }
 
-    fn delta(&mut self, from: Generation, to: Generation, put: Vec<Arc<Endpoint>>, removed: &[EndpointId]) -> Applied {
-        let Some(known) = self.latest() else { return Applied::Gap };
+    fn delta(
+        &mut self,
+        from: Generation,
+        to: Generation,
+        put: Vec<Arc<Endpoint>>,
+        removed: &[EndpointId],
+    ) -> Applied {
+        let Some(known) = self.latest() else {
+            return Applied::Gap;
+        };
         let at = known.generation();
         if to <= at {
             return Applied::Stale;
@@ -108,19 +129,28 @@ impl Fold {
         if !(from <= at && to.source == at.source) {
             return Applied::Gap;
         }
-        let put: BTreeMap<_, _> = put.into_iter().map(|endpoint| (endpoint.id().clone(), endpoint)).collect();
+        let put: BTreeMap<_, _> = put
+            .into_iter()
+            .map(|endpoint| (endpoint.id().clone(), endpoint))
+            .collect();
         if self.held.is_some() || self.cause.is_some() {
             let next = known.clone().changed(to, put.into_values(), removed);
             return self.settle(next);
         }
         // The source is well, so there is nothing to weigh: in place, at the cost of the change alone.
-        let Some(known) = self.topology.take() else { return Applied::Gap };
+        let Some(known) = self.topology.take() else {
+            return Applied::Gap;
+        };
         let change = Change::of_delta(&known, &put, removed);
         let existed = known.exists();
         let next = known.changed(to, put.into_values(), removed);
         let same = change.is_empty() && existed == next.exists();
         self.topology = Some(next);
-        if same { Applied::Unchanged } else { Applied::Changed(change) }
+        if same {
+            Applied::Unchanged
+        } else {
+            Applied::Changed(change)
+        }
     }
 
     fn progress(&mut self, generation: Generation) -> Applied {
@@ -151,7 +181,10 @@ impl Fold {
     fn settle(&mut self, next: Topology) -> Applied {
         let in_doubt = self.cause.take().is_some();
         let Some(current) = &self.topology else {
-            let change = Change { added: next.iter().cloned().collect(), ..Change::default() };
+            let change = Change {
+                added: next.iter().cloned().collect(),
+                ..Change::default()
+            };
             self.topology = Some(next);
             return Applied::Changed(change);
         };
@@ -164,7 +197,11 @@ impl Fold {
         let same = change.is_empty() && current.exists() == next.exists();
         self.held = None;
         self.topology = Some(next);
-        if same { Applied::Unchanged } else { Applied::Changed(change) }
+        if same {
+            Applied::Unchanged
+        } else {
+            Applied::Changed(change)
+        }
     }
 }
 
@@ -194,13 +231,21 @@ impl Change {
         change
     }
 
-    fn of_delta(before: &Topology, put: &BTreeMap<EndpointId, Arc<Endpoint>>, removed: &[EndpointId]) -> Self {
+    fn of_delta(
+        before: &Topology,
+        put: &BTreeMap<EndpointId, Arc<Endpoint>>,
+        removed: &[EndpointId],
+    ) -> Self {
         let mut change = Self::default();
         for endpoint in put.values() {
             change.put(before, endpoint);
         }
         let gone: BTreeSet<_> = removed.iter().filter(|id| !put.contains_key(*id)).collect();
-        change.removed.extend(gone.into_iter().filter_map(|id| before.get(id.as_str())).cloned());
+        change.removed.extend(
+            gone.into_iter()
+                .filter_map(|id| before.get(id.as_str()))
+                .cloned(),
+        );
         change
     }
 
@@ -233,7 +278,10 @@ mod tests {
     }
 
     fn snapshot(value: u64, ids: &[u16]) -> Update {
-        Update::Snapshot(Topology::new(generation(value), ids.iter().map(|id| endpoint(*id, *id))))
+        Update::Snapshot(Topology::new(
+            generation(value),
+            ids.iter().map(|id| endpoint(*id, *id)),
+        ))
     }
 
     fn delta(from: u64, to: u64, put: &[u16], removed: &[u16]) -> Update {
@@ -246,7 +294,11 @@ mod tests {
     }
 
     fn ids(fold: &Fold) -> Vec<String> {
-        fold.topology().into_iter().flat_map(Topology::iter).map(|endpoint| endpoint.id().to_string()).collect()
+        fold.topology()
+            .into_iter()
+            .flat_map(Topology::iter)
+            .map(|endpoint| endpoint.id().to_string())
+            .collect()
     }
 
     fn fold(updates: impl IntoIterator<Item = Update>) -> Fold {
@@ -261,10 +313,15 @@ mod tests {
     fn a_snapshot_tells_what_came_what_went_and_what_changed() {
         let mut fold = fold([snapshot(1, &[1, 2])]);
         let next = Topology::new(generation(2), [endpoint(2, 99), endpoint(3, 3)]);
-        let Applied::Changed(change) = fold.apply(Update::Snapshot(next)) else { panic!("it changed") };
+        let Applied::Changed(change) = fold.apply(Update::Snapshot(next)) else {
+            panic!("it changed")
+        };
         assert_eq!(change.added, [Arc::new(endpoint(3, 3))]);
         assert_eq!(change.removed, [Arc::new(endpoint(1, 1))]);
-        assert_eq!(change.changed, [(Arc::new(endpoint(2, 2)), Arc::new(endpoint(2, 99)))]);
+        assert_eq!(
+            change.changed,
+            [(Arc::new(endpoint(2, 2)), Arc::new(endpoint(2, 99)))]
+        );
     }
 
     #[test]
@@ -272,16 +329,28 @@ mod tests {
         let mut fold = fold([snapshot(1, &[1, 2])]);
         let before = fold.topology().unwrap().get("e1").unwrap().clone();
         let _ = fold.apply(snapshot(2, &[1, 3]));
-        assert!(Arc::ptr_eq(&before, fold.topology().unwrap().get("e1").unwrap()));
+        assert!(Arc::ptr_eq(
+            &before,
+            fold.topology().unwrap().get("e1").unwrap()
+        ));
         let _ = fold.apply(delta(2, 3, &[4], &[]));
-        assert!(Arc::ptr_eq(&before, fold.topology().unwrap().get("e1").unwrap()));
+        assert!(Arc::ptr_eq(
+            &before,
+            fold.topology().unwrap().get("e1").unwrap()
+        ));
     }
 
     #[test]
     fn a_first_answer_is_a_change_even_when_it_is_empty() {
-        assert_eq!(Fold::new().apply(snapshot(1, &[])), Applied::Changed(Change::default()));
+        assert_eq!(
+            Fold::new().apply(snapshot(1, &[])),
+            Applied::Changed(Change::default())
+        );
         let missing = Update::DoesNotExist(generation(1));
-        assert_eq!(Fold::new().apply(missing), Applied::Changed(Change::default()));
+        assert_eq!(
+            Fold::new().apply(missing),
+            Applied::Changed(Change::default())
+        );
     }
 
     #[test]
@@ -291,7 +360,10 @@ mod tests {
         assert_eq!(fold.apply(delta(3, 4, &[2], &[])), Applied::Stale);
         assert_eq!(fold.apply(delta(3, 5, &[2], &[])), Applied::Stale);
         assert_eq!(fold.apply(Update::Progress(generation(4))), Applied::Stale);
-        assert_eq!(fold.apply(Update::DoesNotExist(generation(4))), Applied::Stale);
+        assert_eq!(
+            fold.apply(Update::DoesNotExist(generation(4))),
+            Applied::Stale
+        );
         assert_eq!(ids(&fold), ["e1"]);
     }
 
@@ -300,10 +372,21 @@ mod tests {
         let mut fold = fold([snapshot(5, &[1])]);
         let other = Generation::new(SourceId::new(2), 1);
         let to = other.next();
-        assert_eq!(fold.apply(Update::Delta { from: other, to, put: vec![], removed: vec![] }), Applied::Gap);
+        assert_eq!(
+            fold.apply(Update::Delta {
+                from: other,
+                to,
+                put: vec![],
+                removed: vec![]
+            }),
+            Applied::Gap
+        );
         assert_eq!(fold.apply(Update::Progress(other)), Applied::Gap);
         let _ = fold.apply(Update::Snapshot(Topology::new(other, [endpoint(2, 2)])));
-        assert_eq!((ids(&fold), fold.topology().unwrap().generation()), (vec!["e2".to_owned()], other));
+        assert_eq!(
+            (ids(&fold), fold.topology().unwrap().generation()),
+            (vec!["e2".to_owned()], other)
+        );
     }
 
     #[test]
@@ -311,9 +394,15 @@ mod tests {
         let mut fold = fold([snapshot(5, &[1])]);
         assert_eq!(fold.apply(delta(6, 7, &[2], &[])), Applied::Gap);
         assert_eq!(ids(&fold), ["e1"], "and changes nothing");
-        let Applied::Changed(_) = fold.apply(delta(5, 7, &[2], &[1])) else { panic!("it fits") };
+        let Applied::Changed(_) = fold.apply(delta(5, 7, &[2], &[1])) else {
+            panic!("it fits")
+        };
         assert_eq!(ids(&fold), ["e2"]);
-        assert_eq!(Fold::new().apply(delta(0, 1, &[2], &[])), Applied::Gap, "nothing to start from");
+        assert_eq!(
+            Fold::new().apply(delta(0, 1, &[2], &[])),
+            Applied::Gap,
+            "nothing to start from"
+        );
     }
 
     #[test]
@@ -322,28 +411,60 @@ mod tests {
         assert!(fold.degraded().is_some());
         assert_eq!(ids(&fold), ["e1"]);
         assert_eq!(fold.apply(snapshot(2, &[])), Applied::Held);
-        assert_eq!(ids(&fold), ["e1"], "an empty answer right after trouble is not believed at once");
-        assert_eq!(fold.apply(snapshot(1, &[1])), Applied::Stale, "what is held counts as the latest word");
-        let Applied::Changed(change) = fold.apply(Update::Progress(generation(3))) else { panic!("confirmed") };
+        assert_eq!(
+            ids(&fold),
+            ["e1"],
+            "an empty answer right after trouble is not believed at once"
+        );
+        assert_eq!(
+            fold.apply(snapshot(1, &[1])),
+            Applied::Stale,
+            "what is held counts as the latest word"
+        );
+        let Applied::Changed(change) = fold.apply(Update::Progress(generation(3))) else {
+            panic!("confirmed")
+        };
         assert_eq!((change.removed.len(), ids(&fold).len()), (1, 0));
         assert_eq!(fold.topology().unwrap().generation(), generation(3));
     }
 
     #[test]
     fn a_held_emptiness_is_taken_back_by_a_set_and_confirmed_by_a_second_answer() {
-        let trouble = || [snapshot(1, &[1]), Update::degraded("down"), delta(1, 2, &[], &[1])];
+        let trouble = || {
+            [
+                snapshot(1, &[1]),
+                Update::degraded("down"),
+                delta(1, 2, &[], &[1]),
+            ]
+        };
         assert_eq!(ids(&fold(trouble())), ["e1"]);
-        assert_eq!(ids(&fold(trouble().into_iter().chain([snapshot(3, &[2])]))), ["e2"]);
-        assert_eq!(ids(&fold(trouble().into_iter().chain([delta(2, 3, &[3], &[])]))), ["e3"]);
+        assert_eq!(
+            ids(&fold(trouble().into_iter().chain([snapshot(3, &[2])]))),
+            ["e2"]
+        );
+        assert_eq!(
+            ids(&fold(trouble().into_iter().chain([delta(2, 3, &[3], &[])]))),
+            ["e3"]
+        );
         assert!(ids(&fold(trouble().into_iter().chain([snapshot(2, &[])]))).is_empty());
-        let again = trouble().into_iter().chain([Update::degraded("down"), snapshot(3, &[])]);
-        assert_eq!(ids(&fold(again)), ["e1"], "trouble in between: not a confirmation");
+        let again = trouble()
+            .into_iter()
+            .chain([Update::degraded("down"), snapshot(3, &[])]);
+        assert_eq!(
+            ids(&fold(again)),
+            ["e1"],
+            "trouble in between: not a confirmation"
+        );
     }
 
     #[test]
     fn a_held_set_of_another_source_hides_no_older_word_of_this_one() {
         let elsewhere = Topology::missing(Generation::new(SourceId::new(2), 1));
-        let mut fold = fold([snapshot(12, &[1]), Update::degraded("down"), Update::Snapshot(elsewhere)]);
+        let mut fold = fold([
+            snapshot(12, &[1]),
+            Update::degraded("down"),
+            Update::Snapshot(elsewhere),
+        ]);
         assert_eq!(fold.apply(snapshot(1, &[2])), Applied::Stale);
         assert_eq!(ids(&fold), ["e1"]);
     }
@@ -351,7 +472,13 @@ mod tests {
     #[test]
     fn an_authoritative_emptiness_is_applied_at_once() {
         assert!(ids(&fold([snapshot(1, &[1]), snapshot(2, &[])])).is_empty());
-        assert!(ids(&fold([snapshot(1, &[1]), Update::DoesNotExist(generation(2))])).is_empty());
+        assert!(
+            ids(&fold([
+                snapshot(1, &[1]),
+                Update::DoesNotExist(generation(2))
+            ]))
+            .is_empty()
+        );
     }
 
     #[derive(Clone, Debug)]
@@ -363,16 +490,13 @@ mod tests {
 
     fn words() -> impl Strategy<Value = Vec<Word>> {
         let some = || proptest::collection::vec(0_u16..6, 0..5);
-        let word = prop_oneof![
-            (1_u64..20, some()).prop_map(|(at, ids)| Word::Snapshot(at, ids)),
-            (0_u64..20, 1_u64..4, some(), some()).prop_map(|(from, by, put, gone)| Word::Delta(
-                from,
-                from + by,
-                put,
-                gone
-            )),
-            (1_u64..20).prop_map(Word::Progress),
-        ];
+        let word =
+            prop_oneof![
+                (1_u64..20, some()).prop_map(|(at, ids)| Word::Snapshot(at, ids)),
+                (0_u64..20, 1_u64..4, some(), some())
+                    .prop_map(|(from, by, put, gone)| Word::Delta(from, from + by, put, gone)),
+                (1_u64..20).prop_map(Word::Progress),
+            ];
         proptest::collection::vec(word, 0..30)
     }
 

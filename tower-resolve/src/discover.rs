@@ -68,7 +68,13 @@ where
     /// Follows `updates`, with a service that `make` makes for each endpoint: wrap it there in what each should have of
     /// its own.
     pub fn new(updates: U, make: M) -> Self {
-        Self { updates, make, fold: Fold::new(), told: BTreeMap::new(), queue: VecDeque::new() }
+        Self {
+            updates,
+            make,
+            fold: Fold::new(),
+            told: BTreeMap::new(),
+            queue: VecDeque::new(),
+        }
     }
 }
 
@@ -84,11 +90,15 @@ where
         loop {
             if let Some(told) = this.queue.pop_front() {
                 return Poll::Ready(Some(Ok(match told {
-                    Told::Insert(endpoint) => Change::Insert(endpoint.id().clone(), (this.make)(&endpoint)),
+                    Told::Insert(endpoint) => {
+                        Change::Insert(endpoint.id().clone(), (this.make)(&endpoint))
+                    }
                     Told::Remove(id) => Change::Remove(id),
                 })));
             }
-            let Some(update) = ready!(this.updates.as_mut().poll_next(cx)) else { return Poll::Ready(None) };
+            let Some(update) = ready!(this.updates.as_mut().poll_next(cx)) else {
+                return Poll::Ready(None);
+            };
             let _ = this.fold.apply(update);
             if let Some(topology) = this.fold.topology() {
                 tell(this.told, topology, this.queue);
@@ -99,15 +109,24 @@ where
 
 impl<U, M> fmt::Debug for DiscoverEndpoints<U, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DiscoverEndpoints").field("endpoints", &self.told.len()).finish_non_exhaustive()
+        f.debug_struct("DiscoverEndpoints")
+            .field("endpoints", &self.told.len())
+            .finish_non_exhaustive()
     }
 }
 
 /// What to tell somebody who knows `told`, so that it knows what may be used of `topology`.
-fn tell(told: &mut BTreeMap<EndpointId, Arc<Endpoint>>, topology: &Topology, queue: &mut VecDeque<Told>) {
+fn tell(
+    told: &mut BTreeMap<EndpointId, Arc<Endpoint>>,
+    topology: &Topology,
+    queue: &mut VecDeque<Told>,
+) {
     let usable = usable(topology);
     for (id, endpoint) in &usable {
-        if told.get(id).is_none_or(|known| !known.is_same_instance(endpoint)) {
+        if told
+            .get(id)
+            .is_none_or(|known| !known.is_same_instance(endpoint))
+        {
             queue.push_back(Told::Insert(endpoint.clone()));
         }
     }
@@ -118,9 +137,17 @@ fn tell(told: &mut BTreeMap<EndpointId, Arc<Endpoint>>, topology: &Topology, que
 
 fn usable(topology: &Topology) -> BTreeMap<EndpointId, Arc<Endpoint>> {
     let in_phase = |phase| {
-        let those = topology.iter().filter(move |endpoint| endpoint.phase() == phase);
-        those.map(|endpoint| (endpoint.id().clone(), endpoint.clone())).collect::<BTreeMap<_, _>>()
+        let those = topology
+            .iter()
+            .filter(move |endpoint| endpoint.phase() == phase);
+        those
+            .map(|endpoint| (endpoint.id().clone(), endpoint.clone()))
+            .collect::<BTreeMap<_, _>>()
     };
     let ready = in_phase(Phase::Ready);
-    if ready.is_empty() { in_phase(Phase::Draining) } else { ready }
+    if ready.is_empty() {
+        in_phase(Phase::Draining)
+    } else {
+        ready
+    }
 }

@@ -113,7 +113,10 @@ impl Endpoint {
     /// The lease epoch (fencing token) under which it serves. Default: none, the endpoint is not leased.
     #[must_use]
     pub fn with_epoch(self, epoch: impl Into<Option<NonZeroU64>>) -> Self {
-        Self { epoch: epoch.into(), ..self }
+        Self {
+            epoch: epoch.into(),
+            ..self
+        }
     }
 
     /// Its share of the traffic beside the others'. Default: 1. [`policy`](crate::policy) tells which of them look at it.
@@ -132,7 +135,10 @@ impl Endpoint {
     /// Where it runs. Default: unknown. One `Arc<str>` for all endpoints of a zone saves memory.
     #[must_use]
     pub fn with_zone(self, zone: impl Into<Arc<str>>) -> Self {
-        Self { zone: Some(zone.into()), ..self }
+        Self {
+            zone: Some(zone.into()),
+            ..self
+        }
     }
 
     /// Where it is in its life. Default: [`Phase::Ready`].
@@ -212,9 +218,19 @@ mod tests {
     fn metadata_is_kept_and_compared_and_costs_nothing_when_there_is_none() {
         let bare = Endpoint::new("a", ([127, 0, 0, 1], 80).into());
         assert!(bare.metadata().is_empty());
-        let tagged = bare.clone().with_metadata("version", "1").with_metadata("rack", "7");
+        let tagged = bare
+            .clone()
+            .with_metadata("version", "1")
+            .with_metadata("rack", "7");
         assert_eq!(tagged.metadata()["version"], "1");
-        assert_eq!((tagged == bare, tagged.is_same_instance(&bare)), (false, true));
-        assert!(size_of::<Endpoint>() <= 96, "{} bytes, and there may be ten thousand", size_of::<Endpoint>());
+        assert_eq!(
+            (tagged == bare, tagged.is_same_instance(&bare)),
+            (false, true)
+        );
+        assert!(
+            size_of::<Endpoint>() <= 96,
+            "{} bytes, and there may be ten thousand",
+            size_of::<Endpoint>()
+        );
     }
 }

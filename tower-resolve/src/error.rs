@@ -46,7 +46,11 @@ pub(crate) struct Counts {
 
 impl NoEndpoints {
     pub(crate) const fn new(generation: Option<Generation>, counts: Counts) -> Self {
-        Self { refusal: Refusal::new(Class::Unavailable, "no-endpoints"), generation, counts }
+        Self {
+            refusal: Refusal::new(Class::Unavailable, "no-endpoints"),
+            generation,
+            counts,
+        }
     }
 
     /// The generation that this was decided on; `None` when the source has not answered yet.
@@ -100,9 +104,22 @@ impl NoEndpoints {
 
 impl fmt::Display for NoEndpoints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts { known, ready, starting, draining, fenced, ejected } = self.counts;
-        write!(f, "no healthy replica ({known} known: {ready} ready, {starting} starting, ")?;
-        write!(f, "{draining} draining, {ejected} ejected, {fenced} fenced)")
+        let Counts {
+            known,
+            ready,
+            starting,
+            draining,
+            fenced,
+            ejected,
+        } = self.counts;
+        write!(
+            f,
+            "no healthy replica ({known} known: {ready} ready, {starting} starting, "
+        )?;
+        write!(
+            f,
+            "{draining} draining, {ejected} ejected, {fenced} fenced)"
+        )
     }
 }
 
@@ -123,8 +140,13 @@ impl Refused for NoEndpoints {
 impl Unreachable {
     pub(crate) fn new(tried: NonZeroU32, cause: BoxError) -> Self {
         let hint = Refusal::find(&*cause).and_then(Refusal::retry_after);
-        let refusal = Refusal::new(Class::Unavailable, "no-endpoint-reachable").with_retry_after(hint);
-        Self { refusal, tried, cause }
+        let refusal =
+            Refusal::new(Class::Unavailable, "no-endpoint-reachable").with_retry_after(hint);
+        Self {
+            refusal,
+            tried,
+            cause,
+        }
     }
 
     /// How many endpoints the request was given to.
@@ -148,7 +170,11 @@ impl Unreachable {
 
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no healthy replica could be reached ({} tried)", self.tried)
+        write!(
+            f,
+            "no healthy replica could be reached ({} tried)",
+            self.tried
+        )
     }
 }
 
@@ -168,7 +194,9 @@ impl Refused for Unreachable {
 
 impl Stopped {
     pub(crate) const fn new() -> Self {
-        Self { refusal: Refusal::new(Class::Unavailable, "balance-stopped") }
+        Self {
+            refusal: Refusal::new(Class::Unavailable, "balance-stopped"),
+        }
     }
 }
 
@@ -196,7 +224,11 @@ mod tests {
 
     #[test]
     fn refusals_are_found_in_the_chain_and_say_what_is_known() {
-        let counts = Counts { known: 3, draining: 1, ..Counts::default() };
+        let counts = Counts {
+            known: 3,
+            draining: 1,
+            ..Counts::default()
+        };
         let error: BoxError = NoEndpoints::new(None, counts).into();
         assert_eq!(Refusal::find(&*error).unwrap().code(), "no-endpoints");
         assert_eq!(
@@ -211,6 +243,9 @@ mod tests {
         let open = Refusal::new(Class::Unavailable, "circuit-open").with_retry_after(hint);
         let error = Unreachable::new(NonZeroU32::MIN, open.into());
         assert_eq!(error.retry_after(), hint);
-        assert_eq!(Refusal::find(&error).unwrap().code(), "no-endpoint-reachable");
+        assert_eq!(
+            Refusal::find(&error).unwrap().code(),
+            "no-endpoint-reachable"
+        );
     }
 }

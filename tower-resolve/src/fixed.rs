@@ -37,13 +37,21 @@ impl StaticResolver {
     /// Knows no name yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { generation: Generation::new(SourceId::unique(), 1), names: HashMap::new() }
+        Self {
+            generation: Generation::new(SourceId::unique(), 1),
+            names: HashMap::new(),
+        }
     }
 
     /// Adds a name, or replaces its endpoints.
     #[must_use]
-    pub fn with(mut self, name: impl Into<String>, endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
-        self.names.insert(name.into(), Topology::new(self.generation, endpoints));
+    pub fn with(
+        mut self,
+        name: impl Into<String>,
+        endpoints: impl IntoIterator<Item = Endpoint>,
+    ) -> Self {
+        self.names
+            .insert(name.into(), Topology::new(self.generation, endpoints));
         self
     }
 }
@@ -59,7 +67,9 @@ impl Resolve for StaticResolver {
 
     fn resolve(&self, name: &str) -> StaticUpdates {
         let known = self.names.get(name).cloned();
-        StaticUpdates(Some(known.map_or(Update::DoesNotExist(self.generation), Update::Snapshot)))
+        StaticUpdates(Some(
+            known.map_or(Update::DoesNotExist(self.generation), Update::Snapshot),
+        ))
     }
 }
 
@@ -70,6 +80,8 @@ impl Stream for StaticUpdates {
 
     fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Update>> {
         // Pending without a waker: there will never be more.
-        self.0.take().map_or(Poll::Pending, |update| Poll::Ready(Some(update)))
+        self.0
+            .take()
+            .map_or(Poll::Pending, |update| Poll::Ready(Some(update)))
     }
 }

@@ -76,7 +76,10 @@ impl Generation {
     /// The one after this.
     #[must_use]
     pub const fn next(self) -> Self {
-        Self { source: self.source, value: self.value.saturating_add(1) }
+        Self {
+            source: self.source,
+            value: self.value.saturating_add(1),
+        }
     }
 }
 

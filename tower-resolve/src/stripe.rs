@@ -79,7 +79,11 @@ impl Sum {
     /// Right to within what is being added meanwhile. One stripe may be below zero: what was added on one thread is
     /// taken off on another.
     pub(crate) fn get(&self) -> u64 {
-        let sum = self.0.0.iter().fold(0_u64, |sum, line| sum.wrapping_add(line.0.load(Relaxed)));
+        let sum = self
+            .0
+            .0
+            .iter()
+            .fold(0_u64, |sum, line| sum.wrapping_add(line.0.load(Relaxed)));
         if sum > u64::MAX / 2 { 0 } else { sum }
     }
 }

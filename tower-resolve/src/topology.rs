@@ -21,14 +21,25 @@ pub struct Topology {
 
 impl Topology {
     /// All endpoints of a name as of `generation`. Of two with the same id the later one counts.
-    pub fn new<E: Into<Arc<Endpoint>>>(generation: Generation, endpoints: impl IntoIterator<Item = E>) -> Self {
-        Self { generation, exists: true, endpoints: Chunks::new(endpoints.into_iter().map(Into::into)) }
+    pub fn new<E: Into<Arc<Endpoint>>>(
+        generation: Generation,
+        endpoints: impl IntoIterator<Item = E>,
+    ) -> Self {
+        Self {
+            generation,
+            exists: true,
+            endpoints: Chunks::new(endpoints.into_iter().map(Into::into)),
+        }
     }
 
     /// What is known of a name that does not exist.
     #[must_use]
     pub fn missing(generation: Generation) -> Self {
-        Self { generation, exists: false, endpoints: Chunks::default() }
+        Self {
+            generation,
+            exists: false,
+            endpoints: Chunks::default(),
+        }
     }
 
     /// The generation that it is complete to.
@@ -68,7 +79,9 @@ impl Topology {
 
     /// Whether both hold the same endpoints, whatever their generations.
     pub(crate) fn has_same_endpoints(&self, other: &Self) -> bool {
-        self.exists == other.exists && self.len() == other.len() && Change::between(self, other).is_empty()
+        self.exists == other.exists
+            && self.len() == other.len()
+            && Change::between(self, other).is_empty()
     }
 
     pub(crate) fn at(self, generation: Generation) -> Self {
@@ -76,7 +89,11 @@ impl Topology {
     }
 
     /// Tells what became of each endpoint, besides those in pieces that both share.
-    pub(crate) fn differences<'a>(&'a self, after: &'a Self, tell: impl FnMut(Difference<'a, Arc<Endpoint>>)) {
+    pub(crate) fn differences<'a>(
+        &'a self,
+        after: &'a Self,
+        tell: impl FnMut(Difference<'a, Arc<Endpoint>>),
+    ) {
         self.endpoints.differences(&after.endpoints, tell);
     }
 
@@ -85,9 +102,16 @@ impl Topology {
         if self.endpoints.is_same(&older.endpoints) {
             return self;
         }
-        let put = change.added.iter().chain(change.changed.iter().map(|(_, after)| after)).cloned();
+        let put = change
+            .added
+            .iter()
+            .chain(change.changed.iter().map(|(_, after)| after))
+            .cloned();
         let removed = change.removed.iter().map(|endpoint| endpoint.id());
-        Self { endpoints: edited(older.endpoints.clone(), put, removed), ..self }
+        Self {
+            endpoints: edited(older.endpoints.clone(), put, removed),
+            ..self
+        }
     }
 
     /// Costs the size of the change, and where somebody else still holds it, a copy of the pieces that change.
@@ -98,7 +122,11 @@ impl Topology {
         removed: impl IntoIterator<Item = &'a EndpointId>,
     ) -> Self {
         let endpoints = edited(self.endpoints, put, removed);
-        Self { generation: to, exists: self.exists || endpoints.len() > 0, endpoints }
+        Self {
+            generation: to,
+            exists: self.exists || endpoints.len() > 0,
+            endpoints,
+        }
     }
 }
 

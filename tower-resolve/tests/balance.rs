@@ -16,7 +16,9 @@ use std::{
 
 use http::{HeaderValue, Request};
 use http_body_util::BodyExt;
-use support::{Made, Returning, endpoint, generation, leased, request, rig, settle, snapshot, source, timed};
+use support::{
+    Made, Returning, endpoint, generation, leased, request, rig, settle, snapshot, source, timed,
+};
 use testkit::{Answer, Script, Step};
 use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tower::Service;
@@ -28,15 +30,21 @@ use tower_resolve::{
 
 fn no_endpoints(error: &BoxError) -> &NoEndpoints {
     let refusal = Refusal::find(&**error).expect("a refusal");
-    assert_eq!((refusal.class(), refusal.code()), (Class::Unavailable, "no-endpoints"));
+    assert_eq!(
+        (refusal.class(), refusal.code()),
+        (Class::Unavailable, "no-endpoints")
+    );
     error.downcast_ref().expect("no endpoints")
 }
 
 /// Calls in a task of its own, so that it waits where it must.
-fn spawn_call<S, P, K>(balance: &Balance<S, Request<String>, P, K>) -> JoinHandle<Result<(), BoxError>>
+fn spawn_call<S, P, K>(
+    balance: &Balance<S, Request<String>, P, K>,
+) -> JoinHandle<Result<(), BoxError>>
 where
     P: Policy<Request<String>>,
-    Balance<S, Request<String>, P, K>: Service<Request<String>, Error = BoxError, Future: Send + 'static>,
+    Balance<S, Request<String>, P, K>:
+        Service<Request<String>, Error = BoxError, Future: Send + 'static>,
 {
     let mut balance = balance.clone();
     let call = balance.call(request());
@@ -56,7 +64,13 @@ async fn the_driver_follows_the_topology_without_any_traffic() {
     settle().await;
     let now = rig.balance.snapshot();
     assert_eq!(now.generation, Some(generation(2)));
-    assert_eq!(now.endpoints.iter().map(|e| e.endpoint.id().as_str()).collect::<Vec<_>>(), ["b", "c"]);
+    assert_eq!(
+        now.endpoints
+            .iter()
+            .map(|e| e.endpoint.id().as_str())
+            .collect::<Vec<_>>(),
+        ["b", "c"]
+    );
     assert_eq!(rig.made.of("a").clones(), 0, "what was removed is dropped");
     assert_eq!(rig.made.count("b"), 1, "what stayed is kept");
 }
@@ -98,7 +112,10 @@ async fn a_removed_endpoint_gets_no_more_requests_and_finishes_what_it_has() {
         rig.balance.call(request()).await.unwrap();
     }
     assert_eq!((rig.made.calls("a"), rig.made.calls("b")), (1, 20));
-    assert_eq!((rig.made.of("a").in_flight(), had.is_finished()), (1, false));
+    assert_eq!(
+        (rig.made.of("a").in_flight(), had.is_finished()),
+        (1, false)
+    );
     had.abort();
 }
 
@@ -123,8 +140,13 @@ async fn no_request_under_load_goes_to_an_endpoint_after_its_removal_was_applied
         .collect();
     let mut generations = rig.balance.subscribe();
     for removed in 1..8 {
-        rig.source.send(snapshot(1 + removed as u64, &set(removed))).unwrap();
-        generations.wait_for(|now| *now == Some(generation(1 + removed as u64))).await.unwrap();
+        rig.source
+            .send(snapshot(1 + removed as u64, &set(removed)))
+            .unwrap();
+        generations
+            .wait_for(|now| *now == Some(generation(1 + removed as u64)))
+            .await
+            .unwrap();
         let before = rig.made.calls(&names[removed - 1]);
         for _ in 0..5 {
             tokio::task::yield_now().await;
@@ -139,16 +161,33 @@ async fn no_request_under_load_goes_to_an_endpoint_after_its_removal_was_applied
 #[tokio::test(start_paused = true)]
 async fn the_same_id_with_a_new_epoch_is_another_instance() {
     let mut rig = rig(Balance::builder());
-    rig.source.send(Update::Snapshot(Topology::new(generation(1), [leased("a", 1)]))).unwrap();
+    rig.source
+        .send(Update::Snapshot(Topology::new(
+            generation(1),
+            [leased("a", 1)],
+        )))
+        .unwrap();
     settle().await;
     let old = rig.made.of("a");
     rig.balance.call(request()).await.unwrap();
-    rig.source.send(Update::Snapshot(Topology::new(generation(2), [leased("a", 2)]))).unwrap();
+    rig.source
+        .send(Update::Snapshot(Topology::new(
+            generation(2),
+            [leased("a", 2)],
+        )))
+        .unwrap();
     settle().await;
     rig.balance.call(request()).await.unwrap();
-    assert_eq!((rig.made.count("a"), old.calls(), rig.made.of("a").calls()), (2, 1, 1));
+    assert_eq!(
+        (rig.made.count("a"), old.calls(), rig.made.of("a").calls()),
+        (2, 1, 1)
+    );
     assert_eq!(old.clones(), 0);
-    assert_eq!(rig.balance.snapshot().endpoints[0].picks, 1, "with a history of its own");
+    assert_eq!(
+        rig.balance.snapshot().endpoints[0].picks,
+        1,
+        "with a history of its own"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -157,12 +196,19 @@ async fn an_instance_described_anew_keeps_its_service_and_its_history() {
     rig.source.send(snapshot(1, &["a"])).unwrap();
     settle().await;
     rig.balance.call(request()).await.unwrap();
-    let described = endpoint("a").with_zone("eu").with_weight(NonZeroU32::new(3).unwrap());
-    rig.source.send(Update::Snapshot(Topology::new(generation(2), [described]))).unwrap();
+    let described = endpoint("a")
+        .with_zone("eu")
+        .with_weight(NonZeroU32::new(3).unwrap());
+    rig.source
+        .send(Update::Snapshot(Topology::new(generation(2), [described])))
+        .unwrap();
     settle().await;
     rig.balance.call(request()).await.unwrap();
     let now = &rig.balance.snapshot().endpoints[0];
-    assert_eq!((rig.made.count("a"), now.picks, now.endpoint.zone()), (1, 2, Some("eu")));
+    assert_eq!(
+        (rig.made.count("a"), now.picks, now.endpoint.zone()),
+        (1, 2, Some("eu"))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -219,7 +265,11 @@ async fn least_request_prefers_the_idle_one() {
     assert_eq!((rig.made.calls("a"), rig.made.calls("b")), (1, 1));
     held[0].abort();
     settle().await;
-    let (free, taken) = if rig.made.of("b").in_flight() == 0 { ("b", "a") } else { ("a", "b") };
+    let (free, taken) = if rig.made.of("b").in_flight() == 0 {
+        ("b", "a")
+    } else {
+        ("a", "b")
+    };
     for _ in 0..50 {
         rig.balance.call(request()).await.unwrap();
     }
@@ -238,7 +288,11 @@ impl<Req> Policy<Req> for Always {
     }
 
     fn pick<C: Candidates>(&self, table: &usize, candidates: &C, _: &Turn) -> usize {
-        assert_eq!(*table, candidates.count(), "a table is for the candidates it was made of");
+        assert_eq!(
+            *table,
+            candidates.count(),
+            "a table is for the candidates it was made of"
+        );
         self.0
     }
 }
@@ -255,21 +309,33 @@ async fn an_endpoint_found_not_ready_is_passed_over_and_asked_once() {
         rig.balance.call(request()).await.unwrap();
     }
     assert_eq!(rig.made.calls("c"), 10);
-    assert!(rig.made.of("a").polls() <= before + 2, "by one request and by the driver");
+    assert!(
+        rig.made.of("a").polls() <= before + 2,
+        "by one request and by the driver"
+    );
     settle().await;
     assert_eq!(rig.balance.snapshot().ready(), 1);
     rig.made.of("a").be_ready();
     settle().await;
     rig.made.of("c").be_pending();
     rig.balance.call(request()).await.unwrap();
-    assert_eq!(rig.made.calls("a"), 1, "and used again, without any request having asked");
+    assert_eq!(
+        rig.made.calls("a"),
+        1,
+        "and used again, without any request having asked"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_one_ready_endpoint_among_many_is_found() {
     let mut rig = rig(Balance::builder().policy(RoundRobin::new()));
     let names: Vec<String> = (0..200).map(|index| format!("e{index:03}")).collect();
-    rig.source.send(snapshot(1, &names.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
+    rig.source
+        .send(snapshot(
+            1,
+            &names.iter().map(String::as_str).collect::<Vec<_>>(),
+        ))
+        .unwrap();
     settle().await;
     for name in &names {
         rig.made.of(name).be_pending();
@@ -286,7 +352,11 @@ async fn the_one_ready_endpoint_among_many_is_found() {
     let polls: usize = names.iter().map(|name| rig.made.of(name).polls()).sum();
     rig.balance.call(request()).await.unwrap();
     let after: usize = names.iter().map(|name| rig.made.of(name).polls()).sum();
-    assert_eq!(after - polls, 1, "the endpoints that are not ready cost a pick nothing");
+    assert_eq!(
+        after - polls,
+        1,
+        "the endpoints that are not ready cost a pick nothing"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -300,7 +370,14 @@ async fn a_removal_between_two_picks_does_not_shift_the_next_one() {
     settle().await;
     // "Ready" was said before the removal; the pick is of the set as it is now.
     rig.balance.call(request()).await.unwrap();
-    assert_eq!((rig.made.calls("a"), rig.made.of("b").calls(), rig.made.calls("c")), (0, 0, 1));
+    assert_eq!(
+        (
+            rig.made.calls("a"),
+            rig.made.of("b").calls(),
+            rig.made.calls("c")
+        ),
+        (0, 0, 1)
+    );
     rig.source.send(snapshot(3, &["c"])).unwrap();
     settle().await;
     rig.balance.call(request()).await.unwrap();
@@ -312,24 +389,42 @@ async fn phases_are_respected_and_draining_ones_serve_when_nobody_else_does() {
     let mut rig = rig(Balance::builder());
     let set = |value, phases: [Phase; 3]| {
         let endpoints = ["a", "b", "c"].into_iter().zip(phases);
-        Update::Snapshot(Topology::new(generation(value), endpoints.map(|(id, phase)| endpoint(id).with_phase(phase))))
+        Update::Snapshot(Topology::new(
+            generation(value),
+            endpoints.map(|(id, phase)| endpoint(id).with_phase(phase)),
+        ))
     };
-    rig.source.send(set(1, [Phase::Ready, Phase::Draining, Phase::Starting])).unwrap();
+    rig.source
+        .send(set(1, [Phase::Ready, Phase::Draining, Phase::Starting]))
+        .unwrap();
     settle().await;
     for _ in 0..10 {
         rig.balance.call(request()).await.unwrap();
     }
     assert_eq!(["a", "b", "c"].map(|id| rig.made.calls(id)), [10, 0, 0]);
-    rig.source.send(set(2, [Phase::Fenced, Phase::Draining, Phase::Starting])).unwrap();
+    rig.source
+        .send(set(2, [Phase::Fenced, Phase::Draining, Phase::Starting]))
+        .unwrap();
     settle().await;
     rig.balance.call(request()).await.unwrap();
     assert_eq!(["a", "b", "c"].map(|id| rig.made.calls(id)), [10, 1, 0]);
-    rig.source.send(set(3, [Phase::Fenced, Phase::Fenced, Phase::Starting])).unwrap();
+    rig.source
+        .send(set(3, [Phase::Fenced, Phase::Fenced, Phase::Starting]))
+        .unwrap();
     settle().await;
     let (answer, took) = timed(rig.balance.call(request())).await;
     let error = answer.unwrap_err();
     let told = no_endpoints(&error);
-    assert_eq!((told.known(), told.ready(), told.starting(), told.draining(), told.fenced()), (3, 0, 1, 0, 2));
+    assert_eq!(
+        (
+            told.known(),
+            told.ready(),
+            told.starting(),
+            told.draining(),
+            told.fenced()
+        ),
+        (3, 0, 1, 0, 2)
+    );
     assert_eq!(took, Duration::from_secs(1));
 }
 
@@ -342,12 +437,23 @@ async fn a_set_known_to_be_empty_is_refused_at_once() {
     settle().await;
     let (answer, took) = timed(rig.balance.call(request())).await;
     let error = answer.unwrap_err();
-    assert_eq!((no_endpoints(&error).generation(), took), (Some(generation(7)), Duration::ZERO));
-    assert!(error.to_string().starts_with("no healthy replica"), "{error}");
-    rig.source.send(Update::DoesNotExist(generation(8))).unwrap();
+    assert_eq!(
+        (no_endpoints(&error).generation(), took),
+        (Some(generation(7)), Duration::ZERO)
+    );
+    assert!(
+        error.to_string().starts_with("no healthy replica"),
+        "{error}"
+    );
+    rig.source
+        .send(Update::DoesNotExist(generation(8)))
+        .unwrap();
     settle().await;
     let (answer, took) = timed(rig.balance.call(request())).await;
-    assert_eq!((no_endpoints(&answer.unwrap_err()).generation(), took), (Some(generation(8)), Duration::ZERO));
+    assert_eq!(
+        (no_endpoints(&answer.unwrap_err()).generation(), took),
+        (Some(generation(8)), Duration::ZERO)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -371,7 +477,13 @@ async fn with_no_answer_at_all_the_wait_is_bounded() {
     let mut rig = rig(Balance::builder().max_wait(Duration::from_millis(300)));
     let (answer, took) = timed(rig.balance.call(request())).await;
     let error = answer.unwrap_err();
-    assert_eq!((no_endpoints(&error).generation(), no_endpoints(&error).known()), (None, 0));
+    assert_eq!(
+        (
+            no_endpoints(&error).generation(),
+            no_endpoints(&error).known()
+        ),
+        (None, 0)
+    );
     assert_eq!(took, Duration::from_millis(300));
 }
 
@@ -384,7 +496,10 @@ async fn with_all_endpoints_not_ready_the_wait_is_bounded() {
     rig.made.of("b").be_pending();
     let (answer, took) = timed(rig.balance.call(request())).await;
     let error = answer.unwrap_err();
-    assert_eq!((no_endpoints(&error).known(), no_endpoints(&error).ready()), (2, 0));
+    assert_eq!(
+        (no_endpoints(&error).known(), no_endpoints(&error).ready()),
+        (2, 0)
+    );
     assert_eq!(took, Duration::from_secs(1));
 }
 
@@ -467,7 +582,9 @@ async fn on_several_threads_no_wake_up_is_lost_and_no_limit_is_passed() {
         });
         tower::limit::ConcurrencyLimit::new(service, 1)
     };
-    let (balance, driver) = Balance::builder().max_wait(Duration::from_secs(60)).build(updates, make);
+    let (balance, driver) = Balance::builder()
+        .max_wait(Duration::from_secs(60))
+        .build(updates, make);
     tokio::spawn(driver);
     let clients: Vec<_> = (0..64)
         .map(|_| {
@@ -485,10 +602,18 @@ async fn on_several_threads_no_wake_up_is_lost_and_no_limit_is_passed() {
             client.await.unwrap().unwrap();
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), all).await.expect("nobody is left waiting");
+    tokio::time::timeout(Duration::from_secs(30), all)
+        .await
+        .expect("nobody is left waiting");
     let now = balance.snapshot();
     assert_eq!((busiest.load(SeqCst), now.waiting), (1, 0));
-    assert_eq!(now.endpoints.iter().map(|endpoint| endpoint.picks).sum::<u64>(), 6_400);
+    assert_eq!(
+        now.endpoints
+            .iter()
+            .map(|endpoint| endpoint.picks)
+            .sum::<u64>(),
+        6_400
+    );
     assert!(now.endpoints.iter().all(|endpoint| endpoint.in_flight == 0));
 }
 
@@ -511,31 +636,61 @@ async fn handing<P: Policy<Request<String>>>(policy: P, left: usize, ids: &[&str
     let (balance, driver) = Balance::builder().policy(policy).build(updates, make);
     tokio::spawn(driver);
     settle().await;
-    Handing { balance, made, left, _source: source }
+    Handing {
+        balance,
+        made,
+        left,
+        _source: source,
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_handed_back_goes_to_another_endpoint_intact() {
     let Handing { balance, made, .. } = &mut handing(RoundRobin::new(), 2, &["a", "b", "c"]).await;
-    let request = Request::post("/path").header("x-mark", "1").body("body".to_owned()).unwrap();
+    let request = Request::post("/path")
+        .header("x-mark", "1")
+        .body("body".to_owned())
+        .unwrap();
     balance.call(request).await.unwrap();
-    let served: Vec<_> = ["a", "b", "c"].into_iter().filter(|id| made.calls(id) == 1).collect();
+    let served: Vec<_> = ["a", "b", "c"]
+        .into_iter()
+        .filter(|id| made.calls(id) == 1)
+        .collect();
     let head = made.of(served[0]).last_head().unwrap();
-    assert_eq!((served.len(), head.uri.path(), &head.headers["x-mark"]), (1, "/path", &HeaderValue::from_static("1")));
+    assert_eq!(
+        (served.len(), head.uri.path(), &head.headers["x-mark"]),
+        (1, "/path", &HeaderValue::from_static("1"))
+    );
     let now = balance.snapshot();
     assert_eq!(
-        now.endpoints.iter().map(|e| (e.picks, e.failures)).fold((0, 0), |(p, f), (x, y)| (p + x, f + y)),
+        now.endpoints
+            .iter()
+            .map(|e| (e.picks, e.failures))
+            .fold((0, 0), |(p, f), (x, y)| (p + x, f + y)),
         (3, 2)
     );
-    assert!(now.endpoints.iter().all(|e| e.in_flight == 0 && e.picks == 1), "each endpoint was tried once");
+    assert!(
+        now.endpoints
+            .iter()
+            .all(|e| e.in_flight == 0 && e.picks == 1),
+        "each endpoint was tried once"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_that_handed_a_request_back_is_looked_at_before_it_gets_another() {
     let Handing { balance, made, .. } = &mut handing(Always(0), 1, &["a", "b"]).await;
     balance.call(request()).await.unwrap();
-    let (served, other) = if made.calls("a") == 1 { ("a", "b") } else { ("b", "a") };
-    assert_eq!((made.calls(served), made.calls(other)), (1, 0), "not the same one again, whatever the policy says");
+    let (served, other) = if made.calls("a") == 1 {
+        ("a", "b")
+    } else {
+        ("b", "a")
+    };
+    assert_eq!(
+        (made.calls(served), made.calls(other)),
+        (1, 0),
+        "not the same one again, whatever the policy says"
+    );
     settle().await;
     made.of(served).be_pending();
     balance.call(request()).await.unwrap();
@@ -544,13 +699,20 @@ async fn an_endpoint_that_handed_a_request_back_is_looked_at_before_it_gets_anot
 
 #[tokio::test(start_paused = true)]
 async fn after_three_endpoints_the_request_is_refused_with_the_last_cause() {
-    let Handing { balance, left, .. } = &mut handing(RoundRobin::new(), 100, &["a", "b", "c", "d"]).await;
+    let Handing { balance, left, .. } =
+        &mut handing(RoundRobin::new(), 100, &["a", "b", "c", "d"]).await;
     let (answer, took) = timed(balance.call(request())).await;
     let error = answer.unwrap_err();
     let refusal = Refusal::find(&*error).unwrap();
-    assert_eq!((refusal.class(), refusal.code(), took), (Class::Unavailable, "no-endpoint-reachable", Duration::ZERO));
+    assert_eq!(
+        (refusal.class(), refusal.code(), took),
+        (Class::Unavailable, "no-endpoint-reachable", Duration::ZERO)
+    );
     let error: &Unreachable = error.downcast_ref().unwrap();
-    assert_eq!((error.tried().get(), error.cause().to_string().as_str()), (3, "connection refused"));
+    assert_eq!(
+        (error.tried().get(), error.cause().to_string().as_str()),
+        (3, "connection refused")
+    );
     assert_eq!(left.load(SeqCst), 97);
 }
 
@@ -572,7 +734,10 @@ async fn an_error_after_the_request_was_sent_is_not_tried_elsewhere() {
     assert!(error.is::<testkit::Broken>(), "{error}");
     assert_eq!(rig.made.calls("b"), 0);
     let now = rig.balance.snapshot();
-    assert_eq!((now.endpoints[0].failures, now.endpoints[0].ready), (1, true));
+    assert_eq!(
+        (now.endpoints[0].failures, now.endpoints[0].ready),
+        (1, true)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -585,7 +750,10 @@ async fn a_service_that_fails_is_made_anew_and_never_ends_the_balance() {
     let (answer, took) = timed(rig.balance.call(request())).await;
     answer.unwrap();
     assert_eq!(rig.made.count("a"), 2);
-    assert!(took >= Duration::from_millis(50) && took <= Duration::from_millis(102), "after a rest: {took:?}");
+    assert!(
+        took >= Duration::from_millis(50) && took <= Duration::from_millis(102),
+        "after a rest: {took:?}"
+    );
     assert!(poll_fn(|cx| rig.balance.poll_ready(cx)).await.is_ok());
     assert_eq!(rig.balance.snapshot().endpoints[0].picks, 1);
 }
@@ -619,8 +787,19 @@ async fn a_balance_without_its_driver_says_so() {
     let (answer, took) = timed(waits).await;
     assert!(answer.unwrap().unwrap_err().is::<Stopped>());
     assert_eq!(took, Duration::ZERO);
-    assert!(poll_fn(|cx| rig.balance.poll_ready(cx)).await.unwrap_err().is::<Stopped>());
-    assert!(rig.balance.call(request()).await.unwrap_err().is::<Stopped>());
+    assert!(
+        poll_fn(|cx| rig.balance.poll_ready(cx))
+            .await
+            .unwrap_err()
+            .is::<Stopped>()
+    );
+    assert!(
+        rig.balance
+            .call(request())
+            .await
+            .unwrap_err()
+            .is::<Stopped>()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -664,7 +843,10 @@ async fn a_panic_or_a_dropped_call_gives_its_place_back() {
         assert_eq!(rig.balance.snapshot().endpoints[0].in_flight, 1);
     }
     let now = &rig.balance.snapshot().endpoints[0];
-    assert_eq!((now.in_flight, now.picks, rig.made.of("a").in_flight()), (0, 3, 0));
+    assert_eq!(
+        (now.in_flight, now.picks, rig.made.of("a").in_flight()),
+        (0, 3, 0)
+    );
 }
 
 async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
@@ -678,36 +860,79 @@ async fn an_http_request_is_in_flight_until_the_end_of_its_body() {
     let mut rig = rig(Balance::builder().http());
     rig.source.send(snapshot(1, &["a"])).unwrap();
     settle().await;
-    rig.made.of("a").answer(Answer::Body(200, Script::new([Step::Data("x"), Step::Data("y")])));
+    rig.made.of("a").answer(Answer::Body(
+        200,
+        Script::new([Step::Data("x"), Step::Data("y")]),
+    ));
     let response = rig.balance.call(request()).await.unwrap();
     let in_flight = |rig: &support::Rig<_, _>| rig.balance.snapshot().endpoints[0].in_flight;
     assert_eq!(in_flight(&rig), 1);
     response.into_body().collect().await.unwrap();
-    assert_eq!((in_flight(&rig), rig.balance.snapshot().endpoints[0].failures), (0, 0));
+    assert_eq!(
+        (
+            in_flight(&rig),
+            rig.balance.snapshot().endpoints[0].failures
+        ),
+        (0, 0)
+    );
     for (last, failures) in [(Step::Break, 1), (Step::Hang, 1)] {
-        rig.made.of("a").answer(Answer::Body(200, Script::new([Step::Data("x"), last])));
+        rig.made
+            .of("a")
+            .answer(Answer::Body(200, Script::new([Step::Data("x"), last])));
         let mut body = rig.balance.call(request()).await.unwrap().into_body();
         body.frame().await.unwrap().unwrap();
         assert_eq!(in_flight(&rig), 1);
         let _ = poll_once(pin!(body.frame())).await;
         drop(body);
-        assert_eq!((in_flight(&rig), rig.balance.snapshot().endpoints[0].failures), (0, failures));
+        assert_eq!(
+            (
+                in_flight(&rig),
+                rig.balance.snapshot().endpoints[0].failures
+            ),
+            (0, failures)
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_endpoints_epoch_goes_along_and_a_clients_own_does_not() {
     let mut rig = rig(Balance::builder().http());
-    rig.source.send(Update::Snapshot(Topology::new(generation(1), [leased("a", 42)]))).unwrap();
+    rig.source
+        .send(Update::Snapshot(Topology::new(
+            generation(1),
+            [leased("a", 42)],
+        )))
+        .unwrap();
     settle().await;
-    let forged = || Request::builder().header(LEASE_EPOCH, "7").header(LEASE_EPOCH, "8").body(String::new()).unwrap();
+    let forged = || {
+        Request::builder()
+            .header(LEASE_EPOCH, "7")
+            .header(LEASE_EPOCH, "8")
+            .body(String::new())
+            .unwrap()
+    };
     rig.balance.call(forged()).await.unwrap();
     let head = rig.made.of("a").last_head().unwrap();
-    assert_eq!(head.headers.get_all(LEASE_EPOCH).iter().collect::<Vec<_>>(), ["42"]);
-    rig.source.send(Update::Snapshot(Topology::new(generation(2), [endpoint("a")]))).unwrap();
+    assert_eq!(
+        head.headers.get_all(LEASE_EPOCH).iter().collect::<Vec<_>>(),
+        ["42"]
+    );
+    rig.source
+        .send(Update::Snapshot(Topology::new(
+            generation(2),
+            [endpoint("a")],
+        )))
+        .unwrap();
     settle().await;
     rig.balance.call(forged()).await.unwrap();
-    assert!(!rig.made.of("a").last_head().unwrap().headers.contains_key(LEASE_EPOCH));
+    assert!(
+        !rig.made
+            .of("a")
+            .last_head()
+            .unwrap()
+            .headers
+            .contains_key(LEASE_EPOCH)
+    );
 }
 
 #[test]
@@ -715,7 +940,9 @@ fn a_balance_is_shareable_and_its_future_can_be_sent() {
     fn service<S: Service<Request<String>, Future: Send> + Clone + Send + Sync + 'static>(_: &S) {}
     fn sendable<T: Send + 'static>(_: &T) {}
     let (_source, updates) = source();
-    let (balance, driver) = Balance::builder().http().build(updates, |endpoint| Made::default().make(endpoint));
+    let (balance, driver) = Balance::builder()
+        .http()
+        .build(updates, |endpoint| Made::default().make(endpoint));
     service(&balance);
     sendable(&driver);
 }

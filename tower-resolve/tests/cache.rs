@@ -32,7 +32,13 @@ impl Source {
 
     /// Says one thing more on the latest stream.
     fn say(&self, update: Update) {
-        self.streams.lock().unwrap().last().unwrap().send(update).unwrap();
+        self.streams
+            .lock()
+            .unwrap()
+            .last()
+            .unwrap()
+            .send(update)
+            .unwrap();
     }
 
     fn asked(&self) -> usize {
@@ -40,7 +46,12 @@ impl Source {
     }
 
     fn followed(&self) -> usize {
-        self.streams.lock().unwrap().iter().filter(|stream| !stream.is_closed()).count()
+        self.streams
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|stream| !stream.is_closed())
+            .count()
     }
 }
 
@@ -59,8 +70,13 @@ impl Resolve for Source {
 }
 
 fn ids(update: Option<Update>) -> Vec<String> {
-    let Some(Update::Snapshot(topology)) = update else { panic!("not a snapshot: {update:?}") };
-    topology.iter().map(|endpoint| endpoint.id().to_string()).collect()
+    let Some(Update::Snapshot(topology)) = update else {
+        panic!("not a snapshot: {update:?}")
+    };
+    topology
+        .iter()
+        .map(|endpoint| endpoint.id().to_string())
+        .collect()
 }
 
 fn seconds(seconds: u64) -> Duration {
@@ -100,7 +116,10 @@ async fn a_silent_source_is_asked_again_ahead_of_the_ttl_and_one_that_speaks_is_
     assert_eq!(source.asked(), 1, "measured from the last sign of life");
     sleep(Duration::from_millis(1_000)).await;
     assert_eq!((source.asked(), source.followed()), (2, 1));
-    assert!(updates.next().now_or_never().is_none(), "the same answer is no news");
+    assert!(
+        updates.next().now_or_never().is_none(),
+        "the same answer is no news"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -108,12 +127,20 @@ async fn what_is_known_outlives_its_followers_and_is_used_again() {
     let (source, cached) = cached([snapshot(1, &["a"])]);
     assert_eq!(ids(cached.resolve("name").next().await), ["a"]);
     settle().await;
-    assert_eq!(source.followed(), 0, "without followers the source is left alone");
+    assert_eq!(
+        source.followed(),
+        0,
+        "without followers the source is left alone"
+    );
     let known = cached.peek("name").unwrap();
     assert_eq!((known.topology.len(), known.degraded.is_none()), (1, true));
     sleep(seconds(3)).await;
     let mut updates = cached.resolve("name");
-    assert_eq!(ids(updates.next().now_or_never().flatten()), ["a"], "at once");
+    assert_eq!(
+        ids(updates.next().now_or_never().flatten()),
+        ["a"],
+        "at once"
+    );
     assert_eq!(source.asked(), 1);
     drop(updates);
     sleep(seconds(60)).await;
@@ -133,7 +160,10 @@ async fn it_never_goes_back() {
     sleep(seconds(6)).await;
     assert!(source.asked() >= 2);
     assert!(updates.next().now_or_never().is_none());
-    assert_eq!(cached.peek("name").unwrap().topology.generation(), generation(5));
+    assert_eq!(
+        cached.peek("name").unwrap().topology.generation(),
+        generation(5)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -145,13 +175,23 @@ async fn a_source_in_trouble_takes_nothing_away_and_is_asked_again() {
     source.say(Update::degraded("down"));
     assert!(matches!(updates.next().await, Some(Update::Degraded(_))));
     sleep(seconds(10)).await;
-    assert!((6..=9).contains(&source.asked()), "ahead of the ttl, then about once a second: {}", source.asked());
+    assert!(
+        (6..=9).contains(&source.asked()),
+        "ahead of the ttl, then about once a second: {}",
+        source.asked()
+    );
     let known = cached.peek("name").unwrap();
     assert_eq!((known.topology.len(), known.degraded.is_some()), (1, true));
     assert!(known.age >= seconds(10));
-    assert!(updates.next().now_or_never().is_none(), "more of the same is no news");
+    assert!(
+        updates.next().now_or_never().is_none(),
+        "more of the same is no news"
+    );
     source.answer([snapshot(2, &["b"])]);
-    assert!(matches!(updates.next().await, Some(Update::Progress(_))), "well again");
+    assert!(
+        matches!(updates.next().await, Some(Update::Progress(_))),
+        "well again"
+    );
     assert_eq!(ids(updates.next().await), ["b"]);
 }
 
@@ -187,7 +227,8 @@ async fn a_bounded_staleness_ends_in_an_empty_set_and_comes_back() {
     let _ = fold.apply(updates.next().await.unwrap());
     source.answer([Update::degraded("down")]);
     source.say(Update::degraded("down"));
-    let drain = |updates: &mut tower_resolve::CachedUpdates<Updates>, fold: &mut tower_resolve::diff::Fold| {
+    let drain = |updates: &mut tower_resolve::CachedUpdates<Updates>,
+                 fold: &mut tower_resolve::diff::Fold| {
         while let Some(update) = updates.next().now_or_never().flatten() {
             let _ = fold.apply(update);
         }
@@ -196,25 +237,47 @@ async fn a_bounded_staleness_ends_in_an_empty_set_and_comes_back() {
     sleep(seconds(19)).await;
     assert_eq!(drain(&mut updates, &mut fold), 1);
     sleep(seconds(2)).await;
-    assert_eq!((drain(&mut updates, &mut fold), cached.peek("name").is_none()), (0, true));
+    assert_eq!(
+        (
+            drain(&mut updates, &mut fold),
+            cached.peek("name").is_none()
+        ),
+        (0, true)
+    );
     source.answer([snapshot(1, &["a"])]);
     sleep(seconds(2)).await;
-    assert_eq!(drain(&mut updates, &mut fold), 1, "the same generation, and well again");
+    assert_eq!(
+        drain(&mut updates, &mut fold),
+        1,
+        "the same generation, and well again"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_name_that_does_not_exist_is_asked_for_once_a_second() {
     let (source, cached) = cached([Update::DoesNotExist(generation(1))]);
     let mut updates = cached.resolve("name");
-    assert!(matches!(updates.next().await, Some(Update::DoesNotExist(_))));
+    assert!(matches!(
+        updates.next().await,
+        Some(Update::DoesNotExist(_))
+    ));
     drop(updates);
     sleep(Duration::from_millis(500)).await;
     let mut updates = cached.resolve("name");
-    assert!(matches!(updates.next().now_or_never(), Some(Some(Update::DoesNotExist(_)))), "remembered");
+    assert!(
+        matches!(
+            updates.next().now_or_never(),
+            Some(Some(Update::DoesNotExist(_)))
+        ),
+        "remembered"
+    );
     assert_eq!(source.asked(), 1);
     source.answer([snapshot(2, &["a"])]);
     sleep(Duration::from_millis(600)).await;
-    assert_eq!((source.asked(), ids(updates.next().await)), (2, vec!["a".to_owned()]));
+    assert_eq!(
+        (source.asked(), ids(updates.next().await)),
+        (2, vec!["a".to_owned()])
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -230,7 +293,10 @@ async fn a_newer_generation_seen_elsewhere_makes_it_ask_at_once() {
         assert!(cached.invalidate_older_than("name", generation(9)));
     }
     settle().await;
-    assert_eq!((source.asked(), ids(updates.next().await)), (2, vec!["b".to_owned()]));
+    assert_eq!(
+        (source.asked(), ids(updates.next().await)),
+        (2, vec!["b".to_owned()])
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -243,8 +309,16 @@ async fn what_is_said_to_be_old_and_is_not_is_asked_for_less_and_less_often() {
         sleep(Duration::from_millis(10)).await;
         cached.invalidate_older_than("name", generation(9));
     }
-    assert!((4..=6).contains(&source.asked()), "after 0, 0.1, 0.3, 0.7 s: {}", source.asked());
-    assert_eq!(cached.peek("name").unwrap().topology.len(), 1, "and it stays in use meanwhile");
+    assert!(
+        (4..=6).contains(&source.asked()),
+        "after 0, 0.1, 0.3, 0.7 s: {}",
+        source.asked()
+    );
+    assert_eq!(
+        cached.peek("name").unwrap().topology.len(),
+        1,
+        "and it stays in use meanwhile"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -253,8 +327,16 @@ async fn a_gap_makes_it_ask_for_a_snapshot() {
     let mut updates = cached.resolve("name");
     updates.next().await;
     source.answer([snapshot(8, &["b"])]);
-    source.say(Update::Delta { from: generation(7), to: generation(8), put: vec![], removed: vec![] });
-    assert_eq!((ids(updates.next().await), source.asked()), (vec!["b".to_owned()], 2));
+    source.say(Update::Delta {
+        from: generation(7),
+        to: generation(8),
+        put: vec![],
+        removed: vec![],
+    });
+    assert_eq!(
+        (ids(updates.next().await), source.asked()),
+        (vec!["b".to_owned()], 2)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,7 +352,11 @@ async fn a_source_that_ends_its_updates_is_asked_again() {
     let asked = Arc::new(AtomicUsize::new(0));
     let _updates = CachedResolver::new(Ends(asked.clone())).resolve("name");
     sleep(seconds(60)).await;
-    assert!((13..=18).contains(&asked.load(SeqCst)), "about once a ttl, not in a loop: {}", asked.load(SeqCst));
+    assert!(
+        (13..=18).contains(&asked.load(SeqCst)),
+        "about once a ttl, not in a loop: {}",
+        asked.load(SeqCst)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -283,11 +369,17 @@ async fn a_great_loss_right_after_trouble_is_asked_for_again_and_then_believed()
     source.answer([snapshot(2, &["a"])]);
     source.say(snapshot(2, &["a"]));
     settle().await;
-    assert!(updates.next().now_or_never().is_none(), "three of four at once: held back");
+    assert!(
+        updates.next().now_or_never().is_none(),
+        "three of four at once: held back"
+    );
     assert_eq!(cached.peek("name").unwrap().topology.len(), 4);
     sleep(Duration::from_millis(1_200)).await;
     assert_eq!(source.asked(), 2, "not left open for a whole ttl");
-    assert!(matches!(updates.next().await, Some(Update::Progress(_))), "well again");
+    assert!(
+        matches!(updates.next().await, Some(Update::Progress(_))),
+        "well again"
+    );
     assert_eq!(ids(updates.next().await), ["a"]);
 }
 
@@ -295,7 +387,9 @@ async fn a_great_loss_right_after_trouble_is_asked_for_again_and_then_believed()
 async fn a_source_that_hangs_is_told_to_be_in_trouble_and_asked_again() {
     let (source, cached) = cached([]);
     let mut updates = cached.resolve("name");
-    let Some(Update::Degraded(cause)) = updates.next().await else { panic!("nothing else is known") };
+    let Some(Update::Degraded(cause)) = updates.next().await else {
+        panic!("nothing else is known")
+    };
     assert_eq!(cause.to_string(), "the source has not answered in 10 s");
     assert_eq!((source.asked(), source.followed()), (2, 1));
 }
@@ -309,7 +403,9 @@ async fn a_source_that_panics_is_asked_again_and_its_followers_are_not_lost() {
             match self.0.fetch_add(1, SeqCst) {
                 0 => futures_util::stream::poll_fn(|_| panic!("a source panics")).boxed(),
                 1 => panic!("and once more, when asked"),
-                _ => futures_util::stream::iter([snapshot(1, &["a"])]).chain(futures_util::stream::pending()).boxed(),
+                _ => futures_util::stream::iter([snapshot(1, &["a"])])
+                    .chain(futures_util::stream::pending())
+                    .boxed(),
             }
         }
     }
@@ -336,10 +432,17 @@ async fn the_name_asked_for_longest_ago_gives_way() {
     }
     cached.resolve("three").next().await;
     settle().await;
-    assert_eq!(["one", "two", "three"].map(|name| cached.peek(name).is_some()), [true, false, true]);
+    assert_eq!(
+        ["one", "two", "three"].map(|name| cached.peek(name).is_some()),
+        [true, false, true]
+    );
     let _followed = [cached.resolve("one"), cached.resolve("three")];
     let mut direct = cached.resolve("four");
-    assert_eq!(ids(direct.next().await), ["a"], "without room it is asked directly");
+    assert_eq!(
+        ids(direct.next().await),
+        ["a"],
+        "without room it is asked directly"
+    );
     assert!(cached.peek("four").is_none());
 }
 
@@ -347,7 +450,10 @@ async fn the_name_asked_for_longest_ago_gives_way() {
 async fn a_fixed_name_is_known_at_once_and_another_does_not_exist() {
     let cached = CachedResolver::new(StaticResolver::new().with("name", [support::endpoint("a")]));
     assert_eq!(ids(cached.resolve("name").next().await), ["a"]);
-    assert!(matches!(cached.resolve("other").next().await, Some(Update::DoesNotExist(_))));
+    assert!(matches!(
+        cached.resolve("other").next().await,
+        Some(Update::DoesNotExist(_))
+    ));
     let mut updates = cached.resolve("name");
     updates.next().await;
     sleep(seconds(30)).await;

@@ -75,7 +75,10 @@ fn topology((generation, ids): &(Generation, Ids)) -> Topology {
 }
 
 fn ids(topology: &Topology) -> Ids {
-    topology.iter().map(|endpoint| endpoint.id().as_str().parse().unwrap()).collect()
+    topology
+        .iter()
+        .map(|endpoint| endpoint.id().as_str().parse().unwrap())
+        .collect()
 }
 
 // === impl Registry ===
@@ -83,7 +86,12 @@ fn ids(topology: &Topology) -> Ids {
 impl Registry {
     fn new() -> Self {
         let history = vec![(Generation::new(SourceId::unique(), 1), Ids::from([1, 2, 3]))];
-        Self(Arc::new(Mutex::new(World { mode: Mode::Well, history, streams: Vec::new(), asked: 0 })))
+        Self(Arc::new(Mutex::new(World {
+            mode: Mode::Well,
+            history,
+            streams: Vec::new(),
+            asked: 0,
+        })))
     }
 
     fn with<T>(&self, see: impl FnOnce(&mut World) -> T) -> T {
@@ -98,8 +106,16 @@ impl Registry {
                 Mode::Deltas => Update::Delta {
                     from: before.0,
                     to: next.0,
-                    put: next.1.difference(&before.1).map(|id| Arc::new(endpoint(&id.to_string()))).collect(),
-                    removed: before.1.difference(&next.1).map(|id| id.to_string().into()).collect(),
+                    put: next
+                        .1
+                        .difference(&before.1)
+                        .map(|id| Arc::new(endpoint(&id.to_string())))
+                        .collect(),
+                    removed: before
+                        .1
+                        .difference(&next.1)
+                        .map(|id| id.to_string().into())
+                        .collect(),
                 },
                 _ => Update::Snapshot(topology(&next)),
             };
@@ -112,7 +128,9 @@ impl Registry {
 
     fn restore(&self, ids: Ids) {
         self.with(|world| {
-            world.history.push((Generation::new(SourceId::unique(), 1), ids));
+            world
+                .history
+                .push((Generation::new(SourceId::unique(), 1), ids));
             // Whoever was connected has to come again.
             world.streams.clear();
         });
@@ -138,12 +156,16 @@ impl World {
     }
 
     fn say(&mut self, update: &Update) {
-        self.streams.retain(|stream| stream.send(update.clone()).is_ok());
+        self.streams
+            .retain(|stream| stream.send(update.clone()).is_ok());
     }
 
     /// How many streams are still read.
     fn followed(&self) -> usize {
-        self.streams.iter().filter(|stream| !stream.is_closed()).count()
+        self.streams
+            .iter()
+            .filter(|stream| !stream.is_closed())
+            .count()
     }
 }
 
@@ -162,8 +184,13 @@ impl Resolve for Registry {
                 }
                 Mode::Down => Some(Update::degraded("down")),
                 Mode::Silent => None,
-                Mode::Ends => return stream::iter([Update::Snapshot(topology(world.latest()))]).boxed(),
-                Mode::Panics => return stream::poll_fn(|_| panic!("the registry panics, as the test told it")).boxed(),
+                Mode::Ends => {
+                    return stream::iter([Update::Snapshot(topology(world.latest()))]).boxed();
+                }
+                Mode::Panics => {
+                    return stream::poll_fn(|_| panic!("the registry panics, as the test told it"))
+                        .boxed();
+                }
             };
             world.streams.push(sender);
             // A stream that breaks off says so and stays open, as the contract has it.
@@ -186,10 +213,14 @@ impl Follower {
                 !matches!(applied, Applied::Stale | Applied::Gap | Applied::Held),
                 "the cache has weighed it: {applied:?}"
             );
-            let Some(known) = self.fold.topology() else { continue };
+            let Some(known) = self.fold.topology() else {
+                continue;
+            };
             let now = known.generation();
             assert!(
-                before.and_then(|before| now.partial_cmp(&before)).is_none_or(Ordering::is_ge),
+                before
+                    .and_then(|before| now.partial_cmp(&before))
+                    .is_none_or(Ordering::is_ge),
                 "back from {before:?} to {now:?}"
             );
             let is_published = registry.with(|world| world.history.contains(&(now, ids(known))));
@@ -215,20 +246,34 @@ async fn run(steps: Vec<Step>) {
             Step::Restore(ids) => registry.restore(ids),
             Step::Be(mode) => registry.be(mode),
             Step::Pass(millis) => sleep(Duration::from_millis(millis)).await,
-            Step::Follow => followers.push(Follower { updates: cached.resolve("name"), fold: Fold::new() }),
-            Step::Leave(which) if !followers.is_empty() => drop(followers.remove(which % followers.len())),
+            Step::Follow => followers.push(Follower {
+                updates: cached.resolve("name"),
+                fold: Fold::new(),
+            }),
+            Step::Leave(which) if !followers.is_empty() => {
+                drop(followers.remove(which % followers.len()))
+            }
             Step::Leave(_) => {}
             Step::Peer { is_true } => {
                 let latest = registry.with(|world| world.latest().0);
-                let seen = if is_true { latest } else { Generation::new(latest.source, latest.value + 1_000) };
+                let seen = if is_true {
+                    latest
+                } else {
+                    Generation::new(latest.source, latest.value + 1_000)
+                };
                 cached.invalidate_older_than("name", seen);
             }
         }
         settle().await;
-        followers.iter_mut().for_each(|follower| follower.hear(&registry));
+        followers
+            .iter_mut()
+            .for_each(|follower| follower.hear(&registry));
         let followed = registry.with(|world| world.followed());
         assert!(followed <= 1, "single flight: {followed}");
-        assert!(!followers.is_empty() || followed == 0, "nobody follows, so nobody asks");
+        assert!(
+            !followers.is_empty() || followed == 0,
+            "nobody follows, so nobody asks"
+        );
     }
     // Ten a second at most for what a peer has seen, and once for whoever comes first.
     let asked = registry.with(|world| world.asked);
@@ -239,11 +284,22 @@ async fn run(steps: Vec<Step>) {
 
 /// I5: with the source well again, everybody knows the latest within the TTL; a hung question has its own patience, and
 /// a great loss is confirmed once.
-async fn converge(registry: &Registry, cached: &CachedResolver<Registry>, mut followers: Vec<Follower>) {
+async fn converge(
+    registry: &Registry,
+    cached: &CachedResolver<Registry>,
+    mut followers: Vec<Follower>,
+) {
     let was_silent = registry.with(|world| world.mode == Mode::Silent);
     registry.be(Mode::Well);
-    followers.push(Follower { updates: cached.resolve("name"), fold: Fold::new() });
-    let patience = if was_silent { Duration::from_secs(10) } else { Duration::ZERO };
+    followers.push(Follower {
+        updates: cached.resolve("name"),
+        fold: Fold::new(),
+    });
+    let patience = if was_silent {
+        Duration::from_secs(10)
+    } else {
+        Duration::ZERO
+    };
     sleep(patience + Duration::from_millis(5_000 + 1_100)).await;
     settle().await;
     let latest = registry.with(|world| world.latest().clone());
@@ -254,7 +310,10 @@ async fn converge(registry: &Registry, cached: &CachedResolver<Registry>, mut fo
         assert!(follower.fold.degraded().is_none());
     }
     let peeked = cached.peek("name").unwrap();
-    assert_eq!((peeked.topology.generation(), ids(&peeked.topology)), latest);
+    assert_eq!(
+        (peeked.topology.generation(), ids(&peeked.topology)),
+        latest
+    );
     drop(followers);
     settle().await;
     assert_eq!(registry.with(|world| world.followed()), 0);

@@ -7,18 +7,27 @@ use std::num::NonZeroU64;
 
 use futures_util::{FutureExt, StreamExt};
 use support::{endpoint, generation, snapshot, source};
-use tower::{Service, ServiceExt, balance::p2c::Balance, discover::Change, load::Constant, service_fn};
+use tower::{
+    Service, ServiceExt, balance::p2c::Balance, discover::Change, load::Constant, service_fn,
+};
 use tower_resolve::{DiscoverEndpoints, Endpoint, Phase, Topology, Update};
 
 /// What is told of each change: the id, and the epoch of the instance that a service was made for.
 fn made(endpoint: &Endpoint) -> (String, u64) {
-    (endpoint.id().to_string(), endpoint.epoch().map_or(0, NonZeroU64::get))
+    (
+        endpoint.id().to_string(),
+        endpoint.epoch().map_or(0, NonZeroU64::get),
+    )
 }
 
 fn drain<D>(discover: &mut D) -> Vec<String>
 where
-    D: futures_util::Stream<Item = Result<Change<tower_resolve::EndpointId, (String, u64)>, std::convert::Infallible>>
-        + Unpin,
+    D: futures_util::Stream<
+            Item = Result<
+                Change<tower_resolve::EndpointId, (String, u64)>,
+                std::convert::Infallible,
+            >,
+        > + Unpin,
 {
     let mut told = Vec::new();
     while let Some(Some(Ok(change))) = discover.next().now_or_never() {
@@ -46,15 +55,26 @@ async fn what_is_new_is_told_first_and_what_did_not_change_not_at_all() {
     assert_eq!(drain(&mut discover), ["+a:0", "+b:0"]);
     sender.send(snapshot(2, &["b", "c"])).unwrap();
     assert_eq!(drain(&mut discover), ["+c:0", "-a"]);
-    sender.send(set(3, [endpoint("b").with_zone("z"), leased("c", 7)])).unwrap();
-    assert_eq!(drain(&mut discover), ["+c:7"], "another instance replaces, another description does not");
+    sender
+        .send(set(3, [endpoint("b").with_zone("z"), leased("c", 7)]))
+        .unwrap();
+    assert_eq!(
+        drain(&mut discover),
+        ["+c:7"],
+        "another instance replaces, another description does not"
+    );
 }
 
 #[tokio::test]
 async fn trouble_and_old_news_take_nothing_away_and_an_emptied_set_is_told() {
     let (sender, updates) = source();
     let mut discover = DiscoverEndpoints::new(updates, made);
-    for update in [snapshot(5, &["a"]), Update::degraded("down"), snapshot(4, &[]), snapshot(6, &[])] {
+    for update in [
+        snapshot(5, &["a"]),
+        Update::degraded("down"),
+        snapshot(4, &[]),
+        snapshot(6, &[]),
+    ] {
         sender.send(update).unwrap();
     }
     assert_eq!(drain(&mut discover), ["+a:0"]);
@@ -68,7 +88,8 @@ async fn those_that_leave_are_used_while_nobody_else_is_there() {
     let mut discover = DiscoverEndpoints::new(updates, made);
     let phases = |a, b| set_of(&[("a", a), ("b", b)]);
     let mut at = 0;
-    let mut after = |sender: &tokio::sync::mpsc::UnboundedSender<Update>, endpoints: Vec<Endpoint>| {
+    let mut after = |sender: &tokio::sync::mpsc::UnboundedSender<Update>,
+                     endpoints: Vec<Endpoint>| {
         at += 1;
         sender.send(set(at, endpoints)).unwrap();
     };
@@ -83,7 +104,10 @@ async fn those_that_leave_are_used_while_nobody_else_is_there() {
 }
 
 fn set_of(phases: &[(&str, Phase)]) -> Vec<Endpoint> {
-    phases.iter().map(|(id, phase)| endpoint(id).with_phase(*phase)).collect()
+    phases
+        .iter()
+        .map(|(id, phase)| endpoint(id).with_phase(*phase))
+        .collect()
 }
 
 #[tokio::test]
@@ -91,10 +115,16 @@ async fn towers_balance_follows_the_set() {
     let (sender, updates) = source();
     let discover = DiscoverEndpoints::new(updates, |endpoint: &Endpoint| {
         let id = endpoint.id().to_string();
-        Constant::new(service_fn(move |(): ()| std::future::ready(Ok::<_, std::io::Error>(id.clone()))), 1)
+        Constant::new(
+            service_fn(move |(): ()| std::future::ready(Ok::<_, std::io::Error>(id.clone()))),
+            1,
+        )
     });
     let mut balance = Balance::new(discover);
-    assert!(balance.ready().now_or_never().is_none(), "with nobody known it waits");
+    assert!(
+        balance.ready().now_or_never().is_none(),
+        "with nobody known it waits"
+    );
     for (value, ids) in [(1, &["a"][..]), (2, &["b"]), (3, &["b", "c"])] {
         sender.send(snapshot(value, ids)).unwrap();
         for _ in 0..10 {

@@ -13,7 +13,8 @@ use hickory_resolver::proto::op::ResponseCode;
 use server::{Answer, Server};
 use tokio::time::{sleep, timeout};
 use tower_resolve::{
-    CachedResolver, DnsError, DnsResolver, DnsUpdates, Generation, Resolve, Topology, Update, diff::Fold,
+    CachedResolver, DnsError, DnsResolver, DnsUpdates, Generation, Resolve, Topology, Update,
+    diff::Fold,
 };
 
 /// Follows a name and keeps what was said, checking that it never goes back.
@@ -24,15 +25,23 @@ struct Follower {
 
 impl Follower {
     fn new(resolver: &DnsResolver, name: &str) -> Self {
-        Self { updates: resolver.resolve(name), fold: Fold::new() }
+        Self {
+            updates: resolver.resolve(name),
+            fold: Fold::new(),
+        }
     }
 
     async fn hear(&mut self, until: impl Fn(&Fold) -> bool) {
         let hearing = async {
             while !until(&self.fold) {
                 let before = self.generation();
-                let _ = self.fold.apply(self.updates.next().await.expect("updates never end"));
-                assert!(before.is_none_or(|before| Some(before) <= self.generation()), "never back");
+                let _ = self
+                    .fold
+                    .apply(self.updates.next().await.expect("updates never end"));
+                assert!(
+                    before.is_none_or(|before| Some(before) <= self.generation()),
+                    "never back"
+                );
             }
         };
         let heard = timeout(Duration::from_secs(30), hearing).await;
@@ -43,13 +52,19 @@ impl Follower {
     async fn hear_ids(&mut self, ids: &[&str]) {
         self.hear(|fold| {
             let known = fold.topology().filter(|known| known.exists());
-            known.is_some_and(|known| known.iter().map(|endpoint| endpoint.id().as_str()).eq(ids.iter().copied()))
+            known.is_some_and(|known| {
+                known
+                    .iter()
+                    .map(|endpoint| endpoint.id().as_str())
+                    .eq(ids.iter().copied())
+            })
         })
         .await;
     }
 
     async fn hear_missing(&mut self) {
-        self.hear(|fold| fold.topology().is_some_and(|known| !known.exists())).await;
+        self.hear(|fold| fold.topology().is_some_and(|known| !known.exists()))
+            .await;
     }
 
     fn generation(&self) -> Option<Generation> {
@@ -58,7 +73,9 @@ impl Follower {
 }
 
 fn quick(server: &Server) -> DnsResolver {
-    DnsResolver::servers([server.addr()]).unwrap().min_ttl(Duration::from_millis(20))
+    DnsResolver::servers([server.addr()])
+        .unwrap()
+        .min_ttl(Duration::from_millis(20))
 }
 
 #[tokio::test]
@@ -77,7 +94,9 @@ async fn records_that_change_are_followed_and_their_order_is_no_news() {
     assert_eq!(follower.generation(), first);
     server.a("echo.test.", 0, &["192.0.2.3"]);
     server.aaaa("echo.test.", 0, &["2001:db8::1"]);
-    follower.hear_ids(&["192.0.2.3:80", "[2001:db8::1]:80"]).await;
+    follower
+        .hear_ids(&["192.0.2.3:80", "[2001:db8::1]:80"])
+        .await;
     assert!(follower.generation() > first);
 }
 
@@ -93,13 +112,22 @@ async fn no_such_name_no_addresses_and_trouble_are_three_things() {
     let cause = follower.fold.degraded().unwrap();
     assert!(cause.downcast_ref::<DnsError>().is_some(), "{cause}");
     assert_eq!(cause.to_string(), "no answer from DNS for `echo.test.`");
-    assert_eq!(follower.fold.topology().unwrap().len(), 1, "trouble takes nothing away");
+    assert_eq!(
+        follower.fold.topology().unwrap().len(),
+        1,
+        "trouble takes nothing away"
+    );
     server.set("echo.test.", Answer::Code(ResponseCode::Refused));
     follower.hear(|fold| fold.degraded().is_some()).await;
     server.a("echo.test.", 0, &["192.0.2.2"]);
     follower.hear_ids(&["192.0.2.2:80"]).await;
     server.set("echo.test.", Answer::Empty);
-    follower.hear(|fold| fold.topology().is_some_and(|known| known.exists() && known.is_empty())).await;
+    follower
+        .hear(|fold| {
+            fold.topology()
+                .is_some_and(|known| known.exists() && known.is_empty())
+        })
+        .await;
     server.a("echo.test.", 0, &["192.0.2.3"]);
     follower.hear_ids(&["192.0.2.3:80"]).await;
     server.set("echo.test.", Answer::Code(ResponseCode::NXDomain));
@@ -127,12 +155,16 @@ async fn a_family_that_fails_takes_nothing_away() {
     server.aaaa("echo.test.", 0, &["2001:db8::1"]);
     let resolver = quick(&server);
     let mut follower = Follower::new(&resolver, "echo.test.:80");
-    follower.hear_ids(&["192.0.2.1:80", "[2001:db8::1]:80"]).await;
+    follower
+        .hear_ids(&["192.0.2.1:80", "[2001:db8::1]:80"])
+        .await;
     let mut v4 = Follower::new(&quick(&server).ipv4_only(), "echo.test.:80");
     v4.hear_ids(&["192.0.2.1:80"]).await;
     server.set_aaaa("echo.test.", Answer::Code(ResponseCode::ServFail));
     server.a("echo.test.", 0, &["192.0.2.2"]);
-    follower.hear_ids(&["192.0.2.2:80", "[2001:db8::1]:80"]).await;
+    follower
+        .hear_ids(&["192.0.2.2:80", "[2001:db8::1]:80"])
+        .await;
 }
 
 #[tokio::test]
@@ -146,7 +178,9 @@ async fn the_time_to_live_is_kept_for_all_who_follow() {
     let mut updates = cached.resolve("echo.test.:80");
     assert!(matches!(updates.next().await, Some(Update::Snapshot(known)) if known.len() == 1));
     let asked = server.asked();
-    let mut others: Vec<_> = (0..10).map(|_| Follower::new(&resolver, "echo.test.:80")).collect();
+    let mut others: Vec<_> = (0..10)
+        .map(|_| Follower::new(&resolver, "echo.test.:80"))
+        .collect();
     for other in &mut others {
         other.hear_ids(&["192.0.2.1:80"]).await;
     }
@@ -168,17 +202,33 @@ async fn a_name_that_fails_is_not_asked_for_in_a_loop() {
         let mut another = Follower::new(&resolver, "echo.test.:80");
         another.hear(|fold| fold.degraded().is_some()).await;
     }
-    assert_eq!(server.asked(), asked, "who asks again within half a second is told what is known");
+    assert_eq!(
+        server.asked(),
+        asked,
+        "who asks again within half a second is told what is known"
+    );
 }
 
 #[tokio::test]
 async fn a_name_that_dns_cannot_know_says_what_to_write_and_stays_open() {
     let server = Server::start().await;
     let mut updates = quick(&server).resolve("echo");
-    let Some(Update::Degraded(cause)) = updates.next().await else { panic!("nothing to ask") };
+    let Some(Update::Degraded(cause)) = updates.next().await else {
+        panic!("nothing to ask")
+    };
     assert!(cause.to_string().contains("write `host:port`"));
-    assert!(timeout(Duration::from_millis(50), updates.next()).await.is_err(), "the updates do not end");
-    assert!(DnsResolver::servers([]).unwrap_err().to_string().contains("name at least one"));
+    assert!(
+        timeout(Duration::from_millis(50), updates.next())
+            .await
+            .is_err(),
+        "the updates do not end"
+    );
+    assert!(
+        DnsResolver::servers([])
+            .unwrap_err()
+            .to_string()
+            .contains("name at least one")
+    );
     let mut fixed = Follower::new(&quick(&server), "192.0.2.9:9");
     fixed.hear_ids(&["192.0.2.9:9"]).await;
     assert_eq!(server.asked(), 0);
@@ -188,21 +238,40 @@ async fn a_name_that_dns_cannot_know_says_what_to_write_and_stays_open() {
 async fn a_service_is_its_targets_with_port_priority_and_weight() {
     let server = Server::start().await;
     let name = "_echo._tcp.test.";
-    server.srv(name, &[(10, 3, 8081, "one.test."), (20, 0, 8082, "two.test.")]);
+    server.srv(
+        name,
+        &[(10, 3, 8081, "one.test."), (20, 0, 8082, "two.test.")],
+    );
     server.a("one.test.", 0, &["192.0.2.1"]);
     server.a("two.test.", 0, &["192.0.2.2"]);
     let mut follower = Follower::new(&quick(&server), name);
-    follower.hear_ids(&["192.0.2.1:8081", "192.0.2.2:8082"]).await;
+    follower
+        .hear_ids(&["192.0.2.1:8081", "192.0.2.2:8082"])
+        .await;
     let known = follower.fold.topology().unwrap();
     let first = known.get("192.0.2.1:8081").unwrap();
-    assert_eq!((first.priority(), first.weight().get(), first.metadata()["target"].as_str()), (10, 3, "one.test"));
+    assert_eq!(
+        (
+            first.priority(),
+            first.weight().get(),
+            first.metadata()["target"].as_str()
+        ),
+        (10, 3, "one.test")
+    );
     assert_eq!(known.get("192.0.2.2:8082").unwrap().weight().get(), 1);
     // One target is in trouble, the other moves: the first stays as it was.
     server.set("one.test.", Answer::Code(ResponseCode::ServFail));
     server.a("two.test.", 0, &["192.0.2.3"]);
-    follower.hear_ids(&["192.0.2.1:8081", "192.0.2.3:8082"]).await;
+    follower
+        .hear_ids(&["192.0.2.1:8081", "192.0.2.3:8082"])
+        .await;
     server.srv(name, &[(0, 0, 0, ".")]);
-    follower.hear(|fold| fold.topology().is_some_and(|known| known.exists() && known.is_empty())).await;
+    follower
+        .hear(|fold| {
+            fold.topology()
+                .is_some_and(|known| known.exists() && known.is_empty())
+        })
+        .await;
     server.set(name, Answer::Code(ResponseCode::NXDomain));
     follower.hear_missing().await;
 }

@@ -12,7 +12,8 @@ use std::{
 use futures_util::StreamExt;
 use tokio::time::timeout;
 use tower_resolve::{
-    CachedResolver, FileError, FileResolver, FileUpdates, Generation, Resolve, Topology, Update, diff::Fold,
+    CachedResolver, FileError, FileResolver, FileUpdates, Generation, Resolve, Topology, Update,
+    diff::Fold,
 };
 
 /// A folder of its own for each test, which goes with it.
@@ -21,7 +22,11 @@ struct Folder(PathBuf);
 impl Folder {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("tower-resolve-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        let name = format!(
+            "tower-resolve-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Relaxed)
+        );
         let path = std::env::temp_dir().join(name);
         fs::create_dir_all(&path).unwrap();
         Self(path)
@@ -53,7 +58,10 @@ struct Follower {
 
 impl Follower {
     fn new(resolver: &FileResolver, name: &str) -> Self {
-        Self { updates: resolver.resolve(name), fold: Fold::new() }
+        Self {
+            updates: resolver.resolve(name),
+            fold: Fold::new(),
+        }
     }
 
     /// Hears updates until what is known satisfies `until`.
@@ -61,20 +69,36 @@ impl Follower {
         let hearing = async {
             while !until(&self.fold) {
                 let before = self.generation();
-                let _ = self.fold.apply(self.updates.next().await.expect("updates never end"));
-                assert!(before.is_none_or(|before| Some(before) <= self.generation()), "never back");
+                let _ = self
+                    .fold
+                    .apply(self.updates.next().await.expect("updates never end"));
+                assert!(
+                    before.is_none_or(|before| Some(before) <= self.generation()),
+                    "never back"
+                );
             }
         };
-        timeout(Duration::from_secs(30), hearing).await.expect("in bounded time");
+        timeout(Duration::from_secs(30), hearing)
+            .await
+            .expect("in bounded time");
     }
 
     async fn hear_ports(&mut self, ports: &[u16]) {
-        self.hear(|fold| fold.degraded().is_none() && fold.topology().is_some_and(|known| self::ports(known) == ports))
-            .await;
+        self.hear(|fold| {
+            fold.degraded().is_none()
+                && fold
+                    .topology()
+                    .is_some_and(|known| self::ports(known) == ports)
+        })
+        .await;
     }
 
     async fn hear_trouble(&mut self, text: &str) {
-        self.hear(|fold| fold.degraded().is_some_and(|cause| cause.to_string().contains(text))).await;
+        self.hear(|fold| {
+            fold.degraded()
+                .is_some_and(|cause| cause.to_string().contains(text))
+        })
+        .await;
     }
 
     fn generation(&self) -> Option<Generation> {
@@ -87,7 +111,10 @@ impl Follower {
 }
 
 fn ports(topology: &Topology) -> Vec<u16> {
-    let mut ports: Vec<_> = topology.iter().map(|endpoint| endpoint.addr().port()).collect();
+    let mut ports: Vec<_> = topology
+        .iter()
+        .map(|endpoint| endpoint.addr().port())
+        .collect();
     ports.sort_unstable();
     ports
 }
@@ -117,9 +144,16 @@ async fn a_file_that_is_replaced_is_followed() {
     follower.hear_ports(&[2, 3]).await;
     assert!(follower.generation().unwrap() > first);
     let mut other = Follower::new(&resolver, "other");
-    other.hear(|fold| fold.topology().is_some_and(|known| !known.exists())).await;
+    other
+        .hear(|fold| fold.topology().is_some_and(|known| !known.exists()))
+        .await;
     folder.replace("echo.toml", &text(&[]));
-    follower.hear(|fold| fold.topology().is_some_and(|known| known.exists() && known.is_empty())).await;
+    follower
+        .hear(|fold| {
+            fold.topology()
+                .is_some_and(|known| known.exists() && known.is_empty())
+        })
+        .await;
     assert!(follower.fold.degraded().is_none(), "an empty list is meant");
 }
 
@@ -130,12 +164,22 @@ async fn a_broken_file_keeps_the_last_good_set_and_says_where_and_what_to_do() {
     let (resolver, mut follower) = followed(&folder);
     follower.hear_ports(&[1]).await;
     folder.replace("echo.toml", "[[echo]]\nadress = \"127.0.0.1:2\"\n");
-    follower.hear_trouble("echo.toml:2: unknown field `adress`").await;
+    follower
+        .hear_trouble("echo.toml:2: unknown field `adress`")
+        .await;
     assert_eq!(follower.ports(), [1]);
     let cause = follower.fold.degraded().unwrap();
-    assert!(cause.to_string().ends_with("correct it, the last good set stays in use until then"), "{cause}");
+    assert!(
+        cause
+            .to_string()
+            .ends_with("correct it, the last good set stays in use until then"),
+        "{cause}"
+    );
     let error: &FileError = cause.downcast_ref().unwrap();
-    assert_eq!((error.line(), error.path()), (Some(2), &*folder.path("echo.toml")));
+    assert_eq!(
+        (error.line(), error.path()),
+        (Some(2), &*folder.path("echo.toml"))
+    );
     assert_eq!(resolver.check().unwrap_err().line(), Some(2));
     folder.replace("echo.toml", &text(&[2]));
     follower.hear_ports(&[2]).await;
@@ -160,10 +204,16 @@ async fn a_truncated_or_deleted_file_takes_nothing_away() {
     let folder = Folder::new();
     let path = folder.path("echo.toml");
     let (_resolver, mut follower) = followed(&folder);
-    follower.hear_trouble("there is no such file; put it there").await;
+    follower
+        .hear_trouble("there is no such file; put it there")
+        .await;
     folder.replace("echo.toml", &text(&[1, 2]));
     follower.hear_ports(&[1, 2]).await;
-    fs::File::options().write(true).truncate(true).open(&path).unwrap();
+    fs::File::options()
+        .write(true)
+        .truncate(true)
+        .open(&path)
+        .unwrap();
     follower.hear_trouble("is empty").await;
     fs::remove_file(&path).unwrap();
     follower.hear_trouble("there is no such file").await;
@@ -241,12 +291,19 @@ async fn a_file_behind_a_link_is_followed_when_the_link_is_turned() {
 async fn a_file_that_is_too_large_is_trouble_and_a_comment_is_no_news() {
     let folder = Folder::new();
     folder.replace("echo.toml", &text(&[1]));
-    let resolver = FileResolver::toml(folder.path("echo.toml")).every(Duration::from_millis(20)).max_bytes(200);
+    let resolver = FileResolver::toml(folder.path("echo.toml"))
+        .every(Duration::from_millis(20))
+        .max_bytes(200);
     let mut follower = Follower::new(&resolver, "echo");
     follower.hear_ports(&[1]).await;
     let generation = follower.generation();
-    folder.replace("echo.toml", &format!("# {}\n{}", "long".repeat(100), text(&[2])));
-    follower.hear_trouble("more than 200 bytes; raise `max_bytes`").await;
+    folder.replace(
+        "echo.toml",
+        &format!("# {}\n{}", "long".repeat(100), text(&[2])),
+    );
+    follower
+        .hear_trouble("more than 200 bytes; raise `max_bytes`")
+        .await;
     folder.replace("echo.toml", &format!("# short\n{}", text(&[1])));
     follower.hear_ports(&[1]).await;
     assert_eq!(follower.generation(), generation, "the same endpoints");
@@ -255,13 +312,22 @@ async fn a_file_that_is_too_large_is_trouble_and_a_comment_is_no_news() {
 #[tokio::test(start_paused = true)]
 async fn a_cache_over_a_broken_file_tells_one_trouble_and_one_recovery() {
     let folder = Folder::new();
-    fs::write(folder.path("echo.json"), r#"{"echo": [{"address": "127.0.0.1:1"}]}"#).unwrap();
+    fs::write(
+        folder.path("echo.json"),
+        r#"{"echo": [{"address": "127.0.0.1:1"}]}"#,
+    )
+    .unwrap();
     let file = FileResolver::json(folder.path("echo.json")).every(Duration::from_millis(10));
     // It asks a source in trouble again, many times in this test.
-    let cached = CachedResolver::new(file).ttl(Duration::from_millis(100)).negative_ttl(Duration::from_millis(20));
+    let cached = CachedResolver::new(file)
+        .ttl(Duration::from_millis(100))
+        .negative_ttl(Duration::from_millis(20));
     let mut updates = cached.resolve("echo");
     let patience = Duration::from_secs(30);
-    assert!(matches!(timeout(patience, updates.next()).await, Ok(Some(Update::Snapshot(_)))));
+    assert!(matches!(
+        timeout(patience, updates.next()).await,
+        Ok(Some(Update::Snapshot(_)))
+    ));
     fs::write(folder.path("echo.json"), "{").unwrap();
     let mut seen = timeout(patience, updates.next()).await.unwrap().unwrap();
     while let Update::Progress(_) = seen {
@@ -278,5 +344,7 @@ async fn a_cache_over_a_broken_file_tells_one_trouble_and_one_recovery() {
             let _ = fold.apply(updates.next().await.unwrap());
         }
     };
-    timeout(patience, emptied).await.expect("an emptied set is confirmed by the next look");
+    timeout(patience, emptied)
+        .await
+        .expect("an emptied set is confirmed by the next look");
 }

@@ -52,7 +52,11 @@ impl Service<Request<String>> for Flaky {
     fn call(&mut self, _: Request<String>) -> Self::Future {
         let mut told = self.1.0.lock().unwrap();
         *told.calls.entry(self.0.clone()).or_default() += 1;
-        ready(if told.bad.contains(&self.0) { Err("broken".into()) } else { Ok(()) })
+        ready(if told.bad.contains(&self.0) {
+            Err("broken".into())
+        } else {
+            Ok(())
+        })
     }
 }
 
@@ -73,9 +77,18 @@ async fn over<P: Policy<Request<String>>>(builder: BalanceBuilder<P>, count: usi
     let (balance, driver) = builder.build(updates, make);
     tokio::spawn(driver);
     let names = names(count);
-    source.send(snapshot(1, &names.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
+    source
+        .send(snapshot(
+            1,
+            &names.iter().map(String::as_str).collect::<Vec<_>>(),
+        ))
+        .unwrap();
     settle().await;
-    Rig { balance, source, world }
+    Rig {
+        balance,
+        source,
+        world,
+    }
 }
 
 impl<P: Policy<Request<String>>> Rig<P> {
@@ -84,12 +97,23 @@ impl<P: Policy<Request<String>>> Rig<P> {
     }
 
     fn calls(&self, id: &str) -> usize {
-        self.world.0.lock().unwrap().calls.get(id).copied().unwrap_or_default()
+        self.world
+            .0
+            .lock()
+            .unwrap()
+            .calls
+            .get(id)
+            .copied()
+            .unwrap_or_default()
     }
 }
 
 /// Sends so many requests, of which those to the `bad` fail. Returns how many failed.
-async fn send<P: Policy<Request<String>>>(rig: &mut Rig<P>, requests: usize, bad: &[&str]) -> usize {
+async fn send<P: Policy<Request<String>>>(
+    rig: &mut Rig<P>,
+    requests: usize,
+    bad: &[&str],
+) -> usize {
     rig.be_bad(bad);
     let mut failed = 0;
     for _ in 0..requests {
@@ -101,14 +125,24 @@ async fn send<P: Policy<Request<String>>>(rig: &mut Rig<P>, requests: usize, bad
 
 fn out<P: Policy<Request<String>>>(rig: &Rig<P>) -> Vec<String> {
     let now = rig.balance.snapshot();
-    now.endpoints.iter().filter(|e| e.ejected).map(|e| e.endpoint.id().to_string()).collect()
+    now.endpoints
+        .iter()
+        .filter(|e| e.ejected)
+        .map(|e| e.endpoint.id().to_string())
+        .collect()
 }
 
 // === outliers ===
 
 #[tokio::test(start_paused = true)]
 async fn five_failures_in_a_row_eject_an_endpoint_for_half_a_minute() {
-    let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 6).await;
+    let mut rig = over(
+        Balance::builder()
+            .policy(RoundRobin::new())
+            .outlier(Outlier::new()),
+        6,
+    )
+    .await;
     assert_eq!(send(&mut rig, 600, &["e2"]).await, 5);
     assert_eq!(out(&rig), ["e2"]);
     sleep(Duration::from_secs(29)).await;
@@ -121,7 +155,13 @@ async fn five_failures_in_a_row_eject_an_endpoint_for_half_a_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn a_success_in_between_forgives() {
-    let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 6).await;
+    let mut rig = over(
+        Balance::builder()
+            .policy(RoundRobin::new())
+            .outlier(Outlier::new()),
+        6,
+    )
+    .await;
     for _ in 0..10 {
         send(&mut rig, 24, &["e2"]).await;
         send(&mut rig, 6, &[]).await;
@@ -131,19 +171,42 @@ async fn a_success_in_between_forgives() {
 
 #[tokio::test(start_paused = true)]
 async fn with_all_of_them_failing_half_of_them_stay() {
-    let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 10).await;
+    let mut rig = over(
+        Balance::builder()
+            .policy(RoundRobin::new())
+            .outlier(Outlier::new()),
+        10,
+    )
+    .await;
     let all = names(10);
-    send(&mut rig, 500, &all.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    send(
+        &mut rig,
+        500,
+        &all.iter().map(String::as_str).collect::<Vec<_>>(),
+    )
+    .await;
     assert_eq!(out(&rig).len(), 5);
     assert!(!rig.balance.snapshot().panics);
-    let mut few = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 3).await;
+    let mut few = over(
+        Balance::builder()
+            .policy(RoundRobin::new())
+            .outlier(Outlier::new()),
+        3,
+    )
+    .await;
     send(&mut few, 100, &["e0", "e1", "e2"]).await;
     assert_eq!(out(&few).len(), 2, "of few, the last one stays");
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_far_worse_than_the_others_is_ejected_though_it_never_fails_five_times_in_a_row() {
-    let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 8).await;
+    let mut rig = over(
+        Balance::builder()
+            .policy(RoundRobin::new())
+            .outlier(Outlier::new()),
+        8,
+    )
+    .await;
     for _ in 0..150 {
         send(&mut rig, 8, &["e5"]).await;
         send(&mut rig, 8, &[]).await;
@@ -155,7 +218,13 @@ async fn one_far_worse_than_the_others_is_ejected_though_it_never_fails_five_tim
 
 #[tokio::test(start_paused = true)]
 async fn requests_that_were_given_up_count_neither_way() {
-    let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 8).await;
+    let mut rig = over(
+        Balance::builder()
+            .policy(RoundRobin::new())
+            .outlier(Outlier::new()),
+        8,
+    )
+    .await;
     // Given up everywhere, most of them; of those that were waited for, e5 fails every other.
     for _ in 0..150 {
         for _ in 0..80 {
@@ -166,7 +235,13 @@ async fn requests_that_were_given_up_count_neither_way() {
     }
     sleep(Duration::from_secs(11)).await;
     assert_eq!(out(&rig), ["e5"]);
-    let mut idle = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 8).await;
+    let mut idle = over(
+        Balance::builder()
+            .policy(RoundRobin::new())
+            .outlier(Outlier::new()),
+        8,
+    )
+    .await;
     for _ in 0..10 {
         for _ in 0..80 {
             drop(idle.balance.call(request()));
@@ -175,12 +250,21 @@ async fn requests_that_were_given_up_count_neither_way() {
         send(&mut idle, 8, &[]).await;
     }
     sleep(Duration::from_secs(11)).await;
-    assert!(out(&idle).is_empty(), "twenty answers are too few to judge by");
+    assert!(
+        out(&idle).is_empty(),
+        "twenty answers are too few to judge by"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_that_began_before_an_ejection_does_not_count_after_it() {
-    let mut rig = over(Balance::builder().policy(RoundRobin::new()).outlier(Outlier::new()), 2).await;
+    let mut rig = over(
+        Balance::builder()
+            .policy(RoundRobin::new())
+            .outlier(Outlier::new()),
+        2,
+    )
+    .await;
     // Nine requests hang at e0 and will fail later; five fail now.
     let mut hung = Vec::new();
     rig.be_bad(&["e0"]);
@@ -220,10 +304,15 @@ impl Sick {
             let id = endpoint.id().to_string();
             async move {
                 sick.asked.fetch_add(1, SeqCst);
-                sick.most.fetch_max(sick.running.fetch_add(1, SeqCst) + 1, SeqCst);
+                sick.most
+                    .fetch_max(sick.running.fetch_add(1, SeqCst) + 1, SeqCst);
                 sleep(sick.takes).await;
                 sick.running.fetch_sub(1, SeqCst);
-                if sick.ids.lock().unwrap().contains(&id) { Err(BoxError::from("sick")) } else { Ok(()) }
+                if sick.ids.lock().unwrap().contains(&id) {
+                    Err(BoxError::from("sick"))
+                } else {
+                    Ok(())
+                }
             }
         }))
     }
@@ -236,7 +325,13 @@ impl Sick {
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_is_out_after_three_failed_checks_and_back_after_two_good_ones() {
     let sick = Sick::default();
-    let mut rig = over(Balance::builder().policy(RoundRobin::new()).active_check(sick.check()), 6).await;
+    let mut rig = over(
+        Balance::builder()
+            .policy(RoundRobin::new())
+            .active_check(sick.check()),
+        6,
+    )
+    .await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(sick.asked.load(SeqCst), 6, "each once, soon");
     sick.be(&["e4"]);
@@ -271,7 +366,13 @@ async fn the_first_check_decides_alone_and_a_policy_with_keys_heeds_it_too() {
 async fn when_most_are_out_nobody_believes_it_but_below_five_everybody_does() {
     let sick = Sick::default();
     sick.be(&["e0", "e1", "e2", "e3"]);
-    let mut rig = over(Balance::builder().policy(RoundRobin::new()).active_check(sick.check()), 6).await;
+    let mut rig = over(
+        Balance::builder()
+            .policy(RoundRobin::new())
+            .active_check(sick.check()),
+        6,
+    )
+    .await;
     sleep(Duration::from_secs(2)).await;
     let now = rig.balance.snapshot();
     assert_eq!((now.panics, out(&rig).len()), (true, 4));
@@ -279,7 +380,10 @@ async fn when_most_are_out_nobody_believes_it_but_below_five_everybody_does() {
     assert!(names(6).iter().all(|id| rig.calls(id) == 10));
     sick.be(&["e0"]);
     sleep(Duration::from_secs(12)).await;
-    assert_eq!((rig.balance.snapshot().panics, out(&rig)), (false, vec!["e0".to_owned()]));
+    assert_eq!(
+        (rig.balance.snapshot().panics, out(&rig)),
+        (false, vec!["e0".to_owned()])
+    );
 
     let sick = Sick::default();
     sick.be(&["e0", "e1", "e2", "e3"]);
@@ -292,7 +396,10 @@ async fn when_most_are_out_nobody_believes_it_but_below_five_everybody_does() {
 
 #[tokio::test(start_paused = true)]
 async fn a_check_that_hangs_is_a_failure() {
-    let sick = Sick { takes: Duration::from_secs(60), ..Sick::default() };
+    let sick = Sick {
+        takes: Duration::from_secs(60),
+        ..Sick::default()
+    };
     let rig = over(Balance::builder().active_check(sick.check()), 4).await;
     sleep(Duration::from_secs(4)).await;
     assert_eq!(out(&rig).len(), 4);
@@ -300,12 +407,18 @@ async fn a_check_that_hangs_is_a_failure() {
 
 #[tokio::test(start_paused = true)]
 async fn no_more_checks_run_at_once_than_may() {
-    let sick = Sick { takes: Duration::from_millis(400), ..Sick::default() };
+    let sick = Sick {
+        takes: Duration::from_millis(400),
+        ..Sick::default()
+    };
     let check = sick.check().max_concurrent(NonZeroUsize::new(3).unwrap());
     let _rig = over(Balance::builder().active_check(check), 30).await;
     sleep(Duration::from_secs(20)).await;
     assert_eq!(sick.most.load(SeqCst), 3);
-    assert!(sick.asked.load(SeqCst) >= 90, "and never fewer, while some are due");
+    assert!(
+        sick.asked.load(SeqCst) >= 90,
+        "and never fewer, while some are due"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -318,7 +431,10 @@ async fn a_removed_endpoint_is_not_checked_any_more() {
     let before = sick.asked.load(SeqCst);
     sleep(Duration::from_secs(50)).await;
     let asked = sick.asked.load(SeqCst) - before;
-    assert!((9..=12).contains(&asked), "one endpoint, every five seconds: {asked}");
+    assert!(
+        (9..=12).contains(&asked),
+        "one endpoint, every five seconds: {asked}"
+    );
 }
 
 #[cfg(feature = "hyper")]
@@ -338,7 +454,11 @@ mod probes {
     }
 
     async fn nobody() -> SocketAddr {
-        TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+        TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap()
     }
 
     /// Answers each connection with these bytes, whatever it asks.
@@ -364,12 +484,23 @@ mod probes {
     #[tokio::test]
     async fn http_asks_for_a_good_status() {
         let probe = HttpProbe::new("/ready?x".parse().unwrap());
-        probe.probe(&at(answers("HTTP/1.1 204 No Content\r\n\r\n").await)).await.unwrap();
-        let error =
-            probe.probe(&at(answers("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n").await)).await.unwrap_err();
+        probe
+            .probe(&at(answers("HTTP/1.1 204 No Content\r\n\r\n").await))
+            .await
+            .unwrap();
+        let error = probe
+            .probe(&at(answers(
+                "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n",
+            )
+            .await))
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("503"), "{error}");
         probe.probe(&at(answers("").await)).await.unwrap_err();
-        probe.probe(&at(answers("SSH-2.0\r\n").await)).await.unwrap_err();
+        probe
+            .probe(&at(answers("SSH-2.0\r\n").await))
+            .await
+            .unwrap_err();
         probe.probe(&at(nobody().await)).await.unwrap_err();
     }
 
@@ -382,16 +513,30 @@ mod probes {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (reporter, service) = tonic_health::server::health_reporter();
-        reporter.set_service_status("echo", ServingStatus::Serving).await;
+        reporter
+            .set_service_status("echo", ServingStatus::Serving)
+            .await;
         let incoming = tonic::transport::server::TcpIncoming::from(listener);
-        let server =
-            tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        let server = tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming),
+        );
         GrpcProbe::new("").probe(&at(addr)).await.unwrap();
         GrpcProbe::new("echo").probe(&at(addr)).await.unwrap();
         let error = GrpcProbe::new("other").probe(&at(addr)).await.unwrap_err();
         assert!(error.to_string().contains("status 5"), "NOT_FOUND: {error}");
-        reporter.set_service_status("echo", ServingStatus::NotServing).await;
-        assert_eq!(GrpcProbe::new("echo").probe(&at(addr)).await.unwrap_err().to_string(), "not serving");
+        reporter
+            .set_service_status("echo", ServingStatus::NotServing)
+            .await;
+        assert_eq!(
+            GrpcProbe::new("echo")
+                .probe(&at(addr))
+                .await
+                .unwrap_err()
+                .to_string(),
+            "not serving"
+        );
         server.abort();
         let _ = server.await;
         GrpcProbe::new("").probe(&at(addr)).await.unwrap_err();

@@ -10,7 +10,9 @@ use support::{endpoint, generation, leased, request, rig, settle};
 use tower::Service;
 use tower_resolve::{
     Balance, Endpoint, NoEndpoints, Phase, Topology, Update,
-    policy::{LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin, WeightedRoundRobin},
+    policy::{
+        LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin, WeightedRoundRobin,
+    },
 };
 
 #[derive(Clone, Debug)]
@@ -65,65 +67,126 @@ enum State {
 impl Model {
     /// The same instance keeps its state; another one starts ready, as a new probe does.
     fn put(&mut self, new: Endpoint) {
-        let kept =
-            self.known.get(new.id().as_str()).filter(|(old, _)| old.is_same_instance(&new)).map(|(_, state)| *state);
-        self.known.insert(new.id().to_string(), (new, kept.unwrap_or(State::Ready)));
+        let kept = self
+            .known
+            .get(new.id().as_str())
+            .filter(|(old, _)| old.is_same_instance(&new))
+            .map(|(_, state)| *state);
+        self.known
+            .insert(new.id().to_string(), (new, kept.unwrap_or(State::Ready)));
     }
 
     fn in_phase(&self, phase: Phase, state: State) -> Vec<String> {
-        let is_it = |(endpoint, now): &(Endpoint, State)| endpoint.phase() == phase && *now == state;
-        self.known.iter().filter(|(_, known)| is_it(known)).map(|(id, _)| id.clone()).collect()
+        let is_it =
+            |(endpoint, now): &(Endpoint, State)| endpoint.phase() == phase && *now == state;
+        self.known
+            .iter()
+            .filter(|(_, known)| is_it(known))
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
     fn count(&self, phase: Phase) -> usize {
-        self.known.values().filter(|(endpoint, _)| endpoint.phase() == phase).count()
+        self.known
+            .values()
+            .filter(|(endpoint, _)| endpoint.phase() == phase)
+            .count()
     }
 }
 
 fn described(id: u8, phase: u8, epoch: u64, weight: u32) -> Endpoint {
-    let phase =
-        [Phase::Ready, Phase::Ready, Phase::Ready, Phase::Draining, Phase::Fenced, Phase::Starting][phase as usize];
-    leased(&format!("e{id}"), epoch + 1).with_phase(phase).with_weight(NonZeroU32::new(weight).unwrap())
+    let phase = [
+        Phase::Ready,
+        Phase::Ready,
+        Phase::Ready,
+        Phase::Draining,
+        Phase::Fenced,
+        Phase::Starting,
+    ][phase as usize];
+    leased(&format!("e{id}"), epoch + 1)
+        .with_phase(phase)
+        .with_weight(NonZeroU32::new(weight).unwrap())
 }
 
 async fn run<P: Policy<Request<String>>>(policy: P, events: Vec<Event>) {
-    let mut rig = rig(Balance::builder().policy(policy).max_wait(Duration::from_millis(500)));
-    let mut model = Model { generation: 1, ..Model::default() };
+    let mut rig = rig(Balance::builder()
+        .policy(policy)
+        .max_wait(Duration::from_millis(500)));
+    let mut model = Model {
+        generation: 1,
+        ..Model::default()
+    };
     let empty: [Endpoint; 0] = [];
-    rig.source.send(Update::Snapshot(Topology::new(generation(1), empty))).unwrap();
+    rig.source
+        .send(Update::Snapshot(Topology::new(generation(1), empty)))
+        .unwrap();
     settle().await;
     for event in events {
         match event {
             Event::Put(id, phase, epoch, weight) => {
                 let new = described(id, phase, epoch, weight);
-                let (from, to) = (generation(model.generation), generation(model.generation + 1));
-                rig.source.send(Update::Delta { from, to, put: vec![Arc::new(new.clone())], removed: vec![] }).unwrap();
+                let (from, to) = (
+                    generation(model.generation),
+                    generation(model.generation + 1),
+                );
+                rig.source
+                    .send(Update::Delta {
+                        from,
+                        to,
+                        put: vec![Arc::new(new.clone())],
+                        removed: vec![],
+                    })
+                    .unwrap();
                 model.generation += 1;
                 model.put(new);
             }
             Event::Remove(id) => {
-                let (from, to) = (generation(model.generation), generation(model.generation + 1));
+                let (from, to) = (
+                    generation(model.generation),
+                    generation(model.generation + 1),
+                );
                 let id = format!("e{id}");
-                rig.source.send(Update::Delta { from, to, put: vec![], removed: vec![id.as_str().into()] }).unwrap();
+                rig.source
+                    .send(Update::Delta {
+                        from,
+                        to,
+                        put: vec![],
+                        removed: vec![id.as_str().into()],
+                    })
+                    .unwrap();
                 model.generation += 1;
                 model.known.remove(&id);
             }
             Event::Snapshot(ids) => {
                 model.generation += 1;
                 let set: Vec<_> = ids.iter().map(|id| described(*id, 0, 0, 1)).collect();
-                rig.source.send(Update::Snapshot(Topology::new(generation(model.generation), set.clone()))).unwrap();
-                model.known.retain(|id, _| set.iter().any(|new| new.id().as_str() == id));
+                rig.source
+                    .send(Update::Snapshot(Topology::new(
+                        generation(model.generation),
+                        set.clone(),
+                    )))
+                    .unwrap();
+                model
+                    .known
+                    .retain(|id, _| set.iter().any(|new| new.id().as_str() == id));
                 set.into_iter().for_each(|new| model.put(new));
             }
             Event::Old(ids) => {
                 let set = ids.iter().map(|id| endpoint(&format!("e{id}")));
-                rig.source.send(Update::Snapshot(Topology::new(generation(model.generation - 1), set))).unwrap();
+                rig.source
+                    .send(Update::Snapshot(Topology::new(
+                        generation(model.generation - 1),
+                        set,
+                    )))
+                    .unwrap();
             }
             Event::Trouble => {
                 rig.source.send(Update::degraded("down")).unwrap();
                 settle().await;
                 assert!(rig.balance.snapshot().degraded);
-                rig.source.send(Update::Progress(generation(model.generation))).unwrap();
+                rig.source
+                    .send(Update::Progress(generation(model.generation)))
+                    .unwrap();
             }
             Event::Ready(id, is_ready) => {
                 let id = format!("e{id}");
@@ -137,7 +200,11 @@ async fn run<P: Policy<Request<String>>>(policy: P, events: Vec<Event>) {
                     } else {
                         probe.be_pending()
                     }
-                    *state = if is_ready { State::Ready } else { State::Pending };
+                    *state = if is_ready {
+                        State::Ready
+                    } else {
+                        State::Pending
+                    };
                 }
             }
             Event::Fail(id) => {
@@ -160,9 +227,21 @@ async fn run<P: Policy<Request<String>>>(policy: P, events: Vec<Event>) {
     }
     settle().await;
     let now = rig.balance.snapshot();
-    assert_eq!(now.generation, Some(generation(model.generation)), "no update is lost");
-    let told: Vec<_> = now.endpoints.iter().map(|endpoint| (*endpoint.endpoint).clone()).collect();
-    let known: Vec<_> = model.known.values().map(|(endpoint, _)| endpoint.clone()).collect();
+    assert_eq!(
+        now.generation,
+        Some(generation(model.generation)),
+        "no update is lost"
+    );
+    let told: Vec<_> = now
+        .endpoints
+        .iter()
+        .map(|endpoint| (*endpoint.endpoint).clone())
+        .collect();
+    let known: Vec<_> = model
+        .known
+        .values()
+        .map(|(endpoint, _)| endpoint.clone())
+        .collect();
     assert_eq!(told, known, "no update is lost");
     assert!(now.endpoints.iter().all(|endpoint| endpoint.in_flight == 0));
 }
@@ -172,32 +251,64 @@ async fn one_request<P: Policy<Request<String>>>(
     model: &mut Model,
 ) {
     let calls = |rig: &support::Rig<P, _>| -> BTreeMap<String, usize> {
-        (0..6).map(|id| format!("e{id}")).map(|id| (id.clone(), rig.made.all_calls(&id))).collect()
+        (0..6)
+            .map(|id| format!("e{id}"))
+            .map(|id| (id.clone(), rig.made.all_calls(&id)))
+            .collect()
     };
     let before = calls(rig);
     let answer = rig.balance.call(request()).await;
     let after = calls(rig);
-    let served: Vec<_> = after.iter().filter(|(id, calls)| **calls != before[*id]).map(|(id, _)| id.clone()).collect();
+    let served: Vec<_> = after
+        .iter()
+        .filter(|(id, calls)| **calls != before[*id])
+        .map(|(id, _)| id.clone())
+        .collect();
     let ready = model.in_phase(Phase::Ready, State::Ready);
     let draining = model.in_phase(Phase::Draining, State::Ready);
-    let failed = [model.in_phase(Phase::Ready, State::Failed), model.in_phase(Phase::Draining, State::Failed)].concat();
+    let failed = [
+        model.in_phase(Phase::Ready, State::Failed),
+        model.in_phase(Phase::Draining, State::Failed),
+    ]
+    .concat();
     match answer {
         Ok(_) => {
-            let [served] = &served[..] else { panic!("one endpoint serves one request: {served:?}") };
+            let [served] = &served[..] else {
+                panic!("one endpoint serves one request: {served:?}")
+            };
             // Those whose service ended may have been made anew while this one waited.
             let may = if !ready.is_empty() { &ready } else { &draining };
-            assert!(may.contains(served) || failed.contains(served), "{served}, not one of {may:?} or {failed:?}");
+            assert!(
+                may.contains(served) || failed.contains(served),
+                "{served}, not one of {may:?} or {failed:?}"
+            );
             let (_, state) = model.known.get_mut(served).expect("known");
             *state = State::Ready;
         }
         Err(error) => {
             assert!(served.is_empty());
-            assert!(ready.is_empty() && draining.is_empty(), "{error}, but {ready:?} and {draining:?} are ready");
+            assert!(
+                ready.is_empty() && draining.is_empty(),
+                "{error}, but {ready:?} and {draining:?} are ready"
+            );
             let error: &NoEndpoints = error.downcast_ref().expect("no endpoints");
             assert_eq!(error.generation(), Some(generation(model.generation)));
-            let told = (error.known(), error.starting(), error.draining(), error.fenced());
+            let told = (
+                error.known(),
+                error.starting(),
+                error.draining(),
+                error.fenced(),
+            );
             let count = |phase| model.count(phase);
-            assert_eq!(told, (model.known.len(), count(Phase::Starting), count(Phase::Draining), count(Phase::Fenced)));
+            assert_eq!(
+                told,
+                (
+                    model.known.len(),
+                    count(Phase::Starting),
+                    count(Phase::Draining),
+                    count(Phase::Fenced)
+                )
+            );
             assert_eq!(error.ready(), 0);
         }
     }

@@ -24,7 +24,8 @@ use tokio::{
 use tower::{BoxError, Service, ServiceExt};
 use tower_outcome::{Refusal, Unsent};
 use tower_resolve::{
-    Balance, CachedResolver, Endpoint, EndpointId, Generation, Resolve, SourceId, Topology, Update, policy::RoundRobin,
+    Balance, CachedResolver, Endpoint, EndpointId, Generation, Resolve, SourceId, Topology, Update,
+    policy::RoundRobin,
 };
 use turmoil::{
     Builder,
@@ -32,8 +33,13 @@ use turmoil::{
 };
 
 /// Between whom a line can be cut.
-const LINES: [(&str, &str); 5] =
-    [("client", "registry"), ("client", "one"), ("client", "two"), ("registry", "one"), ("registry", "two")];
+const LINES: [(&str, &str); 5] = [
+    ("client", "registry"),
+    ("client", "one"),
+    ("client", "two"),
+    ("registry", "one"),
+    ("registry", "two"),
+];
 const REPLICAS: [&str; 2] = ["one", "two"];
 const REGISTRY: u16 = 1;
 const ECHO: u16 = 2;
@@ -47,8 +53,10 @@ type Set = (u64, BTreeMap<String, IpAddr>);
 
 async fn registry() -> Outcome {
     let listener = TcpListener::bind(("0.0.0.0", REGISTRY)).await?;
-    let (set, seen) =
-        (watch::Sender::<Set>::new((1, BTreeMap::new())), Arc::<Mutex<BTreeMap<String, Instant>>>::default());
+    let (set, seen) = (
+        watch::Sender::<Set>::new((1, BTreeMap::new())),
+        Arc::<Mutex<BTreeMap<String, Instant>>>::default(),
+    );
     tokio::spawn(expire(set.clone(), seen.clone()));
     loop {
         let (stream, peer) = listener.accept().await?;
@@ -69,7 +77,10 @@ async fn tell(mut stream: BufReader<TcpStream>, mut set: watch::Receiver<Set>) {
     loop {
         let text = {
             let (generation, replicas) = &*set.borrow_and_update();
-            let replicas: String = replicas.iter().map(|(id, addr)| format!(" {id}={addr}")).collect();
+            let replicas: String = replicas
+                .iter()
+                .map(|(id, addr)| format!(" {id}={addr}"))
+                .collect();
             format!("{generation}{replicas}\n")
         };
         if stream.write_all(text.as_bytes()).await.is_err() {
@@ -127,7 +138,9 @@ async fn replica(id: &'static str) -> Outcome {
         tokio::spawn(async move {
             let mut stream = BufReader::new(stream);
             let text = line(&mut stream).await?;
-            stream.write_all(format!("{id} {text}\n").as_bytes()).await?;
+            stream
+                .write_all(format!("{id} {text}\n").as_bytes())
+                .await?;
             line(&mut stream).await.map(drop)
         });
     }
@@ -152,7 +165,11 @@ async fn connect(host: IpAddr, port: u16) -> io::Result<TcpStream> {
 async fn line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     let mut text = String::new();
     let read = timeout(Duration::from_millis(1_500), stream.read_line(&mut text)).await??;
-    if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(text.trim_end().to_owned()) }
+    if read == 0 {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    } else {
+        Ok(text.trim_end().to_owned())
+    }
 }
 
 /// Follows the registry.
@@ -177,11 +194,14 @@ impl Resolve for FromRegistry {
     }
 }
 
-async fn follow(connection: Option<BufReader<TcpStream>>) -> io::Result<(String, BufReader<TcpStream>)> {
+async fn follow(
+    connection: Option<BufReader<TcpStream>>,
+) -> io::Result<(String, BufReader<TcpStream>)> {
     let mut connection = match connection {
         Some(connection) => connection,
         None => {
-            let mut connection = BufReader::new(connect(turmoil::lookup("registry"), REGISTRY).await?);
+            let mut connection =
+                BufReader::new(connect(turmoil::lookup("registry"), REGISTRY).await?);
             connection.write_all(b"follow\n").await?;
             connection
         }
@@ -195,7 +215,10 @@ fn snapshot(source: SourceId, text: &str) -> Update {
     let generation = Generation::new(source, words.next().unwrap().parse().unwrap());
     let endpoint = |word: &str| {
         let (id, addr) = word.split_once('=').unwrap();
-        Endpoint::new(EndpointId::from(id), (addr.parse::<IpAddr>().unwrap(), ECHO).into())
+        Endpoint::new(
+            EndpointId::from(id),
+            (addr.parse::<IpAddr>().unwrap(), ECHO).into(),
+        )
     };
     Update::Snapshot(Topology::new(generation, words.map(endpoint)))
 }
@@ -238,19 +261,33 @@ impl Client {
         let cached = CachedResolver::new(FromRegistry(SourceId::unique()));
         let (balance, driver) = Balance::builder()
             .policy(RoundRobin::new())
-            .build(cached.resolve("echo"), |endpoint: &Endpoint| Say(endpoint.addr().ip()));
+            .build(cached.resolve("echo"), |endpoint: &Endpoint| {
+                Say(endpoint.addr().ip())
+            });
         tokio::spawn(driver);
-        Self { balance, cached, newest: None }
+        Self {
+            balance,
+            cached,
+            newest: None,
+        }
     }
 
     /// Asks once and says who answered, or that nobody could be asked. Watches I5 and the bound on every call.
     async fn ask(&mut self) -> Result<String, BoxError> {
         let began = Instant::now();
         let answer = self.balance.clone().oneshot("hello".to_owned()).await;
-        assert!(began.elapsed() < Duration::from_secs(4), "an answer or an error in {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(4),
+            "an answer or an error in {:?}",
+            began.elapsed()
+        );
         if let Some(known) = self.cached.peek("echo") {
             let now = known.topology.generation();
-            assert!(self.newest.is_none_or(|newest| newest <= now), "back from {:?} to {now:?}", self.newest);
+            assert!(
+                self.newest.is_none_or(|newest| newest <= now),
+                "back from {:?} to {now:?}",
+                self.newest
+            );
             self.newest = Some(now);
         }
         answer.map(|text| text.split(' ').next().unwrap().to_owned())
@@ -272,7 +309,11 @@ impl Client {
 
     fn known(&self) -> BTreeSet<String> {
         let known = self.cached.peek("echo").expect("something is known");
-        known.topology.iter().map(|endpoint| endpoint.id().to_string()).collect()
+        known
+            .topology
+            .iter()
+            .map(|endpoint| endpoint.id().to_string())
+            .collect()
     }
 
     /// I5: with every line mended, both replicas are known and answer.
@@ -280,7 +321,11 @@ impl Client {
         // Registrations (1.5 s until the old line is given up, 0.5 s) and then the cache's TTL.
         let _ = self.ask_for(Duration::from_secs(8)).await;
         let answers = self.ask_for(Duration::from_secs(2)).await;
-        assert_eq!((answers.refused, answers.failed.len()), (0, 0), "{answers:?}");
+        assert_eq!(
+            (answers.refused, answers.failed.len()),
+            (0, 0),
+            "{answers:?}"
+        );
         assert_eq!((answers.by, self.known()), (both(), both()));
         assert!(self.cached.peek("echo").unwrap().degraded.is_none());
     }
@@ -297,7 +342,11 @@ fn both() -> BTreeSet<String> {
     REPLICAS.map(str::to_owned).into()
 }
 
-fn simulate<F: Future<Output = Outcome> + 'static>(seed: u64, seconds: u64, client: impl FnOnce() -> F) {
+fn simulate<F: Future<Output = Outcome> + 'static>(
+    seed: u64,
+    seconds: u64,
+    client: impl FnOnce() -> F,
+) {
     let mut sim = Builder::new()
         .simulation_duration(Duration::from_secs(seconds))
         .tick_duration(Duration::from_millis(10))
@@ -326,25 +375,50 @@ async fn cut_and_mend(cut: Vec<(&'static str, &'static str)>) -> Outcome {
     let mut client = Client::new();
     client.ask_for(Duration::from_secs(2)).await;
     let answers = client.ask_for(Duration::from_secs(1)).await;
-    assert_eq!((answers.by, answers.refused), (both(), 0), "all is well at first");
+    assert_eq!(
+        (answers.by, answers.refused),
+        (both(), 0),
+        "all is well at first"
+    );
     let is_cut = |a, b| cut.contains(&(a, b));
     cut.iter().for_each(|(a, b)| turmoil::partition(*a, *b));
 
     // At once: never worse than one of the two, and a cut registry changes nothing at all.
     let answers = client.ask_for(Duration::from_secs(1)).await;
     if !is_cut("client", "one") && !is_cut("client", "two") && is_cut("client", "registry") {
-        assert_eq!((answers.by.len(), answers.refused, answers.failed.len()), (2, 0, 0), "{cut:?} {answers:?}");
+        assert_eq!(
+            (answers.by.len(), answers.refused, answers.failed.len()),
+            (2, 0, 0),
+            "{cut:?} {answers:?}"
+        );
     }
     // The registrations run out (2 s after the last), and the registry says so to whom it can.
     client.ask_for(Duration::from_secs(4)).await;
-    let known: BTreeSet<_> =
-        REPLICAS.into_iter().filter(|id| is_cut("client", "registry") || !is_cut("registry", id)).collect();
-    assert_eq!(client.known(), known.iter().map(|id| (*id).to_owned()).collect(), "{cut:?}");
-    let reachable: BTreeSet<_> = known.iter().filter(|id| !is_cut("client", id)).map(|id| (*id).to_owned()).collect();
+    let known: BTreeSet<_> = REPLICAS
+        .into_iter()
+        .filter(|id| is_cut("client", "registry") || !is_cut("registry", id))
+        .collect();
+    assert_eq!(
+        client.known(),
+        known.iter().map(|id| (*id).to_owned()).collect(),
+        "{cut:?}"
+    );
+    let reachable: BTreeSet<_> = known
+        .iter()
+        .filter(|id| !is_cut("client", id))
+        .map(|id| (*id).to_owned())
+        .collect();
     let answers = client.ask_for(Duration::from_secs(3)).await;
     assert_eq!(answers.by, reachable, "{cut:?} {answers:?}");
-    assert!(answers.failed.is_empty(), "nothing was sent in vain: {cut:?} {answers:?}");
-    assert_eq!(answers.refused == 0, !reachable.is_empty(), "{cut:?} {answers:?}");
+    assert!(
+        answers.failed.is_empty(),
+        "nothing was sent in vain: {cut:?} {answers:?}"
+    );
+    assert_eq!(
+        answers.refused == 0,
+        !reachable.is_empty(),
+        "{cut:?} {answers:?}"
+    );
 
     cut.iter().for_each(|(a, b)| turmoil::repair(*a, *b));
     client.converges().await;
@@ -354,8 +428,12 @@ async fn cut_and_mend(cut: Vec<(&'static str, &'static str)>) -> Outcome {
 #[test]
 fn every_combination_of_cut_lines() {
     for bits in 0..1_u64 << LINES.len() {
-        let cut =
-            LINES.into_iter().enumerate().filter(|(line, _)| bits >> line & 1 == 1).map(|(_, line)| line).collect();
+        let cut = LINES
+            .into_iter()
+            .enumerate()
+            .filter(|(line, _)| bits >> line & 1 == 1)
+            .map(|(_, line)| line)
+            .collect();
         simulate(bits, 60, || cut_and_mend(cut));
     }
 }
@@ -373,7 +451,9 @@ async fn cut_at_random(seed: u64) -> Outcome {
             2 => turmoil::partition_oneway(b, a),
             _ => turmoil::repair(a, b),
         }
-        client.ask_for(Duration::from_millis(random.u64(50..3_000))).await;
+        client
+            .ask_for(Duration::from_millis(random.u64(50..3_000)))
+            .await;
     }
     for (a, b) in LINES {
         turmoil::repair(a, b);

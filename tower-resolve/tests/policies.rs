@@ -27,7 +27,10 @@ use tower_outcome::{BoxError, Outcome, Unsent, classify};
 use tower_resolve::{
     Balance, Endpoint, NoEndpoints, Topology, Update,
     balance::{BalanceBuilder, Stamp, Subset},
-    policy::{self, Bound, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin, WeightedRoundRobin},
+    policy::{
+        self, Bound, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin,
+        WeightedRoundRobin,
+    },
 };
 
 /// An endpoint that answers after a time, or fails, or dies; all of that can be changed while it is in use.
@@ -51,7 +54,11 @@ impl Service<Request<String>> for Replica {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         // The driver's clone is the last to ask.
         *self.0.waker.lock().unwrap() = Some(cx.waker().clone());
-        if self.0.is_dead.load(SeqCst) { Poll::Pending } else { Poll::Ready(Ok(())) }
+        if self.0.is_dead.load(SeqCst) {
+            Poll::Pending
+        } else {
+            Poll::Ready(Ok(()))
+        }
     }
 
     fn call(&mut self, request: Request<String>) -> Self::Future {
@@ -88,17 +95,28 @@ where
         let (source, updates) = source();
         let all: BTreeMap<_, _> = (0..200).map(|id| (name(id), Replica::default())).collect();
         let replicas = all.clone();
-        let (balance, driver) =
-            builder.build(updates, move |endpoint: &Endpoint| replicas[endpoint.id().as_str()].clone());
+        let (balance, driver) = builder.build(updates, move |endpoint: &Endpoint| {
+            replicas[endpoint.id().as_str()].clone()
+        });
         tokio::spawn(driver);
-        let mut this = Self { balance, source, all, generation: 0 };
+        let mut this = Self {
+            balance,
+            source,
+            all,
+            generation: 0,
+        };
         this.set(endpoints).await;
         this
     }
 
     async fn set(&mut self, endpoints: Vec<Endpoint>) {
         self.generation += 1;
-        self.source.send(Update::Snapshot(Topology::new(generation(self.generation), endpoints))).unwrap();
+        self.source
+            .send(Update::Snapshot(Topology::new(
+                generation(self.generation),
+                endpoints,
+            )))
+            .unwrap();
         settle().await;
     }
 
@@ -112,7 +130,9 @@ where
 
     /// How many each of the first so many served since it was last asked.
     fn served(&self, count: usize) -> Vec<u64> {
-        (0..count).map(|id| self.of(id).calls.swap(0, SeqCst) as u64).collect()
+        (0..count)
+            .map(|id| self.of(id).calls.swap(0, SeqCst) as u64)
+            .collect()
     }
 
     async fn send(&self, requests: usize) {
@@ -147,12 +167,17 @@ fn endpoints(count: usize) -> Vec<Endpoint> {
 }
 
 fn weighted(weights: &[u32]) -> Vec<Endpoint> {
-    let weighted = |(id, weight): (usize, &u32)| endpoint(&name(id)).with_weight(NonZeroU32::new(*weight).unwrap());
+    let weighted = |(id, weight): (usize, &u32)| {
+        endpoint(&name(id)).with_weight(NonZeroU32::new(*weight).unwrap())
+    };
     weights.iter().enumerate().map(weighted).collect()
 }
 
 fn by_header(request: &Request<String>) -> Option<u64> {
-    request.headers().get("x-user").map(|user| policy::key(user.as_bytes()))
+    request
+        .headers()
+        .get("x-user")
+        .map(|user| policy::key(user.as_bytes()))
 }
 
 /// Within five standard deviations of a random pick.
@@ -188,7 +213,11 @@ async fn every_policy_keeps_to_its_shares_through_the_whole_balance() {
 async fn a_slow_endpoint_gets_less_where_the_policy_looks() {
     async fn share<P: Policy<Request<String>>>(policy: P) -> f64 {
         let all = Replicas::new(Balance::builder().policy(policy), endpoints(5)).await;
-        (0..5).for_each(|id| all.of(id).millis.store(if id == 0 { 100 } else { 10 }, SeqCst));
+        (0..5).for_each(|id| {
+            all.of(id)
+                .millis
+                .store(if id == 0 { 100 } else { 10 }, SeqCst)
+        });
         assert_eq!(all.load(20, 200).await, 0);
         all.served(5)[0] as f64 / 4_000.0
     }
@@ -209,10 +238,19 @@ async fn a_black_hole_that_fails_fast_does_not_attract_traffic() {
         let failed = all.load(50, 400).await;
         failed as f64 / 20_000.0
     }
-    for (share, policy) in [(share(LeastRequest).await, "least request"), (share(PeakEwma).await, "peak EWMA")] {
-        assert!(share < 0.01, "{policy}: {share}, where a fair share would be 0.1");
+    for (share, policy) in [
+        (share(LeastRequest).await, "least request"),
+        (share(PeakEwma).await, "peak EWMA"),
+    ] {
+        assert!(
+            share < 0.01,
+            "{policy}: {share}, where a fair share would be 0.1"
+        );
     }
-    assert!((share(RoundRobin::new()).await - 0.1).abs() < 0.001, "and here just its share");
+    assert!(
+        (share(RoundRobin::new()).await - 0.1).abs() < 0.001,
+        "and here just its share"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -228,18 +266,29 @@ async fn a_black_hole_that_never_answers_does_not_attract_those_who_give_up() {
     let mut given_up = 0;
     for _ in 0..500 {
         let mut balance = all.balance.clone();
-        given_up += usize::from(timeout(Duration::from_millis(200), balance.call(request())).await.is_err());
+        given_up += usize::from(
+            timeout(Duration::from_millis(200), balance.call(request()))
+                .await
+                .is_err(),
+        );
     }
-    assert!(given_up < 25, "{given_up} of 500, where a fair share would be 50");
+    assert!(
+        given_up < 25,
+        "{given_up} of 500, where a fair share would be 50"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hint_that_comes_with_a_success_is_over_in_time_too() {
-    let busy = classify::from_fn(|result: Result<&http::Response<Script>, &testkit::Broken>| match result {
-        Ok(response) if response.status() == 202 => Outcome::SUCCESS.with_retry_after(Some(Duration::from_secs(5))),
-        Ok(_) => Outcome::SUCCESS,
-        Err(_) => Outcome::FAILURE,
-    });
+    let busy = classify::from_fn(
+        |result: Result<&http::Response<Script>, &testkit::Broken>| match result {
+            Ok(response) if response.status() == 202 => {
+                Outcome::SUCCESS.with_retry_after(Some(Duration::from_secs(5)))
+            }
+            Ok(_) => Outcome::SUCCESS,
+            Err(_) => Outcome::FAILURE,
+        },
+    );
     let mut rig = rig(Balance::builder().classify(busy));
     rig.source.send(snapshot(1, &["a", "b"])).unwrap();
     settle().await;
@@ -280,16 +329,23 @@ async fn a_few_failures_everywhere_put_nobody_aside() {
         all.load(1, 9).await;
     }
     let served = all.served(4);
-    assert!(served.iter().all(|served| (800..1_200).contains(served)), "{served:?}");
+    assert!(
+        served.iter().all(|served| (800..1_200).contains(served)),
+        "{served:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_says_when_to_come_back_is_left_alone_until_then() {
-    let busy = classify::from_fn(|result: Result<&http::Response<Script>, &testkit::Broken>| match result {
-        Ok(response) if response.status() == 429 => Outcome::SOFT.with_retry_after(Some(Duration::from_secs(5))),
-        Ok(_) => Outcome::SUCCESS,
-        Err(_) => Outcome::FAILURE,
-    });
+    let busy = classify::from_fn(
+        |result: Result<&http::Response<Script>, &testkit::Broken>| match result {
+            Ok(response) if response.status() == 429 => {
+                Outcome::SOFT.with_retry_after(Some(Duration::from_secs(5)))
+            }
+            Ok(_) => Outcome::SUCCESS,
+            Err(_) => Outcome::FAILURE,
+        },
+    );
     let mut rig = rig(Balance::builder().classify(busy));
     rig.source.send(snapshot(1, &["a", "b"])).unwrap();
     settle().await;
@@ -347,9 +403,17 @@ async fn a_user_stays_at_an_endpoint_and_few_move_when_one_leaves() {
         let homes = async |all: &Replicas<P>| {
             let mut homes = Vec::new();
             for user in 0..500 {
-                let request = Request::builder().header("x-user", user.to_string()).body(String::new()).unwrap();
+                let request = Request::builder()
+                    .header("x-user", user.to_string())
+                    .body(String::new())
+                    .unwrap();
                 all.balance.clone().call(request).await.unwrap();
-                homes.push(all.served(20).iter().position(|served| *served == 1).unwrap());
+                homes.push(
+                    all.served(20)
+                        .iter()
+                        .position(|served| *served == 1)
+                        .unwrap(),
+                );
             }
             homes
         };
@@ -358,16 +422,31 @@ async fn a_user_stays_at_an_endpoint_and_few_move_when_one_leaves() {
         // One that is not ready keeps its users, who are elsewhere meanwhile.
         all.die(7);
         let meanwhile = homes(&all).await;
-        assert!(before.iter().zip(&meanwhile).all(|(before, now)| before == now || *before == 7));
+        assert!(
+            before
+                .iter()
+                .zip(&meanwhile)
+                .all(|(before, now)| before == now || *before == 7)
+        );
         assert!(!meanwhile.contains(&7));
         all.of(7).is_dead.store(false, SeqCst);
         all.of(7).waker.lock().unwrap().take().unwrap().wake();
         settle().await;
         assert_eq!(before, homes(&all).await);
         // One that left gives them away.
-        all.set(endpoints(20).into_iter().filter(|endpoint| endpoint.id().as_str() != "e007").collect()).await;
+        all.set(
+            endpoints(20)
+                .into_iter()
+                .filter(|endpoint| endpoint.id().as_str() != "e007")
+                .collect(),
+        )
+        .await;
         let after = homes(&all).await;
-        let moved = before.iter().zip(&after).filter(|(before, after)| before != after && **before != 7).count();
+        let moved = before
+            .iter()
+            .zip(&after)
+            .filter(|(before, after)| before != after && **before != 7)
+            .count();
         assert!(moved as f64 <= 500.0 * more, "{moved} moved without need");
     }
     check(RingHash::new(by_header), 0.0).await;
@@ -385,7 +464,10 @@ async fn one_popular_key_does_not_burn_its_endpoint_down() {
     fn one(_: &Request<String>) -> Option<u64> {
         Some(7)
     }
-    assert!(busiest(RingHash::new(one)).await <= 13, "a quarter above the mean, rounded up");
+    assert!(
+        busiest(RingHash::new(one)).await <= 13,
+        "a quarter above the mean, rounded up"
+    );
     assert!(busiest(Maglev::new(one)).await <= 13);
     assert_eq!(busiest(RingHash::new(one).bound(Bound::NONE)).await, 100);
 }
@@ -395,8 +477,11 @@ async fn one_popular_key_does_not_burn_its_endpoint_down() {
 #[tokio::test(start_paused = true)]
 async fn the_own_zone_is_preferred_and_spills_over_as_it_shrinks() {
     let zoned = |id: usize| endpoint(&name(id)).with_zone(if id < 10 { "here" } else { "there" });
-    let all =
-        Replicas::new(Balance::builder().policy(RoundRobin::new()).zone("here"), (0..20).map(zoned).collect()).await;
+    let all = Replicas::new(
+        Balance::builder().policy(RoundRobin::new()).zone("here"),
+        (0..20).map(zoned).collect(),
+    )
+    .await;
     let here = async |dead: std::ops::Range<usize>| {
         dead.for_each(|id| all.die(id));
         all.send(200).await;
@@ -406,8 +491,14 @@ async fn the_own_zone_is_preferred_and_spills_over_as_it_shrinks() {
     };
     assert_eq!(here(0..0).await, 2_000);
     assert_eq!(here(0..2).await, 2_000, "8 of 10 can do it");
-    assert!(is_about(here(2..5).await, 0.7, 2_000.0), "5 of 10 take 7 tenths");
-    assert!(is_about(here(5..9).await, 0.14, 2_000.0), "1 of 10 takes 1.4 tenths");
+    assert!(
+        is_about(here(2..5).await, 0.7, 2_000.0),
+        "5 of 10 take 7 tenths"
+    );
+    assert!(
+        is_about(here(5..9).await, 0.14, 2_000.0),
+        "1 of 10 takes 1.4 tenths"
+    );
     assert_eq!(here(9..10).await, 0);
 }
 
@@ -416,19 +507,35 @@ async fn keys_spill_over_as_requests_without_do_and_stay_where_they_are() {
     let zoned = |id: usize| endpoint(&name(id)).with_zone(if id < 10 { "here" } else { "there" });
     // Small numbers, as the ids of a table of users are.
     let by_number = |request: &Request<String>| request.body().parse().ok();
-    let policy = RingHash::new(by_number).points(NonZeroU32::new(1_000).unwrap()).bound(Bound::NONE);
-    let all = Replicas::new(Balance::builder().policy(policy).zone("here"), (0..20).map(zoned).collect()).await;
+    let policy = RingHash::new(by_number)
+        .points(NonZeroU32::new(1_000).unwrap())
+        .bound(Bound::NONE);
+    let all = Replicas::new(
+        Balance::builder().policy(policy).zone("here"),
+        (0..20).map(zoned).collect(),
+    )
+    .await;
     (0..5).for_each(|id| all.die(id));
     let send = async || {
         for user in 0..2_000 {
-            all.balance.clone().call(Request::new(user.to_string())).await.unwrap();
+            all.balance
+                .clone()
+                .call(Request::new(user.to_string()))
+                .await
+                .unwrap();
         }
         all.served(20)
     };
     send().await;
     let served = send().await;
-    assert!(is_about(served[..10].iter().sum(), 0.7, 2_000.0), "5 of 10 take 7 tenths: {served:?}");
-    assert!(served[5..10].iter().all(|served| *served > 100), "{served:?}");
+    assert!(
+        is_about(served[..10].iter().sum(), 0.7, 2_000.0),
+        "5 of 10 take 7 tenths: {served:?}"
+    );
+    assert!(
+        served[5..10].iter().all(|served| *served > 100),
+        "{served:?}"
+    );
     assert!(served[10..].iter().all(|served| *served > 20), "{served:?}");
     assert_eq!(send().await, served, "and each key its endpoint");
 }
@@ -448,22 +555,47 @@ async fn a_higher_priority_number_serves_when_the_lower_one_cannot() {
 #[tokio::test(start_paused = true)]
 async fn only_a_part_is_used_and_one_that_leaves_is_replaced() {
     let subset = Subset::new("me").size(NonZeroUsize::new(5).unwrap());
-    let mut all = Replicas::new(Balance::builder().policy(RoundRobin::new()).subset(subset), endpoints(50)).await;
+    let mut all = Replicas::new(
+        Balance::builder().policy(RoundRobin::new()).subset(subset),
+        endpoints(50),
+    )
+    .await;
     all.send(100).await;
-    let used: Vec<_> = (0..50).zip(all.served(50)).filter(|(_, served)| *served > 0).collect();
-    assert_eq!(used.iter().map(|(_, served)| *served).collect::<Vec<_>>(), [20; 5]);
+    let used: Vec<_> = (0..50)
+        .zip(all.served(50))
+        .filter(|(_, served)| *served > 0)
+        .collect();
+    assert_eq!(
+        used.iter().map(|(_, served)| *served).collect::<Vec<_>>(),
+        [20; 5]
+    );
     assert_eq!(all.balance.snapshot().endpoints.len(), 5);
     let gone = name(used[0].0);
-    all.set(endpoints(50).into_iter().filter(|endpoint| endpoint.id().as_str() != gone).collect()).await;
+    all.set(
+        endpoints(50)
+            .into_iter()
+            .filter(|endpoint| endpoint.id().as_str() != gone)
+            .collect(),
+    )
+    .await;
     all.send(100).await;
-    let now: Vec<_> = (0..50).zip(all.served(50)).filter(|(_, served)| *served > 0).map(|(id, _)| id).collect();
+    let now: Vec<_> = (0..50)
+        .zip(all.served(50))
+        .filter(|(_, served)| *served > 0)
+        .map(|(id, _)| id)
+        .collect();
     assert_eq!(now.len(), 5);
-    assert!(used[1..].iter().all(|(id, _)| now.contains(id)), "and the others stay");
+    assert!(
+        used[1..].iter().all(|(id, _)| now.contains(id)),
+        "and the others stay"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_new_endpoint_comes_up_slowly_and_the_first_ones_do_not() {
-    let builder = Balance::builder().policy(RoundRobin::new()).slow_start(Duration::from_secs(10));
+    let builder = Balance::builder()
+        .policy(RoundRobin::new())
+        .slow_start(Duration::from_secs(10));
     let mut all = Replicas::new(builder, endpoints(4)).await;
     all.send(400).await;
     assert_eq!(all.served(4), [100; 4]);
@@ -486,13 +618,22 @@ async fn a_new_endpoint_comes_up_slowly_and_the_first_ones_do_not() {
 #[tokio::test(start_paused = true)]
 async fn an_endpoints_limit_holds_to_the_end_of_the_body_and_lets_the_next_one_in() {
     let limit = NonZeroU32::new(1).unwrap();
-    let mut rig = rig(Balance::builder().http().max_in_flight(limit).max_wait(Duration::from_millis(100)));
+    let mut rig = rig(Balance::builder()
+        .http()
+        .max_in_flight(limit)
+        .max_wait(Duration::from_millis(100)));
     rig.source.send(snapshot(1, &["a", "b"])).unwrap();
     settle().await;
     for id in ["a", "b"] {
-        rig.made.of(id).answer(Answer::Body(200, Script::new([Step::Data("x"), Step::Hang])));
+        rig.made.of(id).answer(Answer::Body(
+            200,
+            Script::new([Step::Data("x"), Step::Hang]),
+        ));
     }
-    let bodies = [rig.balance.call(request()).await.unwrap(), rig.balance.call(request()).await.unwrap()];
+    let bodies = [
+        rig.balance.call(request()).await.unwrap(),
+        rig.balance.call(request()).await.unwrap(),
+    ];
     assert_eq!(["a", "b"].map(|id| rig.made.calls(id)), [1, 1]);
     let (answer, took) = timed(rig.balance.call(request())).await;
     assert!(answer.unwrap_err().is::<NoEndpoints>());
@@ -524,7 +665,9 @@ async fn on_several_threads_the_limit_is_never_passed_and_nobody_is_left_waiting
         fn call(&mut self, _: u32) -> Self::Future {
             let counts = self.0.clone();
             Box::pin(async move {
-                counts.1.fetch_max(counts.0.fetch_add(1, SeqCst) + 1, SeqCst);
+                counts
+                    .1
+                    .fetch_max(counts.0.fetch_add(1, SeqCst) + 1, SeqCst);
                 tokio::task::yield_now().await;
                 counts.0.fetch_sub(1, SeqCst);
                 Ok(())
@@ -535,7 +678,9 @@ async fn on_several_threads_the_limit_is_never_passed_and_nobody_is_left_waiting
     let made = [Counting::default(), Counting::default()];
     let all = made.clone();
     let make = move |endpoint: &Endpoint| all[usize::from(endpoint.id().as_str() == "b")].clone();
-    let builder = Balance::builder().max_in_flight(NonZeroU32::new(2).unwrap()).max_wait(Duration::from_secs(60));
+    let builder = Balance::builder()
+        .max_in_flight(NonZeroU32::new(2).unwrap())
+        .max_wait(Duration::from_secs(60));
     let (balance, driver) = builder.build(updates, make);
     tokio::spawn(driver);
     source.send(snapshot(1, &["a", "b"])).unwrap();
@@ -548,9 +693,19 @@ async fn on_several_threads_the_limit_is_never_passed_and_nobody_is_left_waiting
             }
         });
     }
-    tokio::time::timeout(Duration::from_secs(50), clients.join_all()).await.expect("nobody is left waiting");
+    tokio::time::timeout(Duration::from_secs(50), clients.join_all())
+        .await
+        .expect("nobody is left waiting");
     assert!(made.iter().all(|made| made.0.1.load(SeqCst) <= 2));
-    assert_eq!(balance.snapshot().endpoints.iter().map(|endpoint| endpoint.picks).sum::<u64>(), 12_800);
+    assert_eq!(
+        balance
+            .snapshot()
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.picks)
+            .sum::<u64>(),
+        12_800
+    );
 }
 
 /// A classification of one's own stamps nothing unless it says so.

@@ -59,27 +59,44 @@ fn anywhere() -> SocketAddr {
 
 async fn serve(addr: SocketAddr) -> Server {
     let listener = listener(addr).await;
-    let (addr, accepted) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let (addr, accepted) = (
+        listener.local_addr().unwrap(),
+        Arc::new(AtomicUsize::new(0)),
+    );
     let count = accepted.clone();
     let task = tokio::spawn(async move {
         let mut connections = JoinSet::new();
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             count.fetch_add(1, SeqCst);
-            connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(echo)));
+            connections.spawn(
+                http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(echo)),
+            );
         }
     });
-    Server { addr, accepted, task }
+    Server {
+        addr,
+        accepted,
+        task,
+    }
 }
 
 /// Answers with the request line, the host and the body.
 async fn echo(request: Request<Incoming>) -> Result<Response<String>, Infallible> {
-    let head = format!("{} {} {:?}", request.method(), request.uri(), request.headers()["host"]);
+    let head = format!(
+        "{} {} {:?}",
+        request.method(),
+        request.uri(),
+        request.headers()["host"]
+    );
     if request.uri().path() == "/slow" {
         sleep(Duration::from_millis(200)).await;
     }
     let body = request.into_body().collect().await.unwrap().to_bytes();
-    Ok(Response::new(format!("{head} {}", String::from_utf8_lossy(&body))))
+    Ok(Response::new(format!(
+        "{head} {}",
+        String::from_utf8_lossy(&body)
+    )))
 }
 
 /// Plays `script` on each connection, with its number.
@@ -111,7 +128,16 @@ fn get(path: &str) -> Request<Body> {
 }
 
 async fn text(response: Response<UpstreamBody<Body>>) -> String {
-    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    String::from_utf8(
+        response
+            .into_body()
+            .collect()
+            .await
+            .unwrap()
+            .to_bytes()
+            .to_vec(),
+    )
+    .unwrap()
 }
 
 /// Whether it is ready now.
@@ -134,7 +160,9 @@ async fn open_are(upstream: &Upstream<Body>, open: usize) {
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(Duration::from_secs(10), future).await.expect("within ten seconds")
+    timeout(Duration::from_secs(10), future)
+        .await
+        .expect("within ten seconds")
 }
 
 #[tokio::test]
@@ -145,7 +173,12 @@ async fn a_connection_is_used_again_and_the_request_arrives_whole() {
         let body = format!("body {turn}");
         let uri = format!("http://example.com/path?{turn}");
         let request = Request::post(uri).body(Body::from(body.clone())).unwrap();
-        let answer = text(within(upstream.ready().await.unwrap().call(request)).await.unwrap()).await;
+        let answer = text(
+            within(upstream.ready().await.unwrap().call(request))
+                .await
+                .unwrap(),
+        )
+        .await;
         assert_eq!(answer, format!("POST /path?{turn} \"example.com\" {body}"));
     }
     assert_eq!(server.accepted.load(SeqCst), 1);
@@ -174,22 +207,33 @@ async fn many_at_once_share_the_pool_on_several_threads() {
     })
     .await;
     // Not one for each request: a connection that is not yet back in order is passed over now and then.
-    assert!(server.accepted.load(SeqCst) <= 64, "{}", server.accepted.load(SeqCst));
+    assert!(
+        server.accepted.load(SeqCst) <= 64,
+        "{}",
+        server.accepted.load(SeqCst)
+    );
 }
 
 #[tokio::test]
 async fn a_dead_idle_connection_is_replaced_and_nobody_is_told() {
     let closes_after_a_while = |mut stream: TcpStream, number: usize| async move {
         read_head(&mut stream).await?;
-        stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}").as_bytes()).await?;
+        stream
+            .write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}").as_bytes())
+            .await?;
         sleep(Duration::from_millis(10)).await;
         Ok(())
     };
     // With room for one: the dead one must make way for the next.
     let addr = raw(closes_after_a_while).await;
-    let mut upstream = Upstream::<()>::builder(addr).max_connections(NonZeroUsize::MIN).build();
+    let mut upstream = Upstream::<()>::builder(addr)
+        .max_connections(NonZeroUsize::MIN)
+        .build();
     for number in 0..5 {
-        assert_eq!(text(within(upstream.call(get("/"))).await.unwrap()).await, number.to_string());
+        assert_eq!(
+            text(within(upstream.call(get("/"))).await.unwrap()).await,
+            number.to_string()
+        );
         // Until the close has been seen here: before that, a request is written to a connection that looks alive.
         open_are(&upstream, 0).await;
     }
@@ -209,7 +253,10 @@ async fn a_connection_found_dead_at_the_moment_of_use_is_replaced_too() {
             std::thread::sleep(Duration::from_millis(50));
         }
     });
-    assert_eq!(text(within(upstream.call(get("/"))).await.unwrap()).await, "0");
+    assert_eq!(
+        text(within(upstream.call(get("/"))).await.unwrap()).await,
+        "0"
+    );
     assert_eq!(upstream.snapshot().idle, 1);
     // The FIN arrives while the only thread looks away. Then the reactor sees it and wakes the connection's task, but
     // the request is handed over before that task has run: it finds both.
@@ -227,10 +274,19 @@ async fn a_refused_request_comes_back_and_readiness_is_connection_readiness() {
     assert!(is_ready(&mut upstream).await, "nothing bad is known yet");
     let request = Request::post("/path").body(Body::from("body")).unwrap();
     let error = within(upstream.call(request)).await.unwrap_err();
-    assert!(Refusal::find(&*error).is_none(), "it counts as the upstream's failure");
+    assert!(
+        Refusal::find(&*error).is_none(),
+        "it counts as the upstream's failure"
+    );
     let (request, cause) = Unsent::<Request<Body>>::recover(error).unwrap();
-    assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), "body");
-    assert_eq!(cause.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(
+        request.into_body().collect().await.unwrap().to_bytes(),
+        "body"
+    );
+    assert_eq!(
+        cause.downcast_ref::<io::Error>().unwrap().kind(),
+        io::ErrorKind::ConnectionRefused
+    );
     assert!(!is_ready(&mut upstream).await);
     let (mut other, mut third) = (upstream.clone(), upstream.clone());
     let waits = tokio::spawn(async move { poll_fn(|cx| other.poll_ready(cx)).await });
@@ -241,7 +297,11 @@ async fn a_refused_request_comes_back_and_readiness_is_connection_readiness() {
     assert_eq!(upstream.snapshot().idle, 1, "a connection stands");
     assert!(is_ready(&mut third).await);
     text(within(upstream.call(get("/"))).await.unwrap()).await;
-    assert_eq!(server.accepted.load(SeqCst), 1, "and is the one that is used");
+    assert_eq!(
+        server.accepted.load(SeqCst),
+        1,
+        "and is the one that is used"
+    );
 }
 
 #[tokio::test]
@@ -256,10 +316,15 @@ async fn a_connection_that_takes_too_long_counts_as_refused() {
         queue.spawn(TcpStream::connect(addr));
     }
     sleep(Duration::from_millis(50)).await;
-    let mut upstream = Upstream::<()>::builder(addr).connect_timeout(Duration::from_millis(100)).build();
+    let mut upstream = Upstream::<()>::builder(addr)
+        .connect_timeout(Duration::from_millis(100))
+        .build();
     let error = within(upstream.call(get("/"))).await.unwrap_err();
     let (_, cause) = Unsent::<Request<Body>>::recover(error).unwrap();
-    assert_eq!(cause.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(
+        cause.downcast_ref::<io::Error>().unwrap().kind(),
+        io::ErrorKind::TimedOut
+    );
     assert!(!is_ready(&mut upstream).await);
 }
 
@@ -268,14 +333,22 @@ async fn an_answer_that_breaks_off_is_an_error_and_not_a_clean_end() {
     for head in ["content-length: 20", "transfer-encoding: chunked"] {
         let breaks_off = move |mut stream: TcpStream, _| async move {
             read_head(&mut stream).await?;
-            stream.write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n5\r\nhello\r\n").as_bytes()).await
+            stream
+                .write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n5\r\nhello\r\n").as_bytes())
+                .await
         };
         let mut upstream = Upstream::new(raw(breaks_off).await);
         let response = within(upstream.call(get("/"))).await.unwrap();
         // As many bytes as promised, or the last chunk, never come.
-        within(response.into_body().collect()).await.map(|body| body.to_bytes()).unwrap_err();
+        within(response.into_body().collect())
+            .await
+            .map(|body| body.to_bytes())
+            .unwrap_err();
         assert_eq!(upstream.snapshot().idle, 0);
-        assert!(is_ready(&mut upstream).await, "one broken answer does not take the address down");
+        assert!(
+            is_ready(&mut upstream).await,
+            "one broken answer does not take the address down"
+        );
     }
 }
 
@@ -285,14 +358,19 @@ async fn a_connection_that_breaks_after_the_request_was_written_is_not_unsent() 
     let mut upstream = Upstream::new(raw(hangs_up).await);
     let error = within(upstream.call(get("/"))).await.unwrap_err();
     let error = Unsent::<Request<Body>>::recover(error).unwrap_err();
-    assert!(error.is::<hyper::Error>() && Refusal::find(&*error).is_none(), "{error}");
+    assert!(
+        error.is::<hyper::Error>() && Refusal::find(&*error).is_none(),
+        "{error}"
+    );
 }
 
 #[tokio::test]
 async fn a_body_dropped_halfway_and_a_call_that_is_given_up_close_their_connections() {
     let hangs = |mut stream: TcpStream, _| async move {
         read_head(&mut stream).await?;
-        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello").await?;
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello")
+            .await?;
         let closed = stream.read_u8().await;
         closed.map(drop)
     };
@@ -305,21 +383,33 @@ async fn a_body_dropped_halfway_and_a_call_that_is_given_up_close_their_connecti
     drop(upstream.call(get("/")));
     let server = serve(anywhere()).await;
     let mut upstream = Upstream::new(server.addr);
-    assert!(timeout(Duration::from_millis(50), upstream.call(get("/slow"))).await.is_err());
+    assert!(
+        timeout(Duration::from_millis(50), upstream.call(get("/slow")))
+            .await
+            .is_err()
+    );
     open_are(&upstream, 0).await;
 }
 
 #[tokio::test]
 async fn the_limit_of_connections_hands_back_and_readiness_waits_for_room() {
     let server = serve(anywhere()).await;
-    let mut upstream = Upstream::<()>::builder(server.addr).max_connections(NonZeroUsize::MIN).build::<Body>();
+    let mut upstream = Upstream::<()>::builder(server.addr)
+        .max_connections(NonZeroUsize::MIN)
+        .build::<Body>();
     let held = within(upstream.call(get("/"))).await.unwrap();
     assert!(!is_ready(&mut upstream).await);
     let error = within(upstream.call(get("/"))).await.unwrap_err();
     let refusal = Refusal::find(&*error).unwrap();
-    assert_eq!((refusal.class(), refusal.code()), (Class::Exhausted, "upstream-connections"));
+    assert_eq!(
+        (refusal.class(), refusal.code()),
+        (Class::Exhausted, "upstream-connections")
+    );
     assert!(Unsent::<Request<Body>>::recover(error).is_ok());
-    assert!(upstream.snapshot().up, "our own limit says nothing about the other side");
+    assert!(
+        upstream.snapshot().up,
+        "our own limit says nothing about the other side"
+    );
     let mut other = upstream.clone();
     let waits = tokio::spawn(async move { poll_fn(|cx| other.poll_ready(cx)).await });
     sleep(Duration::from_millis(20)).await;
@@ -341,9 +431,13 @@ async fn the_limit_of_connections_hands_back_and_readiness_waits_for_room() {
 async fn who_finds_every_connection_taken_waits_for_room() {
     let server = serve(anywhere()).await;
     let resolver = StaticResolver::new().with("one", [Endpoint::new("only", server.addr)]);
-    let (balance, driver) =
-        Balance::builder().http().max_wait(Duration::from_secs(10)).build(resolver.resolve("one"), |endpoint| {
-            Upstream::<()>::builder(endpoint.addr()).max_connections(NonZeroUsize::MIN).build::<Body>()
+    let (balance, driver) = Balance::builder()
+        .http()
+        .max_wait(Duration::from_secs(10))
+        .build(resolver.resolve("one"), |endpoint| {
+            Upstream::<()>::builder(endpoint.addr())
+                .max_connections(NonZeroUsize::MIN)
+                .build::<Body>()
         });
     tokio::spawn(driver);
     let mut clients = JoinSet::new();
@@ -351,7 +445,9 @@ async fn who_finds_every_connection_taken_waits_for_room() {
         let mut balance = balance.clone();
         clients.spawn(async move {
             for _ in 0..20 {
-                let response = within(balance.call(get("/"))).await.expect("room comes free");
+                let response = within(balance.call(get("/")))
+                    .await
+                    .expect("room comes free");
                 response.into_body().collect().await.unwrap();
             }
         });
@@ -365,20 +461,32 @@ async fn who_finds_every_connection_taken_waits_for_room() {
 async fn a_request_whose_own_body_breaks_off_says_nothing_about_the_upstream() {
     let server = serve(anywhere()).await;
     let mut upstream = Upstream::new(server.addr);
-    let frames = [Ok(http_body::Frame::data(Bytes::from_static(b"half"))), Err(io::Error::other("the client is gone"))];
+    let frames = [
+        Ok(http_body::Frame::data(Bytes::from_static(b"half"))),
+        Err(io::Error::other("the client is gone")),
+    ];
     let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
-    let error = within(upstream.call(Request::post("/").body(body).unwrap())).await.unwrap_err();
+    let error = within(upstream.call(Request::post("/").body(body).unwrap()))
+        .await
+        .unwrap_err();
     let refusal = Refusal::find(&*error).expect("a refusal, which every classification ignores");
-    assert_eq!((refusal.class(), refusal.code()), (Class::BadRequest, "request-body"));
+    assert_eq!(
+        (refusal.class(), refusal.code()),
+        (Class::BadRequest, "request-body")
+    );
 }
 
 #[tokio::test]
 async fn idle_connections_are_bounded_in_number_and_time() {
     let server = serve(anywhere()).await;
-    let mut upstream =
-        Upstream::<()>::builder(server.addr).max_idle(2).idle_timeout(Duration::from_millis(300)).build::<Body>();
+    let mut upstream = Upstream::<()>::builder(server.addr)
+        .max_idle(2)
+        .idle_timeout(Duration::from_millis(300))
+        .build::<Body>();
     let calls: Vec<_> = (0..5).map(|_| upstream.call(get("/slow"))).collect();
-    let responses = within(futures_util::future::try_join_all(calls)).await.unwrap();
+    let responses = within(futures_util::future::try_join_all(calls))
+        .await
+        .unwrap();
     for response in responses {
         text(response).await;
     }
@@ -392,13 +500,21 @@ async fn idle_connections_are_bounded_in_number_and_time() {
 async fn an_upgrade_gives_the_connection_away() {
     let switches = |mut stream: TcpStream, _| async move {
         read_head(&mut stream).await?;
-        stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nhi").await?;
+        stream
+            .write_all(
+                b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nhi",
+            )
+            .await?;
         let byte = stream.read_u8().await?;
         stream.write_u8(byte + 1).await
     };
     let mut upstream = Upstream::new(raw(switches).await);
-    let request = Request::get("/").header("upgrade", "x").header("connection", "upgrade");
-    let response = within(upstream.call(request.body(Body::default()).unwrap())).await.unwrap();
+    let request = Request::get("/")
+        .header("upgrade", "x")
+        .header("connection", "upgrade");
+    let response = within(upstream.call(request.body(Body::default()).unwrap()))
+        .await
+        .unwrap();
     assert_eq!(response.status(), 101);
     let mut io = TokioIo::new(within(hyper::upgrade::on(response)).await.unwrap());
     let mut hi = [0; 2];
@@ -410,7 +526,8 @@ async fn an_upgrade_gives_the_connection_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_killed_under_load_costs_only_what_was_written_to_it() {
     let (mut one, two) = (serve(anywhere()).await, serve(anywhere()).await);
-    let endpoints = [("one", one.addr), ("two", two.addr)].map(|(id, addr)| Endpoint::new(id, addr));
+    let endpoints =
+        [("one", one.addr), ("two", two.addr)].map(|(id, addr)| Endpoint::new(id, addr));
     let names = StaticResolver::new().with("echo", endpoints);
     let make = |endpoint: &Endpoint| Upstream::<Body>::new(endpoint.addr());
     let (balance, driver) = Balance::builder().http().build(names.resolve("echo"), make);
@@ -419,10 +536,22 @@ async fn a_replica_killed_under_load_costs_only_what_was_written_to_it() {
     for _ in 0..16 {
         let mut balance = balance.clone();
         load.spawn(async move {
-            let (mut lost, end) = (0, tokio::time::Instant::now() + Duration::from_millis(1_500));
+            let (mut lost, end) = (
+                0,
+                tokio::time::Instant::now() + Duration::from_millis(1_500),
+            );
             while tokio::time::Instant::now() < end {
-                let answer =
-                    async { Ok::<_, BoxError>(balance.call(get("/")).await?.into_body().collect().await.map(drop)?) };
+                let answer = async {
+                    Ok::<_, BoxError>(
+                        balance
+                            .call(get("/"))
+                            .await?
+                            .into_body()
+                            .collect()
+                            .await
+                            .map(drop)?,
+                    )
+                };
                 match answer.await {
                     Ok(()) => {}
                     Err(error) if broke_in_the_middle(&*error) => lost += 1,
@@ -465,14 +594,23 @@ async fn with_all_replicas_gone_the_answer_is_explicit_and_within_a_second() {
         let error = within(balance.call(get("/"))).await.unwrap_err();
         assert!(start.elapsed() < Duration::from_millis(1_300));
         assert_eq!(Refusal::find(&*error).unwrap().class(), Class::Unavailable);
-        assert!(error.to_string().starts_with("no healthy replica"), "{error}");
+        assert!(
+            error.to_string().starts_with("no healthy replica"),
+            "{error}"
+        );
     }
-    assert_eq!(balance.snapshot().generation.map(|now| now.value), Some(Generation::new(SourceId::new(0), 1).value));
+    assert_eq!(
+        balance.snapshot().generation.map(|now| now.value),
+        Some(Generation::new(SourceId::new(0), 1).value)
+    );
 }
 
 #[test]
 fn an_upstream_is_shareable_and_its_future_can_be_sent() {
-    fn check<S: Service<Request<Body>, Future: Send + Unpin> + Clone + Send + Sync + 'static>(_: &S) {}
+    fn check<S: Service<Request<Body>, Future: Send + Unpin> + Clone + Send + Sync + 'static>(
+        _: &S,
+    ) {
+    }
     check(&Upstream::<Body>::new(anywhere()));
     fn sendable<T: Send + Sync + Unpin>() {}
     sendable::<UpstreamBody<Body>>();

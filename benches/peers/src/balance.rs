@@ -66,18 +66,30 @@ pub(crate) use sizes;
 
 pub(crate) fn cases() -> Vec<Case> {
     [
-        sizes!("tower-p2c-pending", |calls, count| p2c(calls, count, pending)),
-        sizes!("tower-p2c-pending-buffer", |calls, count| buffered(calls, count, pending)),
+        sizes!("tower-p2c-pending", |calls, count| p2c(
+            calls, count, pending
+        )),
+        sizes!("tower-p2c-pending-buffer", |calls, count| buffered(
+            calls, count, pending
+        )),
         sizes!("tower-p2c-pending-change", p2c_change),
         sizes!("tower-p2c-ewma", |calls, count| p2c(calls, count, ewma)),
-        sizes!("tower-p2c-ewma-buffer", |calls, count| buffered(calls, count, ewma)),
+        sizes!("tower-p2c-ewma-buffer", |calls, count| buffered(
+            calls, count, ewma
+        )),
     ]
     .concat()
 }
 
 pub(crate) const CONTENDED: &[Contended] = &[
-    Contended { name: "tower-p2c-pending-buffer/100", run: |calls, threads| contended(calls, threads, 100, pending) },
-    Contended { name: "tower-p2c-ewma-buffer/100", run: |calls, threads| contended(calls, threads, 100, ewma) },
+    Contended {
+        name: "tower-p2c-pending-buffer/100",
+        run: |calls, threads| contended(calls, threads, 100, pending),
+    },
+    Contended {
+        name: "tower-p2c-ewma-buffer/100",
+        run: |calls, threads| contended(calls, threads, 100, ewma),
+    },
 ];
 
 pub(crate) const JOB: &str = "balance";
@@ -88,12 +100,20 @@ fn pending() -> PendingRequests<Bare> {
 
 /// With linkerd's numbers.
 fn ewma() -> PeakEwma<Bare> {
-    PeakEwma::new(Bare, Duration::from_millis(30), 1e10, CompleteOnResponse::default())
+    PeakEwma::new(
+        Bare,
+        Duration::from_millis(30),
+        1e10,
+        CompleteOnResponse::default(),
+    )
 }
 
 /// An endpoint that knows its load.
 trait Loaded:
-    Service<u32, Response = u32, Error = Infallible, Future: Send> + Load<Metric: Debug + Send> + Send + 'static
+    Service<u32, Response = u32, Error = Infallible, Future: Send>
+    + Load<Metric: Debug + Send>
+    + Send
+    + 'static
 {
 }
 
@@ -106,7 +126,10 @@ fn changes<S: Loaded>(
     endpoints: u32,
     make: fn() -> S,
 ) -> impl Stream<Item = Result<Change<u32, S>, Infallible>> + Send + Unpin + 'static {
-    Box::pin(stream::iter((0..endpoints).map(move |id| Ok(Change::Insert(id, make())))).chain(stream::pending()))
+    Box::pin(
+        stream::iter((0..endpoints).map(move |id| Ok(Change::Insert(id, make()))))
+            .chain(stream::pending()),
+    )
 }
 
 fn insert(endpoint: u32) -> Result<Change<u32, PendingRequests<Bare>>, Infallible> {
@@ -119,19 +142,35 @@ fn p2c<S: Loaded>(calls: u32, endpoints: u32, make: fn() -> S) {
 
 /// Many threads, each with a clone; the task between them runs on a third.
 fn contended<S: Loaded>(calls: u32, threads: usize, endpoints: u32, make: fn() -> S) -> Duration {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .build()
+        .expect("a runtime");
     let _entered = runtime.enter();
-    drive::contend(calls, threads, Buffer::new(Balance::new(changes(endpoints, make)), 1_024))
+    drive::contend(
+        calls,
+        threads,
+        Buffer::new(Balance::new(changes(endpoints, make)), 1_024),
+    )
 }
 
 /// What makes it `Clone`: a task behind a channel, on the same thread here.
 fn buffered<S: Loaded>(calls: u32, endpoints: u32, make: fn() -> S) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
     let _entered = runtime.enter();
     let mut service = Buffer::new(Balance::new(changes(endpoints, make)), 1_024);
     let mut call = async |index: u32| {
-        poll_fn(|cx| Service::<u32>::poll_ready(&mut service, cx)).await.expect("it is ready");
-        black_box(service.call(black_box(index)).await.expect("a call that succeeds"));
+        poll_fn(|cx| Service::<u32>::poll_ready(&mut service, cx))
+            .await
+            .expect("it is ready");
+        black_box(
+            service
+                .call(black_box(index))
+                .await
+                .expect("a call that succeeds"),
+        );
     };
     runtime.block_on(call(0));
     drive::other_calls(1, |_| {
@@ -145,10 +184,15 @@ fn buffered<S: Loaded>(calls: u32, endpoints: u32, make: fn() -> S) {
 
 /// One endpoint out and in again, with a call after each, for it does nothing by itself.
 fn p2c_change(times: u32, endpoints: u32) {
-    let news = Rc::new(RefCell::new((0..endpoints).map(insert).collect::<VecDeque<_>>()));
+    let news = Rc::new(RefCell::new(
+        (0..endpoints).map(insert).collect::<VecDeque<_>>(),
+    ));
     let told = news.clone();
-    let changes =
-        stream::poll_fn(move |_| told.borrow_mut().pop_front().map_or(Poll::Pending, |new| Poll::Ready(Some(new))));
+    let changes = stream::poll_fn(move |_| {
+        told.borrow_mut()
+            .pop_front()
+            .map_or(Poll::Pending, |new| Poll::Ready(Some(new)))
+    });
     let mut service = Balance::new(Box::pin(changes));
     let mut call = move |index: u32| {
         let mut context = Context::from_waker(Waker::noop());

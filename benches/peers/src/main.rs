@@ -20,8 +20,21 @@ use crate::drive::{Bare, BareHttp, BareWaits, Case};
 
 fn main() -> ExitCode {
     drive::main(
-        &[BARE, circuit::CASES, limit::CASES, &balance::cases(), &pingora::cases()].concat(),
-        &[circuit::CONTENDED, limit::CONTENDED, balance::CONTENDED, pingora::CONTENDED].concat(),
+        &[
+            BARE,
+            circuit::CASES,
+            limit::CASES,
+            &balance::cases(),
+            &pingora::cases(),
+        ]
+        .concat(),
+        &[
+            circuit::CONTENDED,
+            limit::CONTENDED,
+            balance::CONTENDED,
+            pingora::CONTENDED,
+        ]
+        .concat(),
     )
 }
 
@@ -37,7 +50,12 @@ mod pingora {
 }
 
 const BARE: &[Case] = &[
-    Case { name: "peers-bare", job: "none", bare: "peers-bare", run: |calls| drive::calls(calls, Bare) },
+    Case {
+        name: "peers-bare",
+        job: "none",
+        bare: "peers-bare",
+        run: |calls| drive::calls(calls, Bare),
+    },
     Case {
         name: "peers-bare-waits",
         job: "none",

@@ -24,8 +24,14 @@ use crate::{
 
 pub(crate) fn cases() -> Vec<Case> {
     [
-        sizes!("pingora-rr", |calls, count| drive::calls(calls, picked::<RoundRobin>(count))),
-        sizes!("pingora-ketama", |calls, count| drive::calls(calls, picked::<Consistent>(count))),
+        sizes!("pingora-rr", |calls, count| drive::calls(
+            calls,
+            picked::<RoundRobin>(count)
+        )),
+        sizes!("pingora-ketama", |calls, count| drive::calls(
+            calls,
+            picked::<Consistent>(count)
+        )),
         sizes!("pingora-rr-change", change),
     ]
     .concat()
@@ -52,8 +58,13 @@ struct Picked<S: BackendSelection> {
 #[derive(Clone)]
 struct Directory(Arc<Mutex<BTreeSet<Backend>>>);
 
-type Discovered<'a> =
-    Pin<Box<dyn Future<Output = pingora_error::Result<(BTreeSet<Backend>, HashMap<u64, bool>)>> + Send + 'a>>;
+type Discovered<'a> = Pin<
+    Box<
+        dyn Future<Output = pingora_error::Result<(BTreeSet<Backend>, HashMap<u64, bool>)>>
+            + Send
+            + 'a,
+    >,
+>;
 
 impl ServiceDiscovery for Directory {
     fn discover<'a, 'b>(&'a self) -> Discovered<'b>
@@ -68,7 +79,10 @@ impl ServiceDiscovery for Directory {
 
 impl<S: BackendSelection> Clone for Picked<S> {
     fn clone(&self) -> Self {
-        Self { balancer: self.balancer.clone(), inner: self.inner }
+        Self {
+            balancer: self.balancer.clone(),
+            inner: self.inner,
+        }
     }
 }
 
@@ -86,7 +100,11 @@ where
     }
 
     fn call(&mut self, request: u32) -> Self::Future {
-        black_box(self.balancer.select(&request.to_ne_bytes(), 256).expect("all of them are healthy"));
+        black_box(
+            self.balancer
+                .select(&request.to_ne_bytes(), 256)
+                .expect("all of them are healthy"),
+        );
         self.inner.call(request)
     }
 }
@@ -113,7 +131,9 @@ where
     S: BackendSelection + Send + Sync + 'static,
     S::Iter: BackendIter,
 {
-    futures_util::FutureExt::now_or_never(balancer.update()).expect("at once").expect("it was found");
+    futures_util::FutureExt::now_or_never(balancer.update())
+        .expect("at once")
+        .expect("it was found");
 }
 
 fn picked<S>(count: u32) -> Picked<S>
@@ -121,7 +141,10 @@ where
     S: BackendSelection + Send + Sync + 'static,
     S::Iter: BackendIter,
 {
-    Picked { balancer: balancer(count).1, inner: Bare }
+    Picked {
+        balancer: balancer(count).1,
+        inner: Bare,
+    }
 }
 
 /// One endpoint out and in again, each taken over.

@@ -20,14 +20,22 @@ use tower_benches::rig;
 fn main() -> io::Result<()> {
     rig::runtime()?.block_on(rig::serve(async |stream| {
         // A client that goes away in the middle is no business of a backend's.
-        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).await;
+        let _ = http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service_fn(answer))
+            .await;
     }))
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-async fn answer(request: Request<Incoming>) -> Result<Response<impl Body<Data = Bytes, Error = BoxError>>, BoxError> {
-    let bytes = request.uri().path().strip_prefix("/bytes/").and_then(|n| n.parse().ok());
+async fn answer(
+    request: Request<Incoming>,
+) -> Result<Response<impl Body<Data = Bytes, Error = BoxError>>, BoxError> {
+    let bytes = request
+        .uri()
+        .path()
+        .strip_prefix("/bytes/")
+        .and_then(|n| n.parse().ok());
     let mut body = request.into_body();
     while let Some(frame) = body.frame().await {
         frame?;

@@ -4,7 +4,10 @@
 //! something else after each, which is still less than any endpoint takes. A line is how long a cache line takes from one
 //! thread to the other, which is what threads that write to one endpoint cannot do without.
 #![forbid(unsafe_code)]
-#![expect(clippy::disallowed_types, reason = "there is no runtime here, and the clock is never paused")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "there is no runtime here, and the clock is never paused"
+)]
 
 use std::{fmt::Debug, time::Instant};
 
@@ -14,7 +17,9 @@ use tower_benches::{
     contend::{calls_a_second, one_and_two, shown, spread, transfer},
     drive::Bare,
 };
-use tower_resolve::policy::{LeastRequest, Maglev, PeakEwma, Policy, RingHash, RoundRobin, WeightedRoundRobin};
+use tower_resolve::policy::{
+    LeastRequest, Maglev, PeakEwma, Policy, RingHash, RoundRobin, WeightedRoundRobin,
+};
 use tower_service::Service;
 
 fn main() {
@@ -50,7 +55,8 @@ fn row<P: Policy<u32>>(name: &str, endpoints: u32, policy: impl Fn() -> P) {
     let threads = threads(&balanced.balance);
     let change = (0..ROUNDS as u32).map(|round| {
         let began = Instant::now();
-        (0..CHANGES).for_each(|index| balanced.change((round * CHANGES + index) * 7_919 % endpoints));
+        (0..CHANGES)
+            .for_each(|index| balanced.change((round * CHANGES + index) * 7_919 % endpoints));
         began.elapsed().as_secs_f64() * 1e6 / f64::from(CHANGES)
     });
     let (change, bytes) = (shown(spread(change)), (all - fixed) / i64::from(endpoints));
@@ -62,8 +68,12 @@ fn threads<S>(service: &S) -> String
 where
     S: Service<u32, Error: Debug> + Clone + Send,
 {
-    let [one, two, ratio] = one_and_two(ROUNDS, |threads| calls_a_second(threads, service, 0)).map(shown);
-    let [.., busy] = one_and_two(ROUNDS, |threads| calls_a_second(threads, service, A_MICROSECOND)).map(shown);
+    let [one, two, ratio] =
+        one_and_two(ROUNDS, |threads| calls_a_second(threads, service, 0)).map(shown);
+    let [.., busy] = one_and_two(ROUNDS, |threads| {
+        calls_a_second(threads, service, A_MICROSECOND)
+    })
+    .map(shown);
     // After, so that a host that moves a processor meanwhile is seen.
     let line = shown(spread((0..3).map(|_| transfer())));
     [line, one, two, ratio, busy].join(" | ")

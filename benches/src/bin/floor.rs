@@ -35,7 +35,9 @@ fn main() -> io::Result<()> {
             async move {
                 let service = service_fn(move |request| forward(client.clone(), backend, request));
                 // A client that goes away in the middle is no business of a proxy's.
-                let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                let _ = auto::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
             }
         })
         .await
@@ -55,8 +57,13 @@ async fn forward(
     backend: SocketAddr,
     mut request: Request<Incoming>,
 ) -> Result<Response<Either<Incoming, Empty<Bytes>>>, Infallible> {
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-    *request.uri_mut() = format!("http://{backend}{path}").parse::<Uri>().expect("a path of a valid URI");
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or("/", |path| path.as_str());
+    *request.uri_mut() = format!("http://{backend}{path}")
+        .parse::<Uri>()
+        .expect("a path of a valid URI");
     *request.version_mut() = Version::HTTP_11;
     Ok(match client.request(request).await {
         Ok(response) => response.map(Either::Left),

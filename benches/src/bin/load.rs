@@ -84,7 +84,11 @@ fn main() -> io::Result<ExitCode> {
     let begun = Instant::now();
     let mut tally = rig::runtime()?.block_on(run(&args));
     tally.print(args.requests, begun.elapsed());
-    Ok(if tally.is_clean(args.requests) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if tally.is_clean(args.requests) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Opens all connections first, so that none of them is part of another's latency.
@@ -99,7 +103,11 @@ async fn run(args: &Args) -> Tally {
     for (index, lane) in (0..).zip(lanes) {
         running.spawn(lane.run(share(args.requests, count, index), end));
     }
-    running.join_all().await.into_iter().fold(Tally::default(), Tally::and)
+    running
+        .join_all()
+        .await
+        .into_iter()
+        .fold(Tally::default(), Tally::and)
 }
 
 /// The part of `all` that falls to one of `count`, as even as whole numbers allow.
@@ -108,7 +116,9 @@ fn share(all: u32, count: u32, index: u32) -> u32 {
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let addr: SocketAddr = text.parse().map_err(|error: std::net::AddrParseError| error.to_string())?;
+    let addr: SocketAddr = text
+        .parse()
+        .map_err(|error: std::net::AddrParseError| error.to_string())?;
     if !addr.ip().is_loopback() {
         return Err("not an address of the loopback interface: load goes nowhere else".into());
     }
@@ -121,8 +131,15 @@ impl Lane {
     /// The lanes of one connection. One that cannot be opened is tried again, and counted, with the first request.
     async fn open(args: &Args) -> Vec<Self> {
         let lane = |wire, connections| {
-            let tally = Tally { connections, ..Tally::default() };
-            Self { args: args.clone(), wire, tally }
+            let tally = Tally {
+                connections,
+                ..Tally::default()
+            };
+            Self {
+                args: args.clone(),
+                wire,
+                tally,
+            }
         };
         match Wire::open(args).await {
             Ok(Wire::Http2(sender)) => (0..args.streams)
@@ -139,11 +156,20 @@ impl Lane {
             if begun >= end {
                 break;
             }
-            match timeout(REQUEST_TIMEOUT, self.request()).await.unwrap_or(Err(Failure::Timeout)) {
-                Ok(()) => self.tally.micros.push(begun.elapsed().as_micros().try_into().unwrap_or(u32::MAX)),
+            match timeout(REQUEST_TIMEOUT, self.request())
+                .await
+                .unwrap_or(Err(Failure::Timeout))
+            {
+                Ok(()) => self
+                    .tally
+                    .micros
+                    .push(begun.elapsed().as_micros().try_into().unwrap_or(u32::MAX)),
                 Err(failure) => {
                     *self.tally.failures.entry(failure).or_default() += 1;
-                    self.wire = self.wire.take().filter(|_| matches!(failure, Failure::Status(_)));
+                    self.wire = self
+                        .wire
+                        .take()
+                        .filter(|_| matches!(failure, Failure::Status(_)));
                 }
             }
         }
@@ -166,7 +192,11 @@ impl Lane {
             frame.map_err(|_| Failure::Body)?;
         }
         self.wire = Some(wire);
-        if status.is_success() { Ok(()) } else { Err(Failure::Status(status)) }
+        if status.is_success() {
+            Ok(())
+        } else {
+            Err(Failure::Status(status))
+        }
     }
 }
 
@@ -201,7 +231,9 @@ impl Wire {
         let Args { addr, path, .. } = args;
         match self {
             Self::Http1(sender) => {
-                let request = Request::get(path).header(HOST, addr.to_string()).body(Empty::new());
+                let request = Request::get(path)
+                    .header(HOST, addr.to_string())
+                    .body(Empty::new());
                 sender.ready().await?;
                 sender.send_request(request.expect("a path")).await
             }

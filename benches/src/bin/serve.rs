@@ -61,13 +61,22 @@ async fn serve(kind: Kind) -> io::Result<()> {
             let leave = async move {
                 end.recv().await;
             };
-            axum::serve(listener, app).with_graceful_shutdown(leave).into_future().await
+            axum::serve(listener, app)
+                .with_graceful_shutdown(leave)
+                .into_future()
+                .await
         }
         Kind::Drain | Kind::DrainLayered => {
             let drain = Drain::builder().announce(Duration::ZERO).build();
-            let app = if matches!(kind, Kind::Drain) { app } else { app.layer(DrainLayer::new(&drain)) };
+            let app = if matches!(kind, Kind::Drain) {
+                app
+            } else {
+                app.layer(DrainLayer::new(&drain))
+            };
             let limit = ConnectionLimit::default();
-            let server = Server::new(&drain, listen().await?).limit(&limit).run(Http::new(&drain, app));
+            let server = Server::new(&drain, listen().await?)
+                .limit(&limit)
+                .run(Http::new(&drain, app));
             tokio::spawn(async move {
                 end.recv().await;
                 drain.shutdown();

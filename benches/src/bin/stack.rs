@@ -24,8 +24,18 @@ const CASES: &[Case] = &[
         bare: "bare-http-clients",
         run: |calls| drive::http_calls(calls, HTTP, clients()),
     },
-    Case { name: "stack", job: JOB, bare: "bare-http-clients", run: stack },
-    Case { name: "stack-lease", job: JOB, bare: "bare-http-clients", run: stack_on_lease },
+    Case {
+        name: "stack",
+        job: JOB,
+        bare: "bare-http-clients",
+        run: stack,
+    },
+    Case {
+        name: "stack-lease",
+        job: JOB,
+        bare: "bare-http-clients",
+        run: stack_on_lease,
+    },
 ];
 
 const JOB: &str = "full stack";
@@ -49,14 +59,23 @@ fn stack(calls: u32) {
     let (drain, circuit) = (Drain::new(), Circuit::new());
     let limit = BucketLayer::per_client(Quota::per_second(MANY)).respond();
     let app = CircuitLayer::new(&circuit).respond().layer(HTTP);
-    drive::http_calls(calls, DrainLayer::new(&drain).layer(limit.layer(app)), clients());
+    drive::http_calls(
+        calls,
+        DrainLayer::new(&drain).layer(limit.layer(app)),
+        clients(),
+    );
 }
 
 /// The same, and a lease with the token in the request's extensions. It outlasts the loop, in which no keeper runs.
 fn stack_on_lease(calls: u32) {
-    let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let runtime = Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
     let key = LeaseKey::new("benches/stack").expect("a valid key");
-    let built = Lease::builder(MemoryStore::new(), key, Holder::new("benches")).ttl(Duration::from_secs(600)).build();
+    let built = Lease::builder(MemoryStore::new(), key, Holder::new("benches"))
+        .ttl(Duration::from_secs(600))
+        .build();
     let (lease, keeper) = built.expect("durations that fit together");
     runtime.spawn(keeper.run());
     runtime.block_on(lease.held()).expect("a keeper that runs");

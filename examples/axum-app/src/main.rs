@@ -31,7 +31,9 @@ const FIFTY: NonZeroU32 = NonZeroU32::new(50).unwrap();
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .init();
 
     // What outlives a request is a value of the app's own: cheap handles, which the layers refer to.
     let drain = Drain::new();
@@ -46,11 +48,18 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         .route("/seats/{seat}", post(buy))
         .layer(BucketLayer::per_client(each).respond()) // two: 429 for who asks too much, and for nobody else
         .route("/ready", get(move || async move { is_ready(&ready) }))
-        .route("/circuit", get(move || async move { Json(circuit_status(&status)) }))
+        .route(
+            "/circuit",
+            get(move || async move { Json(circuit_status(&status)) }),
+        )
         .with_state(Seats::new(Mutex::new([false; 100])));
 
-    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_owned());
-    let listener = TcpListener::bind(&address).await.map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    let address = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+    let listener = TcpListener::bind(&address)
+        .await
+        .map_err(|error| format!("cannot listen on {address}: {error}"))?;
     println!("axum-app listening on http://{}", listener.local_addr()?);
 
     // Three: SIGTERM lets everybody finish, a second one ends it. In the place of `axum::serve(listener, app)`; with that
@@ -58,7 +67,11 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     tokio::spawn(drain.on_signals());
     let report = drain.serve(listener, app).await?;
     println!("ended: {report}");
-    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.is_clean() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 // === the app, which knows nothing of the layers ===
@@ -82,7 +95,10 @@ async fn buy(State(seats): State<Seats>, Path(seat): Path<usize>) -> (StatusCode
 }
 
 /// As if it asked another service, which fails when told to.
-async fn price(Path(seat): Path<u32>, RawQuery(query): RawQuery) -> Result<Json<Value>, StatusCode> {
+async fn price(
+    Path(seat): Path<u32>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Value>, StatusCode> {
     sleep(Duration::from_millis(2)).await;
     if query.as_deref() == Some("fail") {
         Err(StatusCode::BAD_GATEWAY)
@@ -94,7 +110,11 @@ async fn price(Path(seat): Path<u32>, RawQuery(query): RawQuery) -> Result<Json<
 // === for operators ===
 
 fn is_ready(drain: &Drain) -> (StatusCode, &'static str) {
-    if drain.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") }
+    if drain.is_ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    }
 }
 
 fn circuit_status(circuit: &Circuit) -> Value {

@@ -42,10 +42,18 @@ impl Client {
     }
 
     fn ask(&mut self, method: &str, path: &str) -> io::Result<Answer> {
-        let length = if method == "POST" { "content-length: 0\r\n" } else { "" };
+        let length = if method == "POST" {
+            "content-length: 0\r\n"
+        } else {
+            ""
+        };
         let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n{length}\r\n");
         self.0.get_mut().write_all(request.as_bytes())?;
-        let status = self.line()?.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = self
+            .line()?
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
         let status = status.ok_or(io::ErrorKind::InvalidData)?;
         let mut fields = HashMap::new();
         while let Some((name, value)) = self.line()?.split_once(": ") {
@@ -54,7 +62,11 @@ impl Client {
         let mut text = vec![0; fields["content-length"].parse().map_err(io::Error::other)?];
         self.0.read_exact(&mut text)?;
         let text = String::from_utf8(text).map_err(io::Error::other)?;
-        Ok(Answer { status, fields, text })
+        Ok(Answer {
+            status,
+            fields,
+            text,
+        })
     }
 
     fn line(&mut self) -> io::Result<String> {
@@ -77,7 +89,10 @@ fn the_app_works_as_before() {
     let (_app, address) = app();
     assert_eq!(get(&address, "/seats").text, r#"{"free":100,"sold":0}"#);
     let mut client = Client::connect(&address).unwrap();
-    assert_eq!(client.ask("POST", "/seats/7").unwrap().text, "seat 7 is yours\n");
+    assert_eq!(
+        client.ask("POST", "/seats/7").unwrap().text,
+        "seat 7 is yours\n"
+    );
     assert_eq!(client.ask("POST", "/seats/7").unwrap().status, 409);
     assert_eq!(client.ask("POST", "/seats/100").unwrap().status, 404);
     assert_eq!(get(&address, "/price/7").text, r#"{"price":17}"#);
@@ -93,24 +108,52 @@ fn prices_that_fail_open_their_circuit_and_nothing_else() {
     let refused = get(&address, "/price/7");
     assert_eq!(refused.status, 503);
     let after: u64 = refused.fields["retry-after"].parse().unwrap();
-    assert!((1..=12).contains(&after), "ten seconds, with some chance in it: {after}");
-    assert_eq!(get(&address, "/seats").status, 200, "a route that needs no prices");
+    assert!(
+        (1..=12).contains(&after),
+        "ten seconds, with some chance in it: {after}"
+    );
+    assert_eq!(
+        get(&address, "/seats").status,
+        200,
+        "a route that needs no prices"
+    );
     let circuit = get(&address, "/circuit").text;
-    assert!(circuit.contains(r#""state":"open""#) && circuit.contains(r#""failed":5"#), "{circuit}");
+    assert!(
+        circuit.contains(r#""state":"open""#) && circuit.contains(r#""failed":5"#),
+        "{circuit}"
+    );
 }
 
 #[test]
 fn a_client_past_its_limit_is_told_when_to_come_back() {
     let (_app, address) = app();
     let mut client = Client::connect(&address).unwrap();
-    let answers: Vec<_> = (0..200).map(|_| client.ask("GET", "/seats").unwrap()).collect();
-    let refused: Vec<_> = answers.iter().filter(|answer| answer.status != 200).collect();
-    assert!(answers[..50].iter().all(|answer| answer.status == 200), "the burst");
-    assert!(!refused.is_empty(), "200 requests took longer than three seconds");
+    let answers: Vec<_> = (0..200)
+        .map(|_| client.ask("GET", "/seats").unwrap())
+        .collect();
+    let refused: Vec<_> = answers
+        .iter()
+        .filter(|answer| answer.status != 200)
+        .collect();
+    assert!(
+        answers[..50].iter().all(|answer| answer.status == 200),
+        "the burst"
+    );
+    assert!(
+        !refused.is_empty(),
+        "200 requests took longer than three seconds"
+    );
     for answer in refused {
-        assert_eq!((answer.status, answer.fields["retry-after"].as_str()), (429, "1"));
+        assert_eq!(
+            (answer.status, answer.fields["retry-after"].as_str()),
+            (429, "1")
+        );
     }
-    assert_eq!(client.ask("GET", "/ready").unwrap().status, 200, "who looks after it is not limited");
+    assert_eq!(
+        client.ask("GET", "/ready").unwrap().status,
+        200,
+        "who looks after it is not limited"
+    );
     thread::sleep(Duration::from_secs(1));
     assert_eq!(client.ask("GET", "/seats").unwrap().status, 200, "as told");
 }
@@ -127,14 +170,23 @@ fn a_deploy_in_the_middle_of_purchases_fails_none_of_them() {
                 let (mut client, mut closed) = (Client::connect(&address).unwrap(), 0);
                 for seat in (buyer..96).step_by(8) {
                     let late = told.load(SeqCst);
-                    let answer = client.ask("POST", &format!("/seats/{seat}")).expect("every purchase is answered");
-                    assert_eq!((answer.status, answer.text), (200, format!("seat {seat} is yours\n")));
+                    let answer = client
+                        .ask("POST", &format!("/seats/{seat}"))
+                        .expect("every purchase is answered");
+                    assert_eq!(
+                        (answer.status, answer.text),
+                        (200, format!("seat {seat} is yours\n"))
+                    );
                     match answer.fields.get("connection").map(String::as_str) {
                         Some("close") => {
                             closed += 1;
-                            client = Client::connect(&address).expect("newcomers are served while it announces");
+                            client = Client::connect(&address)
+                                .expect("newcomers are served while it announces");
                         }
-                        _ => assert!(!late, "an answer from after the signal says that the connection closes"),
+                        _ => assert!(
+                            !late,
+                            "an answer from after the signal says that the connection closes"
+                        ),
                     }
                 }
                 closed
@@ -152,7 +204,10 @@ fn a_deploy_in_the_middle_of_purchases_fails_none_of_them() {
     assert_eq!(get(&address, "/seats").text, r#"{"free":4,"sold":96}"#);
     let (code, lines) = app.ended();
     assert_eq!(code, Some(0), "{lines:?}");
-    let report = lines.iter().find_map(|line| line.strip_prefix("ended: ")).expect("a report");
+    let report = lines
+        .iter()
+        .find_map(|line| line.strip_prefix("ended: "))
+        .expect("a report");
     assert!(report.contains(" 0 forced, 0 leaked"), "{report}");
 }
 

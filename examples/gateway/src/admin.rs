@@ -42,13 +42,22 @@ impl Admin {
         look: impl Fn() -> BalanceSnapshot + Send + Sync + 'static,
         demo: Option<Arc<Demo>>,
     ) -> Self {
-        let drain = Drain::builder().announce(Duration::ZERO).close(LAST_PAGE).force(Duration::ZERO).build();
-        let office = Arc::new(Office { gateway, look: Box::new(look), demo });
+        let drain = Drain::builder()
+            .announce(Duration::ZERO)
+            .close(LAST_PAGE)
+            .force(Duration::ZERO)
+            .build();
+        let office = Arc::new(Office {
+            gateway,
+            look: Box::new(look),
+            demo,
+        });
         let app = service_fn(move |request| {
             let office = office.clone();
             async move { Ok::<_, Infallible>(office.answer(request).await) }
         });
-        let server = Server::new(&drain, listener).run(Http::new(&drain, app).last_chance(Duration::ZERO));
+        let server =
+            Server::new(&drain, listener).run(Http::new(&drain, app).last_chance(Duration::ZERO));
         let server = tokio::spawn(async {
             if let Err(error) = server.await {
                 tracing::error!(%error, "the admin port broke");
@@ -78,7 +87,9 @@ impl Office {
             "/ready" => self.ready(),
             "/metrics" => page("text/plain; version=0.0.4", self.metrics()),
             "/topology" => page("application/json", format!("{:#}\n", self.topology())),
-            path if path.starts_with("/replicas/") && request.method() == Method::POST => self.order(path).await,
+            path if path.starts_with("/replicas/") && request.method() == Method::POST => {
+                self.order(path).await
+            }
             path if path.starts_with("/replicas/") && self.demo.is_some() => not_allowed("POST"),
             _ => text(StatusCode::NOT_FOUND, PAGES),
         }
@@ -87,7 +98,10 @@ impl Office {
     /// Ready: no drain has begun, and there is somebody to serve.
     fn ready(&self) -> Answer {
         if !self.gateway.drain.is_ready() {
-            return text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", self.gateway.drain.phase()));
+            return text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("{}\n", self.gateway.drain.phase()),
+            );
         }
         match (self.look)().ready() {
             0 => text(StatusCode::SERVICE_UNAVAILABLE, "no healthy replica\n"),
@@ -96,8 +110,13 @@ impl Office {
     }
 
     async fn order(&self, path: &str) -> Answer {
-        let Some(demo) = &self.demo else { return text(StatusCode::NOT_FOUND, "only the demo has replicas\n") };
-        let done = match path.strip_prefix("/replicas/").and_then(|rest| rest.split_once('/')) {
+        let Some(demo) = &self.demo else {
+            return text(StatusCode::NOT_FOUND, "only the demo has replicas\n");
+        };
+        let done = match path
+            .strip_prefix("/replicas/")
+            .and_then(|rest| rest.split_once('/'))
+        {
             Some((name, "kill")) => demo.kill(name).await.map(Ok),
             Some((name, "revive")) => demo.revive(name).await,
             _ => None,
@@ -105,9 +124,10 @@ impl Office {
         match done {
             Some(Ok(told)) => text(StatusCode::OK, told),
             Some(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-            None => {
-                text(StatusCode::NOT_FOUND, "POST /replicas/NAME/kill or /replicas/NAME/revive, NAME as in /topology\n")
-            }
+            None => text(
+                StatusCode::NOT_FOUND,
+                "POST /replicas/NAME/kill or /replicas/NAME/revive, NAME as in /topology\n",
+            ),
         }
     }
 
@@ -141,7 +161,8 @@ impl Office {
 
     fn circuit(&self, id: &str) -> Option<Value> {
         let circuit = self.gateway.circuits.get(id)?.snapshot();
-        let in_millis = |at: Instant| at.saturating_duration_since(Instant::now()).as_millis() as u64;
+        let in_millis =
+            |at: Instant| at.saturating_duration_since(Instant::now()).as_millis() as u64;
         Some(json!({
             "state": circuit.state.as_str(),
             "failures_in_row": circuit.failures_in_row,
@@ -162,27 +183,66 @@ impl Office {
     fn tell_connections(&self, page: &mut Page) {
         let drain = self.gateway.drain.snapshot();
         page.head("gateway_ready", "gauge", "Whether new clients are welcome.");
-        page.line("gateway_ready", &[], u8::from(self.gateway.drain.is_ready()));
-        page.head("gateway_requests_in_flight", "gauge", "Requests whose response has not ended.");
+        page.line(
+            "gateway_ready",
+            &[],
+            u8::from(self.gateway.drain.is_ready()),
+        );
+        page.head(
+            "gateway_requests_in_flight",
+            "gauge",
+            "Requests whose response has not ended.",
+        );
         page.line("gateway_requests_in_flight", &[], drain.requests);
         page.head("gateway_connections", "gauge", "Client connections.");
         page.line("gateway_connections", &[], self.gateway.connections.open());
-        page.head("gateway_connections_refused_total", "counter", "Connections beyond the limit.");
-        page.line("gateway_connections_refused_total", &[], self.gateway.connections.refused());
+        page.head(
+            "gateway_connections_refused_total",
+            "counter",
+            "Connections beyond the limit.",
+        );
+        page.line(
+            "gateway_connections_refused_total",
+            &[],
+            self.gateway.connections.refused(),
+        );
         if let Some(clients) = self.gateway.clients() {
-            page.head("gateway_clients", "gauge", "Clients whose limit is remembered.");
+            page.head(
+                "gateway_clients",
+                "gauge",
+                "Clients whose limit is remembered.",
+            );
             page.line("gateway_clients", &[], clients.keys);
-            page.head("gateway_clients_evicted_total", "counter", "Clients forgotten to make room.");
+            page.head(
+                "gateway_clients_evicted_total",
+                "counter",
+                "Clients forgotten to make room.",
+            );
             page.line("gateway_clients_evicted_total", &[], clients.evictions);
         }
     }
 
     fn tell_endpoints(&self, balance: &BalanceSnapshot, page: &mut Page) {
-        page.head("gateway_topology_generation", "gauge", "The generation of the topology in use.");
-        page.line("gateway_topology_generation", &[], balance.generation.map_or(0, |generation| generation.value));
-        page.head("gateway_requests_waiting", "gauge", "Requests that wait for an endpoint.");
+        page.head(
+            "gateway_topology_generation",
+            "gauge",
+            "The generation of the topology in use.",
+        );
+        page.line(
+            "gateway_topology_generation",
+            &[],
+            balance.generation.map_or(0, |generation| generation.value),
+        );
+        page.head(
+            "gateway_requests_waiting",
+            "gauge",
+            "Requests that wait for an endpoint.",
+        );
         page.line("gateway_requests_waiting", &[], balance.waiting);
-        let mut each = |name: &str, kind: &str, help: &str, value: &dyn Fn(&EndpointSnapshot) -> Option<u64>| {
+        let mut each = |name: &str,
+                        kind: &str,
+                        help: &str,
+                        value: &dyn Fn(&EndpointSnapshot) -> Option<u64>| {
             page.head(name, kind, help);
             for endpoint in &balance.endpoints {
                 if let Some(value) = value(endpoint) {
@@ -190,27 +250,63 @@ impl Office {
                 }
             }
         };
-        each("gateway_endpoint_ready", "gauge", "Whether an endpoint can be given requests.", &|seen| {
-            Some(u64::from(seen.ready))
-        });
-        each("gateway_endpoint_in_flight", "gauge", "Requests an endpoint has.", &|seen| Some(seen.in_flight.into()));
-        each("gateway_endpoint_picks_total", "counter", "Requests given to an endpoint.", &|seen| Some(seen.picks));
+        each(
+            "gateway_endpoint_ready",
+            "gauge",
+            "Whether an endpoint can be given requests.",
+            &|seen| Some(u64::from(seen.ready)),
+        );
+        each(
+            "gateway_endpoint_in_flight",
+            "gauge",
+            "Requests an endpoint has.",
+            &|seen| Some(seen.in_flight.into()),
+        );
+        each(
+            "gateway_endpoint_picks_total",
+            "counter",
+            "Requests given to an endpoint.",
+            &|seen| Some(seen.picks),
+        );
         each(
             "gateway_endpoint_failures_total",
             "counter",
             "Of those, the ones that failed or came back unsent.",
             &|seen| Some(seen.failures),
         );
-        each("gateway_circuit_open", "gauge", "0 closed, 1 open, 2 half-open.", &|seen| {
-            Some(match self.gateway.circuits.get(seen.endpoint.id().as_str())?.state() {
-                State::Closed => 0,
-                State::Open { .. } => 1,
-                State::HalfOpen => 2,
-            })
-        });
-        each("gateway_circuit_trips_total", "counter", "How often a circuit opened.", &|seen| {
-            Some(self.gateway.circuits.get(seen.endpoint.id().as_str())?.snapshot().trips)
-        });
+        each(
+            "gateway_circuit_open",
+            "gauge",
+            "0 closed, 1 open, 2 half-open.",
+            &|seen| {
+                Some(
+                    match self
+                        .gateway
+                        .circuits
+                        .get(seen.endpoint.id().as_str())?
+                        .state()
+                    {
+                        State::Closed => 0,
+                        State::Open { .. } => 1,
+                        State::HalfOpen => 2,
+                    },
+                )
+            },
+        );
+        each(
+            "gateway_circuit_trips_total",
+            "counter",
+            "How often a circuit opened.",
+            &|seen| {
+                Some(
+                    self.gateway
+                        .circuits
+                        .get(seen.endpoint.id().as_str())?
+                        .snapshot()
+                        .trips,
+                )
+            },
+        );
     }
 }
 
@@ -228,15 +324,18 @@ fn text(status: StatusCode, text: impl Into<Bytes>) -> Answer {
 
 fn not_allowed(allowed: &'static str) -> Answer {
     let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("{allowed} only\n"));
-    response.headers_mut().insert(ALLOW, http::HeaderValue::from_static(allowed));
+    response
+        .headers_mut()
+        .insert(ALLOW, http::HeaderValue::from_static(allowed));
     response
 }
 
 fn page(content_type: &'static str, text: impl Into<Bytes>) -> Answer {
     let mut response = Response::new(Full::new(text.into()));
-    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));
     response
 }
 
-const PAGES: &str =
-    "GET /live, /ready, /metrics, /topology; in the demo also POST /replicas/NAME/kill and /replicas/NAME/revive\n";
+const PAGES: &str = "GET /live, /ready, /metrics, /topology; in the demo also POST /replicas/NAME/kill and /replicas/NAME/revive\n";

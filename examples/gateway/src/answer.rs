@@ -81,7 +81,10 @@ impl<S> Layer<S> for AnswerLayer {
     type Service = Answer<S>;
 
     fn layer(&self, inner: S) -> Answer<S> {
-        Answer { inner, limit: self.limit }
+        Answer {
+            inner,
+            limit: self.limit,
+        }
     }
 }
 
@@ -105,7 +108,13 @@ where
         let upload = request.body().upload.clone();
         let timeout = tokio::time::sleep(self.limit);
         let body = std::marker::PhantomData;
-        AnswerFuture { inner: self.inner.call(request), timeout, limit: self.limit, upload, body }
+        AnswerFuture {
+            inner: self.inner.call(request),
+            timeout,
+            limit: self.limit,
+            upload,
+            body,
+        }
     }
 }
 
@@ -125,13 +134,26 @@ where
         }
         loop {
             ready!(this.timeout.as_mut().poll(cx));
-            match this.upload.as_ref().map(|upload| upload.moved() + *this.limit) {
-                Some(later) if later > this.timeout.deadline() => this.timeout.as_mut().reset(later),
+            match this
+                .upload
+                .as_ref()
+                .map(|upload| upload.moved() + *this.limit)
+            {
+                Some(later) if later > this.timeout.deadline() => {
+                    this.timeout.as_mut().reset(later)
+                }
                 _ => break,
             }
         }
-        let stalled = this.upload.as_ref().is_some_and(|upload| upload.waits_for_client.load(Relaxed));
-        Poll::Ready(Err(if stalled { STALLED.into() } else { NoAnswer.into() }))
+        let stalled = this
+            .upload
+            .as_ref()
+            .is_some_and(|upload| upload.waits_for_client.load(Relaxed));
+        Poll::Ready(Err(if stalled {
+            STALLED.into()
+        } else {
+            NoAnswer.into()
+        }))
     }
 }
 
@@ -158,7 +180,10 @@ impl<A: Body> Body for Watched<A> {
     type Data = A::Data;
     type Error = A::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<A::Data>, A::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<A::Data>, A::Error>>> {
         let this = self.project();
         let frame = this.inner.poll_frame(cx);
         if let Some(upload) = this.upload {
@@ -180,7 +205,11 @@ impl<A: Body> Body for Watched<A> {
 
 impl Upload {
     fn new() -> Self {
-        Self { began: Instant::now(), moved: AtomicU64::new(0), waits_for_client: AtomicBool::new(false) }
+        Self {
+            began: Instant::now(),
+            moved: AtomicU64::new(0),
+            waits_for_client: AtomicBool::new(false),
+        }
     }
 
     fn note<T>(&self, frame: &Poll<T>) {

@@ -153,31 +153,49 @@ impl Config {
     /// Reads and checks a file.
     pub(crate) fn load(file: &Path, own: Own) -> Result<Self, Invalid> {
         let read = || Self::parse(&read(file)?, own);
-        read().map_err(|mistakes| Invalid { file: file.to_owned(), mistakes })
+        read().map_err(|mistakes| Invalid {
+            file: file.to_owned(),
+            mistakes,
+        })
     }
 
     fn parse(text: &str, own: Own) -> Result<Self, Vec<Mistake>> {
-        let file: File = toml::from_str(text).map_err(|error| vec![Mistake::syntax(text, &error)])?;
-        let mut check = Check { text, mistakes: Vec::new() };
+        let file: File =
+            toml::from_str(text).map_err(|error| vec![Mistake::syntax(text, &error)])?;
+        let mut check = Check {
+            text,
+            mistakes: Vec::new(),
+        };
         let config = file.check(&mut check, own);
-        if check.mistakes.is_empty() { Ok(config) } else { Err(check.mistakes) }
+        if check.mistakes.is_empty() {
+            Ok(config)
+        } else {
+            Err(check.mistakes)
+        }
     }
 }
 
 fn read(file: &Path) -> Result<String, Vec<Mistake>> {
     let mut bytes = Vec::new();
-    let read = OpenFile::open(file).and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut bytes));
+    let read =
+        OpenFile::open(file).and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut bytes));
     if let Err(error) = read {
-        let text = format!("cannot be read: {error}; give the path of a TOML file that this user may read");
+        let text = format!(
+            "cannot be read: {error}; give the path of a TOML file that this user may read"
+        );
         return Err(vec![Mistake { place: None, text }]);
     }
     if bytes.len() as u64 > LONGEST_FILE {
-        let text = "is longer than 1 MiB, so it is no configuration; give the path of a TOML file".to_owned();
+        let text = "is longer than 1 MiB, so it is no configuration; give the path of a TOML file"
+            .to_owned();
         return Err(vec![Mistake { place: None, text }]);
     }
     String::from_utf8(bytes).map_err(|error| {
         let place = Some(place(error.as_bytes(), error.utf8_error().valid_up_to()));
-        vec![Mistake { place, text: "this is not UTF-8; save the file as UTF-8 text".to_owned() }]
+        vec![Mistake {
+            place,
+            text: "this is not UTF-8; save the file as UTF-8 text".to_owned(),
+        }]
     })
 }
 
@@ -196,7 +214,10 @@ impl Default for Circuit {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(1), response: Duration::from_secs(15) }
+        Self {
+            connect: Duration::from_secs(1),
+            response: Duration::from_secs(15),
+        }
     }
 }
 
@@ -222,7 +243,11 @@ impl Default for Upstream {
 
 impl Default for Drain {
     fn default() -> Self {
-        Self { announce: Duration::from_secs(5), close: Duration::from_secs(20), force: Duration::from_secs(2) }
+        Self {
+            announce: Duration::from_secs(5),
+            close: Duration::from_secs(20),
+            force: Duration::from_secs(2),
+        }
     }
 }
 
@@ -307,24 +332,51 @@ struct DrainTable {
 impl File {
     fn check(self, check: &mut Check<'_>, own: Own) -> Config {
         let default = Config::demo();
-        let place = self.admin.as_ref().or(self.listen.as_ref()).map(Spanned::span).unwrap_or_default();
+        let place = self
+            .admin
+            .as_ref()
+            .or(self.listen.as_ref())
+            .map(Spanned::span)
+            .unwrap_or_default();
         let listen = check.address("listen", self.listen, default.listen);
         let admin = check.address("admin", self.admin, default.admin);
         let (listen, admin) = (own.listen.unwrap_or(listen), own.admin.unwrap_or(admin));
         if is_same(listen, admin) {
-            check.wrong(place, format!("`listen` and `admin` are both {admin}; give each a port of its own"));
+            check.wrong(
+                place,
+                format!("`listen` and `admin` are both {admin}; give each a port of its own"),
+            );
         }
         Config {
             listen,
             admin,
             backends: check.backends(self.backend, [listen, admin]),
             per_client: self.per_client.map(|table| table.check(check)),
-            circuit: self.circuit.map(|table| table.check(check)).unwrap_or_default(),
-            timeouts: self.timeouts.map(|table| table.check(check)).unwrap_or_default(),
-            balance: self.balance.map(|table| table.check(check)).unwrap_or_default(),
-            upstream: self.upstream.map(|table| table.check(check)).unwrap_or_default(),
-            drain: self.drain.map(|table| table.check(check)).unwrap_or_default(),
-            max_connections: check.size("max_connections", self.max_connections, default.max_connections),
+            circuit: self
+                .circuit
+                .map(|table| table.check(check))
+                .unwrap_or_default(),
+            timeouts: self
+                .timeouts
+                .map(|table| table.check(check))
+                .unwrap_or_default(),
+            balance: self
+                .balance
+                .map(|table| table.check(check))
+                .unwrap_or_default(),
+            upstream: self
+                .upstream
+                .map(|table| table.check(check))
+                .unwrap_or_default(),
+            drain: self
+                .drain
+                .map(|table| table.check(check))
+                .unwrap_or_default(),
+            max_connections: check.size(
+                "max_connections",
+                self.max_connections,
+                default.max_connections,
+            ),
             half_close: self.half_close.unwrap_or(default.half_close),
         }
     }
@@ -332,15 +384,22 @@ impl File {
 
 /// Whether who connects to `there` gets to `own`. A port that the system chooses is nobody's yet.
 fn is_same(own: SocketAddr, there: SocketAddr) -> bool {
-    let is_every = own.ip().is_unspecified() && (there.ip().is_loopback() || there.ip().is_unspecified());
+    let is_every =
+        own.ip().is_unspecified() && (there.ip().is_loopback() || there.ip().is_unspecified());
     let is_loopback = there.ip().is_unspecified() && own.ip().is_loopback();
-    own.port() != 0 && own.port() == there.port() && (own.ip() == there.ip() || is_every || is_loopback)
+    own.port() != 0
+        && own.port() == there.port()
+        && (own.ip() == there.ip() || is_every || is_loopback)
 }
 
 impl PerClientTable {
     fn check(self, check: &mut Check<'_>) -> PerClient {
         let rate = check.count("rate", Some(self.rate), NonZeroU32::MIN);
-        PerClient { rate, per: self.per.unwrap_or(Per::Second), burst: check.count("burst", self.burst, rate) }
+        PerClient {
+            rate,
+            per: self.per.unwrap_or(Per::Second),
+            burst: check.count("burst", self.burst, rate),
+        }
     }
 }
 
@@ -354,7 +413,11 @@ impl CircuitTable {
                 default.consecutive_failures,
             ),
             open_for: check.time("open_for", self.open_for, default.open_for),
-            probe_deadline: check.time("probe_deadline", self.probe_deadline, default.probe_deadline),
+            probe_deadline: check.time(
+                "probe_deadline",
+                self.probe_deadline,
+                default.probe_deadline,
+            ),
         }
     }
 }
@@ -384,7 +447,11 @@ impl UpstreamTable {
     fn check(self, check: &mut Check<'_>) -> Upstream {
         let default = Upstream::default();
         Upstream {
-            max_connections: check.size("max_connections", self.max_connections, default.max_connections),
+            max_connections: check.size(
+                "max_connections",
+                self.max_connections,
+                default.max_connections,
+            ),
             max_idle: check.size("max_idle", self.max_idle, default.max_idle),
             idle_timeout: check.time("idle_timeout", self.idle_timeout, default.idle_timeout),
         }
@@ -412,10 +479,18 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn wrong(&mut self, span: Range<usize>, text: String) {
-        self.mistakes.push(Mistake { place: Some(place(self.text.as_bytes(), span.start)), text });
+        self.mistakes.push(Mistake {
+            place: Some(place(self.text.as_bytes(), span.start)),
+            text,
+        });
     }
 
-    fn address(&mut self, key: &str, value: Option<Spanned<String>>, default: SocketAddr) -> SocketAddr {
+    fn address(
+        &mut self,
+        key: &str,
+        value: Option<Spanned<String>>,
+        default: SocketAddr,
+    ) -> SocketAddr {
         let Some(value) = value else { return default };
         value.get_ref().parse().unwrap_or_else(|_| {
             let text = format!(
@@ -429,43 +504,76 @@ impl Check<'_> {
 
     fn count(&mut self, key: &str, value: Option<Spanned<i64>>, default: NonZeroU32) -> NonZeroU32 {
         let Some(value) = value else { return default };
-        u32::try_from(*value.get_ref()).ok().and_then(NonZeroU32::new).unwrap_or_else(|| {
-            self.wrong(
-                value.span(),
-                format!("`{key}` is {}; write a whole number from 1 to {}", value.get_ref(), u32::MAX),
-            );
-            default
-        })
+        u32::try_from(*value.get_ref())
+            .ok()
+            .and_then(NonZeroU32::new)
+            .unwrap_or_else(|| {
+                self.wrong(
+                    value.span(),
+                    format!(
+                        "`{key}` is {}; write a whole number from 1 to {}",
+                        value.get_ref(),
+                        u32::MAX
+                    ),
+                );
+                default
+            })
     }
 
-    fn size(&mut self, key: &str, value: Option<Spanned<i64>>, default: NonZeroUsize) -> NonZeroUsize {
+    fn size(
+        &mut self,
+        key: &str,
+        value: Option<Spanned<i64>>,
+        default: NonZeroUsize,
+    ) -> NonZeroUsize {
         let Some(value) = value else { return default };
-        let checked = u32::try_from(*value.get_ref()).ok().and_then(|value| NonZeroUsize::new(value as usize));
-        checked.filter(|size| size.get() <= MAX_SIZE).unwrap_or_else(|| {
-            self.wrong(
-                value.span(),
-                format!("`{key}` is {}; write a whole number from 1 to {MAX_SIZE}", value.get_ref()),
-            );
-            default
-        })
+        let checked = u32::try_from(*value.get_ref())
+            .ok()
+            .and_then(|value| NonZeroUsize::new(value as usize));
+        checked
+            .filter(|size| size.get() <= MAX_SIZE)
+            .unwrap_or_else(|| {
+                self.wrong(
+                    value.span(),
+                    format!(
+                        "`{key}` is {}; write a whole number from 1 to {MAX_SIZE}",
+                        value.get_ref()
+                    ),
+                );
+                default
+            })
     }
 
     fn time(&mut self, key: &str, value: Option<Spanned<String>>, default: Duration) -> Duration {
         let span = value.as_ref().map(Spanned::span);
         let time = self.time_or_zero(key, value, default);
         if time.is_zero() {
-            self.wrong(span.unwrap_or_default(), format!("`{key}` is zero; write a time such as \"500ms\" or \"10s\""));
+            self.wrong(
+                span.unwrap_or_default(),
+                format!("`{key}` is zero; write a time such as \"500ms\" or \"10s\""),
+            );
             return default;
         }
         time
     }
 
-    fn time_or_zero(&mut self, key: &str, value: Option<Spanned<String>>, default: Duration) -> Duration {
+    fn time_or_zero(
+        &mut self,
+        key: &str,
+        value: Option<Spanned<String>>,
+        default: Duration,
+    ) -> Duration {
         let Some(value) = value else { return default };
         match humantime::parse_duration(value.get_ref()) {
             Ok(time) if time <= MAX_TIME => time,
             Ok(_) => {
-                self.wrong(value.span(), format!("`{key}` is {:?}; the longest time is \"1day\"", value.get_ref()));
+                self.wrong(
+                    value.span(),
+                    format!(
+                        "`{key}` is {:?}; the longest time is \"1day\"",
+                        value.get_ref()
+                    ),
+                );
                 default
             }
             Err(error) => {
@@ -479,7 +587,11 @@ impl Check<'_> {
         }
     }
 
-    fn backends(&mut self, entries: Vec<Spanned<BackendEntry>>, own: [SocketAddr; 2]) -> Vec<Backend> {
+    fn backends(
+        &mut self,
+        entries: Vec<Spanned<BackendEntry>>,
+        own: [SocketAddr; 2],
+    ) -> Vec<Backend> {
         if entries.is_empty() {
             let text = "there is no backend; add at least one, with a line `[[backend]]` and then `name` and `address`";
             self.wrong(0..0, text.to_owned());
@@ -488,25 +600,46 @@ impl Check<'_> {
         for entry in entries {
             let BackendEntry { name, address } = entry.into_inner();
             if name.get_ref().is_empty() {
-                self.wrong(name.span(), "`name` is empty; give the backend a name of its own".to_owned());
+                self.wrong(
+                    name.span(),
+                    "`name` is empty; give the backend a name of its own".to_owned(),
+                );
             } else if backends.iter().any(|other| other.name == *name.get_ref()) {
-                let text = format!("`name` is {:?}, which another backend has too; give each its own", name.get_ref());
+                let text = format!(
+                    "`name` is {:?}, which another backend has too; give each its own",
+                    name.get_ref()
+                );
                 self.wrong(name.span(), text);
             }
             let (span, known) = (address.span(), self.mistakes.len());
-            let address = self.address("address", Some(address), SocketAddr::from(([0, 0, 0, 0], 0)));
+            let address = self.address(
+                "address",
+                Some(address),
+                SocketAddr::from(([0, 0, 0, 0], 0)),
+            );
             if self.mistakes.len() > known {
                 // Told already.
             } else if address.port() == 0 {
-                self.wrong(span, "`address` has port 0; write the port that the backend listens on".to_owned());
+                self.wrong(
+                    span,
+                    "`address` has port 0; write the port that the backend listens on".to_owned(),
+                );
             } else if own.iter().any(|own| is_same(*own, address)) {
-                let text = format!("`address` {address} is the gateway's own; write where the backend listens");
+                let text = format!(
+                    "`address` {address} is the gateway's own; write where the backend listens"
+                );
                 self.wrong(span, text);
             } else if let Some(other) = backends.iter().find(|other| other.address == address) {
-                let text = format!("`address` {address} is backend {:?} too; list each address once", other.name);
+                let text = format!(
+                    "`address` {address} is backend {:?} too; list each address once",
+                    other.name
+                );
                 self.wrong(span, text);
             }
-            backends.push(Backend { name: name.into_inner(), address });
+            backends.push(Backend {
+                name: name.into_inner(),
+                address,
+            });
         }
         backends
     }
@@ -527,14 +660,21 @@ impl Mistake {
                 format!("{found}; write {}", in_words(expected))
             }
             _ if message.starts_with("missing field") => format!("{message}; add it to this table"),
-            _ if message.starts_with("unknown field") => format!("{message}; correct the name or take the line out"),
+            _ if message.starts_with("unknown field") => {
+                format!("{message}; correct the name or take the line out")
+            }
             _ if message.starts_with("unknown variant") => format!("{message}; write one of these"),
             _ if message.starts_with("duplicate key") => format!("{message}; keep one of the two"),
             _ => format!(
                 "{message}; this is no TOML: texts, times and addresses stand in quotes, such as \"127.0.0.1:8080\""
             ),
         };
-        Self { place: error.span().map(|span| place(text_of_file.as_bytes(), span.start)), text }
+        Self {
+            place: error
+                .span()
+                .map(|span| place(text_of_file.as_bytes(), span.start)),
+            text,
+        }
     }
 }
 
@@ -545,7 +685,9 @@ fn in_words(expected: &str) -> &str {
         "a string" => "a text in quotes, such as \"10s\" or \"127.0.0.1:8080\"",
         "a boolean" => "true or false",
         "a sequence" => "it as a list: a line `[[backend]]` before each",
-        table if table.starts_with("struct") => "it as a table: its name in brackets, and its keys on the lines below",
+        table if table.starts_with("struct") => {
+            "it as a table: its name in brackets, and its keys on the lines below"
+        }
         other => other,
     }
 }
@@ -553,7 +695,12 @@ fn in_words(expected: &str) -> &str {
 fn place(text: &[u8], offset: usize) -> (usize, usize) {
     let before = &text[..offset.min(text.len())];
     let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
-    let column = before.iter().rev().take_while(|&&byte| byte != b'\n').count() + 1;
+    let column = before
+        .iter()
+        .rev()
+        .take_while(|&&byte| byte != b'\n')
+        .count()
+        + 1;
     (line, column)
 }
 
@@ -583,12 +730,20 @@ mod tests {
 
     fn mistakes(text: &str) -> String {
         let mistakes = Config::parse(text, Own::default()).expect_err("a wrong file");
-        Invalid { file: "gateway.toml".into(), mistakes }.to_string()
+        Invalid {
+            file: "gateway.toml".into(),
+            mistakes,
+        }
+        .to_string()
     }
 
     #[test]
     fn the_shortest_file_gets_every_default() {
-        let config = Config::parse("[[backend]]\nname = 'a'\naddress = '127.0.0.1:9001'\n", Own::default()).unwrap();
+        let config = Config::parse(
+            "[[backend]]\nname = 'a'\naddress = '127.0.0.1:9001'\n",
+            Own::default(),
+        )
+        .unwrap();
         assert_eq!(config.listen.port(), 8080);
         assert_eq!(config.backends.len(), 1);
         assert!(config.per_client.is_none(), "nobody asked for a limit");
@@ -608,7 +763,10 @@ mod tests {
             "gateway.toml:16:12: `announce` is no time",
             "gateway.toml:19:11: `connect` is zero",
         ] {
-            assert!(told.contains(expected), "{expected:?} is missing in:\n{told}");
+            assert!(
+                told.contains(expected),
+                "{expected:?} is missing in:\n{told}"
+            );
         }
         assert_eq!(told.lines().count(), 7);
     }
@@ -616,16 +774,26 @@ mod tests {
     #[test]
     fn no_address_is_let_through_for_looking_like_a_placeholder() {
         let nowhere = "[[backend]]\nname = 'a'\naddress = '0.0.0.0:0'\n";
-        assert!(mistakes(nowhere).contains("gateway.toml:3:11: `address` has port 0"), "{}", mistakes(nowhere));
+        assert!(
+            mistakes(nowhere).contains("gateway.toml:3:11: `address` has port 0"),
+            "{}",
+            mistakes(nowhere)
+        );
     }
 
     #[test]
     fn what_is_no_toml_or_no_key_of_ours_is_told_with_its_line() {
         assert!(mistakes("listen = \n").starts_with("gateway.toml:1:"));
         let told = mistakes("[[backend]]\nname = 'a'\naddress = '127.0.0.1:1'\nweight = 3\n");
-        assert!(told.starts_with("gateway.toml:4:1: unknown field `weight`"), "{told}");
+        assert!(
+            told.starts_with("gateway.toml:4:1: unknown field `weight`"),
+            "{told}"
+        );
         let told = mistakes("[[backend]]\nname = 'a'\n");
-        assert!(told.contains("missing field `address`; add it to this table"), "{told}");
+        assert!(
+            told.contains("missing field `address`; add it to this table"),
+            "{told}"
+        );
         assert!(mistakes("").contains("there is no backend"));
     }
 
@@ -633,13 +801,34 @@ mod tests {
     fn the_example_file_says_the_defaults() {
         let config = Config::parse(include_str!("../gateway.toml"), Own::default()).unwrap();
         let default = Config::demo();
-        assert_eq!(format!("{:?}", config.circuit), format!("{:?}", default.circuit));
-        assert_eq!(format!("{:?}", config.timeouts), format!("{:?}", default.timeouts));
-        assert_eq!(format!("{:?}", config.balance), format!("{:?}", default.balance));
-        assert_eq!(format!("{:?}", config.upstream), format!("{:?}", default.upstream));
-        assert_eq!(format!("{:?}", config.drain), format!("{:?}", default.drain));
-        assert_eq!((config.listen, config.admin), (default.listen, default.admin));
-        assert_eq!((config.max_connections, config.half_close), (default.max_connections, default.half_close));
+        assert_eq!(
+            format!("{:?}", config.circuit),
+            format!("{:?}", default.circuit)
+        );
+        assert_eq!(
+            format!("{:?}", config.timeouts),
+            format!("{:?}", default.timeouts)
+        );
+        assert_eq!(
+            format!("{:?}", config.balance),
+            format!("{:?}", default.balance)
+        );
+        assert_eq!(
+            format!("{:?}", config.upstream),
+            format!("{:?}", default.upstream)
+        );
+        assert_eq!(
+            format!("{:?}", config.drain),
+            format!("{:?}", default.drain)
+        );
+        assert_eq!(
+            (config.listen, config.admin),
+            (default.listen, default.admin)
+        );
+        assert_eq!(
+            (config.max_connections, config.half_close),
+            (default.max_connections, default.half_close)
+        );
     }
 
     #[test]
@@ -647,26 +836,48 @@ mod tests {
         for (line, expected) in [
             ("max_connections = '10'", "; write a whole number"),
             ("max_connections = 1.5", "; write a whole number"),
-            ("max_connections = 92233720368547758070", "; write a whole number"),
+            (
+                "max_connections = 92233720368547758070",
+                "; write a whole number",
+            ),
             ("listen = 8080", "; write a text in quotes"),
             ("listen = 127.0.0.1:8080", "stand in quotes"),
             ("half_close = 1", "; write true or false"),
             ("drain = 5", "; write it as a table"),
-            ("backend = 'x'", "; write it as a list: a line `[[backend]]` before each"),
-            ("balance.policy = 'random'", "expected `least-request` or `round-robin`; write one of these"),
-            ("listen = '[::1]:1'\nlisten = '[::1]:1'", "duplicate key; keep one of the two"),
+            (
+                "backend = 'x'",
+                "; write it as a list: a line `[[backend]]` before each",
+            ),
+            (
+                "balance.policy = 'random'",
+                "expected `least-request` or `round-robin`; write one of these",
+            ),
+            (
+                "listen = '[::1]:1'\nlisten = '[::1]:1'",
+                "duplicate key; keep one of the two",
+            ),
         ] {
             let told = mistakes(line);
-            assert!(told.starts_with("gateway.toml:") && told.contains(expected), "{line}: {told}");
+            assert!(
+                told.starts_with("gateway.toml:") && told.contains(expected),
+                "{line}: {told}"
+            );
         }
     }
 
     #[test]
     fn the_gateway_is_not_its_own_backend_and_has_two_ports() {
         let parse = |listen: &str, backend: &str, own| {
-            let text =
-                format!("listen = '{listen}'\nadmin = '127.0.0.1:2'\n[[backend]]\nname = 'a'\naddress = '{backend}'\n");
-            Config::parse(&text, own).map_err(|mistakes| Invalid { file: "f".into(), mistakes }.to_string())
+            let text = format!(
+                "listen = '{listen}'\nadmin = '127.0.0.1:2'\n[[backend]]\nname = 'a'\naddress = '{backend}'\n"
+            );
+            Config::parse(&text, own).map_err(|mistakes| {
+                Invalid {
+                    file: "f".into(),
+                    mistakes,
+                }
+                .to_string()
+            })
         };
         let own = Own::default();
         for (listen, backend) in [
@@ -677,24 +888,50 @@ mod tests {
             ("127.0.0.1:1", "0.0.0.0:1"),
         ] {
             let told = parse(listen, backend, own).unwrap_err();
-            assert!(told.starts_with("f:5:11: ") && told.contains("the gateway's own"), "{told}");
+            assert!(
+                told.starts_with("f:5:11: ") && told.contains("the gateway's own"),
+                "{told}"
+            );
         }
         assert!(parse("0.0.0.0:1", "192.0.2.1:1", own).is_ok());
         assert!(parse("127.0.0.1:0", "127.0.0.1:1", own).is_ok());
         let told = parse("127.0.0.1:2", "192.0.2.1:1", own).unwrap_err();
-        assert!(told.starts_with("f:2:9: `listen` and `admin` are both 127.0.0.1:2"), "{told}");
-        let elsewhere = Own { listen: Some("127.0.0.1:3".parse().unwrap()), admin: None };
-        assert!(parse("127.0.0.1:1", "127.0.0.1:1", elsewhere).is_ok(), "the command line says another address");
+        assert!(
+            told.starts_with("f:2:9: `listen` and `admin` are both 127.0.0.1:2"),
+            "{told}"
+        );
+        let elsewhere = Own {
+            listen: Some("127.0.0.1:3".parse().unwrap()),
+            admin: None,
+        };
+        assert!(
+            parse("127.0.0.1:1", "127.0.0.1:1", elsewhere).is_ok(),
+            "the command line says another address"
+        );
         assert!(parse("127.0.0.1:1", "127.0.0.1:3", elsewhere).is_err());
     }
 
     #[test]
     fn a_file_that_cannot_be_read_is_told_by_name() {
-        let load = |path: &str| Config::load(Path::new(path), Own::default()).unwrap_err().to_string();
+        let load = |path: &str| {
+            Config::load(Path::new(path), Own::default())
+                .unwrap_err()
+                .to_string()
+        };
         let told = load("no-such-file.toml");
-        assert!(told.starts_with("no-such-file.toml: cannot be read"), "{told}");
-        assert!(load(env!("CARGO_MANIFEST_DIR")).contains("cannot be read"), "a folder");
-        assert!(load("/dev/zero").contains("longer than 1 MiB"), "{}", load("/dev/zero"));
+        assert!(
+            told.starts_with("no-such-file.toml: cannot be read"),
+            "{told}"
+        );
+        assert!(
+            load(env!("CARGO_MANIFEST_DIR")).contains("cannot be read"),
+            "a folder"
+        );
+        assert!(
+            load("/dev/zero").contains("longer than 1 MiB"),
+            "{}",
+            load("/dev/zero")
+        );
     }
 
     #[test]
@@ -703,6 +940,9 @@ mod tests {
         std::fs::write(&file, b"# fine\n# \xff\n").unwrap();
         let told = Config::load(&file, Own::default()).unwrap_err().to_string();
         std::fs::remove_file(&file).unwrap();
-        assert!(told.ends_with(":2:3: this is not UTF-8; save the file as UTF-8 text"), "{told}");
+        assert!(
+            told.ends_with(":2:3: this is not UTF-8; save the file as UTF-8 text"),
+            "{told}"
+        );
     }
 }

@@ -48,8 +48,12 @@ impl Demo {
     /// Starts the replicas, and waits until each holds its lease.
     pub(crate) async fn start() -> Result<Self, String> {
         let store = MemoryStore::new();
-        let starting = (1..=REPLICAS).map(|number| Replica::start(&store, format!("echo-{number}")));
-        let replicas = join_all(starting).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let starting =
+            (1..=REPLICAS).map(|number| Replica::start(&store, format!("echo-{number}")));
+        let replicas = join_all(starting)
+            .await
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()?;
         Ok(Self { store, replicas })
     }
 
@@ -66,13 +70,22 @@ impl Demo {
     /// What a replica's lease is like, in words; `None` if it does not run.
     pub(crate) fn lease_state(&self, name: &str) -> Option<String> {
         let running = self.replica(name)?.running.lock().expect("not poisoned");
-        running.as_ref().map(|running| running.lease.state().to_string())
+        running
+            .as_ref()
+            .map(|running| running.lease.state().to_string())
     }
 
     /// Ends a replica as a crash would: no release, no goodbye. `None`: there is no such replica.
     pub(crate) async fn kill(&self, name: &str) -> Option<&'static str> {
-        let running = self.replica(name)?.running.lock().expect("not poisoned").take();
-        let Some(running) = running else { return Some("it was not running\n") };
+        let running = self
+            .replica(name)?
+            .running
+            .lock()
+            .expect("not poisoned")
+            .take();
+        let Some(running) = running else {
+            return Some("it was not running\n");
+        };
         running.kill().await;
         Some("killed: its lease runs out in two seconds, but nobody waits for that\n")
     }
@@ -92,7 +105,10 @@ impl Demo {
 
     /// Ends in good order: each replica gives its lease back.
     pub(crate) async fn stop(&self) {
-        let running = self.replicas.iter().filter_map(|replica| replica.running.lock().expect("not poisoned").take());
+        let running = self
+            .replicas
+            .iter()
+            .filter_map(|replica| replica.running.lock().expect("not poisoned").take());
         join_all(running.map(|running| async move { running.lease.step_down().await })).await;
     }
 
@@ -116,7 +132,10 @@ impl Replica {
     async fn start(store: &MemoryStore, name: String) -> Result<Self, String> {
         let running = Running::start(store, &name).await?;
         match timeout(START, running.lease.held()).await {
-            Ok(Ok(_)) => Ok(Self { name, running: Mutex::new(Some(running)) }),
+            Ok(Ok(_)) => Ok(Self {
+                name,
+                running: Mutex::new(Some(running)),
+            }),
             Ok(Err(_)) | Err(_) => Err(format!("{name} did not get its lease")),
         }
     }
@@ -124,7 +143,11 @@ impl Replica {
     fn told(&self) -> Option<(&str, SocketAddr, u64)> {
         let running = self.running.lock().expect("not poisoned");
         let running = running.as_ref()?;
-        Some((&self.name, running.address, running.lease.token()?.epoch().get()))
+        Some((
+            &self.name,
+            running.address,
+            running.lease.token()?.epoch().get(),
+        ))
     }
 }
 
@@ -132,12 +155,19 @@ impl Replica {
 
 impl Running {
     async fn start(store: &MemoryStore, name: &str) -> Result<Self, String> {
-        let failed = |what: &str, error: &dyn std::fmt::Display| format!("{name} cannot {what}: {error}");
-        let listener = ListenerConfig::new().bind(ANY_PORT.into()).map_err(|error| failed("listen", &error))?;
-        let address = listener.local_addr().map_err(|error| failed("listen", &error))?;
-        let holder =
-            Holder::new(name).with_payload(address.to_string()).map_err(|error| failed("tell its address", &error))?;
-        let key = LeaseKey::new(&format!("{PREFIX}{name}")).map_err(|error| failed("name its lease", &error))?;
+        let failed =
+            |what: &str, error: &dyn std::fmt::Display| format!("{name} cannot {what}: {error}");
+        let listener = ListenerConfig::new()
+            .bind(ANY_PORT.into())
+            .map_err(|error| failed("listen", &error))?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| failed("listen", &error))?;
+        let holder = Holder::new(name)
+            .with_payload(address.to_string())
+            .map_err(|error| failed("tell its address", &error))?;
+        let key = LeaseKey::new(&format!("{PREFIX}{name}"))
+            .map_err(|error| failed("name its lease", &error))?;
         let (lease, keeper) = Lease::builder(store.clone(), key, holder)
             .ttl(TTL)
             .build()
@@ -187,8 +217,16 @@ impl Drop for Running {
 type Echo = Response<Either<Full<Bytes>, RequestBody>>;
 
 /// `/delay/MILLIS` answers later; a body comes back as it is; anything else tells who answers, and by which right.
-async fn echo(name: std::sync::Arc<str>, request: Request<RequestBody>) -> Result<Echo, Infallible> {
-    if let Some(millis) = request.uri().path().strip_prefix("/delay/").and_then(|millis| millis.parse().ok()) {
+async fn echo(
+    name: std::sync::Arc<str>,
+    request: Request<RequestBody>,
+) -> Result<Echo, Infallible> {
+    if let Some(millis) = request
+        .uri()
+        .path()
+        .strip_prefix("/delay/")
+        .and_then(|millis| millis.parse().ok())
+    {
         tokio::time::sleep(Duration::from_millis(millis).min(LONGEST_DELAY)).await;
     }
     if request.method() == http::Method::POST {

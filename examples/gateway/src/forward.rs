@@ -68,7 +68,10 @@ impl<S> Layer<S> for ForwardLayer {
     type Service = Forward<S>;
 
     fn layer(&self, inner: S) -> Forward<S> {
-        Forward { inner, ended: false }
+        Forward {
+            inner,
+            ended: false,
+        }
     }
 }
 
@@ -92,13 +95,18 @@ where
     fn call(&mut self, request: Request<A>) -> Self::Future {
         let protocol = Protocol::of(&request);
         if self.ended {
-            return ForwardFuture { state: State::Ended(protocol) };
+            return ForwardFuture {
+                state: State::Ended(protocol),
+            };
         }
         let (mut head, body) = request.into_parts();
         let peer = head.extensions.get::<PeerAddr>().map(|peer| peer.0);
         ForwardFuture {
             state: match head::request(&mut head, peer, !body.is_end_stream()) {
-                Ok(()) => State::Sent { answer: self.inner.call(Request::from_parts(head, body)), protocol },
+                Ok(()) => State::Sent {
+                    answer: self.inner.call(Request::from_parts(head, body)),
+                    protocol,
+                },
                 Err(why) => State::Stopped(why),
             },
         }
@@ -158,22 +166,32 @@ fn chain(error: &BoxError) -> String {
 
 fn stopped<B>(Stopped { status, code, why }: Stopped) -> Response<RespondBody<B>> {
     let title = status.canonical_reason();
-    let problem =
-        || json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": why, "code": code });
-    let text = if status.is_success() { String::new() } else { problem().to_string() };
+    let problem = || json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": why, "code": code });
+    let text = if status.is_success() {
+        String::new()
+    } else {
+        problem().to_string()
+    };
     let mut response = Response::new(RespondBody::refusal(text));
     *response.status_mut() = status;
     if status.is_success() || status == StatusCode::METHOD_NOT_ALLOWED {
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        response.headers_mut().insert(
+            ALLOW,
+            HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+        );
     }
     if !status.is_success() {
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
     }
     response
 }
 
 /// How all refusals are told.
-pub(crate) const REFUSE: refuse::Auto = refuse::Auto::new().http(refuse::Http::new().problem_json());
+pub(crate) const REFUSE: refuse::Auto =
+    refuse::Auto::new().http(refuse::Http::new().problem_json());
 const TIMED_OUT: Refusal = Refusal::new(Class::TimedOut, "upstream-timeout");
 const BAD_UPSTREAM: Refusal = Refusal::new(Class::BadUpstream, "upstream-failed");
 const ENDED: Refusal = Refusal::new(Class::Unavailable, "gateway-ended");
@@ -184,7 +202,10 @@ impl<B: Body<Data = Bytes>> Body for PassedOn<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let mut frame = ready!(self.project().0.poll_frame(cx));
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()

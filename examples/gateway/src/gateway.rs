@@ -51,8 +51,16 @@ pub(crate) struct Circuits(Arc<Mutex<HashMap<String, Circuit>>>);
 
 /// The drain that a gateway is to be run with.
 pub(crate) fn drain(config: &Config) -> Drain {
-    let config::Drain { announce, close, force } = config.drain;
-    Drain::builder().announce(announce).close(close).force(force).build()
+    let config::Drain {
+        announce,
+        close,
+        force,
+    } = config.drain;
+    Drain::builder()
+        .announce(announce)
+        .close(close)
+        .force(force)
+        .build()
 }
 
 /// Runs the gateway until it is drained.
@@ -65,8 +73,20 @@ pub(crate) async fn run(
 ) -> ExitCode {
     let gateway = Gateway::new(config, drain);
     match config.balance.policy {
-        config::Policy::LeastRequest => serve(config, LeastRequest, gateway, listener, admin, demo).await,
-        config::Policy::RoundRobin => serve(config, RoundRobin::default(), gateway, listener, admin, demo).await,
+        config::Policy::LeastRequest => {
+            serve(config, LeastRequest, gateway, listener, admin, demo).await
+        }
+        config::Policy::RoundRobin => {
+            serve(
+                config,
+                RoundRobin::default(),
+                gateway,
+                listener,
+                admin,
+                demo,
+            )
+            .await
+        }
     }
 }
 
@@ -103,15 +123,25 @@ async fn serve<P: Policy<Request<RequestBody>>>(
         .layer(NoUpgradeLayer)
         .layer(match gateway.per_client.clone() {
             Some(limit) => Either::Left(limit),
-            None => Either::Right(MapResponseLayer::new(|response: Response<_>| response.map(RespondBody::inner))),
+            None => Either::Right(MapResponseLayer::new(|response: Response<_>| {
+                response.map(RespondBody::inner)
+            })),
         })
         .layer(ForwardLayer)
         .service(balance.clone());
     let http = Http::new(&gateway.drain, app).half_close(config.half_close);
 
     // The admin port has a drain of its own, so that it can tell of the gateway's to the end.
-    let admin = Admin::start(admin, gateway.clone(), move || balance.snapshot(), demo.clone());
-    let ended = Server::new(&gateway.drain, listener).limit(&gateway.connections).run(http).await;
+    let admin = Admin::start(
+        admin,
+        gateway.clone(),
+        move || balance.snapshot(),
+        demo.clone(),
+    );
+    let ended = Server::new(&gateway.drain, listener)
+        .limit(&gateway.connections)
+        .run(http)
+        .await;
     admin.stop().await;
     driver.abort();
     if let Some(demo) = demo {
@@ -120,7 +150,11 @@ async fn serve<P: Policy<Request<RequestBody>>>(
     match ended {
         Ok(report) => {
             crate::say(format_args!("ended: {report}"));
-            if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(CUT) }
+            if report.is_clean() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(CUT)
+            }
         }
         Err(error) => {
             eprintln!("the listener broke: {error}");
@@ -138,14 +172,22 @@ fn updates(config: &Config, demo: Option<&Demo>) -> BoxStream<'static, Update> {
         Some(demo) => demo.records().resolve(PREFIX),
         None => {
             let backends = config.backends.iter();
-            let backends = backends.map(|backend| Endpoint::new(backend.name.as_str(), backend.address));
-            StaticResolver::new().with("backends", backends).resolve("backends").boxed()
+            let backends =
+                backends.map(|backend| Endpoint::new(backend.name.as_str(), backend.address));
+            StaticResolver::new()
+                .with("backends", backends)
+                .resolve("backends")
+                .boxed()
         }
     }
 }
 
 fn circuit(config: &Config, endpoint: &Endpoint) -> Circuit {
-    let config::Circuit { consecutive_failures, open_for, probe_deadline } = config.circuit;
+    let config::Circuit {
+        consecutive_failures,
+        open_for,
+        probe_deadline,
+    } = config.circuit;
     Circuit::builder()
         .name(endpoint.id().as_str())
         .trip(Trip::consecutive(consecutive_failures))
@@ -157,7 +199,11 @@ fn circuit(config: &Config, endpoint: &Endpoint) -> Circuit {
 }
 
 fn upstream(config: &Config, endpoint: &Endpoint) -> Upstream<Watched<RequestBody>> {
-    let config::Upstream { max_connections, max_idle, idle_timeout } = config.upstream;
+    let config::Upstream {
+        max_connections,
+        max_idle,
+        idle_timeout,
+    } = config.upstream;
     Upstream::builder(endpoint.addr())
         .connect_timeout(config.timeouts.connect)
         .max_connections(max_connections)
@@ -184,13 +230,17 @@ impl Gateway {
             metrics: Metrics::default(),
             circuits: Circuits::default(),
             connections: ConnectionLimit::new(config.max_connections),
-            per_client: config.per_client.map(|limit| BucketLayer::per_client(quota(limit)).respond_with(REFUSE)),
+            per_client: config
+                .per_client
+                .map(|limit| BucketLayer::per_client(quota(limit)).respond_with(REFUSE)),
         }
     }
 
     /// What the limit per client has done; `None` if there is none.
     pub(crate) fn clients(&self) -> Option<tower_bucket::Snapshot> {
-        self.per_client.as_ref().map(|layer| layer.limiter().snapshot())
+        self.per_client
+            .as_ref()
+            .map(|layer| layer.limiter().snapshot())
     }
 }
 

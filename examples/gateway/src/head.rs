@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-        TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+        CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
     },
     request, response,
     uri::Authority,
@@ -27,7 +27,11 @@ pub(crate) struct Stopped {
 ///
 /// Strips what belongs to the client's connection first and adds our own fields after, so that a client that nominates
 /// one of ours in `Connection` strips nothing. `has_body` says whether one comes after the head.
-pub(crate) fn request(head: &mut request::Parts, peer: Option<SocketAddr>, has_body: bool) -> Result<(), Stopped> {
+pub(crate) fn request(
+    head: &mut request::Parts,
+    peer: Option<SocketAddr>,
+    has_body: bool,
+) -> Result<(), Stopped> {
     if head.method == Method::CONNECT || head.method == Method::TRACE {
         return Err(METHOD);
     }
@@ -56,10 +60,12 @@ pub(crate) fn request(head: &mut request::Parts, peer: Option<SocketAddr>, has_b
     if let Some(peer) = peer {
         append_forwarded_for(&mut head.headers, peer);
     }
-    head.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    head.headers
+        .insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     if has_body && !head.headers.contains_key(CONTENT_LENGTH) {
         // Without it hyper takes a `GET` for one without a body.
-        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        head.headers
+            .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     Ok(())
 }
@@ -71,7 +77,8 @@ pub(crate) fn request(head: &mut request::Parts, peer: Option<SocketAddr>, has_b
 pub(crate) fn may_leave_http<B>(request: &Request<B>) -> bool {
     let is_other = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"h2c");
     request.version() == Version::HTTP_11
-        && (request.method() == Method::CONNECT || request.headers().get_all(UPGRADE).iter().any(is_other))
+        && (request.method() == Method::CONNECT
+            || request.headers().get_all(UPGRADE).iter().any(is_other))
 }
 
 /// Makes an upstream's response into one for the client, whose connection frames it anew.
@@ -103,21 +110,32 @@ pub(crate) fn trailers(trailers: &mut HeaderMap) {
 /// Whether the body is coded as this gateway can pass it on: not at all, or chunked, once (RFC 9112 section 6.1).
 fn is_plain(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
+    codings
+        .next()
+        .is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        && codings.next().is_none()
 }
 
 /// A path, or `*` for `OPTIONS`, or all of a URI of ours (RFC 9112 section 3.2).
 fn is_target(head: &request::Parts) -> bool {
     match (head.uri.scheme_str(), head.uri.authority()) {
         (None, Some(_)) => false,
-        (Some(scheme), _) if !["http", "https"].iter().any(|ours| scheme.eq_ignore_ascii_case(ours)) => false,
+        (Some(scheme), _)
+            if !["http", "https"]
+                .iter()
+                .any(|ours| scheme.eq_ignore_ascii_case(ours)) =>
+        {
+            false
+        }
         _ => head.uri.path() != "*" || head.method == Method::OPTIONS,
     }
 }
 
 /// Counts this hop down, if they are to be counted (RFC 9110 section 7.6.2).
 fn count_forward(headers: &mut HeaderMap) -> Result<(), Stopped> {
-    let left = headers.get(MAX_FORWARDS).and_then(|left| left.to_str().ok()?.parse::<u32>().ok());
+    let left = headers
+        .get(MAX_FORWARDS)
+        .and_then(|left| left.to_str().ok()?.parse::<u32>().ok());
     match left.map(|left| left.checked_sub(1)) {
         None => {}
         Some(None) => return Err(LAST_HOP),
@@ -138,19 +156,26 @@ fn host(head: &request::Parts) -> Result<Option<HeaderValue>, Stopped> {
         None if head.version == Version::HTTP_2 && authority.is_none() => return Err(NO_HOST),
         _ => {}
     }
-    let Some(authority) = authority else { return Ok(None) };
+    let Some(authority) = authority else {
+        return Ok(None);
+    };
     if authority.as_str().contains('@') {
         return Err(USERINFO);
     }
-    if head.version == Version::HTTP_2 && first.is_some_and(|host| !same_host(host, authority.as_str())) {
+    if head.version == Version::HTTP_2
+        && first.is_some_and(|host| !same_host(host, authority.as_str()))
+    {
         return Err(HOSTS);
     }
-    HeaderValue::from_str(authority.as_str()).map(Some).map_err(|_| NO_HOST)
+    HeaderValue::from_str(authority.as_str())
+        .map(Some)
+        .map_err(|_| NO_HOST)
 }
 
 /// A host and perhaps a port, and nothing else. Empty is allowed where there is no authority (RFC 9112 section 3.2).
 fn is_host(host: &HeaderValue) -> bool {
-    host.is_empty() || (Authority::try_from(host.as_bytes()).is_ok() && !host.as_bytes().contains(&b'@'))
+    host.is_empty()
+        || (Authority::try_from(host.as_bytes()).is_ok() && !host.as_bytes().contains(&b'@'))
 }
 
 fn same_host(host: &HeaderValue, authority: &str) -> bool {
@@ -161,7 +186,10 @@ fn origin_form(uri: &Uri) -> Uri {
     if uri.authority().is_none() && uri.scheme().is_none() {
         return uri.clone();
     }
-    let path = uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
+    let path = uri
+        .path_and_query()
+        .cloned()
+        .unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
     Uri::from(path)
 }
 
@@ -194,7 +222,11 @@ fn remove_all(headers: &mut HeaderMap, names: &[HeaderName]) {
 
 /// HTTP/2 may split cookies; HTTP/1.1 must get them in one field (RFC 9113 section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
-    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let crumbs: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
     if crumbs.len() > 1
         && let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
     {
@@ -257,17 +289,28 @@ const METHOD: Stopped = Stopped {
 const TARGET: Stopped = bad("request-target", "the target must be a path or an http URI");
 const NO_HOST: Stopped = bad("no-host", "the request names no host that could be one");
 const HOSTS: Stopped = bad("two-hosts", "the request names two hosts");
-const USERINFO: Stopped = bad("user-information", "the target must not carry user information");
+const USERINFO: Stopped = bad(
+    "user-information",
+    "the target must not carry user information",
+);
 const CODING: Stopped = Stopped {
     status: StatusCode::NOT_IMPLEMENTED,
     code: "transfer-coding",
     why: "the only transfer coding is chunked, once",
 };
 /// Not for anybody further on, so the answer is ours.
-const LAST_HOP: Stopped = Stopped { status: StatusCode::OK, code: "", why: "" };
+const LAST_HOP: Stopped = Stopped {
+    status: StatusCode::OK,
+    code: "",
+    why: "",
+};
 
 const fn bad(code: &'static str, why: &'static str) -> Stopped {
-    Stopped { status: StatusCode::BAD_REQUEST, code, why }
+    Stopped {
+        status: StatusCode::BAD_REQUEST,
+        code,
+        why,
+    }
 }
 
 #[cfg(test)]
@@ -282,7 +325,11 @@ mod tests {
 
     fn passed_with(builder: request::Builder, has_body: bool) -> Result<request::Parts, Stopped> {
         let mut head = builder.body(()).unwrap().into_parts().0;
-        request(&mut head, Some("[::ffff:192.0.2.7]:4711".parse().unwrap()), has_body)?;
+        request(
+            &mut head,
+            Some("[::ffff:192.0.2.7]:4711".parse().unwrap()),
+            has_body,
+        )?;
         Ok(head)
     }
 
@@ -310,18 +357,33 @@ mod tests {
                 .header("x-kept", "1"),
         )
         .unwrap();
-        for name in ["connection", "x-mine", "keep-alive", "te", "upgrade", "proxy-authorization"] {
+        for name in [
+            "connection",
+            "x-mine",
+            "keep-alive",
+            "te",
+            "upgrade",
+            "proxy-authorization",
+        ] {
             assert!(!head.headers.contains_key(name), "{name}");
         }
         assert_eq!(head.headers["x-kept"], "1");
         assert_eq!(head.headers["host"], "example.org");
-        assert_eq!(head.headers["via"], "1.1 gateway", "what we add cannot be nominated away");
+        assert_eq!(
+            head.headers["via"], "1.1 gateway",
+            "what we add cannot be nominated away"
+        );
         assert_eq!(head.headers["x-forwarded-for"], "192.0.2.7");
     }
 
     #[test]
     fn the_peer_is_added_at_the_right_end_of_what_the_client_claims() {
-        let head = passed(get("/").header("x-forwarded-for", "10.0.0.1").header("x-forwarded-for", "junk")).unwrap();
+        let head = passed(
+            get("/")
+                .header("x-forwarded-for", "10.0.0.1")
+                .header("x-forwarded-for", "junk"),
+        )
+        .unwrap();
         assert_eq!(head.headers["x-forwarded-for"], "10.0.0.1, junk, 192.0.2.7");
         assert_eq!(head.headers.get_all("x-forwarded-for").iter().count(), 1);
     }
@@ -339,19 +401,34 @@ mod tests {
     fn a_request_for_no_host_or_two_is_refused() {
         assert_eq!(passed(Request::get("/")).unwrap_err(), NO_HOST);
         assert_eq!(passed(get("/").header("host", "other")).unwrap_err(), HOSTS);
-        assert_eq!(passed(get("http://user:pass@example.org/")).unwrap_err(), USERINFO);
+        assert_eq!(
+            passed(get("http://user:pass@example.org/")).unwrap_err(),
+            USERINFO
+        );
         assert!(passed(Request::get("/").version(Version::HTTP_10)).is_ok());
-        assert_eq!(passed(Request::get("http://a.example/")).unwrap_err(), NO_HOST, "RFC 9112 section 3.2");
-        assert_eq!(passed(Request::get("http://a.example/").header("host", "a b")).unwrap_err(), NO_HOST);
+        assert_eq!(
+            passed(Request::get("http://a.example/")).unwrap_err(),
+            NO_HOST,
+            "RFC 9112 section 3.2"
+        );
+        assert_eq!(
+            passed(Request::get("http://a.example/").header("host", "a b")).unwrap_err(),
+            NO_HOST
+        );
         assert!(passed(Request::get("http://a.example/").version(Version::HTTP_2)).is_ok());
-        let two = Request::get("http://a.example/").version(Version::HTTP_2).header("host", "b.example");
+        let two = Request::get("http://a.example/")
+            .version(Version::HTTP_2)
+            .header("host", "b.example");
         assert_eq!(passed(two).unwrap_err(), HOSTS);
     }
 
     #[test]
     fn http_2_becomes_http_1() {
         let head = passed(
-            Request::get("http://a.example/x").version(Version::HTTP_2).header("cookie", "a=1").header("cookie", "b=2"),
+            Request::get("http://a.example/x")
+                .version(Version::HTTP_2)
+                .header("cookie", "a=1")
+                .header("cookie", "b=2"),
         )
         .unwrap();
         assert_eq!(head.version, Version::HTTP_11);
@@ -364,8 +441,13 @@ mod tests {
     fn a_coding_that_would_be_lost_is_refused_both_ways() {
         let coded = |coding: &str| passed(get("/").header("transfer-encoding", coding)).err();
         assert_eq!((coded("chunked"), coded("Chunked")), (None, None));
-        assert_eq!((coded("gzip, chunked"), coded("gzip")), (Some(CODING), Some(CODING)));
-        let twice = get("/").header("transfer-encoding", "chunked").header("transfer-encoding", "chunked");
+        assert_eq!(
+            (coded("gzip, chunked"), coded("gzip")),
+            (Some(CODING), Some(CODING))
+        );
+        let twice = get("/")
+            .header("transfer-encoding", "chunked")
+            .header("transfer-encoding", "chunked");
         assert_eq!(passed(twice).err(), Some(CODING));
         let coded = Response::builder().header("transfer-encoding", "gzip, chunked");
         assert!(answered(coded).is_err());
@@ -383,11 +465,21 @@ mod tests {
     fn a_body_is_framed_whatever_the_method_and_whatever_the_client_nominates() {
         let head = passed_with(get("/").header("transfer-encoding", "chunked"), true).unwrap();
         assert_eq!(head.headers["transfer-encoding"], "chunked");
-        let head = passed_with(get("/").header("connection", "content-length").header("content-length", "5"), true);
+        let head = passed_with(
+            get("/")
+                .header("connection", "content-length")
+                .header("content-length", "5"),
+            true,
+        );
         let head = head.unwrap();
         assert_eq!(head.headers["content-length"], "5");
         assert!(!head.headers.contains_key("transfer-encoding"));
-        assert!(!passed(get("/")).unwrap().headers.contains_key("transfer-encoding"));
+        assert!(
+            !passed(get("/"))
+                .unwrap()
+                .headers
+                .contains_key("transfer-encoding")
+        );
     }
 
     #[test]
@@ -407,26 +499,52 @@ mod tests {
         assert_eq!(options("0").unwrap_err(), LAST_HOP);
         assert_eq!(options("3").unwrap().headers["max-forwards"], "2");
         assert_eq!(options("many").unwrap().headers["max-forwards"], "many");
-        assert_eq!(passed(get("/").header("max-forwards", "0")).unwrap().headers["max-forwards"], "0");
+        assert_eq!(
+            passed(get("/").header("max-forwards", "0"))
+                .unwrap()
+                .headers["max-forwards"],
+            "0"
+        );
     }
 
     #[test]
     fn only_who_may_go_on_in_another_protocol_is_cut_off() {
         let may_leave = |builder: request::Builder| may_leave_http(&builder.body(()).unwrap());
         assert!(may_leave(get("/").header("upgrade", "websocket")));
-        assert!(may_leave(get("/").header("upgrade", "h2c").header("upgrade", "other")));
+        assert!(may_leave(
+            get("/").header("upgrade", "h2c").header("upgrade", "other")
+        ));
         assert!(may_leave(get("/").header("upgrade", "h2c, websocket")));
         assert!(may_leave(get("a.example:1").method("CONNECT")));
         assert!(!may_leave(get("/").header("upgrade", "h2c")));
         assert!(!may_leave(get("/")));
-        assert!(!may_leave(get("/").version(Version::HTTP_10).header("upgrade", "websocket")));
-        assert!(!may_leave(get("http://a.example").version(Version::HTTP_2).method("CONNECT")));
+        assert!(!may_leave(
+            get("/")
+                .version(Version::HTTP_10)
+                .header("upgrade", "websocket")
+        ));
+        assert!(!may_leave(
+            get("http://a.example")
+                .version(Version::HTTP_2)
+                .method("CONNECT")
+        ));
     }
 
     #[test]
     fn trailers_carry_nothing_of_the_connection_or_the_framing() {
-        let pairs = [("x-checksum", "1"), ("connection", "x-a"), ("x-a", "1"), ("content-length", "9"), ("te", "x")];
-        let pairs = pairs.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let pairs = [
+            ("x-checksum", "1"),
+            ("connection", "x-a"),
+            ("x-a", "1"),
+            ("content-length", "9"),
+            ("te", "x"),
+        ];
+        let pairs = pairs.map(|(name, value)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        });
         let mut fields = HeaderMap::from_iter(pairs);
         trailers(&mut fields);
         assert_eq!(fields.keys().collect::<Vec<_>>(), ["x-checksum"]);
@@ -434,8 +552,18 @@ mod tests {
 
     #[test]
     fn what_a_client_claims_to_know_of_proxies_is_not_passed_on() {
-        let claims = ["forwarded", "x-real-ip", "x-forwarded-host", "x-lease-token"];
-        let head = passed(claims.iter().fold(get("/"), |head, name| head.header(*name, "echo/1;9"))).unwrap();
+        let claims = [
+            "forwarded",
+            "x-real-ip",
+            "x-forwarded-host",
+            "x-lease-token",
+        ];
+        let head = passed(
+            claims
+                .iter()
+                .fold(get("/"), |head, name| head.header(*name, "echo/1;9")),
+        )
+        .unwrap();
         for name in claims {
             assert!(!head.headers.contains_key(name), "{name}");
         }
@@ -444,10 +572,17 @@ mod tests {
     #[test]
     fn a_host_is_a_host() {
         for host in ["user@example.org", "example.org/path", "a b"] {
-            assert_eq!(passed(Request::get("/").header("host", host)).unwrap_err(), NO_HOST, "{host}");
+            assert_eq!(
+                passed(Request::get("/").header("host", host)).unwrap_err(),
+                NO_HOST,
+                "{host}"
+            );
         }
         for host in ["example.org:81", "[::1]:80", ""] {
-            assert!(passed(Request::get("/").header("host", host)).is_ok(), "{host}");
+            assert!(
+                passed(Request::get("/").header("host", host)).is_ok(),
+                "{host}"
+            );
         }
     }
 
@@ -460,8 +595,15 @@ mod tests {
 
     #[test]
     fn a_response_is_framed_anew() {
-        let response = Response::builder().version(Version::HTTP_10).header("connection", "close, x-a");
-        let head = answered(response.header("x-a", "1").header("transfer-encoding", "chunked")).unwrap();
+        let response = Response::builder()
+            .version(Version::HTTP_10)
+            .header("connection", "close, x-a");
+        let head = answered(
+            response
+                .header("x-a", "1")
+                .header("transfer-encoding", "chunked"),
+        )
+        .unwrap();
         assert!(head.headers.is_empty());
         assert_eq!(head.version, Version::HTTP_11);
     }

@@ -55,11 +55,23 @@ struct Arguments {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // A demo has five listeners, and tells their addresses itself.
-    let events = if arguments.config.is_some() { "info" } else { "info,tower_drain::server=warn" };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| events.into());
+    let events = if arguments.config.is_some() {
+        "info"
+    } else {
+        "info,tower_drain::server=warn"
+    };
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| events.into());
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    let own = Own { listen: arguments.listen, admin: arguments.admin };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        .init();
+    let own = Own {
+        listen: arguments.listen,
+        admin: arguments.admin,
+    };
     let config = match &arguments.config {
         Some(file) => match Config::load(file, own) {
             Ok(config) => config,
@@ -87,10 +99,20 @@ async fn run(arguments: Arguments, config: Config) -> Result<ExitCode, String> {
     let demo = arguments.config.is_none();
     // A demo must start wherever it is tried; a configured address is meant.
     let (listener, admin) = (
-        bind(arguments.listen.unwrap_or(config.listen), demo && arguments.listen.is_none())?,
-        bind(arguments.admin.unwrap_or(config.admin), demo && arguments.admin.is_none())?,
+        bind(
+            arguments.listen.unwrap_or(config.listen),
+            demo && arguments.listen.is_none(),
+        )?,
+        bind(
+            arguments.admin.unwrap_or(config.admin),
+            demo && arguments.admin.is_none(),
+        )?,
     );
-    let demo = if demo { Some(Demo::start().await?) } else { None };
+    let demo = if demo {
+        Some(Demo::start().await?)
+    } else {
+        None
+    };
     let drain = gateway::drain(&config);
     // Before anybody is told where we are, so that from then on a signal drains.
     let signals = tokio::spawn(drain.on_signals());
@@ -103,13 +125,23 @@ async fn run(arguments: Arguments, config: Config) -> Result<ExitCode, String> {
 /// Binds `address`; if it is taken and `or_next`, one of the next ports.
 fn bind(address: SocketAddr, or_next: bool) -> Result<BoundListener, String> {
     let mut next = address;
-    let next_port = |port: u16| port.checked_add(1).filter(|port| *port <= address.port().saturating_add(PORTS));
+    let next_port = |port: u16| {
+        port.checked_add(1)
+            .filter(|port| *port <= address.port().saturating_add(PORTS))
+    };
     loop {
         match ListenerConfig::new().bind(next) {
             Ok(listener) => return Ok(listener),
             Err(error) => match next_port(next.port()) {
-                Some(port) if or_next && error.kind() == io::ErrorKind::AddrInUse => next.set_port(port),
-                _ => return Err(format!("cannot listen on {next}: {error}; {}", instead(&error))),
+                Some(port) if or_next && error.kind() == io::ErrorKind::AddrInUse => {
+                    next.set_port(port)
+                }
+                _ => {
+                    return Err(format!(
+                        "cannot listen on {next}: {error}; {}",
+                        instead(&error)
+                    ));
+                }
             },
         }
     }
@@ -129,13 +161,20 @@ fn say(text: impl Display) {
 }
 
 /// Tells where everything is, and what to try.
-fn tell(listener: &BoundListener, admin: &BoundListener, demo: Option<&Demo>) -> Result<(), String> {
-    let address = |listener: &BoundListener| listener.local_addr().map_err(|error| error.to_string());
+fn tell(
+    listener: &BoundListener,
+    admin: &BoundListener,
+    demo: Option<&Demo>,
+) -> Result<(), String> {
+    let address =
+        |listener: &BoundListener| listener.local_addr().map_err(|error| error.to_string());
     let (gateway, admin) = (address(listener)?, address(admin)?);
     if let Some(demo) = demo {
         say("Three replicas, each serving only while it holds its lease:");
         for (name, address, token) in demo.replicas() {
-            say(format_args!("  {name}  http://{address}  fencing token {token}"));
+            say(format_args!(
+                "  {name}  http://{address}  fencing token {token}"
+            ));
         }
     }
     say(format_args!("gateway listening on http://{gateway}"));

@@ -60,24 +60,43 @@ impl Metrics {
 
     /// Answers so far by status, without those never given.
     pub(crate) fn by_status(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
-        let counts = self.0.by_status.iter().enumerate().map(|(index, count)| (index + 100, count.load(Relaxed)));
+        let counts = self
+            .0
+            .by_status
+            .iter()
+            .enumerate()
+            .map(|(index, count)| (index + 100, count.load(Relaxed)));
         counts.filter(|&(_, count)| count > 0)
     }
 
     /// Writes the counts.
     pub(crate) fn tell(&self, page: &mut Page) {
-        page.head("gateway_responses_total", "counter", "Responses by status code.");
+        page.head(
+            "gateway_responses_total",
+            "counter",
+            "Responses by status code.",
+        );
         for (status, count) in self.by_status() {
             page.line("gateway_responses_total", &[("code", &status)], count);
         }
-        page.head("gateway_response_seconds", "histogram", "Time from a request to the head of its response.");
+        page.head(
+            "gateway_response_seconds",
+            "histogram",
+            "Time from a request to the head of its response.",
+        );
         let mut sum = 0;
         for (bucket, count) in self.0.by_time.iter().enumerate() {
             sum += count.load(Relaxed);
-            let bound = BOUNDS.get(bucket).map_or_else(|| "+Inf".to_owned(), |&micros| seconds(micros));
+            let bound = BOUNDS
+                .get(bucket)
+                .map_or_else(|| "+Inf".to_owned(), |&micros| seconds(micros));
             page.line("gateway_response_seconds_bucket", &[("le", &bound)], sum);
         }
-        page.line("gateway_response_seconds_sum", &[], seconds(self.0.micros.load(Relaxed)));
+        page.line(
+            "gateway_response_seconds_sum",
+            &[],
+            seconds(self.0.micros.load(Relaxed)),
+        );
         page.line("gateway_response_seconds_count", &[], sum);
     }
 }
@@ -96,14 +115,17 @@ impl<S> Layer<S> for Metrics {
     type Service = Metered<S>;
 
     fn layer(&self, inner: S) -> Metered<S> {
-        Metered { inner, metrics: self.clone() }
+        Metered {
+            inner,
+            metrics: self.clone(),
+        }
     }
 }
 
 /// The upper bounds of the histogram, in microseconds: 0.5 ms to 10 s.
 const BOUNDS: [u64; 14] = [
-    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
-    10_000_000,
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000,
 ];
 
 fn seconds(micros: u64) -> String {
@@ -125,7 +147,11 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        MeteredFuture { start: Instant::now(), metrics: self.metrics.clone(), inner: self.inner.call(request) }
+        MeteredFuture {
+            start: Instant::now(),
+            metrics: self.metrics.clone(),
+            inner: self.inner.call(request),
+        }
     }
 }
 
@@ -139,7 +165,8 @@ where
         let this = self.project();
         let result = ready!(this.inner.poll(cx));
         if let Ok(response) = &result {
-            this.metrics.count(response.status().as_u16(), this.start.elapsed());
+            this.metrics
+                .count(response.status().as_u16(), this.start.elapsed());
         }
         Poll::Ready(result)
     }
@@ -154,13 +181,30 @@ impl Page {
     }
 
     /// Writes one sample.
-    pub(crate) fn line(&mut self, name: &str, labels: &[(&str, &dyn fmt::Display)], value: impl fmt::Display) {
+    pub(crate) fn line(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &dyn fmt::Display)],
+        value: impl fmt::Display,
+    ) {
         self.0.push_str(name);
         for (index, (label, value)) in labels.iter().enumerate() {
-            let value = value.to_string().replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
-            let _ = write!(self.0, "{}{label}=\"{value}\"", if index == 0 { '{' } else { ',' });
+            let value = value
+                .to_string()
+                .replace('\\', r"\\")
+                .replace('"', "\\\"")
+                .replace('\n', r"\n");
+            let _ = write!(
+                self.0,
+                "{}{label}=\"{value}\"",
+                if index == 0 { '{' } else { ',' }
+            );
         }
-        let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
+        let _ = writeln!(
+            self.0,
+            "{} {value}",
+            if labels.is_empty() { "" } else { "}" }
+        );
     }
 
     pub(crate) fn into_text(self) -> String {
@@ -191,7 +235,10 @@ mod tests {
             "gateway_response_seconds_count 2",
             "x{name=\"a\\\"b\\\\c\\nd\",n=\"1\"} 2",
         ] {
-            assert!(text.lines().any(|told| told == line), "{line:?} is missing in\n{text}");
+            assert!(
+                text.lines().any(|told| told == line),
+                "{line:?} is missing in\n{text}"
+            );
         }
     }
 }

@@ -17,9 +17,17 @@ pub(crate) struct LeaseRecords<S> {
 enum Follow<S: LeaseStore> {
     /// -> `Watch` when the store has answered; after trouble only when it has answered twice, because one answer of a
     /// store that just came back is not enough to believe that everybody is gone.
-    List { reader: Reader<S>, pause: Duration, after: After },
+    List {
+        reader: Reader<S>,
+        pause: Duration,
+        after: After,
+    },
     /// -> `List` when the watch broke or has skipped something.
-    Watch { reader: Reader<S>, watch: S::Watch, seen: Revision },
+    Watch {
+        reader: Reader<S>,
+        watch: S::Watch,
+        seen: Revision,
+    },
 }
 
 #[derive(Clone, Copy)]
@@ -38,7 +46,10 @@ struct Reader<S> {
 
 impl<S: LeaseStore> LeaseRecords<S> {
     pub(crate) fn new(store: S) -> Self {
-        Self { store, source: SourceId::unique() }
+        Self {
+            store,
+            source: SourceId::unique(),
+        }
     }
 }
 
@@ -46,8 +57,16 @@ impl<S: LeaseStore> Resolve for LeaseRecords<S> {
     type Updates = BoxStream<'static, Update>;
 
     fn resolve(&self, prefix: &str) -> Self::Updates {
-        let reader = Reader { store: self.store.clone(), source: self.source, prefix: prefix.to_owned() };
-        let start = Follow::List { reader, pause: Duration::ZERO, after: After::Nothing };
+        let reader = Reader {
+            store: self.store.clone(),
+            source: self.source,
+            prefix: prefix.to_owned(),
+        };
+        let start = Follow::List {
+            reader,
+            pause: Duration::ZERO,
+            after: After::Nothing,
+        };
         stream::unfold(start, |follow| async { Some(follow.next().await) }).boxed()
     }
 }
@@ -57,46 +76,112 @@ impl<S: LeaseStore> Resolve for LeaseRecords<S> {
 impl<S: LeaseStore> Follow<S> {
     async fn next(self) -> (Update, Self) {
         match self {
-            Self::List { reader, pause, after } => {
+            Self::List {
+                reader,
+                pause,
+                after,
+            } => {
                 tokio::time::sleep(pause).await;
                 match (reader.list().await, after) {
-                    (Ok((update, _)), After::Trouble) => {
-                        (update, Self::List { reader, pause: PAUSE, after: After::Nothing })
-                    }
+                    (Ok((update, _)), After::Trouble) => (
+                        update,
+                        Self::List {
+                            reader,
+                            pause: PAUSE,
+                            after: After::Nothing,
+                        },
+                    ),
                     (Ok((update, seen)), After::Nothing) => {
                         let watch = reader.store.watch_prefix(&reader.prefix, seen);
-                        (update, Self::Watch { reader, watch, seen })
+                        (
+                            update,
+                            Self::Watch {
+                                reader,
+                                watch,
+                                seen,
+                            },
+                        )
                     }
                     (Err(error), _) => Self::lost(reader, error),
                 }
             }
-            Self::Watch { reader, mut watch, seen } => match watch.next().await {
+            Self::Watch {
+                reader,
+                mut watch,
+                seen,
+            } => match watch.next().await {
                 Ok(WatchEvent::Held(record, at)) => {
-                    let put: Vec<_> = reader.endpoint(&record).into_iter().map(Into::into).collect();
+                    let put: Vec<_> = reader
+                        .endpoint(&record)
+                        .into_iter()
+                        .map(Into::into)
+                        .collect();
                     // A record without an address is no endpoint, whatever was there before.
-                    let removed = if put.is_empty() { vec![reader.id(record.key()).into()] } else { Vec::new() };
-                    (reader.delta(seen, at, put, removed), Self::Watch { reader, watch, seen: at })
+                    let removed = if put.is_empty() {
+                        vec![reader.id(record.key()).into()]
+                    } else {
+                        Vec::new()
+                    };
+                    (
+                        reader.delta(seen, at, put, removed),
+                        Self::Watch {
+                            reader,
+                            watch,
+                            seen: at,
+                        },
+                    )
                 }
                 Ok(WatchEvent::Vacant(key, at)) => {
                     let removed = vec![reader.id(&key).into()];
-                    (reader.delta(seen, at, Vec::new(), removed), Self::Watch { reader, watch, seen: at })
+                    (
+                        reader.delta(seen, at, Vec::new(), removed),
+                        Self::Watch {
+                            reader,
+                            watch,
+                            seen: at,
+                        },
+                    )
                 }
                 // A document is no endpoint.
                 Ok(WatchEvent::Written(document)) => Self::pass(reader, watch, document.revision()),
                 Ok(WatchEvent::Deleted(_, at)) => Self::pass(reader, watch, at),
                 // What was skipped is read again; the store is well.
-                Ok(_) => Box::pin(Self::List { reader, pause: Duration::ZERO, after: After::Nothing }.next()).await,
+                Ok(_) => {
+                    Box::pin(
+                        Self::List {
+                            reader,
+                            pause: Duration::ZERO,
+                            after: After::Nothing,
+                        }
+                        .next(),
+                    )
+                    .await
+                }
                 Err(error) => Self::lost(reader, error),
             },
         }
     }
 
     fn pass(reader: Reader<S>, watch: S::Watch, at: Revision) -> (Update, Self) {
-        (Update::Progress(reader.generation(at)), Self::Watch { reader, watch, seen: at })
+        (
+            Update::Progress(reader.generation(at)),
+            Self::Watch {
+                reader,
+                watch,
+                seen: at,
+            },
+        )
     }
 
     fn lost(reader: Reader<S>, error: StoreError) -> (Update, Self) {
-        (Update::degraded(error), Self::List { reader, pause: PAUSE, after: After::Trouble })
+        (
+            Update::degraded(error),
+            Self::List {
+                reader,
+                pause: PAUSE,
+                after: After::Trouble,
+            },
+        )
     }
 }
 
@@ -108,7 +193,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 impl<S: LeaseStore> Reader<S> {
     async fn list(&self) -> Result<(Update, Revision), StoreError> {
         let listing = self.store.list_prefix(&self.prefix).await?;
-        let endpoints = listing.records.iter().filter_map(|record| self.endpoint(record));
+        let endpoints = listing
+            .records
+            .iter()
+            .filter_map(|record| self.endpoint(record));
         let topology = Topology::new(self.generation(listing.revision), endpoints);
         Ok((Update::Snapshot(topology), listing.revision))
     }
@@ -120,7 +208,12 @@ impl<S: LeaseStore> Reader<S> {
         put: Vec<std::sync::Arc<Endpoint>>,
         removed: Vec<tower_resolve::EndpointId>,
     ) -> Update {
-        Update::Delta { from: self.generation(from), to: self.generation(to), put, removed }
+        Update::Delta {
+            from: self.generation(from),
+            to: self.generation(to),
+            put,
+            removed,
+        }
     }
 
     fn endpoint(&self, record: &Record) -> Option<Endpoint> {
@@ -134,7 +227,9 @@ impl<S: LeaseStore> Reader<S> {
 
     /// An endpoint is named by what follows the prefix.
     fn id<'a>(&self, key: &'a LeaseKey) -> &'a str {
-        key.as_str().strip_prefix(&self.prefix).unwrap_or(key.as_str())
+        key.as_str()
+            .strip_prefix(&self.prefix)
+            .unwrap_or(key.as_str())
     }
 
     fn generation(&self, revision: Revision) -> Generation {
@@ -148,8 +243,8 @@ mod tests {
 
     use tokio::sync::watch;
     use tower_lease::{
-        Acquired, Capabilities, Claim, ClaimId, FencingToken, Holder, LeaseKey, Listing, MemoryStore, MemoryWatch,
-        StoreError,
+        Acquired, Capabilities, Claim, ClaimId, FencingToken, Holder, LeaseKey, Listing,
+        MemoryStore, MemoryWatch, StoreError,
     };
     use tower_resolve::{CachedResolver, diff::Fold};
 
@@ -170,22 +265,43 @@ mod tests {
 
     impl Flaky {
         fn new() -> Self {
-            Self { store: MemoryStore::new(), is_cut: watch::Sender::new(false), blanks: Arc::default() }
+            Self {
+                store: MemoryStore::new(),
+                is_cut: watch::Sender::new(false),
+                blanks: Arc::default(),
+            }
         }
 
         fn sent<T>(&self, answer: T) -> Result<T, StoreError> {
-            if *self.is_cut.borrow() { Err(StoreError::not_sent("cut off")) } else { Ok(answer) }
+            if *self.is_cut.borrow() {
+                Err(StoreError::not_sent("cut off"))
+            } else {
+                Ok(answer)
+            }
         }
 
         async fn hold(&self, name: &str, id: u128, port: u16) {
             let key = LeaseKey::new(&format!("echo/{name}")).unwrap();
-            let holder = Holder::new(name).with_payload(format!("127.0.0.1:{port}").into_bytes()).unwrap();
-            let claim = Claim::new(key, holder, ClaimId::from_u128(id), Duration::from_secs(600));
-            assert!(matches!(self.store.acquire(&claim).await, Ok(Acquired::Granted(_))));
+            let holder = Holder::new(name)
+                .with_payload(format!("127.0.0.1:{port}").into_bytes())
+                .unwrap();
+            let claim = Claim::new(
+                key,
+                holder,
+                ClaimId::from_u128(id),
+                Duration::from_secs(600),
+            );
+            assert!(matches!(
+                self.store.acquire(&claim).await,
+                Ok(Acquired::Granted(_))
+            ));
         }
 
         async fn revoke(&self, name: &str) {
-            self.store.revoke(&LeaseKey::new(&format!("echo/{name}")).unwrap(), None).await.unwrap();
+            self.store
+                .revoke(&LeaseKey::new(&format!("echo/{name}")).unwrap(), None)
+                .await
+                .unwrap();
         }
     }
 
@@ -209,7 +325,11 @@ mod tests {
             self.store.release(claim).await
         }
 
-        async fn revoke(&self, key: &LeaseKey, guard: Option<&FencingToken>) -> Result<(), StoreError> {
+        async fn revoke(
+            &self,
+            key: &LeaseKey,
+            guard: Option<&FencingToken>,
+        ) -> Result<(), StoreError> {
             self.store.revoke(key, guard).await
         }
 
@@ -218,7 +338,10 @@ mod tests {
         }
 
         fn watch(&self, key: &LeaseKey, from: Revision) -> FlakyWatch {
-            FlakyWatch { watch: self.store.watch(key, from), is_cut: self.is_cut.subscribe() }
+            FlakyWatch {
+                watch: self.store.watch(key, from),
+                is_cut: self.is_cut.subscribe(),
+            }
         }
 
         async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
@@ -232,7 +355,10 @@ mod tests {
         }
 
         fn watch_prefix(&self, prefix: &str, after: Revision) -> FlakyWatch {
-            FlakyWatch { watch: self.store.watch_prefix(prefix, after), is_cut: self.is_cut.subscribe() }
+            FlakyWatch {
+                watch: self.store.watch_prefix(prefix, after),
+                is_cut: self.is_cut.subscribe(),
+            }
         }
     }
 
@@ -255,14 +381,22 @@ mod tests {
     ) {
         let known = |fold: &Fold| {
             let topology = fold.topology()?;
-            Some(topology.iter().map(|endpoint| endpoint.addr().port()).collect::<Vec<_>>())
+            Some(
+                topology
+                    .iter()
+                    .map(|endpoint| endpoint.addr().port())
+                    .collect::<Vec<_>>(),
+            )
         };
         let hearing = async {
             while known(fold).as_deref() != Some(ports) || fold.degraded().is_none() != well {
                 let before = fold.topology().map(Topology::generation);
                 let _ = fold.apply(updates.next().await.unwrap());
                 let after = fold.topology().map(Topology::generation);
-                assert!(before.is_none_or(|before| Some(before) <= after), "never back");
+                assert!(
+                    before.is_none_or(|before| Some(before) <= after),
+                    "never back"
+                );
             }
         };
         let heard = tokio::time::timeout(Duration::from_secs(30), hearing).await;
@@ -270,7 +404,10 @@ mod tests {
     }
 
     fn followed(store: &Flaky) -> (BoxStream<'static, Update>, Fold) {
-        (LeaseRecords::new(store.clone()).resolve("echo/"), Fold::new())
+        (
+            LeaseRecords::new(store.clone()).resolve("echo/"),
+            Fold::new(),
+        )
     }
 
     #[tokio::test(start_paused = true)]
@@ -286,7 +423,10 @@ mod tests {
         hear(&mut updates, &mut fold, &[2], true).await;
         store.hold("a", 3, 3).await;
         hear(&mut updates, &mut fold, &[3, 2], true).await;
-        assert!(fold.topology().unwrap().get("a").unwrap().epoch().unwrap() > first, "another instance");
+        assert!(
+            fold.topology().unwrap().get("a").unwrap().epoch().unwrap() > first,
+            "another instance"
+        );
         store.revoke("a").await;
         store.revoke("b").await;
         hear(&mut updates, &mut fold, &[], true).await;

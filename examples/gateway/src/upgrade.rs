@@ -52,7 +52,10 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        NoUpgradeFuture { closes: may_leave_http(&request), inner: self.0.call(request) }
+        NoUpgradeFuture {
+            closes: may_leave_http(&request),
+            inner: self.0.call(request),
+        }
     }
 }
 
@@ -70,7 +73,9 @@ where
         if *this.closes
             && let Ok(response) = &mut result
         {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
         }
         Poll::Ready(result)
     }

@@ -33,9 +33,15 @@ const TWENTY: NonZeroU32 = NonZeroU32::new(20).unwrap();
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:50051".to_owned());
-    let listener = TcpListener::bind(&address).await.map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .init();
+    let address = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| "127.0.0.1:50051".to_owned());
+    let listener = TcpListener::bind(&address)
+        .await
+        .map_err(|error| format!("cannot listen on {address}: {error}"))?;
     println!("tonic-app listening on http://{}", listener.local_addr()?);
 
     let (drain, circuit) = (Drain::new(), Circuit::builder().name("stations").build());
@@ -46,15 +52,25 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         // Two: RESOURCE_EXHAUSTED with a hint for who asks too much, and for nobody else.
         .layer(BucketLayer::per_client(Quota::per_second(TWENTY).burst(TWENTY)).respond())
         // Three: UNAVAILABLE with a hint, at once, while what is asked keeps failing. A status such as NOT_FOUND is an answer.
-        .layer(CircuitLayer::new(&circuit).classify(classify::Grpc).respond())
-        .add_service(WeatherServer::new(Stations { drain: drain.clone() }))
+        .layer(
+            CircuitLayer::new(&circuit)
+                .classify(classify::Grpc)
+                .respond(),
+        )
+        .add_service(WeatherServer::new(Stations {
+            drain: drain.clone(),
+        }))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), drain.closing());
 
     // tonic waits for the last call, however long that takes; the drain has a deadline.
     drain.around(server).await.transpose()?;
     let report = drain.done().await;
     println!("ended: {report}");
-    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.is_clean() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 // === the app, which knows nothing of the layers ===
@@ -71,7 +87,10 @@ impl Stations {
             "" => Err(Status::invalid_argument("no place")),
             "Atlantis" => Err(Status::not_found("no station at Atlantis")),
             "Nowhere" => Err(Status::unavailable("the station does not answer")),
-            _ => Ok(Report { celsius: i32::try_from(place.len()).unwrap_or(i32::MAX), serial }),
+            _ => Ok(Report {
+                celsius: i32::try_from(place.len()).unwrap_or(i32::MAX),
+                serial,
+            }),
         }
     }
 }
@@ -85,14 +104,23 @@ impl Weather for Stations {
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Report, Status>> + Send>>;
 
-    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let WatchRequest { place, reports } = request.into_inner();
         let place = place.unwrap_or_default().name;
         Self::measure(&place, 0)?;
         let ticks = IntervalStream::new(interval(Duration::from_millis(50))).enumerate();
-        let reports = ticks.take(if reports == 0 { usize::MAX } else { reports as usize });
+        let reports = ticks.take(if reports == 0 {
+            usize::MAX
+        } else {
+            reports as usize
+        });
         let reports = reports.map(move |(serial, _)| Self::measure(&place, serial as u64 + 1));
         // Nobody but the app can end it well, so it listens: its clients see a stream that is whole.
-        Ok(Response::new(reports.take_until(self.drain.closing()).boxed()))
+        Ok(Response::new(
+            reports.take_until(self.drain.closing()).boxed(),
+        ))
     }
 }

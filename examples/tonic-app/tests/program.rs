@@ -13,7 +13,13 @@ use tonic::{
 use self::weather::{Place, WatchRequest, weather_client::WeatherClient};
 
 mod weather {
-    #![allow(missing_docs, unreachable_pub, dead_code, clippy::use_self, reason = "generated")]
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        dead_code,
+        clippy::use_self,
+        reason = "generated"
+    )]
     tonic::include_proto!("weather.v1");
 }
 
@@ -26,18 +32,28 @@ fn app() -> (Program, String) {
 /// The client with that number, which has a loopback address of its own.
 async fn client(address: &str, number: u8) -> WeatherClient<Channel> {
     let endpoint = Endpoint::from_shared(address.to_owned()).unwrap();
-    let endpoint = endpoint.local_address(Some(Ipv4Addr::new(127, 0, 1, number).into())).timeout(Program::PATIENCE);
+    let endpoint = endpoint
+        .local_address(Some(Ipv4Addr::new(127, 0, 1, number).into()))
+        .timeout(Program::PATIENCE);
     WeatherClient::new(endpoint.connect().await.unwrap())
 }
 
 async fn now(client: &mut WeatherClient<Channel>, place: &str) -> Result<i32, Status> {
-    Ok(client.now(Place { name: place.to_owned() }).await?.into_inner().celsius)
+    Ok(client
+        .now(Place {
+            name: place.to_owned(),
+        })
+        .await?
+        .into_inner()
+        .celsius)
 }
 
 /// How long to wait before trying again, where the server said so.
 fn pushback(refused: &Status) -> Option<Duration> {
     let hint = refused.metadata().get("grpc-retry-pushback-ms")?;
-    Some(Duration::from_millis(hint.to_str().unwrap().parse().unwrap()))
+    Some(Duration::from_millis(
+        hint.to_str().unwrap().parse().unwrap(),
+    ))
 }
 
 /// Nobody has seen the call, so any client may repeat it, and gRPC's own do: there was no connection, it had gone before the
@@ -48,7 +64,9 @@ fn was_not_seen(status: &Status) -> bool {
         if error.is::<tonic::ConnectError>()
             || error.downcast_ref().is_some_and(hyper::Error::is_canceled)
             || error.downcast_ref().is_some_and(|error: &h2::Error| {
-                error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+                error.is_go_away()
+                    && error.is_remote()
+                    && error.reason() == Some(h2::Reason::NO_ERROR)
             })
         {
             return true;
@@ -63,8 +81,16 @@ async fn the_app_works_as_before() {
     let (_app, address) = app();
     let mut client = client(&address, 1).await;
     assert_eq!(now(&mut client, "Oslo").await.unwrap(), 4);
-    assert_eq!(now(&mut client, "Atlantis").await.unwrap_err().code(), Code::NotFound);
-    let request = WatchRequest { place: Some(Place { name: "Oslo".to_owned() }), reports: 3 };
+    assert_eq!(
+        now(&mut client, "Atlantis").await.unwrap_err().code(),
+        Code::NotFound
+    );
+    let request = WatchRequest {
+        place: Some(Place {
+            name: "Oslo".to_owned(),
+        }),
+        reports: 3,
+    };
     let mut reports = client.watch(request).await.unwrap().into_inner();
     for serial in 1..=3 {
         assert_eq!(reports.message().await.unwrap().unwrap().serial, serial);
@@ -95,13 +121,27 @@ async fn a_client_past_its_limit_that_heeds_the_hints_gets_every_answer() {
         })
     });
     let calls: Vec<_> = calls.collect();
-    assert_eq!(now(&mut client(&address, 2).await, "Oslo").await.unwrap(), 4, "another client is not affected");
+    assert_eq!(
+        now(&mut client(&address, 2).await, "Oslo").await.unwrap(),
+        4,
+        "another client is not affected"
+    );
     let mut hints = Vec::new();
     for call in calls {
-        hints.extend(timeout(Program::PATIENCE, call).await.expect("the hints are of use").unwrap());
+        hints.extend(
+            timeout(Program::PATIENCE, call)
+                .await
+                .expect("the hints are of use")
+                .unwrap(),
+        );
     }
     assert!(!hints.is_empty(), "forty at once are more than twenty");
-    assert!(hints.iter().all(|hint| (1..=50).contains(&hint.as_millis())), "a twentieth of a second: {hints:?}");
+    assert!(
+        hints
+            .iter()
+            .all(|hint| (1..=50).contains(&hint.as_millis())),
+        "a twentieth of a second: {hints:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -109,16 +149,26 @@ async fn a_station_that_fails_opens_the_circuit_and_an_answer_that_is_no_does_no
     let (_app, address) = app();
     let mut client = client(&address, 1).await;
     for _ in 0..6 {
-        assert_eq!(now(&mut client, "Atlantis").await.unwrap_err().code(), Code::NotFound);
+        assert_eq!(
+            now(&mut client, "Atlantis").await.unwrap_err().code(),
+            Code::NotFound
+        );
     }
     for _ in 0..5 {
         let failed = now(&mut client, "Nowhere").await.unwrap_err();
-        assert_eq!((failed.code(), pushback(&failed)), (Code::Unavailable, None), "the app's own answer");
+        assert_eq!(
+            (failed.code(), pushback(&failed)),
+            (Code::Unavailable, None),
+            "the app's own answer"
+        );
     }
     let refused = now(&mut client, "Oslo").await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
     let hint = pushback(&refused).expect("when to come back");
-    assert!((1..=12).contains(&hint.as_secs()), "ten seconds, with some chance in it: {hint:?}");
+    assert!(
+        (1..=12).contains(&hint.as_secs()),
+        "ten seconds, with some chance in it: {hint:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -141,8 +191,18 @@ async fn a_deploy_under_load_fails_no_call_and_ends_every_stream_well() {
             })
         })
         .collect();
-    let request = WatchRequest { place: Some(Place { name: "Oslo".to_owned() }), reports: 0 };
-    let mut reports = client(&address, 5).await.watch(request).await.unwrap().into_inner();
+    let request = WatchRequest {
+        place: Some(Place {
+            name: "Oslo".to_owned(),
+        }),
+        reports: 0,
+    };
+    let mut reports = client(&address, 5)
+        .await
+        .watch(request)
+        .await
+        .unwrap()
+        .into_inner();
     let watcher = tokio::spawn(async move {
         let mut last = 0;
         while let Some(report) = reports.message().await.expect("the stream does not break") {
@@ -156,16 +216,28 @@ async fn a_deploy_under_load_fails_no_call_and_ends_every_stream_well() {
     app.signal("TERM");
     let mut answered = 0;
     for caller in callers {
-        let (answers, until) = timeout(Program::PATIENCE, caller).await.expect("it ends").unwrap();
+        let (answers, until) = timeout(Program::PATIENCE, caller)
+            .await
+            .expect("it ends")
+            .unwrap();
         answered += answers;
         let served = until - signalled;
-        assert!(served >= Duration::from_secs(5), "everybody is served while it announces: {served:?}");
+        assert!(
+            served >= Duration::from_secs(5),
+            "everybody is served while it announces: {served:?}"
+        );
     }
     assert!(answered > 40, "{answered}");
-    let reports = timeout(Program::PATIENCE, watcher).await.expect("it ends").unwrap();
+    let reports = timeout(Program::PATIENCE, watcher)
+        .await
+        .expect("it ends")
+        .unwrap();
     assert!(reports > 40, "{reports}");
     let (code, lines) = tokio::task::spawn_blocking(|| app.ended()).await.unwrap();
     assert_eq!(code, Some(0), "{lines:?}");
-    let report = lines.iter().find_map(|line| line.strip_prefix("ended: ")).expect("a report");
+    let report = lines
+        .iter()
+        .find_map(|line| line.strip_prefix("ended: "))
+        .expect("a report");
     assert!(report.contains(" 0 forced, 0 leaked"), "{report}");
 }

@@ -35,13 +35,19 @@ pub struct Script {
 impl Script {
     /// A body that ends after `steps`, and does not tell so by `is_end_stream` (as a chunked one would not).
     pub fn new(steps: impl IntoIterator<Item = Step>) -> Self {
-        Self { steps: steps.into_iter().collect(), tells_end: false }
+        Self {
+            steps: steps.into_iter().collect(),
+            tells_end: false,
+        }
     }
 
     /// Makes it tell its end by `is_end_stream`, as a body of known length does.
     #[must_use]
     pub fn telling_end(self) -> Self {
-        Self { tells_end: true, ..self }
+        Self {
+            tells_end: true,
+            ..self
+        }
     }
 }
 
@@ -49,11 +55,17 @@ impl Body for Script {
     type Data = Bytes;
     type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         Poll::Ready(match self.steps.pop_front() {
             Some(Step::Data(text)) => Some(Ok(Frame::data(Bytes::from_static(text.as_bytes())))),
             Some(Step::Trailer(name, value)) => {
-                let pair = (HeaderName::from_static(name), HeaderValue::from_static(value));
+                let pair = (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                );
                 Some(Ok(Frame::trailers(HeaderMap::from_iter([pair]))))
             }
             Some(Step::Break) => Some(Err(Broken)),

@@ -39,11 +39,20 @@ where
     probe.be_pending();
     let (wakes, waker) = Wakes::new();
     let mut cx = Context::from_waker(&waker);
-    assert!(service.poll_ready(&mut cx).is_pending(), "the inner service is not ready, so the layer is not");
+    assert!(
+        service.poll_ready(&mut cx).is_pending(),
+        "the inner service is not ready, so the layer is not"
+    );
     let before = wakes.count();
-    assert_eq!(before, 0, "Pending must not wake its own task: that is a busy loop");
+    assert_eq!(
+        before, 0,
+        "Pending must not wake its own task: that is a busy loop"
+    );
     probe.be_ready();
-    assert!(wakes.count() > 0, "when the inner service becomes ready, the caller is woken");
+    assert!(
+        wakes.count() > 0,
+        "when the inner service becomes ready, the caller is woken"
+    );
     assert!(is_ready(&mut service), "and then the layer is ready");
     assert!(is_ready(&mut service), "and stays so until called");
     assert_eq!(status(service.call(request())), Some(200));
@@ -88,14 +97,22 @@ where
     let (mut service, probe) = wrapped(wrap);
     assert!(is_ready(&mut service));
     drop(service.call(request()));
-    assert_eq!(probe.in_flight(), 0, "a future dropped before it was polled drops the inner one");
+    assert_eq!(
+        probe.in_flight(),
+        0,
+        "a future dropped before it was polled drops the inner one"
+    );
     probe.answer(Answer::Hang);
     assert!(is_ready(&mut service));
     {
         let mut call = pin!(service.call(request()));
         assert!(poll(call.as_mut()).is_pending());
     }
-    assert_eq!(probe.in_flight(), 0, "a future dropped while it waits drops the inner one");
+    assert_eq!(
+        probe.in_flight(),
+        0,
+        "a future dropped while it waits drops the inner one"
+    );
     assert!(is_ready(&mut service), "and the layer takes the next call");
     assert_eq!(status(service.call(request())), Some(200));
 }
@@ -108,7 +125,10 @@ where
     probe.be_failed();
     let (_, waker) = Wakes::new();
     let ready = service.poll_ready(&mut Context::from_waker(&waker));
-    assert!(matches!(ready, Poll::Ready(Err(_))), "an inner service that is finished finishes the layer");
+    assert!(
+        matches!(ready, Poll::Ready(Err(_))),
+        "an inner service that is finished finishes the layer"
+    );
 }
 
 fn errors_come_through<S, B>(wrap: &mut impl FnMut(Probe) -> S)
@@ -118,8 +138,15 @@ where
     let (mut service, probe) = wrapped(wrap);
     probe.answer(Answer::Fail);
     assert!(is_ready(&mut service));
-    assert_eq!(status(service.call(request())), None, "an inner error is the layer's error");
-    assert!(is_ready(&mut service), "one error does not finish the layer");
+    assert_eq!(
+        status(service.call(request())),
+        None,
+        "an inner error is the layer's error"
+    );
+    assert!(
+        is_ready(&mut service),
+        "one error does not finish the layer"
+    );
 }
 
 fn nothing_is_left_behind<S, B>(wrap: &mut impl FnMut(Probe) -> S)
@@ -128,7 +155,10 @@ where
 {
     let (mut service, probe) = wrapped(wrap);
     assert!(is_ready(&mut service));
-    probe.answer(Answer::Body(200, Script::new([Step::Data("x"), Step::Hang])));
+    probe.answer(Answer::Body(
+        200,
+        Script::new([Step::Data("x"), Step::Hang]),
+    ));
     let response = finish(service.call(request()));
     drop(service);
     assert_eq!(probe.clones(), 0, "a response must not keep the service");
@@ -162,7 +192,10 @@ fn request() -> Request<String> {
 
 fn is_ready<S: Service<Request<String>>>(service: &mut S) -> bool {
     let (_, waker) = Wakes::new();
-    matches!(service.poll_ready(&mut Context::from_waker(&waker)), Poll::Ready(Ok(())))
+    matches!(
+        service.poll_ready(&mut Context::from_waker(&waker)),
+        Poll::Ready(Ok(()))
+    )
 }
 
 fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
@@ -181,5 +214,7 @@ fn status<F, B, E>(future: F) -> Option<u16>
 where
     F: Future<Output = Result<Response<B>, E>>,
 {
-    finish(future).ok().map(|response| response.status().as_u16())
+    finish(future)
+        .ok()
+        .map(|response| response.status().as_u16())
 }

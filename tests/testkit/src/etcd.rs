@@ -78,22 +78,34 @@ impl Etcd {
     /// One member, default timings, no TLS.
     #[must_use]
     pub fn builder() -> EtcdBuilder {
-        EtcdBuilder { members: 1, args: Vec::new(), tls: None }
+        EtcdBuilder {
+            members: 1,
+            args: Vec::new(),
+            tls: None,
+        }
     }
 
     /// What the program says of itself: `3.4.23`.
     #[must_use]
     pub fn version() -> String {
-        let output = Command::new(program()).arg("--version").output().expect("etcd is installed");
+        let output = Command::new(program())
+            .arg("--version")
+            .output()
+            .expect("etcd is installed");
         let text = String::from_utf8_lossy(&output.stdout);
-        let version = text.lines().find_map(|line| line.strip_prefix("etcd Version: "));
+        let version = text
+            .lines()
+            .find_map(|line| line.strip_prefix("etcd Version: "));
         version.expect("it says its version").to_owned()
     }
 
     /// The URLs of all members.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
-        self.members.iter().map(|member| format!("{}://{}", self.scheme, member.client)).collect()
+        self.members
+            .iter()
+            .map(|member| format!("{}://{}", self.scheme, member.client))
+            .collect()
     }
 
     /// Where a member serves its clients.
@@ -121,17 +133,33 @@ impl Etcd {
     pub async fn restart(&mut self, member: usize) {
         self.members[member].kill();
         self.members[member].spawn();
-        assert!(self.members[member].is_up().await, "the member does not come back: {}", self.members[member].tail());
+        assert!(
+            self.members[member].is_up().await,
+            "the member does not come back: {}",
+            self.members[member].tail()
+        );
     }
 
     /// How much processor time a member has used.
     #[must_use]
     pub fn cpu_time(&self, member: usize) -> Duration {
-        let child = self.members[member].child.as_ref().expect("the member runs");
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("it runs on Linux");
+        let child = self.members[member]
+            .child
+            .as_ref()
+            .expect("the member runs");
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id()))
+            .expect("it runs on Linux");
         // After the name, which is in parentheses, user and system time are the 12th and 13th.
-        let words = stat.rsplit(") ").next().into_iter().flat_map(str::split_whitespace);
-        let ticks: u64 = words.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        let words = stat
+            .rsplit(") ")
+            .next()
+            .into_iter()
+            .flat_map(str::split_whitespace);
+        let ticks: u64 = words
+            .skip(11)
+            .take(2)
+            .filter_map(|ticks| ticks.parse::<u64>().ok())
+            .sum();
         Duration::from_millis(1_000 * ticks / rustix::param::clock_ticks_per_second())
     }
 
@@ -178,7 +206,10 @@ impl EtcdBuilder {
     /// Clients come with TLS and a certificate of their own.
     #[must_use]
     pub fn tls(self, tls: TlsFiles) -> Self {
-        Self { tls: Some(tls), ..self }
+        Self {
+            tls: Some(tls),
+            ..self
+        }
     }
 
     /// Starts it, and waits until every member serves.
@@ -210,21 +241,47 @@ impl EtcdBuilder {
 
     fn prepare(&self) -> io::Result<Etcd> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("testkit-etcd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "testkit-etcd-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&dir)?;
         // All at once, so that no two are the same.
-        let ports = (0..3 * self.members).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
-        let ports = ports.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
-        let peers: Vec<_> =
-            ports.iter().step_by(3).enumerate().map(|(n, peer)| format!("m{n}=http://{peer}")).collect();
+        let ports = (0..3 * self.members)
+            .map(|_| TcpListener::bind("127.0.0.1:0"))
+            .collect::<io::Result<Vec<_>>>()?;
+        let ports = ports
+            .iter()
+            .map(TcpListener::local_addr)
+            .collect::<io::Result<Vec<_>>>()?;
+        let peers: Vec<_> = ports
+            .iter()
+            .step_by(3)
+            .enumerate()
+            .map(|(n, peer)| format!("m{n}=http://{peer}"))
+            .collect();
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let member = |(n, ports): (usize, &[SocketAddr])| self.member(n, ports, &peers.join(","), scheme, &dir);
+        let member = |(n, ports): (usize, &[SocketAddr])| {
+            self.member(n, ports, &peers.join(","), scheme, &dir)
+        };
         let members = ports.chunks(3).enumerate().map(member).collect();
-        Ok(Etcd { members, dir, scheme })
+        Ok(Etcd {
+            members,
+            dir,
+            scheme,
+        })
     }
 
-    fn member(&self, number: usize, ports: &[SocketAddr], peers: &str, scheme: &str, dir: &Path) -> Member {
+    fn member(
+        &self,
+        number: usize,
+        ports: &[SocketAddr],
+        peers: &str,
+        scheme: &str,
+        dir: &Path,
+    ) -> Member {
         let (peer, client, metrics) = (ports[0], ports[1], ports[2]);
         let mut args = vec![
             format!("--name=m{number}"),
@@ -247,7 +304,13 @@ impl EtcdBuilder {
             args.push("--client-cert-auth".to_owned());
         }
         args.extend(self.args.iter().cloned());
-        Member { args, client, metrics, log: dir.join(format!("m{number}.log")), child: None }
+        Member {
+            args,
+            client,
+            metrics,
+            log: dir.join(format!("m{number}.log")),
+            child: None,
+        }
     }
 }
 
@@ -255,11 +318,20 @@ impl EtcdBuilder {
 
 impl Member {
     fn spawn(&mut self) {
-        let log = File::options().create(true).append(true).open(&self.log).expect("the log opens");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .expect("the log opens");
         // The kernel ends it with the thread that started it, and that one lives as long as the process does.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", &program()]).args(&self.args);
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a handle")).stderr(log);
+        command
+            .args(["--pdeathsig", "KILL", &program()])
+            .args(&self.args);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a handle"))
+            .stderr(log);
         self.child = Some(spawn_for_life(command).expect("setpriv and etcd are installed"));
     }
 
@@ -283,7 +355,11 @@ impl Member {
                 Some(Ok(None)) => {}
                 _ => return false,
             }
-            if self.look("/health").await.is_some_and(|page| page.contains(r#""health":"true""#)) {
+            if self
+                .look("/health")
+                .await
+                .is_some_and(|page| page.contains(r#""health":"true""#))
+            {
                 return true;
             }
             sleep(Duration::from_millis(50)).await;
@@ -292,7 +368,11 @@ impl Member {
     }
 
     async fn leads(&self) -> bool {
-        let page = if self.child.is_some() { self.look("/metrics").await } else { None };
+        let page = if self.child.is_some() {
+            self.look("/metrics").await
+        } else {
+            None
+        };
         page.is_some_and(|page| page.lines().any(|line| line == "etcd_server_is_leader 1"))
     }
 
@@ -345,7 +425,9 @@ fn spawn_for_life(command: Command) -> io::Result<Child> {
         sender
     });
     let (answer, child) = mpsc::channel();
-    spawner.send((command, answer)).expect("the thread never ends");
+    spawner
+        .send((command, answer))
+        .expect("the thread never ends");
     child.recv().expect("the thread never ends")
 }
 
@@ -365,8 +447,16 @@ mod tests {
         etcd.kill(second);
         assert_ne!(etcd.leader().await, second);
         etcd.restart(second).await;
-        let ids: Vec<_> = etcd.members.iter().map(|member| member.child.as_ref().unwrap().id()).collect();
+        let ids: Vec<_> = etcd
+            .members
+            .iter()
+            .map(|member| member.child.as_ref().unwrap().id())
+            .collect();
         drop(etcd);
-        assert!(ids.iter().all(|id| !Path::new(&format!("/proc/{id}")).exists()), "nothing is left behind");
+        assert!(
+            ids.iter()
+                .all(|id| !Path::new(&format!("/proc/{id}")).exists()),
+            "nothing is left behind"
+        );
     }
 }

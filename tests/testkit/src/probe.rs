@@ -91,8 +91,18 @@ impl Error for Broken {}
 impl<B> Probe<B> {
     /// A ready probe and its handle.
     pub fn new() -> (Self, ProbeHandle) {
-        let shared = Arc::new(Mutex::new(Shared { clones: 1, ..Shared::default() }));
-        (Self { shared: shared.clone(), ready: false, body: PhantomData }, ProbeHandle(shared))
+        let shared = Arc::new(Mutex::new(Shared {
+            clones: 1,
+            ..Shared::default()
+        }));
+        (
+            Self {
+                shared: shared.clone(),
+                ready: false,
+                body: PhantomData,
+            },
+            ProbeHandle(shared),
+        )
     }
 }
 
@@ -119,13 +129,19 @@ impl<B> Service<Request<B>> for Probe<B> {
     }
 
     fn call(&mut self, request: Request<B>) -> ProbeFuture {
-        assert!(std::mem::take(&mut self.ready), "called without poll_ready having said Ready on this clone");
+        assert!(
+            std::mem::take(&mut self.ready),
+            "called without poll_ready having said Ready on this clone"
+        );
         let mut shared = lock(&self.shared);
         shared.calls += 1;
         shared.in_flight += 1;
         shared.heads.push(request.into_parts().0);
         let answer = shared.answers.pop_front().unwrap_or(Answer::Status(200));
-        ProbeFuture { answer: Some(answer), shared: self.shared.clone() }
+        ProbeFuture {
+            answer: Some(answer),
+            shared: self.shared.clone(),
+        }
     }
 }
 
@@ -133,7 +149,11 @@ impl<B> Clone for Probe<B> {
     /// A clone is not ready, as tower-service says.
     fn clone(&self) -> Self {
         lock(&self.shared).clones += 1;
-        Self { shared: self.shared.clone(), ready: false, body: PhantomData }
+        Self {
+            shared: self.shared.clone(),
+            ready: false,
+            body: PhantomData,
+        }
     }
 }
 
@@ -145,7 +165,9 @@ impl<B> Drop for Probe<B> {
 
 impl<B> fmt::Debug for Probe<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Probe").field("ready", &self.ready).finish_non_exhaustive()
+        f.debug_struct("Probe")
+            .field("ready", &self.ready)
+            .finish_non_exhaustive()
     }
 }
 
@@ -210,7 +232,12 @@ impl Future for ProbeFuture {
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = self.answer.take().expect("polled after it was ready");
-        let response = |status, body| Response::builder().status(status).body(body).expect("a valid status");
+        let response = |status, body| {
+            Response::builder()
+                .status(status)
+                .body(body)
+                .expect("a valid status")
+        };
         Poll::Ready(match answer {
             Answer::Status(status) => Ok(response(status, Script::new([]).telling_end())),
             Answer::Body(status, body) => Ok(response(status, body)),

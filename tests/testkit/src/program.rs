@@ -30,12 +30,22 @@ impl Program {
     /// If it cannot be started.
     pub fn start(path: impl AsRef<Path>, arguments: &[&str]) -> Self {
         let mut command = Command::new(path.as_ref());
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()));
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()));
         let output = BufReader::new(child.stdout.take().expect("piped"));
         let (told, lines) = channel();
         // Ends with the program's standard output.
-        thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| told.send(line)));
+        thread::spawn(move || {
+            output
+                .lines()
+                .map_while(Result::ok)
+                .try_for_each(|line| told.send(line))
+        });
         Self { child, lines }
     }
 
@@ -48,7 +58,10 @@ impl Program {
         let deadline = Instant::now() + Self::PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("it never said {prefix:?}"));
+            let line = self
+                .lines
+                .recv_timeout(left)
+                .unwrap_or_else(|_| panic!("it never said {prefix:?}"));
             if let Some(rest) = line.strip_prefix(prefix) {
                 return rest.to_owned();
             }
@@ -62,8 +75,13 @@ impl Program {
     /// If the signal cannot be sent.
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
-        let sent = Command::new("kill").args([&format!("-{name}"), &id]).status();
-        assert!(sent.is_ok_and(|status| status.success()), "no {name} for process {id}");
+        let sent = Command::new("kill")
+            .args([&format!("-{name}"), &id])
+            .status();
+        assert!(
+            sent.is_ok_and(|status| status.success()),
+            "no {name} for process {id}"
+        );
     }
 
     /// Waits for its end: its exit code, `None` after a signal that killed it, and the lines not read before.

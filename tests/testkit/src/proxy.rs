@@ -60,7 +60,11 @@ impl Proxy {
         let addr = listener.local_addr()?;
         let (weather, told) = watch::channel(Weather::default());
         let accepting = tokio::spawn(accept(listener, server, told)).abort_handle();
-        Ok(Self { addr, weather, accepting })
+        Ok(Self {
+            addr,
+            weather,
+            accepting,
+        })
     }
 
     /// Where clients connect.
@@ -76,7 +80,8 @@ impl Proxy {
 
     /// What was held goes on, in its order.
     pub fn heal(&self) {
-        self.weather.send_modify(|weather| weather.set(Way::Both, false));
+        self.weather
+            .send_modify(|weather| weather.set(Way::Both, false));
     }
 
     /// Everything takes that much longer, each way.
@@ -91,7 +96,8 @@ impl Proxy {
 
     /// Whether new connections are closed as soon as they are open.
     pub fn refuse(&self, refusing: bool) {
-        self.weather.send_modify(|weather| weather.refusing = refusing);
+        self.weather
+            .send_modify(|weather| weather.refusing = refusing);
     }
 }
 
@@ -115,7 +121,11 @@ impl Weather {
     }
 
     fn is_cut(&self, way: Way) -> bool {
-        if way == Way::ToServer { self.cut_to_server } else { self.cut_to_client }
+        if way == Way::ToServer {
+            self.cut_to_server
+        } else {
+            self.cut_to_client
+        }
     }
 }
 
@@ -130,8 +140,11 @@ async fn accept(listener: TcpListener, server: SocketAddr, weather: watch::Recei
 /// One connection's whole life.
 async fn carry(client: TcpStream, server: SocketAddr, weather: watch::Receiver<Weather>) {
     let born = weather.borrow().generation;
-    let Ok(server) = TcpStream::connect(server).await else { return };
-    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let Ok(server) = TcpStream::connect(server).await else {
+        return;
+    };
+    let ((from_client, to_client), (from_server, to_server)) =
+        (client.into_split(), server.into_split());
     let mut end = weather.clone();
     tokio::select! {
         biased;
@@ -143,9 +156,17 @@ async fn carry(client: TcpStream, server: SocketAddr, weather: watch::Receiver<W
 }
 
 /// Until one side ends. What comes is stamped, so that a delay does not add up.
-async fn forward(from: OwnedReadHalf, to: OwnedWriteHalf, way: Way, weather: &watch::Receiver<Weather>) {
+async fn forward(
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
+    way: Way,
+    weather: &watch::Receiver<Weather>,
+) {
     let (sender, receiver) = mpsc::channel(CHUNKS);
-    tokio::join!(read(from, sender), write(to, receiver, way, weather.clone()));
+    tokio::join!(
+        read(from, sender),
+        write(to, receiver, way, weather.clone())
+    );
 }
 
 async fn read(mut from: OwnedReadHalf, chunks: mpsc::Sender<(Instant, Vec<u8>)>) {
@@ -170,7 +191,12 @@ async fn write(
     while let Some((came, chunk)) = chunks.recv().await {
         let delay = weather.borrow().delay;
         sleep_until(came + delay).await;
-        if weather.wait_for(|weather| !weather.is_cut(way)).await.is_err() || to.write_all(&chunk).await.is_err() {
+        if weather
+            .wait_for(|weather| !weather.is_cut(way))
+            .await
+            .is_err()
+            || to.write_all(&chunk).await.is_err()
+        {
             return;
         }
     }
@@ -230,7 +256,11 @@ mod tests {
         for byte in 0..10 {
             assert_eq!(hears(&mut stream, SOON).await, Some(byte));
         }
-        assert!((400..2_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+        assert!(
+            (400..2_000).contains(&start.elapsed().as_millis()),
+            "{:?}",
+            start.elapsed()
+        );
     }
 
     #[tokio::test]
@@ -242,9 +272,22 @@ mod tests {
         assert_eq!(hears(&mut stream, QUIET).await, None);
         proxy.drop_connections();
         proxy.heal();
-        assert_eq!(timeout(SOON, stream.read(&mut [0])).await.unwrap().unwrap_or(0), 0, "closed, and nothing came");
+        assert_eq!(
+            timeout(SOON, stream.read(&mut [0]))
+                .await
+                .unwrap()
+                .unwrap_or(0),
+            0,
+            "closed, and nothing came"
+        );
         proxy.refuse(true);
         let mut refused = TcpStream::connect(proxy.addr()).await.unwrap();
-        assert_eq!(timeout(SOON, refused.read(&mut [0])).await.unwrap().unwrap_or(0), 0);
+        assert_eq!(
+            timeout(SOON, refused.read(&mut [0]))
+                .await
+                .unwrap()
+                .unwrap_or(0),
+            0
+        );
     }
 }

@@ -8,7 +8,9 @@ use testkit::{Answer, Probe};
 use tower::{BoxError, Layer, Service, ServiceExt};
 use tower_circuit::{CircuitGateLayer, State};
 use tower_outcome::{Refusal, classify, header::LEASE_EPOCH};
-use tower_resolve::{Balance, Endpoint, Generation, SourceId, Topology, Update, policy::RoundRobin};
+use tower_resolve::{
+    Balance, Endpoint, Generation, SourceId, Topology, Update, policy::RoundRobin,
+};
 
 use crate::parts::circuit;
 
@@ -28,15 +30,22 @@ async fn the_balance_goes_round_an_open_circuit_and_comes_back_after_its_probe()
     let (bad, bad_probe) = Probe::<String>::new();
     let circuit = circuit();
     let gate = circuit.clone();
-    let topology = Topology::new(Generation::new(SourceId::unique(), 1), [endpoint("bad"), endpoint("good")]);
-    let (balance, driver) =
-        Balance::builder().http().policy(RoundRobin::default()).build(never_ending(topology), move |endpoint| {
+    let topology = Topology::new(
+        Generation::new(SourceId::unique(), 1),
+        [endpoint("bad"), endpoint("good")],
+    );
+    let (balance, driver) = Balance::builder()
+        .http()
+        .policy(RoundRobin::default())
+        .build(never_ending(topology), move |endpoint| {
             // Both have one, so that they are of one type; the good one's never opens.
             let (circuit, probe) = match endpoint.id().as_str() {
                 "bad" => (gate.clone(), bad.clone()),
                 _ => (crate::parts::circuit(), good.clone()),
             };
-            CircuitGateLayer::new(circuit).classify(classify::Http::new()).layer(probe)
+            CircuitGateLayer::new(circuit)
+                .classify(classify::Http::new())
+                .layer(probe)
         });
     tokio::spawn(driver);
     for _ in 0..2 {
@@ -44,14 +53,22 @@ async fn the_balance_goes_round_an_open_circuit_and_comes_back_after_its_probe()
     }
     let ask = async || {
         let mut balance = balance.clone();
-        let response = balance.ready().await?.call(Request::new(String::new())).await?;
+        let response = balance
+            .ready()
+            .await?
+            .call(Request::new(String::new()))
+            .await?;
         Ok::<_, BoxError>(response.status().as_u16())
     };
     let mut failures = 0;
     for _ in 0..20 {
         failures += usize::from(ask().await.unwrap() == 500);
     }
-    assert_eq!((failures, bad_probe.calls()), (2, 2), "two open it, and nobody else meets it");
+    assert_eq!(
+        (failures, bad_probe.calls()),
+        (2, 2),
+        "two open it, and nobody else meets it"
+    );
     assert!(matches!(circuit.state(), State::Open { .. }));
     assert_eq!(good_probe.last_head().unwrap().headers[LEASE_EPOCH], "7");
 
@@ -72,10 +89,19 @@ async fn with_every_circuit_open_the_refusal_says_so_in_bounded_time() {
     let topology = Topology::new(Generation::new(SourceId::unique(), 1), [endpoint("only")]);
     let (mut balance, driver) = Balance::builder()
         .http()
-        .build(never_ending(topology), move |_| CircuitGateLayer::new(gate.clone()).layer(probe.clone()));
+        .build(never_ending(topology), move |_| {
+            CircuitGateLayer::new(gate.clone()).layer(probe.clone())
+        });
     tokio::spawn(driver);
     let began = tokio::time::Instant::now();
-    let error = balance.ready().await.unwrap().call(Request::new(String::new())).await.err().unwrap();
+    let error = balance
+        .ready()
+        .await
+        .unwrap()
+        .call(Request::new(String::new()))
+        .await
+        .err()
+        .unwrap();
     assert_eq!(Refusal::find(&*error).unwrap().code(), "no-endpoints");
     assert_eq!(began.elapsed().as_secs(), 1);
 }
@@ -92,7 +118,13 @@ async fn an_open_gate_draws_nothing_in_towers_own_balance() {
         .map(|(circuit, probe)| Constant::new(CircuitGateLayer::new(circuit).layer(probe), 1));
     let mut balance = Balance::new(ServiceList::new::<Request<String>>(services));
     for _ in 0..200 {
-        let response = balance.ready().await.unwrap().call(Request::new(String::new())).await.unwrap();
+        let response = balance
+            .ready()
+            .await
+            .unwrap()
+            .call(Request::new(String::new()))
+            .await
+            .unwrap();
         assert_eq!(response.status(), 200);
     }
     assert_eq!(bad_probe.calls(), 0);

@@ -20,21 +20,30 @@ use tonic::{
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tower::{
-    BoxError, Layer, Service, ServiceBuilder, ServiceExt, balance::p2c, limit::ConcurrencyLimitLayer, load::Constant,
+    BoxError, Layer, Service, ServiceBuilder, ServiceExt, balance::p2c,
+    limit::ConcurrencyLimitLayer, load::Constant,
 };
 use tower_circuit::CircuitGateLayer;
 use tower_lease::LeaseLayer;
 use tower_outcome::{Refusal, classify};
 use tower_resolve::{
-    Balance, CachedResolver, DiscoverEndpoints, Endpoint, Resolve, StaticResolver, policy::RoundRobin,
+    Balance, CachedResolver, DiscoverEndpoints, Endpoint, Resolve, StaticResolver,
+    policy::RoundRobin,
 };
 
 use crate::parts::{AnyBody, PATIENCE, circuit, full, held_lease};
 
 /// The request, at that address.
 fn at(addr: SocketAddr, mut request: Request<AnyBody>) -> Request<AnyBody> {
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-    let uri = Uri::builder().scheme("http").authority(addr.to_string()).path_and_query(path).build();
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or("/", |path| path.as_str());
+    let uri = Uri::builder()
+        .scheme("http")
+        .authority(addr.to_string())
+        .path_and_query(path)
+        .build();
     *request.uri_mut() = uri.expect("made of parts that were valid");
     request
 }
@@ -50,8 +59,10 @@ async fn http_server(name: &'static str) -> (SocketAddr, JoinHandle<()>) {
             let answer = service_fn(move |_: Request<Incoming>| async move {
                 Ok::<_, std::convert::Infallible>(Response::new(full(name)))
             });
-            connections
-                .spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+            connections.spawn(
+                hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), answer),
+            );
         }
     });
     (addr, server)
@@ -61,12 +72,16 @@ async fn grpc_server() -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (_, health) = tonic_health::server::health_reporter();
-    let server = Server::builder().add_service(health).serve_with_incoming(TcpListenerStream::new(listener));
+    let server = Server::builder()
+        .add_service(health)
+        .serve_with_incoming(TcpListenerStream::new(listener));
     (addr, tokio::spawn(async move { server.await.unwrap() }))
 }
 
 fn names(addrs: &[SocketAddr]) -> CachedResolver<StaticResolver> {
-    let endpoints = addrs.iter().map(|addr| Endpoint::new(addr.to_string(), *addr));
+    let endpoints = addrs
+        .iter()
+        .map(|addr| Endpoint::new(addr.to_string(), *addr));
     CachedResolver::new(StaticResolver::new().with("echo", endpoints))
 }
 
@@ -90,11 +105,16 @@ async fn hypers_client_around_each_endpoint_with_a_circuit_a_limit_and_a_lease()
             .service(client.clone())
     };
     let updates = names(&[one, two]).resolve("echo");
-    let (balance, driver) = Balance::builder().http().policy(RoundRobin::new()).build(updates, make);
+    let (balance, driver) = Balance::builder()
+        .http()
+        .policy(RoundRobin::new())
+        .build(updates, make);
     let driver = tokio::spawn(driver);
     let ask = async || {
         let request = Request::get("/hello?x=1").body(full("")).unwrap();
-        let response = timeout(PATIENCE, balance.clone().oneshot(request)).await.expect("an answer in time")?;
+        let response = timeout(PATIENCE, balance.clone().oneshot(request))
+            .await
+            .expect("an answer in time")?;
         let text = response.into_body().collect().await?.to_bytes();
         Ok::<_, BoxError>(String::from_utf8_lossy(&text).into_owned())
     };
@@ -102,7 +122,12 @@ async fn hypers_client_around_each_endpoint_with_a_circuit_a_limit_and_a_lease()
     for _ in 0..10 {
         answers.push(ask().await.unwrap());
     }
-    assert!(["one", "two"].iter().all(|name| answers.iter().any(|answer| answer == name)), "{answers:?}");
+    assert!(
+        ["one", "two"]
+            .iter()
+            .all(|name| answers.iter().any(|answer| answer == name)),
+        "{answers:?}"
+    );
 
     // One of them dies: its circuit opens at the second failure in a row, and then nobody meets it.
     server.abort();
@@ -117,7 +142,11 @@ async fn hypers_client_around_each_endpoint_with_a_circuit_a_limit_and_a_lease()
     keeper.abort();
     let _ = keeper.await;
     let error = ask().await.unwrap_err();
-    assert_eq!(Refusal::find(&*error).expect("our own").code(), "no-endpoints", "{error}");
+    assert_eq!(
+        Refusal::find(&*error).expect("our own").code(),
+        "no-endpoints",
+        "{error}"
+    );
     driver.abort();
 }
 
@@ -126,32 +155,51 @@ async fn tonics_channel_around_each_endpoint() {
     let ((one, server), (two, _two)) = (grpc_server().await, grpc_server().await);
     // A channel connects at the first request, and again after a failure; the circuit judges by the status.
     let make = |endpoint: &Endpoint| {
-        let channel = Channel::from_shared(format!("http://{}", endpoint.addr())).expect("an address is a valid URI");
-        let channel = channel.connect_timeout(Duration::from_secs(1)).connect_lazy();
-        CircuitGateLayer::new(circuit()).classify(classify::Grpc).layer(channel)
+        let channel = Channel::from_shared(format!("http://{}", endpoint.addr()))
+            .expect("an address is a valid URI");
+        let channel = channel
+            .connect_timeout(Duration::from_secs(1))
+            .connect_lazy();
+        CircuitGateLayer::new(circuit())
+            .classify(classify::Grpc)
+            .layer(channel)
     };
     let updates = names(&[one, two]).resolve("echo");
-    let (balance, driver) = Balance::builder().policy(RoundRobin::new()).build(updates, make);
+    let (balance, driver) = Balance::builder()
+        .policy(RoundRobin::new())
+        .build(updates, make);
     let driver = tokio::spawn(driver);
     // The balance is a client's channel as it is: `Clone`, and without a buffer.
     let client = HealthClient::new(balance.clone());
     let check = async || {
         let mut client = client.clone();
-        let answer =
-            timeout(PATIENCE, client.check(HealthCheckRequest::default())).await.expect("an answer in time")?;
+        let answer = timeout(PATIENCE, client.check(HealthCheckRequest::default()))
+            .await
+            .expect("an answer in time")?;
         Ok::<_, Status>(answer.into_inner().status)
     };
     for _ in 0..10 {
         assert_eq!(check().await.unwrap(), 1);
     }
-    let picks: Vec<_> = balance.snapshot().endpoints.iter().map(|endpoint| endpoint.picks).collect();
-    assert!(picks.len() == 2 && picks.iter().all(|picks| *picks >= 2), "{picks:?}");
+    let picks: Vec<_> = balance
+        .snapshot()
+        .endpoints
+        .iter()
+        .map(|endpoint| endpoint.picks)
+        .collect();
+    assert!(
+        picks.len() == 2 && picks.iter().all(|picks| *picks >= 2),
+        "{picks:?}"
+    );
     server.abort();
     let mut failures = 0;
     for _ in 0..20 {
         failures += usize::from(check().await.is_err());
     }
-    assert!(failures <= 3, "the circuit opens at the second in a row: {failures}");
+    assert!(
+        failures <= 3,
+        "the circuit opens at the second in a row: {failures}"
+    );
     assert_eq!(check().await.unwrap(), 1);
     driver.abort();
 }
@@ -161,16 +209,28 @@ async fn tonics_channel_around_each_endpoint() {
 async fn towers_balance_over_the_same_endpoints() {
     let ((one, _one), (two, _two)) = (http_server("one").await, http_server("two").await);
     let client: Client<HttpConnector, AnyBody> = Client::builder(TokioExecutor::new()).build_http();
-    let discover = DiscoverEndpoints::new(names(&[one, two]).resolve("echo"), |endpoint: &Endpoint| {
-        let addr = endpoint.addr();
-        let client = client.clone().map_request(move |request| at(addr, request));
-        Constant::new(CircuitGateLayer::new(circuit()).classify(classify::Http::new()).layer(client), 1)
-    });
+    let discover =
+        DiscoverEndpoints::new(names(&[one, two]).resolve("echo"), |endpoint: &Endpoint| {
+            let addr = endpoint.addr();
+            let client = client.clone().map_request(move |request| at(addr, request));
+            Constant::new(
+                CircuitGateLayer::new(circuit())
+                    .classify(classify::Http::new())
+                    .layer(client),
+                1,
+            )
+        });
     let mut balance = p2c::Balance::new(discover);
     let mut answers = std::collections::BTreeSet::new();
     for _ in 0..50 {
-        let balance = timeout(PATIENCE, balance.ready()).await.expect("ready in time").unwrap();
-        let response = balance.call(Request::get("/").body(full("")).unwrap()).await.unwrap();
+        let balance = timeout(PATIENCE, balance.ready())
+            .await
+            .expect("ready in time")
+            .unwrap();
+        let response = balance
+            .call(Request::get("/").body(full("")).unwrap())
+            .await
+            .unwrap();
         let text = response.into_body().collect().await.unwrap().to_bytes();
         answers.insert(text);
     }

@@ -24,7 +24,11 @@ where
 /// A service is as Tower's users need it: sent, shared, cloned, and with the boxed error of all the others.
 fn rejects<S, B>(service: S) -> S
 where
-    S: Service<Request<String>, Response = Response<B>, Error = BoxError> + Clone + Send + Sync + 'static,
+    S: Service<Request<String>, Response = Response<B>, Error = BoxError>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
     S::Future: Send,
 {
     service
@@ -33,7 +37,11 @@ where
 /// As axum needs it.
 fn responds<S, B>(service: S) -> S
 where
-    S: Service<Request<String>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S: Service<Request<String>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
     S::Future: Send,
 {
     service
@@ -43,7 +51,11 @@ where
 async fn rejecting_layers_have_one_error_type_in_every_order() {
     let (circuit, limiter) = (circuit(), Limiter::new(twenty()));
     let (lease, keeper) = held_lease().await;
-    let (c, b, l) = (CircuitLayer::new(circuit.clone()), BucketLayer::new(limiter.clone()), LeaseLayer::new(&lease));
+    let (c, b, l) = (
+        CircuitLayer::new(circuit.clone()),
+        BucketLayer::new(limiter.clone()),
+        LeaseLayer::new(&lease),
+    );
     macro_rules! each_order {
         ($($($layer:ident)+;)+) => {$(
             let stack = ServiceBuilder::new()$(.layer($layer.clone()))+;
@@ -72,7 +84,9 @@ async fn responding_layers_stay_infallible_in_every_order() {
     let b = BucketLayer::new(limiter.clone()).respond();
     let l = LeaseLayer::new(&lease).respond();
     let d = DrainLayer::new(&drain);
-    let app = service_fn(async |_: Request<String>| Ok::<_, Infallible>(Response::new("hello".to_owned())));
+    let app = service_fn(async |_: Request<String>| {
+        Ok::<_, Infallible>(Response::new("hello".to_owned()))
+    });
     macro_rules! each_order {
         ($($($layer:ident)+;)+) => {$(
             let mut service = responds(ServiceBuilder::new()$(.layer($layer.clone()))+.service(app.clone()));
@@ -83,7 +97,11 @@ async fn responding_layers_stay_infallible_in_every_order() {
         )+};
     }
     each_order!(d b l c; d b c l; d l b c; d l c b; d c b l; d c l b; b d c l; c b l d; l c b d;);
-    assert_eq!(drain.snapshot().requests, 0, "every answer was dropped, and with it its place");
+    assert_eq!(
+        drain.snapshot().requests,
+        0,
+        "every answer was dropped, and with it its place"
+    );
     keeper.abort();
 }
 
@@ -99,7 +117,11 @@ async fn a_cancelled_request_leaves_nothing_behind_in_any_layer() {
     let mut service = stack.service(probe);
     handle.answer(Answer::Hang);
     let call = service.ready().await.unwrap().call(Request::default());
-    assert!(tokio::time::timeout(Duration::from_millis(10), call).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(10), call)
+            .await
+            .is_err()
+    );
     assert_eq!((handle.in_flight(), drain.snapshot().requests), (0, 0));
     assert_eq!(circuit.snapshot().totals.cancelled, 1);
     drain.shutdown();

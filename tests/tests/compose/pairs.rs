@@ -34,8 +34,15 @@ struct Places {
 impl Places {
     fn new() -> Self {
         // Long enough that no test waits for it.
-        let circuit = || Circuit::builder().cooldown(Cooldown::new(Duration::from_secs(3600))).build();
-        Self { circuits: [circuit(), circuit()], drain: Drain::new() }
+        let circuit = || {
+            Circuit::builder()
+                .cooldown(Cooldown::new(Duration::from_secs(3600)))
+                .build()
+        };
+        Self {
+            circuits: [circuit(), circuit()],
+            drain: Drain::new(),
+        }
     }
 
     fn close(&self) {
@@ -52,10 +59,21 @@ impl Places {
 
     /// Nothing that a call took is still taken, whichever way the call ended.
     fn are_free(&self, name: &str, probe: &ProbeHandle) {
-        assert_eq!((probe.in_flight(), self.drain.snapshot().requests), (0, 0), "{name}");
-        for circuit in self.circuits.iter().filter(|circuit| circuit.state() == State::HalfOpen) {
+        assert_eq!(
+            (probe.in_flight(), self.drain.snapshot().requests),
+            (0, 0),
+            "{name}"
+        );
+        for circuit in self
+            .circuits
+            .iter()
+            .filter(|circuit| circuit.state() == State::HalfOpen)
+        {
             // A probe that was promised and not given back leaves it closed to all for its ten seconds.
-            assert!(circuit.admit().is_ok(), "{name}: a probe's place is still taken");
+            assert!(
+                circuit.admit().is_ok(),
+                "{name}: a probe's place is still taken"
+            );
         }
     }
 }
@@ -71,7 +89,15 @@ where
     places.close();
     contract::check(&mut wrap);
     for circuit_is in [State::Closed, State::HalfOpen] {
-        for how in ["not called", "not polled", "cancelled", "failed", "panicked", "body dropped", "answered"] {
+        for how in [
+            "not called",
+            "not polled",
+            "cancelled",
+            "failed",
+            "panicked",
+            "body dropped",
+            "answered",
+        ] {
             match circuit_is {
                 State::Closed => places.close(),
                 _ => places.half_open(),
@@ -86,8 +112,15 @@ where
             let mut next = wrap(probe);
             assert!(is_ready(&mut next), "{name}: the next one waits");
             let answer = task::spawn(next.call(Request::default())).poll();
-            assert!(matches!(answer, Poll::Ready(Ok(answer)) if answer.status() == 200), "{name}: the next one");
-            assert_eq!(places.drain.snapshot().requests, 0, "{name}: its answer has no body to wait for");
+            assert!(
+                matches!(answer, Poll::Ready(Ok(answer)) if answer.status() == 200),
+                "{name}: the next one"
+            );
+            assert_eq!(
+                places.drain.snapshot().requests,
+                0,
+                "{name}: its answer has no body to wait for"
+            );
         }
     }
 }
@@ -115,7 +148,8 @@ where
         "cancelled" => assert!(call.poll().is_pending(), "{name}"),
         "failed" => assert!(matches!(call.poll(), Poll::Ready(Err(_))), "{name}"),
         "panicked" => {
-            let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| call.poll().is_ready()));
+            let polled =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| call.poll().is_ready()));
             assert!(polled.is_err(), "{name}: a panic is not swallowed");
         }
         _ => assert!(matches!(call.poll(), Poll::Ready(Ok(_))), "{name}"),
@@ -123,7 +157,10 @@ where
 }
 
 fn is_ready<S: Service<Request<String>>>(service: &mut S) -> bool {
-    matches!(task::spawn(()).enter(|cx, _| service.poll_ready(cx)), Poll::Ready(Ok(())))
+    matches!(
+        task::spawn(()).enter(|cx, _| service.poll_ready(cx)),
+        Poll::Ready(Ok(()))
+    )
 }
 
 /// The error that all refusing layers share, whatever is inside.
@@ -168,7 +205,9 @@ async fn rejecting_layers_and_gates() {
     let leased_gate = |side| leased(side).gate();
     let propagate = |_| PropagateLayer::new(&lease);
     let bearing = ServiceBuilder::new().map_request(move |mut request: Request<String>| {
-        request.headers_mut().insert("x-lease-token", token.parse().unwrap());
+        request
+            .headers_mut()
+            .insert("x-lease-token", token.parse().unwrap());
         request
     });
     let fence = |_| bearing.clone().layer(FenceLayer::new(&known));

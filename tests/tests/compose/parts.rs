@@ -22,7 +22,10 @@ pub(crate) const fn n(count: u32) -> NonZeroU32 {
 
 /// Opens at the second failure in a row, for a minute.
 pub(crate) fn circuit() -> Circuit {
-    Circuit::builder().trip(Trip::consecutive(n(2))).cooldown(Cooldown::new(Duration::from_secs(60))).build()
+    Circuit::builder()
+        .trip(Trip::consecutive(n(2)))
+        .cooldown(Cooldown::new(Duration::from_secs(60)))
+        .build()
 }
 
 /// Twenty at once, and then one a minute.
@@ -33,7 +36,9 @@ pub(crate) fn twenty() -> Quota {
 /// A lease that is held, and what ends it: dropping the keeper's task.
 pub(crate) async fn held_lease() -> (Lease, tokio::task::JoinHandle<()>) {
     let key = LeaseKey::new("tests/one").unwrap();
-    let (lease, keeper) = Lease::builder(MemoryStore::new(), key, Holder::new("one")).build().unwrap();
+    let (lease, keeper) = Lease::builder(MemoryStore::new(), key, Holder::new("one"))
+        .build()
+        .unwrap();
     let keeper = tokio::spawn(async { _ = keeper.run().await });
     lease.held().await.unwrap();
     (lease, keeper)
@@ -41,20 +46,27 @@ pub(crate) async fn held_lease() -> (Lease, tokio::task::JoinHandle<()>) {
 
 pub(crate) async fn connect(address: SocketAddr) -> io::Result<SendRequest<AnyBody>> {
     let stream = TokioIo::new(TcpStream::connect(address).await?);
-    let (sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(io::Error::other)?;
+    let (sender, connection) = hyper::client::conn::http1::handshake(stream)
+        .await
+        .map_err(io::Error::other)?;
     tokio::spawn(connection);
     Ok(sender)
 }
 
 pub(crate) async fn get(connection: &mut SendRequest<AnyBody>, path: &str) -> Response<String> {
-    let request = Request::get(path).header("host", "test").body(full("")).unwrap();
+    let request = Request::get(path)
+        .header("host", "test")
+        .body(full(""))
+        .unwrap();
     let sending = async {
         connection.ready().await.unwrap();
         let (head, body) = connection.send_request(request).await.unwrap().into_parts();
         let text = body.collect().await.unwrap().to_bytes();
         Response::from_parts(head, String::from_utf8_lossy(&text).into_owned())
     };
-    tokio::time::timeout(PATIENCE, sending).await.expect("an answer in time")
+    tokio::time::timeout(PATIENCE, sending)
+        .await
+        .expect("an answer in time")
 }
 
 pub(crate) fn full(text: impl Into<Bytes>) -> AnyBody {

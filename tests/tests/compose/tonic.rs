@@ -28,7 +28,11 @@ async fn listen() -> (TcpListenerStream, SocketAddr) {
 }
 
 async fn channel(address: SocketAddr) -> Channel {
-    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+    Channel::from_shared(format!("http://{address}"))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap()
 }
 
 async fn client(address: SocketAddr) -> HealthClient<Channel> {
@@ -36,8 +40,12 @@ async fn client(address: SocketAddr) -> HealthClient<Channel> {
 }
 
 async fn check(client: &mut HealthClient<Channel>, service: &str) -> Result<i32, Status> {
-    let request = HealthCheckRequest { service: service.to_owned() };
-    let answer = tokio::time::timeout(PATIENCE, client.check(request)).await.expect("an answer in time")?;
+    let request = HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    let answer = tokio::time::timeout(PATIENCE, client.check(request))
+        .await
+        .expect("an answer in time")?;
     Ok(answer.into_inner().status)
 }
 
@@ -59,8 +67,15 @@ async fn the_layers_answer_grpc_in_its_own_words() {
     let mut client = client(address).await;
 
     assert_eq!(check(&mut client, "").await.unwrap(), 1, "serving");
-    assert_eq!(check(&mut client, "unknown").await.unwrap_err().code(), Code::NotFound);
-    assert_eq!(circuit.snapshot().totals.succeeded, 2, "NOT_FOUND is the caller's business: no failure");
+    assert_eq!(
+        check(&mut client, "unknown").await.unwrap_err().code(),
+        Code::NotFound
+    );
+    assert_eq!(
+        circuit.snapshot().totals.succeeded,
+        2,
+        "NOT_FOUND is the caller's business: no failure"
+    );
 
     circuit.force_open();
     let refused = check(&mut client, "").await.unwrap_err();
@@ -70,12 +85,23 @@ async fn the_layers_answer_grpc_in_its_own_words() {
     while limiter.check().is_ok() {}
     let refused = check(&mut client, "").await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
-    let pushback: u64 = refused.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap().parse().unwrap();
+    let pushback: u64 = refused
+        .metadata()
+        .get("grpc-retry-pushback-ms")
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!((1..=60_000).contains(&pushback), "{pushback}");
 
     keeper.abort();
     drain.begin_drain();
-    tokio::time::timeout(PATIENCE, server).await.expect("it ends").unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, server)
+        .await
+        .expect("it ends")
+        .unwrap()
+        .unwrap();
     assert!(drain.done().await.is_clean());
 }
 
@@ -84,13 +110,18 @@ async fn a_lost_lease_is_unavailable() {
     let (lease, keeper) = held_lease().await;
     let (_reporter, health) = tonic_health::server::health_reporter();
     let (listener, address) = listen().await;
-    let server = Server::builder().layer(LeaseLayer::new(&lease).respond()).add_service(health);
+    let server = Server::builder()
+        .layer(LeaseLayer::new(&lease).respond())
+        .add_service(health);
     let server = tokio::spawn(server.serve_with_incoming(listener));
     let mut client = client(address).await;
     assert!(check(&mut client, "").await.is_ok());
     keeper.abort();
     let _ = keeper.await;
-    assert_eq!(check(&mut client, "").await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(
+        check(&mut client, "").await.unwrap_err().code(),
+        Code::Unavailable
+    );
     server.abort();
 }
 
@@ -100,7 +131,9 @@ async fn the_accept_loop_serves_tonic_routes() {
     let drain = Drain::builder().announce(Duration::ZERO).build();
     let (_reporter, health) = tonic_health::server::health_reporter();
     let routes = tonic::service::Routes::new(health);
-    let app = ServiceBuilder::new().layer(BucketLayer::per_client(twenty()).respond()).service(routes);
+    let app = ServiceBuilder::new()
+        .layer(BucketLayer::per_client(twenty()).respond())
+        .service(routes);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(drain.serve(listener, app));
@@ -108,7 +141,11 @@ async fn the_accept_loop_serves_tonic_routes() {
     assert!(check(&mut client, "").await.is_ok());
     drain.begin_drain();
     drop(client);
-    let report = tokio::time::timeout(PATIENCE, server).await.expect("it ends").unwrap().unwrap();
+    let report = tokio::time::timeout(PATIENCE, server)
+        .await
+        .expect("it ends")
+        .unwrap()
+        .unwrap();
     assert!(report.is_clean(), "{report}");
 }
 
@@ -120,8 +157,12 @@ async fn a_circuit_round_a_channel_sees_statuses() {
     // A server that fails: its lease is never held, so it says UNAVAILABLE.
     let key = tower_lease::LeaseKey::new("tests/never").unwrap();
     let holder = tower_lease::Holder::new("nobody");
-    let (lease, keeper) = tower_lease::Lease::builder(tower_lease::MemoryStore::new(), key, holder).build().unwrap();
-    let server = Server::builder().layer(LeaseLayer::new(&lease).respond()).add_service(health);
+    let (lease, keeper) = tower_lease::Lease::builder(tower_lease::MemoryStore::new(), key, holder)
+        .build()
+        .unwrap();
+    let server = Server::builder()
+        .layer(LeaseLayer::new(&lease).respond())
+        .add_service(health);
     let server = tokio::spawn(server.serve_with_incoming(listener));
 
     let circuit = circuit();
@@ -129,11 +170,24 @@ async fn a_circuit_round_a_channel_sees_statuses() {
     let mut client = HealthClient::new(layer.layer(channel(address).await));
     for _ in 0..2 {
         let request = HealthCheckRequest::default();
-        assert_eq!(client.check(request).await.unwrap_err().code(), Code::Unavailable);
+        assert_eq!(
+            client.check(request).await.unwrap_err().code(),
+            Code::Unavailable
+        );
     }
-    assert!(matches!(circuit.state(), State::Open { .. }), "{:?}", circuit.state());
-    let refused = client.check(HealthCheckRequest::default()).await.unwrap_err();
-    assert!(tower_outcome::Refusal::find(&refused).is_some(), "{refused:?}");
+    assert!(
+        matches!(circuit.state(), State::Open { .. }),
+        "{:?}",
+        circuit.state()
+    );
+    let refused = client
+        .check(HealthCheckRequest::default())
+        .await
+        .unwrap_err();
+    assert!(
+        tower_outcome::Refusal::find(&refused).is_some(),
+        "{refused:?}"
+    );
     drop(keeper);
     server.abort();
 }
@@ -145,27 +199,40 @@ async fn a_fencing_token_travels_as_metadata_and_an_old_one_is_a_failed_precondi
     let fence = Fence::of_key(lease.key().clone(), MemoryMark::new()).build();
     let (_reporter, health) = tonic_health::server::health_reporter();
     let (listener, address) = listen().await;
-    let server = Server::builder().layer(FenceLayer::new(&fence).respond()).add_service(health);
+    let server = Server::builder()
+        .layer(FenceLayer::new(&fence).respond())
+        .add_service(health);
     let server = tokio::spawn(server.serve_with_incoming(listener));
-    let request = || HealthCheckRequest { service: String::new() };
+    let request = || HealthCheckRequest {
+        service: String::new(),
+    };
 
     let mut holder = HealthClient::new(PropagateLayer::new(&lease).layer(channel(address).await));
-    let answer = tokio::time::timeout(PATIENCE, holder.check(request())).await.expect("an answer in time");
+    let answer = tokio::time::timeout(PATIENCE, holder.check(request()))
+        .await
+        .expect("an answer in time");
     assert_eq!(answer.unwrap().into_inner().status, 1, "serving");
     assert_eq!(fence.floor(lease.key()), lease.token());
 
     // Its successor has been here meanwhile.
     let own = lease.token().unwrap();
-    let next = tower_lease::FencingToken::new(own.key().clone(), own.epoch().checked_add(1).unwrap());
+    let next =
+        tower_lease::FencingToken::new(own.key().clone(), own.epoch().checked_add(1).unwrap());
     fence.admit(&next).await.unwrap();
     let refused = holder.check(request()).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
 
     // By hand, as any gRPC client can.
     let mut anyone = HealthClient::new(channel(address).await);
-    assert_eq!(anyone.check(request()).await.unwrap_err().code(), Code::Internal, "no token");
+    assert_eq!(
+        anyone.check(request()).await.unwrap_err().code(),
+        Code::Internal,
+        "no token"
+    );
     let mut by_hand = tonic::Request::new(request());
-    by_hand.metadata_mut().insert("x-lease-token", next.to_string().parse().unwrap());
+    by_hand
+        .metadata_mut()
+        .insert("x-lease-token", next.to_string().parse().unwrap());
     assert!(anyone.check(by_hand).await.is_ok());
     keeper.abort();
     server.abort();

@@ -21,7 +21,9 @@ mod tests {
         let mut request = Request::new(());
         request.extensions_mut().insert(ConnectInfo(at(1)));
         assert_eq!(PeerIp.key(&request), Some(ClientIp::from(at(1).ip())));
-        request.extensions_mut().insert(tower_outcome::PeerAddr(at(2)));
+        request
+            .extensions_mut()
+            .insert(tower_outcome::PeerAddr(at(2)));
         assert_eq!(PeerIp.key(&request), Some(ClientIp::from(at(2).ip())));
     }
 }

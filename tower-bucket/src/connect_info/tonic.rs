@@ -19,7 +19,10 @@ mod tests {
     fn tonics_connect_info_is_a_peer() {
         let addr = SocketAddr::from(([192, 0, 2, 1], 4711));
         let mut request = Request::new(());
-        request.extensions_mut().insert(TcpConnectInfo { local_addr: None, remote_addr: Some(addr) });
+        request.extensions_mut().insert(TcpConnectInfo {
+            local_addr: None,
+            remote_addr: Some(addr),
+        });
         assert_eq!(PeerIp.key(&request), Some(ClientIp::from(addr.ip())));
     }
 }

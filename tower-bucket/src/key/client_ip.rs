@@ -66,7 +66,10 @@ mod tests {
 
     #[test]
     fn an_ipv6_client_is_its_network() {
-        assert_eq!(client("2001:db8:1:2::1"), client("2001:db8:1:2:ffff:ffff:ffff:ffff"));
+        assert_eq!(
+            client("2001:db8:1:2::1"),
+            client("2001:db8:1:2:ffff:ffff:ffff:ffff")
+        );
         assert_ne!(client("2001:db8:1:2::1"), client("2001:db8:1:3::1"));
         assert_ne!(client("192.0.2.1"), client("192.0.2.2"));
     }
@@ -75,7 +78,13 @@ mod tests {
     fn an_ipv4_address_written_as_ipv6_is_the_same_client_and_no_network_is() {
         assert_eq!(client("::ffff:192.0.2.1"), client("192.0.2.1"));
         assert_ne!(client("::ffff:192.0.2.1"), client("::ffff:192.0.2.2"));
-        for other in ["::1", "::", "::192.0.2.1", "64:ff9b::192.0.2.1", "2002:c000:0201::1"] {
+        for other in [
+            "::1",
+            "::",
+            "::192.0.2.1",
+            "64:ff9b::192.0.2.1",
+            "2002:c000:0201::1",
+        ] {
             assert_ne!(client(other), client("192.0.2.1"), "{other}");
         }
     }
@@ -85,9 +94,20 @@ mod tests {
     fn clients_behind_a_translator_are_not_one() {
         assert_ne!(client("64:ff9b::192.0.2.1"), client("64:ff9b::192.0.2.2"));
         assert_eq!(client("64:ff9b::192.0.2.1"), client("64:ff9b::c000:201"));
-        assert_eq!(client("64:ff9b::192.0.2.1").to_string(), "64:ff9b::c000:201");
-        assert_eq!(client("64:ff9b:0:0:1::1"), client("64:ff9b:0:0:2::1"), "only what the prefix says");
-        assert_eq!(client("64:ff9b:1::1"), client("64:ff9b:1::2"), "a network like any other");
+        assert_eq!(
+            client("64:ff9b::192.0.2.1").to_string(),
+            "64:ff9b::c000:201"
+        );
+        assert_eq!(
+            client("64:ff9b:0:0:1::1"),
+            client("64:ff9b:0:0:2::1"),
+            "only what the prefix says"
+        );
+        assert_eq!(
+            client("64:ff9b:1::1"),
+            client("64:ff9b:1::2"),
+            "a network like any other"
+        );
     }
 
     #[test]

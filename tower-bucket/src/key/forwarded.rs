@@ -62,7 +62,10 @@ impl<'a> Iterator for FromRight<'a> {
 
 /// The address in an element of `X-Forwarded-For`: IPv4 or IPv6, in brackets or not, in quotes or not, with a port or not.
 pub(super) fn x_forwarded_for(element: &[u8]) -> Result<IpAddr, Junk> {
-    let element = element.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(element);
+    let element = element
+        .strip_prefix(b"\"")
+        .and_then(|rest| rest.strip_suffix(b"\""))
+        .unwrap_or(element);
     node(element)
 }
 
@@ -70,7 +73,9 @@ pub(super) fn x_forwarded_for(element: &[u8]) -> Result<IpAddr, Junk> {
 pub(super) fn forwarded(element: &[u8]) -> Result<IpAddr, Junk> {
     let mut address = Err(Junk);
     for pair in pairs(element) {
-        let Some(at) = pair.iter().position(|&byte| byte == b'=') else { return Err(Junk) };
+        let Some(at) = pair.iter().position(|&byte| byte == b'=') else {
+            return Err(Junk);
+        };
         let (name, value) = (pair[..at].trim_ascii(), pair[at + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"for") {
             if address.is_ok() {
@@ -112,21 +117,34 @@ fn node(text: &[u8]) -> Result<IpAddr, Junk> {
     }
     let (address, port) = text.split_once(':').ok_or(Junk)?;
     let address: Ipv4Addr = address.parse().map_err(|_| Junk)?;
-    if is_port(port) { Ok(address.into()) } else { Err(Junk) }
+    if is_port(port) {
+        Ok(address.into())
+    } else {
+        Err(Junk)
+    }
 }
 
 /// A number, or a made-up name with a `_` before it.
 fn is_port(text: &str) -> bool {
     match text.strip_prefix('_') {
         Some(name) => {
-            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+            !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         }
         None => matches!(text.len(), 1..=5) && text.bytes().all(|byte| byte.is_ascii_digit()),
     }
 }
 
 fn is_escaped(text: &[u8], at: usize) -> bool {
-    text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count() % 2 == 1
+    text[..at]
+        .iter()
+        .rev()
+        .take_while(|&&byte| byte == b'\\')
+        .count()
+        % 2
+        == 1
 }
 
 /// Bytes of an element that are read at most. Our own proxies' elements must fit, and what a client may have in them, as the
@@ -158,18 +176,34 @@ mod tests {
 
     #[test]
     fn a_comma_in_quotes_is_part_of_its_element() {
-        assert_eq!(from_right(r#"for="a,b", for=c"#, true), [Ok("for=c"), Ok(r#"for="a,b""#)]);
-        assert_eq!(from_right(r#"for="a\",b", for=c"#, true), [Ok("for=c"), Ok(r#"for="a\",b""#)]);
-        assert_eq!(from_right(r#"a", b"#, false), [Ok("b"), Ok("a\"")], "without quotes a quote is like any other");
+        assert_eq!(
+            from_right(r#"for="a,b", for=c"#, true),
+            [Ok("for=c"), Ok(r#"for="a,b""#)]
+        );
+        assert_eq!(
+            from_right(r#"for="a\",b", for=c"#, true),
+            [Ok("for=c"), Ok(r#"for="a\",b""#)]
+        );
+        assert_eq!(
+            from_right(r#"a", b"#, false),
+            [Ok("b"), Ok("a\"")],
+            "without quotes a quote is like any other"
+        );
     }
 
     #[test]
     fn a_quote_that_is_left_open_on_the_left_swallows_nothing_on_the_right() {
         for open in [r#"for="evil"#, r#"""#, r#"for="evil\"#, r#"for=a;x="""#] {
             let line = format!(r#"{open}, for=192.0.2.1, for="[2001:db8::1]:80""#);
-            let elements: Vec<_> =
-                FromRight::new(line.as_bytes(), true).take(2).map(|one| forwarded(one.unwrap())).collect();
-            assert_eq!(elements, [address("2001:db8::1"), address("192.0.2.1")], "{line}");
+            let elements: Vec<_> = FromRight::new(line.as_bytes(), true)
+                .take(2)
+                .map(|one| forwarded(one.unwrap()))
+                .collect();
+            assert_eq!(
+                elements,
+                [address("2001:db8::1"), address("192.0.2.1")],
+                "{line}"
+            );
         }
         assert_eq!(from_right(r#"for=b""#, true), [Err(Junk)]);
     }
@@ -177,11 +211,19 @@ mod tests {
     /// A client names the host, and must not be able to make its own proxy's element unreadable by a long one.
     #[test]
     fn the_longest_host_name_leaves_an_element_readable() {
-        let host = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61)].join(".");
+        let host = [
+            "a".repeat(63),
+            "b".repeat(63),
+            "c".repeat(63),
+            "d".repeat(61),
+        ]
+        .join(".");
         let line = format!(
             "for=192.0.2.1, by=\"[2001:db8::1]:443\";for=\"[2001:db8::2]:65535\";host=\"{host}:65535\";proto=https"
         );
-        let elements: Vec<_> = FromRight::new(line.as_bytes(), true).map(|one| one.and_then(forwarded)).collect();
+        let elements: Vec<_> = FromRight::new(line.as_bytes(), true)
+            .map(|one| one.and_then(forwarded))
+            .collect();
         assert_eq!(elements, [address("2001:db8::2"), address("192.0.2.1")]);
     }
 
@@ -195,11 +237,30 @@ mod tests {
 
     #[test]
     fn addresses_are_read_in_every_shape() {
-        for text in ["192.0.2.1", "192.0.2.1:80", "192.0.2.1:_port", "\"192.0.2.1:80\""] {
-            assert_eq!(x_forwarded_for(text.as_bytes()), address("192.0.2.1"), "{text}");
+        for text in [
+            "192.0.2.1",
+            "192.0.2.1:80",
+            "192.0.2.1:_port",
+            "\"192.0.2.1:80\"",
+        ] {
+            assert_eq!(
+                x_forwarded_for(text.as_bytes()),
+                address("192.0.2.1"),
+                "{text}"
+            );
         }
-        for text in ["2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:80", "\"[2001:db8::1]:65535\"", "[2001:DB8::1]"] {
-            assert_eq!(x_forwarded_for(text.as_bytes()), address("2001:db8::1"), "{text}");
+        for text in [
+            "2001:db8::1",
+            "[2001:db8::1]",
+            "[2001:db8::1]:80",
+            "\"[2001:db8::1]:65535\"",
+            "[2001:DB8::1]",
+        ] {
+            assert_eq!(
+                x_forwarded_for(text.as_bytes()),
+                address("2001:db8::1"),
+                "{text}"
+            );
         }
     }
 
@@ -251,7 +312,10 @@ mod tests {
         ] {
             assert_eq!(forwarded(text.as_bytes()), address("192.0.2.43"), "{text}");
         }
-        assert_eq!(forwarded(b"for=\"[2001:db8:cafe::17]:4711\""), address("2001:db8:cafe::17"));
+        assert_eq!(
+            forwarded(b"for=\"[2001:db8:cafe::17]:4711\""),
+            address("2001:db8:cafe::17")
+        );
         for text in [
             "for=unknown",
             "for=_SEVKISEK",

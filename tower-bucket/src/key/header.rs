@@ -33,7 +33,11 @@ mod tests {
     #[test]
     fn a_header_is_a_key_by_its_first_line() {
         let key = Header::new(HeaderName::from_static("x-api-key"));
-        let request = Request::builder().header("x-api-key", "one").header("x-api-key", "two").body(()).unwrap();
+        let request = Request::builder()
+            .header("x-api-key", "one")
+            .header("x-api-key", "two")
+            .body(())
+            .unwrap();
         assert_eq!(key.key(&request).unwrap(), "one");
         assert_eq!(key.key(&Request::new(())), None);
     }

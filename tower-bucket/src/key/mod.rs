@@ -76,7 +76,11 @@ impl<Req, A: Key<Req>, B: Key<Req>, C: Key<Req>> Key<Req> for (A, B, C) {
     type Key = (A::Key, B::Key, C::Key);
 
     fn key(&self, request: &Req) -> Option<Self::Key> {
-        Some((self.0.key(request)?, self.1.key(request)?, self.2.key(request)?))
+        Some((
+            self.0.key(request)?,
+            self.1.key(request)?,
+            self.2.key(request)?,
+        ))
     }
 }
 
@@ -92,13 +96,21 @@ mod tests {
     #[test]
     fn a_tuple_is_a_key_if_each_part_is() {
         let tenant = Header::new(HeaderName::from_static("x-tenant"));
-        let key = (PeerIp, tenant, |request: &Request<()>| Some(request.method().clone()));
-        let mut request = Request::builder().header("x-tenant", "one").body(()).unwrap();
+        let key = (PeerIp, tenant, |request: &Request<()>| {
+            Some(request.method().clone())
+        });
+        let mut request = Request::builder()
+            .header("x-tenant", "one")
+            .body(())
+            .unwrap();
         assert_eq!(key.key(&request), None);
         let peer = SocketAddr::from(([192, 0, 2, 1], 4711));
         request.extensions_mut().insert(PeerAddr(peer));
         let (client, tenant, method) = key.key(&request).unwrap();
-        assert_eq!((client, method), (ClientIp::from(peer.ip()), http::Method::GET));
+        assert_eq!(
+            (client, method),
+            (ClientIp::from(peer.ip()), http::Method::GET)
+        );
         assert_eq!(tenant, "one");
         assert!((PeerIp, Path).key(&request).is_some());
     }

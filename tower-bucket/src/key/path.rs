@@ -78,7 +78,11 @@ mod tests {
         assert_ne!(key("/a"), key("/b"));
         assert_eq!(key("/a?b").unwrap().as_str(), "/a");
         assert_eq!(key("*").unwrap().as_str(), "*");
-        let connect = Request::builder().method(Method::CONNECT).uri("example.com:443").body(()).unwrap();
+        let connect = Request::builder()
+            .method(Method::CONNECT)
+            .uri("example.com:443")
+            .body(())
+            .unwrap();
         assert_eq!(Path.key(&connect), None);
     }
 }

@@ -42,7 +42,12 @@ mod tests {
     fn a_peer_is_found_in_the_extensions() {
         let mut request = Request::new(());
         assert_eq!(PeerIp.key(&request), None);
-        request.extensions_mut().insert(PeerAddr(SocketAddr::from(([192, 0, 2, 1], 4711))));
-        assert_eq!(PeerIp.key(&request), Some(ClientIp::from(std::net::IpAddr::from([192, 0, 2, 1]))));
+        request
+            .extensions_mut()
+            .insert(PeerAddr(SocketAddr::from(([192, 0, 2, 1], 4711))));
+        assert_eq!(
+            PeerIp.key(&request),
+            Some(ClientIp::from(std::net::IpAddr::from([192, 0, 2, 1])))
+        );
     }
 }

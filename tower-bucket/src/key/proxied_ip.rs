@@ -84,7 +84,10 @@ impl ProxiedIp {
     /// With fewer entries than that the leftmost counts, and with none the connection's own address.
     #[must_use]
     pub const fn behind(proxies: NonZeroU8) -> Self {
-        Self { trust: Trust::Count(proxies), forwarded: false }
+        Self {
+            trust: Trust::Count(proxies),
+            forwarded: false,
+        }
     }
 
     /// Whoever is in these networks is a proxy. The client is the first address from the right that is not: the connection's
@@ -93,13 +96,19 @@ impl ProxiedIp {
     /// A connection without an address (a Unix socket, or nobody told it) has no key.
     #[must_use]
     pub fn trusting(networks: impl IntoIterator<Item = Network>) -> Self {
-        Self { trust: Trust::Networks(networks.into_iter().collect()), forwarded: false }
+        Self {
+            trust: Trust::Networks(networks.into_iter().collect()),
+            forwarded: false,
+        }
     }
 
     /// Reads `Forwarded` (RFC 7239) instead of `X-Forwarded-For`.
     #[must_use]
     pub fn forwarded(self) -> Self {
-        Self { forwarded: true, ..self }
+        Self {
+            forwarded: true,
+            ..self
+        }
     }
 
     /// The address that is the client's.
@@ -112,9 +121,16 @@ impl ProxiedIp {
 
     /// Of all lines, from right to left.
     fn entries(&self, headers: &HeaderMap) -> impl Iterator<Item = Result<IpAddr, Junk>> {
-        let (name, parse): (_, fn(&[u8]) -> _) =
-            if self.forwarded { (FORWARDED, forwarded) } else { (X_FORWARDED_FOR, x_forwarded_for) };
-        let lines = headers.get_all(name).into_iter().rev().map(HeaderValue::as_bytes);
+        let (name, parse): (_, fn(&[u8]) -> _) = if self.forwarded {
+            (FORWARDED, forwarded)
+        } else {
+            (X_FORWARDED_FOR, x_forwarded_for)
+        };
+        let lines = headers
+            .get_all(name)
+            .into_iter()
+            .rev()
+            .map(HeaderValue::as_bytes);
         let elements = lines.flat_map(|line| FromRight::new(line, self.forwarded));
         elements.map(move |element| element.and_then(parse))
     }
@@ -137,7 +153,11 @@ fn nth(
     // What an inner proxy calls its neighbour does not matter; only at the client's place an address must stand.
     let mut client = peer.ok_or(Junk);
     for (entry, at) in entries.zip(1..=proxies.get()) {
-        client = if at < proxies.get() { entry.or(client) } else { entry };
+        client = if at < proxies.get() {
+            entry.or(client)
+        } else {
+            entry
+        };
     }
     client.ok()
 }
@@ -173,8 +193,16 @@ impl Network {
         if length > 128 {
             return None;
         }
-        let mask = if length == 0 { 0 } else { u128::MAX << (128 - length) };
-        if first & !mask == 0 { Some(Self { first, mask }) } else { None }
+        let mask = if length == 0 {
+            0
+        } else {
+            u128::MAX << (128 - length)
+        };
+        if first & !mask == 0 {
+            Some(Self { first, mask })
+        } else {
+            None
+        }
     }
 
     /// Whether `address` is one of them.
@@ -194,7 +222,9 @@ impl FromStr for Network {
 
     fn from_str(text: &str) -> Result<Self, NotANetwork> {
         let (address, length) = match text.split_once('/') {
-            Some((address, length)) => (address, Some(length.parse().map_err(|_| NotANetwork(()))?)),
+            Some((address, length)) => {
+                (address, Some(length.parse().map_err(|_| NotANetwork(()))?))
+            }
             None => (text, None),
         };
         let address: IpAddr = address.parse().map_err(|_| NotANetwork(()))?;
@@ -254,7 +284,9 @@ mod tests {
     }
 
     fn ours() -> ProxiedIp {
-        ProxiedIp::trusting(["10.0.0.0/8", "fd00::/8", "::1"].map(|network| network.parse().unwrap()))
+        ProxiedIp::trusting(
+            ["10.0.0.0/8", "fd00::/8", "::1"].map(|network| network.parse().unwrap()),
+        )
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -264,29 +296,52 @@ mod tests {
     fn request(peer: &str, name: &'static str, lines: &[&str]) -> Request<()> {
         let mut request = Request::new(());
         if !peer.is_empty() {
-            request.extensions_mut().insert(PeerAddr(SocketAddr::new(ip(peer), 4711)));
+            request
+                .extensions_mut()
+                .insert(PeerAddr(SocketAddr::new(ip(peer), 4711)));
         }
         for line in lines {
-            request.headers_mut().append(name, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+            request
+                .headers_mut()
+                .append(name, HeaderValue::from_bytes(line.as_bytes()).unwrap());
         }
         request
     }
 
     fn client(key: &ProxiedIp, peer: &str, lines: &[&str]) -> Option<String> {
-        let name = if key.forwarded { "forwarded" } else { "x-forwarded-for" };
-        key.key(&request(peer, name, lines)).map(|client| client.to_string())
+        let name = if key.forwarded {
+            "forwarded"
+        } else {
+            "x-forwarded-for"
+        };
+        key.key(&request(peer, name, lines))
+            .map(|client| client.to_string())
     }
 
     fn is(key: &ProxiedIp, peer: &str, lines: &[&str], expected: &str) {
-        assert_eq!(client(key, peer, lines).as_deref(), Some(expected), "{key:?} from {peer}: {lines:?}");
+        assert_eq!(
+            client(key, peer, lines).as_deref(),
+            Some(expected),
+            "{key:?} from {peer}: {lines:?}"
+        );
     }
 
     #[test]
     fn behind_so_many_proxies_the_client_is_the_entry_of_that_number_from_the_right() {
         is(&behind(1), "10.0.0.1", &[CLIENT], CLIENT);
         is(&behind(1), "10.0.0.1", &["203.0.113.9, 192.0.2.7"], CLIENT);
-        is(&behind(2), "10.0.0.1", &["203.0.113.9, 192.0.2.7, 10.0.0.2"], CLIENT);
-        is(&behind(2), "10.0.0.1", &["203.0.113.9, 192.0.2.7", "10.0.0.2"], CLIENT);
+        is(
+            &behind(2),
+            "10.0.0.1",
+            &["203.0.113.9, 192.0.2.7, 10.0.0.2"],
+            CLIENT,
+        );
+        is(
+            &behind(2),
+            "10.0.0.1",
+            &["203.0.113.9, 192.0.2.7", "10.0.0.2"],
+            CLIENT,
+        );
         is(&behind(2), "10.0.0.1", &["192.0.2.7, unknown"], CLIENT);
         is(&behind(1), "", &[CLIENT], CLIENT);
     }
@@ -301,13 +356,32 @@ mod tests {
 
     #[test]
     fn of_trusted_networks_the_client_is_the_first_who_is_not_in_them() {
-        is(&ours(), "10.0.0.1", &["203.0.113.9, 192.0.2.7, 10.0.0.2"], CLIENT);
-        is(&ours(), "10.0.0.1", &["10.6.6.6, 192.0.2.7, 10.0.0.3", "10.0.0.2"], CLIENT);
-        is(&ours(), "::ffff:10.0.0.1", &["2001:db8::7, ::ffff:10.0.0.2, [fd00::1]:80"], "2001:db8::/64");
+        is(
+            &ours(),
+            "10.0.0.1",
+            &["203.0.113.9, 192.0.2.7, 10.0.0.2"],
+            CLIENT,
+        );
+        is(
+            &ours(),
+            "10.0.0.1",
+            &["10.6.6.6, 192.0.2.7, 10.0.0.3", "10.0.0.2"],
+            CLIENT,
+        );
+        is(
+            &ours(),
+            "::ffff:10.0.0.1",
+            &["2001:db8::7, ::ffff:10.0.0.2, [fd00::1]:80"],
+            "2001:db8::/64",
+        );
         is(&ours(), CLIENT, &["203.0.113.9", "10.0.0.1"], CLIENT);
         is(&ours(), "10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3");
         is(&ours(), "10.0.0.1", &[], "10.0.0.1");
-        assert_eq!(client(&ours(), "", &[CLIENT]), None, "who cannot be told to be a proxy is not believed");
+        assert_eq!(
+            client(&ours(), "", &[CLIENT]),
+            None,
+            "who cannot be told to be a proxy is not believed"
+        );
     }
 
     #[test]
@@ -315,7 +389,10 @@ mod tests {
         for junk in ["unknown", "_hidden", "192.0.2", "\"", "[::1"] {
             let line = format!("203.0.113.9, {junk}");
             assert_eq!(client(&behind(1), "10.0.0.1", &[&line]), None);
-            assert_eq!(client(&ours(), "10.0.0.1", &[&format!("{line}, 10.0.0.2")]), None);
+            assert_eq!(
+                client(&ours(), "10.0.0.1", &[&format!("{line}, 10.0.0.2")]),
+                None
+            );
         }
     }
 
@@ -324,12 +401,26 @@ mod tests {
         let request = request("10.0.0.1", "forwarded", &["for=203.0.113.9"]);
         assert_eq!(behind(1).key(&request).unwrap().to_string(), "10.0.0.1");
         let forwarded = behind(1).forwarded();
-        is(&forwarded, "10.0.0.1", &["for=203.0.113.9, for=192.0.2.7;proto=https"], CLIENT);
-        is(&forwarded, "10.0.0.1", &["for=\"evil, for=192.0.2.7"], CLIENT);
+        is(
+            &forwarded,
+            "10.0.0.1",
+            &["for=203.0.113.9, for=192.0.2.7;proto=https"],
+            CLIENT,
+        );
+        is(
+            &forwarded,
+            "10.0.0.1",
+            &["for=\"evil, for=192.0.2.7"],
+            CLIENT,
+        );
         is(
             &ours().forwarded(),
             "10.0.0.1",
-            &["for=203.0.113.9", "for=\"[2001:db8::7]:80\"", "for=10.0.0.2"],
+            &[
+                "for=203.0.113.9",
+                "for=\"[2001:db8::7]:80\"",
+                "for=10.0.0.2",
+            ],
             "2001:db8::/64",
         );
     }
@@ -337,31 +428,75 @@ mod tests {
     #[test]
     fn a_thousand_entries_are_not_walked() {
         let spoofed = ["203.0.113.9"; 1_000].join(", ");
-        is(&ours(), "10.0.0.1", &[&format!("{spoofed}, {CLIENT}")], CLIENT);
+        is(
+            &ours(),
+            "10.0.0.1",
+            &[&format!("{spoofed}, {CLIENT}")],
+            CLIENT,
+        );
         is(&behind(255), "10.0.0.1", &[&spoofed], "203.0.113.9");
         let proxies = ["10.0.0.2"; 1_000].join(",");
-        assert_eq!(client(&ours(), "10.0.0.1", &[&proxies]), None, "a loop, or a trusted one who plays tricks");
+        assert_eq!(
+            client(&ours(), "10.0.0.1", &[&proxies]),
+            None,
+            "a loop, or a trusted one who plays tricks"
+        );
         let lines = vec!["10.0.0.2"; 1_000];
         assert_eq!(client(&ours(), "10.0.0.1", &lines), None);
-        is(&ours(), "10.0.0.1", &[&lines[..999], &[CLIENT]].concat(), CLIENT);
-        assert_eq!(client(&ours(), "10.0.0.1", &[&",".repeat(100_000)]).as_deref(), Some("10.0.0.1"));
+        is(
+            &ours(),
+            "10.0.0.1",
+            &[&lines[..999], &[CLIENT]].concat(),
+            CLIENT,
+        );
+        assert_eq!(
+            client(&ours(), "10.0.0.1", &[&",".repeat(100_000)]).as_deref(),
+            Some("10.0.0.1")
+        );
     }
 
     #[test]
     fn networks_are_read_and_written() {
-        for text in ["10.0.0.0/8", "192.0.2.1/32", "0.0.0.0/0", "2001:db8::/32", "::/0", "::1/128"] {
+        for text in [
+            "10.0.0.0/8",
+            "192.0.2.1/32",
+            "0.0.0.0/0",
+            "2001:db8::/32",
+            "::/0",
+            "::1/128",
+        ] {
             assert_eq!(text.parse::<Network>().unwrap().to_string(), text);
         }
-        assert_eq!("::ffff:10.0.0.0/104".parse::<Network>(), "10.0.0.0/8".parse());
-        assert_eq!("192.0.2.1".parse::<Network>().unwrap().to_string(), "192.0.2.1/32");
-        for text in ["", "/", "10.0.0.0/33", "10.0.0.1/8", "::/129", "::1/64", "10.0.0.0/-1", "10.0.0.0/8/8", "ten/8"] {
+        assert_eq!(
+            "::ffff:10.0.0.0/104".parse::<Network>(),
+            "10.0.0.0/8".parse()
+        );
+        assert_eq!(
+            "192.0.2.1".parse::<Network>().unwrap().to_string(),
+            "192.0.2.1/32"
+        );
+        for text in [
+            "",
+            "/",
+            "10.0.0.0/33",
+            "10.0.0.1/8",
+            "::/129",
+            "::1/64",
+            "10.0.0.0/-1",
+            "10.0.0.0/8/8",
+            "ten/8",
+        ] {
             assert!(text.parse::<Network>().is_err(), "{text}");
         }
         let all: Network = "0.0.0.0/0".parse().unwrap();
         assert!(all.contains(ip("203.0.113.9")) && all.contains(ip("::ffff:203.0.113.9")));
         assert!(!all.contains(ip("2001:db8::1")) && !all.contains(ip("::")));
         let one: Network = "192.0.2.1/32".parse().unwrap();
-        assert!(one.contains(ip("192.0.2.1")) && !one.contains(ip("192.0.2.2")) && !one.contains(ip("192.0.2.0")));
+        assert!(
+            one.contains(ip("192.0.2.1"))
+                && !one.contains(ip("192.0.2.2"))
+                && !one.contains(ip("192.0.2.0"))
+        );
         let one: Network = "2001:db8::1/128".parse().unwrap();
         assert!(one.contains(ip("2001:db8::1")) && !one.contains(ip("2001:db8::2")));
     }
@@ -371,11 +506,24 @@ mod tests {
     fn a_network_of_ipv6_has_no_ipv4_in_it() {
         for text in ["::/0", "::/64", "::/80"] {
             let network: Network = text.parse().unwrap();
-            assert!(network.contains(ip("::1")) && !network.contains(ip("192.0.2.1")), "{text}");
+            assert!(
+                network.contains(ip("::1")) && !network.contains(ip("192.0.2.1")),
+                "{text}"
+            );
             assert!(!network.contains(ip("::ffff:192.0.2.1")), "{text}");
         }
-        assert!("::/0".parse::<Network>().unwrap().contains(ip("2001:db8::1")));
-        assert!("::ffff:0:0/96".parse::<Network>().unwrap().contains(ip("192.0.2.1")));
+        assert!(
+            "::/0"
+                .parse::<Network>()
+                .unwrap()
+                .contains(ip("2001:db8::1"))
+        );
+        assert!(
+            "::ffff:0:0/96"
+                .parse::<Network>()
+                .unwrap()
+                .contains(ip("192.0.2.1"))
+        );
     }
 
     proptest! {

@@ -29,7 +29,10 @@ impl<Req, A: Decide<Req>, B: Decide<Req>> Decide<Req> for Both<A, B> {
 
     fn peek(&self, ask: Self::Ask, now: Instant, patience: u64) -> Result<(), Denial> {
         let first = self.0.peek(ask.0, now, patience);
-        let second = self.1.peek(ask.1, now, patience).map_err(|denial| denial.after(A::LIMITERS));
+        let second = self
+            .1
+            .peek(ask.1, now, patience)
+            .map_err(|denial| denial.after(A::LIMITERS));
         match (first, second) {
             (Err(first), Err(second)) => Err(first.and(second)),
             (first, second) => first.and(second),
@@ -69,12 +72,15 @@ impl<Req, A: Decide<Req>, B: Decide<Req>> Decide<Req> for Both<A, B> {
 
     fn count_denied(&self, ask: Self::Ask, by: u32) {
         self.0.count_denied(ask.0, by);
-        self.1.count_denied(ask.1, by.checked_shr(A::LIMITERS).unwrap_or(0));
+        self.1
+            .count_denied(ask.1, by.checked_shr(A::LIMITERS).unwrap_or(0));
     }
 
     fn standing(&self, ask: Self::Ask, decision: Result<Self::Taken, Denial>) -> Standing {
         let (first, second) = split(decision, A::LIMITERS);
-        self.0.standing(ask.0, first).tighter(self.1.standing(ask.1, second))
+        self.0
+            .standing(ask.0, first)
+            .tighter(self.1.standing(ask.1, second))
     }
 
     fn note(&self, ask: Self::Ask, decision: Result<Self::Taken, Denial>) -> Self::Note {
@@ -84,7 +90,10 @@ impl<Req, A: Decide<Req>, B: Decide<Req>> Decide<Req> for Both<A, B> {
 }
 
 /// What each of two limits decided.
-fn split<A, B>(decision: Result<(A, B), Denial>, first: u32) -> (Result<A, Denial>, Result<B, Denial>) {
+fn split<A, B>(
+    decision: Result<(A, B), Denial>,
+    first: u32,
+) -> (Result<A, Denial>, Result<B, Denial>) {
     match decision {
         Ok((a, b)) => (Ok(a), Ok(b)),
         Err(denial) => (Err(denial), Err(denial.of_those_after(first))),
@@ -117,7 +126,10 @@ mod tests {
             Ok(())
         }
         fn take(&self, (): (), _: Instant, _: u64) -> Result<(), Denial> {
-            Err(Denial { reason: Reason::Wait(7), by: 1 })
+            Err(Denial {
+                reason: Reason::Wait(7),
+                by: 1,
+            })
         }
         fn give_back(&self, (): (), (): (), _: Instant) {
             panic!("what was not taken is given back");
@@ -137,11 +149,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_loses_a_race_for_the_second_limit_gives_the_first_back() {
         let limiter = Limiter::new(Quota::per_second(NonZeroU32::new(5).unwrap()));
-        let both = Both::new(Both::new(limiter.clone(), Tuned::new(limiter.clone(), Shadow)), Fickle);
+        let both = Both::new(
+            Both::new(limiter.clone(), Tuned::new(limiter.clone(), Shadow)),
+            Fickle,
+        );
         let ask = both.ask(&(), Terms::USUAL);
         for _ in 0..10 {
             let denial = both.take(ask, Instant::now(), 0).unwrap_err();
-            assert_eq!((denial.reason, denial.by()), (Reason::Wait(7), 0b100), "the third one says so");
+            assert_eq!(
+                (denial.reason, denial.by()),
+                (Reason::Wait(7), 0b100),
+                "the third one says so"
+            );
         }
         assert_eq!(limiter.peek().unwrap().remaining(), 4);
     }

@@ -31,7 +31,11 @@ enum Who {
 
 impl<F, K: ?Sized> Keyed<F, K> {
     pub(crate) fn new(limiter: KeyedLimiter<K>, key: F) -> Self {
-        Self { limiter, key, missing: OnMissingKey::default() }
+        Self {
+            limiter,
+            key,
+            missing: OnMissingKey::default(),
+        }
     }
 
     pub(crate) fn on_missing_key(self, missing: OnMissingKey) -> Self {
@@ -78,7 +82,9 @@ where
             Who::Drawer(drawer) => {
                 let quota = terms.quota_or(self.limiter.quota());
                 let now = self.limiter.since_start(now);
-                terms.peek(now, quota, patience, |ask| self.limiter.peek_at(drawer, ask))
+                terms.peek(now, quota, patience, |ask| {
+                    self.limiter.peek_at(drawer, ask)
+                })
             }
             Who::Allow => Ok(()),
             Who::Deny => terms.keyless().map(drop),
@@ -135,13 +141,20 @@ where
 
 impl<F: Clone, K: ?Sized> Clone for Keyed<F, K> {
     fn clone(&self) -> Self {
-        Self { limiter: self.limiter.clone(), key: self.key.clone(), missing: self.missing }
+        Self {
+            limiter: self.limiter.clone(),
+            key: self.key.clone(),
+            missing: self.missing,
+        }
     }
 }
 
 impl<F, K: ?Sized> fmt::Debug for Keyed<F, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keyed").field("limiter", &self.limiter).field("missing", &self.missing).finish_non_exhaustive()
+        f.debug_struct("Keyed")
+            .field("limiter", &self.limiter)
+            .field("missing", &self.missing)
+            .finish_non_exhaustive()
     }
 }
 

@@ -180,12 +180,19 @@ impl<Req, L: Decide<Req> + Clone> Limit<Req> for L {}
 
 impl Terms {
     /// One token of the limiter's own quota.
-    pub(crate) const USUAL: Self = Self { tokens: 1, quota: None, shadow: false };
+    pub(crate) const USUAL: Self = Self {
+        tokens: 1,
+        quota: None,
+        shadow: false,
+    };
 
     /// So many tokens of the limiter's own quota.
     #[cfg(feature = "redis")]
     pub(crate) const fn costing(tokens: u32) -> Self {
-        Self { tokens, ..Self::USUAL }
+        Self {
+            tokens,
+            ..Self::USUAL
+        }
     }
 
     #[cfg(feature = "redis")]
@@ -209,11 +216,21 @@ impl Terms {
         if self.tokens == 0 {
             return Ok(Taken::NOTHING);
         }
-        let Some(ask) = Ask::tokens(now, quota, self.tokens) else { return self.refuse(Reason::Cost) };
+        let Some(ask) = Ask::tokens(now, quota, self.tokens) else {
+            return self.refuse(Reason::Cost);
+        };
         // Who is not held up has nothing to wait for.
-        let ask = if self.shadow { ask } else { ask.patience(patience) };
+        let ask = if self.shadow {
+            ask
+        } else {
+            ask.patience(patience)
+        };
         match take(&ask) {
-            Ok(drawn) => Ok(Taken { from: From::Bucket(drawn), ask, quota }),
+            Ok(drawn) => Ok(Taken {
+                from: From::Bucket(drawn),
+                ask,
+                quota,
+            }),
             Err(wait) => self.refuse(Reason::Wait(wait)),
         }
     }
@@ -225,7 +242,8 @@ impl Terms {
         patience: u64,
         peek: impl FnOnce(&Ask) -> Result<u64, u64>,
     ) -> Result<(), Denial> {
-        self.take(now, quota, patience, |ask| peek(ask).map(Drawn::from)).map(drop)
+        self.take(now, quota, patience, |ask| peek(ask).map(Drawn::from))
+            .map(drop)
     }
 
     #[cold]
@@ -235,15 +253,26 @@ impl Terms {
 
     #[cold]
     pub(crate) fn refuse(self, reason: Reason) -> Result<Taken, Denial> {
-        if self.shadow { Ok(Taken::IN_SHADOW) } else { Err(Denial { reason, by: 1 }) }
+        if self.shadow {
+            Ok(Taken::IN_SHADOW)
+        } else {
+            Err(Denial { reason, by: 1 })
+        }
     }
 }
 
 // === impl Taken ===
 
 impl Taken {
-    pub(crate) const NOTHING: Self = Self { from: From::Free, ask: Ask::NOTHING, quota: Quota::ONE_A_SECOND };
-    const IN_SHADOW: Self = Self { from: From::Shadow, ..Self::NOTHING };
+    pub(crate) const NOTHING: Self = Self {
+        from: From::Free,
+        ask: Ask::NOTHING,
+        quota: Quota::ONE_A_SECOND,
+    };
+    const IN_SHADOW: Self = Self {
+        from: From::Shadow,
+        ..Self::NOTHING
+    };
 
     /// `None`: nothing was.
     #[cfg(feature = "redis")]
@@ -267,7 +296,10 @@ impl Taken {
     /// The same, from a bucket with this debt.
     #[cfg(feature = "redis")]
     pub(crate) fn owing(self, debt: u64) -> Self {
-        Self { from: From::Bucket(debt.into()), ..self }
+        Self {
+            from: From::Bucket(debt.into()),
+            ..self
+        }
     }
 
     #[inline]
@@ -302,16 +334,25 @@ impl Denial {
 
     /// As seen from outside, where so many limiters stand before it.
     fn after(self, others: u32) -> Self {
-        Self { by: self.by.checked_shl(others).unwrap_or(0), ..self }
+        Self {
+            by: self.by.checked_shl(others).unwrap_or(0),
+            ..self
+        }
     }
 
     fn of_those_after(self, others: u32) -> Self {
-        Self { by: self.by.checked_shr(others).unwrap_or(0), ..self }
+        Self {
+            by: self.by.checked_shr(others).unwrap_or(0),
+            ..self
+        }
     }
 
     /// Both, with the longer wait.
     fn and(self, other: Self) -> Self {
-        Self { reason: self.reason.max(other.reason), by: self.by | other.by }
+        Self {
+            reason: self.reason.max(other.reason),
+            by: self.by | other.by,
+        }
     }
 }
 
@@ -320,7 +361,11 @@ impl Denial {
 impl Standing {
     pub(crate) fn new(decision: Result<Taken, Denial>, quota: impl FnOnce() -> Quota) -> Self {
         match decision {
-            Ok(Taken { from: From::Bucket(drawn), quota, .. }) => Self::Admitted(Admitted::new(drawn.debt, quota)),
+            Ok(Taken {
+                from: From::Bucket(drawn),
+                quota,
+                ..
+            }) => Self::Admitted(Admitted::new(drawn.debt, quota)),
             Err(denial) if denial.by & 1 != 0 => Self::Denied(quota(), denial.reason),
             _ => Self::None,
         }
@@ -330,7 +375,11 @@ impl Standing {
     fn tighter(self, other: Self) -> Self {
         match (self, other) {
             (Self::None, other) | (_, other @ Self::Denied(..)) => other,
-            (Self::Admitted(mine), Self::Admitted(others)) if others.remaining() < mine.remaining() => other,
+            (Self::Admitted(mine), Self::Admitted(others))
+                if others.remaining() < mine.remaining() =>
+            {
+                other
+            }
             _ => self,
         }
     }

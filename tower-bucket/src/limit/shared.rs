@@ -18,13 +18,17 @@ impl<Req> Decide<Req> for Limiter {
 
     fn peek(&self, terms: Terms, now: Instant, patience: u64) -> Result<(), Denial> {
         let quota = terms.quota_or(self.quota());
-        terms.peek(self.since_start(now), quota, patience, |ask| self.peek_at(ask))
+        terms.peek(self.since_start(now), quota, patience, |ask| {
+            self.peek_at(ask)
+        })
     }
 
     #[inline]
     fn take(&self, terms: Terms, now: Instant, patience: u64) -> Result<Taken, Denial> {
         let quota = terms.quota_or(self.quota());
-        terms.take(self.since_start(now), quota, patience, |ask| Ok(self.take(ask)?.into()))
+        terms.take(self.since_start(now), quota, patience, |ask| {
+            Ok(self.take(ask)?.into())
+        })
     }
 
     fn give_back(&self, _: Terms, taken: Taken, now: Instant) {

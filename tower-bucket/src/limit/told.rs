@@ -27,6 +27,9 @@ impl<Req, L: Decide<Req>> Decide<Req> for Told<L> {
     }
 
     fn note(&self, ask: L::Ask, decision: Result<L::Taken, Denial>) -> Self::Note {
-        (self.limit.note(ask, decision), Fields::new(self.name, self.limit.standing(ask, decision)))
+        (
+            self.limit.note(ask, decision),
+            Fields::new(self.name, self.limit.standing(ask, decision)),
+        )
     }
 }

@@ -58,7 +58,10 @@ impl<F> Cost<F> {
 
 impl<Req, F: Fn(&Req) -> u32> Tune<Req> for Cost<F> {
     fn tune(&self, request: &Req, terms: Terms) -> Terms {
-        Terms { tokens: (self.0)(request), ..terms }
+        Terms {
+            tokens: (self.0)(request),
+            ..terms
+        }
     }
 }
 
@@ -78,7 +81,10 @@ impl<F> Plan<F> {
 
 impl<Req, F: Fn(&Req) -> Option<Quota>> Tune<Req> for Plan<F> {
     fn tune(&self, request: &Req, terms: Terms) -> Terms {
-        Terms { quota: (self.0)(request).or(terms.quota), ..terms }
+        Terms {
+            quota: (self.0)(request).or(terms.quota),
+            ..terms
+        }
     }
 }
 
@@ -92,6 +98,9 @@ impl<F> fmt::Debug for Plan<F> {
 
 impl<Req> Tune<Req> for Shadow {
     fn tune(&self, _: &Req, terms: Terms) -> Terms {
-        Terms { shadow: true, ..terms }
+        Terms {
+            shadow: true,
+            ..terms
+        }
     }
 }

@@ -100,7 +100,13 @@ impl<F, K: ?Sized, C> RedisLayer<F, K, C> {
     /// Each request draws from the bucket of its key.
     #[must_use]
     pub fn new(limiter: RedisLimiter<K, C>, key: F) -> Self {
-        Self { limiter, key, missing: OnMissingKey::default(), refuse: Fail, manner: () }
+        Self {
+            limiter,
+            key,
+            missing: OnMissingKey::default(),
+            refuse: Fail,
+            manner: (),
+        }
     }
 }
 
@@ -108,7 +114,10 @@ impl<F, K: ?Sized, C, R, A> RedisLayer<F, K, C, R, A> {
     /// What becomes of a request without a key. Default: [`OnMissingKey::Shared`], over all machines.
     #[must_use]
     pub fn on_missing_key(self, choice: OnMissingKey) -> Self {
-        Self { missing: choice, ..self }
+        Self {
+            missing: choice,
+            ..self
+        }
     }
 
     /// How many tokens a request costs, as [`BucketLayer::cost`](crate::BucketLayer::cost) has it.
@@ -148,8 +157,20 @@ impl<F, K: ?Sized, C, R, A> RedisLayer<F, K, C, R, A> {
     /// Tells refusals in another way.
     #[must_use]
     pub fn respond_with<T>(self, refuse: T) -> RedisLayer<F, K, C, T, A> {
-        let Self { limiter, key, missing, manner, .. } = self;
-        RedisLayer { limiter, key, missing, refuse, manner }
+        let Self {
+            limiter,
+            key,
+            missing,
+            manner,
+            ..
+        } = self;
+        RedisLayer {
+            limiter,
+            key,
+            missing,
+            refuse,
+            manner,
+        }
     }
 
     /// The limiter that is drawn from.
@@ -158,8 +179,20 @@ impl<F, K: ?Sized, C, R, A> RedisLayer<F, K, C, R, A> {
     }
 
     fn map<T>(self, change: impl FnOnce(A) -> T) -> RedisLayer<F, K, C, R, T> {
-        let Self { limiter, key, missing, refuse, manner } = self;
-        RedisLayer { limiter, key, missing, refuse, manner: change(manner) }
+        let Self {
+            limiter,
+            key,
+            missing,
+            refuse,
+            manner,
+        } = self;
+        RedisLayer {
+            limiter,
+            key,
+            missing,
+            refuse,
+            manner: change(manner),
+        }
     }
 
     fn first<Req>(&self, request: &Req, terms: Terms) -> (Drawer, First)
@@ -169,11 +202,16 @@ impl<F, K: ?Sized, C, R, A> RedisLayer<F, K, C, R, A> {
     {
         if let Some(key) = self.key.key(request) {
             let drawer = Drawer::Key(self.limiter.local.fingerprint(&key));
-            return (drawer, self.limiter.first(drawer, terms, |name| key.write_to(name)));
+            return (
+                drawer,
+                self.limiter.first(drawer, terms, |name| key.write_to(name)),
+            );
         }
         self.limiter.local.note_keyless();
         let first = match self.missing {
-            OnMissingKey::Shared => self.limiter.first(Drawer::Keyless, terms, |name| name.extend_from_slice(KEYLESS)),
+            OnMissingKey::Shared => self.limiter.first(Drawer::Keyless, terms, |name| {
+                name.extend_from_slice(KEYLESS)
+            }),
             OnMissingKey::Allow => First::Decided(Ok(Taken::NOTHING)),
             OnMissingKey::Deny => First::Decided(terms.keyless()),
         };
@@ -184,13 +222,21 @@ impl<F, K: ?Sized, C, R, A> RedisLayer<F, K, C, R, A> {
 impl<F: Clone, K: ?Sized, C: Clone, R: Clone, A: Clone> Clone for RedisLayer<F, K, C, R, A> {
     fn clone(&self) -> Self {
         let (limiter, key, refuse) = (self.limiter.clone(), self.key.clone(), self.refuse.clone());
-        Self { limiter, key, missing: self.missing, refuse, manner: self.manner.clone() }
+        Self {
+            limiter,
+            key,
+            missing: self.missing,
+            refuse,
+            manner: self.manner.clone(),
+        }
     }
 }
 
 impl<F, K: ?Sized, C, R, A> fmt::Debug for RedisLayer<F, K, C, R, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisLayer").field("limiter", &self.limiter).finish_non_exhaustive()
+        f.debug_struct("RedisLayer")
+            .field("limiter", &self.limiter)
+            .finish_non_exhaustive()
     }
 }
 
@@ -198,7 +244,10 @@ impl<S, F: Clone, K: ?Sized, C: Clone, R: Clone, A: Clone> Layer<S> for RedisLay
     type Service = RedisBucket<S, F, K, C, R, A>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        RedisBucket { inner, layer: self.clone() }
+        RedisBucket {
+            inner,
+            layer: self.clone(),
+        }
     }
 }
 
@@ -226,24 +275,40 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let (limiter, refuse, note) = (&self.layer.limiter, &self.layer.refuse, self.layer.manner.note());
+        let (limiter, refuse, note) = (
+            &self.layer.limiter,
+            &self.layer.refuse,
+            self.layer.manner.note(),
+        );
         let terms = self.layer.manner.terms(&request, Terms::USUAL);
         match self.layer.first(&request, terms) {
             (drawer, First::Decided(decision)) => {
                 let (decision, standing) = decide(limiter, drawer, terms, decision);
                 let state = match decision {
                     Ok(_) => State::Called(self.inner.call(request)),
-                    Err(exhausted) => State::Refused(Some(refuse.refuse(refuse.see(&request), exhausted))),
+                    Err(exhausted) => {
+                        State::Refused(Some(refuse.refuse(refuse.see(&request), exhausted)))
+                    }
                 };
-                RedisFuture { state, note: note.at(standing) }
+                RedisFuture {
+                    state,
+                    note: note.at(standing),
+                }
             }
             (drawer, First::Ask(question)) => {
                 let limiter = limiter.clone();
-                let decision = async move { decide(&limiter, drawer, terms, limiter.ask(&question).await) };
+                let decision =
+                    async move { decide(&limiter, drawer, terms, limiter.ask(&question).await) };
                 let clone = self.inner.clone();
                 let ready = mem::replace(&mut self.inner, clone);
                 let held = Some((ready, refuse.clone(), request));
-                RedisFuture { state: State::Asking { decision: Box::pin(decision), held }, note }
+                RedisFuture {
+                    state: State::Asking {
+                        decision: Box::pin(decision),
+                        held,
+                    },
+                    note,
+                }
             }
         }
     }
@@ -260,15 +325,23 @@ fn decide<K: ?Sized, C>(
     (limiter.count(drawer, decision), standing)
 }
 
-impl<S: Clone, F: Clone, K: ?Sized, C: Clone, R: Clone, A: Clone> Clone for RedisBucket<S, F, K, C, R, A> {
+impl<S: Clone, F: Clone, K: ?Sized, C: Clone, R: Clone, A: Clone> Clone
+    for RedisBucket<S, F, K, C, R, A>
+{
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), layer: self.layer.clone() }
+        Self {
+            inner: self.inner.clone(),
+            layer: self.layer.clone(),
+        }
     }
 }
 
 impl<S: fmt::Debug, F, K: ?Sized, C, R, A> fmt::Debug for RedisBucket<S, F, K, C, R, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisBucket").field("inner", &self.inner).field("layer", &self.layer).finish()
+        f.debug_struct("RedisBucket")
+            .field("inner", &self.inner)
+            .field("layer", &self.layer)
+            .finish()
     }
 }
 
@@ -289,14 +362,19 @@ where
                 StateProj::Asking { decision, held } => {
                     let (decision, standing) = ready!(decision.as_mut().poll(cx));
                     *this.note = this.note.at(standing);
-                    let (mut service, refuse, request) = held.take().expect("held until it is decided");
+                    let (mut service, refuse, request) =
+                        held.take().expect("held until it is decided");
                     this.state.set(match decision {
                         Ok(_) => State::Called(service.call(request)),
-                        Err(exhausted) => State::Refused(Some(refuse.refuse(refuse.see(&request), exhausted))),
+                        Err(exhausted) => {
+                            State::Refused(Some(refuse.refuse(refuse.see(&request), exhausted)))
+                        }
                     });
                 }
                 StateProj::Called(inner) => break R::pass(ready!(inner.poll(cx))),
-                StateProj::Refused(answer) => break answer.take().expect("polled after it was ready"),
+                StateProj::Refused(answer) => {
+                    break answer.take().expect("polled after it was ready");
+                }
             }
         };
         if let Ok(response) = &mut answer {
@@ -317,7 +395,9 @@ where
             State::Called(_) => "called",
             State::Refused(_) => "refused",
         };
-        f.debug_struct("RedisFuture").field("state", &state).finish_non_exhaustive()
+        f.debug_struct("RedisFuture")
+            .field("state", &state)
+            .finish_non_exhaustive()
     }
 }
 

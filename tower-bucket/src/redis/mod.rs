@@ -149,20 +149,31 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
     /// What it returns is a limiter of its own, as of [`capacity`](Self::capacity): it shares nothing with earlier clones.
     #[must_use]
     pub fn prefix(self, prefix: &str) -> Self {
-        Self { prefix: prefix.into(), local: self.local.anew(), server: Arc::default(), ..self }
+        Self {
+            prefix: prefix.into(),
+            local: self.local.anew(),
+            server: Arc::default(),
+            ..self
+        }
     }
 
     /// How long a request waits for Redis. Default: 100 ms, many times what a round trip in a network takes, and bearable for
     /// those that meet a server that has just died, before it is left alone.
     #[must_use]
     pub fn timeout(self, longest: Duration) -> Self {
-        Self { timeout: longest, ..self }
+        Self {
+            timeout: longest,
+            ..self
+        }
     }
 
     /// What becomes of requests when Redis does not answer. Default: [`OnFailure::Local`].
     #[must_use]
     pub fn on_failure(self, choice: OnFailure) -> Self {
-        Self { on_failure: choice, ..self }
+        Self {
+            on_failure: choice,
+            ..self
+        }
     }
 
     /// How many keys this machine remembers by itself. Default: 100 000. Call it first, as it makes these buckets anew.
@@ -172,7 +183,11 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
     /// clients than that within a quota's [`interval`](Quota::interval).
     #[must_use]
     pub fn capacity(self, keys: NonZeroU32) -> Self {
-        Self { local: self.local.capacity(keys), server: Arc::default(), ..self }
+        Self {
+            local: self.local.capacity(keys),
+            server: Arc::default(),
+            ..self
+        }
     }
 
     /// Keeps another quota from now on, here. Each machine must be told; until all are, each holds to its own.
@@ -183,7 +198,10 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
     /// What it has done so far on this machine; the keys and evictions are those of its own buckets.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { redis_failures: self.server.failures.load(Relaxed), ..self.local.snapshot() }
+        Snapshot {
+            redis_failures: self.server.failures.load(Relaxed),
+            ..self.local.snapshot()
+        }
     }
 
     /// Whether Redis is asked. Not so for a second after it has failed; then one request at a time asks until it answers.
@@ -194,7 +212,10 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
 
     /// Decides by itself, if that can be done.
     fn first(&self, drawer: Drawer, terms: Terms, name: impl FnOnce(&mut Vec<u8>)) -> First {
-        let (quota, now) = (terms.quota_or(self.local.quota()), self.local.since_start(Instant::now()));
+        let (quota, now) = (
+            terms.quota_or(self.local.quota()),
+            self.local.since_start(Instant::now()),
+        );
         let is_up = now >= self.server.down_until.load(Relaxed);
         if !is_up && let Some(decision) = self.without_the_server(terms) {
             return First::Decided(decision);
@@ -203,17 +224,26 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
             Ok(taken) if is_up => taken,
             decision => return First::Decided(decision),
         };
-        let Some(drawn) = taken.drawn() else { return First::Decided(Ok(taken)) };
+        let Some(drawn) = taken.drawn() else {
+            return First::Decided(Ok(taken));
+        };
         if !self.server.may_ask(now) {
             let decision = self.without_the_server(terms).unwrap_or(Ok(taken));
             if decision.is_err() {
-                self.local.give_back(drawer, taken.ask(), drawn, Instant::now());
+                self.local
+                    .give_back(drawer, taken.ask(), drawn, Instant::now());
             }
             return First::Decided(decision);
         }
         let mut full_name = self.prefix.as_bytes().to_vec();
         name(&mut full_name);
-        First::Ask(Question { name: full_name, drawer, terms, taken, drawn })
+        First::Ask(Question {
+            name: full_name,
+            drawer,
+            terms,
+            taken,
+            drawn,
+        })
     }
 
     /// What becomes of a request about which the server cannot be asked. `None`: the local bucket decides.
@@ -235,7 +265,9 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
             let error = error.map_or("timed out".to_owned(), ToString::to_string);
             tracing::warn!(error, instead = ?self.on_failure, "redis does not answer the rate limiter");
         }
-        let decision = self.without_the_server(question.terms).unwrap_or(Ok(question.taken));
+        let decision = self
+            .without_the_server(question.terms)
+            .unwrap_or(Ok(question.taken));
         if decision.is_err() {
             self.give_back(question);
         }
@@ -243,7 +275,8 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
     }
 
     fn answered(&self, question: &Question, (wait, debt): (u64, u64)) -> Result<Taken, Denial> {
-        if self.server.down_until.load(Relaxed) != 0 && self.server.down_until.swap(0, Relaxed) != 0 {
+        if self.server.down_until.load(Relaxed) != 0 && self.server.down_until.swap(0, Relaxed) != 0
+        {
             tracing::info!("redis answers the rate limiter again");
         }
         let nanos = |micros: u64| micros.saturating_mul(1000);
@@ -252,23 +285,35 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
         }
         // What did not pass has used up nothing here either.
         self.give_back(question);
-        self.local.hold(question.drawer, question.taken.ask(), nanos(wait));
+        self.local
+            .hold(question.drawer, question.taken.ask(), nanos(wait));
         question.terms.refuse(Reason::Wait(nanos(wait)))
     }
 
     fn give_back(&self, question: &Question) {
-        self.local.give_back(question.drawer, question.taken.ask(), question.drawn, Instant::now());
+        self.local.give_back(
+            question.drawer,
+            question.taken.ask(),
+            question.drawn,
+            Instant::now(),
+        );
     }
 
     fn count(&self, drawer: Drawer, decision: Result<Taken, Denial>) -> Result<Taken, Exhausted> {
-        self.local.count(drawer, decision.map_or(Fate::Refused, |taken| taken.fate(false)));
+        self.local.count(
+            drawer,
+            decision.map_or(Fate::Refused, |taken| taken.fate(false)),
+        );
         decision.map_err(|denial| denial.exhausted())
     }
 }
 
 impl<K: ?Sized, C: ConnectionLike + Clone> RedisLimiter<K, C> {
     async fn ask(&self, question: &Question) -> Result<Taken, Denial> {
-        let asked = Asked { limiter: self, drawer: question.drawer };
+        let asked = Asked {
+            limiter: self,
+            drawer: question.drawer,
+        };
         let decision = self.ask_the_server(question).await;
         mem::forget(asked);
         decision
@@ -308,7 +353,10 @@ impl<K: Hash + RedisKey + ?Sized, C: ConnectionLike + Clone> RedisLimiter<K, C> 
             First::Decided(decision) => decision,
             First::Ask(question) => self.ask(&question).await,
         };
-        let debt = self.count(drawer, decision)?.drawn().map_or(0, |drawn| drawn.debt);
+        let debt = self
+            .count(drawer, decision)?
+            .drawn()
+            .map_or(0, |drawn| drawn.debt);
         Ok(Admitted::new(debt, self.local.quota()))
     }
 }
@@ -327,14 +375,23 @@ impl Server {
     /// While it is not known to answer, one asks, and the others do not wait for it with that one.
     fn may_ask(&self, now: u64) -> bool {
         let until = self.down_until.load(Relaxed);
-        until == 0 || until <= now && self.down_until.compare_exchange(until, now + PAUSE, Relaxed, Relaxed).is_ok()
+        until == 0
+            || until <= now
+                && self
+                    .down_until
+                    .compare_exchange(until, now + PAUSE, Relaxed, Relaxed)
+                    .is_ok()
     }
 }
 
 impl Default for Server {
     fn default() -> Self {
         let (down_until, failures) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { script: Script::new(SCRIPT), down_until, failures }
+        Self {
+            script: Script::new(SCRIPT),
+            down_until,
+            failures,
+        }
     }
 }
 
@@ -390,10 +447,19 @@ mod tests {
 
     #[test]
     fn a_quota_in_microseconds_is_never_more_than_it_was() {
-        assert_eq!(in_micros(Quota::per_second(n(100)).burst(n(20)), 1), (10_000, 200_000));
-        assert_eq!(in_micros(Quota::per_second(n(100)).burst(n(20)), 20), (200_000, 200_000));
+        assert_eq!(
+            in_micros(Quota::per_second(n(100)).burst(n(20)), 1),
+            (10_000, 200_000)
+        );
+        assert_eq!(
+            in_micros(Quota::per_second(n(100)).burst(n(20)), 20),
+            (200_000, 200_000)
+        );
         assert_eq!(in_micros(Quota::per_second(n(3)), 2), (666_668, 1_000_002));
-        assert_eq!(in_micros(Quota::per_second(n(4_000_000)).burst(n(10)), 1), (1, 10));
+        assert_eq!(
+            in_micros(Quota::per_second(n(4_000_000)).burst(n(10)), 1),
+            (1, 10)
+        );
         let never = Quota::every(Duration::MAX).unwrap();
         assert_eq!(in_micros(never, 1), (MOST_MICROS, MOST_MICROS));
     }

@@ -16,6 +16,8 @@ pub(crate) fn request() -> Request<String> {
 
 pub(crate) fn from(peer: &str) -> Request<String> {
     let mut request = request();
-    request.extensions_mut().insert(PeerAddr(SocketAddr::new(peer.parse().unwrap(), 4711)));
+    request
+        .extensions_mut()
+        .insert(PeerAddr(SocketAddr::new(peer.parse().unwrap(), 4711)));
     request
 }

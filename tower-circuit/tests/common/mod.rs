@@ -20,7 +20,9 @@ pub(crate) const COOLDOWN: Duration = Duration::from_secs(10);
 /// Opens at this many failures in a row, for 10 s each time; all else as by default.
 pub(crate) fn trips_at(failures: u32) -> CircuitBuilder {
     let trip = Trip::consecutive(NonZeroU32::new(failures).unwrap());
-    Circuit::builder().trip(trip).cooldown(Cooldown::fixed(COOLDOWN))
+    Circuit::builder()
+        .trip(trip)
+        .cooldown(Cooldown::fixed(COOLDOWN))
 }
 
 /// Opens a circuit made by [`trips_at`] with 1.
@@ -52,7 +54,10 @@ pub(crate) fn request() -> Request<String> {
 }
 
 pub(crate) fn grpc_request() -> Request<String> {
-    Request::post("/").header("content-type", "application/grpc").body(String::new()).unwrap()
+    Request::post("/")
+        .header("content-type", "application/grpc")
+        .body(String::new())
+        .unwrap()
 }
 
 /// Polls once, with a waker nobody listens to.

@@ -15,9 +15,10 @@ use std::{
 use rustix::{
     fs::{Mode, fchmod},
     net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
-        recvmsg, sendmsg, socket_with, sockopt::socket_peercred,
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+        SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+        SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with,
+        sockopt::socket_peercred,
     },
     process::{Uid, geteuid},
 };
@@ -65,7 +66,9 @@ impl Channel {
 
     pub(crate) async fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = message.encode();
-        self.0.when(Interest::WRITABLE, |socket| send(socket, &bytes, fds)).await
+        self.0
+            .when(Interest::WRITABLE, |socket| send(socket, &bytes, fds))
+            .await
     }
 
     /// `None` when the other end is gone.
@@ -79,7 +82,9 @@ impl Channel {
 
     /// As [`receive`](Self::receive), for what must come at once.
     pub(crate) async fn expect(&self) -> io::Result<(Message, Vec<OwnedFd>)> {
-        timeout(ANSWER, self.receive()).await?.and_then(|received| received.ok_or(io::ErrorKind::UnexpectedEof.into()))
+        timeout(ANSWER, self.receive())
+            .await?
+            .and_then(|received| received.ok_or(io::ErrorKind::UnexpectedEof.into()))
     }
 }
 
@@ -89,7 +94,12 @@ fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Res
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    sendmsg(
+        socket,
+        &[IoSlice::new(bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
@@ -97,10 +107,25 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Message, Vec<OwnedFd>)>
     let mut bytes = vec![0; PACKET];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let fds = ancillary.drain().filter_map(rights).flatten().collect::<Vec<_>>();
-    if received.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet was cut"));
+    let received = recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let fds = ancillary
+        .drain()
+        .filter_map(rights)
+        .flatten()
+        .collect::<Vec<_>>();
+    if received
+        .flags
+        .intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC)
+    {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a packet was cut",
+        ));
     }
     if received.bytes == 0 {
         return Ok(None);
@@ -117,7 +142,11 @@ fn rights(message: RecvAncillaryMessage<'_>) -> Option<Vec<OwnedFd>> {
 }
 
 fn check_user(socket: &OwnedFd) -> io::Result<()> {
-    if may_meet(socket_peercred(socket)?.uid, geteuid()) { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+    if may_meet(socket_peercred(socket)?.uid, geteuid()) {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
 }
 
 /// Only who runs as the same user, or root, may have our sockets or give us theirs.
@@ -156,7 +185,10 @@ impl Porch {
     }
 
     pub(crate) async fn answer(&self) -> io::Result<Channel> {
-        let socket = self.0.when(Interest::READABLE, |socket| Ok(accept_with(socket, FLAGS)?)).await?;
+        let socket = self
+            .0
+            .when(Interest::READABLE, |socket| Ok(accept_with(socket, FLAGS)?))
+            .await?;
         Channel::new(socket)
     }
 }
@@ -174,7 +206,11 @@ impl Polled {
         UnixDatagram::from_std(unix::net::UnixDatagram::from(socket)).map(Self)
     }
 
-    async fn when<T>(&self, interest: Interest, mut act: impl FnMut(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+    async fn when<T>(
+        &self,
+        interest: Interest,
+        mut act: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
         self.0.async_io(interest, || act(self.0.as_fd())).await
     }
 }
@@ -209,7 +245,10 @@ mod tests {
     fn only_the_same_user_and_root_meet() {
         let (root, one, other) = (Uid::ROOT, Uid::from_raw(1000), Uid::from_raw(1001));
         assert!(may_meet(one, one) && may_meet(root, one) && may_meet(root, root));
-        assert!(!may_meet(other, one) && !may_meet(one, root), "who is not root gives root no sockets");
+        assert!(
+            !may_meet(other, one) && !may_meet(one, root),
+            "who is not root gives root no sockets"
+        );
     }
 
     #[test]
@@ -224,7 +263,13 @@ mod tests {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2 * MOST))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&more)));
-        sendmsg(&here, &[IoSlice::new(&ready)], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        sendmsg(
+            &here,
+            &[IoSlice::new(&ready)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )
+        .unwrap();
         assert!(is_cut(receive(there.as_fd())));
     }
 
@@ -236,6 +281,9 @@ mod tests {
         send(here.as_fd(), &long, &[]).unwrap();
         assert!(is_cut(receive(there.as_fd())));
         drop(here);
-        assert!(receive(there.as_fd()).unwrap().is_none(), "and then the other end is gone");
+        assert!(
+            receive(there.as_fd()).unwrap().is_none(),
+            "and then the other end is gone"
+        );
     }
 }

@@ -59,7 +59,10 @@ enum Held<L: Park> {
 
 impl<L: Park> HandoffListener<L> {
     pub(super) const fn new(listener: L::Std, gate: watch::Receiver<Gate>) -> Self {
-        Self { held: Held::Parked(listener), gate }
+        Self {
+            held: Held::Parked(listener),
+            gate,
+        }
     }
 
     /// Leaves the runtime, or comes back, as it is told.
@@ -79,9 +82,10 @@ impl<L: Park> HandoffListener<L> {
     /// Without this, a process that forgets to be ready would wait for ever, and say nothing.
     fn abandoned(&self) -> io::Result<()> {
         match *self.gate.borrow() {
-            Gate::Unready => {
-                Err(io::Error::new(io::ErrorKind::NotConnected, "the inheritance was dropped before it was ready"))
-            }
+            Gate::Unready => Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the inheritance was dropped before it was ready",
+            )),
             Gate::Open | Gate::Parked => Ok(()),
         }
     }
@@ -131,7 +135,9 @@ impl<L: Park> Listen for HandoffListener<L> {
 
 impl<L: Park> fmt::Debug for HandoffListener<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HandoffListener").field("parked", &matches!(self.held, Held::Parked(_))).finish()
+        f.debug_struct("HandoffListener")
+            .field("parked", &matches!(self.held, Held::Parked(_)))
+            .finish()
     }
 }
 
@@ -165,6 +171,8 @@ impl Park for UnixListener {
     }
 
     fn parked_addr(parked: &Self::Std) -> io::Result<Addr> {
-        parked.local_addr().map(|addr| Addr::Unix(addr.as_pathname().map(Into::into)))
+        parked
+            .local_addr()
+            .map(|addr| Addr::Unix(addr.as_pathname().map(Into::into)))
     }
 }

@@ -8,13 +8,21 @@ pub(crate) enum Message {
     /// New to old: here I am.
     Hello { version: u16, pid: u32 },
     /// Old to new: a part of the sockets, in the order of the descriptors that come with it.
-    Listeners { generation: u64, last: bool, sockets: Vec<Socket> },
+    Listeners {
+        generation: u64,
+        last: bool,
+        sockets: Vec<Socket>,
+    },
     /// New to old: I accept; and again, when the old one leaves: I am at the path.
     Ready,
     /// Old to new: you have proved yourself, I leave.
     Draining,
     /// Old to new: I have left.
-    Done { drained: u64, forced: u64, leaked: u64 },
+    Done {
+        drained: u64,
+        forced: u64,
+        leaked: u64,
+    },
     /// Old to new: not now.
     Refused,
 }
@@ -52,7 +60,11 @@ impl Message {
                 bytes.extend(version.to_be_bytes());
                 bytes.extend(pid.to_be_bytes());
             }
-            Self::Listeners { generation, last, sockets } => {
+            Self::Listeners {
+                generation,
+                last,
+                sockets,
+            } => {
                 bytes.push(1);
                 bytes.extend(generation.to_be_bytes());
                 bytes.push(u8::from(*last));
@@ -61,9 +73,15 @@ impl Message {
             }
             Self::Ready => bytes.push(2),
             Self::Draining => bytes.push(3),
-            Self::Done { drained, forced, leaked } => {
+            Self::Done {
+                drained,
+                forced,
+                leaked,
+            } => {
                 bytes.push(4);
-                [drained, forced, leaked].into_iter().for_each(|count| bytes.extend(count.to_be_bytes()));
+                [drained, forced, leaked]
+                    .into_iter()
+                    .for_each(|count| bytes.extend(count.to_be_bytes()));
             }
             Self::Refused => bytes.push(5),
         }
@@ -73,22 +91,39 @@ impl Message {
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Garbled> {
         let mut reader = Reader(bytes.strip_prefix(MAGIC).ok_or(Garbled)?);
         let message = match reader.u8()? {
-            0 => Self::Hello { version: reader.u16()?, pid: reader.u32()? },
+            0 => Self::Hello {
+                version: reader.u16()?,
+                pid: reader.u32()?,
+            },
             1 => {
                 let (generation, last, count) = (reader.u64()?, reader.u8()? != 0, reader.u16()?);
                 if usize::from(count) > MOST {
                     return Err(Garbled);
                 }
-                let sockets = (0..count).map(|_| Socket::decode(&mut reader)).collect::<Result<_, _>>()?;
-                Self::Listeners { generation, last, sockets }
+                let sockets = (0..count)
+                    .map(|_| Socket::decode(&mut reader))
+                    .collect::<Result<_, _>>()?;
+                Self::Listeners {
+                    generation,
+                    last,
+                    sockets,
+                }
             }
             2 => Self::Ready,
             3 => Self::Draining,
-            4 => Self::Done { drained: reader.u64()?, forced: reader.u64()?, leaked: reader.u64()? },
+            4 => Self::Done {
+                drained: reader.u64()?,
+                forced: reader.u64()?,
+                leaked: reader.u64()?,
+            },
             5 => Self::Refused,
             _ => return Err(Garbled),
         };
-        if reader.0.is_empty() { Ok(message) } else { Err(Garbled) }
+        if reader.0.is_empty() {
+            Ok(message)
+        } else {
+            Err(Garbled)
+        }
     }
 }
 
@@ -111,7 +146,12 @@ impl Socket {
             _ => return Err(Garbled),
         };
         let shard = reader.u16()?;
-        Ok(Self { kind, shard, name: reader.text()?, addr: reader.text()? })
+        Ok(Self {
+            kind,
+            shard,
+            name: reader.text()?,
+            addr: reader.text()?,
+        })
     }
 
     /// Whether it fits into a message with others like it.
@@ -163,7 +203,11 @@ impl Reader<'_> {
 
     fn text(&mut self) -> Result<String, Garbled> {
         let length = usize::from(self.u16()?);
-        let (text, rest) = self.0.split_at_checked(length).filter(|_| length <= LONGEST).ok_or(Garbled)?;
+        let (text, rest) = self
+            .0
+            .split_at_checked(length)
+            .filter(|_| length <= LONGEST)
+            .ok_or(Garbled)?;
         self.0 = rest;
         String::from_utf8(text.to_vec()).map_err(|_| Garbled)
     }
@@ -184,22 +228,40 @@ mod tests {
     use super::*;
 
     fn sockets() -> impl Strategy<Value = Socket> {
-        (any::<bool>(), "[a-z:0-9.]{0,400}", "\\PC{0,100}", any::<u16>()).prop_map(|(tcp, name, addr, shard)| Socket {
-            kind: if tcp { Kind::Tcp } else { Kind::Unix },
-            name,
-            addr: addr.chars().take(90).collect(),
-            shard,
-        })
+        (
+            any::<bool>(),
+            "[a-z:0-9.]{0,400}",
+            "\\PC{0,100}",
+            any::<u16>(),
+        )
+            .prop_map(|(tcp, name, addr, shard)| Socket {
+                kind: if tcp { Kind::Tcp } else { Kind::Unix },
+                name,
+                addr: addr.chars().take(90).collect(),
+                shard,
+            })
     }
 
     fn messages() -> impl Strategy<Value = Message> {
         prop_oneof![
             any::<(u16, u32)>().prop_map(|(version, pid)| Message::Hello { version, pid }),
-            (any::<u64>(), any::<bool>(), proptest::collection::vec(sockets(), 0..MOST))
-                .prop_map(|(generation, last, sockets)| Message::Listeners { generation, last, sockets }),
+            (
+                any::<u64>(),
+                any::<bool>(),
+                proptest::collection::vec(sockets(), 0..MOST)
+            )
+                .prop_map(|(generation, last, sockets)| Message::Listeners {
+                    generation,
+                    last,
+                    sockets
+                }),
             Just(Message::Ready),
             Just(Message::Draining),
-            any::<(u64, u64, u64)>().prop_map(|(drained, forced, leaked)| Message::Done { drained, forced, leaked }),
+            any::<(u64, u64, u64)>().prop_map(|(drained, forced, leaked)| Message::Done {
+                drained,
+                forced,
+                leaked
+            }),
             Just(Message::Refused),
         ]
     }

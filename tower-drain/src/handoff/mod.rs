@@ -156,12 +156,18 @@ enum First {
 impl Handoff {
     /// At this path, which need not exist.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), probation: PROBATION }
+        Self {
+            path: path.into(),
+            probation: PROBATION,
+        }
     }
 
     /// How long a successor must live before this process begins to leave. Default: 10 s.
     pub fn probation(self, probation: Duration) -> Self {
-        Self { probation: bounded(probation), ..self }
+        Self {
+            probation: bounded(probation),
+            ..self
+        }
     }
 
     /// Takes what is there: first from the environment, then from the process at the path.
@@ -174,32 +180,63 @@ impl Handoff {
     pub async fn inherit(self) -> io::Result<Inheritance> {
         let environment = from_environment();
         if !environment.is_empty() {
-            return Ok(Inheritance::new(self, Origin::Environment, 0, environment, None));
+            return Ok(Inheritance::new(
+                self,
+                Origin::Environment,
+                0,
+                environment,
+                None,
+            ));
         }
         let Some(channel) = Channel::knock(&self.path)? else {
             return Ok(Inheritance::new(self, Origin::Bound, 0, Vec::new(), None));
         };
         let (generation, given) = pull(&channel).await?;
         tracing::info!(sockets = given.len(), generation, handoff_mode = %HandoffMode::Descriptor, "inherited");
-        Ok(Inheritance::new(self, Origin::Predecessor, generation, given, Some(channel)))
+        Ok(Inheritance::new(
+            self,
+            Origin::Predecessor,
+            generation,
+            given,
+            Some(channel),
+        ))
     }
 }
 
 /// Asks for the sockets.
 async fn pull(channel: &Channel) -> io::Result<(u64, Vec<(Socket, OwnedFd)>)> {
-    channel.send(&Message::Hello { version: VERSION, pid: std::process::id() }, &[]).await?;
+    channel
+        .send(
+            &Message::Hello {
+                version: VERSION,
+                pid: std::process::id(),
+            },
+            &[],
+        )
+        .await?;
     let mut given = Vec::new();
     loop {
         let (generation, last, sockets, fds) = match channel.expect().await? {
-            (Message::Listeners { generation, last, sockets }, fds) => (generation, last, sockets, fds),
+            (
+                Message::Listeners {
+                    generation,
+                    last,
+                    sockets,
+                },
+                fds,
+            ) => (generation, last, sockets, fds),
             (Message::Refused, _) => {
-                let busy = "the process before is leaving, or has a successor that must prove itself";
+                let busy =
+                    "the process before is leaving, or has a successor that must prove itself";
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, busy));
             }
             _ => return Err(io::Error::other("the process before says something else")),
         };
         if sockets.len() != fds.len() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "names and sockets do not match"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "names and sockets do not match",
+            ));
         }
         for (socket, fd) in sockets.into_iter().zip(fds) {
             check(&socket, &fd)?;
@@ -218,7 +255,10 @@ fn check(socket: &Socket, fd: &OwnedFd) -> io::Result<()> {
     if socket_acceptconn(fd)? && stream && unix == (socket.kind == Kind::Unix) {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::InvalidData, format!("{socket} is no listening socket of its kind")))
+    Err(io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("{socket} is no listening socket of its kind"),
+    ))
 }
 
 /// The sockets that systemd, or whoever started us, has left open.
@@ -231,14 +271,22 @@ fn from_environment() -> Vec<(Socket, OwnedFd)> {
     let names = names.split(':').chain(std::iter::repeat(""));
     let fds = crate::raw::take_listen_fds(number("LISTEN_FDS").unwrap_or(0));
     // A number that is no descriptor still has its name.
-    names.zip(fds).filter_map(|(name, fd)| named(name, fd?)).collect()
+    names
+        .zip(fds)
+        .filter_map(|(name, fd)| named(name, fd?))
+        .collect()
 }
 
 /// What the environment left open under `name`, if it is a listening socket.
 fn named(name: &str, fd: OwnedFd) -> Option<(Socket, OwnedFd)> {
     let unix = socket_domain(&fd).is_ok_and(|domain| domain == rustix::net::AddressFamily::UNIX);
     let kind = if unix { Kind::Unix } else { Kind::Tcp };
-    let socket = Socket { kind, name: name.to_owned(), addr: String::new(), shard: 0 };
+    let socket = Socket {
+        kind,
+        name: name.to_owned(),
+        addr: String::new(),
+        shard: 0,
+    };
     match check(&socket, &fd) {
         Ok(()) => Some((socket, fd)),
         Err(error) => {
@@ -259,7 +307,15 @@ impl Inheritance {
         predecessor: Option<Channel>,
     ) -> Self {
         let gate = watch::Sender::new(Gate::Unready);
-        Self { handoff, origin, generation, given, taken: Vec::new(), predecessor, gate }
+        Self {
+            handoff,
+            origin,
+            generation,
+            given,
+            taken: Vec::new(),
+            predecessor,
+            gate,
+        }
     }
 
     /// Where the sockets came from.
@@ -283,7 +339,10 @@ impl Inheritance {
         config: &ListenerConfig,
     ) -> io::Result<HandoffListener<TcpListener>> {
         let matches = |fd: &OwnedFd| {
-            let bound = socket2::SockRef::from(fd).local_addr().ok().and_then(|addr| addr.as_socket());
+            let bound = socket2::SockRef::from(fd)
+                .local_addr()
+                .ok()
+                .and_then(|addr| addr.as_socket());
             bound.is_some_and(|bound| bound == addr || addr.port() == 0)
         };
         let listener = match self.take(Kind::Tcp, name, &addr.to_string(), matches) {
@@ -292,7 +351,12 @@ impl Inheritance {
         };
         // Those of systemd usually are blocking.
         listener.set_nonblocking(true)?;
-        self.keep(Kind::Tcp, name, addr.to_string(), listener.as_fd().try_clone_to_owned()?)?;
+        self.keep(
+            Kind::Tcp,
+            name,
+            addr.to_string(),
+            listener.as_fd().try_clone_to_owned()?,
+        )?;
         Ok(HandoffListener::new(listener, self.gate.subscribe()))
     }
 
@@ -313,14 +377,29 @@ impl Inheritance {
             None => bind_unix(path)?,
         };
         listener.set_nonblocking(true)?;
-        self.keep(Kind::Unix, name, addr, listener.as_fd().try_clone_to_owned()?)?;
+        self.keep(
+            Kind::Unix,
+            name,
+            addr,
+            listener.as_fd().try_clone_to_owned()?,
+        )?;
         Ok(HandoffListener::new(listener, self.gate.subscribe()))
     }
 
-    fn take(&mut self, kind: Kind, name: &str, addr: &str, matches: impl Fn(&OwnedFd) -> bool) -> Option<OwnedFd> {
+    fn take(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        addr: &str,
+        matches: impl Fn(&OwnedFd) -> bool,
+    ) -> Option<OwnedFd> {
         let environment = self.origin == Origin::Environment;
         let wanted = |(socket, fd): &(Socket, OwnedFd)| {
-            let named = if environment && socket.name.is_empty() { matches(fd) } else { socket.name == name };
+            let named = if environment && socket.name.is_empty() {
+                matches(fd)
+            } else {
+                socket.name == name
+            };
             socket.kind == kind && named && (environment || socket.addr == addr && matches(fd))
         };
         let index = self.given.iter().position(wanted)?;
@@ -328,10 +407,22 @@ impl Inheritance {
     }
 
     fn keep(&mut self, kind: Kind, name: &str, addr: String, fd: OwnedFd) -> io::Result<()> {
-        let shard = self.taken.iter().filter(|(socket, _)| socket.name == name && socket.addr == addr).count() as u16;
-        let socket = Socket { kind, name: name.to_owned(), addr, shard };
+        let shard = self
+            .taken
+            .iter()
+            .filter(|(socket, _)| socket.name == name && socket.addr == addr)
+            .count() as u16;
+        let socket = Socket {
+            kind,
+            name: name.to_owned(),
+            addr,
+            shard,
+        };
         if !socket.is_short() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "name or address too long"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "name or address too long",
+            ));
         }
         self.taken.push((socket, fd));
         Ok(())
@@ -348,16 +439,38 @@ impl Inheritance {
     /// no process before and the path cannot be bound.
     pub async fn ready(self) -> io::Result<Incumbent> {
         if let Some((socket, _)) = self.given.first() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("nobody has taken {socket}")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("nobody has taken {socket}"),
+            ));
         }
-        let porch = if self.predecessor.is_none() { Some(Porch::open(&self.handoff.path)?) } else { None };
+        let porch = if self.predecessor.is_none() {
+            Some(Porch::open(&self.handoff.path)?)
+        } else {
+            None
+        };
         self.gate.send_replace(Gate::Open);
         if let Some(channel) = &self.predecessor {
             let told = channel.send(&Message::Ready, &[]).await;
-            let _ = told.inspect_err(|error| tracing::info!(%error, "handoff: the process before is gone"));
+            let _ = told
+                .inspect_err(|error| tracing::info!(%error, "handoff: the process before is gone"));
         }
-        let Self { handoff, generation, taken: sockets, predecessor, gate, .. } = self;
-        Ok(Incumbent { handoff, generation: generation + 1, sockets, predecessor, porch, gate })
+        let Self {
+            handoff,
+            generation,
+            taken: sockets,
+            predecessor,
+            gate,
+            ..
+        } = self;
+        Ok(Incumbent {
+            handoff,
+            generation: generation + 1,
+            sockets,
+            predecessor,
+            porch,
+            gate,
+        })
     }
 }
 
@@ -376,8 +489,14 @@ fn is_deserted(path: &Path) -> io::Result<bool> {
     if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
         return Ok(false);
     }
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM.nonblocking(), None)?;
-    let refused = socket.connect(&socket2::SockAddr::unix(path)?).is_err_and(|error| is_refused(&error));
+    let socket = socket2::Socket::new(
+        socket2::Domain::UNIX,
+        socket2::Type::STREAM.nonblocking(),
+        None,
+    )?;
+    let refused = socket
+        .connect(&socket2::SockAddr::unix(path)?)
+        .is_err_and(|error| is_refused(&error));
     Ok(refused)
 }
 
@@ -445,7 +564,9 @@ impl Incumbent {
             match handed {
                 Ok(Handover::Succeeded) => break Some(channel),
                 Ok(Handover::Abandoned) => break None,
-                Ok(Handover::Failed) => tracing::warn!("handoff: the successor is gone, so we go on"),
+                Ok(Handover::Failed) => {
+                    tracing::warn!("handoff: the successor is gone, so we go on")
+                }
                 Err(error) => tracing::warn!(%error, "handoff: failed, so we go on"),
             }
             self.gate.send_replace(Gate::Open);
@@ -459,7 +580,12 @@ impl Incumbent {
     }
 
     /// Gives the sockets away and waits until the other one has proved itself.
-    async fn hand_over(&self, channel: &Channel, porch: &Porch, drain: &Drain) -> io::Result<Handover> {
+    async fn hand_over(
+        &self,
+        channel: &Channel,
+        porch: &Porch,
+        drain: &Drain,
+    ) -> io::Result<Handover> {
         let accepts = select! {
             biased;
             () = drain.closing() => return Ok(Handover::Abandoned),
@@ -485,27 +611,50 @@ impl Incumbent {
     /// Tells whether the other one got ready.
     async fn give(&self, channel: &Channel) -> io::Result<bool> {
         match channel.expect().await? {
-            (Message::Hello { version: VERSION, pid }, _) => tracing::info!(pid, "handoff: a successor"),
+            (
+                Message::Hello {
+                    version: VERSION,
+                    pid,
+                },
+                _,
+            ) => tracing::info!(pid, "handoff: a successor"),
             _ => return Err(io::Error::other("it says something else")),
         }
         let mut rest = &self.sockets[..];
         loop {
             let (part, after) = rest.split_at(rest.len().min(MOST));
-            let (sockets, fds): (Vec<_>, Vec<_>) = part.iter().map(|(socket, fd)| (socket.clone(), fd.as_fd())).unzip();
+            let (sockets, fds): (Vec<_>, Vec<_>) = part
+                .iter()
+                .map(|(socket, fd)| (socket.clone(), fd.as_fd()))
+                .unzip();
             let (generation, last) = (self.generation, after.is_empty());
-            channel.send(&Message::Listeners { generation, last, sockets }, &fds).await?;
+            channel
+                .send(
+                    &Message::Listeners {
+                        generation,
+                        last,
+                        sockets,
+                    },
+                    &fds,
+                )
+                .await?;
             if last {
                 break;
             }
             rest = after;
         }
         // It may take its time: configuration, certificates, upstreams.
-        Ok(matches!(channel.receive().await?, Some((Message::Ready, _))))
+        Ok(matches!(
+            channel.receive().await?,
+            Some((Message::Ready, _))
+        ))
     }
 
     /// Closes our copies. Whoever has others serves on; whoever has not, loses nobody who was let in.
     async fn leave(self, successor: Option<Channel>, drain: &Drain) {
-        let Some(channel) = successor else { return self.close(drain).await };
+        let Some(channel) = successor else {
+            return self.close(drain).await;
+        };
         drop(self.sockets);
         if channel.send(&Message::Draining, &[]).await.is_ok() {
             // It says that it is at the path. Until then somebody must be there, or a third one would take it for empty.
@@ -514,8 +663,21 @@ impl Incumbent {
         drain.shutdown();
         let report = drain.done().await;
         let count = |count: usize| count as u64;
-        let (drained, forced, leaked) = (count(report.drained), count(report.forced), count(report.leaked));
-        let _ = channel.send(&Message::Done { drained, forced, leaked }, &[]).await;
+        let (drained, forced, leaked) = (
+            count(report.drained),
+            count(report.forced),
+            count(report.leaked),
+        );
+        let _ = channel
+            .send(
+                &Message::Done {
+                    drained,
+                    forced,
+                    leaked,
+                },
+                &[],
+            )
+            .await;
     }
 
     /// As [`leave`](Self::leave), with nobody to tell.
@@ -544,8 +706,21 @@ async fn outlive(predecessor: &Channel, drain: &Drain) -> First {
 
 /// Tells how the one before fared, and keeps the channel open for that long.
 async fn farewell(predecessor: Channel) {
-    if let Ok(Some((Message::Done { drained, forced, leaked }, _))) = predecessor.receive().await {
-        tracing::info!(drained, forced, leaked, "handoff: the process before is done");
+    if let Ok(Some((
+        Message::Done {
+            drained,
+            forced,
+            leaked,
+        },
+        _,
+    ))) = predecessor.receive().await
+    {
+        tracing::info!(
+            drained,
+            forced,
+            leaked,
+            "handoff: the process before is done"
+        );
     }
 }
 

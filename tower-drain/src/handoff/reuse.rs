@@ -46,7 +46,11 @@ impl ReusePortListener {
     /// new connections are steered to, is the one that began to listen last.
     #[must_use]
     pub fn new(listener: TcpListener, sockets: u32) -> Self {
-        Self { listener, sockets, expected: HashSet::new() }
+        Self {
+            listener,
+            sockets,
+            expected: HashSet::new(),
+        }
     }
 
     /// Which guarantee is in force.
@@ -62,10 +66,15 @@ impl ReusePortListener {
 
     /// Handshakes under way at this port.
     fn handshakes(&self) -> HashSet<String> {
-        let Ok(local) = self.listener.local_addr() else { return HashSet::new() };
+        let Ok(local) = self.listener.local_addr() else {
+            return HashSet::new();
+        };
         let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
         let texts = tables.map(|path| std::fs::read_to_string(path).unwrap_or_default());
-        texts.iter().flat_map(|table| half_open(table, local.port())).collect()
+        texts
+            .iter()
+            .flat_map(|table| half_open(table, local.port()))
+            .collect()
     }
 }
 

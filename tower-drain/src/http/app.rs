@@ -106,7 +106,12 @@ pub(super) type Answer<B> = Telling<GuardedBody<B, Busy>>;
 // === impl Conversation ===
 
 impl Conversation {
-    pub(super) fn new<Io>(drain: &Drain, settings: Arc<Settings>, accepted: &Accepted<Io>, born: Instant) -> Self {
+    pub(super) fn new<Io>(
+        drain: &Drain,
+        settings: Arc<Settings>,
+        accepted: &Accepted<Io>,
+        born: Instant,
+    ) -> Self {
         Self {
             shared: drain.shared.clone(),
             settings,
@@ -167,7 +172,8 @@ impl Conversation {
         if !stalled && since != 0 {
             self.stalled.store(0, Relaxed);
         } else if stalled && since == 0 {
-            self.stalled.store(self.born.elapsed().as_millis() as u64 + 1, Relaxed);
+            self.stalled
+                .store(self.born.elapsed().as_millis() as u64 + 1, Relaxed);
         }
     }
 
@@ -215,7 +221,10 @@ impl Conversation {
         } else if self.is_leaving() {
             closable.close(response);
         } else if let (Version::HTTP_11, Some(keep_alive)) = (version, &self.settings.keep_alive) {
-            response.headers_mut().entry(KEEP_ALIVE).or_insert_with(|| keep_alive.clone());
+            response
+                .headers_mut()
+                .entry(KEEP_ALIVE)
+                .or_insert_with(|| keep_alive.clone());
         }
     }
 
@@ -245,14 +254,26 @@ where
         let busy = self.conversation.take_request();
         let (closable, version) = (Closable::of(&request), request.version());
         let (mut parts, incoming) = request.into_parts();
-        let body = RequestBody::new(incoming, &parts.headers, Some(self.conversation.settings.pace));
+        let body = RequestBody::new(
+            incoming,
+            &parts.headers,
+            Some(self.conversation.settings.pace),
+        );
         if let Some(peer) = self.conversation.peer {
             parts.extensions.insert(peer);
         }
-        parts.extensions.insert(Cancellation::new(self.conversation.shared.clone()));
+        parts
+            .extensions
+            .insert(Cancellation::new(self.conversation.shared.clone()));
         let answered = body.answered();
         let step = Step::begin(self.app.clone(), Request::from_parts(parts, body));
-        Answering { step, closable, version, answered, busy: Some(busy) }
+        Answering {
+            step,
+            closable,
+            version,
+            answered,
+            busy: Some(busy),
+        }
     }
 }
 
@@ -288,7 +309,9 @@ where
                     let (mut app, request) = *asking.take().expect("called once");
                     this.step.set(Step::Called(app.call(request)));
                 }
-                StepProj::Failed(error) => return Poll::Ready(Err(error.take().expect("polled after it was ready"))),
+                StepProj::Failed(error) => {
+                    return Poll::Ready(Err(error.take().expect("polled after it was ready")));
+                }
                 StepProj::Called(call) => break ready!(call.poll(cx)).map_err(Into::into)?,
             }
         };
@@ -297,7 +320,9 @@ where
         }
         let busy = this.busy.take().expect("polled after it was ready");
         busy.0.finish(&mut response, *this.closable, *this.version);
-        Poll::Ready(Ok(response.map(|body| Telling::new(GuardedBody::new(body, busy)))))
+        Poll::Ready(Ok(
+            response.map(|body| Telling::new(GuardedBody::new(body, busy)))
+        ))
     }
 }
 

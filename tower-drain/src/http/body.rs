@@ -80,7 +80,12 @@ impl RequestBody {
     pub(super) fn new(incoming: Incoming, headers: &HeaderMap, limits: Option<Limits>) -> Self {
         let limits = limits.filter(|_| !incoming.is_end_stream() && !is_grpc(headers));
         let answered = limits.map(|_| Answered::default());
-        Self { incoming, limits, answered, watch: None }
+        Self {
+            incoming,
+            limits,
+            answered,
+            watch: None,
+        }
     }
 
     pub(super) fn answered(&self) -> Option<Answered> {
@@ -89,13 +94,20 @@ impl RequestBody {
 
     /// Ready when the client has had its time.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(limits) = &self.limits else { return Poll::Pending };
+        let Some(limits) = &self.limits else {
+            return Poll::Pending;
+        };
         if self.answered.as_ref().is_some_and(Answered::is_told) {
             (self.limits, self.watch) = (None, None);
             return Poll::Pending;
         }
         let now = Instant::now();
-        let watch = self.watch.get_or_insert_with(|| Box::pin(Watch { pace: Pace::new(), alarm: sleep_until(now) }));
+        let watch = self.watch.get_or_insert_with(|| {
+            Box::pin(Watch {
+                pace: Pace::new(),
+                alarm: sleep_until(now),
+            })
+        });
         let mut watch = watch.as_mut().project();
         let until = watch.pace.wait(limits, now);
         if watch.alarm.deadline() != until {
@@ -109,7 +121,10 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = Pin::new(&mut self.incoming).poll_frame(cx);
         match &frame {
             Poll::Pending if self.poll_patience(cx).is_ready() => {
@@ -138,18 +153,27 @@ impl Body for RequestBody {
 impl From<Incoming> for RequestBody {
     /// Without a clock.
     fn from(incoming: Incoming) -> Self {
-        Self { incoming, limits: None, answered: None, watch: None }
+        Self {
+            incoming,
+            limits: None,
+            answered: None,
+            watch: None,
+        }
     }
 }
 
 impl fmt::Debug for RequestBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestBody").field("incoming", &self.incoming).finish_non_exhaustive()
+        f.debug_struct("RequestBody")
+            .field("incoming", &self.incoming)
+            .finish_non_exhaustive()
     }
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 // === impl TooSlow ===
@@ -186,7 +210,10 @@ impl<B: Body> Body for Telling<B> {
     type Data = B::Data;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let frame = self.project().0.poll_frame(cx);
         SAID.set(Some(match &frame {
             Poll::Ready(Some(Ok(frame))) => Said::Gave(frame.data_ref().map_or(0, Buf::remaining)),

@@ -52,7 +52,10 @@ where
 }
 
 /// HTTP/2 is boxed: it is twice as large, and ten thousand idle HTTP/1 connections should not pay for it.
-#[allow(clippy::large_enum_variant, reason = "the large one is nearly all there are")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the large one is nearly all there are"
+)]
 enum Stage<App, Io, B>
 where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
@@ -77,10 +80,21 @@ where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: Body + 'static,
 {
-    pub(super) fn new(stream: Stream<Io>, app: App, conversation: Arc<Conversation>, born: Instant) -> Self {
+    pub(super) fn new(
+        stream: Stream<Io>,
+        app: App,
+        conversation: Arc<Conversation>,
+        born: Instant,
+    ) -> Self {
         let closing = conversation.shared().closing.heard();
         let life = Life::new(born, jittered_age(conversation.settings.life.age));
-        Self { stage: Stage::Sniffing(stream, app), life, closing, alarm: None, conversation }
+        Self {
+            stage: Stage::Sniffing(stream, app),
+            life,
+            closing,
+            alarm: None,
+            conversation,
+        }
     }
 }
 
@@ -138,22 +152,35 @@ where
     /// Hands the stream to hyper.
     fn speak(self: Pin<&mut Self>, protocol: Protocol) {
         let this = self.project();
-        let Stage::Sniffing(mut stream, app) = std::mem::replace(this.stage, Stage::Over) else { return };
+        let Stage::Sniffing(mut stream, app) = std::mem::replace(this.stage, Stage::Over) else {
+            return;
+        };
         let settings = &this.conversation.settings;
         let hosted = Hosted::new(app, this.conversation.clone());
         if !settings.spoken.includes(protocol) {
             // A client that speaks only HTTP/2 would not understand the answer.
-            let answer = if protocol == Protocol::Http1 { late::NOT_SPOKEN } else { b"" };
+            let answer = if protocol == Protocol::Http1 {
+                late::NOT_SPOKEN
+            } else {
+                b""
+            };
             *this.stage = Stage::Late(Late::new(stream, answer));
             return;
         }
         *this.stage = match protocol {
-            Protocol::Http1 => {
-                Stage::Http1(settings.http1.serve_connection(TokioIo::new(stream), hosted).with_upgrades())
-            }
+            Protocol::Http1 => Stage::Http1(
+                settings
+                    .http1
+                    .serve_connection(TokioIo::new(stream), hosted)
+                    .with_upgrades(),
+            ),
             Protocol::Http2 => {
                 stream.expect_frames();
-                Stage::Http2(Box::pin(settings.http2().serve_connection(TokioIo::new(stream), hosted)))
+                Stage::Http2(Box::pin(
+                    settings
+                        .http2()
+                        .serve_connection(TokioIo::new(stream), hosted),
+                ))
             }
             Protocol::Nothing => Stage::Over,
         };
@@ -163,18 +190,41 @@ where
     fn poll_life(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Next> {
         let mut this = self.project();
         let closing = this.life.stays() && this.closing.as_mut().poll(cx).is_ready();
-        let (sniffing, http2) = (matches!(this.stage, Stage::Sniffing(..)), matches!(this.stage, Stage::Http2(_)));
+        let (sniffing, http2) = (
+            matches!(this.stage, Stage::Sniffing(..)),
+            matches!(this.stage, Stage::Http2(_)),
+        );
         loop {
             let conversation = &**this.conversation;
             let facts = Facts {
-                doing: if sniffing { Doing::Silent } else { conversation.doing() },
+                doing: if sniffing {
+                    Doing::Silent
+                } else {
+                    conversation.doing()
+                },
                 requests: conversation.requests(),
                 stalled_since: conversation.stalled_since(),
-                told: closing.then(|| if http2 { Duration::ZERO } else { last_chance(conversation) }),
-                chance: if http2 { Duration::ZERO } else { conversation.settings.last_chance },
-                ping: if http2 { conversation.ping() } else { Ping::Answered },
+                told: closing.then(|| {
+                    if http2 {
+                        Duration::ZERO
+                    } else {
+                        last_chance(conversation)
+                    }
+                }),
+                chance: if http2 {
+                    Duration::ZERO
+                } else {
+                    conversation.settings.last_chance
+                },
+                ping: if http2 {
+                    conversation.ping()
+                } else {
+                    Ping::Answered
+                },
             };
-            let next = this.life.next(&conversation.settings.life, &facts, Instant::now());
+            let next = this
+                .life
+                .next(&conversation.settings.life, &facts, Instant::now());
             if !this.life.stays() {
                 conversation.leave();
             }
@@ -182,10 +232,21 @@ where
                 Next::Wait(None) => return Poll::Pending,
                 Next::Wait(Some(due)) => {
                     // An alarm that is set too early rings for nothing, which is cheaper than setting it each time.
-                    if this.alarm.as_ref().as_pin_ref().is_none_or(|alarm| alarm.deadline() > due) {
+                    if this
+                        .alarm
+                        .as_ref()
+                        .as_pin_ref()
+                        .is_none_or(|alarm| alarm.deadline() > due)
+                    {
                         this.alarm.set(Some(sleep_until(due)));
                     }
-                    ready!(this.alarm.as_mut().as_pin_mut().expect("set above").poll(cx));
+                    ready!(
+                        this.alarm
+                            .as_mut()
+                            .as_pin_mut()
+                            .expect("set above")
+                            .poll(cx)
+                    );
                     this.alarm.set(None);
                 }
                 next => return Poll::Ready(next),
@@ -216,7 +277,9 @@ where
     B: Body + 'static,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("life", &self.life).finish_non_exhaustive()
+        f.debug_struct("Connection")
+            .field("life", &self.life)
+            .finish_non_exhaustive()
     }
 }
 
@@ -244,8 +307,14 @@ where
 /// all come back in the same moment.
 fn last_chance(conversation: &Conversation) -> Duration {
     let (_, deadline) = conversation.shared().look();
-    let left = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()));
-    conversation.settings.last_chance.mul_f32(1.0 + fastrand::f32() / 4.0).min(left)
+    let left = deadline.map_or(Duration::ZERO, |deadline| {
+        deadline.saturating_duration_since(Instant::now())
+    });
+    conversation
+        .settings
+        .last_chance
+        .mul_f32(1.0 + fastrand::f32() / 4.0)
+        .min(left)
 }
 
 /// A tenth more or less, for the same reason.

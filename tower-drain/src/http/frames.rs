@@ -53,8 +53,14 @@ impl Frames {
             acknowledged: false,
             hidden: false,
             unsaid: &[],
-            resets: Budget { began: None, spent: 0 },
-            controls: Budget { began: None, spent: 0 },
+            resets: Budget {
+                began: None,
+                spent: 0,
+            },
+            controls: Budget {
+                began: None,
+                spent: 0,
+            },
         }
     }
 
@@ -86,7 +92,12 @@ impl Frames {
     }
 
     /// Follows the bytes. The answer to our GOAWAY's ping is hidden from hyper if it is there in one piece.
-    pub(super) fn read(&mut self, bytes: &mut [u8], limits: &Limits, now: Instant) -> Result<(), Flood> {
+    pub(super) fn read(
+        &mut self,
+        bytes: &mut [u8],
+        limits: &Limits,
+        now: Instant,
+    ) -> Result<(), Flood> {
         let mut at = 0;
         while at < bytes.len() {
             at += self.pass(&bytes[at..]);
@@ -133,10 +144,14 @@ impl Frames {
         let empty = self.length() == 0 && flags & END == 0;
         match kind {
             RESET_FRAME if !self.resets.spend(limits.resets, now) => Err(Flood::Resets),
-            PRIORITY_FRAME | SETTINGS_FRAME | PING_FRAME if !self.controls.spend(limits.controls, now) => {
+            PRIORITY_FRAME | SETTINGS_FRAME | PING_FRAME
+                if !self.controls.spend(limits.controls, now) =>
+            {
                 Err(Flood::Controls)
             }
-            DATA_FRAME | CONTINUATION_FRAME if empty && !self.controls.spend(limits.controls, now) => {
+            DATA_FRAME | CONTINUATION_FRAME
+                if empty && !self.controls.spend(limits.controls, now) =>
+            {
                 Err(Flood::Controls)
             }
             _ => Ok(()),
@@ -160,7 +175,10 @@ impl Flood {
 impl Budget {
     fn spend(&mut self, max: u32, now: Instant) -> bool {
         if self.began.is_none_or(|began| now >= began + WINDOW) {
-            *self = Self { began: Some(now), spent: 0 };
+            *self = Self {
+                began: Some(now),
+                spent: 0,
+            };
         }
         self.spent += 1;
         self.spent <= max
@@ -170,14 +188,17 @@ impl Budget {
 /// Makes the frame at the end of `read` one of a kind that nobody knows, which is ignored; `false` if it does not begin
 /// there.
 fn hide(read: &mut [u8]) -> bool {
-    let Some(at) = read.len().checked_sub(ANSWER.len()) else { return false };
+    let Some(at) = read.len().checked_sub(ANSWER.len()) else {
+        return false;
+    };
     read[at + 3] = UNKNOWN_FRAME;
     true
 }
 
 /// What a peer that answers our GOAWAY's ping would send.
-const ANSWER: [u8; HEAD + PING] =
-    [0, 0, 8, PING_FRAME, ACK, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
+const ANSWER: [u8; HEAD + PING] = [
+    0, 0, 8, PING_FRAME, ACK, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54,
+];
 
 /// The payload that the h2 crate gives to the ping of a GOAWAY. The tests with a peer that never answers fail should it
 /// ever change.
@@ -204,7 +225,10 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits { resets: 100, controls: 1000 };
+    const LIMITS: Limits = Limits {
+        resets: 100,
+        controls: 1000,
+    };
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         let length = (payload.len() as u32).to_be_bytes();
@@ -215,7 +239,9 @@ mod tests {
 
     fn opened() -> Frames {
         let mut frames = Frames::new();
-        frames.read(&mut [0; PREFACE], &LIMITS, Instant::now()).unwrap();
+        frames
+            .read(&mut [0; PREFACE], &LIMITS, Instant::now())
+            .unwrap();
         frames
     }
 
@@ -224,13 +250,22 @@ mod tests {
         let now = Instant::now();
         let mut frames = opened();
         assert!(frames.is_between());
-        for mut other in [frame(PING_FRAME, ACK, &[7; 8]), frame(PING_FRAME, 0, &GOAWAY_PING), frame(0, 1, &ANSWER)] {
+        for mut other in [
+            frame(PING_FRAME, ACK, &[7; 8]),
+            frame(PING_FRAME, 0, &GOAWAY_PING),
+            frame(0, 1, &ANSWER),
+        ] {
             let before = other.clone();
             frames.read(&mut other, &LIMITS, now).unwrap();
             assert!(!frames.is_acknowledged() && frames.is_between());
             assert_eq!(other, before);
         }
-        let mut answer = [&frame(DATA_FRAME, 0, b"before")[..], &ANSWER, &frame(DATA_FRAME, 0, b"after")].concat();
+        let mut answer = [
+            &frame(DATA_FRAME, 0, b"before")[..],
+            &ANSWER,
+            &frame(DATA_FRAME, 0, b"after"),
+        ]
+        .concat();
         frames.read(&mut answer, &LIMITS, now).unwrap();
         assert!(frames.is_acknowledged() && frames.is_hidden() && frames.is_between());
         assert_eq!(answer[15..][..9], [0, 0, 8, UNKNOWN_FRAME, ACK, 0, 0, 0, 0]);
@@ -241,7 +276,11 @@ mod tests {
         let mut frames = opened();
         assert_eq!(frames.say(100), b"");
         frames.answer();
-        let pieces: Vec<u8> = [9, 0, 3, 100, 100].into_iter().flat_map(|room| frames.say(room)).copied().collect();
+        let pieces: Vec<u8> = [9, 0, 3, 100, 100]
+            .into_iter()
+            .flat_map(|room| frames.say(room))
+            .copied()
+            .collect();
         assert_eq!(pieces, ANSWER);
     }
 
@@ -265,10 +304,17 @@ mod tests {
         let mut fresh = opened();
         for second in 0..1000 {
             fresh
-                .read(&mut reset.clone(), &LIMITS, start + Duration::from_secs(second))
+                .read(
+                    &mut reset.clone(),
+                    &LIMITS,
+                    start + Duration::from_secs(second),
+                )
                 .expect("one a second is no flood");
         }
-        assert_eq!(frames.read(&mut reset.clone(), &LIMITS, start + Duration::from_secs(9)), Err(Flood::Resets));
+        assert_eq!(
+            frames.read(&mut reset.clone(), &LIMITS, start + Duration::from_secs(9)),
+            Err(Flood::Resets)
+        );
     }
 
     #[test]
@@ -285,12 +331,19 @@ mod tests {
             for _ in 0..LIMITS.controls {
                 frames.read(&mut flood.clone(), &LIMITS, now).unwrap();
             }
-            assert_eq!(frames.read(&mut flood.clone(), &LIMITS, now), Err(Flood::Controls));
+            assert_eq!(
+                frames.read(&mut flood.clone(), &LIMITS, now),
+                Err(Flood::Controls)
+            );
         }
         let mut frames = opened();
         for _ in 0..5000 {
-            frames.read(&mut frame(DATA_FRAME, 0, b"data"), &LIMITS, now).unwrap();
-            frames.read(&mut frame(DATA_FRAME, 1, b""), &LIMITS, now).unwrap();
+            frames
+                .read(&mut frame(DATA_FRAME, 0, b"data"), &LIMITS, now)
+                .unwrap();
+            frames
+                .read(&mut frame(DATA_FRAME, 1, b""), &LIMITS, now)
+                .unwrap();
         }
     }
 

@@ -27,7 +27,11 @@ pub(super) struct Late<Io> {
 
 impl<Io> Late<Io> {
     pub(super) fn new(stream: Stream<Io>, answer: &'static [u8]) -> Self {
-        Self { stream, unwritten: answer, alarm: Box::pin(sleep(2 * PATIENCE)) }
+        Self {
+            stream,
+            unwritten: answer,
+            alarm: Box::pin(sleep(2 * PATIENCE)),
+        }
     }
 }
 
@@ -49,6 +53,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Future for Late<Io> {
     }
 }
 
-pub(super) const TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+pub(super) const TIMEOUT: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 pub(super) const NOT_SPOKEN: &[u8] =
     b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";

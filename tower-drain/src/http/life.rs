@@ -93,7 +93,14 @@ enum Leave {
 impl Life {
     /// `age`: how old this one may get, jitter and all.
     pub(super) fn new(now: Instant, age: Duration) -> Self {
-        Self { doing: Doing::Silent, since: now, requests: 0, leave: Leave::Stay, old: now + age, aged: false }
+        Self {
+            doing: Doing::Silent,
+            since: now,
+            requests: 0,
+            leave: Leave::Stay,
+            old: now + age,
+            aged: false,
+        }
     }
 
     pub(super) const fn stays(&self) -> bool {
@@ -111,7 +118,11 @@ impl Life {
                 self.leave = Leave::Left { said: now };
                 Next::Goodbye
             }
-            Leave::Left { said } if facts.ping == Ping::Unanswered && now >= said + limits.goaway => self.answer(),
+            Leave::Left { said }
+                if facts.ping == Ping::Unanswered && now >= said + limits.goaway =>
+            {
+                self.answer()
+            }
             Leave::Heeded { until } if now >= until => self.answer(),
             _ if self.late(limits, facts).is_some_and(|late| now >= late) => Next::Late,
             _ => Next::Wait(self.deadline(limits, facts)),
@@ -131,15 +142,21 @@ impl Life {
 
     fn decide(&mut self, limits: &Limits, facts: &Facts, now: Instant) {
         if let (Leave::Left { .. }, Ping::Hidden) = (self.leave, facts.ping) {
-            self.leave = Leave::Heeded { until: now + STRAGGLERS };
+            self.leave = Leave::Heeded {
+                until: now + STRAGGLERS,
+            };
         }
         if self.leave != Leave::Stay {
             return;
         }
         if let Some(chance) = facts.told {
-            self.leave = Leave::Chance { until: now + chance };
+            self.leave = Leave::Chance {
+                until: now + chance,
+            };
         } else if now >= self.old {
-            self.leave = Leave::Chance { until: now + facts.chance };
+            self.leave = Leave::Chance {
+                until: now + facts.chance,
+            };
             self.aged = true;
         } else if self.patience(limits).is_some_and(|end| now >= end) {
             self.leave = Leave::Chance { until: now };
@@ -170,7 +187,9 @@ impl Life {
     }
 
     fn must_cut(&self, limits: &Limits, facts: &Facts, now: Instant) -> bool {
-        let stalled = facts.stalled_since.is_some_and(|since| now >= since + limits.write_stall);
+        let stalled = facts
+            .stalled_since
+            .is_some_and(|since| now >= since + limits.write_stall);
         stalled || self.cut(limits).is_some_and(|cut| now >= cut)
     }
 
@@ -193,7 +212,10 @@ impl Life {
             _ => None,
         };
         let stall = facts.stalled_since.map(|since| since + limits.write_stall);
-        [doing, leave, stall, self.cut(limits)].into_iter().flatten().min()
+        [doing, leave, stall, self.cut(limits)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
@@ -235,7 +257,10 @@ mod tests {
     }
 
     fn told(facts: Facts) -> Facts {
-        Facts { told: Some(secs(1)), ..facts }
+        Facts {
+            told: Some(secs(1)),
+            ..facts
+        }
     }
 
     fn at(life: &mut Life, start: Instant, at: u64, facts: Facts) -> Next {
@@ -251,10 +276,33 @@ mod tests {
     fn each_thing_it_does_has_its_own_patience() {
         let (mut life, start) = life();
         let wait = |seconds: u64| Next::Wait(Some(start + secs(seconds)));
-        assert_eq!(at(&mut life, start, 0, Facts { requests: 0, ..doing(Doing::Silent) }), wait(10));
-        assert_eq!(at(&mut life, start, 4, doing(Doing::Head)), wait(14), "from its first byte");
-        assert_eq!(at(&mut life, start, 9, doing(Doing::Head)), wait(14), "and not from each");
-        assert_eq!(at(&mut life, start, 9, doing(Doing::Request)), wait(3600), "a handler may take its time");
+        assert_eq!(
+            at(
+                &mut life,
+                start,
+                0,
+                Facts {
+                    requests: 0,
+                    ..doing(Doing::Silent)
+                }
+            ),
+            wait(10)
+        );
+        assert_eq!(
+            at(&mut life, start, 4, doing(Doing::Head)),
+            wait(14),
+            "from its first byte"
+        );
+        assert_eq!(
+            at(&mut life, start, 9, doing(Doing::Head)),
+            wait(14),
+            "and not from each"
+        );
+        assert_eq!(
+            at(&mut life, start, 9, doing(Doing::Request)),
+            wait(3600),
+            "a handler may take its time"
+        );
         assert_eq!(at(&mut life, start, 100, doing(Doing::Idle)), wait(175));
         assert_eq!(at(&mut life, start, 175, doing(Doing::Idle)), Next::Goodbye);
     }
@@ -263,7 +311,15 @@ mod tests {
     fn a_short_request_between_two_looks_begins_the_idle_time_anew() {
         let (mut life, start) = life();
         at(&mut life, start, 0, CALM);
-        let next = at(&mut life, start, 70, Facts { requests: 2, ..CALM });
+        let next = at(
+            &mut life,
+            start,
+            70,
+            Facts {
+                requests: 2,
+                ..CALM
+            },
+        );
         assert_eq!(next, Next::Wait(Some(start + secs(145))));
     }
 
@@ -279,32 +335,59 @@ mod tests {
     #[test]
     fn half_a_head_behind_an_answer_that_is_still_held_is_not_told_in_its_middle() {
         let (mut life, start) = life();
-        let stalled = |since| Facts { stalled_since: Some(start + secs(since)), ..doing(Doing::Head) };
+        let stalled = |since| Facts {
+            stalled_since: Some(start + secs(since)),
+            ..doing(Doing::Head)
+        };
         at(&mut life, start, 0, stalled(0));
-        assert_eq!(at(&mut life, start, 12, stalled(11)), Next::Wait(Some(start + secs(41))));
-        assert_eq!(at(&mut life, start, 20, doing(Doing::Head)), Next::Late, "once it is gone");
+        assert_eq!(
+            at(&mut life, start, 12, stalled(11)),
+            Next::Wait(Some(start + secs(41)))
+        );
+        assert_eq!(
+            at(&mut life, start, 20, doing(Doing::Head)),
+            Next::Late,
+            "once it is gone"
+        );
     }
 
     #[test]
     fn an_idle_one_has_a_last_chance_and_a_request_uses_it() {
         let (mut life, start) = life();
         at(&mut life, start, 0, CALM);
-        assert_eq!(at(&mut life, start, 5, told(CALM)), Next::Wait(Some(start + secs(6))));
+        assert_eq!(
+            at(&mut life, start, 5, told(CALM)),
+            Next::Wait(Some(start + secs(6)))
+        );
         assert_eq!(at(&mut life, start, 6, told(CALM)), Next::Goodbye);
 
         let mut life = Life::new(start, LIMITS.age);
         at(&mut life, start, 5, told(CALM));
-        let used = life.next(&LIMITS, &told(doing(Doing::Request)), start + Duration::from_millis(5500));
+        let used = life.next(
+            &LIMITS,
+            &told(doing(Doing::Request)),
+            start + Duration::from_millis(5500),
+        );
         assert_eq!(used, Next::Goodbye, "after this request");
-        assert!(matches!(at(&mut life, start, 7, told(CALM)), Next::Wait(_)), "once");
+        assert!(
+            matches!(at(&mut life, start, 7, told(CALM)), Next::Wait(_)),
+            "once"
+        );
     }
 
     #[test]
     fn a_silent_one_waits_for_the_end_of_its_chance_and_for_nothing_that_is_past() {
         let (mut life, start) = life();
         at(&mut life, start, 0, doing(Doing::Silent));
-        let told = Facts { told: Some(secs(3)), ..doing(Doing::Silent) };
-        assert_eq!(at(&mut life, start, 9, told), Next::Wait(Some(start + secs(12))), "and not for its first byte");
+        let told = Facts {
+            told: Some(secs(3)),
+            ..doing(Doing::Silent)
+        };
+        assert_eq!(
+            at(&mut life, start, 9, told),
+            Next::Wait(Some(start + secs(12))),
+            "and not for its first byte"
+        );
         assert_eq!(at(&mut life, start, 12, told), Next::Goodbye);
     }
 
@@ -312,16 +395,28 @@ mod tests {
     fn half_a_head_outlives_the_last_chance() {
         let (mut life, start) = life();
         at(&mut life, start, 5, told(doing(Doing::Head)));
-        assert_eq!(at(&mut life, start, 8, told(doing(Doing::Head))), Next::Wait(Some(start + secs(15))));
-        assert_eq!(at(&mut life, start, 9, told(doing(Doing::Request))), Next::Goodbye);
+        assert_eq!(
+            at(&mut life, start, 8, told(doing(Doing::Head))),
+            Next::Wait(Some(start + secs(15)))
+        );
+        assert_eq!(
+            at(&mut life, start, 9, told(doing(Doing::Request))),
+            Next::Goodbye
+        );
     }
 
     #[test]
     fn a_goaway_that_is_not_answered_is_answered_for_the_peer_once() {
         let (mut life, start) = life();
-        let deaf = Facts { ping: Ping::Unanswered, ..told(doing(Doing::Request)) };
+        let deaf = Facts {
+            ping: Ping::Unanswered,
+            ..told(doing(Doing::Request))
+        };
         assert_eq!(at(&mut life, start, 0, deaf), Next::Goodbye);
-        assert_eq!(at(&mut life, start, 0, deaf), Next::Wait(Some(start + secs(1))));
+        assert_eq!(
+            at(&mut life, start, 0, deaf),
+            Next::Wait(Some(start + secs(1)))
+        );
         assert_eq!(at(&mut life, start, 1, deaf), Next::Answer);
         assert!(matches!(at(&mut life, start, 2, deaf), Next::Wait(_)));
     }
@@ -330,32 +425,60 @@ mod tests {
     fn a_goaway_that_is_answered_leaves_time_for_streams_on_their_way() {
         let (mut life, start) = life();
         let at_ms = |life: &mut Life, ms, ping| {
-            life.next(&LIMITS, &Facts { ping, ..told(CALM) }, start + Duration::from_millis(ms))
+            life.next(
+                &LIMITS,
+                &Facts { ping, ..told(CALM) },
+                start + Duration::from_millis(ms),
+            )
         };
         at_ms(&mut life, 0, Ping::Unanswered);
         assert_eq!(at_ms(&mut life, 1000, Ping::Unanswered), Next::Goodbye);
         let until = start + Duration::from_millis(1120);
-        assert_eq!(at_ms(&mut life, 1020, Ping::Hidden), Next::Wait(Some(until)));
+        assert_eq!(
+            at_ms(&mut life, 1020, Ping::Hidden),
+            Next::Wait(Some(until))
+        );
         assert_eq!(at_ms(&mut life, 1120, Ping::Hidden), Next::Answer);
-        assert!(matches!(at_ms(&mut life, 1130, Ping::Wanted), Next::Wait(None)));
+        assert!(matches!(
+            at_ms(&mut life, 1130, Ping::Wanted),
+            Next::Wait(None)
+        ));
     }
 
     #[test]
     fn an_old_one_leaves_as_if_closing_and_is_cut_after_its_grace() {
         let (mut life, start) = life();
         at(&mut life, start, 3599, CALM);
-        assert_eq!(at(&mut life, start, 3600, CALM), Next::Wait(Some(start + secs(3602))));
-        assert_eq!(at(&mut life, start, 3601, doing(Doing::Request)), Next::Goodbye);
-        assert_eq!(at(&mut life, start, 3602, doing(Doing::Request)), Next::Wait(Some(start + secs(3660))));
+        assert_eq!(
+            at(&mut life, start, 3600, CALM),
+            Next::Wait(Some(start + secs(3602)))
+        );
+        assert_eq!(
+            at(&mut life, start, 3601, doing(Doing::Request)),
+            Next::Goodbye
+        );
+        assert_eq!(
+            at(&mut life, start, 3602, doing(Doing::Request)),
+            Next::Wait(Some(start + secs(3660)))
+        );
         assert_eq!(at(&mut life, start, 3660, doing(Doing::Request)), Next::Cut);
     }
 
     #[test]
     fn one_that_does_not_read_is_cut_and_one_that_reads_a_little_is_not() {
         let (mut life, start) = life();
-        let stalled = |since| Facts { stalled_since: Some(start + secs(since)), ..doing(Doing::Request) };
-        assert_eq!(at(&mut life, start, 10, stalled(5)), Next::Wait(Some(start + secs(35))));
-        assert_eq!(at(&mut life, start, 35, stalled(20)), Next::Wait(Some(start + secs(50))));
+        let stalled = |since| Facts {
+            stalled_since: Some(start + secs(since)),
+            ..doing(Doing::Request)
+        };
+        assert_eq!(
+            at(&mut life, start, 10, stalled(5)),
+            Next::Wait(Some(start + secs(35)))
+        );
+        assert_eq!(
+            at(&mut life, start, 35, stalled(20)),
+            Next::Wait(Some(start + secs(50)))
+        );
         assert_eq!(at(&mut life, start, 50, stalled(20)), Next::Cut);
     }
 

@@ -121,7 +121,11 @@ enum Spoken {
 impl<App> Http<App> {
     /// Serves `app` with the default limits, for as long as `drain` lets it.
     pub fn new(drain: &Drain, app: App) -> Self {
-        Self { app, drain: drain.clone(), settings: Arc::default() }
+        Self {
+            app,
+            drain: drain.clone(),
+            settings: Arc::default(),
+        }
     }
 
     /// Speaks HTTP/1 and nothing else: a connection that begins HTTP/2 is closed. Default: both.
@@ -214,7 +218,9 @@ impl<App> Http<App> {
     /// How often an HTTP/2 peer is pinged, and how long it may take to answer. Default: 20 s and 10 s.
     #[must_use]
     pub fn ping(self, every: Duration, within: Duration) -> Self {
-        self.set(|settings| (settings.ping_every, settings.ping_within) = (bounded(every), bounded(within)))
+        self.set(|settings| {
+            (settings.ping_every, settings.ping_within) = (bounded(every), bounded(within))
+        })
     }
 
     /// How long an HTTP/2 peer may take to answer the first GOAWAY before the second one is sent all the same.
@@ -289,7 +295,12 @@ where
 
     fn call(&mut self, accepted: Accepted<Io>) -> Self::Future {
         let born = Instant::now();
-        let conversation = Arc::new(Conversation::new(&self.drain, self.settings.clone(), &accepted, born));
+        let conversation = Arc::new(Conversation::new(
+            &self.drain,
+            self.settings.clone(),
+            &accepted,
+            born,
+        ));
         let stream = Stream::new(accepted, conversation.clone());
         Connection::new(stream, self.app.clone(), conversation, born)
     }
@@ -297,13 +308,22 @@ where
 
 impl<App: Clone> Clone for Http<App> {
     fn clone(&self) -> Self {
-        Self { app: self.app.clone(), drain: self.drain.clone(), settings: self.settings.clone() }
+        Self {
+            app: self.app.clone(),
+            drain: self.drain.clone(),
+            settings: self.settings.clone(),
+        }
     }
 }
 
 impl<App> fmt::Debug for Http<App> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { life, last_chance, linger, .. } = &*self.settings;
+        let Settings {
+            life,
+            last_chance,
+            linger,
+            ..
+        } = &*self.settings;
         f.debug_struct("Http")
             .field("limits", life)
             .field("last_chance", last_chance)
@@ -317,7 +337,9 @@ impl<App> fmt::Debug for Http<App> {
 impl Settings {
     /// One per connection: hyper ties a builder to its executor. It is boxed with the connection.
     fn http2(&self) -> http2::Builder<Streams> {
-        let mut http2 = http2::Builder::new(Streams { stall: self.life.write_stall });
+        let mut http2 = http2::Builder::new(Streams {
+            stall: self.life.write_stall,
+        });
         http2
             .timer(TokioTimer::new())
             .max_header_list_size(self.max_header_bytes)
@@ -345,7 +367,10 @@ impl Default for Settings {
         let mut http1 = http1::Builder::new();
         // The time of heads is ours. hyper's 100 fields are what we want, and setting them would cost an allocation per
         // request.
-        http1.timer(TokioTimer::new()).header_read_timeout(None).max_header_size(HEADER_BYTES as usize);
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .max_header_size(HEADER_BYTES as usize);
         let life = life::Limits {
             first_byte: FIRST_BYTE,
             head: HEADER,
@@ -360,8 +385,15 @@ impl Default for Settings {
             life,
             last_chance: LAST_CHANCE,
             linger: LINGER,
-            pace: pace::Limits { idle: BODY_IDLE, grace: BODY_GRACE, rate: BODY_RATE },
-            frames: frames::Limits { resets: RESETS, controls: CONTROLS },
+            pace: pace::Limits {
+                idle: BODY_IDLE,
+                grace: BODY_GRACE,
+                rate: BODY_RATE,
+            },
+            frames: frames::Limits {
+                resets: RESETS,
+                controls: CONTROLS,
+            },
             keep_alive: advertised(IDLE),
             http1,
             max_streams: STREAMS,
@@ -374,7 +406,10 @@ impl Default for Settings {
 
 fn advertised(idle: Duration) -> Option<HeaderValue> {
     let limited = idle < bounded(Duration::MAX);
-    let seconds = idle.as_secs().checked_sub(5).filter(|seconds| limited && *seconds >= 5)?;
+    let seconds = idle
+        .as_secs()
+        .checked_sub(5)
+        .filter(|seconds| limited && *seconds >= 5)?;
     HeaderValue::try_from(format!("timeout={seconds}")).ok()
 }
 

@@ -29,18 +29,27 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) const fn new() -> Self {
-        Self { bytes: 0, waited: Duration::ZERO, waiting_since: None, began: false }
+        Self {
+            bytes: 0,
+            waited: Duration::ZERO,
+            waiting_since: None,
+            began: false,
+        }
     }
 
     /// The reader waits; tells until when it may.
     pub(super) fn wait(&mut self, limits: &Limits, now: Instant) -> Instant {
         let since = *self.waiting_since.get_or_insert(now);
         let idle = since + limits.idle;
-        self.left(limits).map_or(idle, |left| idle.min(since + left))
+        self.left(limits)
+            .map_or(idle, |left| idle.min(since + left))
     }
 
     pub(super) fn read(&mut self, bytes: usize, now: Instant) {
-        let waited = self.waiting_since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let waited = self
+            .waiting_since
+            .take()
+            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         if self.began {
             self.waited += waited;
         }
@@ -51,7 +60,8 @@ impl Pace {
     /// How much longer it may be waited for at this rate.
     fn left(&self, limits: &Limits) -> Option<Duration> {
         let earned = Duration::from_secs(self.bytes.checked_div(u64::from(limits.rate))?);
-        self.began.then(|| (limits.grace + earned).saturating_sub(self.waited))
+        self.began
+            .then(|| (limits.grace + earned).saturating_sub(self.waited))
     }
 }
 
@@ -65,13 +75,21 @@ mod tests {
         Duration::from_secs(secs)
     }
 
-    const LIMITS: Limits = Limits { idle: secs(30), grace: secs(5), rate: 240 };
+    const LIMITS: Limits = Limits {
+        idle: secs(30),
+        grace: secs(5),
+        rate: 240,
+    };
 
     #[test]
     fn the_first_byte_has_the_idle_time() {
         let (mut pace, start) = (Pace::new(), Instant::now());
         assert_eq!(pace.wait(&LIMITS, start), start + secs(30));
-        assert_eq!(pace.wait(&LIMITS, start + secs(9)), start + secs(30), "asking again does not help");
+        assert_eq!(
+            pace.wait(&LIMITS, start + secs(9)),
+            start + secs(30),
+            "asking again does not help"
+        );
     }
 
     #[test]
@@ -87,7 +105,10 @@ mod tests {
             now += secs(1);
             seconds += 1;
         }
-        assert_eq!(seconds, 5, "the grace, since a byte a second earns next to nothing");
+        assert_eq!(
+            seconds, 5,
+            "the grace, since a byte a second earns next to nothing"
+        );
     }
 
     #[test]
@@ -113,7 +134,10 @@ mod tests {
     fn no_rate_leaves_the_idle_time() {
         let (mut pace, start) = (Pace::new(), Instant::now());
         pace.read(1, start);
-        assert_eq!(pace.wait(&Limits { rate: 0, ..LIMITS }, start), start + secs(30));
+        assert_eq!(
+            pace.wait(&Limits { rate: 0, ..LIMITS }, start),
+            start + secs(30)
+        );
     }
 
     proptest! {

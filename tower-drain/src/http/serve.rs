@@ -15,12 +15,19 @@ impl<L: Listen, R> Server<L, R> {
     /// # Errors
     ///
     /// Those of [`Drain::accept_loop`].
-    pub fn serve<App, B>(self, app: App) -> impl Future<Output = io::Result<Report>> + Send + use<L, App, B, R>
+    pub fn serve<App, B>(
+        self,
+        app: App,
+    ) -> impl Future<Output = io::Result<Report>> + Send + use<L, App, B, R>
     where
         L::Io: AsyncRead + AsyncWrite + Unpin,
         R: Service<Accepted<L::Io>, Response = (), Future: Send + 'static> + Clone + Send + 'static,
-        App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
-            + Clone
+        App: Service<
+                Request<RequestBody>,
+                Response = Response<B>,
+                Error: Into<BoxError>,
+                Future: Send,
+            > + Clone
             + Send
             + 'static,
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
@@ -58,8 +65,12 @@ impl Drain {
     ) -> impl Future<Output = io::Result<Report>> + Send + use<L, App, B>
     where
         L: Listen<Io: AsyncRead + AsyncWrite + Unpin>,
-        App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
-            + Clone
+        App: Service<
+                Request<RequestBody>,
+                Response = Response<B>,
+                Error: Into<BoxError>,
+                Future: Send,
+            > + Clone
             + Send
             + 'static,
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,

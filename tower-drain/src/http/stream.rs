@@ -77,7 +77,16 @@ impl<Io> Stream<Io> {
         let (io, rest) = accepted.split();
         let (sniffed, place) = (Sniffed::default(), rest.into_place());
         let (cut, close) = ([None, None], Close::Open);
-        Self { io, sniffed, conversation, cut, frames: None, close, ending: false, _place: place }
+        Self {
+            io,
+            sniffed,
+            conversation,
+            cut,
+            frames: None,
+            close,
+            ending: false,
+            _place: place,
+        }
     }
 
     /// From now on the bytes that come are frames.
@@ -90,9 +99,13 @@ impl<Io> Stream<Io> {
         if !self.conversation.is_upgraded() {
             return Ok(());
         }
-        let cut = self.cut[half].get_or_insert_with(|| Box::pin(self.conversation.shared().done.heard()));
+        let cut =
+            self.cut[half].get_or_insert_with(|| Box::pin(self.conversation.shared().done.heard()));
         match cut.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the drain is done")),
+            Poll::Ready(()) => Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the drain is done",
+            )),
             Poll::Pending => Ok(()),
         }
     }
@@ -106,12 +119,18 @@ impl<Io> Stream<Io> {
             self.conversation.heard();
             return Ok(());
         };
-        frames.read(bytes, &self.conversation.settings.frames, Instant::now()).map_err(|flood| {
-            tracing::debug!(flood = flood.as_str(), "connection cut");
-            io::Error::new(io::ErrorKind::ConnectionAborted, flood.as_str())
-        })?;
+        frames
+            .read(bytes, &self.conversation.settings.frames, Instant::now())
+            .map_err(|flood| {
+                tracing::debug!(flood = flood.as_str(), "connection cut");
+                io::Error::new(io::ErrorKind::ConnectionAborted, flood.as_str())
+            })?;
         if frames.is_acknowledged() && self.conversation.ping() == Ping::Unanswered {
-            self.conversation.set_ping(if frames.is_hidden() { Ping::Hidden } else { Ping::Answered });
+            self.conversation.set_ping(if frames.is_hidden() {
+                Ping::Hidden
+            } else {
+                Ping::Answered
+            });
         }
         Ok(())
     }
@@ -119,7 +138,9 @@ impl<Io> Stream<Io> {
     /// Gives the answer to our GOAWAY's ping, so that hyper ends the connection in good order: the peer has given none, or
     /// long enough ago that nothing it had sent without knowing of the GOAWAY is still on its way.
     fn answer_ping(&mut self, buf: &mut ReadBuf<'_>) -> bool {
-        let Some(frames) = &mut self.frames else { return false };
+        let Some(frames) = &mut self.frames else {
+            return false;
+        };
         if frames.is_between() && self.conversation.ping() == Ping::Wanted {
             frames.answer();
             self.conversation.set_ping(Ping::Answered);
@@ -129,7 +150,10 @@ impl<Io> Stream<Io> {
 
     /// Gives what is left of it.
     fn say(&mut self, buf: &mut ReadBuf<'_>) -> bool {
-        let piece = self.frames.as_mut().map_or(&[][..], |frames| frames.say(buf.remaining()));
+        let piece = self
+            .frames
+            .as_mut()
+            .map_or(&[][..], |frames| frames.say(buf.remaining()));
         buf.put_slice(piece);
         !piece.is_empty()
     }
@@ -198,7 +222,11 @@ impl<Io: AsyncRead + Unpin> Stream<Io> {
 }
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Stream<Io> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.check(READ, cx)?;
         // Nothing of the peer's comes between two pieces.
         if self.say(buf) {
@@ -225,7 +253,11 @@ impl<Io: AsyncWrite + Unpin> Stream<Io> {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.check(WRITE, cx)?;
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
         self.note_write(written)
@@ -299,7 +331,11 @@ impl Sniffed {
 
     fn ended(&self) -> Protocol {
         // Half a preface is a broken request, which HTTP/1 has an answer for.
-        if self.filled == 0 { Protocol::Nothing } else { Protocol::Http1 }
+        if self.filled == 0 {
+            Protocol::Nothing
+        } else {
+            Protocol::Http1
+        }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -350,7 +386,10 @@ mod tests {
         assert_eq!(sniffed(b"").protocol(), None);
         assert_eq!(sniffed(b"P").protocol(), None);
         assert_eq!(sniffed(b"PO").protocol(), Some(Protocol::Http1));
-        assert_eq!(sniffed(b"GET / HTTP/1.1\r\n").protocol(), Some(Protocol::Http1));
+        assert_eq!(
+            sniffed(b"GET / HTTP/1.1\r\n").protocol(),
+            Some(Protocol::Http1)
+        );
         assert_eq!(sniffed(&PREFACE[..23]).protocol(), None);
         assert_eq!(sniffed(PREFACE).protocol(), Some(Protocol::Http2));
     }
@@ -360,7 +399,12 @@ mod tests {
         use crate::{Addr, Drain};
         let (drain, (mut client, server)) = (Drain::new(), tokio::io::duplex(64));
         let accepted = Accepted::new(&drain, server, Addr::Other, Addr::Other);
-        let conversation = Arc::new(Conversation::new(&drain, Arc::default(), &accepted, Instant::now()));
+        let conversation = Arc::new(Conversation::new(
+            &drain,
+            Arc::default(),
+            &accepted,
+            Instant::now(),
+        ));
         let mut stream = Stream::new(accepted, conversation.clone());
         stream.expect_frames();
         client.write_all(PREFACE).await.unwrap();
@@ -368,10 +412,16 @@ mod tests {
         conversation.set_ping(Ping::Wanted);
         let (mut head, mut payload, mut settings) = ([0; 9], [0; 8], [7; 9]);
         stream.read_exact(&mut head).await.unwrap();
-        client.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        client
+            .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
+            .await
+            .unwrap();
         stream.read_exact(&mut payload).await.unwrap();
         stream.read_exact(&mut settings).await.unwrap();
-        assert_eq!((head[3..5].to_vec(), payload[0], settings[3..5].to_vec()), (vec![6, 1], 0x0b, vec![4, 0]));
+        assert_eq!(
+            (head[3..5].to_vec(), payload[0], settings[3..5].to_vec()),
+            (vec![6, 1], 0x0b, vec![4, 0])
+        );
         assert_eq!(conversation.ping(), Ping::Answered);
     }
 

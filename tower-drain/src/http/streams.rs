@@ -41,7 +41,11 @@ where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        tokio::spawn(Task::Running { stream, stall: self.stall, alarm: None });
+        tokio::spawn(Task::Running {
+            stream,
+            stall: self.stall,
+            alarm: None,
+        });
     }
 }
 
@@ -51,18 +55,29 @@ impl<F: Future> Future for Task<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let TaskProj::Running { stream, stall, mut alarm } = self.as_mut().project() else { return Poll::Ready(()) };
+        let TaskProj::Running {
+            stream,
+            stall,
+            mut alarm,
+        } = self.as_mut().project()
+        else {
+            return Poll::Ready(());
+        };
         let (polled, said) = listen(|| stream.poll(cx));
         if polled.is_ready() {
             return Poll::Ready(());
         }
         match said {
             // hyper asks for the next piece only when it has got rid of the last one.
-            Some(Said::Gave(bytes)) => alarm.set(Some(sleep_until(Instant::now() + allowance(*stall, bytes)))),
+            Some(Said::Gave(bytes)) => {
+                alarm.set(Some(sleep_until(Instant::now() + allowance(*stall, bytes))))
+            }
             Some(Said::Waiting) => alarm.set(None),
             None => {}
         }
-        let stalled = alarm.as_pin_mut().is_some_and(|alarm| alarm.poll(cx).is_ready());
+        let stalled = alarm
+            .as_pin_mut()
+            .is_some_and(|alarm| alarm.poll(cx).is_ready());
         if stalled {
             tracing::debug!("stream reset: its peer does not take the answer");
             self.set(Self::Reset);
@@ -91,7 +106,11 @@ mod tests {
     const STALL: Duration = Duration::from_secs(30);
 
     fn running<F: Future>(stream: F) -> task::Spawn<Task<F>> {
-        task::spawn(Task::Running { stream, stall: STALL, alarm: None })
+        task::spawn(Task::Running {
+            stream,
+            stall: STALL,
+            alarm: None,
+        })
     }
 
     async fn pass(secs: u64) {
@@ -123,7 +142,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_whose_body_has_nothing_to_give_lives() {
         // Server-sent events, or a gRPC stream without news.
-        let mut body = Box::pin(Telling::new(testkit::Script::new([testkit::Step::Hang]).map_err(|error| error)));
+        let mut body = Box::pin(Telling::new(
+            testkit::Script::new([testkit::Step::Hang]).map_err(|error| error),
+        ));
         let mut task = running(poll_fn(move |cx| {
             assert!(body.as_mut().poll_frame(cx).is_pending());
             Poll::<()>::Pending

@@ -88,7 +88,11 @@ impl<T, S: Service<T>> Service<T> for Revocable<S> {
     type Future = S::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        if self.1.0.load(SeqCst) { self.0.poll_ready(cx) } else { Poll::Pending }
+        if self.1.0.load(SeqCst) {
+            self.0.poll_ready(cx)
+        } else {
+            Poll::Pending
+        }
     }
 
     fn call(&mut self, request: T) -> S::Future {
@@ -118,7 +122,9 @@ pub(crate) fn ms(millis: u64) -> Duration {
 
 /// Nothing here takes longer, unless it hangs.
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
-    timeout(Duration::from_secs(20), future).await.expect("hangs")
+    timeout(Duration::from_secs(20), future)
+        .await
+        .expect("hangs")
 }
 
 pub(crate) fn app() -> Router {
@@ -127,7 +133,11 @@ pub(crate) fn app() -> Router {
 
 /// No announcing; five seconds to close, which no test ever waits for.
 pub(crate) fn quick() -> Drain {
-    Drain::builder().announce(ms(0)).close(ms(5000)).force(ms(200)).build()
+    Drain::builder()
+        .announce(ms(0))
+        .close(ms(5000))
+        .force(ms(200))
+        .build()
 }
 
 pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
@@ -138,7 +148,10 @@ pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
 
 pub(crate) async fn serve(drain: &Drain, app: Router) -> Running {
     let (listener, addr) = listen().await;
-    Running { addr, task: tokio::spawn(drain.serve(listener, app)) }
+    Running {
+        addr,
+        task: tokio::spawn(drain.serve(listener, app)),
+    }
 }
 
 /// As [`serve`], with the runner's knobs.
@@ -149,7 +162,10 @@ pub(crate) async fn serve_with(
 ) -> Running {
     let (listener, addr) = listen().await;
     let http = knobs(Http::new(drain, app));
-    Running { addr, task: tokio::spawn(Server::new(drain, listener).run(http)) }
+    Running {
+        addr,
+        task: tokio::spawn(Server::new(drain, listener).run(http)),
+    }
 }
 
 /// Until so many guests are here: accepting is another task's work.
@@ -184,12 +200,17 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Client<Io> {
 
     pub(crate) async fn answer(&mut self) -> Answered {
         let head = self.head().await;
-        let length =
-            head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "))
+            .map_or(0, |n| n.parse().unwrap());
         assert!(!head.contains("transfer-encoding"), "{head}");
         let mut body = vec![0; length];
         soon(self.0.read_exact(&mut body)).await.unwrap();
-        Answered { head, body: String::from_utf8(body).unwrap() }
+        Answered {
+            head,
+            body: String::from_utf8(body).unwrap(),
+        }
     }
 
     pub(crate) async fn head(&mut self) -> String {
@@ -214,7 +235,10 @@ impl Answered {
     }
 
     pub(crate) fn closes(&self) -> usize {
-        self.head.lines().filter(|line| line.eq_ignore_ascii_case("connection: close")).count()
+        self.head
+            .lines()
+            .filter(|line| line.eq_ignore_ascii_case("connection: close"))
+            .count()
     }
 }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use testkit::{Etcd, Proxy};
 use tower_etcd::{Cluster, EtcdStore};
-use tower_lease::{Acquired, Claim, ClaimId, Fault, Grant, Holder, LeaseKey, LeaseStore, StoreError};
+use tower_lease::{
+    Acquired, Claim, ClaimId, Fault, Grant, Holder, LeaseKey, LeaseStore, StoreError,
+};
 
 /// The engine's own floor.
 pub(crate) const TTL: Duration = Duration::from_secs(2);
@@ -24,13 +26,18 @@ pub(crate) fn store(etcd: &Etcd) -> EtcdStore {
 
 /// For those who ask it themselves, and once: on a loaded machine an answer that is late is an answer.
 pub(crate) fn patient(etcd: &Etcd) -> EtcdStore {
-    let cluster = Cluster::builder(etcd.endpoints()).request_timeout(PATIENCE).build().unwrap();
+    let cluster = Cluster::builder(etcd.endpoints())
+        .request_timeout(PATIENCE)
+        .build()
+        .unwrap();
     EtcdStore::new(&cluster).with_min_ttl(TTL)
 }
 
 /// A store that reaches the first member through a bad network.
 pub(crate) fn behind(proxy: &Proxy) -> EtcdStore {
-    let cluster = Cluster::builder([format!("http://{}", proxy.addr())]).build().unwrap();
+    let cluster = Cluster::builder([format!("http://{}", proxy.addr())])
+        .build()
+        .unwrap();
     EtcdStore::new(&cluster).with_min_ttl(TTL)
 }
 

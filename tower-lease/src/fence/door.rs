@@ -129,7 +129,12 @@ impl<M: Mark> Fence<M> {
     /// How tokens fared.
     #[must_use]
     pub fn counts(&self) -> FenceCounts {
-        let Counters { stale, bad, unknown, asked } = &self.shared.counters;
+        let Counters {
+            stale,
+            bad,
+            unknown,
+            asked,
+        } = &self.shared.counters;
         FenceCounts {
             stale: stale.load(Relaxed),
             bad: bad.load(Relaxed),
@@ -148,7 +153,9 @@ impl<M: Mark> Fence<M> {
 
     /// As [`look`](Self::look), for a header's value.
     pub(super) fn look_at(&self, text: Option<&[u8]>) -> Look {
-        let Some(text) = text else { return self.refused(NotCurrent::missing()) };
+        let Some(text) = text else {
+            return self.refused(NotCurrent::missing());
+        };
         match std::str::from_utf8(text).ok().and_then(token::split) {
             Some((key, epoch)) => self.look(key, epoch),
             None => self.refused(NotCurrent::malformed()),
@@ -159,7 +166,9 @@ impl<M: Mark> Fence<M> {
         if let Some(entry) = self.shared.table.get(key) {
             match entry.floor.judge(epoch.get()) {
                 Judgement::Current => return Look::Passed(FencePass { entry, epoch }),
-                Judgement::Below(floor) => return self.refused(NotCurrent::stale(epoch.get(), Some(floor))),
+                Judgement::Below(floor) => {
+                    return self.refused(NotCurrent::stale(epoch.get(), Some(floor)));
+                }
                 Judgement::Unknown => {}
             }
         }
@@ -179,13 +188,24 @@ impl<M: Mark> Fence<M> {
     pub(super) async fn ask(&self, token: &FencingToken) -> Result<FencePass, NotCurrent> {
         let entry = self.shared.table.get_or_insert(token.key());
         let asking = tokio::time::timeout(self.shared.raise_within, self.raise(&entry, token));
-        let answer = asking.await.unwrap_or_else(|_| Err(self.fails("it did not answer in time")));
-        answer.map(|()| FencePass { entry, epoch: token.epoch() }).inspect_err(|why| self.count(why))
+        let answer = asking
+            .await
+            .unwrap_or_else(|_| Err(self.fails("it did not answer in time")));
+        answer
+            .map(|()| FencePass {
+                entry,
+                epoch: token.epoch(),
+            })
+            .inspect_err(|why| self.count(why))
     }
 
     async fn raise(&self, entry: &Entry, token: &FencingToken) -> Result<(), NotCurrent> {
         let _place = entry.wait().ok_or(NotCurrent::floor_unknown())?;
-        let _turn = entry.turn.acquire().await.map_err(|_| NotCurrent::floor_unknown())?;
+        let _turn = entry
+            .turn
+            .acquire()
+            .await
+            .map_err(|_| NotCurrent::floor_unknown())?;
         let epoch = token.epoch().get();
         // Whoever had the turn before may have learned it.
         match entry.floor.judge(epoch) {
@@ -194,11 +214,21 @@ impl<M: Mark> Fence<M> {
             Judgement::Unknown => {}
         }
         self.shared.counters.asked.fetch_add(1, Relaxed);
-        let highest = self.shared.mark.raise(token).await.map_err(|error| self.fails(&error.to_string()))?;
+        let highest = self
+            .shared
+            .mark
+            .raise(token)
+            .await
+            .map_err(|error| self.fails(&error.to_string()))?;
         self.works();
-        let Some(highest) = highest else { return Err(NotCurrent::stale(epoch, None)) };
+        let Some(highest) = highest else {
+            return Err(NotCurrent::stale(epoch, None));
+        };
         // Forgotten meanwhile: another entry may know better.
-        let before = entry.floor.raise(highest.get()).ok_or(NotCurrent::floor_unknown())?;
+        let before = entry
+            .floor
+            .raise(highest.get())
+            .ok_or(NotCurrent::floor_unknown())?;
         if before < highest.get() {
             tracing::info!(key = %token.key(), from = before, to = highest.get(), "fence");
         }
@@ -238,14 +268,19 @@ impl<M: Mark> Fence<M> {
 
 impl<M> Clone for Fence<M> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone() }
+        Self {
+            shared: self.shared.clone(),
+        }
     }
 }
 
 impl<M> fmt::Debug for Fence<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Shared { scope, table, .. } = &*self.shared;
-        f.debug_struct("Fence").field("scope", scope).field("keys", &table.len()).finish_non_exhaustive()
+        f.debug_struct("Fence")
+            .field("scope", scope)
+            .field("keys", &table.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -253,7 +288,12 @@ impl<M> fmt::Debug for Fence<M> {
 
 impl<M: Mark> FenceBuilder<M> {
     fn new(scope: Scope, mark: M) -> Self {
-        Self { mark, scope, capacity: CAPACITY, raise_within: RAISE_WITHIN }
+        Self {
+            mark,
+            scope,
+            capacity: CAPACITY,
+            raise_within: RAISE_WITHIN,
+        }
     }
 
     /// How many keys are remembered; beyond that some key is forgotten, and the mark asked again when it comes back.
@@ -273,10 +313,24 @@ impl<M: Mark> FenceBuilder<M> {
     /// Makes the fence.
     #[must_use]
     pub fn build(self) -> Fence<M> {
-        let Self { mark, scope, capacity, raise_within } = self;
+        let Self {
+            mark,
+            scope,
+            capacity,
+            raise_within,
+        } = self;
         let (table, counters) = (Table::new(capacity), Counters::default());
-        let shared = Shared { mark, scope, raise_within, table, counters, is_failing: AtomicBool::new(false) };
-        Fence { shared: Arc::new(shared) }
+        let shared = Shared {
+            mark,
+            scope,
+            raise_within,
+            table,
+            counters,
+            is_failing: AtomicBool::new(false),
+        };
+        Fence {
+            shared: Arc::new(shared),
+        }
     }
 }
 

@@ -33,35 +33,57 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl NotCurrent {
     pub(super) const fn stale(epoch: u64, floor: Option<u64>) -> Self {
-        Self { refusal: Refusal::new(Class::Stale, "token-stale"), why: Why::Stale { epoch, floor } }
+        Self {
+            refusal: Refusal::new(Class::Stale, "token-stale"),
+            why: Why::Stale { epoch, floor },
+        }
     }
 
     pub(super) const fn ahead(epoch: u64, floor: u64) -> Self {
-        Self { refusal: Refusal::new(Class::Stale, "token-ahead"), why: Why::Ahead { epoch, floor } }
+        Self {
+            refusal: Refusal::new(Class::Stale, "token-ahead"),
+            why: Why::Ahead { epoch, floor },
+        }
     }
 
     pub(super) const fn missing() -> Self {
-        Self { refusal: Refusal::new(Class::BadRequest, "token-missing"), why: Why::Missing }
+        Self {
+            refusal: Refusal::new(Class::BadRequest, "token-missing"),
+            why: Why::Missing,
+        }
     }
 
     pub(super) const fn malformed() -> Self {
-        Self { refusal: Refusal::new(Class::BadRequest, "token-malformed"), why: Why::Malformed }
+        Self {
+            refusal: Refusal::new(Class::BadRequest, "token-malformed"),
+            why: Why::Malformed,
+        }
     }
 
     pub(super) const fn other_key() -> Self {
-        Self { refusal: Refusal::new(Class::BadRequest, "token-of-another-key"), why: Why::OtherKey }
+        Self {
+            refusal: Refusal::new(Class::BadRequest, "token-of-another-key"),
+            why: Why::OtherKey,
+        }
     }
 
     pub(super) const fn floor_unknown() -> Self {
-        let refusal = Refusal::new(Class::Unavailable, "floor-unknown").with_retry_after(Some(RETRY_AFTER));
-        Self { refusal, why: Why::FloorUnknown }
+        let refusal =
+            Refusal::new(Class::Unavailable, "floor-unknown").with_retry_after(Some(RETRY_AFTER));
+        Self {
+            refusal,
+            why: Why::FloorUnknown,
+        }
     }
 
     /// The highest epoch that is known of the key, if that is why.
     #[must_use]
     pub const fn floor(&self) -> Option<NonZeroU64> {
         match self.why {
-            Why::Stale { floor: Some(floor), .. } | Why::Ahead { floor, .. } => NonZeroU64::new(floor),
+            Why::Stale {
+                floor: Some(floor), ..
+            }
+            | Why::Ahead { floor, .. } => NonZeroU64::new(floor),
             _ => None,
         }
     }
@@ -70,14 +92,26 @@ impl NotCurrent {
 impl fmt::Display for NotCurrent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.why {
-            Why::Stale { epoch, floor: Some(floor) } => {
-                write!(f, "the fencing token (epoch {epoch}) is older than the highest seen (epoch {floor})")
+            Why::Stale {
+                epoch,
+                floor: Some(floor),
+            } => {
+                write!(
+                    f,
+                    "the fencing token (epoch {epoch}) is older than the highest seen (epoch {floor})"
+                )
             }
             Why::Stale { epoch, floor: None } => {
-                write!(f, "the fencing token (epoch {epoch}) is of a lease that nobody holds now")
+                write!(
+                    f,
+                    "the fencing token (epoch {epoch}) is of a lease that nobody holds now"
+                )
             }
             Why::Ahead { epoch, floor } => {
-                write!(f, "the fencing token (epoch {epoch}) is ahead of the last that was given out (epoch {floor})")
+                write!(
+                    f,
+                    "the fencing token (epoch {epoch}) is ahead of the last that was given out (epoch {floor})"
+                )
             }
             Why::Missing => f.write_str("the request carries no fencing token"),
             Why::Malformed => f.write_str("the request's fencing token makes no sense"),

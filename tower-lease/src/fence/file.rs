@@ -60,7 +60,9 @@ impl Mark for FileMark {
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
         // Before a thread is taken: whoever gives up waiting for a disk that hangs leaves nothing behind.
         let (mut log, token) = (self.0.clone().lock_owned().await, token.clone());
-        Ok(Some(tokio::task::spawn_blocking(move || log.raise(&token)).await??))
+        Ok(Some(
+            tokio::task::spawn_blocking(move || log.raise(&token)).await??,
+        ))
     }
 }
 
@@ -81,13 +83,22 @@ impl Log {
         };
         let floors = read(&text)?;
         let file = rewrite(&path, &floors)?;
-        Ok(Self { path, file, lines: floors.len(), floors, is_torn: false, _lock: lock })
+        Ok(Self {
+            path,
+            file,
+            lines: floors.len(),
+            floors,
+            is_torn: false,
+            _lock: lock,
+        })
     }
 
     fn raise(&mut self, token: &FencingToken) -> io::Result<NonZeroU64> {
         match self.floors.get(token.key()) {
             Some(floor) if *floor >= token.epoch() => return Ok(*floor),
-            None if self.floors.len() >= MAX_KEYS => return Err(io::Error::other("as many keys as there may be")),
+            None if self.floors.len() >= MAX_KEYS => {
+                return Err(io::Error::other("as many keys as there may be"));
+            }
             _ => {}
         }
         self.make_whole()?;
@@ -111,8 +122,13 @@ impl Log {
 /// The lines of a file. A last one without its end was never acknowledged.
 fn read(text: &str) -> io::Result<BTreeMap<LeaseKey, NonZeroU64>> {
     let mut floors = BTreeMap::new();
-    for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
-        let token = line.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    for line in text
+        .split_inclusive('\n')
+        .filter_map(|line| line.strip_suffix('\n'))
+    {
+        let token = line
+            .parse()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         raise(&mut floors, &token);
     }
     Ok(floors)
@@ -127,13 +143,19 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 /// Puts a new file in the place of the old one, in one step, and opens it at its end.
 fn rewrite(path: &Path, floors: &BTreeMap<LeaseKey, NonZeroU64>) -> io::Result<fs::File> {
     let beside = beside(path, ".new");
-    let lines: String = floors.iter().map(|(key, epoch)| format!("{key};{epoch}\n")).collect();
+    let lines: String = floors
+        .iter()
+        .map(|(key, epoch)| format!("{key};{epoch}\n"))
+        .collect();
     let mut file = fs::File::create(&beside)?;
     file.write_all(lines.as_bytes())?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
     // Not every system lets a folder be opened; those that need it synced do.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     if let Ok(folder) = fs::File::open(folder) {
         folder.sync_all()?;
     }
@@ -163,8 +185,18 @@ mod lock {
     const SHARING_VIOLATION: i32 = 32;
 
     pub(super) fn take(path: &Path) -> io::Result<File> {
-        let opened = File::options().create(true).append(true).share_mode(0).open(path);
-        opened.map_err(|error| if error.raw_os_error() == Some(SHARING_VIOLATION) { super::busy() } else { error })
+        let opened = File::options()
+            .create(true)
+            .append(true)
+            .share_mode(0)
+            .open(path);
+        opened.map_err(|error| {
+            if error.raw_os_error() == Some(SHARING_VIOLATION) {
+                super::busy()
+            } else {
+                error
+            }
+        })
     }
 }
 
@@ -179,7 +211,10 @@ mod lock {
 
 #[cfg(any(unix, windows))]
 fn busy() -> io::Error {
-    io::Error::new(io::ErrorKind::ResourceBusy, "another fence has the file of these floors open")
+    io::Error::new(
+        io::ErrorKind::ResourceBusy,
+        "another fence has the file of these floors open",
+    )
 }
 
 #[cfg(all(test, not(loom)))]
@@ -194,7 +229,11 @@ mod tests {
     impl Place {
         fn new() -> Self {
             static NEXT: AtomicU32 = AtomicU32::new(0);
-            let name = format!("tower-lease-mark-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let name = format!(
+                "tower-lease-mark-{}-{}",
+                std::process::id(),
+                NEXT.fetch_add(1, Ordering::Relaxed)
+            );
             let folder = std::env::temp_dir().join(name);
             fs::create_dir_all(&folder).unwrap();
             Self(folder.join("floors"))
@@ -235,7 +274,10 @@ mod tests {
         assert_eq!(open(&place).raise(&token("a", 1)).unwrap().get(), 7);
         assert_eq!(fs::read_to_string(&place.0).unwrap(), "a;7\n");
         fs::write(&place.0, "a;7\nlost\nb;1\n").unwrap();
-        assert_eq!(Log::open(place.0.clone()).err().unwrap().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            Log::open(place.0.clone()).err().unwrap().kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 
     /// A disk that was full for a moment must not glue two lines into one.
@@ -258,9 +300,16 @@ mod tests {
         let mut log = open(&place);
         log.raise(&token("a", 7)).unwrap();
         log.file = fs::File::open(&place.0).unwrap();
-        assert!(log.raise(&token("a", 8)).is_err(), "opened for reading only");
+        assert!(
+            log.raise(&token("a", 8)).is_err(),
+            "opened for reading only"
+        );
         assert_eq!(log.floors[&LeaseKey::new("a").unwrap()].get(), 7);
-        assert_eq!(log.raise(&token("a", 8)).unwrap().get(), 8, "the next attempt makes a new file");
+        assert_eq!(
+            log.raise(&token("a", 8)).unwrap().get(),
+            8,
+            "the next attempt makes a new file"
+        );
     }
 
     #[test]
@@ -278,11 +327,17 @@ mod tests {
         let place = Place::new();
         let mut log = open(&place);
         log.raise(&token("a", 7)).unwrap();
-        assert_eq!(Log::open(place.0.clone()).err().unwrap().kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(
+            Log::open(place.0.clone()).err().unwrap().kind(),
+            io::ErrorKind::ResourceBusy
+        );
         // A new file in its place changes nothing about that.
         log.lines = 2 * SPARE_LINES;
         log.raise(&token("a", 8)).unwrap();
-        assert_eq!(Log::open(place.0.clone()).err().unwrap().kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(
+            Log::open(place.0.clone()).err().unwrap().kind(),
+            io::ErrorKind::ResourceBusy
+        );
         drop(log);
         assert_eq!(open(&place).raise(&token("a", 1)).unwrap().get(), 8);
     }
@@ -302,6 +357,14 @@ mod tests {
         let place = Place::new();
         let mark = FileMark::open(&place.0).unwrap();
         assert_eq!(mark.raise(&token("a", 7)).await.unwrap().unwrap().get(), 7);
-        assert_eq!(mark.clone().raise(&token("a", 2)).await.unwrap().unwrap().get(), 7);
+        assert_eq!(
+            mark.clone()
+                .raise(&token("a", 2))
+                .await
+                .unwrap()
+                .unwrap()
+                .get(),
+            7
+        );
     }
 }

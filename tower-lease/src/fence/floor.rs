@@ -40,7 +40,8 @@ impl Floor {
     /// Takes what the mark answered; says what stood here before, or `None` if this floor is retired. Whoever comes late
     /// lowers nothing.
     pub(crate) fn raise(&self, highest: u64) -> Option<u64> {
-        Some(self.0.fetch_max(highest.min(RETIRED - 1), Ordering::AcqRel)).filter(|before| *before != RETIRED)
+        Some(self.0.fetch_max(highest.min(RETIRED - 1), Ordering::AcqRel))
+            .filter(|before| *before != RETIRED)
     }
 
     /// Nobody keeps it up to date any more, so it must not say "current" again.
@@ -75,7 +76,10 @@ mod tests {
             (Judgement::Below(7), Judgement::Current, Judgement::Unknown)
         );
         assert_eq!(floor.raise(5), Some(7), "an answer that comes late");
-        assert_eq!((floor.epoch(), floor.judge(5)), (Some(7), Judgement::Below(7)));
+        assert_eq!(
+            (floor.epoch(), floor.judge(5)),
+            (Some(7), Judgement::Below(7))
+        );
     }
 
     #[test]
@@ -84,7 +88,10 @@ mod tests {
         floor.raise(7);
         floor.retire();
         assert_eq!(floor.raise(9), None);
-        assert_eq!((floor.judge(7), floor.judge(9), floor.epoch()), (Judgement::Unknown, Judgement::Unknown, None));
+        assert_eq!(
+            (floor.judge(7), floor.judge(9), floor.epoch()),
+            (Judgement::Unknown, Judgement::Unknown, None)
+        );
     }
 }
 

@@ -36,15 +36,27 @@ type Asking = Pin<Box<dyn Future<Output = Result<FencePass, NotCurrent>> + Send>
 
 impl<S: Service<Req>, Req, R, K> FenceFuture<S, Req, R, K> {
     pub(super) fn asking(asking: Asking, service: S, request: Req, refuse: R, seen: K) -> Self {
-        Self { step: Step::Asking(asking, Some((service, request))), refuse, seen }
+        Self {
+            step: Step::Asking(asking, Some((service, request))),
+            refuse,
+            seen,
+        }
     }
 
     pub(super) fn passed(inner: S::Future, refuse: R, seen: K) -> Self {
-        Self { step: Step::Passed(inner), refuse, seen }
+        Self {
+            step: Step::Passed(inner),
+            refuse,
+            seen,
+        }
     }
 
     pub(super) fn refused(why: NotCurrent, refuse: R, seen: K) -> Self {
-        Self { step: Step::Refused(why), refuse, seen }
+        Self {
+            step: Step::Refused(why),
+            refuse,
+            seen,
+        }
     }
 }
 
@@ -61,7 +73,8 @@ where
             let next = match this.step.as_mut().project() {
                 StepProj::Asking(asking, held) => match ready!(asking.as_mut().poll(cx)) {
                     Ok(pass) => {
-                        let (mut service, mut request) = held.take().expect("polled after it was ready");
+                        let (mut service, mut request) =
+                            held.take().expect("polled after it was ready");
                         request.extensions_mut().insert(pass);
                         Step::Passed(service.call(request))
                     }
@@ -82,6 +95,8 @@ impl<S: Service<Req>, Req, R, K> fmt::Debug for FenceFuture<S, Req, R, K> {
             Step::Passed(_) => "passed",
             Step::Refused(_) => "refused",
         };
-        f.debug_struct("FenceFuture").field("step", &step).finish_non_exhaustive()
+        f.debug_struct("FenceFuture")
+            .field("step", &step)
+            .finish_non_exhaustive()
     }
 }

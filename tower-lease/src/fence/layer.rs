@@ -30,7 +30,11 @@ impl<M: Mark> FenceLayer<M> {
     /// Refers to a fence; any number of layers and services may. Refuses with an error (*reject*).
     #[must_use]
     pub fn new(fence: &Fence<M>) -> Self {
-        Self { fence: fence.clone(), refuse: Fail, missing: Missing::Refuse }
+        Self {
+            fence: fence.clone(),
+            refuse: Fail,
+            missing: Missing::Refuse,
+        }
     }
 }
 
@@ -53,7 +57,11 @@ impl<M: Mark, R> FenceLayer<M, R> {
     /// Answers with `refuse`.
     #[must_use]
     pub fn respond_with<Q>(self, refuse: Q) -> FenceLayer<M, Q> {
-        FenceLayer { fence: self.fence, refuse, missing: self.missing }
+        FenceLayer {
+            fence: self.fence,
+            refuse,
+            missing: self.missing,
+        }
     }
 }
 
@@ -67,12 +75,19 @@ impl<S, M, R: Clone> Layer<S> for FenceLayer<M, R> {
 
 impl<M, R: Clone> Clone for FenceLayer<M, R> {
     fn clone(&self) -> Self {
-        Self { fence: self.fence.clone(), refuse: self.refuse.clone(), missing: self.missing }
+        Self {
+            fence: self.fence.clone(),
+            refuse: self.refuse.clone(),
+            missing: self.missing,
+        }
     }
 }
 
 impl<M, R> fmt::Debug for FenceLayer<M, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FenceLayer").field("fence", &self.fence).field("missing", &self.missing).finish_non_exhaustive()
+        f.debug_struct("FenceLayer")
+            .field("fence", &self.fence)
+            .field("missing", &self.missing)
+            .finish_non_exhaustive()
     }
 }

@@ -32,7 +32,10 @@ pub trait Mark: Send + Sync + 'static {
     /// # Cancel safety
     ///
     /// A dropped call may have raised the mark or not.
-    fn raise(&self, token: &FencingToken) -> impl Future<Output = Result<Option<NonZeroU64>, BoxError>> + Send;
+    fn raise(
+        &self,
+        token: &FencingToken,
+    ) -> impl Future<Output = Result<Option<NonZeroU64>, BoxError>> + Send;
 }
 
 /// Asks the lease store itself who holds the key: nothing to keep, and no token passes that was never given out.
@@ -92,7 +95,10 @@ impl Mark for MemoryMark {
     }
 }
 
-pub(super) fn raise(floors: &mut BTreeMap<LeaseKey, NonZeroU64>, token: &FencingToken) -> NonZeroU64 {
+pub(super) fn raise(
+    floors: &mut BTreeMap<LeaseKey, NonZeroU64>,
+    token: &FencingToken,
+) -> NonZeroU64 {
     let floor = floors.entry(token.key().clone()).or_insert(token.epoch());
     *floor = token.epoch().max(*floor);
     *floor

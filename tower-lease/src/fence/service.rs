@@ -26,7 +26,12 @@ pub struct FenceService<S, M, R = Fail> {
 
 impl<S, M, R> FenceService<S, M, R> {
     pub(super) const fn new(inner: S, fence: Fence<M>, refuse: R, missing: Missing) -> Self {
-        Self { inner, fence, refuse, missing }
+        Self {
+            inner,
+            fence,
+            refuse,
+            missing,
+        }
     }
 
     /// The inner service.
@@ -86,13 +91,21 @@ where
 impl<S: Clone, M, R: Clone> Clone for FenceService<S, M, R> {
     /// The clone has asked nobody yet, as far as the inner service's clone has not.
     fn clone(&self) -> Self {
-        Self::new(self.inner.clone(), self.fence.clone(), self.refuse.clone(), self.missing)
+        Self::new(
+            self.inner.clone(),
+            self.fence.clone(),
+            self.refuse.clone(),
+            self.missing,
+        )
     }
 }
 
 impl<S: fmt::Debug, M, R> fmt::Debug for FenceService<S, M, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FenceService").field("inner", &self.inner).field("fence", &self.fence).finish_non_exhaustive()
+        f.debug_struct("FenceService")
+            .field("inner", &self.inner)
+            .field("fence", &self.fence)
+            .finish_non_exhaustive()
     }
 }
 
@@ -100,5 +113,9 @@ impl<S: fmt::Debug, M, R> fmt::Debug for FenceService<S, M, R> {
 fn sole_token(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(LEASE_TOKEN).iter();
     let first = values.next()?;
-    Some(if values.next().is_some() { b"" } else { first.as_bytes() })
+    Some(if values.next().is_some() {
+        b""
+    } else {
+        first.as_bytes()
+    })
 }

@@ -45,7 +45,11 @@ const MAX_WAITING: usize = 1_024;
 
 impl Table {
     pub(super) fn new(capacity: NonZeroUsize) -> Self {
-        Self { entries: ArcSwap::default(), edit: Mutex::new(()), capacity }
+        Self {
+            entries: ArcSwap::default(),
+            edit: Mutex::new(()),
+            capacity,
+        }
     }
 
     pub(super) fn get(&self, key: &str) -> Option<Arc<Entry>> {
@@ -75,7 +79,9 @@ impl Table {
     /// Forgets some key: its floor is the mark's, which will be asked again.
     fn make_room(&self, entries: &mut Entries) {
         while entries.len() >= self.capacity.get() {
-            let Some(key) = entries.keys().next().cloned() else { return };
+            let Some(key) = entries.keys().next().cloned() else {
+                return;
+            };
             if let Some(entry) = entries.remove(&key) {
                 entry.floor.retire();
             }
@@ -87,7 +93,12 @@ impl Table {
 
 impl Entry {
     fn new(key: LeaseKey) -> Self {
-        Self { key, floor: Floor::new(), turn: Semaphore::new(1), waiting: AtomicUsize::new(0) }
+        Self {
+            key,
+            floor: Floor::new(),
+            turn: Semaphore::new(1),
+            waiting: AtomicUsize::new(0),
+        }
     }
 
     /// A place to wait at, unless too many do.
@@ -124,13 +135,21 @@ mod tests {
     #[test]
     fn no_more_keys_are_kept_than_agreed_and_what_is_forgotten_says_nothing() {
         let table = Table::new(NonZeroUsize::new(4).unwrap());
-        let entries: Vec<_> = (0..100).map(|index| table.get_or_insert(&key(&format!("k{index}")))).collect();
+        let entries: Vec<_> = (0..100)
+            .map(|index| table.get_or_insert(&key(&format!("k{index}"))))
+            .collect();
         entries.iter().for_each(|entry| {
             entry.floor.raise(7);
         });
         assert_eq!(table.len(), 4);
-        let knowing = entries.iter().filter(|entry| entry.floor.judge(7) == Judgement::Current);
-        assert!(knowing.clone().all(|entry| table.get(entry.key.as_str()).is_some()));
+        let knowing = entries
+            .iter()
+            .filter(|entry| entry.floor.judge(7) == Judgement::Current);
+        assert!(
+            knowing
+                .clone()
+                .all(|entry| table.get(entry.key.as_str()).is_some())
+        );
         assert_eq!(knowing.count(), 4);
     }
 

@@ -53,7 +53,12 @@ impl<T> Fenced<T> {
     pub fn write(&mut self, token: &FencingToken) -> Result<FenceGuard<'_, T>, NotCurrent> {
         match token.compare(&self.floor) {
             Err(_) => return Err(NotCurrent::other_key()),
-            Ok(Ordering::Less) => return Err(NotCurrent::stale(token.epoch().get(), Some(self.floor.epoch().get()))),
+            Ok(Ordering::Less) => {
+                return Err(NotCurrent::stale(
+                    token.epoch().get(),
+                    Some(self.floor.epoch().get()),
+                ));
+            }
             Ok(Ordering::Equal) => {}
             Ok(Ordering::Greater) => self.floor.clone_from(token),
         }
@@ -126,8 +131,17 @@ mod tests {
         *fenced.write(&token("a", 5)).unwrap() = 5;
         *fenced.write(&token("a", 5)).unwrap() += 1;
         let refused = fenced.write(&token("a", 4)).unwrap_err();
-        assert_eq!((refused.refusal().class(), refused.floor().map(NonZeroU64::get)), (Class::Stale, Some(5)));
-        assert_eq!(fenced.write(&token("a", 6)).unwrap().token(), &token("a", 6));
+        assert_eq!(
+            (
+                refused.refusal().class(),
+                refused.floor().map(NonZeroU64::get)
+            ),
+            (Class::Stale, Some(5))
+        );
+        assert_eq!(
+            fenced.write(&token("a", 6)).unwrap().token(),
+            &token("a", 6)
+        );
         assert_eq!(fenced.into_parts(), (token("a", 6), 6));
     }
 
@@ -135,7 +149,10 @@ mod tests {
     fn r25_a_token_of_another_key_is_no_token() {
         let mut fenced = Fenced::new(token("a", 1), ());
         let refused = fenced.write(&token("b", 9)).unwrap_err();
-        assert_eq!((refused.refusal().class(), refused.floor()), (Class::BadRequest, None));
+        assert_eq!(
+            (refused.refusal().class(), refused.floor()),
+            (Class::BadRequest, None)
+        );
         assert_eq!(fenced.floor(), &token("a", 1));
     }
 

@@ -17,7 +17,12 @@ fn epoch(number: u64) -> NonZeroU64 {
 }
 
 fn granted(number: u64, ttl: Duration) -> Granted {
-    Granted { epoch: epoch(number), ttl, revision: Revision::new(number), is_clean: true }
+    Granted {
+        epoch: epoch(number),
+        ttl,
+        revision: Revision::new(number),
+        is_clean: true,
+    }
 }
 
 fn grant(number: u64, ttl: Duration) -> Result<Reply, Fault> {
@@ -62,7 +67,10 @@ fn held(terms: Terms, answered: u64) -> (Core, Sent) {
     let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     core.on(Input::Acquired(sent, grant(5, TTL)), ms(answered));
     assert!(core.state().is_held());
-    core.on(Input::Watched(Seen::Held(sent.claim, Revision::new(5))), ms(answered));
+    core.on(
+        Input::Watched(Seen::Held(sent.claim, Revision::new(5))),
+        ms(answered),
+    );
     (core, sent)
 }
 
@@ -78,17 +86,31 @@ fn next_renewal(core: &mut Core) -> (Sent, BootInstant) {
 }
 
 fn reacquiring() -> Terms {
-    Terms { reacquire: true, ..Terms::default() }
+    Terms {
+        reacquire: true,
+        ..Terms::default()
+    }
 }
 
 #[test]
 fn r1_validity_does_not_move_with_the_delay_of_the_answer() {
     for delay in [0, 1, 500, 900] {
         let (mut core, _) = held(Terms::default(), delay);
-        assert_eq!(until(&core), ms(VALID_MS), "the grant came after {delay} ms");
+        assert_eq!(
+            until(&core),
+            ms(VALID_MS),
+            "the grant came after {delay} ms"
+        );
         let (sent, at) = next_renewal(&mut core);
-        core.on(Input::Renewed(sent, Ok(TTL)), at.after(Duration::from_millis(delay)));
-        assert_eq!(until(&core), at.after(Duration::from_millis(VALID_MS)), "the renewal's came after {delay} ms");
+        core.on(
+            Input::Renewed(sent, Ok(TTL)),
+            at.after(Duration::from_millis(delay)),
+        );
+        assert_eq!(
+            until(&core),
+            at.after(Duration::from_millis(VALID_MS)),
+            "the renewal's came after {delay} ms"
+        );
     }
 }
 
@@ -98,9 +120,15 @@ fn r2_the_granted_ttl_counts_not_the_one_asked_for() {
         let mut core = core(Terms::default());
         let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
         core.on(Input::Acquired(sent, grant(5, ttl)), ms(10));
-        assert!(until(&core).since(ms(valid)) < Duration::from_millis(1), "{ttl:?}");
+        assert!(
+            until(&core).since(ms(valid)) < Duration::from_millis(1),
+            "{ttl:?}"
+        );
         let due = core.deadline().unwrap();
-        assert!(due >= BootInstant::from_nanos(0).after(ttl / 5) && due <= ms(0).after(ttl / 4), "{ttl:?}");
+        assert!(
+            due >= BootInstant::from_nanos(0).after(ttl / 5) && due <= ms(0).after(ttl / 4),
+            "{ttl:?}"
+        );
     }
 }
 
@@ -110,7 +138,13 @@ fn r6_whatever_comes_late_finds_an_expired_lease_fenced() {
     let (sent, _) = next_renewal(&mut core);
     let outputs = core.on(Input::Renewed(sent, Ok(TTL)), ms(VALID_MS));
     assert_eq!(outputs[0], Output::Close);
-    assert_eq!(core.state(), State::Fenced { epoch: epoch(5), cause: Lost::Expired });
+    assert_eq!(
+        core.state(),
+        State::Fenced {
+            epoch: epoch(5),
+            cause: Lost::Expired
+        }
+    );
     assert!(core.is_over());
 }
 
@@ -125,11 +159,17 @@ fn r7_only_an_explicit_success_for_this_epoch_extends() {
     }
     let (mut core, _) = held(Terms::default(), 0);
     let (sent, at) = next_renewal(&mut core);
-    let other = Sent { claim: ClaimId::from_u128(7), ..sent };
+    let other = Sent {
+        claim: ClaimId::from_u128(7),
+        ..sent
+    };
     core.on(Input::Renewed(other, Ok(TTL)), at);
     assert_eq!(until(&core), ms(VALID_MS), "another claim's success");
     core.on(Input::Renewed(other, Err(Fault::Lost)), at);
-    assert!(core.state().is_held(), "nor does another claim's loss fence");
+    assert!(
+        core.state().is_held(),
+        "nor does another claim's loss fence"
+    );
 }
 
 #[test]
@@ -156,7 +196,10 @@ fn r8_a_late_answer_counts_from_its_own_request() {
     assert!(matches!(core.state(), State::Jeopardy { .. }));
     core.on(Input::Renewed(first, Ok(TTL)), later);
     assert_eq!(until(&core), at.after(Duration::from_millis(VALID_MS)));
-    assert!(matches!(core.state(), State::Held { .. }), "R-13: a success ends jeopardy");
+    assert!(
+        matches!(core.state(), State::Held { .. }),
+        "R-13: a success ends jeopardy"
+    );
 }
 
 #[test]
@@ -166,7 +209,10 @@ fn r9_renewals_come_early_and_retries_at_once_then_with_a_pause() {
         let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
         core.on(Input::Acquired(sent, grant(5, TTL)), ms(0));
         let (sent, at) = next_renewal(&mut core);
-        assert!((ms(2_000)..=ms(2_500)).contains(&at), "period/4 × [0.8, 1.0]: {at:?}");
+        assert!(
+            (ms(2_000)..=ms(2_500)).contains(&at),
+            "period/4 × [0.8, 1.0]: {at:?}"
+        );
         let outputs = core.on(Input::Renewed(sent, Err(Fault::Unknown)), at);
         let sent = renew_in(&outputs).expect("the first retry is immediate");
         core.on(Input::Renewed(sent, Err(Fault::Unknown)), at);
@@ -189,27 +235,57 @@ fn r11_lost_is_lost_at_once_whatever_validity_is_left() {
     let (sent, at) = next_renewal(&mut core);
     let outputs = core.on(Input::Renewed(sent, Err(Fault::Lost)), at);
     assert_eq!(outputs[0], Output::Close, "before anything else");
-    assert_eq!(core.state(), State::Fenced { epoch: epoch(5), cause: Lost::Gone });
+    assert_eq!(
+        core.state(),
+        State::Fenced {
+            epoch: epoch(5),
+            cause: Lost::Gone
+        }
+    );
     let (mut core, _) = held(Terms::default(), 0);
     let (sent, at) = next_renewal(&mut core);
     core.on(Input::Renewed(sent, Ok(Duration::ZERO)), at);
-    assert!(matches!(core.state(), State::Fenced { .. }), "a success with no time left is none");
+    assert!(
+        matches!(core.state(), State::Fenced { .. }),
+        "a success with no time left is none"
+    );
 }
 
 #[test]
 fn r12_the_own_record_is_watched_and_its_end_is_the_end() {
     let (mut core, sent) = held(Terms::default(), 0);
-    for stale in [Seen::Vacant(Revision::new(4)), Seen::Held(ClaimId::from_u128(1), Revision::new(4))] {
+    for stale in [
+        Seen::Vacant(Revision::new(4)),
+        Seen::Held(ClaimId::from_u128(1), Revision::new(4)),
+    ] {
         core.on(Input::Watched(stale), ms(10));
         assert!(core.state().is_held(), "older than the grant: {stale:?}");
     }
-    core.on(Input::Watched(Seen::Held(sent.claim, Revision::new(9))), ms(10));
+    core.on(
+        Input::Watched(Seen::Held(sent.claim, Revision::new(9))),
+        ms(10),
+    );
     assert!(core.state().is_held());
-    core.on(Input::Watched(Seen::Held(ClaimId::from_u128(1), Revision::new(9))), ms(10));
-    assert_eq!(core.state(), State::Fenced { epoch: epoch(5), cause: Lost::Replaced });
+    core.on(
+        Input::Watched(Seen::Held(ClaimId::from_u128(1), Revision::new(9))),
+        ms(10),
+    );
+    assert_eq!(
+        core.state(),
+        State::Fenced {
+            epoch: epoch(5),
+            cause: Lost::Replaced
+        }
+    );
     let (mut core, _) = held(Terms::default(), 0);
     core.on(Input::Watched(Seen::Vacant(Revision::new(6))), ms(10));
-    assert_eq!(core.state(), State::Fenced { epoch: epoch(5), cause: Lost::Gone });
+    assert_eq!(
+        core.state(),
+        State::Fenced {
+            epoch: epoch(5),
+            cause: Lost::Gone
+        }
+    );
 }
 
 #[test]
@@ -219,9 +295,19 @@ fn r12_a_watch_that_breaks_is_jeopardy_until_it_reports_again() {
     assert_eq!(core.state(), State::Jeopardy { epoch: epoch(5) });
     let again = core.deadline().unwrap();
     let outputs = core.on(Input::Timer, again);
-    assert!(outputs.contains(&Output::Watch(Revision::new(5))), "{outputs:?}");
-    assert_eq!(core.state(), State::Jeopardy { epoch: epoch(5) }, "opened is not yet heard");
-    core.on(Input::Watched(Seen::Held(sent.claim, Revision::new(5))), again);
+    assert!(
+        outputs.contains(&Output::Watch(Revision::new(5))),
+        "{outputs:?}"
+    );
+    assert_eq!(
+        core.state(),
+        State::Jeopardy { epoch: epoch(5) },
+        "opened is not yet heard"
+    );
+    core.on(
+        Input::Watched(Seen::Held(sent.claim, Revision::new(5))),
+        again,
+    );
     assert_eq!(core.state(), State::Held { epoch: epoch(5) });
     assert_eq!(until(&core), ms(VALID_MS), "it extends nothing");
 }
@@ -231,10 +317,16 @@ fn r13_failing_renewals_are_jeopardy_until_a_success() {
     let (mut core, _) = held(Terms::default(), 0);
     let (sent, at) = next_renewal(&mut core);
     let outputs = core.on(Input::Renewed(sent, Err(Fault::NotSent)), at);
-    assert!(outputs.contains(&Output::Publish(State::Jeopardy { epoch: epoch(5) })), "{outputs:?}");
+    assert!(
+        outputs.contains(&Output::Publish(State::Jeopardy { epoch: epoch(5) })),
+        "{outputs:?}"
+    );
     let sent = renew_in(&outputs).unwrap();
     let outputs = core.on(Input::Renewed(sent, Ok(TTL)), at);
-    assert!(outputs.contains(&Output::Publish(State::Held { epoch: epoch(5) })), "{outputs:?}");
+    assert!(
+        outputs.contains(&Output::Publish(State::Held { epoch: epoch(5) })),
+        "{outputs:?}"
+    );
 }
 
 #[test]
@@ -243,7 +335,12 @@ fn r14_a_grant_that_comes_too_late_is_released_and_not_used() {
     let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     let outputs = core.on(Input::Acquired(sent, grant(5, TTL)), ms(VALID_MS));
     assert_eq!(disown_in(&outputs), Some(sent.claim));
-    assert!(!outputs.iter().any(|output| matches!(output, Output::Open(..))), "{outputs:?}");
+    assert!(
+        !outputs
+            .iter()
+            .any(|output| matches!(output, Output::Open(..))),
+        "{outputs:?}"
+    );
     assert_eq!(core.state(), State::Acquiring);
 }
 
@@ -253,7 +350,10 @@ fn r14_a_grant_for_a_claim_given_up_is_released() {
     let first = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     core.on(Input::Timer, ms(1_000));
     // The second attempt of the claim learns that another holds it, so the next round has another claim.
-    let reply = Reply::Held { claim: ClaimId::from_u128(1), expires_in: None };
+    let reply = Reply::Held {
+        claim: ClaimId::from_u128(1),
+        expires_in: None,
+    };
     core.on(Input::Acquired(first, Ok(reply)), ms(1_100));
     let outputs = core.on(Input::Acquired(first, grant(5, TTL)), ms(1_200));
     assert_eq!(disown_in(&outputs), Some(first.claim));
@@ -268,7 +368,11 @@ fn r15_an_unknown_acquire_is_repeated_with_the_same_claim_and_counts_from_the_fi
     let second = acquire_in(&outputs).expect("at once");
     assert_eq!(second.claim, first.claim);
     core.on(Input::Acquired(second, grant(5, TTL)), ms(500));
-    assert_eq!(until(&core), ms(VALID_MS), "the store may count from the first");
+    assert_eq!(
+        until(&core),
+        ms(VALID_MS),
+        "the store may count from the first"
+    );
 }
 
 #[test]
@@ -301,9 +405,15 @@ fn r15_a_claim_that_stays_unknown_too_long_is_released_and_replaced() {
 fn r17_contenders_watch_and_come_after_a_vacancy_within_fifty_milliseconds() {
     let mut core = core(Terms::default());
     let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-    let reply = Reply::Held { claim: ClaimId::from_u128(1), expires_in: Some(Duration::from_secs(9)) };
+    let reply = Reply::Held {
+        claim: ClaimId::from_u128(1),
+        expires_in: Some(Duration::from_secs(9)),
+    };
     let outputs = core.on(Input::Acquired(sent, Ok(reply)), ms(10));
-    assert!(outputs.contains(&Output::Watch(Revision::START)), "{outputs:?}");
+    assert!(
+        outputs.contains(&Output::Watch(Revision::START)),
+        "{outputs:?}"
+    );
     assert!(core.next_attempt().unwrap() >= ms(2_000));
     core.on(Input::Watched(Seen::Vacant(Revision::new(9))), ms(20));
     let at = core.deadline().unwrap();
@@ -315,7 +425,10 @@ fn r17_contenders_watch_and_come_after_a_vacancy_within_fifty_milliseconds() {
 /// The watch and the answer come by different ways: what was "held" when it asked may be vacant when it hears that.
 #[test]
 fn r17_a_vacancy_that_overtakes_an_answer_is_not_missed() {
-    let reply = Ok(Reply::Held { claim: ClaimId::from_u128(1), expires_in: Some(Duration::from_secs(9)) });
+    let reply = Ok(Reply::Held {
+        claim: ClaimId::from_u128(1),
+        expires_in: Some(Duration::from_secs(9)),
+    });
     let mut core = core(Terms::default());
     let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     core.on(Input::Acquired(sent, reply), ms(10));
@@ -327,7 +440,10 @@ fn r17_a_vacancy_that_overtakes_an_answer_is_not_missed() {
     assert!(soon <= at.after(Duration::from_millis(50)), "{soon:?}");
     let sent = acquire_in(&core.on(Input::Timer, soon)).unwrap();
     core.on(Input::Acquired(sent, reply), soon);
-    assert!(core.deadline().unwrap() > soon.after(Duration::from_secs(1)), "once");
+    assert!(
+        core.deadline().unwrap() > soon.after(Duration::from_secs(1)),
+        "once"
+    );
 }
 
 /// A store that was rewound grants and grants: it is not asked several times a second, and no log is filled.
@@ -344,7 +460,10 @@ fn r24_a_store_that_has_forgotten_is_asked_ever_more_rarely() {
         }
         if let Some(sent) = acquire_in(&outputs) {
             let outputs = core.on(Input::Acquired(sent, grant(5, TTL)), at);
-            told += outputs.iter().filter(|output| matches!(output, Output::Distrust { .. })).count();
+            told += outputs
+                .iter()
+                .filter(|output| matches!(output, Output::Distrust { .. }))
+                .count();
         }
     }
     assert!((30..80).contains(&told), "{told} times in 100 s");
@@ -354,19 +473,38 @@ fn r24_a_store_that_has_forgotten_is_asked_ever_more_rarely() {
 fn r26_no_path_leads_back_to_a_lost_epoch() {
     let (mut core, sent) = held(reacquiring(), 0);
     core.on(Input::Timer, ms(VALID_MS));
-    assert!(matches!(core.state(), State::Fenced { cause: Lost::Expired, .. }));
+    assert!(matches!(
+        core.state(),
+        State::Fenced {
+            cause: Lost::Expired,
+            ..
+        }
+    ));
     core.on(Input::Renewed(sent, Ok(TTL)), ms(VALID_MS + 1));
     core.on(Input::Acquired(sent, grant(5, TTL)), ms(VALID_MS + 1));
     assert!(matches!(core.state(), State::Fenced { .. }));
     // The own old claim is released first, else one waits for oneself.
     let at = core.deadline().unwrap();
     let outputs = core.on(Input::Timer, at);
-    assert_eq!((disown_in(&outputs), acquire_in(&outputs)), (Some(sent.claim), None));
+    assert_eq!(
+        (disown_in(&outputs), acquire_in(&outputs)),
+        (Some(sent.claim), None)
+    );
     let again = acquire_in(&core.on(Input::Released(sent.claim, true), at)).unwrap();
     assert_ne!(again.claim, sent.claim);
     let outputs = core.on(Input::Acquired(again, grant(5, TTL)), at);
-    assert!(outputs.contains(&Output::Distrust { epoch: 5, highest: 5 }), "{outputs:?}");
-    assert_eq!(core.state(), State::Acquiring, "the same token again is not used");
+    assert!(
+        outputs.contains(&Output::Distrust {
+            epoch: 5,
+            highest: 5
+        }),
+        "{outputs:?}"
+    );
+    assert_eq!(
+        core.state(),
+        State::Acquiring,
+        "the same token again is not used"
+    );
 }
 
 #[test]
@@ -374,23 +512,48 @@ fn r26_a_new_epoch_is_held_like_the_first() {
     let (mut core, sent) = held(reacquiring(), 0);
     core.on(Input::Watched(Seen::Vacant(Revision::new(6))), ms(100));
     let at = core.deadline().unwrap();
-    let again = acquire_in(&core.on(Input::Timer, at)).expect("nothing of ours is left, so nothing to release");
+    let again = acquire_in(&core.on(Input::Timer, at))
+        .expect("nothing of ours is left, so nothing to release");
     assert_ne!(again.claim, sent.claim);
     let outputs = core.on(Input::Acquired(again, grant(7, TTL)), at);
-    assert!(outputs.contains(&Output::Open(epoch(7), at.after(Duration::from_millis(VALID_MS)))), "{outputs:?}");
+    assert!(
+        outputs.contains(&Output::Open(
+            epoch(7),
+            at.after(Duration::from_millis(VALID_MS))
+        )),
+        "{outputs:?}"
+    );
 }
 
 #[test]
 fn r29_it_closes_then_waits_then_releases() {
     let (mut core, sent) = held(Terms::default(), 0);
     let outputs = core.on(Input::StepDown { hands_over: false }, ms(100));
-    assert_eq!(outputs[..2], [Output::Drain, Output::Publish(State::Closing { epoch: epoch(5) })]);
+    assert_eq!(
+        outputs[..2],
+        [
+            Output::Drain,
+            Output::Publish(State::Closing { epoch: epoch(5) })
+        ]
+    );
     assert_eq!(release_in(&outputs), None);
     let (renewal, at) = next_renewal(&mut core);
     core.on(Input::Renewed(renewal, Ok(TTL)), at);
-    assert_eq!(until(&core), at.after(Duration::from_millis(VALID_MS)), "it renews for those inside");
+    assert_eq!(
+        until(&core),
+        at.after(Duration::from_millis(VALID_MS)),
+        "it renews for those inside"
+    );
     let outputs = core.on(Input::Drained, at);
-    assert_eq!(outputs, [Output::Close, Output::Forget, Output::Release(sent.claim), Output::Unwatch]);
+    assert_eq!(
+        outputs,
+        [
+            Output::Close,
+            Output::Forget,
+            Output::Release(sent.claim),
+            Output::Unwatch
+        ]
+    );
     let outputs = core.on(Input::Released(sent.claim, true), at);
     assert_eq!(outputs, [Output::Publish(State::Released)]);
     assert!(core.is_over());
@@ -398,10 +561,19 @@ fn r29_it_closes_then_waits_then_releases() {
 
 #[test]
 fn r29_who_does_not_leave_in_time_is_cut_off_before_the_release() {
-    let (mut core, sent) = held(Terms { drain_within: Duration::from_secs(1), ..Terms::default() }, 0);
+    let (mut core, sent) = held(
+        Terms {
+            drain_within: Duration::from_secs(1),
+            ..Terms::default()
+        },
+        0,
+    );
     core.on(Input::StepDown { hands_over: false }, ms(100));
     let outputs = core.on(Input::Timer, ms(1_100));
-    assert_eq!((outputs[0].clone(), release_in(&outputs)), (Output::Close, None));
+    assert_eq!(
+        (outputs[0].clone(), release_in(&outputs)),
+        (Output::Close, None)
+    );
     let outputs = core.on(Input::Drained, ms(1_101));
     assert_eq!(release_in(&outputs), Some(sent.claim));
 }
@@ -432,12 +604,17 @@ fn r30_a_release_without_an_answer_is_released_here() {
 fn stepping_down_while_seeking_releases_what_may_have_been_got() {
     let mut asking = core(Terms::default());
     assert!(
-        asking.on(Input::StepDown { hands_over: false }, ms(0)).contains(&Output::Publish(State::Released)),
+        asking
+            .on(Input::StepDown { hands_over: false }, ms(0))
+            .contains(&Output::Publish(State::Released)),
         "never asked"
     );
     let mut asking = core(Terms::default());
     let sent = acquire_in(&asking.on(Input::Start, ms(0))).unwrap();
-    assert_eq!(disown_in(&asking.on(Input::StepDown { hands_over: false }, ms(1))), Some(sent.claim));
+    assert_eq!(
+        disown_in(&asking.on(Input::StepDown { hands_over: false }, ms(1))),
+        Some(sent.claim)
+    );
     asking.on(Input::Released(sent.claim, true), ms(2));
     assert!(asking.is_over());
 }
@@ -449,7 +626,9 @@ fn a_store_that_is_down_is_asked_ever_more_rarely() {
     let mut asked = 0;
     while core.deadline().unwrap() < ms(100_000) {
         let now = core.deadline().unwrap();
-        let input = sent.map_or(Input::Timer, |sent| Input::Acquired(sent, Err(Fault::NotSent)));
+        let input = sent.map_or(Input::Timer, |sent| {
+            Input::Acquired(sent, Err(Fault::NotSent))
+        });
         sent = acquire_in(&core.on(input, now));
         asked += u32::from(sent.is_some());
     }
@@ -457,15 +636,24 @@ fn a_store_that_is_down_is_asked_ever_more_rarely() {
 }
 
 fn delayed() -> Terms {
-    Terms { lock_delay: Duration::from_secs(20), reacquire: true, ..Terms::default() }
+    Terms {
+        lock_delay: Duration::from_secs(20),
+        reacquire: true,
+        ..Terms::default()
+    }
 }
 
 fn grant_after_unclean_end(number: u64) -> Result<Reply, Fault> {
-    Ok(Reply::Granted(Granted { is_clean: false, ..granted(number, TTL) }))
+    Ok(Reply::Granted(Granted {
+        is_clean: false,
+        ..granted(number, TTL)
+    }))
 }
 
 fn opens(outputs: &[Output]) -> bool {
-    outputs.iter().any(|output| matches!(output, Output::Open(..)))
+    outputs
+        .iter()
+        .any(|output| matches!(output, Output::Open(..)))
 }
 
 /// Runs from deadline to deadline until `end`, with every renewal answered at once.
@@ -491,7 +679,12 @@ fn r18_after_an_unclean_end_the_gate_stays_closed_for_the_lock_delay() {
     assert_eq!(core.next_attempt(), Some(ms(20_010)), "when to come again");
     // Longer than the TTL, so it is renewed meanwhile; and no renewal opens it.
     let outputs = renew_until(&mut core, ms(20_009));
-    assert!(!outputs.iter().any(|output| matches!(output, Output::Open(..) | Output::Extend(_))), "{outputs:?}");
+    assert!(
+        !outputs
+            .iter()
+            .any(|output| matches!(output, Output::Open(..) | Output::Extend(_))),
+        "{outputs:?}"
+    );
     let outputs = renew_until(&mut core, ms(20_010));
     assert!(opens(&outputs), "{outputs:?}");
     assert_eq!(core.state(), State::Held { epoch: epoch(5) });
@@ -501,10 +694,14 @@ fn r18_after_an_unclean_end_the_gate_stays_closed_for_the_lock_delay() {
 fn r18_after_a_clean_end_there_is_no_delay_and_zero_is_none_either() {
     let mut clean = core(delayed());
     let sent = acquire_in(&clean.on(Input::Start, ms(0))).unwrap();
-    assert!(opens(&clean.on(Input::Acquired(sent, grant(5, TTL)), ms(10))));
+    assert!(opens(
+        &clean.on(Input::Acquired(sent, grant(5, TTL)), ms(10))
+    ));
     let mut zero = core(Terms::default());
     let sent = acquire_in(&zero.on(Input::Start, ms(0))).unwrap();
-    assert!(opens(&zero.on(Input::Acquired(sent, grant_after_unclean_end(5)), ms(10))));
+    assert!(opens(
+        &zero.on(Input::Acquired(sent, grant_after_unclean_end(5)), ms(10))
+    ));
 }
 
 #[test]
@@ -513,17 +710,36 @@ fn r18_giving_up_during_the_lock_delay_is_no_clean_end() {
     let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     core.on(Input::Acquired(sent, grant_after_unclean_end(5)), ms(10));
     let outputs = core.on(Input::StepDown { hands_over: true }, ms(20));
-    assert_eq!((disown_in(&outputs), release_in(&outputs)), (Some(sent.claim), None), "{outputs:?}");
-    assert!(!outputs.iter().any(|output| matches!(output, Output::Transfer(_))), "nor is it handed over");
+    assert_eq!(
+        (disown_in(&outputs), release_in(&outputs)),
+        (Some(sent.claim), None),
+        "{outputs:?}"
+    );
+    assert!(
+        !outputs
+            .iter()
+            .any(|output| matches!(output, Output::Transfer(_))),
+        "nor is it handed over"
+    );
 }
 
 #[test]
 fn r18_whoever_is_cut_off_and_does_not_leave_makes_it_no_clean_end() {
-    let (mut core, sent) = held(Terms { drain_within: Duration::from_secs(1), ..Terms::default() }, 0);
+    let (mut core, sent) = held(
+        Terms {
+            drain_within: Duration::from_secs(1),
+            ..Terms::default()
+        },
+        0,
+    );
     core.on(Input::StepDown { hands_over: false }, ms(100));
     core.on(Input::Timer, ms(1_100));
     let outputs = core.on(Input::Timer, core.deadline().unwrap());
-    assert_eq!((disown_in(&outputs), release_in(&outputs)), (Some(sent.claim), None), "{outputs:?}");
+    assert_eq!(
+        (disown_in(&outputs), release_in(&outputs)),
+        (Some(sent.claim), None),
+        "{outputs:?}"
+    );
 }
 
 #[test]
@@ -532,7 +748,13 @@ fn r18_a_loss_during_the_lock_delay_is_a_loss() {
     let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     core.on(Input::Acquired(sent, grant_after_unclean_end(5)), ms(10));
     core.on(Input::Watched(Seen::Vacant(Revision::new(6))), ms(20));
-    assert_eq!(core.state(), State::Fenced { epoch: epoch(5), cause: Lost::Gone });
+    assert_eq!(
+        core.state(),
+        State::Fenced {
+            epoch: epoch(5),
+            cause: Lost::Gone
+        }
+    );
     let (mut core, at) = (core, ms(30_000));
     assert!(!opens(&renew_until(&mut core, at)));
 }
@@ -543,8 +765,15 @@ fn r20_a_holder_drains_then_hands_over_and_is_done() {
     let outputs = core.on(Input::StepDown { hands_over: true }, ms(100));
     assert!(outputs.contains(&Output::Drain) && !outputs.contains(&Output::Transfer(sent.claim)));
     let outputs = core.on(Input::Drained, ms(200));
-    assert_eq!(outputs[..3], [Output::Close, Output::Forget, Output::Transfer(sent.claim)], "R-29: in that order");
-    assert_eq!(core.on(Input::Transferred(sent.claim, true), ms(210)), [Output::Publish(State::Released)]);
+    assert_eq!(
+        outputs[..3],
+        [Output::Close, Output::Forget, Output::Transfer(sent.claim)],
+        "R-29: in that order"
+    );
+    assert_eq!(
+        core.on(Input::Transferred(sent.claim, true), ms(210)),
+        [Output::Publish(State::Released)]
+    );
     assert!(core.is_over());
 }
 
@@ -570,10 +799,16 @@ fn r20_a_transfer_that_fails_or_is_not_answered_becomes_a_release() {
 fn inheriting() -> (Core, Sent) {
     let mut core = core(reacquiring());
     let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-    let reply = Reply::Held { claim: ClaimId::from_u128(1), expires_in: None };
+    let reply = Reply::Held {
+        claim: ClaimId::from_u128(1),
+        expires_in: None,
+    };
     core.on(Input::Acquired(sent, Ok(reply)), ms(10));
     let heir = core.heir();
-    let outputs = core.on(Input::Watched(Seen::Held(heir, Revision::new(9))), ms(1_000));
+    let outputs = core.on(
+        Input::Watched(Seen::Held(heir, Revision::new(9))),
+        ms(1_000),
+    );
     let sent = acquire_in(&outputs).expect("asks for the token");
     assert_eq!(sent.claim, heir);
     (core, sent)
@@ -584,11 +819,17 @@ fn r20_r1_a_successor_counts_from_a_renewal_of_its_own() {
     let (mut core, sent) = inheriting();
     let heir = sent.claim;
     let outputs = core.on(Input::Acquired(sent, grant(9, TTL)), ms(1_010));
-    assert!(!opens(&outputs), "the transfer was at a time that it does not know");
+    assert!(
+        !opens(&outputs),
+        "the transfer was at a time that it does not know"
+    );
     let renewal = renew_in(&outputs).unwrap();
     assert_eq!(renewal.claim, heir);
     let outputs = core.on(Input::Renewed(renewal, Ok(TTL)), ms(1_020));
-    assert!(outputs.contains(&Output::Open(epoch(9), ms(1_010 + VALID_MS))), "{outputs:?}");
+    assert!(
+        outputs.contains(&Output::Open(epoch(9), ms(1_010 + VALID_MS))),
+        "{outputs:?}"
+    );
     assert_ne!(core.heir(), heir, "a claim is good for one handover");
 }
 
@@ -596,7 +837,10 @@ fn r20_r1_a_successor_counts_from_a_renewal_of_its_own() {
 fn r20_a_successor_without_a_watch_learns_it_when_it_asks() {
     let mut core = Core::new(reacquiring(), ClaimId::from_u128(1_000), false, 7);
     let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-    let reply = Reply::Held { claim: core.heir(), expires_in: None };
+    let reply = Reply::Held {
+        claim: core.heir(),
+        expires_in: None,
+    };
     let asked = acquire_in(&core.on(Input::Acquired(sent, Ok(reply)), ms(10))).expect("at once");
     assert_eq!(asked.claim, core.heir());
 }
@@ -611,11 +855,18 @@ fn r15_a_successor_whose_renewal_is_not_answered_asks_again() {
     let renewal = renew_in(&core.on(Input::Acquired(again, grant(9, TTL)), ms(1_600))).unwrap();
     core.on(Input::Renewed(renewal, Err(Fault::Lost)), ms(1_610));
     let anew = acquire_in(&core.on(Input::Timer, core.deadline().unwrap())).unwrap();
-    assert_ne!(anew.claim, sent.claim, "lost before it was held: a contender like any other");
+    assert_ne!(
+        anew.claim, sent.claim,
+        "lost before it was held: a contender like any other"
+    );
 }
 
 fn member() -> Terms {
-    Terms { keeps_serving: true, reacquire: true, ..Terms::default() }
+    Terms {
+        keeps_serving: true,
+        reacquire: true,
+        ..Terms::default()
+    }
 }
 
 #[test]
@@ -632,7 +883,10 @@ fn r31_a_member_that_is_to_keep_serving_does_while_the_store_is_down() {
         }
     }
     assert_eq!(core.state(), State::Jeopardy { epoch: epoch(5) });
-    assert!((30..90).contains(&asked), "{asked} times in 100 s: it asks, and ever more rarely");
+    assert!(
+        (30..90).contains(&asked),
+        "{asked} times in 100 s: it asks, and ever more rarely"
+    );
     // Back, and it has the record still.
     let (renewal, at) = next_renewal(&mut core);
     assert_eq!(renewal.claim, sent.claim);
@@ -644,9 +898,15 @@ fn r31_a_member_that_is_to_keep_serving_does_while_the_store_is_down() {
 fn r31_a_member_is_lost_when_the_store_says_so() {
     let (mut core, _) = held(member(), 0);
     let (sent, at) = next_renewal(&mut core);
-    assert_eq!(core.on(Input::Renewed(sent, Err(Fault::Lost)), at)[0], Output::Close);
+    assert_eq!(
+        core.on(Input::Renewed(sent, Err(Fault::Lost)), at)[0],
+        Output::Close
+    );
     let (mut core, _) = held(member(), 0);
-    let outputs = core.on(Input::Watched(Seen::Held(ClaimId::from_u128(1), Revision::new(9))), ms(50_000));
+    let outputs = core.on(
+        Input::Watched(Seen::Held(ClaimId::from_u128(1), Revision::new(9))),
+        ms(50_000),
+    );
     assert_eq!(outputs[0], Output::Close, "also long after its validity");
 }
 
@@ -655,20 +915,36 @@ fn r31_its_gate_has_no_end_of_its_own() {
     let mut core = core(member());
     let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     let outputs = core.on(Input::Acquired(sent, grant(5, TTL)), ms(10));
-    assert!(outputs.contains(&Output::Open(epoch(5), BootInstant::END)), "{outputs:?}");
+    assert!(
+        outputs.contains(&Output::Open(epoch(5), BootInstant::END)),
+        "{outputs:?}"
+    );
 }
 
 #[test]
 fn r33_what_a_keeper_goes_through_is_counted() {
     let (mut core, _) = held(reacquiring(), 0);
     let (sent, at) = next_renewal(&mut core);
-    core.on(Input::Renewed(sent, Ok(TTL)), at.after(Duration::from_millis(30)));
+    core.on(
+        Input::Renewed(sent, Ok(TTL)),
+        at.after(Duration::from_millis(30)),
+    );
     let (sent, at) = next_renewal(&mut core);
     core.on(Input::Renewed(sent, Err(Fault::Unknown)), at);
     core.on(Input::Watched(Seen::Vacant(Revision::new(6))), at);
     let counts = core.counts();
-    assert_eq!((counts.acquisitions, counts.losses.gone, counts.failures.unknown), (1, 1, 1));
+    assert_eq!(
+        (
+            counts.acquisitions,
+            counts.losses.gone,
+            counts.failures.unknown
+        ),
+        (1, 1, 1)
+    );
     assert_eq!(counts.renewals.most(), Some(Duration::from_millis(30)));
     let left = counts.validity.least().unwrap();
-    assert!((ms(6_700)..ms(7_300)).contains(&ms(0).after(left)), "9.3 s less a period: {left:?}");
+    assert!(
+        (ms(6_700)..ms(7_300)).contains(&ms(0).after(left)),
+        "9.3 s less a period: {left:?}"
+    );
 }

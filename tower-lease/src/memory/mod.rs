@@ -15,8 +15,8 @@ use tokio::{
 pub(crate) use self::table::Table;
 use self::table::{Forgotten, key_of, revision_of};
 use crate::{
-    Acquired, Capabilities, Claim, Document, FencingToken, Grant, LeaseKey, LeaseStore, Listing, Record, Revision,
-    StoreError, Swap, Swapped, Watch, WatchEvent, fencing,
+    Acquired, Capabilities, Claim, Document, FencingToken, Grant, LeaseKey, LeaseStore, Listing,
+    Record, Revision, StoreError, Swap, Swapped, Watch, WatchEvent, fencing,
 };
 
 /// A store in this process's memory, shared by its clones: the embedded default.
@@ -61,7 +61,10 @@ impl MemoryStore {
     /// An empty store.
     #[must_use]
     pub fn new() -> Self {
-        Self { shared: Shared::new(), named: Arc::default() }
+        Self {
+            shared: Shared::new(),
+            named: Arc::default(),
+        }
     }
 
     /// Another authority beside this one: its keys, tokens and revisions are its own. All clones, and all authorities
@@ -73,10 +76,15 @@ impl MemoryStore {
     pub fn authority(&self, name: &str) -> Result<Self, StoreError> {
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         if !named.contains_key(name) && named.len() >= MAX_AUTHORITIES {
-            return Err(StoreError::refused(format!("there are {MAX_AUTHORITIES} authorities already")));
+            return Err(StoreError::refused(format!(
+                "there are {MAX_AUTHORITIES} authorities already"
+            )));
         }
         let shared = named.entry(name.into()).or_insert_with(Shared::new).clone();
-        Ok(Self { shared, named: self.named.clone() })
+        Ok(Self {
+            shared,
+            named: self.named.clone(),
+        })
     }
 
     /// Does something to the table, and tells the watchers if that changed it.
@@ -96,11 +104,19 @@ impl MemoryStore {
 
     /// A panic under the lock would be a bug of ours, and the table is whole between two of its steps.
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn watcher(&self, scope: Scope, seen: Revision) -> MemoryWatch {
-        MemoryWatch { store: self.clone(), scope, seen, changed: self.shared.changed.subscribe() }
+        MemoryWatch {
+            store: self.clone(),
+            scope,
+            seen,
+            changed: self.shared.changed.subscribe(),
+        }
     }
 }
 
@@ -169,7 +185,9 @@ impl Default for MemoryStore {
 
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryStore").field("revision", &*self.shared.changed.borrow()).finish_non_exhaustive()
+        f.debug_struct("MemoryStore")
+            .field("revision", &*self.shared.changed.borrow())
+            .finish_non_exhaustive()
     }
 }
 
@@ -178,7 +196,10 @@ impl fmt::Debug for MemoryStore {
 impl Shared {
     fn new() -> Arc<Self> {
         let (changed, _) = watch::channel(Revision::START);
-        Arc::new(Self { table: Mutex::default(), changed })
+        Arc::new(Self {
+            table: Mutex::default(),
+            changed,
+        })
     }
 }
 
@@ -194,12 +215,17 @@ impl MemoryWatch {
             table.sweep(now);
             let found = match scope {
                 Scope::Key(key, known) => Self::look_at_key(table, key, known, *seen, now),
-                Scope::Prefix(prefix) => match table.after(*seen, |event| is_under(event, prefix)) {
-                    Ok(found) => found.cloned(),
-                    Err(Forgotten) => Some(WatchEvent::Lagged),
-                },
+                Scope::Prefix(prefix) => {
+                    match table.after(*seen, |event| is_under(event, prefix)) {
+                        Ok(found) => found.cloned(),
+                        Err(Forgotten) => Some(WatchEvent::Lagged),
+                    }
+                }
             };
-            *seen = found.as_ref().and_then(revision_of).unwrap_or(table.revision());
+            *seen = found
+                .as_ref()
+                .and_then(revision_of)
+                .unwrap_or(table.revision());
             found.ok_or(table.next_end())
         })
     }

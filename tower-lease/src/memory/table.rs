@@ -8,8 +8,8 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    Acquired, Claim, ClaimId, Document, Fault, FencingToken, Grant, LeaseKey, Listing, Record, Revision, StoreError,
-    Swap, Swapped, WatchEvent,
+    Acquired, Claim, ClaimId, Document, Fault, FencingToken, Grant, LeaseKey, Listing, Record,
+    Revision, StoreError, Swap, Swapped, WatchEvent,
 };
 
 /// The heart of the store: a table of records, told what time it is.
@@ -72,10 +72,17 @@ impl Table {
     }
 
     /// another claim's record in the place of this one's, with the next token.
-    pub(crate) fn transfer(&mut self, from: &Claim, to: &Claim, now: Instant) -> Result<Grant, StoreError> {
+    pub(crate) fn transfer(
+        &mut self,
+        from: &Claim,
+        to: &Claim,
+        now: Instant,
+    ) -> Result<Grant, StoreError> {
         self.sweep(now);
         if from.key() != to.key() {
-            return Err(StoreError::refused("a lease is transferred between claims to the same key"));
+            return Err(StoreError::refused(
+                "a lease is transferred between claims to the same key",
+            ));
         }
         match self.entries.get(to.key()) {
             Some(entry) if entry.record.claim() == to.id() => return Ok(entry.grant()),
@@ -93,10 +100,23 @@ impl Table {
     /// Puts a record where none is, and tells that.
     fn install(&mut self, claim: &Claim, is_clean: bool, end: Instant) -> Grant {
         let key = claim.key().clone();
-        let record = Record::new(FencingToken::new(key.clone(), self.next_epoch()), claim.holder().clone(), claim.id());
-        self.tell(WatchEvent::Held(record.clone(), Revision::new(self.revision + 1)));
+        let record = Record::new(
+            FencingToken::new(key.clone(), self.next_epoch()),
+            claim.holder().clone(),
+            claim.id(),
+        );
+        self.tell(WatchEvent::Held(
+            record.clone(),
+            Revision::new(self.revision + 1),
+        ));
         self.ends.insert((end, key.clone()));
-        let entry = Entry { record, ttl: claim.ttl(), end, is_clean, bound: BTreeSet::new() };
+        let entry = Entry {
+            record,
+            ttl: claim.ttl(),
+            end,
+            is_clean,
+            bound: BTreeSet::new(),
+        };
         let grant = entry.grant();
         self.entries.insert(key, entry);
         grant
@@ -104,7 +124,11 @@ impl Table {
 
     pub(crate) fn renew(&mut self, claim: &Claim, now: Instant) -> Result<Duration, StoreError> {
         self.sweep(now);
-        let Some(entry) = self.entries.get_mut(claim.key()).filter(|entry| entry.record.claim() == claim.id()) else {
+        let Some(entry) = self
+            .entries
+            .get_mut(claim.key())
+            .filter(|entry| entry.record.claim() == claim.id())
+        else {
             return Err(StoreError::new(Fault::Lost));
         };
         let end = end(now, entry.ttl)?;
@@ -116,7 +140,11 @@ impl Table {
 
     pub(crate) fn release(&mut self, claim: &Claim, now: Instant) {
         self.sweep(now);
-        if self.entries.get(claim.key()).is_some_and(|entry| entry.record.claim() == claim.id()) {
+        if self
+            .entries
+            .get(claim.key())
+            .is_some_and(|entry| entry.record.claim() == claim.id())
+        {
             self.remove(claim.key());
             self.unclean.remove(claim.key());
         }
@@ -143,7 +171,11 @@ impl Table {
         self.sweep(now);
         let records = under(&self.entries, prefix).map(|entry| entry.read(now));
         let documents = under(&self.documents, prefix).map(|page| page.document.clone());
-        Listing { revision: self.revision(), records: records.collect(), documents: documents.collect() }
+        Listing {
+            revision: self.revision(),
+            records: records.collect(),
+            documents: documents.collect(),
+        }
     }
 
     pub(crate) fn read(&mut self, key: &LeaseKey, now: Instant) -> Option<Document> {
@@ -165,16 +197,29 @@ impl Table {
         let is_new = found.is_none();
         match swap.value() {
             Some(value) if value.len() > Document::MAX_LEN => {
-                return Err(StoreError::refused(format!("a document has at most {} bytes", Document::MAX_LEN)));
+                return Err(StoreError::refused(format!(
+                    "a document has at most {} bytes",
+                    Document::MAX_LEN
+                )));
             }
             Some(value) => {
                 if is_new {
                     self.has_room()?;
                 }
                 self.release_page(swap.key());
-                let document = Document::new(swap.key().clone(), value.clone(), Revision::new(self.revision + 1));
+                let document = Document::new(
+                    swap.key().clone(),
+                    value.clone(),
+                    Revision::new(self.revision + 1),
+                );
                 let bound = self.bind(swap);
-                self.documents.insert(swap.key().clone(), Page { document: document.clone(), bound });
+                self.documents.insert(
+                    swap.key().clone(),
+                    Page {
+                        document: document.clone(),
+                        bound,
+                    },
+                );
                 self.tell(WatchEvent::Written(document));
             }
             None => {
@@ -202,7 +247,11 @@ impl Table {
         fits: impl Fn(&WatchEvent) -> bool,
     ) -> Result<Option<&WatchEvent>, Forgotten> {
         let forgotten = self.revision - self.log.len() as u64;
-        let skip = after.number().checked_sub(forgotten).filter(|_| after <= self.revision()).ok_or(Forgotten)?;
+        let skip = after
+            .number()
+            .checked_sub(forgotten)
+            .filter(|_| after <= self.revision())
+            .ok_or(Forgotten)?;
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
         Ok(self.log.iter().skip(skip).find(|event| fits(event)))
     }
@@ -229,15 +278,26 @@ impl Table {
     }
 
     fn check(&self, guard: Option<&FencingToken>) -> Result<(), StoreError> {
-        let holds = |token: &FencingToken| self.entries.get(token.key()).is_some_and(|e| e.record.token() == token);
-        if guard.is_none_or(holds) { Ok(()) } else { Err(StoreError::lost("the guard's epoch does not hold its key")) }
+        let holds = |token: &FencingToken| {
+            self.entries
+                .get(token.key())
+                .is_some_and(|e| e.record.token() == token)
+        };
+        if guard.is_none_or(holds) {
+            Ok(())
+        } else {
+            Err(StoreError::lost("the guard's epoch does not hold its key"))
+        }
     }
 
     /// Ends an epoch; its holder may not know, so until told otherwise that is no clean end.
     fn remove(&mut self, key: &LeaseKey) {
         if let Some(entry) = self.entries.remove(key) {
             self.ends.remove(&(entry.end, key.clone()));
-            self.tell(WatchEvent::Vacant(key.clone(), Revision::new(self.revision + 1)));
+            self.tell(WatchEvent::Vacant(
+                key.clone(),
+                Revision::new(self.revision + 1),
+            ));
             self.unbind(&entry);
             self.forgot_unclean |= self.unclean.len() >= MAX_RECORDS;
             if !self.forgot_unclean {
@@ -248,19 +308,30 @@ impl Table {
 
     fn delete(&mut self, key: &LeaseKey) {
         if self.documents.remove(key).is_some() {
-            self.tell(WatchEvent::Deleted(key.clone(), Revision::new(self.revision + 1)));
+            self.tell(WatchEvent::Deleted(
+                key.clone(),
+                Revision::new(self.revision + 1),
+            ));
         }
     }
 
     fn bind(&mut self, swap: &Swap) -> Option<FencingToken> {
         let token = swap.guard().filter(|_| swap.is_bound())?;
-        self.entries.get_mut(token.key())?.bound.insert(swap.key().clone());
+        self.entries
+            .get_mut(token.key())?
+            .bound
+            .insert(swap.key().clone());
         Some(token.clone())
     }
 
     /// A document that is written or deleted does not end with the epoch that it was bound to.
     fn release_page(&mut self, key: &LeaseKey) {
-        let Some(Page { bound: Some(token), .. }) = self.documents.get(key) else { return };
+        let Some(Page {
+            bound: Some(token), ..
+        }) = self.documents.get(key)
+        else {
+            return;
+        };
         if let Some(entry) = self.entries.get_mut(token.key()) {
             entry.bound.remove(key);
         }
@@ -284,7 +355,9 @@ impl Table {
 
 impl Entry {
     fn read(&self, now: Instant) -> Record {
-        self.record.clone().expiring_in(self.end.saturating_duration_since(now))
+        self.record
+            .clone()
+            .expiring_in(self.end.saturating_duration_since(now))
     }
 
     fn answer(&self, claim: ClaimId, now: Instant) -> Acquired {
@@ -298,19 +371,26 @@ impl Entry {
         let token = self.record.token().clone();
         let revision = Revision::new(token.epoch().get());
         let grant = Grant::new(token, self.ttl, revision);
-        if self.is_clean { grant.after_clean_end() } else { grant }
+        if self.is_clean {
+            grant.after_clean_end()
+        } else {
+            grant
+        }
     }
 }
 
 /// What is in a map under a prefix.
 fn under<'a, T>(map: &'a BTreeMap<LeaseKey, T>, prefix: &'a str) -> impl Iterator<Item = &'a T> {
     let from = map.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
-    from.take_while(move |(key, _)| key.as_str().starts_with(prefix)).map(|(_, found)| found)
+    from.take_while(move |(key, _)| key.as_str().starts_with(prefix))
+        .map(|(_, found)| found)
 }
 
 pub(crate) fn revision_of(event: &WatchEvent) -> Option<Revision> {
     match event {
-        WatchEvent::Held(_, at) | WatchEvent::Vacant(_, at) | WatchEvent::Deleted(_, at) => Some(*at),
+        WatchEvent::Held(_, at) | WatchEvent::Vacant(_, at) | WatchEvent::Deleted(_, at) => {
+            Some(*at)
+        }
         WatchEvent::Written(document) => Some(document.revision()),
         WatchEvent::Lagged => None,
     }
@@ -326,7 +406,8 @@ pub(crate) fn key_of(event: &WatchEvent) -> Option<&LeaseKey> {
 }
 
 fn end(now: Instant, ttl: Duration) -> Result<Instant, StoreError> {
-    now.checked_add(ttl).ok_or_else(|| StoreError::refused("the TTL does not fit into time"))
+    now.checked_add(ttl)
+        .ok_or_else(|| StoreError::refused("the TTL does not fit into time"))
 }
 
 #[cfg(test)]
@@ -360,7 +441,11 @@ mod tests {
         let later = now + Duration::from_secs(1);
         assert_eq!(table.acquire(&claim("a", 1), later).unwrap(), first);
         assert_eq!(table.revision(), Revision::new(1));
-        assert_eq!(table.next_end(), Some(now + TTL), "and it lasts no longer for that");
+        assert_eq!(
+            table.next_end(),
+            Some(now + TTL),
+            "and it lasts no longer for that"
+        );
         assert_eq!(granted(table.acquire(&claim("a", 2), later)), None);
     }
 
@@ -370,7 +455,10 @@ mod tests {
         table.acquire(&claim("a", 1), now).unwrap();
         table.release(&claim("a", 2), now);
         assert!(table.inspect(&key("a"), now).is_some());
-        assert_eq!(table.renew(&claim("a", 2), now).unwrap_err().fault(), Fault::Lost);
+        assert_eq!(
+            table.renew(&claim("a", 2), now).unwrap_err().fault(),
+            Fault::Lost
+        );
         table.release(&claim("a", 1), now);
         table.release(&claim("a", 1), now);
         assert!(table.inspect(&key("a"), now).is_none());
@@ -380,18 +468,32 @@ mod tests {
     fn r6_a_record_ends_without_anybody_sweeping() {
         let (mut table, now) = (Table::default(), Instant::now());
         table.acquire(&claim("a", 1), now).unwrap();
-        assert_eq!(table.renew(&claim("a", 1), now + TTL).unwrap_err().fault(), Fault::Lost);
-        assert_eq!(granted(table.acquire(&claim("a", 2), now + TTL)), Some(3), "1 acquired, 2 expired, 3");
+        assert_eq!(
+            table.renew(&claim("a", 1), now + TTL).unwrap_err().fault(),
+            Fault::Lost
+        );
+        assert_eq!(
+            granted(table.acquire(&claim("a", 2), now + TTL)),
+            Some(3),
+            "1 acquired, 2 expired, 3"
+        );
     }
 
     #[test]
     fn a_prefix_lists_only_what_is_under_it() {
         let (mut table, now) = (Table::default(), Instant::now());
-        for (id, name) in ["svc/a/1", "svc/a/2", "svc/b/1", "svc/a"].iter().enumerate() {
+        for (id, name) in ["svc/a/1", "svc/a/2", "svc/b/1", "svc/a"]
+            .iter()
+            .enumerate()
+        {
             table.acquire(&claim(name, id as u128), now).unwrap();
         }
         let listing = table.list("svc/a/", now);
-        let keys: Vec<_> = listing.records.iter().map(|record| record.key().as_str()).collect();
+        let keys: Vec<_> = listing
+            .records
+            .iter()
+            .map(|record| record.key().as_str())
+            .collect();
         assert_eq!(keys, ["svc/a/1", "svc/a/2"]);
         assert_eq!(listing.revision, Revision::new(4));
     }
@@ -401,76 +503,146 @@ mod tests {
         let (mut table, now) = (Table::default(), Instant::now());
         let first = granted(table.acquire(&claim("a", 1), now)).unwrap();
         let later = now + Duration::from_secs(4);
-        assert_eq!(table.transfer(&claim("a", 9), &claim("a", 2), later).unwrap_err().fault(), Fault::Lost);
-        assert_eq!(table.transfer(&claim("a", 1), &claim("b", 2), later).unwrap_err().fault(), Fault::Refused);
-        let grant = table.transfer(&claim("a", 1), &claim("a", 2), later).unwrap();
+        assert_eq!(
+            table
+                .transfer(&claim("a", 9), &claim("a", 2), later)
+                .unwrap_err()
+                .fault(),
+            Fault::Lost
+        );
+        assert_eq!(
+            table
+                .transfer(&claim("a", 1), &claim("b", 2), later)
+                .unwrap_err()
+                .fault(),
+            Fault::Refused
+        );
+        let grant = table
+            .transfer(&claim("a", 1), &claim("a", 2), later)
+            .unwrap();
         assert!(grant.token().epoch().get() > first && grant.is_clean());
-        assert_eq!(table.transfer(&claim("a", 1), &claim("a", 2), later).unwrap(), grant, "R-15: once");
-        assert_eq!(table.acquire(&claim("a", 2), later).unwrap(), Acquired::Granted(grant));
+        assert_eq!(
+            table
+                .transfer(&claim("a", 1), &claim("a", 2), later)
+                .unwrap(),
+            grant,
+            "R-15: once"
+        );
+        assert_eq!(
+            table.acquire(&claim("a", 2), later).unwrap(),
+            Acquired::Granted(grant)
+        );
         assert_eq!(table.next_end(), Some(later + TTL));
-        assert_eq!(table.renew(&claim("a", 1), later).unwrap_err().fault(), Fault::Lost);
-        let told: Vec<_> = table.log.iter().map(|event| matches!(event, WatchEvent::Held(..))).collect();
+        assert_eq!(
+            table.renew(&claim("a", 1), later).unwrap_err().fault(),
+            Fault::Lost
+        );
+        let told: Vec<_> = table
+            .log
+            .iter()
+            .map(|event| matches!(event, WatchEvent::Held(..)))
+            .collect();
         assert_eq!(told, [true, true], "no vacancy in between");
     }
 
     #[test]
     fn r18_a_grant_tells_how_the_last_epoch_ended() {
         let (mut table, now) = (Table::default(), Instant::now());
-        let is_clean = |table: &mut Table, id, now| match table.acquire(&claim("a", id), now).unwrap() {
-            Acquired::Granted(grant) => grant.is_clean(),
-            Acquired::Held(record) => panic!("{record:?}"),
-        };
+        let is_clean =
+            |table: &mut Table, id, now| match table.acquire(&claim("a", id), now).unwrap() {
+                Acquired::Granted(grant) => grant.is_clean(),
+                Acquired::Held(record) => panic!("{record:?}"),
+            };
         assert!(is_clean(&mut table, 1, now), "nobody was there before");
         table.release(&claim("a", 1), now);
         assert!(is_clean(&mut table, 2, now), "released");
         table.revoke(&key("a"), None, now).unwrap();
-        assert!(!is_clean(&mut table, 3, now), "revoked: the holder may be at work");
-        assert!(!is_clean(&mut table, 3, now), "the same answer to the same claim");
+        assert!(
+            !is_clean(&mut table, 3, now),
+            "revoked: the holder may be at work"
+        );
+        assert!(
+            !is_clean(&mut table, 3, now),
+            "the same answer to the same claim"
+        );
         assert!(!is_clean(&mut table, 4, now + TTL), "expired");
     }
 
     #[test]
     fn r21_a_guarded_write_needs_its_guard_in_the_same_step() {
         let (mut table, now) = (Table::default(), Instant::now());
-        let token = |table: &mut Table, id, now| match table.acquire(&claim("lead", id), now).unwrap() {
-            Acquired::Granted(grant) => grant.token().clone(),
-            Acquired::Held(record) => panic!("{record:?}"),
-        };
+        let token =
+            |table: &mut Table, id, now| match table.acquire(&claim("lead", id), now).unwrap() {
+                Acquired::Granted(grant) => grant.token().clone(),
+                Acquired::Held(record) => panic!("{record:?}"),
+            };
         let old = token(&mut table, 1, now);
         let create = Swap::create(key("doc"), "one").guarded_by(&old);
-        let Swapped::Done(at) = table.swap(&create, now).unwrap() else { panic!("it is not there") };
+        let Swapped::Done(at) = table.swap(&create, now).unwrap() else {
+            panic!("it is not there")
+        };
         let seen = table.read(&key("doc"), now).unwrap();
         assert_eq!((seen.value().as_ref(), seen.revision()), (&b"one"[..], at));
-        assert_eq!(table.swap(&create, now).unwrap(), Swapped::Changed(Some(seen.clone())));
+        assert_eq!(
+            table.swap(&create, now).unwrap(),
+            Swapped::Changed(Some(seen.clone()))
+        );
         let new = token(&mut table, 2, now + TTL);
         let late = table.swap(&Swap::replace(&seen, "stale").guarded_by(&old), now + TTL);
         assert_eq!(late.unwrap_err().fault(), Fault::Lost);
-        assert_eq!(table.revoke(&key("x"), Some(&old), now + TTL).unwrap_err().fault(), Fault::Lost);
-        assert!(matches!(table.swap(&Swap::delete(&seen).guarded_by(&new), now + TTL).unwrap(), Swapped::Done(_)));
-        assert_eq!(table.swap(&Swap::delete(&seen), now + TTL).unwrap(), Swapped::Changed(None));
+        assert_eq!(
+            table
+                .revoke(&key("x"), Some(&old), now + TTL)
+                .unwrap_err()
+                .fault(),
+            Fault::Lost
+        );
+        assert!(matches!(
+            table
+                .swap(&Swap::delete(&seen).guarded_by(&new), now + TTL)
+                .unwrap(),
+            Swapped::Done(_)
+        ));
+        assert_eq!(
+            table.swap(&Swap::delete(&seen), now + TTL).unwrap(),
+            Swapped::Changed(None)
+        );
     }
 
     #[test]
     fn a_bound_document_ends_with_its_epoch_unless_written_since_without_it() {
         let (mut table, now) = (Table::default(), Instant::now());
-        let Acquired::Granted(grant) = table.acquire(&claim("a", 1), now).unwrap() else { panic!() };
+        let Acquired::Granted(grant) = table.acquire(&claim("a", 1), now).unwrap() else {
+            panic!()
+        };
         for name in ["a/phase", "a/kept"] {
-            table.swap(&Swap::create(key(name), "x").bound_to(grant.token()), now).unwrap();
+            table
+                .swap(&Swap::create(key(name), "x").bound_to(grant.token()), now)
+                .unwrap();
         }
         let kept = table.read(&key("a/kept"), now).unwrap();
         table.swap(&Swap::replace(&kept, "y"), now).unwrap();
         assert_eq!(table.list("a/", now).documents.len(), 2);
         table.release(&claim("a", 1), now);
-        let left: Vec<_> = table.list("a", now).documents.iter().map(|left| left.key().to_string()).collect();
+        let left: Vec<_> = table
+            .list("a", now)
+            .documents
+            .iter()
+            .map(|left| left.key().to_string())
+            .collect();
         assert_eq!(left, ["a/kept"]);
-        assert!(matches!(table.log.back(), Some(WatchEvent::Deleted(gone, _)) if *gone == key("a/phase")));
+        assert!(
+            matches!(table.log.back(), Some(WatchEvent::Deleted(gone, _)) if *gone == key("a/phase"))
+        );
     }
 
     /// An epoch may last for years, and bind a document for every client that comes and goes.
     #[test]
     fn what_is_no_longer_bound_is_not_remembered() {
         let (mut table, now) = (Table::default(), Instant::now());
-        let Acquired::Granted(grant) = table.acquire(&claim("a", 1), now).unwrap() else { panic!() };
+        let Acquired::Granted(grant) = table.acquire(&claim("a", 1), now).unwrap() else {
+            panic!()
+        };
         for number in 0..10 {
             let key = key(&format!("a/{number}"));
             for _ in 0..2 {
@@ -481,7 +653,11 @@ mod tests {
                 table.swap(&swap.bound_to(grant.token()), now).unwrap();
             }
             let seen = table.read(&key, now).unwrap();
-            let gone = if number & 1 == 0 { Swap::delete(&seen) } else { Swap::replace(&seen, "kept") };
+            let gone = if number & 1 == 0 {
+                Swap::delete(&seen)
+            } else {
+                Swap::replace(&seen, "kept")
+            };
             assert_eq!(table.entries[grant.token().key()].bound.len(), 1);
             table.swap(&gone, now).unwrap();
             assert!(table.entries[grant.token().key()].bound.is_empty());
@@ -494,9 +670,18 @@ mod tests {
     fn a_key_is_a_lease_or_a_document() {
         let (mut table, now) = (Table::default(), Instant::now());
         table.acquire(&claim("a", 1), now).unwrap();
-        assert_eq!(table.swap(&Swap::create(key("a"), "x"), now).unwrap_err().fault(), Fault::Refused);
+        assert_eq!(
+            table
+                .swap(&Swap::create(key("a"), "x"), now)
+                .unwrap_err()
+                .fault(),
+            Fault::Refused
+        );
         table.swap(&Swap::create(key("b"), "x"), now).unwrap();
-        assert_eq!(table.acquire(&claim("b", 1), now).unwrap_err().fault(), Fault::Refused);
+        assert_eq!(
+            table.acquire(&claim("b", 1), now).unwrap_err().fault(),
+            Fault::Refused
+        );
         let long = Swap::create(key("c"), vec![0; Document::MAX_LEN + 1]);
         assert_eq!(table.swap(&long, now).unwrap_err().fault(), Fault::Refused);
     }
@@ -514,7 +699,11 @@ mod tests {
         let first = table.after(floor, |_| true).unwrap().and_then(revision_of);
         assert_eq!(first, Some(Revision::new(floor.number() + 1)));
         assert_eq!(table.after(table.revision(), |_| true), Ok(None));
-        assert_eq!(table.after(Revision::new(u64::MAX), |_| true), Err(Forgotten), "of another store's history");
+        assert_eq!(
+            table.after(Revision::new(u64::MAX), |_| true),
+            Err(Forgotten),
+            "of another store's history"
+        );
     }
 
     #[derive(Clone, Debug)]

@@ -32,16 +32,23 @@ impl SkewedClock {
     pub fn new(ppm: i32, offset: Duration) -> Self {
         let rate = 1_000_000_u64.saturating_add_signed(ppm.into()).max(1);
         let ahead = u64::try_from(offset.as_nanos()).unwrap_or(u64::MAX);
-        Self { origin: Instant::now(), rate, ahead: Arc::new(ahead.into()) }
+        Self {
+            origin: Instant::now(),
+            rate,
+            ahead: Arc::new(ahead.into()),
+        }
     }
 
     /// The machine was suspended for that long: this clock counts it, Tokio's does not.
     pub fn suspend(&self, slept: Duration) {
-        self.ahead.fetch_add(u64::try_from(slept.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        self.ahead
+            .fetch_add(u64::try_from(slept.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
     fn scaled(duration: Duration, by: u128, over: u128) -> Duration {
-        Duration::from_nanos(u64::try_from((duration.as_nanos() * by).div_ceil(over)).unwrap_or(u64::MAX))
+        Duration::from_nanos(
+            u64::try_from((duration.as_nanos() * by).div_ceil(over)).unwrap_or(u64::MAX),
+        )
     }
 }
 
@@ -52,7 +59,11 @@ impl Clock for SkewedClock {
     }
 
     fn sleep_until(&self, deadline: BootInstant) -> Sleep {
-        sleep(Self::scaled(deadline.since(self.now()), MILLION, self.rate.into()))
+        sleep(Self::scaled(
+            deadline.since(self.now()),
+            MILLION,
+            self.rate.into(),
+        ))
     }
 }
 
@@ -67,10 +78,17 @@ mod tests {
             assert_eq!(clock.now(), BootInstant::from_nanos(5_000_000_000));
             tokio::time::advance(Duration::from_secs(100)).await;
             let expected = 105_000 + i64::from(ppm) / 10;
-            assert_eq!(clock.now().as_nanos() / 1_000_000, expected.unsigned_abs(), "{ppm}");
+            assert_eq!(
+                clock.now().as_nanos() / 1_000_000,
+                expected.unsigned_abs(),
+                "{ppm}"
+            );
             let deadline = clock.now().after(Duration::from_secs(10));
             clock.sleep_until(deadline).await;
-            assert!(clock.now() >= deadline && clock.now().since(deadline) < Duration::from_millis(3), "{ppm}");
+            assert!(
+                clock.now() >= deadline && clock.now().since(deadline) < Duration::from_millis(3),
+                "{ppm}"
+            );
         }
     }
 
@@ -78,6 +96,9 @@ mod tests {
     async fn r3_it_counts_a_suspension_that_tokio_does_not() {
         let (clock, before) = (SkewedClock::new(0, Duration::ZERO), Instant::now());
         clock.clone().suspend(Duration::from_secs(7));
-        assert_eq!((clock.now().as_nanos(), before.elapsed()), (7_000_000_000, Duration::ZERO));
+        assert_eq!(
+            (clock.now().as_nanos(), before.elapsed()),
+            (7_000_000_000, Duration::ZERO)
+        );
     }
 }

@@ -12,8 +12,8 @@ use tokio::{
 };
 
 use crate::{
-    Acquired, Capabilities, Claim, Document, Fault, FencingToken, Grant, LeaseKey, LeaseStore, Listing, Record,
-    Revision, StoreError, Swap, Swapped, Watch, WatchEvent,
+    Acquired, Capabilities, Claim, Document, Fault, FencingToken, Grant, LeaseKey, LeaseStore,
+    Listing, Record, Revision, StoreError, Swap, Swapped, Watch, WatchEvent,
 };
 
 /// A store behind a bad network: calls are lost, late, repeated, reordered, answered with "unknown", or stopped.
@@ -90,9 +90,19 @@ struct Fate {
 impl<S> FaultyStore<S> {
     /// `inner` behind a network that works, until told otherwise.
     pub fn new(inner: S, seed: u64) -> Self {
-        let state = State { rng: Rng::with_seed(seed), faults: Faults::default(), calls: Calls::default() };
+        let state = State {
+            rng: Rng::with_seed(seed),
+            faults: Faults::default(),
+            calls: Calls::default(),
+        };
         let (paused, _) = watch::channel(false);
-        Self { inner, network: Arc::new(Network { state: Mutex::new(state), paused }) }
+        Self {
+            inner,
+            network: Arc::new(Network {
+                state: Mutex::new(state),
+                paused,
+            }),
+        }
     }
 
     /// What goes wrong with the calls that are made from here on.
@@ -206,7 +216,11 @@ impl<S: LeaseStore> LeaseStore for FaultyStore<S> {
     }
 
     fn watch(&self, key: &LeaseKey, from: Revision) -> Self::Watch {
-        FaultyWatch { inner: self.inner.watch(key, from), network: self.network.clone(), coming: None }
+        FaultyWatch {
+            inner: self.inner.watch(key, from),
+            network: self.network.clone(),
+            coming: None,
+        }
     }
 
     async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
@@ -219,7 +233,11 @@ impl<S: LeaseStore> LeaseStore for FaultyStore<S> {
     }
 
     fn watch_prefix(&self, prefix: &str, after: Revision) -> Self::Watch {
-        FaultyWatch { inner: self.inner.watch_prefix(prefix, after), network: self.network.clone(), coming: None }
+        FaultyWatch {
+            inner: self.inner.watch_prefix(prefix, after),
+            network: self.network.clone(),
+            coming: None,
+        }
     }
 
     async fn transfer(&self, from: &Claim, to: &Claim) -> Result<Grant, StoreError> {
@@ -253,7 +271,10 @@ impl<S: LeaseStore> LeaseStore for FaultyStore<S> {
 impl<S: fmt::Debug> fmt::Debug for FaultyStore<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let faults = self.network.state().faults;
-        f.debug_struct("FaultyStore").field("inner", &self.inner).field("faults", &faults).finish_non_exhaustive()
+        f.debug_struct("FaultyStore")
+            .field("inner", &self.inner)
+            .field("faults", &faults)
+            .finish_non_exhaustive()
     }
 }
 
@@ -272,32 +293,50 @@ impl Faults {
 
     /// So many requests in a thousand do not arrive; their callers wait for ever.
     pub fn lose_requests(self, in_a_thousand: u32) -> Self {
-        Self { lost_requests: in_a_thousand, ..self }
+        Self {
+            lost_requests: in_a_thousand,
+            ..self
+        }
     }
 
     /// So many in a thousand are carried out, and nobody hears of it.
     pub fn lose_answers(self, in_a_thousand: u32) -> Self {
-        Self { lost_answers: in_a_thousand, ..self }
+        Self {
+            lost_answers: in_a_thousand,
+            ..self
+        }
     }
 
     /// So many in a thousand are carried out and answered with [`Fault::Unknown`].
     pub fn answer_unknown(self, in_a_thousand: u32) -> Self {
-        Self { unknown: in_a_thousand, ..self }
+        Self {
+            unknown: in_a_thousand,
+            ..self
+        }
     }
 
     /// So many in a thousand are carried out twice, the second time later.
     pub fn repeat(self, in_a_thousand: u32) -> Self {
-        Self { repeated: in_a_thousand, ..self }
+        Self {
+            repeated: in_a_thousand,
+            ..self
+        }
     }
 
     /// Each request and each answer takes up to that long, by chance; so they overtake each other.
     pub fn delay(self, longest: Duration) -> Self {
-        Self { longest_delay: longest, ..self }
+        Self {
+            longest_delay: longest,
+            ..self
+        }
     }
 
     /// Every call fails like this, and nothing happens.
     pub fn fail(self, fault: Fault) -> Self {
-        Self { fails: Some(fault), ..self }
+        Self {
+            fails: Some(fault),
+            ..self
+        }
     }
 }
 
@@ -315,7 +354,11 @@ impl Network {
     }
 
     /// Carries a call out as often as it arrives.
-    async fn carry<T, F>(&self, fate: Fate, make: impl Fn() -> F + Send + Sync) -> Result<T, StoreError>
+    async fn carry<T, F>(
+        &self,
+        fate: Fate,
+        make: impl Fn() -> F + Send + Sync,
+    ) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>> + Send,
     {
@@ -332,7 +375,11 @@ impl Network {
         }
         sleep(fate.back).await;
         self.running().await;
-        if fate.is_unknown { Err(StoreError::unknown("the answer was mangled")) } else { result }
+        if fate.is_unknown {
+            Err(StoreError::unknown("the answer was mangled"))
+        } else {
+            result
+        }
     }
 
     async fn running(&self) {
@@ -380,12 +427,17 @@ impl<W: Watch> Watch for FaultyWatch<W> {
             sleep_until(*at).await;
         }
         self.network.running().await;
-        self.coming.take().map(|(_, event)| event).ok_or_else(|| StoreError::new(Fault::Unknown))
+        self.coming
+            .take()
+            .map(|(_, event)| event)
+            .ok_or_else(|| StoreError::new(Fault::Unknown))
     }
 }
 
 impl<W: fmt::Debug> fmt::Debug for FaultyWatch<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FaultyWatch").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("FaultyWatch")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
     }
 }

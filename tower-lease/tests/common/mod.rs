@@ -10,8 +10,9 @@ use std::{
 
 use tokio::{task::JoinHandle, time::sleep};
 use tower_lease::{
-    Acquired, Capabilities, Claim, Fault, FencingToken, Holder, Lease, LeaseBuilder, LeaseKey, LeaseStore, Listing,
-    MemoryStore, MemoryWatch, Record, Revision, State, StoreError, TokioClock, Watch, WatchEvent,
+    Acquired, Capabilities, Claim, Fault, FencingToken, Holder, Lease, LeaseBuilder, LeaseKey,
+    LeaseStore, Listing, MemoryStore, MemoryWatch, Record, Revision, State, StoreError, TokioClock,
+    Watch, WatchEvent,
 };
 
 pub(crate) const TTL: Duration = Duration::from_secs(10);
@@ -73,7 +74,10 @@ pub(crate) struct FlakyWatch {
 
 impl Default for Script {
     fn default() -> Self {
-        Self { next: VecDeque::new(), then: Way::Pass }
+        Self {
+            next: VecDeque::new(),
+            then: Way::Pass,
+        }
     }
 }
 
@@ -85,16 +89,25 @@ impl Script {
 
 impl Flaky {
     pub(crate) fn new() -> Self {
-        Self { inner: MemoryStore::new(), ways: Arc::default() }
+        Self {
+            inner: MemoryStore::new(),
+            ways: Arc::default(),
+        }
     }
 
     /// The next acquires, and all that follow.
     pub(crate) fn acquires(&self, next: impl IntoIterator<Item = Way>, then: Way) {
-        self.ways.lock().unwrap().acquire = Script { next: next.into_iter().collect(), then };
+        self.ways.lock().unwrap().acquire = Script {
+            next: next.into_iter().collect(),
+            then,
+        };
     }
 
     pub(crate) fn renewals(&self, next: impl IntoIterator<Item = Way>, then: Way) {
-        self.ways.lock().unwrap().renew = Script { next: next.into_iter().collect(), then };
+        self.ways.lock().unwrap().renew = Script {
+            next: next.into_iter().collect(),
+            then,
+        };
     }
 
     pub(crate) fn releases(&self, then: Way) {
@@ -114,7 +127,10 @@ impl Flaky {
     }
 }
 
-async fn go<T>(way: Way, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+async fn go<T>(
+    way: Way,
+    call: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
     match way {
         Way::Pass | Way::Ttl(_) => call.await,
         Way::LoseRequest => pending().await,
@@ -152,9 +168,9 @@ impl LeaseStore for Flaky {
         };
         let acquired = go(way, self.inner.acquire(claim)).await?;
         Ok(match (acquired, way) {
-            (Acquired::Granted(grant), Way::Ttl(ttl)) => {
-                Acquired::Granted(tower_lease::Grant::new(grant.token().clone(), ttl, grant.revision()))
-            }
+            (Acquired::Granted(grant), Way::Ttl(ttl)) => Acquired::Granted(
+                tower_lease::Grant::new(grant.token().clone(), ttl, grant.revision()),
+            ),
             (acquired, _) => acquired,
         })
     }
@@ -186,7 +202,10 @@ impl LeaseStore for Flaky {
     }
 
     fn watch(&self, key: &LeaseKey, from: Revision) -> FlakyWatch {
-        FlakyWatch { inner: self.inner.watch(key, from), ways: self.ways.clone() }
+        FlakyWatch {
+            inner: self.inner.watch(key, from),
+            ways: self.ways.clone(),
+        }
     }
 
     async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
@@ -194,7 +213,10 @@ impl LeaseStore for Flaky {
     }
 
     fn watch_prefix(&self, prefix: &str, after: Revision) -> FlakyWatch {
-        FlakyWatch { inner: self.inner.watch_prefix(prefix, after), ways: self.ways.clone() }
+        FlakyWatch {
+            inner: self.inner.watch_prefix(prefix, after),
+            ways: self.ways.clone(),
+        }
     }
 }
 

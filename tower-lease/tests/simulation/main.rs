@@ -22,7 +22,11 @@ fn over_seeds(scenario: fn(u64)) {
 }
 
 fn seeds() -> std::ops::Range<u64> {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number of seeds, or a seed"));
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .map(|text| text.parse::<u64>().expect("a number of seeds, or a seed"))
+    };
     match number("LEASE_SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("LEASE_SIM_SEEDS").unwrap_or(42),

@@ -14,8 +14,8 @@ use std::{
 use fastrand::Rng;
 use tokio::time::{Instant, sleep, timeout_at};
 use tower_lease::{
-    Acquired, Capabilities, Claim, Fault, FencingToken, Grant, LeaseKey, LeaseStore, Listing, MemoryStore, Record,
-    Revision, StoreError, Watch, WatchEvent, fencing,
+    Acquired, Capabilities, Claim, Fault, FencingToken, Grant, LeaseKey, LeaseStore, Listing,
+    MemoryStore, Record, Revision, StoreError, Watch, WatchEvent, fencing,
 };
 use turmoil::net::UdpSocket;
 
@@ -116,10 +116,16 @@ impl RemoteStore {
         let number = self.send(request);
         let socket = UdpSocket::bind(ANY).await.map_err(StoreError::not_sent)?;
         let message = number.to_be_bytes();
-        socket.send_to(&message, ("store", PORT)).await.map_err(StoreError::not_sent)?;
+        socket
+            .send_to(&message, ("store", PORT))
+            .await
+            .map_err(StoreError::not_sent)?;
         loop {
             let mut buffer = [0; 16];
-            socket.recv_from(&mut buffer).await.map_err(StoreError::unknown)?;
+            socket
+                .recv_from(&mut buffer)
+                .await
+                .map_err(StoreError::unknown)?;
             let (of, answer) = numbers(buffer);
             if of == number {
                 return Ok(self.post.lock().unwrap().answers[&answer].clone());
@@ -146,7 +152,9 @@ impl LeaseStore for RemoteStore {
     type Fencing = fencing::Total;
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new().with_watch(self.watches).with_documents(false)
+        Capabilities::new()
+            .with_watch(self.watches)
+            .with_documents(false)
     }
 
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
@@ -171,7 +179,10 @@ impl LeaseStore for RemoteStore {
     }
 
     async fn revoke(&self, key: &LeaseKey, guard: Option<&FencingToken>) -> Result<(), StoreError> {
-        match self.ask(Request::Revoke(key.clone(), guard.cloned())).await? {
+        match self
+            .ask(Request::Revoke(key.clone(), guard.cloned()))
+            .await?
+        {
             Answer::Done(result) => told(result),
             _ => nonsense(),
         }
@@ -186,7 +197,14 @@ impl LeaseStore for RemoteStore {
 
     fn watch(&self, key: &LeaseKey, from: Revision) -> RemoteWatch {
         let (store, key) = (self.clone(), key.clone());
-        RemoteWatch { store, key, from, socket: None, heard: Instant::now(), last: None }
+        RemoteWatch {
+            store,
+            key,
+            from,
+            socket: None,
+            heard: Instant::now(),
+            last: None,
+        }
     }
 
     async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
@@ -202,7 +220,10 @@ impl LeaseStore for RemoteStore {
     }
 
     async fn transfer(&self, from: &Claim, to: &Claim) -> Result<Grant, StoreError> {
-        match self.ask(Request::Transfer(from.clone(), to.clone())).await? {
+        match self
+            .ask(Request::Transfer(from.clone(), to.clone()))
+            .await?
+        {
             Answer::Transferred(result) => told(result),
             _ => nonsense(),
         }
@@ -230,16 +251,21 @@ impl Watch for RemoteWatch {
     async fn next(&mut self) -> Result<WatchEvent, StoreError> {
         let number = self.subscribed().await?;
         loop {
-            let Some((socket, _)) = &self.socket else { return nonsense() };
+            let Some((socket, _)) = &self.socket else {
+                return nonsense();
+            };
             let mut buffer = [0; 16];
             let received = timeout_at(self.heard + SILENCE, socket.recv_from(&mut buffer)).await;
-            received.map_err(|_| StoreError::unknown("silence"))?.map_err(StoreError::unknown)?;
+            received
+                .map_err(|_| StoreError::unknown("silence"))?
+                .map_err(StoreError::unknown)?;
             let (of, answer) = numbers(buffer);
             if of != number {
                 continue;
             }
             self.heard = Instant::now();
-            let Answer::Event(event) = self.store.post.lock().unwrap().answers[&answer].clone() else {
+            let Answer::Event(event) = self.store.post.lock().unwrap().answers[&answer].clone()
+            else {
                 return nonsense();
             };
             // A heartbeat repeats the state; what was overtaken is old.
@@ -289,7 +315,10 @@ pub(crate) async fn serve(
         match request {
             Request::Watch(key, since) => {
                 let watch = store.watch(&key, since);
-                watches.insert(number, tokio::task::spawn_local(push(watch, post, socket, number, from)));
+                watches.insert(
+                    number,
+                    tokio::task::spawn_local(push(watch, post, socket, number, from)),
+                );
             }
             Request::Unwatch(which) => drop(watches.remove(&which).map(|task| task.abort())),
             request => {
@@ -349,7 +378,9 @@ async fn carry_out(store: &MemoryStore, request: Request) -> Answer {
         Request::Acquire(claim) => Answer::Acquired(fault(store.acquire(&claim).await)),
         Request::Renew(claim) => Answer::Renewed(fault(store.renew(&claim).await)),
         Request::Release(claim) => Answer::Done(fault(store.release(&claim).await)),
-        Request::Revoke(key, guard) => Answer::Done(fault(store.revoke(&key, guard.as_ref()).await)),
+        Request::Revoke(key, guard) => {
+            Answer::Done(fault(store.revoke(&key, guard.as_ref()).await))
+        }
         Request::Inspect(key) => Answer::Read(fault(store.inspect(&key).await)),
         Request::Transfer(from, to) => Answer::Transferred(fault(store.transfer(&from, &to).await)),
         Request::List(prefix) => Answer::Listed(fault(store.list_prefix(&prefix).await)),

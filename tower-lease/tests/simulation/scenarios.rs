@@ -51,12 +51,22 @@ fn f01_a_replica_that_is_killed_is_replaced_within_a_ttl() {
 #[test]
 fn f02_a_replica_that_leaves_is_replaced_in_milliseconds() {
     over_seeds(|seed| {
-        let (mut world, holder) = settled(seed, Setup { lock_delay: TTL, ..Setup::default() });
+        let (mut world, holder) = settled(
+            seed,
+            Setup {
+                lock_delay: TTL,
+                ..Setup::default()
+            },
+        );
         world.node(holder).step_down(None);
         let asked = world.now();
         let replaced = world.successor_of(holder, TTL);
         // Those inside take up to 300 ms.
-        assert!(replaced - asked <= ms(300) + HANDOFF, "I7, fast, and R-18: {:?}", replaced - asked);
+        assert!(
+            replaced - asked <= ms(300) + HANDOFF,
+            "I7, fast, and R-18: {:?}",
+            replaced - asked
+        );
         world.run_for(TTL);
         world.check();
     });
@@ -72,7 +82,11 @@ fn f02_a_replica_that_hands_over_is_replaced_by_the_one_it_named() {
         let asked = world.now();
         let replaced = world.successor_of(holder, TTL);
         assert_eq!(world.open(), Some(heir), "R-20: no contender in between");
-        assert!(replaced - asked <= ms(300) + HANDOFF + ms(400), "{:?}", replaced - asked);
+        assert!(
+            replaced - asked <= ms(300) + HANDOFF + ms(400),
+            "{:?}",
+            replaced - asked
+        );
         world.run_for(TTL);
         assert_eq!(world.open(), Some(heir));
         world.check();
@@ -85,10 +99,15 @@ fn f03_a_replica_cut_off_from_the_store_closes_before_its_successor_opens() {
         let (mut world, holder) = settled(seed, Setup::default());
         world.sim.partition(name(holder), "store");
         let cut = world.now();
-        world.run_until(TTL, "R-13: jeopardy is seen", |world| is_jeopardy(world.node(holder).leases()[0].state()));
+        world.run_until(TTL, "R-13: jeopardy is seen", |world| {
+            is_jeopardy(world.node(holder).leases()[0].state())
+        });
         let replaced = world.successor_of(holder, TTL + HANDOFF);
         let closed = world.eyes().closed(holder).expect("it is not open");
-        assert!(closed < replaced && closed - cut <= TTL - MARGIN + ms(150), "R-7: at the old deadline");
+        assert!(
+            closed < replaced && closed - cut <= TTL - MARGIN + ms(150),
+            "R-7: at the old deadline"
+        );
         world.sim.repair(name(holder), "store");
         world.run_for(TTL);
         world.check();
@@ -102,9 +121,21 @@ fn f04_a_replica_whose_answers_are_lost_closes_though_the_store_extends() {
         world.sim.partition_oneway("store", name(holder));
         let cut = world.now();
         world.run_until(TTL, "it fences", |world| world.open() != Some(holder));
-        assert!(world.now() - cut <= TTL - MARGIN + ms(150), "R-7: at the old deadline");
+        assert!(
+            world.now() - cut <= TTL - MARGIN + ms(150),
+            "R-7: at the old deadline"
+        );
         let lost = world.node(holder).leases()[0].state();
-        assert!(matches!(lost, State::Fenced { cause: Lost::Expired, .. } | State::Acquiring), "{lost:?}");
+        assert!(
+            matches!(
+                lost,
+                State::Fenced {
+                    cause: Lost::Expired,
+                    ..
+                } | State::Acquiring
+            ),
+            "{lost:?}"
+        );
         world.successor_of(holder, DEAF);
         world.sim.repair_oneway("store", name(holder));
         world.run_for(TTL);
@@ -113,8 +144,16 @@ fn f04_a_replica_whose_answers_are_lost_closes_though_the_store_extends() {
 }
 
 fn late_answers() -> Setup {
-    let weather = Weather { late_by: TTL * 9 / 10, repeated: 300, unanswered_acquires: 0 };
-    Setup { weather, longest_latency: ms(200), ..Setup::default() }
+    let weather = Weather {
+        late_by: TTL * 9 / 10,
+        repeated: 300,
+        unanswered_acquires: 0,
+    };
+    Setup {
+        weather,
+        longest_latency: ms(200),
+        ..Setup::default()
+    }
 }
 
 #[test]
@@ -137,7 +176,10 @@ fn f08_a_replica_that_was_stopped_serves_nothing_by_its_old_epoch() {
         world.node(holder).pause();
         let stopped = world.now();
         world.successor_of(holder, TTL + HANDOFF);
-        let closed = world.eyes().closed(holder).expect("R-6: though none of its tasks runs");
+        let closed = world
+            .eyes()
+            .closed(holder)
+            .expect("R-6: though none of its tasks runs");
         assert!(closed - stopped <= TTL - MARGIN + ms(150));
         world.run_for(TTL);
         world.node(holder).resume();
@@ -157,10 +199,19 @@ fn f09_a_machine_that_slept_refuses_the_first_call() {
         world.node(holder).suspend(TTL);
         world.run_for(ms(40));
         let since = world.now();
-        assert_ne!(world.open(), Some(holder), "R-3: within a tick or two, though no timer has fired");
+        assert_ne!(
+            world.open(),
+            Some(holder),
+            "R-3: within a tick or two, though no timer has fired"
+        );
         // It may get the lease again, but only as a new epoch.
         world.run_for(TTL * 2);
-        let again = world.eyes().openings.iter().filter(|(at, ..)| *at > since).count();
+        let again = world
+            .eyes()
+            .openings
+            .iter()
+            .filter(|(at, ..)| *at > since)
+            .count();
         assert!(again > 0, "somebody holds it again");
         world.check();
     });
@@ -178,7 +229,14 @@ fn f10_clocks_that_drift_more_are_what_tokens_are_for() {
 
 /// Cut off again and again, one way or both: the store extends to the last, or does not.
 fn drifting(seed: u64, drift_ppm: i32, exclusive: bool) {
-    let mut world = World::new(seed, Setup { drift_ppm, exclusive, ..Setup::default() });
+    let mut world = World::new(
+        seed,
+        Setup {
+            drift_ppm,
+            exclusive,
+            ..Setup::default()
+        },
+    );
     for round in 0..3 {
         let holder = world.holder();
         if round % 2 == 0 {
@@ -191,15 +249,27 @@ fn drifting(seed: u64, drift_ppm: i32, exclusive: bool) {
         let calm = ms(world.rng.u64(0..3_000));
         world.run_for(calm);
     }
-    assert!(world.eyes().accepted > 20, "I2: the resource took what was in order");
+    assert!(
+        world.eyes().accepted > 20,
+        "I2: the resource took what was in order"
+    );
     world.check();
 }
 
 #[test]
 fn f11_acquires_whose_answers_are_lost_have_one_holder_and_no_orphan() {
     over_seeds(|seed| {
-        let weather = Weather { unanswered_acquires: 600, ..Weather::default() };
-        let mut world = World::new(seed, Setup { weather, ..Setup::default() });
+        let weather = Weather {
+            unanswered_acquires: 600,
+            ..Weather::default()
+        };
+        let mut world = World::new(
+            seed,
+            Setup {
+                weather,
+                ..Setup::default()
+            },
+        );
         // Some retry; one crashes with a claim that may have been carried out.
         let patience = ms(world.rng.u64(200..3_000));
         world.run_for(patience);
@@ -208,7 +278,9 @@ fn f11_acquires_whose_answers_are_lost_have_one_holder_and_no_orphan() {
         world.eyes().forget(crashing);
         world.run_for(TTL);
         *world.weather.lock().unwrap() = Weather::default();
-        world.run_until(TTL * 2, "no orphan beyond its TTL", |world| world.open().is_some());
+        world.run_until(TTL * 2, "no orphan beyond its TTL", |world| {
+            world.open().is_some()
+        });
         world.check();
     });
 }
@@ -218,14 +290,22 @@ fn revoked(seed: u64, setup: Setup) -> (Duration, World) {
     let (mut world, holder) = settled(seed, Setup { nodes: 2, ..setup });
     world.revoke();
     let revoked = world.now();
-    world.run_until(TTL, "it closes", |world| !world.node(holder).leases()[0].is_held());
+    world.run_until(TTL, "it closes", |world| {
+        !world.node(holder).leases()[0].is_held()
+    });
     (world.now() - revoked, world)
 }
 
 #[test]
 fn f12_a_lease_taken_away_by_hand_closes_the_gate_within_the_watchs_latency() {
     over_seeds(|seed| {
-        let (took, mut world) = revoked(seed, Setup { exclusive: false, ..Setup::default() });
+        let (took, mut world) = revoked(
+            seed,
+            Setup {
+                exclusive: false,
+                ..Setup::default()
+            },
+        );
         // The order is a message to the store, and the watch's is one to the holder.
         assert!(took <= ms(280), "R-12: {took:?}");
         world.run_for(TTL);
@@ -236,7 +316,12 @@ fn f12_a_lease_taken_away_by_hand_closes_the_gate_within_the_watchs_latency() {
 
 /// The store is cut off from everyone for 10 × TTL; then all come back at once.
 fn outage(seed: u64, keep_serving: bool) {
-    let setup = Setup { nodes: 4, own_leases: 25, keep_serving, ..Setup::default() };
+    let setup = Setup {
+        nodes: 4,
+        own_leases: 25,
+        keep_serving,
+        ..Setup::default()
+    };
     let mut world = World::new(seed, setup);
     world.run_for(TTL);
     let nodes: Vec<_> = (0..4).map(name).collect();
@@ -244,9 +329,16 @@ fn outage(seed: u64, keep_serving: bool) {
         world.sim.partition(node.as_str(), "store");
     }
     world.run_for(TTL * 10);
-    let states: Vec<_> = (0..4).flat_map(|node| world.node(node).leases()).map(|lease| lease.state()).collect();
+    let states: Vec<_> = (0..4)
+        .flat_map(|node| world.node(node).leases())
+        .map(|lease| lease.state())
+        .collect();
     let serving = states.iter().filter(|state| state.is_held()).count();
-    assert_eq!(serving, if keep_serving { 100 } else { 0 }, "R-31: as was chosen");
+    assert_eq!(
+        serving,
+        if keep_serving { 100 } else { 0 },
+        "R-31: as was chosen"
+    );
     let before = world.acquires();
     for node in &nodes {
         world.sim.repair(node.as_str(), "store");
@@ -257,11 +349,20 @@ fn outage(seed: u64, keep_serving: bool) {
         world.run_for(ms(100));
         peak = peak.max(world.acquires() - start);
     }
-    assert!(peak <= 60, "no herd: {peak} acquires of 100 replicas in 100 ms");
+    assert!(
+        peak <= 60,
+        "no herd: {peak} acquires of 100 replicas in 100 ms"
+    );
     assert!(world.acquires() - before >= 100, "all of them came");
-    assert!(world.acquires() - before <= 250, "and asked little more than once");
+    assert!(
+        world.acquires() - before <= 250,
+        "and asked little more than once"
+    );
     world.run_for(ms(10));
-    let states: Vec<_> = (0..4).flat_map(|node| world.node(node).leases()).map(|lease| lease.state()).collect();
+    let states: Vec<_> = (0..4)
+        .flat_map(|node| world.node(node).leases())
+        .map(|lease| lease.state())
+        .collect();
     assert!(states.iter().all(State::is_held), "I10: {states:?}");
     world.check();
 }
@@ -281,28 +382,51 @@ fn f19_a_store_that_was_down_fences_or_not_as_chosen_and_is_not_run_over() {
 #[test]
 fn r5_without_its_margin_the_simulation_fails() {
     let careless = |seed| {
-        let setup = Setup { drift_ppm: 60_000, believed_ppm: 0, guard: Some(Duration::ZERO), ..Setup::default() };
+        let setup = Setup {
+            drift_ppm: 60_000,
+            believed_ppm: 0,
+            guard: Some(Duration::ZERO),
+            ..Setup::default()
+        };
         let mut world = World::new(seed, setup);
         let holder = world.holder();
         world.sim.partition(name(holder), "store");
         world.run_for(TTL * 2);
         world
     };
-    assert!(some_seed_breaks("I1", careless), "clocks worse than believed, no guard: two gates are open at once");
+    assert!(
+        some_seed_breaks("I1", careless),
+        "clocks worse than believed, no guard: two gates are open at once"
+    );
 }
 
 #[test]
 fn r12_without_its_own_watch_the_simulation_fails() {
     let blind = |seed| {
-        let (_, mut world) = revoked(seed, Setup { first_watches: false, ..Setup::default() });
+        let (_, mut world) = revoked(
+            seed,
+            Setup {
+                first_watches: false,
+                ..Setup::default()
+            },
+        );
         world.run_for(TTL);
         world
     };
-    assert!(some_seed_breaks("I1", blind), "a gate stays open until a renewal is refused");
+    assert!(
+        some_seed_breaks("I1", blind),
+        "a gate stays open until a renewal is refused"
+    );
 }
 
 fn some_seed_breaks(invariant: &str, scenario: impl Fn(u64) -> World) -> bool {
-    (0..20).any(|seed| scenario(seed).eyes().broken.iter().any(|broken| broken.starts_with(invariant)))
+    (0..20).any(|seed| {
+        scenario(seed)
+            .eyes()
+            .broken
+            .iter()
+            .any(|broken| broken.starts_with(invariant))
+    })
 }
 
 #[test]
@@ -311,7 +435,12 @@ fn a_seed_says_it_all() {
         let mut world = World::new(7, late_answers());
         world.run_for(TTL * 6);
         let eyes = world.eyes();
-        (eyes.openings.clone(), eyes.closings.clone(), eyes.answered, eyes.accepted)
+        (
+            eyes.openings.clone(),
+            eyes.closings.clone(),
+            eyes.answered,
+            eyes.accepted,
+        )
     };
     assert_eq!(run(), run(), "the same seed is the same run");
 }

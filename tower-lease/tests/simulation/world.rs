@@ -16,7 +16,8 @@ use fastrand::Rng;
 use tokio::time::{sleep, timeout};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_lease::{
-    Claim, Holder, Lease, LeaseKey, LeaseLayer, LeaseStore, MemoryStore, OnStoreOutage, State, testing::SkewedClock,
+    Claim, Holder, Lease, LeaseKey, LeaseLayer, LeaseStore, MemoryStore, OnStoreOutage, State,
+    testing::SkewedClock,
 };
 
 use crate::net::{Post, RemoteStore, Weather, serve};
@@ -115,23 +116,39 @@ impl World {
             .rng_seed(seed)
             .build();
         let store = MemoryStore::new();
-        let (post, weather) = (Arc::<Mutex<Post>>::default(), Arc::new(Mutex::new(setup.weather)));
+        let (post, weather) = (
+            Arc::<Mutex<Post>>::default(),
+            Arc::new(Mutex::new(setup.weather)),
+        );
         {
             let (store, post, weather) = (store.clone(), post.clone(), weather.clone());
-            sim.host("store", move || serve(store.clone(), post.clone(), weather.clone(), seed));
+            sim.host("store", move || {
+                serve(store.clone(), post.clone(), weather.clone(), seed)
+            });
         }
         let eyes = Arc::<Mutex<Eyes>>::default();
         let nodes: Vec<Arc<Node>> = (0..setup.nodes).map(|_| Arc::default()).collect();
         for (number, node) in nodes.iter().enumerate() {
             let (node, post, eyes) = (node.clone(), post.clone(), eyes.clone());
-            sim.host(name(number), move || run(number, setup, node.clone(), post.clone(), eyes.clone()));
+            sim.host(name(number), move || {
+                run(number, setup, node.clone(), post.clone(), eyes.clone())
+            });
         }
         let orders = Arc::<Mutex<Vec<LeaseKey>>>::default();
         {
             let (store, orders) = (RemoteStore::new(post.clone(), true), orders.clone());
             sim.host("operator", move || operate(store.clone(), orders.clone()));
         }
-        Self { sim, rng: Rng::with_seed(seed), weather, post, eyes, nodes, orders, setup }
+        Self {
+            sim,
+            rng: Rng::with_seed(seed),
+            weather,
+            post,
+            eyes,
+            nodes,
+            orders,
+            setup,
+        }
     }
 
     pub(crate) fn run_for(&mut self, duration: Duration) {
@@ -142,7 +159,12 @@ impl World {
     }
 
     /// Runs until it comes true; says when.
-    pub(crate) fn run_until(&mut self, limit: Duration, what: &str, mut come: impl FnMut(&Self) -> bool) -> Duration {
+    pub(crate) fn run_until(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        mut come: impl FnMut(&Self) -> bool,
+    ) -> Duration {
         let end = self.sim.elapsed() + limit;
         while !come(self) {
             assert!(self.sim.elapsed() < end, "{what}: not within {limit:?}");
@@ -158,12 +180,17 @@ impl World {
     }
 
     pub(crate) fn open(&self) -> Option<usize> {
-        self.eyes().last.iter().find_map(|(node, (_, epoch))| epoch.map(|_| *node))
+        self.eyes()
+            .last
+            .iter()
+            .find_map(|(node, (_, epoch))| epoch.map(|_| *node))
     }
 
     /// Runs until a node other than this one is open; says when.
     pub(crate) fn successor_of(&mut self, node: usize, limit: Duration) -> Duration {
-        self.run_until(limit, "I7: a successor", |world| world.open().is_some_and(|open| open != node))
+        self.run_until(limit, "I7: a successor", |world| {
+            world.open().is_some_and(|open| open != node)
+        })
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -190,8 +217,16 @@ impl World {
     /// The end: nothing that must hold was broken.
     pub(crate) fn check(&self) {
         let eyes = self.eyes();
-        assert!(eyes.broken.is_empty(), "{:?}: {:#?}", self.setup, eyes.broken);
-        assert!(eyes.openings.windows(2).all(|pair| pair[0].2 < pair[1].2) || self.setup.own_leases > 0, "I4");
+        assert!(
+            eyes.broken.is_empty(),
+            "{:?}: {:#?}",
+            self.setup,
+            eyes.broken
+        );
+        assert!(
+            eyes.openings.windows(2).all(|pair| pair[0].2 < pair[1].2) || self.setup.own_leases > 0,
+            "I4"
+        );
     }
 }
 
@@ -207,12 +242,21 @@ fn key() -> LeaseKey {
 
 impl Node {
     pub(crate) fn leases(&self) -> Vec<Lease<SkewedClock>> {
-        self.leases.lock().unwrap().iter().map(|(lease, _)| lease.clone()).collect()
+        self.leases
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(lease, _)| lease.clone())
+            .collect()
     }
 
     /// The machine sleeps: its boot clock counts that, its timers do not.
     pub(crate) fn suspend(&self, slept: Duration) {
-        self.leases.lock().unwrap().iter().for_each(|(_, clock)| clock.suspend(slept));
+        self.leases
+            .lock()
+            .unwrap()
+            .iter()
+            .for_each(|(_, clock)| clock.suspend(slept));
     }
 
     pub(crate) fn step_down(&self, to: Option<Claim>) {
@@ -226,7 +270,11 @@ impl Node {
 
     pub(crate) fn resume(&self) {
         self.paused.store(false, Relaxed);
-        self.sleepers.lock().unwrap().drain(..).for_each(Waker::wake);
+        self.sleepers
+            .lock()
+            .unwrap()
+            .drain(..)
+            .for_each(Waker::wake);
     }
 
     async fn pausable<F: Future>(self: Arc<Self>, future: F) -> F::Output {
@@ -259,7 +307,11 @@ async fn run(
     let ppm = fastrand::i32(-setup.drift_ppm..=setup.drift_ppm);
     let clock = SkewedClock::new(ppm, Duration::from_secs(fastrand::u64(0..1_000)));
     for own in 0..setup.own_leases.max(1) {
-        let key = if setup.own_leases == 0 { key() } else { LeaseKey::new(&format!("own/{number}/{own}"))? };
+        let key = if setup.own_leases == 0 {
+            key()
+        } else {
+            LeaseKey::new(&format!("own/{number}/{own}"))?
+        };
         let mut builder = Lease::builder(store.clone(), key, Holder::new(&name(number)))
             .clock(clock.clone())
             .ttl(TTL)
@@ -285,11 +337,21 @@ async fn run(
 }
 
 /// Looks at the gate at each tick, as nothing inside may do for it.
-async fn watch_over(number: usize, lease: Lease<SkewedClock>, setup: Setup, eyes: Arc<Mutex<Eyes>>) -> turmoil::Result {
+async fn watch_over(
+    number: usize,
+    lease: Lease<SkewedClock>,
+    setup: Setup,
+    eyes: Arc<Mutex<Eyes>>,
+) -> turmoil::Result {
     loop {
-        let open = lease.token().filter(|_| lease.is_held()).map(|token| token.epoch().get());
+        let open = lease
+            .token()
+            .filter(|_| lease.is_held())
+            .map(|token| token.epoch().get());
         let now = turmoil::sim_elapsed().unwrap_or_default();
-        eyes.lock().unwrap().see(number, open, now, setup.exclusive && setup.own_leases == 0);
+        eyes.lock()
+            .unwrap()
+            .see(number, open, now, setup.exclusive && setup.own_leases == 0);
         sleep(TICK).await;
     }
 }
@@ -302,7 +364,9 @@ async fn offer(lease: Lease<SkewedClock>, eyes: Arc<Mutex<Eyes>>) {
             let (token, eyes) = (lease.token(), eyes.clone());
             async move {
                 sleep(Duration::from_millis(millis)).await;
-                let Some(token) = token else { return Err("let in without a token") };
+                let Some(token) = token else {
+                    return Err("let in without a token");
+                };
                 let epoch = token.epoch().get();
                 tokio::task::spawn_local(async move {
                     sleep(Duration::from_millis(fastrand::u64(0..400))).await;
@@ -315,7 +379,11 @@ async fn offer(lease: Lease<SkewedClock>, eyes: Arc<Mutex<Eyes>>) {
     let service = LeaseLayer::new(&lease).layer(work);
     loop {
         sleep(Duration::from_millis(fastrand::u64(20..120))).await;
-        let (lease, eyes, call) = (lease.clone(), eyes.clone(), service.clone().oneshot(fastrand::u64(0..300)));
+        let (lease, eyes, call) = (
+            lease.clone(),
+            eyes.clone(),
+            service.clone().oneshot(fastrand::u64(0..300)),
+        );
         tokio::task::spawn_local(async move {
             // The one look that is asked for: at the very moment of the answer.
             let answer = timeout(Duration::from_secs(60), call).await;
@@ -353,13 +421,20 @@ async fn operate(store: RemoteStore, orders: Arc<Mutex<Vec<LeaseKey>>>) -> turmo
 impl Eyes {
     fn see(&mut self, node: usize, open: Option<u64>, now: Duration, exclusive: bool) {
         let tick = u64::try_from(now.as_nanos() / TICK.as_nanos()).unwrap_or(0);
-        let before = self.last.insert(node, (tick, open)).and_then(|(_, open)| open);
+        let before = self
+            .last
+            .insert(node, (tick, open))
+            .and_then(|(_, open)| open);
         match (before, open) {
             (before, Some(epoch)) if before != open => self.openings.push((now, node, epoch)),
             (Some(_), None) => self.closings.push((now, node)),
             _ => {}
         }
-        let at_once: Vec<_> = self.last.iter().filter(|(_, (at, open))| *at == tick && open.is_some()).collect();
+        let at_once: Vec<_> = self
+            .last
+            .iter()
+            .filter(|(_, (at, open))| *at == tick && open.is_some())
+            .collect();
         if exclusive && open.is_some() && at_once.len() > 1 {
             self.broken.push(format!("I1: at {now:?} {at_once:?}"));
         }
@@ -375,14 +450,22 @@ impl Eyes {
         self.accepted += 1;
     }
 
-    fn outcome<E>(&mut self, answer: Result<Result<u64, E>, tokio::time::error::Elapsed>, good: Option<u64>) {
+    fn outcome<E>(
+        &mut self,
+        answer: Result<Result<u64, E>, tokio::time::error::Elapsed>,
+        good: Option<u64>,
+    ) {
         match answer {
             Ok(Ok(epoch)) if good != Some(epoch) => {
-                self.broken.push(format!("I3: an answer of epoch {epoch} left while {good:?} was held"));
+                self.broken.push(format!(
+                    "I3: an answer of epoch {epoch} left while {good:?} was held"
+                ));
             }
             Ok(Ok(_)) => self.answered += 1,
             Ok(Err(_)) => self.refused += 1,
-            Err(_) => self.broken.push("I9: a request had no outcome within a minute".into()),
+            Err(_) => self
+                .broken
+                .push("I9: a request had no outcome within a minute".into()),
         }
     }
 
@@ -393,7 +476,11 @@ impl Eyes {
 
     /// When a node's gate was last seen to close.
     pub(crate) fn closed(&self, node: usize) -> Option<Duration> {
-        self.closings.iter().rev().find(|(_, which)| *which == node).map(|(at, _)| *at)
+        self.closings
+            .iter()
+            .rev()
+            .find(|(_, which)| *which == node)
+            .map(|(at, _)| *at)
     }
 }
 

@@ -1,6 +1,8 @@
 use http::{Method, Request, Response};
 
-use super::{AtEnd, Classify, ClassifyEnd, ClassifyResponse, Grpc, Http, HttpClassifier, broken, is_grpc};
+use super::{
+    AtEnd, Classify, ClassifyEnd, ClassifyResponse, Grpc, Http, HttpClassifier, broken, is_grpc,
+};
 use crate::{Outcome, Refusal, body::End};
 
 /// [`Grpc`] when both the request and the response are gRPC by their content type, otherwise [`Http`].
@@ -44,11 +46,13 @@ impl<B> Classify<Request<B>> for Auto {
     type Classifier = AutoClassifier;
 
     fn classify(&self, request: &Request<B>) -> AutoClassifier {
-        AutoClassifier(if request.method() == Method::POST && is_grpc(request.headers()) {
-            Protocol::Grpc(self.http.classifier(request.method()))
-        } else {
-            Protocol::Http(self.http.classifier(request.method()))
-        })
+        AutoClassifier(
+            if request.method() == Method::POST && is_grpc(request.headers()) {
+                Protocol::Grpc(self.http.classifier(request.method()))
+            } else {
+                Protocol::Http(self.http.classifier(request.method()))
+            },
+        )
     }
 }
 
@@ -60,9 +64,13 @@ impl<B, E: 'static> ClassifyResponse<Response<B>, E> for AutoClassifier {
     fn head(&self, response: &Response<B>) -> Option<Outcome> {
         match &self.0 {
             Protocol::Http(http) => http.at_head(response.status(), response.headers()),
-            Protocol::Grpc(_) if is_grpc(response.headers()) => Grpc::at_head(response.status(), response.headers()),
+            Protocol::Grpc(_) if is_grpc(response.headers()) => {
+                Grpc::at_head(response.status(), response.headers())
+            }
             // Without a status at its end there is nothing to wait for.
-            Protocol::Grpc(http) => http.at_head(response.status(), response.headers()).or(Some(Outcome::SUCCESS)),
+            Protocol::Grpc(http) => http
+                .at_head(response.status(), response.headers())
+                .or(Some(Outcome::SUCCESS)),
         }
     }
 

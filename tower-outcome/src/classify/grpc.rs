@@ -22,11 +22,13 @@ pub struct Grpc;
 /// case (RFC 9110 section 8.3.1), but not `application/grpc-web`, which is another protocol.
 #[must_use]
 pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).and_then(|value| value.as_bytes().split_at_checked(GRPC.len())).is_some_and(
-        |(name, rest)| {
-            matches!(rest.first(), None | Some(b'+' | b';' | b' ' | b'\t')) && name.eq_ignore_ascii_case(GRPC)
-        },
-    )
+    headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.as_bytes().split_at_checked(GRPC.len()))
+        .is_some_and(|(name, rest)| {
+            matches!(rest.first(), None | Some(b'+' | b';' | b' ' | b'\t'))
+                && name.eq_ignore_ascii_case(GRPC)
+        })
 }
 
 const GRPC: &[u8] = b"application/grpc";
@@ -88,7 +90,10 @@ fn by_headers(headers: Option<&HeaderMap>) -> Outcome {
         return Outcome::FAILURE;
     };
     // Digits only: Rust would take `+0` for a success.
-    let digits = status.to_str().ok().filter(|code| code.bytes().all(|byte| byte.is_ascii_digit()));
+    let digits = status
+        .to_str()
+        .ok()
+        .filter(|code| code.bytes().all(|byte| byte.is_ascii_digit()));
     let code = digits.and_then(|code| code.parse().ok()).unwrap_or(2);
     match by_code(code) {
         Verdict::Success => Outcome::SUCCESS,
@@ -107,7 +112,12 @@ fn by_code(code: u8) -> Verdict {
 
 /// gRFC A6: milliseconds; a negative value or nonsense means "do not retry", which is no time to come back at.
 fn pushback(headers: &HeaderMap) -> Option<Duration> {
-    let millis = headers.get(GRPC_RETRY_PUSHBACK_MS)?.to_str().ok()?.parse().ok()?;
+    let millis = headers
+        .get(GRPC_RETRY_PUSHBACK_MS)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()?;
     Some(Duration::from_millis(millis))
 }
 
@@ -116,7 +126,11 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        HeaderMap::from_iter(pairs.iter().map(|&(name, value)| (name.parse().unwrap(), value.parse().unwrap())))
+        HeaderMap::from_iter(
+            pairs
+                .iter()
+                .map(|&(name, value)| (name.parse().unwrap(), value.parse().unwrap())),
+        )
     }
 
     fn end(pairs: &[(&'static str, &'static str)]) -> Outcome {
@@ -148,14 +162,19 @@ mod tests {
     #[test]
     fn pushback_is_read_and_do_not_retry_is_no_time() {
         let outcome = |value| end(&[("grpc-status", "14"), ("grpc-retry-pushback-ms", value)]);
-        assert_eq!(outcome("250"), Outcome::FAILURE.with_retry_after(Some(Duration::from_millis(250))));
+        assert_eq!(
+            outcome("250"),
+            Outcome::FAILURE.with_retry_after(Some(Duration::from_millis(250)))
+        );
         assert_eq!(outcome("-1"), Outcome::FAILURE);
         assert_eq!(outcome("soon"), Outcome::FAILURE);
     }
 
     #[test]
     fn a_head_without_a_grpc_status_is_read_by_its_http_status() {
-        let head = |status: StatusCode| Grpc::at_head(status, &HeaderMap::new()).map(|outcome| outcome.verdict());
+        let head = |status: StatusCode| {
+            Grpc::at_head(status, &HeaderMap::new()).map(|outcome| outcome.verdict())
+        };
         assert_eq!(head(StatusCode::OK), None);
         assert_eq!(head(StatusCode::BAD_GATEWAY), Some(Verdict::Failure));
         assert_eq!(head(StatusCode::TOO_MANY_REQUESTS), Some(Verdict::Failure));
@@ -168,10 +187,18 @@ mod tests {
     #[test]
     fn grpc_web_is_another_protocol() {
         let said = |value| is_grpc(&headers(&[("content-type", value)]));
-        assert!(said("application/grpc") && said("application/grpc+proto") && said("application/grpc;x=y"));
+        assert!(
+            said("application/grpc")
+                && said("application/grpc+proto")
+                && said("application/grpc;x=y")
+        );
         assert!(said("Application/GRPC") && said("application/grpc ; charset=utf-8"));
         assert!(!said("application/grpcx") && !said("application") && !said("application/grp"));
-        assert!(!said("application/grpc-web") && !said("application/grpc-web+proto") && !said("text/html"));
+        assert!(
+            !said("application/grpc-web")
+                && !said("application/grpc-web+proto")
+                && !said("text/html")
+        );
         assert!(!is_grpc(&HeaderMap::new()));
     }
 }

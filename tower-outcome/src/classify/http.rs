@@ -40,7 +40,11 @@ impl Http {
     }
 
     pub(super) fn classifier(self, method: &Method) -> HttpClassifier {
-        HttpClassifier { status: self.status, is_head: method == Method::HEAD, is_connect: method == Method::CONNECT }
+        HttpClassifier {
+            status: self.status,
+            is_head: method == Method::HEAD,
+            is_connect: method == Method::CONNECT,
+        }
     }
 }
 
@@ -65,13 +69,17 @@ impl HttpClassifier {
         match (self.status)(status) {
             Verdict::Success if self.may_have_body(status) => None,
             Verdict::Success => Some(Outcome::SUCCESS),
-            verdict => Some(Outcome::new(verdict).with_retry_after(retry_after(headers, SystemTime::now))),
+            verdict => {
+                Some(Outcome::new(verdict).with_retry_after(retry_after(headers, SystemTime::now)))
+            }
         }
     }
 
     fn may_have_body(&self, status: StatusCode) -> bool {
-        let never =
-            matches!(status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let never = matches!(
+            status,
+            StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        );
         !(never || self.is_head || self.is_connect && status.is_success())
     }
 }
@@ -124,22 +132,39 @@ mod tests {
         let request = Request::builder().method(method).body(()).unwrap();
         let response = Response::builder().status(status).body(()).unwrap();
         let classifier = Http::new().classify(&request);
-        ClassifyResponse::<_, std::io::Error>::head(&classifier, &response).map(|outcome| outcome.verdict())
+        ClassifyResponse::<_, std::io::Error>::head(&classifier, &response)
+            .map(|outcome| outcome.verdict())
     }
 
     #[test]
     fn only_a_success_with_a_body_waits_for_its_end() {
         for status in [200, 201, 301, 404, 499] {
             assert_eq!(head(Method::GET, status), None, "{status}");
-            assert_eq!(head(Method::HEAD, status), Some(Verdict::Success), "{status}");
+            assert_eq!(
+                head(Method::HEAD, status),
+                Some(Verdict::Success),
+                "{status}"
+            );
         }
         for status in [101, 204, 304] {
-            assert_eq!(head(Method::GET, status), Some(Verdict::Success), "{status}");
+            assert_eq!(
+                head(Method::GET, status),
+                Some(Verdict::Success),
+                "{status}"
+            );
         }
-        assert_eq!(head(Method::CONNECT, 200), Some(Verdict::Success), "a tunnel");
+        assert_eq!(
+            head(Method::CONNECT, 200),
+            Some(Verdict::Success),
+            "a tunnel"
+        );
         assert_eq!(head(Method::CONNECT, 407), None);
         for status in [500, 502, 503, 504, 599, 600, 999] {
-            assert_eq!(head(Method::GET, status), Some(Verdict::Failure), "{status}");
+            assert_eq!(
+                head(Method::GET, status),
+                Some(Verdict::Failure),
+                "{status}"
+            );
         }
         assert_eq!(head(Method::GET, 429), Some(Verdict::Soft));
     }
@@ -153,8 +178,14 @@ mod tests {
         };
         assert_eq!(read("120"), Some(Duration::from_secs(120)));
         assert_eq!(read(" 0 "), Some(Duration::ZERO));
-        assert_eq!(read("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
-        assert_eq!(read("Sun, 06 Nov 1994 08:50:37 GMT"), Some(Duration::from_secs(60)));
+        assert_eq!(
+            read("99999999999999999999999"),
+            Some(Duration::from_secs(u64::MAX))
+        );
+        assert_eq!(
+            read("Sun, 06 Nov 1994 08:50:37 GMT"),
+            Some(Duration::from_secs(60))
+        );
         assert_eq!(read("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
         for nonsense in ["", "-1", "1.5", "soon", "Sun, 99 Nov 1994 08:00:00 GMT"] {
             assert_eq!(read(nonsense), None, "{nonsense:?}");
@@ -163,9 +194,21 @@ mod tests {
 
     #[test]
     fn a_users_own_reading_of_status_codes_is_used() {
-        let lenient = Http::new().status(|status| if status == 501 { Verdict::Success } else { by_status(status) });
+        let lenient = Http::new().status(|status| {
+            if status == 501 {
+                Verdict::Success
+            } else {
+                by_status(status)
+            }
+        });
         let classifier = lenient.classifier(&Method::GET);
-        assert_eq!(classifier.at_head(StatusCode::NOT_IMPLEMENTED, &HeaderMap::new()), None);
-        assert_eq!(classifier.at_head(StatusCode::BAD_GATEWAY, &HeaderMap::new()), Some(Outcome::FAILURE));
+        assert_eq!(
+            classifier.at_head(StatusCode::NOT_IMPLEMENTED, &HeaderMap::new()),
+            None
+        );
+        assert_eq!(
+            classifier.at_head(StatusCode::BAD_GATEWAY, &HeaderMap::new()),
+            Some(Outcome::FAILURE)
+        );
     }
 }

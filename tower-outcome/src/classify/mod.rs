@@ -95,7 +95,8 @@ pub struct Judge<C, G> {
 }
 
 /// What [`Judge::answer`] makes of a response.
-pub type Judged<C, G, Res, E> = <<C as ClassifyResponse<Res, E>>::Scope as Scope<Res, Judge<C, G>>>::Response;
+pub type Judged<C, G, Res, E> =
+    <<C as ClassifyResponse<Res, E>>::Scope as Scope<Res, Judge<C, G>>>::Response;
 
 mod sealed {
     #[expect(unnameable_types, reason = "that is what seals the trait")]
@@ -138,7 +139,13 @@ fn promised<B: Body>(response: &Response<B>) -> Option<u64> {
     if response.body().size_hint().exact().is_some() {
         return None;
     }
-    let length = response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()?;
+    let length = response
+        .headers()
+        .get(CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()?;
     (!is_grpc(response.headers())).then_some(length)
 }
 
@@ -187,5 +194,9 @@ impl<C: ClassifyEnd, G: Settle> OnEnd for Judge<C, G> {
 
 /// The verdict of the presets on an error or a broken body: a failure, unless we refused it ourselves.
 fn broken(refusal: Option<&crate::Refusal>) -> Outcome {
-    if refusal.is_some() { Outcome::IGNORE } else { Outcome::FAILURE }
+    if refusal.is_some() {
+        Outcome::IGNORE
+    } else {
+        Outcome::FAILURE
+    }
 }

@@ -36,7 +36,12 @@ impl Auto {
     }
 
     /// The answer itself, for those who have no layer to give it. `detail` is for the reader: the error's own words.
-    pub fn answer<B>(&self, seen: Protocol, refusal: &Refusal, detail: impl Display) -> Response<RespondBody<B>> {
+    pub fn answer<B>(
+        &self,
+        seen: Protocol,
+        refusal: &Refusal,
+        detail: impl Display,
+    ) -> Response<RespondBody<B>> {
         match seen {
             Protocol::Http => self.http.answer(refusal, detail),
             Protocol::Grpc => Grpc.answer(refusal, detail),
@@ -67,6 +72,10 @@ impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Auto {
 impl Protocol {
     /// Tells by the content type. Only a `POST` can be gRPC.
     pub fn of<B>(request: &Request<B>) -> Self {
-        if request.method() == Method::POST && is_grpc(request.headers()) { Self::Grpc } else { Self::Http }
+        if request.method() == Method::POST && is_grpc(request.headers()) {
+            Self::Grpc
+        } else {
+            Self::Http
+        }
     }
 }

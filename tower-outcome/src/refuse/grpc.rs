@@ -23,7 +23,10 @@ impl Grpc {
         let mut response = Response::new(RespondBody::refusal(""));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(refusal.class().grpc_status())));
+        headers.insert(
+            GRPC_STATUS,
+            HeaderValue::from(u16::from(refusal.class().grpc_status())),
+        );
         if let Ok(message) = HeaderValue::try_from(percent_encoded(&detail.to_string())) {
             headers.insert(GRPC_MESSAGE, message);
         }
@@ -77,7 +80,8 @@ mod tests {
 
     #[test]
     fn an_answer_is_trailers_only() {
-        let refusal = Refusal::new(Class::Limited, "rate").with_retry_after(Some(Duration::from_micros(1500)));
+        let refusal = Refusal::new(Class::Limited, "rate")
+            .with_retry_after(Some(Duration::from_micros(1500)));
         let answer = Grpc.answer::<String>(&refusal, refusal);
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.headers()["grpc-status"], "8");

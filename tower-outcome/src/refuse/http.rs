@@ -26,7 +26,9 @@ impl Http {
     /// Plain text.
     #[must_use]
     pub const fn new() -> Self {
-        Self { problem_json: false }
+        Self {
+            problem_json: false,
+        }
     }
 
     /// Answers with `application/problem+json` (RFC 9457) instead of a line of text. Default: off.
@@ -43,7 +45,10 @@ impl Http {
     pub fn answer<B>(&self, refusal: &Refusal, detail: impl Display) -> Response<RespondBody<B>> {
         let status = refusal.class().status();
         let (content_type, text) = if self.problem_json {
-            ("application/problem+json", problem(refusal, &detail.to_string()))
+            (
+                "application/problem+json",
+                problem(refusal, &detail.to_string()),
+            )
         } else {
             ("text/plain; charset=utf-8", format!("{detail}\n"))
         };
@@ -75,14 +80,18 @@ impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Http {
 }
 
 fn whole_seconds(after: Duration) -> u64 {
-    after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1)
+    after
+        .as_secs()
+        .saturating_add(u64::from(after.subsec_nanos() > 0))
+        .max(1)
 }
 
 fn problem(refusal: &Refusal, detail: &str) -> String {
     let status = refusal.class().status();
     let title = status.canonical_reason().unwrap_or_default();
     let (status, code) = (status.as_u16(), refusal.code());
-    let mut text = format!(r#"{{"type":"about:blank","title":"{title}","status":{status},"detail":""#);
+    let mut text =
+        format!(r#"{{"type":"about:blank","title":"{title}","status":{status},"detail":""#);
     escape_into(&mut text, detail);
     text.push_str(r#"","code":""#);
     escape_into(&mut text, code);
@@ -111,18 +120,24 @@ mod tests {
     #[test]
     fn retry_after_is_rounded_up_and_never_zero() {
         for (millis, seconds) in [(0, 1), (1, 1), (400, 1), (1000, 1), (1001, 2), (59_999, 60)] {
-            assert_eq!(whole_seconds(Duration::from_millis(millis)), seconds, "{millis} ms");
+            assert_eq!(
+                whole_seconds(Duration::from_millis(millis)),
+                seconds,
+                "{millis} ms"
+            );
         }
         assert_eq!(whole_seconds(Duration::MAX), u64::MAX);
     }
 
     #[test]
     fn an_answer_has_the_status_of_its_class_and_the_hint() {
-        let refusal = Refusal::new(Class::Limited, "rate").with_retry_after(Some(Duration::from_millis(200)));
+        let refusal =
+            Refusal::new(Class::Limited, "rate").with_retry_after(Some(Duration::from_millis(200)));
         let answer = Http::new().answer::<String>(&refusal, "slow down");
         assert_eq!(answer.status(), 429);
         assert_eq!(answer.headers()["retry-after"], "1");
-        let answer = Http::new().answer::<String>(&Refusal::new(Class::Unavailable, "circuit-open"), "open");
+        let answer =
+            Http::new().answer::<String>(&Refusal::new(Class::Unavailable, "circuit-open"), "open");
         assert_eq!(answer.status(), 503);
         assert!(!answer.headers().contains_key("retry-after"));
     }
@@ -130,7 +145,10 @@ mod tests {
     #[test]
     fn a_problem_is_told_as_rfc_9457_says() {
         assert_eq!(
-            problem(&Refusal::new(Class::Unavailable, "circuit-open"), "the circuit \"ü\\\" is\nopen"),
+            problem(
+                &Refusal::new(Class::Unavailable, "circuit-open"),
+                "the circuit \"ü\\\" is\nopen"
+            ),
             r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the circuit \"ü\\\" is\u000aopen","code":"circuit-open"}"#
         );
     }

@@ -44,7 +44,11 @@ pub trait Refuse<Req, Res, E> {
     /// # Errors
     ///
     /// The refusal itself, where it is told as an error.
-    fn refuse<X: Refused>(&self, seen: Self::Seen, refused: X) -> Result<Self::Response, Self::Error>;
+    fn refuse<X: Refused>(
+        &self,
+        seen: Self::Seen,
+        refused: X,
+    ) -> Result<Self::Response, Self::Error>;
 
     /// Passes an answer of the inner service on.
     ///

@@ -36,7 +36,12 @@ pub(super) struct Follows {
 
 impl BalanceBuilder {
     pub(super) const fn new() -> Self {
-        Self { policy: LeastRequest, classify: AnyErr, limits: DEFAULTS, follows: Follows::NOTHING }
+        Self {
+            policy: LeastRequest,
+            classify: AnyErr,
+            limits: DEFAULTS,
+            follows: Follows::NOTHING,
+        }
     }
 }
 
@@ -44,8 +49,18 @@ impl<P, C> BalanceBuilder<P, C> {
     /// Which of the eligible endpoints gets a request. Default: [`LeastRequest`], which evens out slow endpoints.
     #[must_use]
     pub fn policy<Q>(self, policy: Q) -> BalanceBuilder<Q, C> {
-        let Self { classify, limits, follows, .. } = self;
-        BalanceBuilder { policy, classify, limits, follows }
+        let Self {
+            classify,
+            limits,
+            follows,
+            ..
+        } = self;
+        BalanceBuilder {
+            policy,
+            classify,
+            limits,
+            follows,
+        }
     }
 
     /// For HTTP and gRPC: [`classify`](Self::classify) with [`Auto`]. So a request is in flight until the **end of its
@@ -64,8 +79,18 @@ impl<P, C> BalanceBuilder<P, C> {
     /// [`outlier`](Self::outlier). It also says what a request is: see [`Stamp`].
     #[must_use]
     pub fn classify<D>(self, classify: D) -> BalanceBuilder<P, D> {
-        let Self { policy, limits, follows, .. } = self;
-        BalanceBuilder { policy, classify, limits, follows }
+        let Self {
+            policy,
+            limits,
+            follows,
+            ..
+        } = self;
+        BalanceBuilder {
+            policy,
+            classify,
+            limits,
+            follows,
+        }
     }
 
     /// How many requests may wait for an endpoint at once; one more is refused. Default: 1 024, which is what a second
@@ -158,8 +183,15 @@ impl<P, C> BalanceBuilder<P, C> {
     ///
     /// Readiness must be the endpoint's and not a single clone's: each request asks a fresh clone, once. (A service that
     /// needs two polls before it says `Ready`, on each clone, would never be picked.)
-    #[expect(clippy::type_complexity, reason = "the two are a pair, and each is named where it is kept")]
-    pub fn build<S, Req, U, M>(self, updates: U, make: M) -> (Balance<S, Req, P, C>, Driver<S, Req, P, U, M, C>)
+    #[expect(
+        clippy::type_complexity,
+        reason = "the two are a pair, and each is named where it is kept"
+    )]
+    pub fn build<S, Req, U, M>(
+        self,
+        updates: U,
+        make: M,
+    ) -> (Balance<S, Req, P, C>, Driver<S, Req, P, U, M, C>)
     where
         S: Service<Req> + Clone,
         U: Stream<Item = Update>,
@@ -176,9 +208,19 @@ impl<P, C> BalanceBuilder<P, C> {
 // === impl Follows ===
 
 impl Follows {
-    const NOTHING: Self =
-        Self { zone: None, subset: None, slow_start: Duration::ZERO, outlier: None, check: None, panic_below: 50 };
+    const NOTHING: Self = Self {
+        zone: None,
+        subset: None,
+        slow_start: Duration::ZERO,
+        outlier: None,
+        check: None,
+        panic_below: 50,
+    };
 }
 
-const DEFAULTS: Limits =
-    Limits { max_waiting: 1024, max_wait: Duration::from_secs(1), max_endpoints: 3, max_in_flight: u32::MAX };
+const DEFAULTS: Limits = Limits {
+    max_waiting: 1024,
+    max_wait: Duration::from_secs(1),
+    max_endpoints: 3,
+    max_in_flight: u32::MAX,
+};

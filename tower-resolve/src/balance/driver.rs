@@ -93,7 +93,12 @@ struct AbortOnDrop(AbortHandle);
 // === impl Driver ===
 
 impl<S, Req, P: Policy<Req>, U, M, C> Driver<S, Req, P, U, M, C> {
-    pub(super) fn new(ends: Ends<S, P::Table, P, C>, follows: Follows, updates: U, make: M) -> Self {
+    pub(super) fn new(
+        ends: Ends<S, P::Table, P, C>,
+        follows: Follows,
+        updates: U,
+        make: M,
+    ) -> Self {
         let pool = Pool {
             shared: ends.shared,
             hub: ends.hub,
@@ -110,7 +115,12 @@ impl<S, Req, P: Policy<Req>, U, M, C> Driver<S, Req, P, U, M, C> {
             panics: false,
             is_stale: false,
         };
-        Self { updates, has_ended: false, pool, alarm: None }
+        Self {
+            updates,
+            has_ended: false,
+            pool,
+            alarm: None,
+        }
     }
 }
 
@@ -129,13 +139,17 @@ where
         loop {
             while let Poll::Ready(look) = this.pool.looks.poll_recv(cx) {
                 // Without a balance nobody is left to look for.
-                let Some(shared) = this.pool.shared.upgrade() else { return Poll::Ready(()) };
+                let Some(shared) = this.pool.shared.upgrade() else {
+                    return Poll::Ready(());
+                };
                 match look {
                     Some(Look::Gone) | None => return Poll::Ready(()),
                     Some(look) => this.pool.look(&shared, look),
                 }
             }
-            let Some(shared) = this.pool.shared.upgrade() else { return Poll::Ready(()) };
+            let Some(shared) = this.pool.shared.upgrade() else {
+                return Poll::Ready(());
+            };
             let mut budget = UPDATES_A_POLL;
             while !*this.has_ended
                 && let Poll::Ready(update) = this.updates.as_mut().poll_next(cx)
@@ -165,7 +179,9 @@ where
             match this.pool.next() {
                 None => return Poll::Pending,
                 Some(next) => {
-                    let alarm = this.alarm.get_or_insert_with(|| Box::pin(sleep_until(next)));
+                    let alarm = this
+                        .alarm
+                        .get_or_insert_with(|| Box::pin(sleep_until(next)));
                     if alarm.deadline() != next {
                         alarm.as_mut().reset(next);
                     }
@@ -181,7 +197,10 @@ where
 impl<S, Req, P: Policy<Req>, U, M, C> fmt::Debug for Driver<S, Req, P, U, M, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Driver")
-            .field("generation", &self.pool.fold.topology().map(Topology::generation))
+            .field(
+                "generation",
+                &self.pool.fold.topology().map(Topology::generation),
+            )
             .field("endpoints", &self.pool.tiers.counts().known)
             .finish_non_exhaustive()
     }
@@ -202,7 +221,10 @@ where
         match self.fold.apply(update) {
             Applied::Changed(change) => {
                 tracing::info!(
-                    generation = self.fold.topology().map(|topology| topology.generation().value),
+                    generation = self
+                        .fold
+                        .topology()
+                        .map(|topology| topology.generation().value),
                     added = change.added.len(),
                     removed = change.removed.len(),
                     changed = change.changed.len(),
@@ -213,17 +235,23 @@ where
             Applied::Unchanged => {}
             Applied::Stale => tracing::debug!("an older generation was ignored"),
             Applied::Gap => {
-                tracing::warn!("an update does not fit what is known and was ignored; a snapshot is needed")
+                tracing::warn!(
+                    "an update does not fit what is known and was ignored; a snapshot is needed"
+                )
             }
             Applied::Held => tracing::warn!("an empty set from a source in trouble was held back"),
             Applied::Degraded if was_well => {
                 let cause = self.fold.degraded().map(tracing::field::display);
-                tracing::warn!(cause, "the source of endpoints is in trouble; the last set stays in use");
+                tracing::warn!(
+                    cause,
+                    "the source of endpoints is in trouble; the last set stays in use"
+                );
             }
             Applied::Degraded => {}
         }
         let is_well = self.fold.degraded().is_none();
-        self.is_stale |= was_well != is_well || self.fold.topology().map(Topology::generation) != before;
+        self.is_stale |=
+            was_well != is_well || self.fold.topology().map(Topology::generation) != before;
     }
 
     /// New ones first; all of it shows at once, when it is published.
@@ -239,13 +267,23 @@ where
                 self.ease.warm(&stats, Instant::now());
             }
         }
-        change.changed.into_iter().for_each(|(_, endpoint)| self.describe(shared, endpoint));
-        change.removed.iter().for_each(|endpoint| self.remove(shared, endpoint.id()));
+        change
+            .changed
+            .into_iter()
+            .for_each(|(_, endpoint)| self.describe(shared, endpoint));
+        change
+            .removed
+            .iter()
+            .for_each(|endpoint| self.remove(shared, endpoint.id()));
         self.weigh(shared);
     }
 
     /// A new instance, with a service and a history of its own.
-    fn insert(&mut self, shared: &Shared<S, P::Table, P, C>, endpoint: Arc<Endpoint>) -> Arc<Stats> {
+    fn insert(
+        &mut self,
+        shared: &Shared<S, P::Table, P, C>,
+        endpoint: Arc<Endpoint>,
+    ) -> Arc<Stats> {
         let stats = Arc::new(Stats::new(endpoint.clone(), self.hub.clone()));
         let service = (self.make)(&endpoint);
         self.tiers.know(&endpoint);
@@ -271,11 +309,20 @@ where
             self.insert(shared, endpoint);
             return;
         }
-        let after = Arc::new(Slot::new(endpoint, before.stats.clone(), before.service.clone()));
+        let after = Arc::new(Slot::new(
+            endpoint,
+            before.stats.clone(),
+            before.service.clone(),
+        ));
         self.exchange(shared, &before, after);
     }
 
-    fn exchange(&mut self, shared: &Shared<S, P::Table, P, C>, before: &Slot<S>, after: Arc<Slot<S>>) {
+    fn exchange(
+        &mut self,
+        shared: &Shared<S, P::Table, P, C>,
+        before: &Slot<S>,
+        after: Arc<Slot<S>>,
+    ) {
         if !self.tiers.describe(before, &after) {
             self.tiers.forget(before);
             self.tiers.know(&after.endpoint);
@@ -301,13 +348,17 @@ where
         let now = Instant::now();
         match look {
             Look::Pending(stats) => {
-                let Some(slot) = slot(shared, &stats) else { return };
+                let Some(slot) = slot(shared, &stats) else {
+                    return;
+                };
                 tracing::debug!(endpoint = %stats.id(), from = "ready", to = "not ready", "endpoint");
                 self.put(&slot);
                 self.ask(&slot);
             }
             Look::Finished(stats) => {
-                let Some(slot) = slot(shared, &stats) else { return };
+                let Some(slot) = slot(shared, &stats) else {
+                    return;
+                };
                 self.put(&slot);
                 self.rest(&stats);
             }
@@ -318,10 +369,15 @@ where
                 if stats.term() != term {
                     return;
                 }
-                let Some(slot) = slot(shared, &stats) else { return };
+                let Some(slot) = slot(shared, &stats) else {
+                    return;
+                };
                 let usable = self.tiers.counts().ready;
                 let others = usable - usize::from(stats.is_usable()).min(usable);
-                if self.ward.strike(stats.id(), self.tiers.serving(), others, now) {
+                if self
+                    .ward
+                    .strike(stats.id(), self.tiers.serving(), others, now)
+                {
                     self.judge(&slot, true, "consecutive failures");
                     self.weigh(shared);
                 }
@@ -332,7 +388,9 @@ where
 
     fn seen(&mut self, shared: &Shared<S, P::Table, P, C>, stats: &Arc<Stats>, seen: Seen) {
         // One that was replaced meanwhile is nobody's business.
-        let Some(slot) = slot(shared, stats) else { return };
+        let Some(slot) = slot(shared, stats) else {
+            return;
+        };
         if let Some(care) = self.cares.get_mut(stats.id()) {
             care.watch = None;
         }
@@ -340,7 +398,11 @@ where
             Seen::Ready => {
                 tracing::debug!(endpoint = %stats.id(), from = "not ready", to = "ready", "endpoint");
                 // What never failed needs no memory.
-                if self.cares.get(stats.id()).is_some_and(|care| care.failures == 0) {
+                if self
+                    .cares
+                    .get(stats.id())
+                    .is_some_and(|care| care.failures == 0)
+                {
                     self.cares.remove(stats.id());
                     self.forget_cares();
                 }
@@ -381,7 +443,8 @@ where
         let care = self.cares.entry(stats.id().clone()).or_default();
         if care.watch.is_none() {
             let rest = REBUILD.after(care.fail(Instant::now()));
-            self.watches.push(care.watched(Watch::resting(stats.clone(), rest)));
+            self.watches
+                .push(care.watched(Watch::resting(stats.clone(), rest)));
         }
     }
 
@@ -395,17 +458,24 @@ where
         if self.tiers.counts().known > 0 && self.ward.is_sweep_due(now) {
             let (known, usable) = (self.tiers.serving(), self.tiers.counts().ready);
             let all = shared.slots().clone();
-            let all = all.iter().filter(|slot| slot.endpoint.phase() == crate::Phase::Ready);
+            let all = all
+                .iter()
+                .filter(|slot| slot.endpoint.phase() == crate::Phase::Ready);
             let all = all.map(|slot| {
                 let (ended, failed) = slot.stats.ended();
-                health::Seen { id: slot.stats.id().clone(), ended, failed }
+                health::Seen {
+                    id: slot.stats.id().clone(),
+                    ended,
+                    failed,
+                }
             });
             for id in self.ward.sweep(all.collect(), known, usable, now) {
                 self.verdict(shared, &id, true, "success rate");
             }
         }
         while let Some(checkups) = &mut self.checkups
-            && let Poll::Ready(Checkup { whose, is_well }) = checkups.poll(cx, now, |stats| !stats.is_retired())
+            && let Poll::Ready(Checkup { whose, is_well }) =
+                checkups.poll(cx, now, |stats| !stats.is_retired())
         {
             if slot(shared, &whose).is_some()
                 && let Some(is_out) = self.ward.checked(whose.id(), is_well)
@@ -415,7 +485,13 @@ where
         }
     }
 
-    fn verdict(&mut self, shared: &Shared<S, P::Table, P, C>, id: &EndpointId, is_out: bool, why: &'static str) {
+    fn verdict(
+        &mut self,
+        shared: &Shared<S, P::Table, P, C>,
+        id: &EndpointId,
+        is_out: bool,
+        why: &'static str,
+    ) {
         let slot = shared.slots().get(id.as_str()).cloned();
         if let Some(slot) = slot {
             self.judge(&slot, is_out, why);
@@ -452,17 +528,26 @@ impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
         self.panics = panics;
         let (out, known) = (self.ward.out(), self.tiers.serving());
         if panics {
-            tracing::warn!(out, known, "too many endpoints are out for their health; it is ignored");
+            tracing::warn!(
+                out,
+                known,
+                "too many endpoints are out for their health; it is ignored"
+            );
         } else {
             tracing::info!(out, known, "health is believed again");
         }
         let all = shared.slots().clone();
-        all.iter().filter(|slot| slot.stats.is_out()).for_each(|slot| self.put(slot));
+        all.iter()
+            .filter(|slot| slot.stats.is_out())
+            .for_each(|slot| self.put(slot));
     }
 
     fn next(&self) -> Option<Instant> {
         let checkups = self.checkups.as_ref().and_then(Checkups::next);
-        [self.ease.next(), self.ward.next(), checkups].into_iter().flatten().min()
+        [self.ease.next(), self.ward.next(), checkups]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The one door to what requests see.
@@ -470,15 +555,29 @@ impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
         if !std::mem::take(&mut self.is_stale) {
             return;
         }
-        let life = self.fold.topology().map_or(Life::Pending, |topology| Life::Known(topology.generation()));
-        let counts = crate::error::Counts { ejected: self.ward.out(), ..self.tiers.counts() };
+        let life = self
+            .fold
+            .topology()
+            .map_or(Life::Pending, |topology| Life::Known(topology.generation()));
+        let counts = crate::error::Counts {
+            ejected: self.ward.out(),
+            ..self.tiers.counts()
+        };
         let shares = self.tiers.shares(&shared.policy);
         let is_final = !shares.is_empty() || (matches!(life, Life::Known(_)) && counts.known == 0);
         let degraded = self.fold.degraded().is_some();
-        let published = Published { life, degraded, panics: self.panics, counts, shares };
+        let published = Published {
+            life,
+            degraded,
+            panics: self.panics,
+            counts,
+            shares,
+        };
         let generation = published.generation();
         shared.current.store(Arc::new(published));
-        shared.generations.send_if_modified(|known| std::mem::replace(known, generation) != generation);
+        shared
+            .generations
+            .send_if_modified(|known| std::mem::replace(known, generation) != generation);
         if is_final {
             shared.hub.freed.notify_one();
         }
@@ -490,7 +589,9 @@ impl<S, Req, P: Policy<Req>, M, C> Drop for Pool<S, Req, P, M, C> {
         if let Some(shared) = self.shared.upgrade() {
             tracing::warn!("the driver of a balance was dropped; the balance is stopped");
             shared.is_stopped.store(true, Release);
-            shared.current.store(Arc::new(Published::empty(Life::Stopped)));
+            shared
+                .current
+                .store(Arc::new(Published::empty(Life::Stopped)));
             let slots = std::mem::take(&mut *shared.slots());
             drop(slots);
             shared.hub.freed.notify_one();
@@ -500,7 +601,11 @@ impl<S, Req, P: Policy<Req>, M, C> Drop for Pool<S, Req, P, M, C> {
 
 /// The slot of this very instance.
 fn slot<S, T, P, C>(shared: &Shared<S, T, P, C>, stats: &Arc<Stats>) -> Option<Arc<Slot<S>>> {
-    shared.slots().get(stats.id().as_str()).filter(|slot| Arc::ptr_eq(&slot.stats, stats)).cloned()
+    shared
+        .slots()
+        .get(stats.id().as_str())
+        .filter(|slot| Arc::ptr_eq(&slot.stats, stats))
+        .cloned()
 }
 
 // === impl Care ===
@@ -508,8 +613,14 @@ fn slot<S, T, P, C>(shared: &Shared<S, T, P, C>, stats: &Arc<Stats>) -> Option<A
 impl Care {
     /// Counts a failure. Those of long ago are forgotten.
     fn fail(&mut self, now: Instant) -> u32 {
-        let is_old = self.failed_at.is_none_or(|at| now.duration_since(at) > 2 * REBUILD.cap);
-        self.failures = if is_old { 1 } else { self.failures.saturating_add(1) };
+        let is_old = self
+            .failed_at
+            .is_none_or(|at| now.duration_since(at) > 2 * REBUILD.cap);
+        self.failures = if is_old {
+            1
+        } else {
+            self.failures.saturating_add(1)
+        };
         self.failed_at = Some(now);
         self.failures
     }
@@ -530,7 +641,10 @@ impl Drop for AbortOnDrop {
 }
 
 /// Between the failure of an endpoint's service and the next one: 100 ms, doubling to 10 s.
-const REBUILD: Backoff = Backoff { first: Duration::from_millis(100), cap: Duration::from_secs(10) };
+const REBUILD: Backoff = Backoff {
+    first: Duration::from_millis(100),
+    cap: Duration::from_secs(10),
+};
 
 /// How many updates are applied before anybody else gets a turn.
 const UPDATES_A_POLL: usize = 64;

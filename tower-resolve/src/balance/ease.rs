@@ -20,7 +20,10 @@ pub(super) struct Ease {
 impl Ease {
     /// With a slow start of so long; zero for none.
     pub(super) fn new(window: Duration) -> Self {
-        Self { window, ..Self::default() }
+        Self {
+            window,
+            ..Self::default()
+        }
     }
 
     pub(super) fn failing(&mut self, stats: Arc<Stats>, now: Instant) {
@@ -45,7 +48,10 @@ impl Ease {
 
     pub(super) fn next(&self) -> Option<Instant> {
         let released = self.held.iter().map(|(until, _)| *until).min();
-        [self.forgive_at, self.warm_at, released].into_iter().flatten().min()
+        [self.forgive_at, self.warm_at, released]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Does what is due.
@@ -58,7 +64,8 @@ impl Ease {
             !is_over
         });
         if self.forgive_at.is_some_and(|at| at <= now) {
-            self.failing.retain(|stats| stats.is_held() || stats.forgive());
+            self.failing
+                .retain(|stats| stats.is_held() || stats.forgive());
             self.forgive_at = (!self.failing.is_empty()).then(|| now + FORGIVE_EVERY);
         }
         if self.warm_at.is_some_and(|at| at <= now) {

@@ -90,7 +90,11 @@ where
     pub(super) fn new(shared: Held<Shared<S, P::Table, P, C>>, request: Req) -> Self {
         let mut trail = Trail::default();
         let state = State::begin(&shared.0, request, &mut trail);
-        Self { shared, state, trail }
+        Self {
+            shared,
+            state,
+            trail,
+        }
     }
 }
 
@@ -118,15 +122,23 @@ where
                     match result {
                         Ok(response) => {
                             if P::MEASURES_LATENCY {
-                                let head = ClassifyResponse::<_, S::Error>::head(&classifier, &response);
-                                guard.took(head.map_or(Verdict::Success, |outcome| outcome.verdict()));
+                                let head =
+                                    ClassifyResponse::<_, S::Error>::head(&classifier, &response);
+                                guard.took(
+                                    head.map_or(Verdict::Success, |outcome| outcome.verdict()),
+                                );
                             }
                             this.state.set(State::Done);
                             let judge = Judge::new(classifier, guard);
-                            return Poll::Ready(judge.answer(Ok(response)).map_err(|error: S::Error| error.into()));
+                            return Poll::Ready(
+                                judge
+                                    .answer(Ok(response))
+                                    .map_err(|error: S::Error| error.into()),
+                            );
                         }
                         Err(error) => {
-                            let outcome = ClassifyResponse::<S::Response, _>::error(&classifier, &error);
+                            let outcome =
+                                ClassifyResponse::<S::Response, _>::error(&classifier, &error);
                             State::failed(shared, (guard, outcome), error.into(), this.trail)
                         }
                     }
@@ -156,7 +168,9 @@ where
     }
 }
 
-impl<S: Service<Req>, Req, P: Policy<Req>, C: Classify<Req>> fmt::Debug for ResponseFuture<S, Req, P, C> {
+impl<S: Service<Req>, Req, P: Policy<Req>, C: Classify<Req>> fmt::Debug
+    for ResponseFuture<S, Req, P, C>
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
             State::Calling { .. } => "Calling",
@@ -195,7 +209,10 @@ impl<F, Req, J> State<F, Req, J> {
     {
         let classifier = shared.classify.classify(&request);
         let future = chosen.service.call(request);
-        Self::Calling { future, held: Some((classifier, chosen.guard)) }
+        Self::Calling {
+            future,
+            held: Some((classifier, chosen.guard)),
+        }
     }
 
     /// The endpoint failed. A request that it hands back goes elsewhere.
@@ -228,20 +245,30 @@ impl<F, Req, J> State<F, Req, J> {
         }
     }
 
-    fn elsewhere<S, T, P, C>(shared: &Shared<S, T, P, C>, request: Req, cause: BoxError, trail: &mut Trail) -> Self
+    fn elsewhere<S, T, P, C>(
+        shared: &Shared<S, T, P, C>,
+        request: Req,
+        cause: BoxError,
+        trail: &mut Trail,
+    ) -> Self
     where
         S: Service<Req, Future = F> + Clone,
         P: Policy<Req, Table = T>,
         C: Stamp<Req, Classifier = J>,
     {
-        let is_full = Refusal::find(&*cause).is_some_and(|refusal| refusal.class() == Class::Exhausted);
+        let is_full =
+            Refusal::find(&*cause).is_some_and(|refusal| refusal.class() == Class::Exhausted);
         trail.tried += 1;
         trail.cause = Some(cause);
         if trail.tried < shared.limits.max_endpoints {
             return Self::begin(shared, request, trail);
         }
         // Those that are full are well, and will have room again.
-        match is_full && trail.deadline.is_none_or(|deadline| Instant::now() < deadline) {
+        match is_full
+            && trail
+                .deadline
+                .is_none_or(|deadline| Instant::now() < deadline)
+        {
             true => Self::wait(shared, request, trail),
             false => Self::refused(shared, &Nothing::Yet, trail),
         }
@@ -285,13 +312,24 @@ impl<F, Req, J> State<F, Req, J> {
         let Some(place) = Place::take(&shared.waiting, shared.limits.max_waiting) else {
             return Self::refused(shared, &Nothing::Yet, trail);
         };
-        let deadline = *trail.deadline.get_or_insert_with(|| Instant::now() + shared.limits.max_wait);
+        let deadline = *trail
+            .deadline
+            .get_or_insert_with(|| Instant::now() + shared.limits.max_wait);
         let freed = shared.hub.freed.clone().notified_owned();
         let request = Some(request);
-        Self::Waiting(Box::pin(Waiting { request, _place: place, freed, deadline: sleep_until(deadline) }))
+        Self::Waiting(Box::pin(Waiting {
+            request,
+            _place: place,
+            freed,
+            deadline: sleep_until(deadline),
+        }))
     }
 
-    fn refused<S, T, P, C>(shared: &Shared<S, T, P, C>, nothing: &Nothing, trail: &mut Trail) -> Self {
+    fn refused<S, T, P, C>(
+        shared: &Shared<S, T, P, C>,
+        nothing: &Nothing,
+        trail: &mut Trail,
+    ) -> Self {
         let error = match (nothing, trail.cause.take(), NonZeroU32::new(trail.tried)) {
             (Nothing::Stopped, ..) => Stopped::new().into(),
             (_, Some(cause), Some(tried)) => Unreachable::new(tried, cause).into(),

@@ -35,9 +35,9 @@ impl Latency {
     /// to happen, so it only raises.
     pub(super) fn at_least(&self, now: u64, took: u64) {
         let sample = took as f32 / 1e3;
-        let _ = self
-            .0
-            .fetch_update(Relaxed, Relaxed, |word| (sample > read(word, now)).then(|| packed(sample, turns(now))));
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |word| {
+            (sample > read(word, now)).then(|| packed(sample, turns(now)))
+        });
     }
 
     pub(super) fn is_known(&self) -> bool {
@@ -101,24 +101,38 @@ mod tests {
         latency.record(SECOND, 50 * MILLI);
         assert!((latency.read(SECOND) - 50_000.0).abs() < 1.0);
         latency.record(SECOND + MILLI, MILLI);
-        assert!(latency.read(SECOND + MILLI) > 49_000.0, "one good answer proves little");
+        assert!(
+            latency.read(SECOND + MILLI) > 49_000.0,
+            "one good answer proves little"
+        );
         for turn in 0..10_000 {
             latency.record(SECOND + turn * 10 * MILLI, MILLI);
         }
-        assert!((latency.read(101 * SECOND) - 1_000.0).abs() < 60.0, "{}", latency.read(101 * SECOND));
+        assert!(
+            (latency.read(101 * SECOND) - 1_000.0).abs() < 60.0,
+            "{}",
+            latency.read(101 * SECOND)
+        );
     }
 
     #[test]
     fn an_answer_that_nobody_waited_for_raises_it_and_never_lowers_it() {
         let latency = Latency::default();
         latency.at_least(SECOND, MILLI);
-        assert_eq!(latency.read(SECOND), UNKNOWN, "a thousandth of a second says nothing of an unknown one");
+        assert_eq!(
+            latency.read(SECOND),
+            UNKNOWN,
+            "a thousandth of a second says nothing of an unknown one"
+        );
         latency.at_least(SECOND, 200 * MILLI);
         assert!((latency.read(SECOND) - 200_000.0).abs() < 1.0);
         latency.at_least(2 * SECOND, 50 * MILLI);
         assert!(latency.read(2 * SECOND) > 150_000.0);
         latency.at_least(60 * SECOND, 50 * MILLI);
-        assert!((latency.read(60 * SECOND) - 50_000.0).abs() < 1.0, "it had fallen below that");
+        assert!(
+            (latency.read(60 * SECOND) - 50_000.0).abs() < 1.0,
+            "it had fallen below that"
+        );
     }
 
     #[test]

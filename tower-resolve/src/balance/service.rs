@@ -16,7 +16,9 @@ use tokio::{
 };
 use tower_outcome::{
     BoxError,
-    classify::{AnyErr, Auto, Classify, ClassifyResponse, FromFn, Grpc, Http, Judge, Judged, Scope},
+    classify::{
+        AnyErr, Auto, Classify, ClassifyResponse, FromFn, Grpc, Http, Judge, Judged, Scope,
+    },
     header::LEASE_EPOCH,
 };
 use tower_service::Service;
@@ -68,9 +70,20 @@ impl Balance<(), (), LeastRequest, AnyErr> {
 }
 
 impl<S, Req, P: Policy<Req>, C> Balance<S, Req, P, C> {
-    pub(super) fn new(policy: P, classify: C, limits: Limits, strikes: u16) -> (Self, Ends<S, P::Table, P, C>) {
+    pub(super) fn new(
+        policy: P,
+        classify: C,
+        limits: Limits,
+        strikes: u16,
+    ) -> (Self, Ends<S, P::Table, P, C>) {
         let (looks, looked) = mpsc::unbounded_channel();
-        let hub = Hub::new(looks, limits.max_in_flight, strikes, P::COUNTS_TOTAL, Instant::now());
+        let hub = Hub::new(
+            looks,
+            limits.max_in_flight,
+            strikes,
+            P::COUNTS_TOTAL,
+            Instant::now(),
+        );
         let shared = Arc::new(Shared {
             current: ArcSwap::from_pointee(Published::empty(Life::Pending)),
             policy,
@@ -82,9 +95,21 @@ impl<S, Req, P: Policy<Req>, C> Balance<S, Req, P, C> {
             generations: watch::Sender::new(None),
             slots: Mutex::new(Chunks::default()),
         });
-        let ends = Ends { shared: Arc::downgrade(&shared), hub: shared.hub.clone(), looks: looked };
-        let handle = Handle { shared: StripedArc::new(&shared) };
-        (Self { handle: Arc::new(handle), request: PhantomData }, ends)
+        let ends = Ends {
+            shared: Arc::downgrade(&shared),
+            hub: shared.hub.clone(),
+            looks: looked,
+        };
+        let handle = Handle {
+            shared: StripedArc::new(&shared),
+        };
+        (
+            Self {
+                handle: Arc::new(handle),
+                request: PhantomData,
+            },
+            ends,
+        )
     }
 
     fn shared(&self) -> &Shared<S, P::Table, P, C> {
@@ -129,7 +154,11 @@ where
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         let is_stopped = self.shared().is_stopped.load(Acquire);
-        Poll::Ready(if is_stopped { Err(Stopped::new().into()) } else { Ok(()) })
+        Poll::Ready(if is_stopped {
+            Err(Stopped::new().into())
+        } else {
+            Ok(())
+        })
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
@@ -139,7 +168,10 @@ where
 
 impl<S, Req, P: Policy<Req>, C> Clone for Balance<S, Req, P, C> {
     fn clone(&self) -> Self {
-        Self { handle: self.handle.clone(), request: PhantomData }
+        Self {
+            handle: self.handle.clone(),
+            request: PhantomData,
+        }
     }
 }
 

@@ -104,7 +104,11 @@ impl<S, T, P, C> Shared<S, T, P, C> {
     /// Takes an endpoint out of the picks and gives it to the driver to watch.
     pub(super) fn set_aside(&self, stats: &Arc<Stats>, is_finished: bool) {
         if stats.be_unready() {
-            let look = if is_finished { Look::Finished } else { Look::Pending };
+            let look = if is_finished {
+                Look::Finished
+            } else {
+                Look::Pending
+            };
             self.hub.look(look(stats.clone()));
         }
     }
@@ -120,10 +124,26 @@ impl<S, T, P, C> Shared<S, T, P, C> {
         C: Stamp<Req>,
     {
         let published = self.current.load();
-        let turn = Turn::new(self.policy.key(request), if P::MEASURES_LATENCY { self.hub.nanos() } else { 0 });
-        let Some(first) = published.first(&turn) else { return Err(published.nothing()) };
-        let picks = Picks { shared: self, published: &published, turn };
-        picks.try_at(first, request).or_else(|| picks.try_elsewhere(first, request)).ok_or(Nothing::Yet)
+        let turn = Turn::new(
+            self.policy.key(request),
+            if P::MEASURES_LATENCY {
+                self.hub.nanos()
+            } else {
+                0
+            },
+        );
+        let Some(first) = published.first(&turn) else {
+            return Err(published.nothing());
+        };
+        let picks = Picks {
+            shared: self,
+            published: &published,
+            turn,
+        };
+        picks
+            .try_at(first, request)
+            .or_else(|| picks.try_elsewhere(first, request))
+            .ok_or(Nothing::Yet)
     }
 }
 
@@ -154,7 +174,10 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
         let View { shown, table } = &*self.published.shares[tier].view;
         let most = if P::KEEPS_UNREADY { KEYED_PICKS } else { PICKS };
         for step in 0..most {
-            let index = within(self.shared.policy.pick(table, shown, &self.turn.at(step)), shown.count());
+            let index = within(
+                self.shared.policy.pick(table, shown, &self.turn.at(step)),
+                shown.count(),
+            );
             let slot = shown.slot(index);
             if step < most - 1 && !P::KEEPS_UNREADY && is_too_cold(&slot.stats) {
                 continue;
@@ -199,7 +222,11 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
         if !(slot.stats.is_usable() || self.published.panics && slot.stats.is_ready()) {
             return None;
         }
-        let began = if P::MEASURES_LATENCY { self.turn.nanos() } else { UNTIMED };
+        let began = if P::MEASURES_LATENCY {
+            self.turn.nanos()
+        } else {
+            UNTIMED
+        };
         let guard = InFlight::begin(&slot.stats, began)?;
         let mut service = slot.service.clone();
         // Nobody waits here: the driver's own clone is the one that gets woken.
@@ -242,7 +269,13 @@ fn within(index: usize, count: usize) -> usize {
 impl<S, T> Published<S, T> {
     /// Without endpoints.
     pub(super) fn empty(life: Life) -> Self {
-        Self { life, degraded: false, panics: false, counts: Counts::default(), shares: Box::new([]) }
+        Self {
+            life,
+            degraded: false,
+            panics: false,
+            counts: Counts::default(),
+            shares: Box::new([]),
+        }
     }
 
     pub(super) fn generation(&self) -> Option<Generation> {
@@ -259,7 +292,12 @@ impl<S, T> Published<S, T> {
             [_] => Some(0),
             shares => {
                 let number = turn.key().map_or_else(|| fastrand::u32(..), tier_of);
-                Some(shares.iter().position(|share| number <= share.below).unwrap_or(0))
+                Some(
+                    shares
+                        .iter()
+                        .position(|share| number <= share.below)
+                        .unwrap_or(0),
+                )
             }
         }
     }

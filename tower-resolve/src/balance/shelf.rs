@@ -29,7 +29,10 @@ pub(super) struct Shown<S> {
 
 impl<S> Shelf<S> {
     pub(super) const fn new() -> Self {
-        Self { pieces: Vec::new(), count: 0 }
+        Self {
+            pieces: Vec::new(),
+            count: 0,
+        }
     }
 
     /// Returns where it is.
@@ -62,7 +65,12 @@ impl<S> Shelf<S> {
     }
 
     pub(super) fn show(&self, heaviest: u32, total_weight: u64) -> Shown<S> {
-        Shown { pieces: self.pieces.clone().into(), count: self.count, heaviest, total_weight }
+        Shown {
+            pieces: self.pieces.clone().into(),
+            count: self.count,
+            heaviest,
+            total_weight,
+        }
     }
 
     fn at(&mut self, index: usize) -> &mut Option<Arc<Slot<S>>> {
@@ -74,7 +82,9 @@ impl<S> Shelf<S> {
 
 impl<S> Shown<S> {
     pub(super) fn slot(&self, index: usize) -> &Slot<S> {
-        self.pieces[index / PIECE][index % PIECE].as_ref().expect("an index below the count")
+        self.pieces[index / PIECE][index % PIECE]
+            .as_ref()
+            .expect("an index below the count")
     }
 }
 

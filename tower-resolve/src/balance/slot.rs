@@ -115,9 +115,16 @@ pub struct InFlight {
 
 impl<S> Slot<S> {
     pub(super) fn new(endpoint: Arc<Endpoint>, stats: Arc<Stats>, service: S) -> Self {
-        let epoch = endpoint.epoch().map(|epoch| Box::new(HeaderValue::from(epoch.get())));
+        let epoch = endpoint
+            .epoch()
+            .map(|epoch| Box::new(HeaderValue::from(epoch.get())));
         stats.weight.store(endpoint.weight().get(), Relaxed);
-        Self { endpoint, epoch, stats, service }
+        Self {
+            endpoint,
+            epoch,
+            stats,
+            service,
+        }
     }
 }
 
@@ -172,7 +179,9 @@ impl Stats {
             self.state.fetch_or(OUT, AcqRel);
         } else {
             self.streak.store(0, Relaxed);
-            let _ = self.state.fetch_update(AcqRel, Acquire, |state| Some((state & !OUT).wrapping_add(TERM)));
+            let _ = self.state.fetch_update(AcqRel, Acquire, |state| {
+                Some((state & !OUT).wrapping_add(TERM))
+            });
         }
     }
 
@@ -210,8 +219,12 @@ impl Stats {
     /// How many were judged, and how many of those went wrong.
     pub(super) fn ended(&self) -> (u64, u64) {
         let failures = self.failures.load(Relaxed);
-        let others = [&self.in_flight, &self.returned, &self.unjudged].map(|count| u64::from(count.load(Relaxed)));
-        (self.picks().saturating_sub(others.into_iter().sum()), failures)
+        let others = [&self.in_flight, &self.returned, &self.unjudged]
+            .map(|count| u64::from(count.load(Relaxed)));
+        (
+            self.picks().saturating_sub(others.into_iter().sum()),
+            failures,
+        )
     }
 
     pub(super) fn weight(&self) -> u32 {
@@ -253,7 +266,10 @@ impl Stats {
         // First, so that a failure from here on is told anew.
         self.unmark(FAILING);
         let update = |failing: u16| Some(failing - failing.div_ceil(8));
-        let before = self.failing.fetch_update(AcqRel, Acquire, update).unwrap_or_default();
+        let before = self
+            .failing
+            .fetch_update(AcqRel, Acquire, update)
+            .unwrap_or_default();
         before > before.div_ceil(8) && self.mark(FAILING)
     }
 
@@ -285,9 +301,9 @@ impl Stats {
             self.streak.store(0, Relaxed);
         }
         if self.failing.load(Relaxed) != 0 {
-            let _ = self
-                .failing
-                .fetch_update(Relaxed, Relaxed, |failing| (failing > 0).then(|| failing - failing.div_ceil(8)));
+            let _ = self.failing.fetch_update(Relaxed, Relaxed, |failing| {
+                (failing > 0).then(|| failing - failing.div_ceil(8))
+            });
         }
     }
 
@@ -300,7 +316,10 @@ impl Stats {
             return;
         }
         let count = |streak: u16| Some(streak.saturating_add(1));
-        let before = self.streak.fetch_update(Relaxed, Relaxed, count).unwrap_or_default();
+        let before = self
+            .streak
+            .fetch_update(Relaxed, Relaxed, count)
+            .unwrap_or_default();
         if before.saturating_add(1) == self.hub.strikes && self.mark(STRUCK) {
             self.hub.look(Look::Struck(self.clone(), term));
         }
@@ -334,7 +353,14 @@ impl Hub {
         start: Instant,
     ) -> Self {
         let total = counts_total.then(Sum::default);
-        Self { freed: Arc::new(Notify::new()), looks, total, max_in_flight, strikes, start }
+        Self {
+            freed: Arc::new(Notify::new()),
+            looks,
+            total,
+            max_in_flight,
+            strikes,
+            start,
+        }
     }
 
     pub(super) fn look(&self, look: Look) {
@@ -367,7 +393,12 @@ impl InFlight {
         if let Some(total) = &stats.hub.total {
             total.add(1);
         }
-        Some(Self { stats: stats.clone(), term: stats.term(), is_judged: false, began })
+        Some(Self {
+            stats: stats.clone(),
+            term: stats.term(),
+            is_judged: false,
+            began,
+        })
     }
 
     pub(super) fn stats(&self) -> &Arc<Stats> {
@@ -384,7 +415,14 @@ impl InFlight {
         let now = self.stats.hub.nanos();
         let took = now.saturating_sub(began);
         let is_bad = matches!(verdict, Verdict::Failure | Verdict::Soft);
-        self.stats.latency.record(now, if is_bad { took.max(FAILURE_TAKES) } else { took });
+        self.stats.latency.record(
+            now,
+            if is_bad {
+                took.max(FAILURE_TAKES)
+            } else {
+                took
+            },
+        );
     }
 
     /// It was not ready after all.
@@ -403,7 +441,9 @@ impl InFlight {
     #[cold]
     fn gave_up(&self) {
         let now = self.stats.hub.nanos();
-        self.stats.latency.at_least(now, now.saturating_sub(self.began));
+        self.stats
+            .latency
+            .at_least(now, now.saturating_sub(self.began));
     }
 }
 
@@ -489,7 +529,10 @@ mod loom {
                 })
                 .collect();
             let mine = InFlight::begin(&stats, UNTIMED).is_none();
-            let refused = tries.into_iter().map(|other| other.join().unwrap()).fold(mine, |any, other| any | other);
+            let refused = tries
+                .into_iter()
+                .map(|other| other.join().unwrap())
+                .fold(mine, |any, other| any | other);
             assert_eq!(stats.in_flight(), 0);
             let is_told = stats.hub.freed.notified().now_or_never().is_some();
             assert!(!refused || is_told, "room, and nobody knows");
@@ -500,9 +543,14 @@ mod loom {
     fn the_driver_hears_once_that_an_endpoint_began_to_fail_and_once_that_it_struck_out() {
         ::loom::model(|| {
             let (stats, mut looks) = stats(u32::MAX);
-            let guards = [InFlight::begin(&stats, UNTIMED).unwrap(), InFlight::begin(&stats, UNTIMED).unwrap()];
+            let guards = [
+                InFlight::begin(&stats, UNTIMED).unwrap(),
+                InFlight::begin(&stats, UNTIMED).unwrap(),
+            ];
             let threads = guards.map(|guard| thread::spawn(move || guard.settle(Outcome::FAILURE)));
-            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            threads
+                .into_iter()
+                .for_each(|thread| thread.join().unwrap());
             let mut told = [0, 0];
             while let Ok(look) = looks.try_recv() {
                 told[usize::from(matches!(look, Look::Struck(..)))] += 1;
@@ -515,7 +563,10 @@ mod loom {
     fn a_failure_while_earlier_ones_are_forgiven_is_forgiven_in_its_turn() {
         ::loom::model(|| {
             let (stats, mut looks) = stats(u32::MAX);
-            let guards = [InFlight::begin(&stats, UNTIMED).unwrap(), InFlight::begin(&stats, UNTIMED).unwrap()];
+            let guards = [
+                InFlight::begin(&stats, UNTIMED).unwrap(),
+                InFlight::begin(&stats, UNTIMED).unwrap(),
+            ];
             let [first, second] = guards;
             first.settle(Outcome::FAILURE);
             assert!(matches!(looks.try_recv(), Ok(Look::Failing(_))));
@@ -549,7 +600,9 @@ mod loom {
                 let stats = stats.clone();
                 thread::spawn(move || stats.latency.record(1 << 20, took))
             });
-            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            threads
+                .into_iter()
+                .for_each(|thread| thread.join().unwrap());
             assert!(stats.latency(1 << 20) > 89_999.0);
         });
     }

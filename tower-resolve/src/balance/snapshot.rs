@@ -55,7 +55,10 @@ impl BalanceSnapshot {
             in_flight: slot.stats.in_flight(),
             picks: slot.stats.picks(),
             failures: slot.stats.failures(),
-            latency: slot.stats.known_latency(now).map(|micros| Duration::from_secs_f32(micros / 1e6)),
+            latency: slot
+                .stats
+                .known_latency(now)
+                .map(|micros| Duration::from_secs_f32(micros / 1e6)),
             warmth: f32::from(slot.stats.warmth()) / f32::from(u8::MAX),
         });
         Self {
@@ -70,6 +73,9 @@ impl BalanceSnapshot {
     /// How many endpoints are ready.
     #[must_use]
     pub fn ready(&self) -> usize {
-        self.endpoints.iter().filter(|endpoint| endpoint.ready).count()
+        self.endpoints
+            .iter()
+            .filter(|endpoint| endpoint.ready)
+            .count()
     }
 }

@@ -34,18 +34,27 @@ impl Subset {
     /// and all of them while there are fewer than 40.
     #[must_use]
     pub fn new(client: &str) -> Self {
-        Self { client: key(client.as_bytes()), size: const { NonZeroUsize::new(20).unwrap() } }
+        Self {
+            client: key(client.as_bytes()),
+            size: const { NonZeroUsize::new(20).unwrap() },
+        }
     }
 
     /// How many endpoints. Default: 20. With fewer than twice as many there is no point, and all are used.
     #[must_use]
     pub fn size(self, endpoints: NonZeroUsize) -> Self {
-        Self { size: endpoints, ..self }
+        Self {
+            size: endpoints,
+            ..self
+        }
     }
 
     fn rank(&self, endpoint: &Endpoint) -> (u64, EndpointId) {
         let name = key(endpoint.id().as_str().as_bytes());
-        (key(&[self.client.to_le_bytes(), name.to_le_bytes()].concat()), endpoint.id().clone())
+        (
+            key(&[self.client.to_le_bytes(), name.to_le_bytes()].concat()),
+            endpoint.id().clone(),
+        )
     }
 }
 
@@ -53,38 +62,65 @@ impl Subset {
 
 impl Part {
     pub(super) const fn new(subset: Subset) -> Self {
-        Self { subset, ranks: BTreeSet::new(), chosen: BTreeMap::new() }
+        Self {
+            subset,
+            ranks: BTreeSet::new(),
+            chosen: BTreeMap::new(),
+        }
     }
 
     /// What a change of all endpoints means for the part. Costs the size of the part, and of the change.
     pub(super) fn change(&mut self, change: Change, all: &Topology) -> Change {
-        for endpoint in change.removed.iter().chain(change.changed.iter().map(|(before, _)| before)) {
+        for endpoint in change
+            .removed
+            .iter()
+            .chain(change.changed.iter().map(|(before, _)| before))
+        {
             self.ranks.remove(&self.subset.rank(endpoint));
         }
-        for endpoint in change.added.iter().chain(change.changed.iter().map(|(_, after)| after)) {
+        for endpoint in change
+            .added
+            .iter()
+            .chain(change.changed.iter().map(|(_, after)| after))
+        {
             if is_wanted(endpoint) {
                 self.ranks.insert(self.subset.rank(endpoint));
             }
         }
         let size = self.subset.size.get();
-        let count = if self.ranks.len() < 2 * size { self.ranks.len() } else { size };
-        let wanted: BTreeSet<_> = self.ranks.iter().rev().take(count).map(|(_, id)| id).collect();
+        let count = if self.ranks.len() < 2 * size {
+            self.ranks.len()
+        } else {
+            size
+        };
+        let wanted: BTreeSet<_> = self
+            .ranks
+            .iter()
+            .rev()
+            .take(count)
+            .map(|(_, id)| id)
+            .collect();
 
         let mut own = Change::default();
         for (_, after) in change.changed {
             if let Some(known) = self.chosen.get_mut(after.id()) {
-                own.changed.push((std::mem::replace(known, after.clone()), after));
+                own.changed
+                    .push((std::mem::replace(known, after.clone()), after));
             }
         }
         // What is leaving by itself stays until it has left.
         self.chosen.retain(|id, endpoint| {
-            let stays = wanted.contains(id) || all.get(id.as_str()).is_some_and(|endpoint| !is_wanted(endpoint));
+            let stays = wanted.contains(id)
+                || all
+                    .get(id.as_str())
+                    .is_some_and(|endpoint| !is_wanted(endpoint));
             if !stays {
                 own.removed.push(endpoint.clone());
             }
             stays
         });
-        own.changed.retain(|(_, after)| self.chosen.contains_key(after.id()));
+        own.changed
+            .retain(|(_, after)| self.chosen.contains_key(after.id()));
         for id in wanted {
             if !self.chosen.contains_key(id)
                 && let Some(endpoint) = all.get(id.as_str())
@@ -120,7 +156,11 @@ mod tests {
         fn new(client: &str) -> Self {
             let subset = Subset::new(client).size(NonZeroUsize::new(5).unwrap());
             let all = Topology::new(Generation::new(SourceId::new(1), 1), [] as [Endpoint; 0]);
-            Self { part: Part::new(subset), all, own: BTreeSet::new() }
+            Self {
+                part: Part::new(subset),
+                all,
+                own: BTreeSet::new(),
+            }
         }
 
         fn set(&mut self, endpoints: impl IntoIterator<Item = Endpoint>) -> usize {
@@ -134,7 +174,9 @@ mod tests {
                 assert!(self.own.insert(new.id().to_string()));
             }
             assert!(
-                own.changed.iter().all(|(before, after)| before != after && self.own.contains(after.id().as_str()))
+                own.changed.iter().all(
+                    |(before, after)| before != after && self.own.contains(after.id().as_str())
+                )
             );
             own.len()
         }
@@ -156,7 +198,10 @@ mod tests {
         let mut rig = Rig::new("me");
         rig.set((0..100).map(endpoint));
         for gone in 0..80 {
-            assert!(rig.set((gone + 1..100).map(endpoint)) <= 2, "one out, one in");
+            assert!(
+                rig.set((gone + 1..100).map(endpoint)) <= 2,
+                "one out, one in"
+            );
             assert_eq!(rig.own.len(), 5);
         }
     }
@@ -169,7 +214,9 @@ mod tests {
             rig.own
         };
         assert_eq!(own("one"), own("one"));
-        let used: BTreeSet<_> = (0..200).flat_map(|client| own(&client.to_string())).collect();
+        let used: BTreeSet<_> = (0..200)
+            .flat_map(|client| own(&client.to_string()))
+            .collect();
         assert_eq!(used.len(), 100, "all are used by somebody");
     }
 
@@ -178,7 +225,13 @@ mod tests {
         let mut rig = Rig::new("me");
         rig.set((0..100).map(endpoint));
         let first: usize = rig.own.first().unwrap()[1..].parse().unwrap();
-        let draining = |id| if id == first { endpoint(id).with_phase(Phase::Draining) } else { endpoint(id) };
+        let draining = |id| {
+            if id == first {
+                endpoint(id).with_phase(Phase::Draining)
+            } else {
+                endpoint(id)
+            }
+        };
         rig.set((0..100).map(draining));
         assert_eq!(rig.own.len(), 6);
         rig.set((0..100).filter(|id| *id != first).map(endpoint));

@@ -59,13 +59,24 @@ pub(super) struct Share<S, T> {
 
 impl<S, T> Tiers<S, T> {
     pub(super) fn new(zone: Option<Arc<str>>) -> Self {
-        Self { zone, tiers: BTreeMap::new(), counts: Counts::default() }
+        Self {
+            zone,
+            tiers: BTreeMap::new(),
+            counts: Counts::default(),
+        }
     }
 
     pub(super) fn counts(&self) -> Counts {
-        let usable =
-            |drains| self.tiers.iter().filter(move |(rank, _)| rank.drains == drains).map(|(_, tier)| tier.usable);
-        Counts { ready: usable(false).sum(), ..self.counts }
+        let usable = |drains| {
+            self.tiers
+                .iter()
+                .filter(move |(rank, _)| rank.drains == drains)
+                .map(|(_, tier)| tier.usable)
+        };
+        Counts {
+            ready: usable(false).sum(),
+            ..self.counts
+        }
     }
 
     /// How many are meant to serve, ready or not.
@@ -98,11 +109,15 @@ impl<S, T> Tiers<S, T> {
     /// Puts it where it belongs now: the cost of one change.
     pub(super) fn put(&mut self, slot: &Arc<Slot<S>>, is_usable: bool, keeps_unready: bool) {
         let place = Place::of(slot);
-        let Some(rank) = self.rank(&slot.endpoint) else { return };
+        let Some(rank) = self.rank(&slot.endpoint) else {
+            return;
+        };
         if !is_usable && !keeps_unready {
             return self.take(slot);
         }
-        let Some(tier) = self.tiers.get_mut(&rank) else { return };
+        let Some(tier) = self.tiers.get_mut(&rank) else {
+            return;
+        };
         let index = match place {
             Some(place) => {
                 tier.usable -= usize::from(place.is_usable);
@@ -140,15 +155,33 @@ impl<S, T> Tiers<S, T> {
             tier.uncount(slot.endpoint.weight().get());
             if let Some(moved) = tier.shelf.remove(place.index) {
                 let is_usable = Place::of(&moved).is_some_and(|place| place.is_usable);
-                Place::set(&moved, Some(Place { index: place.index, is_usable }));
+                Place::set(
+                    &moved,
+                    Some(Place {
+                        index: place.index,
+                        is_usable,
+                    }),
+                );
             }
         }
     }
 
     /// What requests pick from. Tiers that did not change are shared with what was published before.
-    pub(super) fn shares<Req, P: Policy<Req, Table = T>>(&mut self, policy: &P) -> Box<[Share<S, T>]> {
-        let serves = self.tiers.iter().any(|(rank, tier)| !rank.drains && tier.usable > 0);
-        let health = self.tiers.iter().map(|(rank, tier)| if serves && rank.drains { 0.0 } else { tier.health() });
+    pub(super) fn shares<Req, P: Policy<Req, Table = T>>(
+        &mut self,
+        policy: &P,
+    ) -> Box<[Share<S, T>]> {
+        let serves = self
+            .tiers
+            .iter()
+            .any(|(rank, tier)| !rank.drains && tier.usable > 0);
+        let health = self.tiers.iter().map(|(rank, tier)| {
+            if serves && rank.drains {
+                0.0
+            } else {
+                tier.health()
+            }
+        });
         let health: Vec<f64> = health.collect();
         let mut parts = spread(health.into_iter());
         let mut below = 0.0;
@@ -158,7 +191,10 @@ impl<S, T> Tiers<S, T> {
             if tier.usable > 0 {
                 // Rounded to the full range at the end, so that the last one with a part takes what is left of it.
                 let below = (below * f64::from(u32::MAX)).round() as u32;
-                shares.push(Share { below, view: tier.view(policy) });
+                shares.push(Share {
+                    below,
+                    view: tier.view(policy),
+                });
             }
         }
         shares.into()
@@ -170,8 +206,15 @@ impl<S, T> Tiers<S, T> {
             Phase::Draining => true,
             Phase::Starting | Phase::Fenced => return None,
         };
-        let is_far = self.zone.as_deref().is_some_and(|own| endpoint.zone() != Some(own));
-        Some(Rank { drains, priority: endpoint.priority(), is_far })
+        let is_far = self
+            .zone
+            .as_deref()
+            .is_some_and(|own| endpoint.zone() != Some(own));
+        Some(Rank {
+            drains,
+            priority: endpoint.priority(),
+            is_far,
+        })
     }
 
     fn phase(&mut self, phase: Phase) -> &mut usize {
@@ -227,7 +270,14 @@ impl<S, T> Tier<S, T> {
 
 impl<S, T> Default for Tier<S, T> {
     fn default() -> Self {
-        Self { shelf: Shelf::new(), weights: BTreeMap::new(), total_weight: 0, known: 0, usable: 0, view: None }
+        Self {
+            shelf: Shelf::new(),
+            weights: BTreeMap::new(),
+            total_weight: 0,
+            known: 0,
+            usable: 0,
+            view: None,
+        }
     }
 }
 
@@ -244,12 +294,17 @@ impl Place {
     fn of<S>(slot: &Slot<S>) -> Option<Self> {
         match slot.stats.place.load(Relaxed) {
             NOWHERE => None,
-            place => Some(Self { index: (place / 2) as usize, is_usable: place % 2 == 1 }),
+            place => Some(Self {
+                index: (place / 2) as usize,
+                is_usable: place % 2 == 1,
+            }),
         }
     }
 
     fn set<S>(slot: &Slot<S>, place: Option<Self>) {
-        let place = place.map_or(NOWHERE, |place| place.index as u32 * 2 + u32::from(place.is_usable));
+        let place = place.map_or(NOWHERE, |place| {
+            place.index as u32 * 2 + u32::from(place.is_usable)
+        });
         slot.stats.place.store(place, Relaxed);
     }
 }
@@ -257,7 +312,11 @@ impl Place {
 /// Each tier in turn takes what it can of what is left; where all together cannot take everything, in proportion.
 fn spread(health: impl Iterator<Item = f64> + Clone) -> impl Iterator<Item = f64> {
     let all: f64 = health.clone().sum();
-    let scale = if all > 0.0 && all < 1.0 { 1.0 / all } else { 1.0 };
+    let scale = if all > 0.0 && all < 1.0 {
+        1.0 / all
+    } else {
+        1.0
+    };
     health.scan(1.0, move |left: &mut f64, health| {
         let part = (health * scale).min(*left);
         *left -= part;
@@ -276,14 +335,22 @@ mod tests {
 
     #[test]
     fn traffic_spills_over_as_the_first_tier_loses_endpoints() {
-        let parts = |health: &[f64]| spread(health.iter().map(|well| (1.4 * well).min(1.0))).collect::<Vec<_>>();
+        let parts = |health: &[f64]| {
+            spread(health.iter().map(|well| (1.4 * well).min(1.0))).collect::<Vec<_>>()
+        };
         assert_eq!(parts(&[1.0, 1.0]), [1.0, 0.0]);
         assert_eq!(parts(&[0.72, 1.0]), [1.0, 0.0], "5 of 7 are enough");
         let half = parts(&[0.5, 1.0]);
-        assert!((half[0] - 0.7).abs() < 1e-9 && (half[1] - 0.3).abs() < 1e-9, "{half:?}");
+        assert!(
+            (half[0] - 0.7).abs() < 1e-9 && (half[1] - 0.3).abs() < 1e-9,
+            "{half:?}"
+        );
         assert_eq!(parts(&[0.0, 1.0]), [0.0, 1.0]);
         let poor = parts(&[0.25, 0.25]);
-        assert!((poor[0] - 0.5).abs() < 1e-9 && (poor[1] - 0.5).abs() < 1e-9, "in proportion: {poor:?}");
+        assert!(
+            (poor[0] - 0.5).abs() < 1e-9 && (poor[1] - 0.5).abs() < 1e-9,
+            "in proportion: {poor:?}"
+        );
         assert_eq!(parts(&[0.0, 0.0]), [0.0, 0.0]);
     }
 }

@@ -47,11 +47,19 @@ pub(super) enum Seen {
 
 impl<S, Req> Watch<S, Req> {
     pub(super) fn asking(stats: Arc<Stats>, service: S) -> Self {
-        Self { stats, state: State::Asking(service), request: PhantomData }
+        Self {
+            stats,
+            state: State::Asking(service),
+            request: PhantomData,
+        }
     }
 
     pub(super) fn resting(stats: Arc<Stats>, rest: Duration) -> Self {
-        Self { stats, state: State::Resting(sleep(rest)), request: PhantomData }
+        Self {
+            stats,
+            state: State::Resting(sleep(rest)),
+            request: PhantomData,
+        }
     }
 }
 

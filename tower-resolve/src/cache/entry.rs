@@ -98,13 +98,20 @@ impl Entry {
 
     /// The source is being asked.
     pub(super) fn asked(&mut self, now: Instant, jitter: Jitter) {
-        if self.asked.is_some_and(|asked| matches!(asked.answer, Answer::Awaited)) {
+        if self
+            .asked
+            .is_some_and(|asked| matches!(asked.answer, Answer::Awaited))
+        {
             let _ = self.degrade(Update::degraded(NoAnswer));
         }
         if let Some(floor) = &mut self.floor {
             floor.misses = floor.misses.saturating_add(1);
         }
-        self.asked = Some(Asked { at: now, jitter, answer: Answer::Awaited });
+        self.asked = Some(Asked {
+            at: now,
+            jitter,
+            answer: Answer::Awaited,
+        });
     }
 
     /// Takes an update in.
@@ -116,14 +123,21 @@ impl Entry {
             update => self.fold.apply(update),
         };
         let answer = match &applied {
-            Applied::Changed(_) | Applied::Unchanged if self.fold.topology().is_none() => return applied,
+            Applied::Changed(_) | Applied::Unchanged if self.fold.topology().is_none() => {
+                return applied;
+            }
             Applied::Changed(_) | Applied::Unchanged if !is_missing => Answer::Good,
-            Applied::Changed(_) | Applied::Unchanged | Applied::Held | Applied::Degraded => Answer::Bad(now),
+            Applied::Changed(_) | Applied::Unchanged | Applied::Held | Applied::Degraded => {
+                Answer::Bad(now)
+            }
             // An answer, but no news: a source that lags behind is asked again like one in trouble.
             Applied::Stale => Answer::Bad(now),
             Applied::Gap => Answer::Useless,
         };
-        if matches!(applied, Applied::Changed(_) | Applied::Unchanged | Applied::Held) {
+        if matches!(
+            applied,
+            Applied::Changed(_) | Applied::Unchanged | Applied::Held
+        ) {
             self.fresh_at = Some(now);
         }
         self.floor = self.floor.filter(|_| self.is_below_floor());
@@ -133,7 +147,9 @@ impl Entry {
 
     /// Whoever asked went away before the answer.
     pub(super) fn abandoned(&mut self) {
-        self.asked = self.asked.filter(|asked| !matches!(asked.answer, Answer::Awaited));
+        self.asked = self
+            .asked
+            .filter(|asked| !matches!(asked.answer, Answer::Awaited));
     }
 
     /// The source ended its stream, which it must not.
@@ -143,34 +159,58 @@ impl Entry {
 
     /// Somebody saw this generation.
     pub(super) fn invalidate(&mut self, generation: Generation) -> Seen {
-        if !self.topology().is_some_and(|known| known.generation() < generation) {
+        if !self
+            .topology()
+            .is_some_and(|known| known.generation() < generation)
+        {
             return Seen::Known;
         }
         let Some(floor) = &mut self.floor else {
-            self.floor = Some(Floor { generation, misses: 0 });
+            self.floor = Some(Floor {
+                generation,
+                misses: 0,
+            });
             return Seen::Newer;
         };
         // Of another source than before, or higher.
-        let is_higher = generation.partial_cmp(&floor.generation).is_none_or(Ordering::is_gt);
-        floor.generation = if is_higher { generation } else { floor.generation };
+        let is_higher = generation
+            .partial_cmp(&floor.generation)
+            .is_none_or(Ordering::is_gt);
+        floor.generation = if is_higher {
+            generation
+        } else {
+            floor.generation
+        };
         Seen::NewerAgain
     }
 
     /// When the source is to be asked (again).
     pub(super) fn ask_at(&self, limits: &Limits, now: Instant) -> Instant {
-        let Some(Asked { at, jitter, answer }) = self.asked else { return now };
+        let Some(Asked { at, jitter, answer }) = self.asked else {
+            return now;
+        };
         let refresh = jitter.of(limits.ttl.mul_f64(AHEAD));
         let due = match answer {
             Answer::Awaited => return at + PATIENCE,
             Answer::Useless => return at + ASK_EVERY,
             Answer::Good => self.fresh_at.unwrap_or(at) + refresh,
             Answer::Bad(answered) => {
-                let good = if self.doubted.is_some() { None } else { self.good().and(self.fresh_at) };
+                let good = if self.doubted.is_some() {
+                    None
+                } else {
+                    self.good().and(self.fresh_at)
+                };
                 let good_until = good.map(|fresh| fresh + refresh);
-                good_until.unwrap_or(answered).max(answered + jitter.of(limits.negative))
+                good_until
+                    .unwrap_or(answered)
+                    .max(answered + jitter.of(limits.negative))
             }
         };
-        if self.is_below_floor() { due.min(at + self.insist(refresh)) } else { due }
+        if self.is_below_floor() {
+            due.min(at + self.insist(refresh))
+        } else {
+            due
+        }
     }
 
     /// When the set is too old to be used, if ever.
@@ -179,7 +219,8 @@ impl Entry {
     }
 
     pub(super) fn age(&self, now: Instant) -> Duration {
-        self.fresh_at.map_or(Duration::ZERO, |at| now.duration_since(at))
+        self.fresh_at
+            .map_or(Duration::ZERO, |at| now.duration_since(at))
     }
 
     pub(super) fn degraded(&self) -> Option<&Cause> {
@@ -189,8 +230,15 @@ impl Entry {
     pub(super) fn told(&self, limits: &Limits, now: Instant) -> Told {
         let is_expired = self.expires_at(limits).is_some_and(|at| at <= now);
         let topology = self.topology().cloned();
-        let topology = if is_expired { topology.map(|old| Topology::missing(old.generation())) } else { topology };
-        Told { topology, degraded: self.degraded().cloned() }
+        let topology = if is_expired {
+            topology.map(|old| Topology::missing(old.generation()))
+        } else {
+            topology
+        };
+        Told {
+            topology,
+            degraded: self.degraded().cloned(),
+        }
     }
 
     /// Trouble: what is doubted needs a second good word after this one.
@@ -204,12 +252,16 @@ impl Entry {
     /// The first words after trouble: a great loss is believed when it is confirmed.
     fn weigh(&mut self, update: Update, limits: &Limits) -> Applied {
         let said = self.doubted.as_ref().map(|doubted| &doubted.topology);
-        let Some(told) = self.topology() else { return self.fold.apply(update) };
+        let Some(told) = self.topology() else {
+            return self.fold.apply(update);
+        };
         // Without the trouble: it is weighed here.
         let mut next = Fold::new();
         let _ = next.apply(Update::Snapshot(said.unwrap_or(told).clone()));
         let applied = next.apply(update);
-        let (Applied::Changed(_) | Applied::Unchanged, Some(topology)) = (&applied, next.topology()) else {
+        let (Applied::Changed(_) | Applied::Unchanged, Some(topology)) =
+            (&applied, next.topology())
+        else {
             return applied;
         };
         if topology.generation() < told.generation() {
@@ -218,7 +270,10 @@ impl Entry {
         }
         let is_confirmed = self.doubted.as_ref().is_some_and(|doubted| doubted.is_calm);
         if !is_confirmed && limits.is_loss(told, topology) {
-            self.doubted = Some(Doubted { topology: topology.clone(), is_calm: true });
+            self.doubted = Some(Doubted {
+                topology: topology.clone(),
+                is_calm: true,
+            });
             return Applied::Held;
         }
         (self.fold, self.doubted) = (next, None);
@@ -233,7 +288,9 @@ impl Entry {
     /// be wrong.
     fn insist(&self, refresh: Duration) -> Duration {
         let misses = self.floor.map_or(0, |floor| floor.misses).min(16);
-        ASK_EVERY.saturating_mul(1 << misses).min(refresh.max(ASK_EVERY))
+        ASK_EVERY
+            .saturating_mul(1 << misses)
+            .min(refresh.max(ASK_EVERY))
     }
 
     fn answered(&mut self, answer: Answer) {
@@ -248,7 +305,9 @@ impl Entry {
 
     fn is_below_floor(&self) -> bool {
         let known = self.topology().map(Topology::generation);
-        self.floor.zip(known).is_some_and(|(floor, known)| known < floor.generation)
+        self.floor
+            .zip(known)
+            .is_some_and(|(floor, known)| known < floor.generation)
     }
 }
 
@@ -281,7 +340,9 @@ impl Jitter {
 impl PartialEq for Told {
     fn eq(&self, other: &Self) -> bool {
         let is_same_set = match (&self.topology, &other.topology) {
-            (Some(one), Some(other)) => one.generation() == other.generation() && one.has_same_endpoints(other),
+            (Some(one), Some(other)) => {
+                one.generation() == other.generation() && one.has_same_endpoints(other)
+            }
             (None, None) => true,
             _ => false,
         };
@@ -339,9 +400,15 @@ mod tests {
     fn asked() -> (Entry, Instant, impl Fn(u64) -> Instant) {
         let start = Instant::now();
         let mut entry = Entry::default();
-        assert_eq!(entry.ask_at(&LIMITS, start), start, "nothing is known: at once");
+        assert_eq!(
+            entry.ask_at(&LIMITS, start),
+            start,
+            "nothing is known: at once"
+        );
         entry.asked(start, EVEN);
-        (entry, start, move |millis| start + Duration::from_millis(millis))
+        (entry, start, move |millis| {
+            start + Duration::from_millis(millis)
+        })
     }
 
     #[test]
@@ -349,7 +416,11 @@ mod tests {
         let (mut entry, start, at) = asked();
         assert_eq!(entry.ask_at(&LIMITS, start), start + PATIENCE);
         let _ = entry.apply(snapshot(1), &LIMITS, at(200));
-        assert_eq!(entry.ask_at(&LIMITS, start), at(4_200), "four fifths of it: the answer is to be there in time");
+        assert_eq!(
+            entry.ask_at(&LIMITS, start),
+            at(4_200),
+            "four fifths of it: the answer is to be there in time"
+        );
         let _ = entry.apply(Update::Progress(generation(1)), &LIMITS, at(3_000));
         assert_eq!(entry.ask_at(&LIMITS, start), at(7_000));
     }
@@ -379,15 +450,27 @@ mod tests {
         let (mut entry, start, at) = asked();
         let _ = entry.apply(snapshot(5), &LIMITS, at(0));
         assert_eq!(entry.invalidate(generation(5)), Seen::Known);
-        assert_eq!(entry.invalidate(Generation::new(SourceId::new(9), 7)), Seen::Known, "another source says nothing");
+        assert_eq!(
+            entry.invalidate(Generation::new(SourceId::new(9), 7)),
+            Seen::Known,
+            "another source says nothing"
+        );
         assert_eq!(entry.invalidate(generation(7)), Seen::Newer);
         for value in [7, 6, 9, 7] {
-            assert_eq!(entry.invalidate(generation(value)), Seen::NewerAgain, "once is enough to ask");
+            assert_eq!(
+                entry.invalidate(generation(value)),
+                Seen::NewerAgain,
+                "once is enough to ask"
+            );
         }
         assert_eq!(entry.ask_at(&LIMITS, start), at(100));
         entry.asked(at(100), EVEN);
         let _ = entry.apply(snapshot(6), &LIMITS, at(110));
-        assert_eq!(entry.ask_at(&LIMITS, start), at(300), "newer, but still not what was seen: less often");
+        assert_eq!(
+            entry.ask_at(&LIMITS, start),
+            at(300),
+            "newer, but still not what was seen: less often"
+        );
         let _ = entry.apply(snapshot(9), &LIMITS, at(120));
         assert_eq!(entry.ask_at(&LIMITS, start), at(4_120));
         assert_eq!(entry.invalidate(generation(10)), Seen::Newer);
@@ -414,7 +497,8 @@ mod tests {
     }
 
     fn sized(value: u64, size: u16) -> Update {
-        let endpoints = (0..size).map(|id| Endpoint::new(format!("e{id}"), ([127, 0, 0, 1], id).into()));
+        let endpoints =
+            (0..size).map(|id| Endpoint::new(format!("e{id}"), ([127, 0, 0, 1], id).into()));
         Update::Snapshot(Topology::new(generation(value), endpoints))
     }
 
@@ -432,11 +516,18 @@ mod tests {
     #[test]
     fn half_may_go_right_after_trouble_and_more_needs_a_second_word() {
         let (mut entry, at) = trouble_after(10);
-        assert!(matches!(entry.apply(sized(2, 5), &LIMITS, at(2)), Applied::Changed(_)));
+        assert!(matches!(
+            entry.apply(sized(2, 5), &LIMITS, at(2)),
+            Applied::Changed(_)
+        ));
         let (mut entry, at) = trouble_after(10);
         assert_eq!(entry.apply(sized(2, 4), &LIMITS, at(2)), Applied::Held);
         assert_eq!((len(&entry), entry.degraded().is_some()), (10, true));
-        assert_eq!(entry.ask_at(&LIMITS, at(2)), at(1_002), "and is asked for soon");
+        assert_eq!(
+            entry.ask_at(&LIMITS, at(2)),
+            at(1_002),
+            "and is asked for soon"
+        );
         let _ = entry.apply(Update::Progress(generation(2)), &LIMITS, at(3));
         assert_eq!((len(&entry), entry.degraded().is_none()), (4, true));
     }
@@ -447,21 +538,37 @@ mod tests {
         let _ = entry.apply(sized(2, 1), &LIMITS, at(2));
         let _ = entry.apply(Update::degraded("down again"), &LIMITS, at(3));
         assert_eq!(entry.apply(sized(3, 1), &LIMITS, at(4)), Applied::Held);
-        assert_eq!(entry.apply(sized(2, 10), &LIMITS, at(5)), Applied::Stale, "what is doubted counts as its word");
-        assert!(matches!(entry.apply(sized(4, 10), &LIMITS, at(6)), Applied::Changed(_) | Applied::Unchanged));
-        assert_eq!((len(&entry), entry.topology().unwrap().generation()), (10, generation(4)));
+        assert_eq!(
+            entry.apply(sized(2, 10), &LIMITS, at(5)),
+            Applied::Stale,
+            "what is doubted counts as its word"
+        );
+        assert!(matches!(
+            entry.apply(sized(4, 10), &LIMITS, at(6)),
+            Applied::Changed(_) | Applied::Unchanged
+        ));
+        assert_eq!(
+            (len(&entry), entry.topology().unwrap().generation()),
+            (10, generation(4))
+        );
     }
 
     #[test]
     fn an_emptied_set_is_held_back_whatever_loss_is_allowed() {
-        let limits = Limits { max_loss: 100, ..LIMITS };
+        let limits = Limits {
+            max_loss: 100,
+            ..LIMITS
+        };
         let (mut entry, at) = trouble_after(2);
         assert_eq!(entry.apply(sized(2, 0), &limits, at(2)), Applied::Held);
         assert_eq!(len(&entry), 2);
         let _ = entry.apply(sized(2, 0), &limits, at(3));
         assert_eq!(len(&entry), 0);
         let (mut entry, at) = trouble_after(200);
-        assert!(matches!(entry.apply(sized(2, 1), &limits, at(2)), Applied::Changed(_)));
+        assert!(matches!(
+            entry.apply(sized(2, 1), &limits, at(2)),
+            Applied::Changed(_)
+        ));
     }
 
     #[test]
@@ -501,7 +608,11 @@ mod tests {
             entry.asked(now, EVEN);
             let _ = entry.apply(snapshot(5), &LIMITS, now);
         }
-        assert_eq!(gaps, [100, 200, 400, 800, 1600, 3200, 4000, 4000], "down to what is asked anyway");
+        assert_eq!(
+            gaps,
+            [100, 200, 400, 800, 1600, 3200, 4000, 4000],
+            "down to what is asked anyway"
+        );
     }
 
     /// What is known, as the naive model writes it.
@@ -533,8 +644,16 @@ mod tests {
 
     impl Model {
         fn hear(&mut self, word: &Word, now: Instant) {
-            let last = self.doubted.as_ref().map(|(set, _)| set).or(self.told.as_ref());
-            let is_back = |next: &Set| self.told.as_ref().is_some_and(|told| next.generation < told.generation);
+            let last = self
+                .doubted
+                .as_ref()
+                .map(|(set, _)| set)
+                .or(self.told.as_ref());
+            let is_back = |next: &Set| {
+                self.told
+                    .as_ref()
+                    .is_some_and(|told| next.generation < told.generation)
+            };
             let Some(next) = Self::next(last, word).filter(|next| !is_back(next)) else {
                 if matches!(word, Word::Trouble) {
                     self.is_in_trouble = true;
@@ -560,21 +679,36 @@ mod tests {
         /// What the source's word makes of its last one; nothing if it does not fit.
         fn next(last: Option<&Set>, word: &Word) -> Option<Set> {
             let is_old = |generation| last.is_some_and(|last| generation < last.generation);
-            let set = |generation, exists, ids| (!is_old(generation)).then_some(Set { generation, exists, ids });
+            let set = |generation, exists, ids| {
+                (!is_old(generation)).then_some(Set {
+                    generation,
+                    exists,
+                    ids,
+                })
+            };
             match word {
-                Word::Snapshot(source, value, ids) => set(at_source(*source, *value), true, ids.clone()),
+                Word::Snapshot(source, value, ids) => {
+                    set(at_source(*source, *value), true, ids.clone())
+                }
                 Word::Missing(value) => set(generation(*value), false, BTreeSet::new()),
                 Word::Progress(value) => {
                     let last = last?;
-                    (generation(*value) >= last.generation)
-                        .then(|| Set { generation: generation(*value), ..last.clone() })
+                    (generation(*value) >= last.generation).then(|| Set {
+                        generation: generation(*value),
+                        ..last.clone()
+                    })
                 }
                 Word::Delta(from, to, put, gone) => {
                     let last = last?;
-                    let fits = generation(*from) <= last.generation && generation(*to) > last.generation;
+                    let fits =
+                        generation(*from) <= last.generation && generation(*to) > last.generation;
                     let ids: BTreeSet<_> = last.ids.difference(gone).chain(put).copied().collect();
                     let exists = last.exists || !ids.is_empty();
-                    fits.then_some(Set { generation: generation(*to), exists, ids })
+                    fits.then_some(Set {
+                        generation: generation(*to),
+                        exists,
+                        ids,
+                    })
                 }
                 Word::Trouble => None,
             }
@@ -586,14 +720,18 @@ mod tests {
     }
 
     fn numbered(id: u8) -> Arc<Endpoint> {
-        Arc::new(Endpoint::new(format!("{id}"), ([127, 0, 0, 1], u16::from(id)).into()))
+        Arc::new(Endpoint::new(
+            format!("{id}"),
+            ([127, 0, 0, 1], u16::from(id)).into(),
+        ))
     }
 
     fn update(word: &Word) -> Update {
         match word {
-            Word::Snapshot(source, value, ids) => {
-                Update::Snapshot(Topology::new(at_source(*source, *value), ids.iter().map(|id| numbered(*id))))
-            }
+            Word::Snapshot(source, value, ids) => Update::Snapshot(Topology::new(
+                at_source(*source, *value),
+                ids.iter().map(|id| numbered(*id)),
+            )),
             Word::Delta(from, to, put, gone) => Update::Delta {
                 from: generation(*from),
                 to: generation(*to),
@@ -621,8 +759,15 @@ mod tests {
     }
 
     fn as_set(topology: &Topology) -> Set {
-        let ids = topology.iter().map(|endpoint| endpoint.id().as_str().parse().unwrap()).collect();
-        Set { generation: topology.generation(), exists: topology.exists(), ids }
+        let ids = topology
+            .iter()
+            .map(|endpoint| endpoint.id().as_str().parse().unwrap())
+            .collect();
+        Set {
+            generation: topology.generation(),
+            exists: topology.exists(),
+            ids,
+        }
     }
 
     proptest! {

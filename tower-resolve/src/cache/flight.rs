@@ -59,7 +59,11 @@ impl Name {
             return None;
         }
         let topology = state.entry.topology()?.clone();
-        Some(Cached { topology, age: state.entry.age(now), degraded: state.entry.degraded().cloned() })
+        Some(Cached {
+            topology,
+            age: state.entry.age(now),
+            degraded: state.entry.degraded().cloned(),
+        })
     }
 
     pub(super) fn invalidate(&self, generation: Generation) -> bool {
@@ -84,7 +88,11 @@ impl Name {
             is_news
         });
         let ask_at = state.entry.ask_at(limits, now);
-        state.entry.expires_at(limits).filter(|at| *at > now).map_or(ask_at, |expires_at| expires_at.min(ask_at))
+        state
+            .entry
+            .expires_at(limits)
+            .filter(|at| *at > now)
+            .map_or(ask_at, |expires_at| expires_at.min(ask_at))
     }
 
     /// Whether it is time to ask; if so, it counts as asked.
@@ -122,7 +130,9 @@ impl Name {
     fn broke(&self, limits: &Limits, now: Instant) {
         tracing::error!(name = %self.text, "a source panicked; it is asked again");
         let mut state = self.state();
-        let _ = state.entry.apply(Update::degraded("the source panicked"), limits, now);
+        let _ = state
+            .entry
+            .apply(Update::degraded("the source panicked"), limits, now);
     }
 
     /// Whether nobody follows any more. Decided under the lock under which one begins to.
@@ -139,7 +149,9 @@ impl Name {
 
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Name").field("text", &self.text).finish_non_exhaustive()
+        f.debug_struct("Name")
+            .field("text", &self.text)
+            .finish_non_exhaustive()
     }
 }
 
@@ -154,14 +166,19 @@ impl Drop for Landing {
 }
 
 /// Follows a name; the first to do so sends the task on its way.
-pub(super) fn follow<R: Resolve>(name: &Arc<Name>, resolver: &Arc<R>, limits: Limits) -> watch::Receiver<Told> {
+pub(super) fn follow<R: Resolve>(
+    name: &Arc<Name>,
+    resolver: &Arc<R>,
+    limits: Limits,
+) -> watch::Receiver<Told> {
     let mut state = name.state();
     let mut told = name.told.subscribe();
     told.mark_changed();
     if !state.is_flying {
         state.entry.abandoned();
         // What was told last may have expired since.
-        name.told.send_replace(state.entry.told(&limits, Instant::now()));
+        name.told
+            .send_replace(state.entry.told(&limits, Instant::now()));
         tokio::spawn(keep_flying(name.clone(), resolver.clone(), limits));
         state.is_flying = true;
     }
@@ -171,7 +188,11 @@ pub(super) fn follow<R: Resolve>(name: &Arc<Name>, resolver: &Arc<R>, limits: Li
 /// Flies until nobody follows, over the panics of a source too: those who follow cannot see them.
 async fn keep_flying<R: Resolve>(name: Arc<Name>, resolver: Arc<R>, limits: Limits) {
     let mut landing = Landing(Some(name.clone()));
-    while AssertUnwindSafe(fly(&name, &*resolver, limits)).catch_unwind().await.is_err() {
+    while AssertUnwindSafe(fly(&name, &*resolver, limits))
+        .catch_unwind()
+        .await
+        .is_err()
+    {
         name.broke(&limits, Instant::now());
     }
     // Told already; somebody else may fly from here on.
@@ -205,7 +226,9 @@ async fn fly<R: Resolve>(name: &Name, resolver: &R, limits: Limits) {
     }
 }
 
-async fn next<U: futures_core::Stream<Item = Update>>(updates: Option<std::pin::Pin<&mut U>>) -> Option<Update> {
+async fn next<U: futures_core::Stream<Item = Update>>(
+    updates: Option<std::pin::Pin<&mut U>>,
+) -> Option<Update> {
     match updates {
         Some(mut updates) => updates.next().await,
         None => std::future::pending().await,

@@ -153,7 +153,9 @@ impl<R: Resolve> CachedResolver<R> {
         }
         if names.len() >= self.max_names.get() {
             let idle = names.iter().filter(|(_, name)| name.is_idle());
-            let oldest = idle.min_by_key(|(_, name)| name.used.load(Relaxed)).map(|(text, _)| text.clone())?;
+            let oldest = idle
+                .min_by_key(|(_, name)| name.used.load(Relaxed))
+                .map(|(text, _)| text.clone())?;
             names.remove(&oldest);
         }
         let name = Arc::new(Name::new(text.into(), used));

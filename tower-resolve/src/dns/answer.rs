@@ -78,25 +78,42 @@ impl Addresses {
             Found::These(servers, ttl) => (servers, ttl),
             Found::None { is_name, ttl } => {
                 self.0.clear();
-                return Ok(Answer { endpoints: is_name.then(Vec::new), ttl });
+                return Ok(Answer {
+                    endpoints: is_name.then(Vec::new),
+                    ttl,
+                });
             }
             Found::Failed(error) => return Err(error),
         };
-        let mut seen = Seen { next: BTreeMap::new(), ttl, is_name: is_service, has_answer: false, failed: None };
+        let mut seen = Seen {
+            next: BTreeMap::new(),
+            ttl,
+            is_name: is_service,
+            has_answer: false,
+            failed: None,
+        };
         let mut endpoints = BTreeMap::new();
         for (server, host) in servers {
             for addr in seen.host(&self.0, &server.host, host) {
                 let addr = SocketAddr::new(addr, server.port);
                 // In the order of their priorities: of two that share an address the more urgent counts.
-                endpoints.entry(addr).or_insert_with(|| Arc::new(server.endpoint(addr, is_service)));
+                endpoints
+                    .entry(addr)
+                    .or_insert_with(|| Arc::new(server.endpoint(addr, is_service)));
             }
         }
-        if let Some(error) = seen.failed.take_if(|_| !seen.has_answer || endpoints.is_empty()) {
+        if let Some(error) = seen
+            .failed
+            .take_if(|_| !seen.has_answer || endpoints.is_empty())
+        {
             return Err(error);
         }
         self.0 = seen.next;
         let is_name = seen.is_name || !endpoints.is_empty();
-        Ok(Answer { endpoints: is_name.then(|| endpoints.into_values().collect()), ttl: seen.ttl })
+        Ok(Answer {
+            endpoints: is_name.then(|| endpoints.into_values().collect()),
+            ttl: seen.ttl,
+        })
     }
 }
 
@@ -162,7 +179,10 @@ impl Server {
 // === impl Ttl ===
 
 impl Ttl {
-    pub(super) const DEFAULT: Self = Self { min: Duration::from_secs(1), max: Duration::from_secs(60) };
+    pub(super) const DEFAULT: Self = Self {
+        min: Duration::from_secs(1),
+        max: Duration::from_secs(60),
+    };
 
     pub(super) fn of(self, ttl: Duration) -> Duration {
         ttl.min(self.max).max(self.min)
@@ -177,43 +197,80 @@ mod tests {
     use super::*;
 
     const TTL: Duration = Duration::from_secs(30);
-    const NONE: Found<BTreeSet<IpAddr>> = Found::None { is_name: true, ttl: TTL };
+    const NONE: Found<BTreeSet<IpAddr>> = Found::None {
+        is_name: true,
+        ttl: TTL,
+    };
 
     fn failed<T>() -> Found<T> {
         Found::Failed(DnsError::timed_out("test"))
     }
 
     fn found(addresses: &[&str]) -> Found<BTreeSet<IpAddr>> {
-        Found::These(addresses.iter().map(|address| address.parse().unwrap()).collect(), TTL)
+        Found::These(
+            addresses
+                .iter()
+                .map(|address| address.parse().unwrap())
+                .collect(),
+            TTL,
+        )
     }
 
     fn server(host: &str, priority: u16, weight: u16) -> Server {
-        Server { priority, host: host.to_owned(), port: 80, weight }
+        Server {
+            priority,
+            host: host.to_owned(),
+            port: 80,
+            weight,
+        }
     }
 
     fn hosts(v4: Found<BTreeSet<IpAddr>>, v6: Found<BTreeSet<IpAddr>>) -> Servers {
-        Found::These(vec![(server("a.", 0, 1), vec![(Family::V4, v4), (Family::V6, v6)])], Duration::MAX)
+        Found::These(
+            vec![(server("a.", 0, 1), vec![(Family::V4, v4), (Family::V6, v6)])],
+            Duration::MAX,
+        )
     }
 
     fn ids(answer: Result<Answer, DnsError>) -> Vec<String> {
         let endpoints = answer.unwrap().endpoints.expect("the name exists");
-        endpoints.iter().map(|endpoint| endpoint.id().to_string()).collect()
+        endpoints
+            .iter()
+            .map(|endpoint| endpoint.id().to_string())
+            .collect()
     }
 
     #[test]
     fn both_families_count_and_the_shortest_time_to_live() {
         let v6 = Found::These(["::1".parse().unwrap()].into(), Duration::from_secs(7));
-        let answer = Addresses::default().learn(hosts(found(&["192.0.2.2", "192.0.2.1"]), v6), false).unwrap();
+        let answer = Addresses::default()
+            .learn(hosts(found(&["192.0.2.2", "192.0.2.1"]), v6), false)
+            .unwrap();
         assert_eq!(answer.ttl, Duration::from_secs(7));
-        assert_eq!(ids(Ok(answer)), ["192.0.2.1:80", "192.0.2.2:80", "[::1]:80"]);
+        assert_eq!(
+            ids(Ok(answer)),
+            ["192.0.2.1:80", "192.0.2.2:80", "[::1]:80"]
+        );
     }
 
     #[test]
     fn no_such_name_no_addresses_and_no_answer_are_three_things() {
         let none = |is_name| Found::None { is_name, ttl: TTL };
         let mut addresses = Addresses::default();
-        assert_eq!(addresses.learn(hosts(none(false), none(false)), false).unwrap().endpoints, None);
-        assert_eq!(addresses.learn(hosts(none(true), none(true)), false).unwrap().endpoints, Some(vec![]));
+        assert_eq!(
+            addresses
+                .learn(hosts(none(false), none(false)), false)
+                .unwrap()
+                .endpoints,
+            None
+        );
+        assert_eq!(
+            addresses
+                .learn(hosts(none(true), none(true)), false)
+                .unwrap()
+                .endpoints,
+            Some(vec![])
+        );
         assert!(addresses.learn(hosts(failed(), NONE), false).is_err());
         assert!(addresses.learn(hosts(failed(), failed()), false).is_err());
     }
@@ -222,11 +279,19 @@ mod tests {
     fn a_family_that_fails_keeps_what_was_known_of_it_and_is_asked_for_again_soon() {
         let mut addresses = Addresses::default();
         let _ = addresses.learn(hosts(found(&["192.0.2.1"]), found(&["::1"])), false);
-        let answer = addresses.learn(hosts(found(&["192.0.2.2"]), failed()), false).unwrap();
+        let answer = addresses
+            .learn(hosts(found(&["192.0.2.2"]), failed()), false)
+            .unwrap();
         assert_eq!(answer.ttl, PART_AGAIN);
         assert_eq!(ids(Ok(answer)), ["192.0.2.2:80", "[::1]:80"]);
-        assert!(addresses.learn(hosts(failed(), failed()), false).is_err(), "all of it fails: that is trouble");
-        assert_eq!(ids(addresses.learn(hosts(failed(), found(&["::2"])), false)), ["192.0.2.2:80", "[::2]:80"]);
+        assert!(
+            addresses.learn(hosts(failed(), failed()), false).is_err(),
+            "all of it fails: that is trouble"
+        );
+        assert_eq!(
+            ids(addresses.learn(hosts(failed(), found(&["::2"])), false)),
+            ["192.0.2.2:80", "[::2]:80"]
+        );
     }
 
     #[test]
@@ -237,12 +302,39 @@ mod tests {
             (server("b.", 2, 9), host(found(&["192.0.2.1", "192.0.2.2"]))),
         ];
         let mut addresses = Addresses::default();
-        let endpoints = addresses.learn(Found::These(servers, TTL), true).unwrap().endpoints.unwrap();
-        let seen: Vec<_> =
-            endpoints.iter().map(|e| (e.priority(), e.weight().get(), e.metadata()["target"].as_str())).collect();
+        let endpoints = addresses
+            .learn(Found::These(servers, TTL), true)
+            .unwrap()
+            .endpoints
+            .unwrap();
+        let seen: Vec<_> = endpoints
+            .iter()
+            .map(|e| {
+                (
+                    e.priority(),
+                    e.weight().get(),
+                    e.metadata()["target"].as_str(),
+                )
+            })
+            .collect();
         assert_eq!(seen, [(1, 1, "a"), (2, 9, "b")]);
-        let servers = vec![(server("a.", 1, 0), host(failed())), (server("b.", 2, 9), host(found(&["192.0.2.2"])))];
-        assert_eq!(ids(addresses.learn(Found::These(servers, TTL), true)), ["192.0.2.1:80", "192.0.2.2:80"]);
-        assert!(ids(addresses.learn(Found::None { is_name: true, ttl: TTL }, true)).is_empty());
+        let servers = vec![
+            (server("a.", 1, 0), host(failed())),
+            (server("b.", 2, 9), host(found(&["192.0.2.2"]))),
+        ];
+        assert_eq!(
+            ids(addresses.learn(Found::These(servers, TTL), true)),
+            ["192.0.2.1:80", "192.0.2.2:80"]
+        );
+        assert!(
+            ids(addresses.learn(
+                Found::None {
+                    is_name: true,
+                    ttl: TTL
+                },
+                true
+            ))
+            .is_empty()
+        );
     }
 }

@@ -53,27 +53,51 @@ impl Asker {
                 config.port = addr.port();
                 config
             };
-            let connections = vec![at_port(ConnectionConfig::udp()), at_port(ConnectionConfig::tcp())];
+            let connections = vec![
+                at_port(ConnectionConfig::udp()),
+                at_port(ConnectionConfig::tcp()),
+            ];
             NameServerConfig::new(addr.ip(), true, connections)
         };
         let mut options = ResolverOpts::default();
         options.use_hosts_file = ResolveHosts::Never;
-        Self::new(ResolverConfig::from_name_servers(servers.into_iter().map(server).collect()), options)
+        Self::new(
+            ResolverConfig::from_name_servers(servers.into_iter().map(server).collect()),
+            options,
+        )
     }
 
     fn new(config: ResolverConfig, mut options: ResolverOpts) -> Result<Self, DnsError> {
-        let domains = config.domain().into_iter().chain(config.search()).cloned().collect();
-        let search = Search { domains, dots: options.ndots };
+        let domains = config
+            .domain()
+            .into_iter()
+            .chain(config.search())
+            .cloned()
+            .collect();
+        let search = Search {
+            domains,
+            dots: options.ndots,
+        };
         options.timeout = options.timeout.min(TRY_FOR);
         // Each name has its memory here.
         options.cache_size = 0;
         let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-        let client = builder.with_options(options).build().map_err(DnsError::system)?;
-        Ok(Self { client, search, families: &[Family::V4, Family::V6] })
+        let client = builder
+            .with_options(options)
+            .build()
+            .map_err(DnsError::system)?;
+        Ok(Self {
+            client,
+            search,
+            families: &[Family::V4, Family::V6],
+        })
     }
 
     pub(super) fn ipv4_only(&self) -> Self {
-        Self { families: &[Family::V4], ..self.clone() }
+        Self {
+            families: &[Family::V4],
+            ..self.clone()
+        }
     }
 
     /// Everything there is to know of a target, in bounded time: what has not come by then has failed.
@@ -81,13 +105,23 @@ impl Asker {
         let until = Instant::now() + ASK_FOR;
         match target {
             Target::Fixed(addr) => {
-                let server = Server { priority: 0, host: addr.ip().to_string(), port: addr.port(), weight: 1 };
+                let server = Server {
+                    priority: 0,
+                    host: addr.ip().to_string(),
+                    port: addr.port(),
+                    weight: 1,
+                };
                 let host = vec![(Family::V4, Found::These([addr.ip()].into(), Duration::MAX))];
                 Found::These(vec![(server, host)], Duration::MAX)
             }
             Target::Host(name, port) => {
                 let host = self.host(name, until).await;
-                let server = Server { priority: 0, host: name.to_ascii(), port: *port, weight: 1 };
+                let server = Server {
+                    priority: 0,
+                    host: name.to_ascii(),
+                    port: *port,
+                    weight: 1,
+                };
                 Found::These(vec![(server, host)], Duration::MAX)
             }
             Target::Service(name) => self.service(name, until).await,
@@ -106,7 +140,10 @@ impl Asker {
         let hosts = stream::iter(servers).map(|server| async move {
             let host = match Name::from_ascii(&server.host) {
                 Ok(name) => self.host(&name, until).await,
-                Err(error) => vec![(Family::V4, Found::Failed(DnsError::lookup(&server.host, error)))],
+                Err(error) => vec![(
+                    Family::V4,
+                    Found::Failed(DnsError::lookup(&server.host, error)),
+                )],
             };
             (server, host)
         });
@@ -116,7 +153,11 @@ impl Asker {
 
     async fn host(&self, name: &Name, until: Instant) -> Host {
         let families = self.families.iter().map(|family| async {
-            let found = self.first(name, |name| self.lookup(name, family.record(), addresses, until)).await;
+            let found = self
+                .first(name, |name| {
+                    self.lookup(name, family.record(), addresses, until)
+                })
+                .await;
             (*family, found)
         });
         join_all(families).await
@@ -124,7 +165,11 @@ impl Asker {
 
     /// Looks for a relative name in one domain after the other. What fails on the way does not hide what is found later,
     /// and is not taken for "there is none".
-    async fn first<T, F: Future<Output = Found<T>>>(&self, name: &Name, lookup: impl Fn(Name) -> F) -> Found<T> {
+    async fn first<T, F: Future<Output = Found<T>>>(
+        &self,
+        name: &Name,
+        lookup: impl Fn(Name) -> F,
+    ) -> Found<T> {
         let mut last: Option<Found<T>> = None;
         for candidate in self.search.candidates(name) {
             let found = lookup(candidate).await;
@@ -140,20 +185,37 @@ impl Asker {
         last.unwrap_or_else(|| Found::Failed(DnsError::name(&name.to_ascii())))
     }
 
-    async fn lookup<T>(&self, name: Name, kind: RecordType, read: fn(&Lookup) -> T, until: Instant) -> Found<T> {
+    async fn lookup<T>(
+        &self,
+        name: Name,
+        kind: RecordType,
+        read: fn(&Lookup) -> T,
+        until: Instant,
+    ) -> Found<T> {
         let Ok(answer) = timeout_at(until, self.client.lookup(name.clone(), kind)).await else {
             return Found::Failed(DnsError::timed_out(name));
         };
         match answer {
             Ok(lookup) => {
-                let ttl = lookup.answers().iter().map(|record| record.ttl).min().unwrap_or(0);
+                let ttl = lookup
+                    .answers()
+                    .iter()
+                    .map(|record| record.ttl)
+                    .min()
+                    .unwrap_or(0);
                 Found::These(read(&lookup), seconds(ttl))
             }
             Err(NetError::Dns(Semantic::NoRecordsFound(none)))
-                if matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain) =>
+                if matches!(
+                    none.response_code,
+                    ResponseCode::NoError | ResponseCode::NXDomain
+                ) =>
             {
                 let is_name = none.response_code == ResponseCode::NoError;
-                Found::None { is_name, ttl: none.negative_ttl.map_or(NEGATIVE, seconds) }
+                Found::None {
+                    is_name,
+                    ttl: none.negative_ttl.map_or(NEGATIVE, seconds),
+                }
             }
             Err(error) => Found::Failed(DnsError::lookup(name, error)),
         }
@@ -161,14 +223,21 @@ impl Asker {
 }
 
 fn addresses(lookup: &Lookup) -> BTreeSet<std::net::IpAddr> {
-    lookup.answers().iter().filter_map(|record| record.data.ip_addr()).collect()
+    lookup
+        .answers()
+        .iter()
+        .filter_map(|record| record.data.ip_addr())
+        .collect()
 }
 
 fn servers(lookup: &Lookup) -> Vec<Server> {
-    let srv = lookup.answers().iter().filter_map(|record| match &record.data {
-        RData::SRV(srv) => Some(srv),
-        _ => None,
-    });
+    let srv = lookup
+        .answers()
+        .iter()
+        .filter_map(|record| match &record.data {
+            RData::SRV(srv) => Some(srv),
+            _ => None,
+        });
     let servers = srv.map(|srv| Server {
         priority: srv.priority,
         host: srv.target.to_ascii(),
@@ -194,7 +263,10 @@ impl Search {
         if name.is_fqdn() {
             return vec![absolute];
         }
-        let in_domain = self.domains.iter().filter_map(|domain| name.clone().append_domain(domain).ok());
+        let in_domain = self
+            .domains
+            .iter()
+            .filter_map(|domain| name.clone().append_domain(domain).ok());
         let mut candidates: Vec<_> = in_domain.collect();
         let is_long = usize::from(name.num_labels()) > self.dots;
         candidates.insert(if is_long { 0 } else { candidates.len() }, absolute);
@@ -232,10 +304,22 @@ mod tests {
     #[test]
     fn a_relative_name_is_looked_for_in_the_search_list_and_as_it_is() {
         let name = |text| Name::from_utf8(text).unwrap();
-        let search = Search { domains: vec![name("x.example."), name("example.")], dots: 2 };
-        let texts = |text| search.candidates(&name(text)).iter().map(Name::to_ascii).collect::<Vec<_>>();
+        let search = Search {
+            domains: vec![name("x.example."), name("example.")],
+            dots: 2,
+        };
+        let texts = |text| {
+            search
+                .candidates(&name(text))
+                .iter()
+                .map(Name::to_ascii)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(texts("a."), ["a."]);
         assert_eq!(texts("a.b"), ["a.b.x.example.", "a.b.example.", "a.b."]);
-        assert_eq!(texts("a.b.c"), ["a.b.c.", "a.b.c.x.example.", "a.b.c.example."]);
+        assert_eq!(
+            texts("a.b.c"),
+            ["a.b.c.", "a.b.c.x.example.", "a.b.c.example."]
+        );
     }
 }

@@ -63,13 +63,25 @@ impl Memories {
             return named.place.clone();
         }
         if names.len() >= MAX_NAMES {
-            let idle = names.iter().filter(|(_, named)| Arc::strong_count(&named.place) == 1);
-            let oldest = idle.min_by_key(|(_, named)| named.used_at).map(|(name, _)| name.clone());
-            let Some(oldest) = oldest else { return Place::default() };
+            let idle = names
+                .iter()
+                .filter(|(_, named)| Arc::strong_count(&named.place) == 1);
+            let oldest = idle
+                .min_by_key(|(_, named)| named.used_at)
+                .map(|(name, _)| name.clone());
+            let Some(oldest) = oldest else {
+                return Place::default();
+            };
             names.remove(&oldest);
         }
         let place = Place::default();
-        names.insert(name.into(), Named { place: place.clone(), used_at: now });
+        names.insert(
+            name.into(),
+            Named {
+                place: place.clone(),
+                used_at: now,
+            },
+        );
         place
     }
 
@@ -81,7 +93,11 @@ impl Memories {
 
 impl Default for Memories {
     fn default() -> Self {
-        Self { source: SourceId::unique(), count: AtomicU64::new(0), names: Mutex::default() }
+        Self {
+            source: SourceId::unique(),
+            count: AtomicU64::new(0),
+            names: Mutex::default(),
+        }
     }
 }
 
@@ -95,11 +111,18 @@ impl Memory {
 
     /// What is known, once something was learned.
     pub(super) fn known(&self) -> &Known {
-        &self.last.as_ref().expect("asked for before it is looked at").0
+        &self
+            .last
+            .as_ref()
+            .expect("asked for before it is looked at")
+            .0
     }
 
     pub(super) fn again_at(&self) -> Instant {
-        self.last.as_ref().expect("asked for before it is looked at").1
+        self.last
+            .as_ref()
+            .expect("asked for before it is looked at")
+            .1
     }
 
     pub(super) fn learn(
@@ -110,7 +133,10 @@ impl Memory {
         next: impl FnOnce() -> Generation,
         now: Instant,
     ) {
-        let known = match self.addresses.learn(found, matches!(target, Target::Service(_))) {
+        let known = match self
+            .addresses
+            .learn(found, matches!(target, Target::Service(_)))
+        {
             Ok(answer) => {
                 self.failures = 0;
                 let generation = match &self.good {
@@ -118,11 +144,20 @@ impl Memory {
                     _ => next(),
                 };
                 self.good = Some((generation, answer.endpoints.clone()));
-                (Known::Answer { generation, endpoints: answer.endpoints }, now + ttl.of(answer.ttl))
+                (
+                    Known::Answer {
+                        generation,
+                        endpoints: answer.endpoints,
+                    },
+                    now + ttl.of(answer.ttl),
+                )
             }
             Err(error) => {
                 self.failures = self.failures.saturating_add(1);
-                (Known::Trouble(Arc::new(error)), now + RETRY.after(self.failures))
+                (
+                    Known::Trouble(Arc::new(error)),
+                    now + RETRY.after(self.failures),
+                )
             }
         };
         self.last = Some(known);
@@ -133,4 +168,7 @@ impl Memory {
 const MAX_NAMES: usize = 1024;
 
 /// Between a failed question and the next: 1 s, doubling to 30 s.
-const RETRY: Backoff = Backoff { first: Duration::from_secs(1), cap: Duration::from_secs(30) };
+const RETRY: Backoff = Backoff {
+    first: Duration::from_secs(1),
+    cap: Duration::from_secs(30),
+};

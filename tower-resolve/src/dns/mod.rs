@@ -109,7 +109,11 @@ impl DnsResolver {
     }
 
     fn new(asker: Asker) -> Self {
-        Self { asker: Arc::new(asker), memories: Arc::default(), ttl: Ttl::DEFAULT }
+        Self {
+            asker: Arc::new(asker),
+            memories: Arc::default(),
+            ttl: Ttl::DEFAULT,
+        }
     }
 
     /// An answer counts for at least so long, whatever its records say. Default: 1 s, so that records with a time to live
@@ -143,7 +147,13 @@ impl Resolve for DnsResolver {
     fn resolve(&self, name: &str) -> DnsUpdates {
         let target = match Target::parse(name) {
             Ok(target) => target,
-            Err(error) => return DnsUpdates(stream::iter([Update::degraded(error)]).chain(stream::pending()).boxed()),
+            Err(error) => {
+                return DnsUpdates(
+                    stream::iter([Update::degraded(error)])
+                        .chain(stream::pending())
+                        .boxed(),
+                );
+            }
         };
         let follower = Follower {
             resolver: self.clone(),
@@ -153,13 +163,17 @@ impl Resolve for DnsResolver {
             again_at: None,
             queue: VecDeque::new(),
         };
-        DnsUpdates(stream::unfold(follower, |follower| async { Some(follower.next().await) }).boxed())
+        DnsUpdates(
+            stream::unfold(follower, |follower| async { Some(follower.next().await) }).boxed(),
+        )
     }
 }
 
 impl fmt::Debug for DnsResolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DnsResolver").field("ttl", &self.ttl).finish_non_exhaustive()
+        f.debug_struct("DnsResolver")
+            .field("ttl", &self.ttl)
+            .finish_non_exhaustive()
     }
 }
 
@@ -207,10 +221,17 @@ impl Follower {
         self.again_at = Some(memory.again_at());
         let update = match memory.known() {
             Known::Trouble(cause) => Update::Degraded(cause.clone()),
-            Known::Answer { generation, endpoints: Some(endpoints) } => {
-                told(&mut self.known, Topology::new(*generation, endpoints.iter().cloned()))
-            }
-            Known::Answer { generation, endpoints: None } => told(&mut self.known, Topology::missing(*generation)),
+            Known::Answer {
+                generation,
+                endpoints: Some(endpoints),
+            } => told(
+                &mut self.known,
+                Topology::new(*generation, endpoints.iter().cloned()),
+            ),
+            Known::Answer {
+                generation,
+                endpoints: None,
+            } => told(&mut self.known, Topology::missing(*generation)),
         };
         self.queue.push_back(update);
     }
@@ -218,9 +239,16 @@ impl Follower {
 
 fn told(known: &mut Option<Topology>, next: Topology) -> Update {
     let generation: Generation = next.generation();
-    if known.as_ref().is_some_and(|known| known.has_same_endpoints(&next)) {
+    if known
+        .as_ref()
+        .is_some_and(|known| known.has_same_endpoints(&next))
+    {
         return Update::Progress(generation);
     }
     *known = Some(next.clone());
-    if next.exists() { Update::Snapshot(next) } else { Update::DoesNotExist(generation) }
+    if next.exists() {
+        Update::Snapshot(next)
+    } else {
+        Update::DoesNotExist(generation)
+    }
 }

@@ -28,7 +28,11 @@ pub(super) enum Kind {
 
 impl FileError {
     pub(super) fn new(path: &Path, kind: Kind) -> Self {
-        Self { path: path.to_owned(), line: None, kind }
+        Self {
+            path: path.to_owned(),
+            line: None,
+            kind,
+        }
     }
 
     pub(super) fn at_line(self, line: Option<usize>) -> Self {

@@ -68,12 +68,19 @@ pub(super) fn json(text: &str) -> Result<Names, Broken> {
     serde_json::from_str(text).map_err(|error: serde_json::Error| {
         let (line, message) = (error.line(), error.to_string());
         let place = format!(" at line {line} column {}", error.column());
-        Broken { line: (line > 0).then_some(line), message: one_line(message.trim_end_matches(&place)) }
+        Broken {
+            line: (line > 0).then_some(line),
+            message: one_line(message.trim_end_matches(&place)),
+        }
     })
 }
 
 fn line_at(text: &str, offset: usize) -> usize {
-    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+    1 + text
+        .bytes()
+        .take(offset)
+        .filter(|byte| *byte == b'\n')
+        .count()
 }
 
 fn one_line(message: &str) -> String {
@@ -114,7 +121,9 @@ impl<'de> Visitor<'de> for Strict<Names> {
         let mut names = HashMap::new();
         while let Some((name, list)) = map.next_entry::<String, List>()? {
             if names.contains_key(&name) {
-                return Err(A::Error::custom(format_args!("the name `{name}` is there twice")));
+                return Err(A::Error::custom(format_args!(
+                    "the name `{name}` is there twice"
+                )));
             }
             names.insert(name, list);
         }
@@ -134,7 +143,10 @@ impl<'de> Visitor<'de> for Strict<List> {
         while let Some(record) = seq.next_element::<Record>()? {
             let endpoint = Endpoint::from(record);
             if !ids.insert(endpoint.id().clone()) {
-                return Err(A::Error::custom(format_args!("the endpoint `{}` is there twice", endpoint.id())));
+                return Err(A::Error::custom(format_args!(
+                    "the endpoint `{}` is there twice",
+                    endpoint.id()
+                )));
             }
             list.push(Arc::new(endpoint));
         }
@@ -155,7 +167,12 @@ impl From<Record> for Endpoint {
         if let Some(zone) = record.zone {
             endpoint = endpoint.with_zone(zone);
         }
-        record.metadata.into_iter().fold(endpoint, |endpoint, (key, value)| endpoint.with_metadata(key, value))
+        record
+            .metadata
+            .into_iter()
+            .fold(endpoint, |endpoint, (key, value)| {
+                endpoint.with_metadata(key, value)
+            })
     }
 }
 
@@ -199,7 +216,10 @@ mod tests {
             .with_epoch(NonZeroU64::new(42))
             .with_phase(Phase::Draining)
             .with_metadata("version", "1.4.0");
-        [one, Endpoint::new("[::1]:8082", "[::1]:8082".parse().unwrap())]
+        [
+            one,
+            Endpoint::new("[::1]:8082", "[::1]:8082".parse().unwrap()),
+        ]
     }
 
     #[test]
@@ -218,10 +238,26 @@ mod tests {
     #[test]
     fn a_mistake_is_told_with_its_line() {
         for (text, line, message) in [
-            ("[[a]]\naddress = \"localhost:80\"", 2, "invalid socket address syntax"),
-            ("[[a]]\nadress = \"127.0.0.1:80\"", 2, "unknown field `adress`"),
-            ("[[a]]\naddress = \"127.0.0.1:80\"\nweight = 0", 3, "integer `0`"),
-            ("[[a]]\naddress = \"127.0.0.1:80\"\nphase = \"gone\"", 3, "unknown variant `gone`"),
+            (
+                "[[a]]\naddress = \"localhost:80\"",
+                2,
+                "invalid socket address syntax",
+            ),
+            (
+                "[[a]]\nadress = \"127.0.0.1:80\"",
+                2,
+                "unknown field `adress`",
+            ),
+            (
+                "[[a]]\naddress = \"127.0.0.1:80\"\nweight = 0",
+                3,
+                "integer `0`",
+            ),
+            (
+                "[[a]]\naddress = \"127.0.0.1:80\"\nphase = \"gone\"",
+                3,
+                "unknown variant `gone`",
+            ),
             ("[[a]]\nid = \"x\"", 1, "missing field `address`"),
             ("a = 3", 1, "expected a list of endpoints"),
             ("[[a]]\naddress = \"127.0.0.1", 2, ""),
@@ -236,15 +272,26 @@ mod tests {
             assert!(broken.message.contains(message), "{text}: {broken:?}");
         }
         for (text, line, message) in [
-            ("{\"a\": [\n{\"address\": \"localhost:80\"}]}", 2, "invalid socket address syntax"),
+            (
+                "{\"a\": [\n{\"address\": \"localhost:80\"}]}",
+                2,
+                "invalid socket address syntax",
+            ),
             ("{\"a\": [],\n\"a\": []}", 2, "the name `a` is there twice"),
-            ("{\"a\": [{\"address\": \"127.0.0.1:80\"},\n{\"address\": \"127.0.0.1:80\"}]}", 2, "is there twice"),
+            (
+                "{\"a\": [{\"address\": \"127.0.0.1:80\"},\n{\"address\": \"127.0.0.1:80\"}]}",
+                2,
+                "is there twice",
+            ),
             ("{\"a\": [", 1, "EOF"),
         ] {
             let broken = json(text).unwrap_err();
             assert_eq!(broken.line, Some(line), "{text}: {broken:?}");
             assert!(broken.message.contains(message), "{text}: {broken:?}");
-            assert!(!broken.message.contains("column"), "the place is told once: {broken:?}");
+            assert!(
+                !broken.message.contains("column"),
+                "the place is told once: {broken:?}"
+            );
         }
     }
 }

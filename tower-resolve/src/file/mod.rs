@@ -90,26 +90,37 @@ struct Follower {
 impl FileResolver {
     /// Follows a TOML file.
     pub fn toml(path: impl Into<PathBuf>) -> Self {
-        Self { reader: Arc::new(Reader::new(path.into(), format::toml)) }
+        Self {
+            reader: Arc::new(Reader::new(path.into(), format::toml)),
+        }
     }
 
     /// Follows a JSON file.
     pub fn json(path: impl Into<PathBuf>) -> Self {
-        Self { reader: Arc::new(Reader::new(path.into(), format::json)) }
+        Self {
+            reader: Arc::new(Reader::new(path.into(), format::json)),
+        }
     }
 
     /// How often it is read. Default: 1 s, which is soon for a file and costs little. At least 10 ms. What was read
     /// before is forgotten, so set it first.
     #[must_use]
     pub fn every(self, every: Duration) -> Self {
-        Self { reader: Arc::new(self.reader.with_every(every.clamp(Duration::from_millis(10), FOR_EVER))) }
+        Self {
+            reader: Arc::new(
+                self.reader
+                    .with_every(every.clamp(Duration::from_millis(10), FOR_EVER)),
+            ),
+        }
     }
 
     /// How large it may be. Default: 16 MiB, which is some hundred thousand endpoints. What was read before is
     /// forgotten, so set it first.
     #[must_use]
     pub fn max_bytes(self, bytes: usize) -> Self {
-        Self { reader: Arc::new(self.reader.with_max_bytes(bytes)) }
+        Self {
+            reader: Arc::new(self.reader.with_max_bytes(bytes)),
+        }
     }
 
     /// Reads it now and tells whether it could be used: for the start of a program, where a broken file had better be an
@@ -135,13 +146,17 @@ impl Resolve for FileResolver {
             queue: VecDeque::new(),
             is_new: true,
         };
-        FileUpdates(stream::unfold(follower, |follower| async { Some(follower.next().await) }).boxed())
+        FileUpdates(
+            stream::unfold(follower, |follower| async { Some(follower.next().await) }).boxed(),
+        )
     }
 }
 
 impl fmt::Debug for FileResolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileResolver").field("path", &self.reader.path()).finish_non_exhaustive()
+        f.debug_struct("FileResolver")
+            .field("path", &self.reader.path())
+            .finish_non_exhaustive()
     }
 }
 
@@ -181,7 +196,11 @@ impl Follower {
     fn hear(&mut self, view: &View) {
         match (&view.trouble, &view.content) {
             (Some(trouble), _) => {
-                if self.trouble.as_ref().is_none_or(|known| !Arc::ptr_eq(known, trouble)) {
+                if self
+                    .trouble
+                    .as_ref()
+                    .is_none_or(|known| !Arc::ptr_eq(known, trouble))
+                {
                     self.queue.push_back(Update::Degraded(trouble.clone()));
                 }
             }
@@ -199,10 +218,18 @@ impl Follower {
     }
 
     fn told(&mut self, next: Topology, generation: Generation) -> Update {
-        if self.known.as_ref().is_some_and(|known| known.has_same_endpoints(&next)) {
+        if self
+            .known
+            .as_ref()
+            .is_some_and(|known| known.has_same_endpoints(&next))
+        {
             return Update::Progress(generation);
         }
         self.known = Some(next.clone());
-        if next.exists() { Update::Snapshot(next) } else { Update::DoesNotExist(generation) }
+        if next.exists() {
+            Update::Snapshot(next)
+        } else {
+            Update::DoesNotExist(generation)
+        }
     }
 }

@@ -59,11 +59,21 @@ impl Reader {
     }
 
     pub(super) fn with_every(&self, every: Duration) -> Self {
-        Self { path: self.path.clone(), known: Mutex::new(Known::new()), every, ..*self }
+        Self {
+            path: self.path.clone(),
+            known: Mutex::new(Known::new()),
+            every,
+            ..*self
+        }
     }
 
     pub(super) fn with_max_bytes(&self, max_bytes: usize) -> Self {
-        Self { path: self.path.clone(), known: Mutex::new(Known::new()), max_bytes, ..*self }
+        Self {
+            path: self.path.clone(),
+            known: Mutex::new(Known::new()),
+            max_bytes,
+            ..*self
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -75,7 +85,8 @@ impl Reader {
     }
 
     pub(super) fn check(&self) -> Result<(), FileError> {
-        self.understand(&read(&self.path, self.max_bytes).map_err(Arc::new)).map(drop)
+        self.understand(&read(&self.path, self.max_bytes).map_err(Arc::new))
+            .map(drop)
     }
 
     /// What the file says, read now unless somebody just did.
@@ -84,7 +95,10 @@ impl Reader {
     pub(super) async fn look(&self) -> View {
         let mut known = self.known.lock().await;
         // Half of it, so that followers who come round in step share a look and none sees one that is a round old.
-        if known.looked_at.is_none_or(|at| at.elapsed() >= self.every / 2) {
+        if known
+            .looked_at
+            .is_none_or(|at| at.elapsed() >= self.every / 2)
+        {
             let seen = self.read_still(known.seen.as_ref()).await;
             known.looked_at = Some(Instant::now());
             if !is_same(known.seen.as_ref(), &seen) {
@@ -116,7 +130,8 @@ impl Reader {
     async fn read(&self) -> Seen {
         let (path, max_bytes) = (self.path.clone(), self.max_bytes);
         let read = tokio::task::spawn_blocking(move || read(&path, max_bytes)).await;
-        read.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(Arc::new)
+        read.unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(Arc::new)
     }
 
     fn understand(&self, seen: &Seen) -> Result<Names, FileError> {
@@ -124,13 +139,25 @@ impl Reader {
         let bytes = match seen {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                return Err(broken(Kind::TooLarge { max: self.max_bytes }));
+                return Err(broken(Kind::TooLarge {
+                    max: self.max_bytes,
+                }));
             }
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(broken(Kind::NoFile)),
-            Err(error) => return Err(broken(Kind::Unreadable(io::Error::new(error.kind(), error.clone())))),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                return Err(broken(Kind::NoFile));
+            }
+            Err(error) => {
+                return Err(broken(Kind::Unreadable(io::Error::new(
+                    error.kind(),
+                    error.clone(),
+                ))));
+            }
         };
         let text = std::str::from_utf8(bytes).map_err(|error| {
-            let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+            let line = 1 + bytes[..error.valid_up_to()]
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count();
             broken(Kind::Broken("is not UTF-8".to_owned())).at_line(Some(line))
         })?;
         if text.trim().is_empty() {
@@ -147,7 +174,9 @@ fn read(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let mut bytes = Vec::new();
-    let limit = u64::try_from(max_bytes).unwrap_or(u64::MAX).saturating_add(1);
+    let limit = u64::try_from(max_bytes)
+        .unwrap_or(u64::MAX)
+        .saturating_add(1);
     File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     if bytes.len() > max_bytes {
         return Err(io::ErrorKind::FileTooLarge.into());
@@ -167,7 +196,12 @@ fn is_same(known: Option<&Seen>, seen: &Seen) -> bool {
 
 impl Known {
     fn new() -> Self {
-        Self { next: Generation::new(SourceId::unique(), 1), looked_at: None, seen: None, view: View::default() }
+        Self {
+            next: Generation::new(SourceId::unique(), 1),
+            looked_at: None,
+            seen: None,
+            view: View::default(),
+        }
     }
 
     /// The one door to another content. A generation is used up only by what differs.
@@ -175,7 +209,12 @@ impl Known {
         match understood {
             Ok(names) => {
                 self.view.trouble = None;
-                if self.view.content.as_ref().is_some_and(|(_, known)| **known == names) {
+                if self
+                    .view
+                    .content
+                    .as_ref()
+                    .is_some_and(|(_, known)| **known == names)
+                {
                     return;
                 }
                 tracing::info!(generation = self.next.value, "a file of endpoints was read");

@@ -92,32 +92,47 @@ impl ActiveCheck {
     /// beside requests that fail over by themselves.
     #[must_use]
     pub fn interval(self, interval: Duration) -> Self {
-        Self { interval: interval.clamp(Duration::from_millis(1), FOR_EVER), ..self }
+        Self {
+            interval: interval.clamp(Duration::from_millis(1), FOR_EVER),
+            ..self
+        }
     }
 
     /// How long a check may take. Default: 1 s.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
-        Self { timeout: timeout.min(FOR_EVER), ..self }
+        Self {
+            timeout: timeout.min(FOR_EVER),
+            ..self
+        }
     }
 
     /// How many successes in a row bring an endpoint back. Default: 2 (as HAProxy).
     #[must_use]
     pub fn rise(self, successes: NonZeroU32) -> Self {
-        Self { rise: successes.get(), ..self }
+        Self {
+            rise: successes.get(),
+            ..self
+        }
     }
 
     /// How many failures in a row put it out. Default: 3 (as HAProxy).
     #[must_use]
     pub fn fall(self, failures: NonZeroU32) -> Self {
-        Self { fall: failures.get(), ..self }
+        Self {
+            fall: failures.get(),
+            ..self
+        }
     }
 
     /// How many checks may run at once. Default: 64, which is enough for 300 endpoints that all hang, and for thousands
     /// that answer.
     #[must_use]
     pub fn max_concurrent(self, checks: NonZeroUsize) -> Self {
-        Self { max_concurrent: checks.get(), ..self }
+        Self {
+            max_concurrent: checks.get(),
+            ..self
+        }
     }
 
     /// Until the next one: no two clients in step.
@@ -142,13 +157,25 @@ impl fmt::Debug for ActiveCheck {
 
 impl<T: Send + 'static> Checkups<T> {
     pub(crate) fn new(check: ActiveCheck) -> Self {
-        Self { check, due: BinaryHeap::new(), running: FuturesUnordered::new() }
+        Self {
+            check,
+            due: BinaryHeap::new(),
+            running: FuturesUnordered::new(),
+        }
     }
 
     /// Checks this one from now on; the first time soon, spread over a fifth of the interval.
     pub(crate) fn add(&mut self, endpoint: Arc<Endpoint>, whose: T, now: Instant) {
         let at = now + self.check.interval.mul_f64(fastrand::f64() / 5.0);
-        self.due.push(Reverse(Due { at, endpoint, whose, trend: Trend { is_well: None, against: 0 } }));
+        self.due.push(Reverse(Due {
+            at,
+            endpoint,
+            whose,
+            trend: Trend {
+                is_well: None,
+                against: 0,
+            },
+        }));
     }
 
     /// When the next is due, if it could run then.
@@ -169,7 +196,8 @@ impl<T: Send + 'static> Checkups<T> {
     {
         loop {
             self.start(now, &is_wanted);
-            let Poll::Ready(Some((mut due, is_good))) = Pin::new(&mut self.running).poll_next(cx) else {
+            let Poll::Ready(Some((mut due, is_good))) = Pin::new(&mut self.running).poll_next(cx)
+            else {
                 return Poll::Pending;
             };
             if !is_wanted(&due.whose) {
@@ -221,7 +249,10 @@ impl Trend {
         if self.against < if is_well { fall } else { rise } {
             return None;
         }
-        *self = Self { is_well: Some(is_good), against: 0 };
+        *self = Self {
+            is_well: Some(is_good),
+            against: 0,
+        };
         Some(is_good)
     }
 }
@@ -253,17 +284,29 @@ mod tests {
     use super::*;
 
     fn verdicts(answers: &[bool]) -> Vec<Option<bool>> {
-        let mut trend = Trend { is_well: None, against: 0 };
-        answers.iter().map(|answer| trend.tell(*answer, 2, 3)).collect()
+        let mut trend = Trend {
+            is_well: None,
+            against: 0,
+        };
+        answers
+            .iter()
+            .map(|answer| trend.tell(*answer, 2, 3))
+            .collect()
     }
 
     #[test]
     fn the_first_answer_decides_alone_and_then_it_takes_some_in_a_row() {
-        assert_eq!(verdicts(&[false, true, true]), [Some(false), None, Some(true)]);
+        assert_eq!(
+            verdicts(&[false, true, true]),
+            [Some(false), None, Some(true)]
+        );
         assert_eq!(
             verdicts(&[true, false, false, true, false, false, false]),
             [None, None, None, None, None, None, Some(false)]
         );
-        assert_eq!(verdicts(&[false, true, false, true, true]), [Some(false), None, None, None, Some(true)]);
+        assert_eq!(
+            verdicts(&[false, true, false, true, true]),
+            [Some(false), None, None, None, Some(true)]
+        );
     }
 }

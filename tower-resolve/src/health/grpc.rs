@@ -28,7 +28,9 @@ impl GrpcProbe {
     /// Asks for this service; an empty name asks for the server as a whole.
     #[must_use]
     pub fn new(service: impl Into<String>) -> Self {
-        Self { service: service.into() }
+        Self {
+            service: service.into(),
+        }
     }
 }
 
@@ -40,11 +42,17 @@ impl Probe for GrpcProbe {
         Box::pin(async move {
             let mut request = Request::new(Whole::new(message));
             *request.method_mut() = Method::POST;
-            *request.uri_mut() = Uri::try_from(format!("http://{addr}/grpc.health.v1.Health/Check"))?;
-            request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+            *request.uri_mut() =
+                Uri::try_from(format!("http://{addr}/grpc.health.v1.Health/Check"))?;
+            request
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            request
+                .headers_mut()
+                .insert(TE, HeaderValue::from_static("trailers"));
             let stream = TcpStream::connect(addr).await?;
-            let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+            let (mut sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
             let mut answer = pin!(async { answered(sender.send_request(request).await?).await });
             tokio::select! {
                 biased;
@@ -134,6 +142,9 @@ mod tests {
     fn serving_is_told_from_the_rest() {
         assert!(is_serving(&[0, 0, 0, 0, 2, 8, 1]));
         assert!(!is_serving(&[0, 0, 0, 0, 2, 8, 2]));
-        assert!(!is_serving(&[0, 0, 0, 0, 0]), "UNKNOWN, which is left out on the wire");
+        assert!(
+            !is_serving(&[0, 0, 0, 0, 0]),
+            "UNKNOWN, which is left out on the wire"
+        );
     }
 }

@@ -84,39 +84,57 @@ impl Outlier {
     /// After how many failures in a row; `None` for never. Default: 5.
     #[must_use]
     pub fn consecutive(self, failures: impl Into<Option<NonZeroU16>>) -> Self {
-        Self { consecutive: failures.into(), ..self }
+        Self {
+            consecutive: failures.into(),
+            ..self
+        }
     }
 
     /// How far below the mean success rate of all, in standard deviations; `None` for never. Looked at once a turn, among
     /// endpoints with enough requests, of which there must be five. Default: 1.9.
     #[must_use]
     pub fn deviations(self, deviations: impl Into<Option<f64>>) -> Self {
-        Self { deviations: deviations.into(), ..self }
+        Self {
+            deviations: deviations.into(),
+            ..self
+        }
     }
 
     /// How many requests in a turn are enough to compare endpoints by. Default: 100.
     #[must_use]
     pub fn min_requests(self, requests: u64) -> Self {
-        Self { min_requests: requests, ..self }
+        Self {
+            min_requests: requests,
+            ..self
+        }
     }
 
     /// How long a turn is. Default: 10 s.
     #[must_use]
     pub fn interval(self, interval: Duration) -> Self {
-        Self { interval: interval.clamp(Duration::from_millis(1), FOR_EVER), ..self }
+        Self {
+            interval: interval.clamp(Duration::from_millis(1), FOR_EVER),
+            ..self
+        }
     }
 
     /// How long the first ejection lasts; the *n*th in short order lasts *n* times that, and a random tenth on top, so that
     /// several do not come back at once. Default: 30 s.
     #[must_use]
     pub fn ejection(self, time: Duration) -> Self {
-        Self { ejection: time.min(FOR_EVER), ..self }
+        Self {
+            ejection: time.min(FOR_EVER),
+            ..self
+        }
     }
 
     /// How long an ejection lasts at most. Default: 5 minutes.
     #[must_use]
     pub fn max_ejection(self, time: Duration) -> Self {
-        Self { max_ejection: time.min(FOR_EVER), ..self }
+        Self {
+            max_ejection: time.min(FOR_EVER),
+            ..self
+        }
     }
 
     /// How many percent of all endpoints may be ejected at once; one always may. Off below five endpoints. Default: 50:
@@ -124,7 +142,10 @@ impl Outlier {
     /// ten endpoints keeps the second bad one in.)
     #[must_use]
     pub fn max_ejected(self, percent: u8) -> Self {
-        Self { max_ejected: percent.min(100), ..self }
+        Self {
+            max_ejected: percent.min(100),
+            ..self
+        }
     }
 
     /// Failures in a row that matter; 0 for none.
@@ -143,22 +164,43 @@ impl Default for Outlier {
 
 impl Ward {
     pub(crate) fn new(outlier: Option<Outlier>, panic_below: u8) -> Self {
-        Self { outlier, panic_below, patients: BTreeMap::new(), sweep_at: None, before: HashMap::new() }
+        Self {
+            outlier,
+            panic_below,
+            patients: BTreeMap::new(),
+            sweep_at: None,
+            before: HashMap::new(),
+        }
     }
 
     /// How many are out.
     pub(crate) fn out(&self) -> usize {
-        self.patients.values().filter(|patient| patient.is_out()).count()
+        self.patients
+            .values()
+            .filter(|patient| patient.is_out())
+            .count()
     }
 
     /// Whether too many of `known` are out for it to be believed.
     pub(crate) fn panics(&self, known: usize) -> bool {
-        known >= FEW && self.out() > 0 && (known - self.out().min(known)) * 100 < known * usize::from(self.panic_below)
+        known >= FEW
+            && self.out() > 0
+            && (known - self.out().min(known)) * 100 < known * usize::from(self.panic_below)
     }
 
     /// It failed so many times in a row. `others` of `known` may be picked besides it. Returns whether it is ejected.
-    pub(crate) fn strike(&mut self, id: &EndpointId, known: usize, others: usize, now: Instant) -> bool {
-        let may = self.may_eject(known, others) && self.patients.get(id).is_none_or(|patient| patient.until.is_none());
+    pub(crate) fn strike(
+        &mut self,
+        id: &EndpointId,
+        known: usize,
+        others: usize,
+        now: Instant,
+    ) -> bool {
+        let may = self.may_eject(known, others)
+            && self
+                .patients
+                .get(id)
+                .is_none_or(|patient| patient.until.is_none());
         if may {
             self.eject(id, now);
         }
@@ -166,8 +208,16 @@ impl Ward {
     }
 
     /// The look at all, once a turn. Returns who is ejected.
-    pub(crate) fn sweep(&mut self, all: Vec<Seen>, known: usize, usable: usize, now: Instant) -> Vec<EndpointId> {
-        let Some(outlier) = &self.outlier else { return Vec::new() };
+    pub(crate) fn sweep(
+        &mut self,
+        all: Vec<Seen>,
+        known: usize,
+        usable: usize,
+        now: Instant,
+    ) -> Vec<EndpointId> {
+        let Some(outlier) = &self.outlier else {
+            return Vec::new();
+        };
         self.sweep_at = Some(now + outlier.interval);
         self.patients.retain(|_, patient| {
             patient.times -= u32::from(patient.until.is_none() && patient.times > 0);
@@ -177,14 +227,23 @@ impl Ward {
         let mut next = HashMap::with_capacity(all.len());
         for Seen { id, ended, failed } in all {
             let (ended_before, failed_before) = self.before.get(&id).copied().unwrap_or_default();
-            let (ended_now, failed_now) = (ended.saturating_sub(ended_before), failed.saturating_sub(failed_before));
+            let (ended_now, failed_now) = (
+                ended.saturating_sub(ended_before),
+                failed.saturating_sub(failed_before),
+            );
             if ended_now >= outlier.min_requests.max(1) {
-                rates.push((1.0 - failed_now.min(ended_now) as f64 / ended_now as f64, id.clone()));
+                rates.push((
+                    1.0 - failed_now.min(ended_now) as f64 / ended_now as f64,
+                    id.clone(),
+                ));
             }
             next.insert(id, (ended, failed));
         }
         self.before = next;
-        let Some(limit) = outlier.deviations.and_then(|deviations| limit(&rates, deviations)) else {
+        let Some(limit) = outlier
+            .deviations
+            .and_then(|deviations| limit(&rates, deviations))
+        else {
             return Vec::new();
         };
         // The worst first, for there may not be room for all.
@@ -233,22 +292,34 @@ impl Ward {
 
     /// When to look again.
     pub(crate) fn next(&self) -> Option<Instant> {
-        let back = self.patients.values().filter_map(|patient| patient.until).min();
+        let back = self
+            .patients
+            .values()
+            .filter_map(|patient| patient.until)
+            .min();
         back.into_iter().chain(self.sweep_at).min()
     }
 
     /// Whether it is time for the look at all. Begins to count with the first endpoint.
     pub(crate) fn is_sweep_due(&mut self, now: Instant) -> bool {
-        let Some(outlier) = &self.outlier else { return false };
+        let Some(outlier) = &self.outlier else {
+            return false;
+        };
         *self.sweep_at.get_or_insert(now + outlier.interval) <= now
     }
 
     fn may_eject(&self, known: usize, others: usize) -> bool {
-        let Some(outlier) = &self.outlier else { return false };
+        let Some(outlier) = &self.outlier else {
+            return false;
+        };
         if known < FEW {
             return others > 0;
         }
-        let ejected = self.patients.values().filter(|patient| patient.until.is_some()).count();
+        let ejected = self
+            .patients
+            .values()
+            .filter(|patient| patient.until.is_some())
+            .count();
         ejected < (known * usize::from(outlier.max_ejected) / 100).max(1)
     }
 
@@ -256,7 +327,10 @@ impl Ward {
         let Some(outlier) = &self.outlier else { return };
         let patient = self.patients.entry(id.clone()).or_default();
         patient.times = patient.times.saturating_add(1);
-        let time = outlier.ejection.saturating_mul(patient.times).min(outlier.max_ejection);
+        let time = outlier
+            .ejection
+            .saturating_mul(patient.times)
+            .min(outlier.max_ejection);
         patient.until = Some(now + time + time.mul_f64(fastrand::f64() / 10.0));
     }
 }
@@ -276,7 +350,11 @@ fn limit(rates: &[(f64, EndpointId)], deviations: f64) -> Option<f64> {
     }
     let count = rates.len() as f64;
     let mean = rates.iter().map(|(rate, _)| rate).sum::<f64>() / count;
-    let variance = rates.iter().map(|(rate, _)| (rate - mean).powi(2)).sum::<f64>() / count;
+    let variance = rates
+        .iter()
+        .map(|(rate, _)| (rate - mean).powi(2))
+        .sum::<f64>()
+        / count;
     Some(mean - deviations * variance.sqrt())
 }
 
@@ -307,7 +385,10 @@ mod tests {
             assert!(!ward.strike(&id(0), 10, 9, now), "once");
             let until = ward.next().unwrap();
             let time = (30 * SECOND * times).min(300 * SECOND);
-            assert!(until >= now + time && until <= now + time + time / 10 + SECOND / 1000, "{times}");
+            assert!(
+                until >= now + time && until <= now + time + time / 10 + SECOND / 1000,
+                "{times}"
+            );
             assert!(ward.readmit(until - SECOND).is_empty());
             assert_eq!(ward.readmit(until), [id(0)]);
             now = until;
@@ -321,7 +402,9 @@ mod tests {
     #[test]
     fn no_more_than_half_are_ejected_but_one_always_may() {
         let (mut ward, now) = (ward(), Instant::now());
-        let ejected = (0..11).filter(|index| ward.strike(&id(*index), 11, 10 - index, now)).count();
+        let ejected = (0..11)
+            .filter(|index| ward.strike(&id(*index), 11, 10 - index, now))
+            .count();
         assert_eq!(ejected, 5);
         assert!(!ward.panics(11), "6 of 11 are left");
         let mut strict = Ward::new(Some(Outlier::new().max_ejected(0)), 50);
@@ -366,17 +449,30 @@ mod tests {
         let seen = |turn: u64, bad: u64| {
             let of = move |index: usize| {
                 let failed = if index == 3 { bad } else { turn };
-                Seen { id: id(index), ended: 200 * turn, failed }
+                Seen {
+                    id: id(index),
+                    ended: 200 * turn,
+                    failed,
+                }
             };
             (0..10).map(of).collect::<Vec<_>>()
         };
         let (mut ward, now) = (ward(), Instant::now());
         assert_eq!(ward.sweep(seen(1, 40), 10, 10, now), [id(3)]);
-        assert!(ward.sweep(seen(2, 41), 10, 9, now + 10 * SECOND).is_empty(), "only this turn's count");
+        assert!(
+            ward.sweep(seen(2, 41), 10, 9, now + 10 * SECOND).is_empty(),
+            "only this turn's count"
+        );
         let mut few = Ward::new(Some(Outlier::new()), 50);
-        assert!(few.sweep(seen(1, 40)[..4].to_vec(), 4, 4, now).is_empty(), "too few to compare");
+        assert!(
+            few.sweep(seen(1, 40)[..4].to_vec(), 4, 4, now).is_empty(),
+            "too few to compare"
+        );
         let mut idle = Ward::new(Some(Outlier::new().min_requests(201)), 50);
-        assert!(idle.sweep(seen(1, 40), 10, 10, now).is_empty(), "too little to judge by");
+        assert!(
+            idle.sweep(seen(1, 40), 10, 10, now).is_empty(),
+            "too little to judge by"
+        );
     }
 
     proptest! {

@@ -64,7 +64,10 @@ impl HttpProbe {
     /// What to say in `Host`. Default: the endpoint's address.
     #[must_use]
     pub fn host(self, host: HeaderValue) -> Self {
-        Self { host: Some(host), ..self }
+        Self {
+            host: Some(host),
+            ..self
+        }
     }
 }
 
@@ -81,7 +84,8 @@ impl Probe for HttpProbe {
             request.headers_mut().insert(HOST, host);
             let stream = TcpStream::connect(addr).await?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-            let mut answer = pin!(async { Ok::<_, BoxError>(sender.send_request(request).await?.status()) });
+            let mut answer =
+                pin!(async { Ok::<_, BoxError>(sender.send_request(request).await?.status()) });
             // Driven here and dropped with the check, so that none outlives it.
             judged(tokio::select! {
                 biased;

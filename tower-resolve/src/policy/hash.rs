@@ -45,9 +45,9 @@ impl Default for Bound {
 /// send them all to one endpoint, which the [`Bound`] then limits.
 #[must_use]
 pub fn key(bytes: &[u8]) -> u64 {
-    mixed(
-        bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)),
-    )
+    mixed(bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    }))
 }
 
 /// MurmurHash3's 64-bit finalizer: each bit of the input changes half of the output's.

@@ -28,8 +28,16 @@ impl<Req> Policy<Req> for LeastRequest {
             return 0;
         }
         let (one, other) = two(count);
-        let cost = |of: usize, beside: usize| candidates.cost(of).saturating_mul(candidates.weight(beside).into());
-        if cost(other, one) < cost(one, other) { other } else { one }
+        let cost = |of: usize, beside: usize| {
+            candidates
+                .cost(of)
+                .saturating_mul(candidates.weight(beside).into())
+        };
+        if cost(other, one) < cost(one, other) {
+            other
+        } else {
+            one
+        }
     }
 }
 
@@ -40,8 +48,14 @@ mod tests {
 
     #[test]
     fn of_two_the_idle_one_is_always_picked() {
-        assert_eq!(picks(&LeastRequest, &Some::with_loads(&[3, 0]), 100), [0, 100]);
-        assert_eq!(picks(&LeastRequest, &Some::with_loads(&[1, 2]), 100), [100, 0]);
+        assert_eq!(
+            picks(&LeastRequest, &Some::with_loads(&[3, 0]), 100),
+            [0, 100]
+        );
+        assert_eq!(
+            picks(&LeastRequest, &Some::with_loads(&[1, 2]), 100),
+            [100, 0]
+        );
     }
 
     #[test]
@@ -63,7 +77,11 @@ mod tests {
     fn a_heavy_one_may_have_more_in_flight() {
         let mut candidates = Some::of(&[4, 1]);
         candidates.in_flight = vec![2, 0];
-        assert_eq!(picks(&LeastRequest, &candidates, 100), [100, 0], "3 of 4 is less than 1 of 1");
+        assert_eq!(
+            picks(&LeastRequest, &candidates, 100),
+            [100, 0],
+            "3 of 4 is less than 1 of 1"
+        );
         candidates.in_flight = vec![4, 0];
         assert_eq!(picks(&LeastRequest, &candidates, 100), [0, 100]);
     }

@@ -30,7 +30,10 @@ impl<F> Maglev<F> {
     where
         F: Fn(&Req) -> Option<u64>,
     {
-        Self { key, bound: Bound::percent(25) }
+        Self {
+            key,
+            bound: Bound::percent(25),
+        }
     }
 
     /// How much more than the mean an endpoint may have. Default: 25 %.
@@ -62,7 +65,11 @@ where
         let (mut first, mut below) = (None, 0);
         // Another place for each further look, the same for this key each time.
         for look in 0..LOOKS as u64 {
-            let place = if look == 0 { key } else { mixed(key ^ mixed(look)) };
+            let place = if look == 0 {
+                key
+            } else {
+                mixed(key ^ mixed(look))
+            };
             let index = places[(place % places.len() as u64) as usize] as usize;
             let first = *first.get_or_insert(index);
             if look > 0 && index == first || self.bound.is_over(candidates, index) {
@@ -82,8 +89,15 @@ fn places<C: Candidates>(candidates: &C) -> Places {
     // In the order of the names, because all clients must come to one table.
     let mut order: Vec<u32> = (0..candidates.count() as u32).collect();
     order.sort_unstable_by_key(|index| candidates.endpoint(*index as usize).id());
-    let size = if candidates.count() <= SMALL as usize / 100 { SMALL } else { LARGE };
-    let mut walks: Vec<Walk> = order.iter().map(|index| Walk::of(candidates, *index, size)).collect();
+    let size = if candidates.count() <= SMALL as usize / 100 {
+        SMALL
+    } else {
+        LARGE
+    };
+    let mut walks: Vec<Walk> = order
+        .iter()
+        .map(|index| Walk::of(candidates, *index, size))
+        .collect();
     let heaviest = u64::from(candidates.heaviest());
     let mut places = vec![u32::MAX; size as usize];
     let mut free = size;
@@ -125,7 +139,13 @@ impl Walk {
         let seed = key(candidates.endpoint(index as usize).id().as_str().as_bytes());
         // The size is a prime, so every skip reaches every place.
         let (next, skip) = (seed % size, mixed(seed ^ 1) % (size - 1) + 1);
-        Self { index, next, skip, weight: candidates.weight(index as usize), credit: 0 }
+        Self {
+            index,
+            next,
+            skip,
+            weight: candidates.weight(index as usize),
+            credit: 0,
+        }
     }
 }
 
@@ -144,13 +164,22 @@ mod tests {
 
     fn owners(ids: &[usize]) -> Vec<usize> {
         let candidates = Some::named(ids, &vec![1; ids.len()]);
-        places(&candidates).0.iter().map(|index| ids[*index as usize]).collect()
+        places(&candidates)
+            .0
+            .iter()
+            .map(|index| ids[*index as usize])
+            .collect()
     }
 
     #[test]
     fn the_sizes_are_primes() {
         for size in [SMALL, LARGE] {
-            assert!((2..).take_while(|by| by * by <= size).all(|by| size % by != 0), "{size}");
+            assert!(
+                (2..)
+                    .take_while(|by| by * by <= size)
+                    .all(|by| size % by != 0),
+                "{size}"
+            );
         }
     }
 
@@ -158,7 +187,10 @@ mod tests {
     fn the_shares_are_even_and_those_of_the_weights() {
         let candidates = Some::of(&[1, 1, 2, 4]);
         let mut shares = [0; 4];
-        places(&candidates).0.iter().for_each(|index| shares[*index as usize] += 1);
+        places(&candidates)
+            .0
+            .iter()
+            .for_each(|index| shares[*index as usize] += 1);
         for (share, weight) in shares.into_iter().zip([1, 1, 2, 4]) {
             assert!((share - 65_537 * weight / 8_i32).abs() <= 655, "{shares:?}");
         }
@@ -168,7 +200,10 @@ mod tests {
     fn a_key_has_one_home_in_whatever_order_they_are_known() {
         assert_eq!(owners(&[0, 1, 2, 3]), owners(&[2, 0, 3, 1]));
         let candidates = Some::of(&[1; 10]);
-        assert_eq!(picks(&policy(), &candidates, 2_000), picks(&policy(), &candidates, 2_000));
+        assert_eq!(
+            picks(&policy(), &candidates, 2_000),
+            picks(&policy(), &candidates, 2_000)
+        );
     }
 
     #[test]
@@ -176,7 +211,11 @@ mod tests {
         let all: Vec<_> = (0..100).collect();
         let less: Vec<_> = (0..100).filter(|id| *id != 50).collect();
         let (before, after) = (owners(&all), owners(&less));
-        let moved = before.iter().zip(&after).filter(|(before, after)| before != after && **before != 50).count();
+        let moved = before
+            .iter()
+            .zip(&after)
+            .filter(|(before, after)| before != after && **before != 50)
+            .count();
         assert!(moved < SMALL as usize * 2 / 100, "{moved}");
     }
 
@@ -185,7 +224,9 @@ mod tests {
         let mut candidates = Some::of(&[1; 4]);
         let table = Policy::<u64>::table(&policy(), &candidates);
         let turn = Turn::new(Option::Some(7), 0);
-        let pick = |candidates: &Some, step| Policy::<u64>::pick(&policy(), &table, candidates, &turn.at(step));
+        let pick = |candidates: &Some, step| {
+            Policy::<u64>::pick(&policy(), &table, candidates, &turn.at(step))
+        };
         let home = pick(&candidates, 0);
         assert_ne!(home, pick(&candidates, 1));
         candidates.in_flight[home] = 10;

@@ -138,7 +138,11 @@ pub struct Turn {
 
 impl Turn {
     pub(crate) const fn new(key: Option<u64>, nanos: u64) -> Self {
-        Self { step: 0, key, nanos }
+        Self {
+            step: 0,
+            key,
+            nanos,
+        }
     }
 
     pub(crate) const fn at(self, step: usize) -> Self {
@@ -168,7 +172,10 @@ fn two(count: usize) -> (usize, usize) {
     let one = ((random >> 32) * count) >> 32;
     // Any other one: a distance of 1 to count - 1, around the circle.
     let other = one + 1 + (((random & u64::from(u32::MAX)) * (count - 1)) >> 32);
-    (one as usize, if other < count { other } else { other - count } as usize)
+    (
+        one as usize,
+        if other < count { other } else { other - count } as usize,
+    )
 }
 
 #[cfg(test)]
@@ -194,11 +201,18 @@ mod testing {
                 endpoint.with_weight((*weight).try_into().unwrap())
             };
             let endpoints = ids.iter().zip(weights).map(endpoint).collect();
-            Self { endpoints, in_flight: vec![0; ids.len()], latency: vec![30_000.0; ids.len()] }
+            Self {
+                endpoints,
+                in_flight: vec![0; ids.len()],
+                latency: vec![30_000.0; ids.len()],
+            }
         }
 
         pub(super) fn with_loads(loads: &[u32]) -> Self {
-            Self { in_flight: loads.to_vec(), ..Self::of(&vec![1; loads.len()]) }
+            Self {
+                in_flight: loads.to_vec(),
+                ..Self::of(&vec![1; loads.len()])
+            }
         }
     }
 
@@ -224,11 +238,16 @@ mod testing {
         }
 
         fn heaviest(&self) -> u32 {
-            (0..self.count()).map(|index| self.weight(index)).max().unwrap()
+            (0..self.count())
+                .map(|index| self.weight(index))
+                .max()
+                .unwrap()
         }
 
         fn total_weight(&self) -> u64 {
-            (0..self.count()).map(|index| u64::from(self.weight(index))).sum()
+            (0..self.count())
+                .map(|index| u64::from(self.weight(index)))
+                .sum()
         }
 
         fn latency(&self, index: usize, _: &Turn) -> f32 {
@@ -245,7 +264,8 @@ mod testing {
         let table = policy.table(candidates);
         let mut picks = vec![0; candidates.count()];
         for request in 0..times {
-            picks[policy.pick(&table, candidates, &Turn::new(policy.key(&request), 0)) % candidates.count()] += 1;
+            picks[policy.pick(&table, candidates, &Turn::new(policy.key(&request), 0))
+                % candidates.count()] += 1;
         }
         picks
     }

@@ -43,7 +43,11 @@ impl<F> RingHash<F> {
     where
         F: Fn(&Req) -> Option<u64>,
     {
-        Self { key, points: const { NonZeroU32::new(100).unwrap() }, bound: Bound::percent(25) }
+        Self {
+            key,
+            points: const { NonZeroU32::new(100).unwrap() },
+            bound: Bound::percent(25),
+        }
     }
 
     /// How many points an endpoint of mean weight has. Default: 100. More are more even, and dearer to make and to keep.
@@ -73,7 +77,8 @@ where
         for index in 0..candidates.count() {
             let seed = key(candidates.endpoint(index).id().as_str().as_bytes());
             // By the weight itself and not by its share: another's weight must not move this one's points.
-            let count = u64::from(self.points.get()) * u64::from(candidates.weight(index)).min(HEAVIEST);
+            let count =
+                u64::from(self.points.get()) * u64::from(candidates.weight(index)).min(HEAVIEST);
             points.extend((0..count).map(|point| (mixed(seed ^ mixed(point + 1)), index as u32)));
         }
         points.sort_unstable();
@@ -87,13 +92,22 @@ where
     fn pick<C: Candidates>(&self, Ring(points): &Ring, candidates: &C, turn: &Turn) -> usize {
         let key = key_of(turn);
         let start = points.partition_point(|(point, _)| *point < key);
-        let around = points[start..].iter().chain(&points[..start]).map(|(_, index)| *index as usize);
-        nth_below(around, turn.step(), |index| self.bound.is_over(candidates, index))
+        let around = points[start..]
+            .iter()
+            .chain(&points[..start])
+            .map(|(_, index)| *index as usize);
+        nth_below(around, turn.step(), |index| {
+            self.bound.is_over(candidates, index)
+        })
     }
 }
 
 /// The `step`th of those that are below their bound, each counted once; the first where there is none.
-fn nth_below(around: impl Iterator<Item = usize>, step: usize, is_over: impl Fn(usize) -> bool) -> usize {
+fn nth_below(
+    around: impl Iterator<Item = usize>,
+    step: usize,
+    is_over: impl Fn(usize) -> bool,
+) -> usize {
     let (mut seen, mut below) = ([usize::MAX; LOOKS], 0);
     let mut count = 0;
     for index in around.take(8 * LOOKS) {
@@ -144,15 +158,24 @@ mod tests {
     #[test]
     fn a_key_has_one_home_and_all_homes_have_keys() {
         let picked = picks(&policy(), &Some::of(&[1; 10]), 20_000);
-        assert!(picked.iter().all(|picked| (1_200..2_900).contains(picked)), "{picked:?}");
+        assert!(
+            picked.iter().all(|picked| (1_200..2_900).contains(picked)),
+            "{picked:?}"
+        );
         assert_eq!(owners(&[0, 1, 2, 3], 500), owners(&[0, 1, 2, 3], 500));
-        assert_eq!(owners(&[0, 1, 2, 3], 500), owners(&[3, 1, 0, 2], 500), "in whatever order they are known");
+        assert_eq!(
+            owners(&[0, 1, 2, 3], 500),
+            owners(&[3, 1, 0, 2], 500),
+            "in whatever order they are known"
+        );
     }
 
     #[test]
     fn a_removal_moves_only_the_keys_of_the_one_that_left() {
-        let (before, after) =
-            (owners(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 5_000), owners(&[0, 1, 2, 3, 4, 6, 7, 8, 9], 5_000));
+        let (before, after) = (
+            owners(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 5_000),
+            owners(&[0, 1, 2, 3, 4, 6, 7, 8, 9], 5_000),
+        );
         for (before, after) in before.iter().zip(&after) {
             assert!(before == after || *before == 5, "{before} -> {after}");
         }
@@ -170,8 +193,9 @@ mod tests {
         let table = Policy::<u64>::table(&policy(), &candidates);
         for request in 0..100 {
             let turn = Turn::new(Option::Some(request), 0);
-            let steps: Vec<_> =
-                (0..4).map(|step| Policy::<u64>::pick(&policy(), &table, &candidates, &turn.at(step))).collect();
+            let steps: Vec<_> = (0..4)
+                .map(|step| Policy::<u64>::pick(&policy(), &table, &candidates, &turn.at(step)))
+                .collect();
             let distinct: std::collections::BTreeSet<_> = steps.iter().collect();
             assert_eq!(distinct.len(), 4, "{steps:?}");
         }
@@ -186,12 +210,19 @@ mod tests {
         candidates.in_flight[home] = 10;
         let next = Policy::<u64>::pick(&policy(), &table, &candidates, &turn);
         assert_ne!(home, next);
-        assert_eq!(home, Policy::<u64>::pick(&policy().bound(Bound::NONE), &table, &candidates, &turn));
+        assert_eq!(
+            home,
+            Policy::<u64>::pick(&policy().bound(Bound::NONE), &table, &candidates, &turn)
+        );
     }
 
     #[test]
     fn a_request_without_a_key_goes_anywhere() {
         let policy = RingHash::new(|_: &u64| None);
-        assert!(picks(&policy, &Some::of(&[1; 4]), 400).iter().all(|picked| *picked > 20));
+        assert!(
+            picks(&policy, &Some::of(&[1; 4]), 400)
+                .iter()
+                .all(|picked| *picked > 20)
+        );
     }
 }

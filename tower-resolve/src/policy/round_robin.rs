@@ -19,7 +19,9 @@ impl RoundRobin {
     /// The policy; it has no knobs.
     #[must_use]
     pub fn new() -> Self {
-        Self { next: Stripes::new(|| AtomicUsize::new(fastrand::u32(..) as usize)) }
+        Self {
+            next: Stripes::new(|| AtomicUsize::new(fastrand::u32(..) as usize)),
+        }
     }
 }
 
@@ -54,12 +56,22 @@ mod tests {
     fn on_several_threads_nobody_is_further_ahead_than_there_are_threads() {
         let (policy, candidates) = (RoundRobin::new(), Some::of(&[1; 7]));
         let picked = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| picks(&policy, &candidates, 1_003))).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).fold(vec![0; 7], |mut sum, picks| {
-                sum.iter_mut().zip(picks).for_each(|(sum, picks)| *sum += picks);
-                sum
-            })
+            let threads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| picks(&policy, &candidates, 1_003)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .fold(vec![0; 7], |mut sum, picks| {
+                    sum.iter_mut()
+                        .zip(picks)
+                        .for_each(|(sum, picks)| *sum += picks);
+                    sum
+                })
         });
-        assert!(picked.iter().max().unwrap() - picked.iter().min().unwrap() <= 4, "{picked:?}");
+        assert!(
+            picked.iter().max().unwrap() - picked.iter().min().unwrap() <= 4,
+            "{picked:?}"
+        );
     }
 }

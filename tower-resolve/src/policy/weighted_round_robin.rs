@@ -21,7 +21,9 @@ impl WeightedRoundRobin {
     /// The policy; it has no knobs.
     #[must_use]
     pub fn new() -> Self {
-        Self { next: Stripes::new(|| AtomicU64::new(u64::from(fastrand::u32(..)))) }
+        Self {
+            next: Stripes::new(|| AtomicU64::new(u64::from(fastrand::u32(..)))),
+        }
     }
 }
 
@@ -44,7 +46,12 @@ impl<Req> Policy<Req> for WeightedRoundRobin {
             let turn = next.fetch_add(1, Relaxed);
             let round = turn / count;
             index = (turn % count) as usize;
-            if is_due(u64::from(candidates.weight(index)), heaviest, round, turn % count) {
+            if is_due(
+                u64::from(candidates.weight(index)),
+                heaviest,
+                round,
+                turn % count,
+            ) {
                 break;
             }
         }
@@ -55,7 +62,11 @@ impl<Req> Policy<Req> for WeightedRoundRobin {
 /// Whether a multiple of the heaviest weight lies between what it has by this round and what it had by the last. Every other
 /// one starts half a stride on, so that equals of half the weight do not come in one round.
 fn is_due(weight: u64, heaviest: u64, round: u64, index: u64) -> bool {
-    let offset = if index.is_multiple_of(2) { 0 } else { heaviest / 2 };
+    let offset = if index.is_multiple_of(2) {
+        0
+    } else {
+        heaviest / 2
+    };
     let had = (weight.wrapping_mul(round % heaviest) + offset) % heaviest;
     had + weight >= heaviest
 }
@@ -71,17 +82,24 @@ mod tests {
 
     #[test]
     fn equals_are_picked_in_turn() {
-        assert_eq!(picks(&WeightedRoundRobin::new(), &Some::of(&[7; 5]), 50), [10; 5]);
+        assert_eq!(
+            picks(&WeightedRoundRobin::new(), &Some::of(&[7; 5]), 50),
+            [10; 5]
+        );
     }
 
     #[test]
     fn a_heavy_ones_turns_are_spread_out() {
         let policy = WeightedRoundRobin::new();
         let candidates = Some::of(&[4, 1, 1]);
-        let order: Vec<_> =
-            (0..60).map(|_| Policy::<u64>::pick(&policy, &(), &candidates, &Turn::new(None, 0))).collect();
+        let order: Vec<_> = (0..60)
+            .map(|_| Policy::<u64>::pick(&policy, &(), &candidates, &Turn::new(None, 0)))
+            .collect();
         assert_eq!(order.iter().filter(|picked| **picked == 0).count(), 40);
-        assert!(!order.windows(5).any(|picked| picked == [0; 5]), "{order:?}");
+        assert!(
+            !order.windows(5).any(|picked| picked == [0; 5]),
+            "{order:?}"
+        );
     }
 
     proptest! {

@@ -26,7 +26,10 @@ struct Lent<B> {
 
 impl<B: Send + 'static> UpstreamBody<B> {
     pub(super) fn new(incoming: Incoming, connection: Connection<B>, pool: Arc<Pool<B>>) -> Self {
-        let mut body = Self { incoming, lent: Some(Lent { connection, pool }) };
+        let mut body = Self {
+            incoming,
+            lent: Some(Lent { connection, pool }),
+        };
         if body.incoming.is_end_stream() {
             body.give_back();
         }
@@ -34,7 +37,11 @@ impl<B: Send + 'static> UpstreamBody<B> {
     }
 
     fn give_back(&mut self) {
-        if let Some(Lent { mut connection, pool }) = self.lent.take() {
+        if let Some(Lent {
+            mut connection,
+            pool,
+        }) = self.lent.take()
+        {
             connection.be_reused();
             pool.put(connection);
         }
@@ -45,7 +52,10 @@ impl<B: Send + 'static> Body for UpstreamBody<B> {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
         match &frame {
             None => self.give_back(),
@@ -67,6 +77,8 @@ impl<B: Send + 'static> Body for UpstreamBody<B> {
 
 impl<B: Send + 'static> fmt::Debug for UpstreamBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamBody").field("incoming", &self.incoming).finish_non_exhaustive()
+        f.debug_struct("UpstreamBody")
+            .field("incoming", &self.incoming)
+            .finish_non_exhaustive()
     }
 }

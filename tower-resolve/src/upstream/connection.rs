@@ -76,7 +76,10 @@ impl<B: Body + Send + 'static> Connection<B> {
     }
 
     pub(super) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Answer<B>> {
-        self.exchange.as_mut().expect("an exchange was begun").poll(cx)
+        self.exchange
+            .as_mut()
+            .expect("an exchange was begun")
+            .poll(cx)
     }
 }
 
@@ -90,8 +93,11 @@ impl Dial {
         B::Error: Into<BoxError>,
     {
         // Our own limit says nothing about the other side, so it is told as a refusal.
-        let taken = Capacity::take(&capacity).ok_or(Refusal::new(Class::Exhausted, "upstream-connections"))?;
-        let stream = timeout(self.timeout, TcpStream::connect(self.addr)).await.map_err(io::Error::from)?;
+        let taken = Capacity::take(&capacity)
+            .ok_or(Refusal::new(Class::Exhausted, "upstream-connections"))?;
+        let stream = timeout(self.timeout, TcpStream::connect(self.addr))
+            .await
+            .map_err(io::Error::from)?;
         let stream = stream.map_err(told)?;
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
@@ -102,7 +108,11 @@ impl Dial {
                 tracing::debug!(%addr, error = &error as &dyn std::error::Error, "an upstream connection broke");
             }
         });
-        Ok(Connection { sender, exchange: None, is_reused: false })
+        Ok(Connection {
+            sender,
+            exchange: None,
+            is_reused: false,
+        })
     }
 }
 
@@ -110,7 +120,9 @@ impl Dial {
 fn told(error: io::Error) -> BoxError {
     use io::ErrorKind::{AddrNotAvailable, OutOfMemory};
     let is_ours = matches!(error.kind(), AddrNotAvailable | OutOfMemory)
-        || error.raw_os_error().is_some_and(|code| NO_DESCRIPTORS.contains(&code));
+        || error
+            .raw_os_error()
+            .is_some_and(|code| NO_DESCRIPTORS.contains(&code));
     if !is_ours {
         return error.into();
     }

@@ -56,13 +56,16 @@ where
             match &mut this.state {
                 State::Sent(connection) => {
                     let answer = ready!(connection.poll_answer(cx));
-                    let State::Sent(connection) = std::mem::replace(&mut this.state, State::Done) else {
+                    let State::Sent(connection) = std::mem::replace(&mut this.state, State::Done)
+                    else {
                         unreachable!()
                     };
                     match answer {
                         Ok(response) => {
                             let pool = this.pool.clone();
-                            return Poll::Ready(Ok(response.map(|body| UpstreamBody::new(body, connection, pool))));
+                            return Poll::Ready(Ok(
+                                response.map(|body| UpstreamBody::new(body, connection, pool))
+                            ));
                         }
                         Err(mut error) => match error.take_message() {
                             // Found dead before anything was written: it was the pool's, so the pool finds another.
@@ -70,7 +73,9 @@ where
                                 this.state = State::begin(&this.pool, request);
                             }
                             Some(request) => {
-                                return Poll::Ready(Err(Unsent::new(request, error.into_error()).into()));
+                                return Poll::Ready(Err(
+                                    Unsent::new(request, error.into_error()).into()
+                                ));
                             }
                             None => return Poll::Ready(Err(broken(error.into_error()))),
                         },
@@ -78,7 +83,9 @@ where
                 }
                 State::Connecting { connecting, .. } => {
                     let made = ready!(connecting.as_mut().poll(cx));
-                    let State::Connecting { request, .. } = std::mem::replace(&mut this.state, State::Done) else {
+                    let State::Connecting { request, .. } =
+                        std::mem::replace(&mut this.state, State::Done)
+                    else {
                         unreachable!()
                     };
                     match made {
@@ -99,7 +106,9 @@ impl<B> fmt::Debug for ResponseFuture<B> {
             State::Connecting { .. } => "Connecting",
             State::Done => "Done",
         };
-        f.debug_struct("ResponseFuture").field("state", &state).finish_non_exhaustive()
+        f.debug_struct("ResponseFuture")
+            .field("state", &state)
+            .finish_non_exhaustive()
     }
 }
 
@@ -115,7 +124,10 @@ where
             None => {
                 let pool = pool.clone();
                 let connecting = Box::pin(async move { pool.connect().await });
-                Self::Connecting { connecting, request: Box::new(request) }
+                Self::Connecting {
+                    connecting,
+                    request: Box::new(request),
+                }
             }
         }
     }
@@ -128,5 +140,9 @@ where
 
 /// A request whose own body broke off was ended by whoever sent it: that says nothing about the other side.
 fn broken(error: hyper::Error) -> BoxError {
-    if error.is_user() { Refusal::new(Class::BadRequest, "request-body").into() } else { error.into() }
+    if error.is_user() {
+        Refusal::new(Class::BadRequest, "request-body").into()
+    } else {
+        error.into()
+    }
 }

@@ -77,13 +77,25 @@ pub struct UpstreamSnapshot {
 // === impl Pool ===
 
 impl<B> Pool<B> {
-    pub(super) fn new(dial: Dial, host: HeaderValue, limits: Limits, max_connections: usize) -> Self {
+    pub(super) fn new(
+        dial: Dial,
+        host: HeaderValue,
+        limits: Limits,
+        max_connections: usize,
+    ) -> Self {
         Self {
             dial,
             host,
             limits,
-            capacity: Arc::new(Capacity { open: AtomicUsize::new(0), max: max_connections, changed: Notify::new() }),
-            idle: Mutex::new(Idle { connections: VecDeque::new(), has_reaper: false }),
+            capacity: Arc::new(Capacity {
+                open: AtomicUsize::new(0),
+                max: max_connections,
+                changed: Notify::new(),
+            }),
+            idle: Mutex::new(Idle {
+                connections: VecDeque::new(),
+                has_reaper: false,
+            }),
             is_down: AtomicBool::new(false),
             failures: AtomicU32::new(0),
         }
@@ -96,7 +108,11 @@ impl<B> Pool<B> {
 
     pub(super) fn snapshot(&self) -> UpstreamSnapshot {
         let idle = self.idle().connections.len();
-        UpstreamSnapshot { up: !self.is_down.load(Acquire), open: self.capacity.open.load(Relaxed), idle }
+        UpstreamSnapshot {
+            up: !self.is_down.load(Acquire),
+            open: self.capacity.open.load(Relaxed),
+            idle,
+        }
     }
 
     /// An idle connection that is open and ready, the one used last first.
@@ -113,14 +129,21 @@ impl<B> Pool<B> {
             if connection.is_closed() {
                 closed.extend(idle.connections.remove(index));
             } else if connection.is_ready() {
-                return idle.connections.remove(index).map(|(_, connection)| connection);
+                return idle
+                    .connections
+                    .remove(index)
+                    .map(|(_, connection)| connection);
             }
         }
         None
     }
 
     fn has_ready(&self) -> bool {
-        self.idle().connections.iter().rev().any(|(_, connection)| connection.is_ready())
+        self.idle()
+            .connections
+            .iter()
+            .rev()
+            .any(|(_, connection)| connection.is_ready())
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle<B>> {
@@ -195,7 +218,11 @@ impl<B: Send + 'static> Pool<B> {
         if connection.is_ready() || self.capacity.has_room() {
             self.shelve(connection);
         } else if !connection.is_closed() {
-            tokio::spawn(finish(Arc::downgrade(self), connection, self.limits.idle_timeout));
+            tokio::spawn(finish(
+                Arc::downgrade(self),
+                connection,
+                self.limits.idle_timeout,
+            ));
         }
     }
 
@@ -226,10 +253,15 @@ impl<B: Send + 'static> Pool<B> {
         {
             closed.extend(idle.connections.pop_front());
         }
-        let next = idle.connections.front().map(|(since, _)| *since + self.limits.idle_timeout);
+        let next = idle
+            .connections
+            .front()
+            .map(|(since, _)| *since + self.limits.idle_timeout);
         // Connections in use will come back; only without any there is nothing to wait for.
-        let next =
-            next.or_else(|| (self.capacity.open.load(Relaxed) > closed.len()).then(|| now + self.limits.idle_timeout));
+        let next = next.or_else(|| {
+            (self.capacity.open.load(Relaxed) > closed.len())
+                .then(|| now + self.limits.idle_timeout)
+        });
         idle.has_reaper = next.is_some();
         drop(idle);
         drop(closed);
@@ -238,8 +270,14 @@ impl<B: Send + 'static> Pool<B> {
 }
 
 /// Waits for the end of an exchange, for as long as a connection may be idle.
-async fn finish<B: Send + 'static>(pool: Weak<Pool<B>>, mut connection: Connection<B>, idle_timeout: Duration) {
-    if timeout(idle_timeout, connection.ready()).await.is_ok_and(|is_ready| is_ready)
+async fn finish<B: Send + 'static>(
+    pool: Weak<Pool<B>>,
+    mut connection: Connection<B>,
+    idle_timeout: Duration,
+) {
+    if timeout(idle_timeout, connection.ready())
+        .await
+        .is_ok_and(|is_ready| is_ready)
         && let Some(pool) = pool.upgrade()
     {
         pool.shelve(connection);
@@ -301,4 +339,7 @@ impl Drop for Taken {
 }
 
 /// Between two attempts to connect to an address that refused: 50 ms, doubling to 2 s.
-const RECONNECT: Backoff = Backoff { first: Duration::from_millis(50), cap: Duration::from_secs(2) };
+const RECONNECT: Backoff = Backoff {
+    first: Duration::from_millis(50),
+    cap: Duration::from_secs(2),
+};

@@ -93,13 +93,18 @@ where
 impl<B> Clone for Upstream<B> {
     /// A clone shares the pool, and waits for itself.
     fn clone(&self) -> Self {
-        Self { pool: self.pool.clone(), waits: Mutex::new(None) }
+        Self {
+            pool: self.pool.clone(),
+            waits: Mutex::new(None),
+        }
     }
 }
 
 impl<B> fmt::Debug for Upstream<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").field("pool", &self.pool).finish_non_exhaustive()
+        f.debug_struct("Upstream")
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
     }
 }
 
@@ -108,8 +113,14 @@ impl<B> fmt::Debug for Upstream<B> {
 impl UpstreamBuilder {
     fn new(addr: SocketAddr) -> Self {
         Self {
-            dial: Dial { addr, timeout: Duration::from_secs(1) },
-            limits: Limits { idle_timeout: Duration::from_secs(4), max_idle: 1024 },
+            dial: Dial {
+                addr,
+                timeout: Duration::from_secs(1),
+            },
+            limits: Limits {
+                idle_timeout: Duration::from_secs(4),
+                max_idle: 1024,
+            },
             max_connections: const { NonZeroUsize::new(1024).unwrap() },
         }
     }
@@ -148,9 +159,13 @@ impl UpstreamBuilder {
     /// The upstream. Connects when it is used.
     #[must_use]
     pub fn build<B>(self) -> Upstream<B> {
-        let host = HeaderValue::try_from(self.dial.addr.to_string()).expect("an address is a valid field value");
+        let host = HeaderValue::try_from(self.dial.addr.to_string())
+            .expect("an address is a valid field value");
         let pool = Pool::new(self.dial, host, self.limits, self.max_connections.get());
-        Upstream { pool: Arc::new(pool), waits: Mutex::new(None) }
+        Upstream {
+            pool: Arc::new(pool),
+            waits: Mutex::new(None),
+        }
     }
 }
 
@@ -163,7 +178,9 @@ fn to_origin_form<B>(request: &mut Request<B>, addr: &HeaderValue) {
             let text = authority.as_str();
             text.rsplit_once('@').map_or(text, |(_, host)| host)
         });
-        let host = authority.and_then(|text| HeaderValue::try_from(text).ok()).unwrap_or_else(|| addr.clone());
+        let host = authority
+            .and_then(|text| HeaderValue::try_from(text).ok())
+            .unwrap_or_else(|| addr.clone());
         request.headers_mut().insert(HOST, host);
     }
     if request.uri().authority().is_some() && request.method() != Method::CONNECT {
@@ -184,7 +201,10 @@ mod tests {
         let mut request = request.body(()).unwrap();
         to_origin_form(&mut request, &HeaderValue::from_static("127.0.0.1:80"));
         assert_eq!(request.version(), Version::HTTP_11);
-        (request.uri().to_string(), request.headers()[HOST].to_str().unwrap().to_owned())
+        (
+            request.uri().to_string(),
+            request.headers()[HOST].to_str().unwrap().to_owned(),
+        )
     }
 
     #[test]
@@ -192,8 +212,14 @@ mod tests {
         let pair = |target: &str, host: &str| (target.to_owned(), host.to_owned());
         assert_eq!(sent("/a?b=c", None), pair("/a?b=c", "127.0.0.1:80"));
         assert_eq!(sent("/a", Some("example.com")), pair("/a", "example.com"));
-        assert_eq!(sent("http://example.com:8080/a?b", None), pair("/a?b", "example.com:8080"));
-        assert_eq!(sent("http://user:secret@example.com", None), pair("/", "example.com"));
+        assert_eq!(
+            sent("http://example.com:8080/a?b", None),
+            pair("/a?b", "example.com:8080")
+        );
+        assert_eq!(
+            sent("http://user:secret@example.com", None),
+            pair("/", "example.com")
+        );
         assert_eq!(sent("http://example.com/", Some("kept")), pair("/", "kept"));
     }
 }

@@ -23,10 +23,22 @@ struct Dnsmasq {
 
 impl Dnsmasq {
     fn new() -> Self {
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let folder = std::env::temp_dir().join(format!("tower-resolve-dnsmasq-{}-{port}", std::process::id()));
+        let port = UdpSocket::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let folder = std::env::temp_dir().join(format!(
+            "tower-resolve-dnsmasq-{}-{port}",
+            std::process::id()
+        ));
         fs::create_dir_all(folder.join("hosts")).unwrap();
-        Self { folder, addr: ([127, 0, 0, 1], port).into(), options: Vec::new(), child: None }
+        Self {
+            folder,
+            addr: ([127, 0, 0, 1], port).into(),
+            options: Vec::new(),
+            child: None,
+        }
     }
 
     fn hosts(&self, lines: &str) {
@@ -42,15 +54,34 @@ impl Dnsmasq {
     fn start(&mut self) {
         let mut command = Command::new("dnsmasq");
         command
-            .args(["--keep-in-foreground", "--no-hosts", "--no-resolv", "--conf-file=/dev/null", "--pid-file="])
-            .args(["--bind-interfaces", "--listen-address=127.0.0.1", "--user=", "--local=/test/", "--auth-ttl=0"])
+            .args([
+                "--keep-in-foreground",
+                "--no-hosts",
+                "--no-resolv",
+                "--conf-file=/dev/null",
+                "--pid-file=",
+            ])
+            .args([
+                "--bind-interfaces",
+                "--listen-address=127.0.0.1",
+                "--user=",
+                "--local=/test/",
+                "--auth-ttl=0",
+            ])
             .args(["--local-ttl=0", "--neg-ttl=0"])
             .arg(format!("--port={}", self.addr.port()))
-            .arg(format!("--hostsdir={}", self.folder.join("hosts").display()))
+            .arg(format!(
+                "--hostsdir={}",
+                self.folder.join("hosts").display()
+            ))
             .args(&self.options)
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        self.child = Some(command.spawn().expect("dnsmasq is there: apt-get install dnsmasq-base"));
+        self.child = Some(
+            command
+                .spawn()
+                .expect("dnsmasq is there: apt-get install dnsmasq-base"),
+        );
     }
 
     fn stop(&mut self) {
@@ -69,7 +100,10 @@ impl Drop for Dnsmasq {
 }
 
 fn resolver(server: &Dnsmasq) -> DnsResolver {
-    DnsResolver::servers([server.addr]).unwrap().min_ttl(Duration::from_millis(50)).max_ttl(Duration::from_millis(200))
+    DnsResolver::servers([server.addr])
+        .unwrap()
+        .min_ttl(Duration::from_millis(50))
+        .max_ttl(Duration::from_millis(200))
 }
 
 #[tokio::test]
@@ -81,12 +115,18 @@ async fn addresses_are_followed_while_they_change_and_over_a_restart() {
     follower.hear(|fold| fold.degraded().is_some()).await;
     assert!(follower.fold.topology().is_none(), "nobody is there yet");
     server.start();
-    follower.hear_ids(&["192.0.2.1:80", "[2001:db8::1]:80"]).await;
+    follower
+        .hear_ids(&["192.0.2.1:80", "[2001:db8::1]:80"])
+        .await;
     server.hosts("192.0.2.2 echo.test\n192.0.2.3 echo.test\n");
     // It adds what is new in the folder by itself, and forgets what is gone when it starts.
     server.stop();
     follower.hear(|fold| fold.degraded().is_some()).await;
-    assert_eq!(follower.fold.topology().unwrap().len(), 2, "the last good set");
+    assert_eq!(
+        follower.fold.topology().unwrap().len(),
+        2,
+        "the last good set"
+    );
     server.start();
     follower.hear_ids(&["192.0.2.2:80", "192.0.2.3:80"]).await;
 }
@@ -101,7 +141,11 @@ async fn a_record_that_is_added_at_run_time_is_seen() {
     let mut follower = Follower::new(&resolver(&server), "echo.test.:80");
     follower.hear_ids(&["192.0.2.1:80"]).await;
     missing.hear_missing().await;
-    fs::write(server.folder.join("hosts/more"), "192.0.2.2 echo.test\n192.0.2.9 other.test\n").unwrap();
+    fs::write(
+        server.folder.join("hosts/more"),
+        "192.0.2.2 echo.test\n192.0.2.9 other.test\n",
+    )
+    .unwrap();
     follower.hear_ids(&["192.0.2.1:80", "192.0.2.2:80"]).await;
     missing.hear_ids(&["192.0.2.9:80"]).await;
 }
@@ -115,21 +159,33 @@ async fn a_service_is_followed() {
     server.start();
     let mut follower = Follower::new(&resolver(&server), "_echo._tcp.test.");
     follower.hear_ids(&["192.0.2.1:8081"]).await;
-    let known = follower.fold.topology().unwrap().get("192.0.2.1:8081").unwrap().clone();
+    let known = follower
+        .fold
+        .topology()
+        .unwrap()
+        .get("192.0.2.1:8081")
+        .unwrap()
+        .clone();
     assert_eq!((known.priority(), known.weight().get()), (10, 5));
     server.stop();
     server.option("--srv-host=_echo._tcp.test,two.test,8082,20,1");
     server.start();
-    follower.hear_ids(&["192.0.2.1:8081", "192.0.2.2:8082"]).await;
+    follower
+        .hear_ids(&["192.0.2.1:8081", "192.0.2.2:8082"])
+        .await;
 }
 
 #[tokio::test]
 #[ignore = "needs dnsmasq"]
 async fn more_addresses_than_fit_a_datagram_come_over_tcp() {
     let mut server = Dnsmasq::new();
-    let lines: String = (1..=250).map(|host| format!("192.0.2.{host} many.test\n")).collect();
+    let lines: String = (1..=250)
+        .map(|host| format!("192.0.2.{host} many.test\n"))
+        .collect();
     server.hosts(&lines);
     server.start();
     let mut follower = Follower::new(&resolver(&server), "many.test.:80");
-    follower.hear(|fold| fold.topology().is_some_and(|known| known.len() == 250)).await;
+    follower
+        .hear(|fold| fold.topology().is_some_and(|known| known.len() == 250))
+        .await;
 }

@@ -46,7 +46,12 @@ impl Server {
         let addr = socket.local_addr().unwrap();
         let (zone, asked) = (Zone::default(), Arc::<AtomicUsize>::default());
         let task = tokio::spawn(serve(socket, zone.clone(), asked.clone()));
-        Self { addr, zone, asked, task }
+        Self {
+            addr,
+            zone,
+            asked,
+            task,
+        }
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
@@ -58,29 +63,49 @@ impl Server {
     }
 
     pub(crate) fn a(&self, name: &str, ttl: u32, addresses: &[&str]) {
-        let records = addresses.iter().map(|address| RData::A(address.parse().unwrap())).collect();
+        let records = addresses
+            .iter()
+            .map(|address| RData::A(address.parse().unwrap()))
+            .collect();
         self.set(name, Answer::Records(ttl, records));
     }
 
     pub(crate) fn aaaa(&self, name: &str, ttl: u32, addresses: &[&str]) {
-        let records = addresses.iter().map(|address| RData::AAAA(address.parse().unwrap())).collect();
+        let records = addresses
+            .iter()
+            .map(|address| RData::AAAA(address.parse().unwrap()))
+            .collect();
         self.set_aaaa(name, Answer::Records(ttl, records));
     }
 
     pub(crate) fn srv(&self, name: &str, targets: &[(u16, u16, u16, &str)]) {
         let record = |(priority, weight, port, host): &(u16, u16, u16, &str)| {
-            RData::SRV(SRV::new(*priority, *weight, *port, Name::from_ascii(host).unwrap()))
+            RData::SRV(SRV::new(
+                *priority,
+                *weight,
+                *port,
+                Name::from_ascii(host).unwrap(),
+            ))
         };
-        self.set(name, Answer::Records(0, targets.iter().map(record).collect()));
+        self.set(
+            name,
+            Answer::Records(0, targets.iter().map(record).collect()),
+        );
     }
 
     /// For all kinds but AAAA.
     pub(crate) fn set(&self, name: &str, answer: Answer) {
-        self.zone.lock().unwrap().insert((name.to_owned(), Kind::Other), answer);
+        self.zone
+            .lock()
+            .unwrap()
+            .insert((name.to_owned(), Kind::Other), answer);
     }
 
     pub(crate) fn set_aaaa(&self, name: &str, answer: Answer) {
-        self.zone.lock().unwrap().insert((name.to_owned(), Kind::V6), answer);
+        self.zone
+            .lock()
+            .unwrap()
+            .insert((name.to_owned(), Kind::V6), answer);
     }
 }
 
@@ -93,8 +118,12 @@ impl Drop for Server {
 async fn serve(socket: UdpSocket, zone: Zone, asked: Arc<AtomicUsize>) {
     let mut bytes = [0; 4096];
     loop {
-        let Ok((len, client)) = socket.recv_from(&mut bytes).await else { continue };
-        let Ok(question) = Message::from_vec(&bytes[..len]) else { continue };
+        let Ok((len, client)) = socket.recv_from(&mut bytes).await else {
+            continue;
+        };
+        let Ok(question) = Message::from_vec(&bytes[..len]) else {
+            continue;
+        };
         asked.fetch_add(1, SeqCst);
         if let Some(reply) = reply(&question, &zone) {
             let _ = socket.send_to(&reply.to_vec().unwrap(), client).await;
@@ -107,7 +136,11 @@ fn reply(question: &Message, zone: &Zone) -> Option<Message> {
     let name = query.name().to_ascii().to_lowercase();
     let mut reply = Message::response(question.metadata.id, OpCode::Query);
     reply.add_query(query.clone());
-    let kind = if query.query_type() == RecordType::AAAA { Kind::V6 } else { Kind::Other };
+    let kind = if query.query_type() == RecordType::AAAA {
+        Kind::V6
+    } else {
+        Kind::Other
+    };
     let zone = zone.lock().unwrap();
     let other = zone.get(&(name.clone(), Kind::Other));
     // Where nothing is said of AAAA, it fails or is missing as the name is, and is empty otherwise.
@@ -120,7 +153,11 @@ fn reply(question: &Message, zone: &Zone) -> Option<Message> {
     };
     match answer.unwrap_or(Answer::Code(ResponseCode::NXDomain)) {
         Answer::Records(ttl, records) => {
-            reply.add_answers(records.into_iter().map(|data| Record::from_rdata(query.name().clone(), ttl, data)));
+            reply.add_answers(
+                records
+                    .into_iter()
+                    .map(|data| Record::from_rdata(query.name().clone(), ttl, data)),
+            );
         }
         Answer::Empty => {}
         Answer::Code(code) => reply.metadata.response_code = code,

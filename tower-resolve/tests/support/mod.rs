@@ -36,7 +36,12 @@ pub(crate) struct Made(Handles);
 impl Made {
     pub(crate) fn make(&self, endpoint: &Endpoint) -> Probe {
         let (probe, handle) = Probe::new();
-        self.0.lock().unwrap().entry(endpoint.id().to_string()).or_default().push(handle);
+        self.0
+            .lock()
+            .unwrap()
+            .entry(endpoint.id().to_string())
+            .or_default()
+            .push(handle);
         probe
     }
 
@@ -51,11 +56,18 @@ impl Made {
 
     /// As [`calls`](Self::calls), and none where none was made.
     pub(crate) fn all_calls(&self, id: &str) -> usize {
-        self.0.lock().unwrap().get(id).map_or(0, |made| made.iter().map(ProbeHandle::calls).sum())
+        self.0
+            .lock()
+            .unwrap()
+            .get(id)
+            .map_or(0, |made| made.iter().map(ProbeHandle::calls).sum())
     }
 
     pub(crate) fn calls(&self, id: &str) -> usize {
-        self.0.lock().unwrap()[id].iter().map(ProbeHandle::calls).sum()
+        self.0.lock().unwrap()[id]
+            .iter()
+            .map(ProbeHandle::calls)
+            .sum()
     }
 }
 
@@ -82,7 +94,9 @@ impl Service<Request<String>> for Returning {
     }
 
     fn call(&mut self, request: Request<String>) -> Self::Future {
-        let left = self.returns.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        let left = self
+            .returns
+            .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
         if left.is_ok() {
             return Box::pin(async { Err(Unsent::new(request, "connection refused").into()) });
         }
@@ -108,7 +122,12 @@ where
     let (source, updates) = source();
     let makes = made.clone();
     let (balance, driver) = builder.build(updates, move |endpoint: &Endpoint| makes.make(endpoint));
-    Rig { balance, source, made, driver: tokio::spawn(driver) }
+    Rig {
+        balance,
+        source,
+        made,
+        driver: tokio::spawn(driver),
+    }
 }
 
 pub(crate) fn source() -> (mpsc::UnboundedSender<Update>, Updates) {
@@ -129,7 +148,10 @@ pub(crate) fn leased(id: &str, epoch: u64) -> Endpoint {
 }
 
 pub(crate) fn snapshot(value: u64, ids: &[&str]) -> Update {
-    Update::Snapshot(Topology::new(generation(value), ids.iter().map(|id| endpoint(id))))
+    Update::Snapshot(Topology::new(
+        generation(value),
+        ids.iter().map(|id| endpoint(id)),
+    ))
 }
 
 pub(crate) fn request() -> Request<String> {

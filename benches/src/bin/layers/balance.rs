@@ -7,7 +7,8 @@ use tower_benches::{
     drive::{self, Case},
 };
 use tower_resolve::policy::{
-    Candidates, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin, Turn, WeightedRoundRobin,
+    Candidates, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin, Turn,
+    WeightedRoundRobin,
 };
 
 /// One case for each number of endpoints, beside the service that does nothing or beside another one.
@@ -28,11 +29,36 @@ macro_rules! sizes {
     };
     ($name:literal, $two:expr, $ten:expr, $hundred:expr, $thousand:expr, $myriad:expr, $run:expr) => {
         [
-            Case { name: concat!($name, "/2"), job: JOB, bare: $two, run: |calls| $run(calls, 2) },
-            Case { name: concat!($name, "/10"), job: JOB, bare: $ten, run: |calls| $run(calls, 10) },
-            Case { name: concat!($name, "/100"), job: JOB, bare: $hundred, run: |calls| $run(calls, 100) },
-            Case { name: concat!($name, "/1000"), job: JOB, bare: $thousand, run: |calls| $run(calls, 1_000) },
-            Case { name: concat!($name, "/10000"), job: JOB, bare: $myriad, run: |calls| $run(calls, 10_000) },
+            Case {
+                name: concat!($name, "/2"),
+                job: JOB,
+                bare: $two,
+                run: |calls| $run(calls, 2),
+            },
+            Case {
+                name: concat!($name, "/10"),
+                job: JOB,
+                bare: $ten,
+                run: |calls| $run(calls, 10),
+            },
+            Case {
+                name: concat!($name, "/100"),
+                job: JOB,
+                bare: $hundred,
+                run: |calls| $run(calls, 100),
+            },
+            Case {
+                name: concat!($name, "/1000"),
+                job: JOB,
+                bare: $thousand,
+                run: |calls| $run(calls, 1_000),
+            },
+            Case {
+                name: concat!($name, "/10000"),
+                job: JOB,
+                bare: $myriad,
+                run: |calls| $run(calls, 10_000),
+            },
         ]
     };
 }

@@ -7,7 +7,8 @@ use std::{
 
 use tower_benches::drive::{self, Bare, BareWaits, Case, Contended, EitherWay};
 use tower_circuit::{
-    Circuit, CircuitLayer, CircuitService, Cooldown, KeyedCircuitLayer, KeyedCircuits, Ratio, State, Trip,
+    Circuit, CircuitLayer, CircuitService, Cooldown, KeyedCircuitLayer, KeyedCircuits, Ratio,
+    State, Trip,
 };
 use tower_layer::Layer;
 use tower_outcome::{Outcome, Settle};
@@ -15,19 +16,67 @@ use tower_outcome::{Outcome, Settle};
 use crate::HTTP;
 
 pub(crate) const CASES: &[Case] = &[
-    Case { name: "circuit", job: JOB, bare: "bare", run: reject },
-    Case { name: "circuit-waits", job: JOB, bare: "bare-waits", run: waits },
-    Case { name: "circuit-slow", job: JOB, bare: "bare", run: slow },
-    Case { name: "circuit-last-100", job: JOB, bare: "bare", run: last_hundred },
-    Case { name: "circuit-respond", job: JOB, bare: "bare-http", run: respond },
-    Case { name: "circuit-gate", job: JOB, bare: "bare", run: gate },
-    Case { name: "circuit-key/1000", job: JOB, bare: "bare", run: keyed },
-    Case { name: "circuit-open", job: OPEN, bare: "bare", run: open },
-    Case { name: "circuit-open-respond", job: OPEN, bare: "bare-http", run: open_respond },
+    Case {
+        name: "circuit",
+        job: JOB,
+        bare: "bare",
+        run: reject,
+    },
+    Case {
+        name: "circuit-waits",
+        job: JOB,
+        bare: "bare-waits",
+        run: waits,
+    },
+    Case {
+        name: "circuit-slow",
+        job: JOB,
+        bare: "bare",
+        run: slow,
+    },
+    Case {
+        name: "circuit-last-100",
+        job: JOB,
+        bare: "bare",
+        run: last_hundred,
+    },
+    Case {
+        name: "circuit-respond",
+        job: JOB,
+        bare: "bare-http",
+        run: respond,
+    },
+    Case {
+        name: "circuit-gate",
+        job: JOB,
+        bare: "bare",
+        run: gate,
+    },
+    Case {
+        name: "circuit-key/1000",
+        job: JOB,
+        bare: "bare",
+        run: keyed,
+    },
+    Case {
+        name: "circuit-open",
+        job: OPEN,
+        bare: "bare",
+        run: open,
+    },
+    Case {
+        name: "circuit-open-respond",
+        job: OPEN,
+        bare: "bare-http",
+        run: open_respond,
+    },
 ];
 
 pub(crate) const CONTENDED: &[Contended] = &[
-    Contended { name: "circuit", run: |calls, threads| drive::contend(calls, threads, closed(Circuit::new())) },
+    Contended {
+        name: "circuit",
+        run: |calls, threads| drive::contend(calls, threads, closed(Circuit::new())),
+    },
     Contended {
         name: "circuit-open",
         run: |calls, threads| drive::contend(calls, threads, EitherWay(closed(opened()))),
@@ -44,8 +93,14 @@ fn closed(circuit: Circuit) -> CircuitService<Bare> {
 /// By a failure, for so long that nobody probes.
 fn opened() -> Circuit {
     let cooldown = Cooldown::fixed(Duration::from_secs(86_400));
-    let circuit = Circuit::builder().trip(Trip::consecutive(NonZeroU32::MIN)).cooldown(cooldown).build();
-    circuit.admit().expect("a closed circuit").settle(Outcome::FAILURE);
+    let circuit = Circuit::builder()
+        .trip(Trip::consecutive(NonZeroU32::MIN))
+        .cooldown(cooldown)
+        .build();
+    circuit
+        .admit()
+        .expect("a closed circuit")
+        .settle(Outcome::FAILURE);
     assert!(matches!(circuit.state(), State::Open { .. }));
     circuit
 }
@@ -65,13 +120,20 @@ fn slow(calls: u32) {
 }
 
 fn last_hundred(calls: u32) {
-    let trip = Trip::default().or(Trip::failure_ratio_of_last(NonZeroU16::new(100).expect("not zero"), Ratio::HALF));
+    let trip = Trip::default().or(Trip::failure_ratio_of_last(
+        NonZeroU16::new(100).expect("not zero"),
+        Ratio::HALF,
+    ));
     drive::calls(calls, closed(Circuit::builder().trip(trip).build()));
 }
 
 /// Judges by status and end of body, as a server wants it.
 fn respond(calls: u32) {
-    drive::http_calls(calls, CircuitLayer::new(Circuit::new()).respond().layer(HTTP), drive::plain);
+    drive::http_calls(
+        calls,
+        CircuitLayer::new(Circuit::new()).respond().layer(HTTP),
+        drive::plain,
+    );
 }
 
 fn gate(calls: u32) {
@@ -80,7 +142,10 @@ fn gate(calls: u32) {
 
 fn keyed(calls: u32) {
     let circuits = KeyedCircuits::<u32>::new(Circuit::builder());
-    drive::calls(calls, KeyedCircuitLayer::new(circuits, |request: &u32| request % 1_000).layer(Bare));
+    drive::calls(
+        calls,
+        KeyedCircuitLayer::new(circuits, |request: &u32| request % 1_000).layer(Bare),
+    );
 }
 
 fn open(calls: u32) {
@@ -88,5 +153,9 @@ fn open(calls: u32) {
 }
 
 fn open_respond(calls: u32) {
-    drive::http_calls(calls, CircuitLayer::new(opened()).respond().layer(HTTP), drive::plain);
+    drive::http_calls(
+        calls,
+        CircuitLayer::new(opened()).respond().layer(HTTP),
+        drive::plain,
+    );
 }

@@ -6,8 +6,17 @@ use tower_layer::Layer;
 
 use crate::HTTP;
 
-pub(crate) const CASES: &[Case] = &[Case { name: "drain", job: "drain", bare: "bare-http", run: drain }];
+pub(crate) const CASES: &[Case] = &[Case {
+    name: "drain",
+    job: "drain",
+    bare: "bare-http",
+    run: drain,
+}];
 
 fn drain(calls: u32) {
-    drive::http_calls(calls, DrainLayer::new(&Drain::new()).layer(HTTP), drive::plain);
+    drive::http_calls(
+        calls,
+        DrainLayer::new(&Drain::new()).layer(HTTP),
+        drive::plain,
+    );
 }

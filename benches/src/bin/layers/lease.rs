@@ -14,12 +14,42 @@ use tower_lease::{
 use crate::HTTP;
 
 pub(crate) const CASES: &[Case] = &[
-    Case { name: "lease", job: JOB, bare: "bare", run: reject },
-    Case { name: "lease-gate", job: JOB, bare: "bare", run: gate },
-    Case { name: "lease-http", job: JOB, bare: "bare-http", run: |calls| http(calls, TokenIn::Nowhere) },
-    Case { name: "lease-respond", job: JOB, bare: "bare-http", run: |calls| http(calls, TokenIn::Extensions) },
-    Case { name: "bare-token", job: FENCE, bare: "bare-token", run: |calls| drive::http_calls(calls, HTTP, bearing()) },
-    Case { name: "fence", job: FENCE, bare: "bare-token", run: fence },
+    Case {
+        name: "lease",
+        job: JOB,
+        bare: "bare",
+        run: reject,
+    },
+    Case {
+        name: "lease-gate",
+        job: JOB,
+        bare: "bare",
+        run: gate,
+    },
+    Case {
+        name: "lease-http",
+        job: JOB,
+        bare: "bare-http",
+        run: |calls| http(calls, TokenIn::Nowhere),
+    },
+    Case {
+        name: "lease-respond",
+        job: JOB,
+        bare: "bare-http",
+        run: |calls| http(calls, TokenIn::Extensions),
+    },
+    Case {
+        name: "bare-token",
+        job: FENCE,
+        bare: "bare-token",
+        run: |calls| drive::http_calls(calls, HTTP, bearing()),
+    },
+    Case {
+        name: "fence",
+        job: FENCE,
+        bare: "bare-token",
+        run: fence,
+    },
 ];
 
 const JOB: &str = "lease";
@@ -45,14 +75,18 @@ fn http(calls: u32, token: TokenIn) {
 fn fence(calls: u32) {
     let fence = Fence::of_key(key(), MemoryMark::new()).build();
     let token = FencingToken::new(key(), 7.try_into().expect("not zero"));
-    runtime().block_on(fence.admit(&token)).expect("the first one");
+    runtime()
+        .block_on(fence.admit(&token))
+        .expect("the first one");
     drive::http_calls(calls, FenceLayer::new(&fence).layer(HTTP), bearing());
 }
 
 fn bearing() -> impl Fn(u32) -> Request<()> {
     |_| {
         let mut request = Request::new(());
-        request.headers_mut().insert("x-lease-token", HeaderValue::from_static("benches/lease;7"));
+        request
+            .headers_mut()
+            .insert("x-lease-token", HeaderValue::from_static("benches/lease;7"));
         request
     }
 }
@@ -60,7 +94,9 @@ fn bearing() -> impl Fn(u32) -> Request<()> {
 /// Holds a lease that outlasts the loop, in which no keeper runs.
 fn held(calls: impl FnOnce(&Lease)) {
     let runtime = runtime();
-    let built = Lease::builder(MemoryStore::new(), key(), Holder::new("benches")).ttl(Duration::from_secs(600)).build();
+    let built = Lease::builder(MemoryStore::new(), key(), Holder::new("benches"))
+        .ttl(Duration::from_secs(600))
+        .build();
     let (lease, keeper) = built.expect("durations that fit together");
     runtime.spawn(keeper.run());
     runtime.block_on(lease.held()).expect("a keeper that runs");
@@ -68,7 +104,10 @@ fn held(calls: impl FnOnce(&Lease)) {
 }
 
 fn runtime() -> runtime::Runtime {
-    runtime::Builder::new_current_thread().enable_time().build().expect("a runtime")
+    runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime")
 }
 
 fn key() -> LeaseKey {

@@ -20,14 +20,33 @@ use tower_outcome::PeerAddr;
 
 fn main() -> ExitCode {
     drive::main(
-        &[BARE, outcome::CASES, circuit::CASES, bucket::CASES, drain::CASES, lease::CASES, &balance::cases()].concat(),
+        &[
+            BARE,
+            outcome::CASES,
+            circuit::CASES,
+            bucket::CASES,
+            drain::CASES,
+            lease::CASES,
+            &balance::cases(),
+        ]
+        .concat(),
         &[BARE_CONTENDED, circuit::CONTENDED, bucket::CONTENDED].concat(),
     )
 }
 
 const BARE: &[Case] = &[
-    Case { name: "bare", job: "none", bare: "bare", run: |calls| drive::calls(calls, Bare) },
-    Case { name: "bare-waits", job: "none", bare: "bare-waits", run: |calls| drive::waiting_calls(calls, BareWaits) },
+    Case {
+        name: "bare",
+        job: "none",
+        bare: "bare",
+        run: |calls| drive::calls(calls, Bare),
+    },
+    Case {
+        name: "bare-waits",
+        job: "none",
+        bare: "bare-waits",
+        run: |calls| drive::waiting_calls(calls, BareWaits),
+    },
     Case {
         name: "bare-http",
         job: "none",
@@ -42,8 +61,10 @@ const BARE: &[Case] = &[
     },
 ];
 
-const BARE_CONTENDED: &[Contended] =
-    &[Contended { name: "bare", run: |calls, threads| drive::contend(calls, threads, Bare) }];
+const BARE_CONTENDED: &[Contended] = &[Contended {
+    name: "bare",
+    run: |calls, threads| drive::contend(calls, threads, Bare),
+}];
 
 /// The no-op service under every HTTP layer.
 const HTTP: BareHttp<Full<Bytes>> = BareHttp(|| Full::new(Bytes::from_static(b"ok")));

@@ -22,9 +22,24 @@ use tower_service::Service;
 use crate::HTTP;
 
 pub(crate) const CASES: &[Case] = &[
-    Case { name: "outcome-any", job: JOB, bare: "bare-http", run: |calls| http_calls(calls, AnyErr) },
-    Case { name: "outcome-http", job: JOB, bare: "bare-http", run: |calls| http_calls(calls, Http::new()) },
-    Case { name: "outcome-auto", job: JOB, bare: "bare-http", run: |calls| http_calls(calls, Auto::new()) },
+    Case {
+        name: "outcome-any",
+        job: JOB,
+        bare: "bare-http",
+        run: |calls| http_calls(calls, AnyErr),
+    },
+    Case {
+        name: "outcome-http",
+        job: JOB,
+        bare: "bare-http",
+        run: |calls| http_calls(calls, Http::new()),
+    },
+    Case {
+        name: "outcome-auto",
+        job: JOB,
+        bare: "bare-http",
+        run: |calls| http_calls(calls, Auto::new()),
+    },
 ];
 
 const JOB: &str = "classification";
@@ -52,7 +67,14 @@ where
     Judging<C>: Service<Request<()>, Response = Response<B>, Error = Infallible>,
     B: http_body::Body<Error = Infallible>,
 {
-    drive::http_calls(calls, Judging { inner: HTTP, classify }, drive::plain);
+    drive::http_calls(
+        calls,
+        Judging {
+            inner: HTTP,
+            classify,
+        },
+        drive::plain,
+    );
 }
 
 // === impl Told ===
@@ -69,7 +91,8 @@ impl<C> Service<Request<()>> for Judging<C>
 where
     C: Classify<Request<()>>,
     C::Classifier: ClassifyResponse<Answer, Infallible>,
-    <C::Classifier as ClassifyResponse<Answer, Infallible>>::Scope: Scope<Answer, Judge<C::Classifier, Told>>,
+    <C::Classifier as ClassifyResponse<Answer, Infallible>>::Scope:
+        Scope<Answer, Judge<C::Classifier, Told>>,
 {
     type Response = Judged<C::Classifier, Told, Answer, Infallible>;
     type Error = Infallible;
@@ -81,7 +104,10 @@ where
 
     fn call(&mut self, request: Request<()>) -> Self::Future {
         let judge = Judge::new(self.classify.classify(&request), Told);
-        ResponseFuture { inner: self.inner.call(request), judge: Some(judge) }
+        ResponseFuture {
+            inner: self.inner.call(request),
+            judge: Some(judge),
+        }
     }
 }
 
@@ -97,6 +123,11 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let result = ready!(this.inner.poll(cx));
-        Poll::Ready(this.judge.take().expect("polled after it was ready").answer(result))
+        Poll::Ready(
+            this.judge
+                .take()
+                .expect("polled after it was ready")
+                .answer(result),
+        )
     }
 }

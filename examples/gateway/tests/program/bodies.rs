@@ -20,8 +20,11 @@ const FLAT: u64 = 48 << 20;
 /// `total` bytes in chunks, of unknown length.
 fn bytes(total: u64) -> AnyBody {
     let chunk = Bytes::from_static(&[7; CHUNK]);
-    let chunks = (0..total / CHUNK as u64).map(move |_| Ok::<_, Infallible>(Frame::data(chunk.clone())));
-    StreamBody::new(futures_util::stream::iter(chunks)).map_err(|never| match never {}).boxed()
+    let chunks =
+        (0..total / CHUNK as u64).map(move |_| Ok::<_, Infallible>(Frame::data(chunk.clone())));
+    StreamBody::new(futures_util::stream::iter(chunks))
+        .map_err(|never| match never {})
+        .boxed()
 }
 
 async fn length<B: http_body::Body<Data = Bytes> + Unpin>(mut body: B) -> Result<u64, B::Error> {
@@ -35,8 +38,16 @@ async fn length<B: http_body::Body<Data = Bytes> + Unpin>(mut body: B) -> Result
 /// The most memory the process has had, in bytes.
 fn peak(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    line.trim()
+        .trim_end_matches(" kB")
+        .trim()
+        .parse::<u64>()
+        .unwrap()
+        * 1024
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,9 +69,15 @@ async fn a_gibibyte_passes_each_way_with_flat_memory() {
     let download = connection.send_request(get("/")).await.unwrap();
     assert_eq!(length(download.into_body()).await.unwrap(), GIB);
     connection.ready().await.unwrap();
-    let upload = Request::post("/").header("host", "test").body(bytes(GIB)).unwrap();
+    let upload = Request::post("/")
+        .header("host", "test")
+        .body(bytes(GIB))
+        .unwrap();
     let answer = connection.send_request(upload).await.unwrap();
-    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), GIB.to_string());
+    assert_eq!(
+        answer.into_body().collect().await.unwrap().to_bytes(),
+        GIB.to_string()
+    );
 
     let grown = peak(gateway.pid()) - before;
     assert!(grown < FLAT, "the gateway grew by {} MiB", grown >> 20);
@@ -111,9 +128,14 @@ async fn a_body_that_breaks_off_is_not_forwarded_as_a_clean_end() {
         assert!(ended.is_err(), "told as whole: {answer:?}");
 
         let mut connection = crate::common::connect_h2(gateway.address, 2).await;
-        let request = Request::get(format!("http://{}/", gateway.address)).body(crate::common::empty()).unwrap();
+        let request = Request::get(format!("http://{}/", gateway.address))
+            .body(crate::common::empty())
+            .unwrap();
         let response = connection.send_request(request).await.unwrap();
-        assert!(response.into_body().collect().await.is_err(), "told as whole over HTTP/2: {answer:?}");
+        assert!(
+            response.into_body().collect().await.is_err(),
+            "told as whole over HTTP/2: {answer:?}"
+        );
     }
 }
 

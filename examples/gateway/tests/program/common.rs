@@ -69,17 +69,29 @@ impl Gateway {
 
     async fn start(arguments: &[&str]) -> Self {
         let gateway = Self::unready(arguments).await;
-        gateway.wait_until("it is ready", async || gateway.admin_get("/ready").await.0 == 200).await;
+        gateway
+            .wait_until("it is ready", async || {
+                gateway.admin_get("/ready").await.0 == 200
+            })
+            .await;
         gateway
     }
 
     /// Does not wait until it can serve anybody.
     pub(crate) async fn unready(arguments: &[&str]) -> Self {
-        let mut child = command(arguments).kill_on_drop(true).spawn().expect("the gateway starts");
+        let mut child = command(arguments)
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the gateway starts");
         let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
         let address = told(&mut output, "gateway listening on http://").await;
         let admin = told(&mut output, "admin listening on http://").await;
-        Self { child, output, address, admin }
+        Self {
+            child,
+            output,
+            address,
+            admin,
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -88,7 +100,9 @@ impl Gateway {
 
     /// Sends a signal, by name.
     pub(crate) fn signal(&self, name: &str) {
-        let status = std::process::Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status();
+        let status = std::process::Command::new("kill")
+            .args([format!("-{name}"), self.pid().to_string()])
+            .status();
         assert!(status.unwrap().success());
     }
 
@@ -121,7 +135,9 @@ impl Gateway {
     /// A number from `/metrics`, 0 if it is not there.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let (_, page) = self.admin_get("/metrics").await;
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let line = page
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
@@ -131,12 +147,16 @@ impl Gateway {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
+        timeout(PATIENCE, waiting)
+            .await
+            .unwrap_or_else(|_| panic!("waited in vain until {what}"));
     }
 
     /// A connection from the client with number `client`: each has a loopback address of its own.
     pub(crate) async fn connect(&self, client: u8) -> SendRequest<AnyBody> {
-        connect(self.address, client).await.expect("the gateway accepts")
+        connect(self.address, client)
+            .await
+            .expect("the gateway accepts")
     }
 
     /// One request on a connection of its own.
@@ -148,7 +168,10 @@ impl Gateway {
 
 pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
-    command.args(arguments).stdout(Stdio::piped()).stdin(Stdio::null());
+    command
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stdin(Stdio::null());
     if !arguments.contains(&"--config") {
         command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     }
@@ -159,7 +182,9 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
 pub(crate) fn config(backends: &[SocketAddr], more: &str) -> String {
     let mut text = "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n".to_owned();
     for (index, address) in backends.iter().enumerate() {
-        text.push_str(&format!("[[backend]]\nname = 'b{index}'\naddress = '{address}'\n"));
+        text.push_str(&format!(
+            "[[backend]]\nname = 'b{index}'\naddress = '{address}'\n"
+        ));
     }
     text.push_str(more);
     text
@@ -168,18 +193,29 @@ pub(crate) fn config(backends: &[SocketAddr], more: &str) -> String {
 async fn told(output: &mut Lines<BufReader<ChildStdout>>, prefix: &str) -> SocketAddr {
     let reading = async {
         loop {
-            let line = output.next_line().await.unwrap().expect("the gateway tells its addresses");
+            let line = output
+                .next_line()
+                .await
+                .unwrap()
+                .expect("the gateway tells its addresses");
             if let Some(address) = line.trim().strip_prefix(prefix) {
                 return address.parse().unwrap();
             }
         }
     };
-    timeout(PATIENCE, reading).await.expect("the gateway starts in time")
+    timeout(PATIENCE, reading)
+        .await
+        .expect("the gateway starts in time")
 }
 
 async fn admin(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
     let mut connection = connect(address, 0).await.expect("the admin port accepts");
-    let request = Request::builder().method(method).uri(path).header("host", "admin").body(empty()).unwrap();
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "admin")
+        .body(empty())
+        .unwrap();
     let answer = send(&mut connection, request).await.expect("an answer");
     (answer.status.as_u16(), answer.text)
 }
@@ -196,8 +232,9 @@ pub(crate) struct Answer {
 /// Connects over HTTP/1.1 from 127.0.1.`client`.
 pub(crate) async fn connect(address: SocketAddr, client: u8) -> io::Result<SendRequest<AnyBody>> {
     let stream = tcp(address, client).await?;
-    let (sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
     tokio::spawn(connection);
     Ok(sender)
 }
@@ -205,7 +242,10 @@ pub(crate) async fn connect(address: SocketAddr, client: u8) -> io::Result<SendR
 /// A bare connection from 127.0.1.`client`.
 pub(crate) async fn tcp(address: SocketAddr, client: u8) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 1, client)), 0))?;
+    socket.bind(SocketAddr::new(
+        IpAddr::V4(Ipv4Addr::new(127, 0, 1, client)),
+        0,
+    ))?;
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
@@ -220,13 +260,20 @@ pub(crate) async fn send(
         connection.ready().await?;
         let (head, body) = connection.send_request(request).await?.into_parts();
         let text = String::from_utf8_lossy(&body.collect().await?.to_bytes()).into_owned();
-        Ok(Answer { status: head.status, headers: head.headers, text })
+        Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            text,
+        })
     };
     timeout(PATIENCE, sending).await.expect("an answer in time")
 }
 
 pub(crate) fn get(path: &str) -> Request<AnyBody> {
-    Request::get(path).header("host", "test").body(empty()).unwrap()
+    Request::get(path)
+        .header("host", "test")
+        .body(empty())
+        .unwrap()
 }
 
 pub(crate) fn empty() -> AnyBody {
@@ -234,14 +281,21 @@ pub(crate) fn empty() -> AnyBody {
 }
 
 pub(crate) fn full(text: impl Into<Bytes>) -> AnyBody {
-    Full::new(text.into()).map_err(|never: Infallible| match never {}).boxed()
+    Full::new(text.into())
+        .map_err(|never: Infallible| match never {})
+        .boxed()
 }
 
 /// An HTTP/2 connection with prior knowledge.
-pub(crate) async fn connect_h2(address: SocketAddr, client: u8) -> hyper::client::conn::http2::SendRequest<AnyBody> {
+pub(crate) async fn connect_h2(
+    address: SocketAddr,
+    client: u8,
+) -> hyper::client::conn::http2::SendRequest<AnyBody> {
     let stream = tcp(address, client).await.unwrap();
     let (sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
     tokio::spawn(connection);
     sender
 }
@@ -271,7 +325,9 @@ impl Backend {
             // Dropped with the task, and with it every connection.
             let mut connections = tokio::task::JoinSet::new();
             loop {
-                let Ok((stream, _)) = listener.accept().await else { continue };
+                let Ok((stream, _)) = listener.accept().await else {
+                    continue;
+                };
                 let (respond, counter) = (respond.clone(), counter.clone());
                 connections.spawn(async move {
                     let service = service_fn(move |request| {
@@ -286,7 +342,11 @@ impl Backend {
                 });
             }
         });
-        Self { address, served, task }
+        Self {
+            address,
+            served,
+            task,
+        }
     }
 
     /// A backend that always answers with its name.
@@ -322,7 +382,11 @@ pub(crate) struct TempFile(pub(crate) PathBuf);
 impl TempFile {
     pub(crate) fn new(text: &str) -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("gateway-{}-{}.toml", std::process::id(), NEXT.fetch_add(1, SeqCst));
+        let name = format!(
+            "gateway-{}-{}.toml",
+            std::process::id(),
+            NEXT.fetch_add(1, SeqCst)
+        );
         let path = std::env::temp_dir().join(name);
         std::fs::write(&path, text).unwrap();
         Self(path)
@@ -337,6 +401,8 @@ impl Drop for TempFile {
 
 impl fmt::Debug for Gateway {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gateway").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Gateway")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }

@@ -7,22 +7,32 @@ use crate::common::{PATIENCE, TempFile, command};
 async fn refused(config: &str) -> (Option<i32>, String) {
     let file = TempFile::new(config);
     let path = file.0.to_str().unwrap();
-    let output = command(&["--config", path]).stderr(std::process::Stdio::piped()).output().await.unwrap();
+    let output = command(&["--config", path])
+        .stderr(std::process::Stdio::piped())
+        .output()
+        .await
+        .unwrap();
     let told = String::from_utf8(output.stderr).unwrap();
     (output.status.code(), told.replace(path, "FILE"))
 }
 
 #[tokio::test]
 async fn a_wrong_file_is_told_with_its_line_and_what_to_do_and_exit_code_2() {
-    let (code, told) = refused("listen = '127.0.0.1:0'\n[[backend]]\nname = 'a'\naddress = 'localhost'\n").await;
+    let (code, told) =
+        refused("listen = '127.0.0.1:0'\n[[backend]]\nname = 'a'\naddress = 'localhost'\n").await;
     assert_eq!(code, Some(2));
-    assert!(told.contains("FILE:4:11: `address` is no address"), "{told}");
+    assert!(
+        told.contains("FILE:4:11: `address` is no address"),
+        "{told}"
+    );
     assert!(told.contains("write an IP address and a port"), "{told}");
 }
 
 #[tokio::test]
 async fn a_missing_file_is_told_by_name_and_exit_code_2() {
-    let output = command(&["--config", "no-such-file.toml"]).stderr(std::process::Stdio::piped()).output();
+    let output = command(&["--config", "no-such-file.toml"])
+        .stderr(std::process::Stdio::piped())
+        .output();
     let output = output.await.unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("no-such-file.toml: cannot be read"));
@@ -32,10 +42,14 @@ async fn a_missing_file_is_told_by_name_and_exit_code_2() {
 async fn an_address_in_use_is_told_with_what_to_do_and_exit_code_1() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
-    let config = format!("listen = '{address}'\n[[backend]]\nname = 'a'\naddress = '127.0.0.1:1'\n");
+    let config =
+        format!("listen = '{address}'\n[[backend]]\nname = 'a'\naddress = '127.0.0.1:1'\n");
     let (code, told) = refused(&config).await;
     assert_eq!(code, Some(1));
-    assert!(told.contains(&format!("cannot listen on {address}")), "{told}");
+    assert!(
+        told.contains(&format!("cannot listen on {address}")),
+        "{told}"
+    );
 }
 
 /// As in `gateway | head -1`.
@@ -51,15 +65,31 @@ async fn who_stops_reading_what_it_prints_does_not_end_it() {
         }
     };
     tokio::time::timeout(PATIENCE, started).await.unwrap();
-    let signal = async |name: &str| assert!(Command::new("kill").args([name, &pid]).status().await.unwrap().success());
+    let signal = async |name: &str| {
+        assert!(
+            Command::new("kill")
+                .args([name, &pid])
+                .status()
+                .await
+                .unwrap()
+                .success()
+        )
+    };
     signal("-TERM").await;
-    let ended = tokio::time::timeout(PATIENCE, gateway.wait()).await.unwrap().unwrap();
+    let ended = tokio::time::timeout(PATIENCE, gateway.wait())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(ended.code(), Some(0), "{ended}");
 }
 
 fn handles_sigterm(pid: &str) -> bool {
     const SIGTERM: u64 = 1 << 14;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+    let caught = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigCgt:"))
+        .unwrap()
+        .trim();
     u64::from_str_radix(caught, 16).unwrap() & SIGTERM != 0
 }

@@ -55,7 +55,11 @@ async fn kept(address: SocketAddr, client: u8) -> Seen {
             };
             assert_eq!(answer.status, 200, "{}", answer.text);
             *seen.entry("kept").or_default() += 1;
-            if answer.headers.get("connection").is_some_and(|value| value == "close") {
+            if answer
+                .headers
+                .get("connection")
+                .is_some_and(|value| value == "close")
+            {
                 *seen.entry("told to close").or_default() += 1;
                 break;
             }
@@ -69,7 +73,9 @@ async fn kept(address: SocketAddr, client: u8) -> Seen {
 async fn fresh(address: SocketAddr, client: u8) -> Seen {
     let mut seen = Seen::new();
     while let Ok(mut connection) = connect(address, client).await {
-        let answer = send(&mut connection, get("/")).await.expect("who was let in is answered");
+        let answer = send(&mut connection, get("/"))
+            .await
+            .expect("who was let in is answered");
         assert_eq!(answer.status, 200, "{}", answer.text);
         *seen.entry("fresh").or_default() += 1;
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -83,7 +89,9 @@ async fn streams(address: SocketAddr, client: u8) -> Seen {
     let mut seen = Seen::new();
     let mut connection = connect_h2(address, client).await;
     while connection.ready().await.is_ok() {
-        let request = Request::get(format!("http://{address}/stream")).body(crate::common::empty()).unwrap();
+        let request = Request::get(format!("http://{address}/stream"))
+            .body(crate::common::empty())
+            .unwrap();
         let response = match connection.send_request(request).await {
             Ok(response) => response,
             // The going away arrived between `ready` and here, or the connection had ended by then: never sent.
@@ -117,10 +125,21 @@ async fn a_drain_under_load_fails_no_request_and_ends_with_the_last_connection()
     let signalled = Instant::now();
     gateway.signal("TERM");
 
-    gateway.wait_until("readiness goes off first", async || gateway.admin_get("/ready").await.0 == 503).await;
-    assert_eq!(gateway.admin_get("/live").await.0, 200, "it lives, and tells so");
+    gateway
+        .wait_until("readiness goes off first", async || {
+            gateway.admin_get("/ready").await.0 == 503
+        })
+        .await;
+    assert_eq!(
+        gateway.admin_get("/live").await.0,
+        200,
+        "it lives, and tells so"
+    );
     let answer = gateway.get(98, "/").await;
-    assert_eq!(answer.status, 200, "new connections are still served while announcing");
+    assert_eq!(
+        answer.status, 200,
+        "new connections are still served while announcing"
+    );
     assert_eq!(answer.headers["connection"], "close");
     assert_eq!(slow.await.unwrap().unwrap().status, 200);
 
@@ -128,8 +147,14 @@ async fn a_drain_under_load_fails_no_request_and_ends_with_the_last_connection()
     let took = signalled.elapsed();
     assert_eq!(code, Some(0), "{told}");
     assert!(told.contains("drained"), "it ends with a report: {told}");
-    assert!(took >= Duration::from_secs(1), "not before it has announced: {took:?}");
-    assert!(took < Duration::from_secs(10), "as soon as the last connection has ended: {took:?}");
+    assert!(
+        took >= Duration::from_secs(1),
+        "not before it has announced: {took:?}"
+    );
+    assert!(
+        took < Duration::from_secs(10),
+        "as soon as the last connection has ended: {took:?}"
+    );
 
     let mut seen = Seen::new();
     while let Some(client) = clients.join_next().await {
@@ -139,7 +164,11 @@ async fn a_drain_under_load_fails_no_request_and_ends_with_the_last_connection()
     }
     println!("{seen:?} in {took:?}");
     assert_eq!(seen["told to go away"], 8);
-    assert_eq!(seen["streams"], streamed.load(SeqCst), "every stream that was sent was answered");
+    assert_eq!(
+        seen["streams"],
+        streamed.load(SeqCst),
+        "every stream that was sent was answered"
+    );
     assert!(seen["told to close"] >= 8, "{seen:?}");
 }
 
@@ -153,11 +182,20 @@ async fn a_connection_that_has_not_spoken_yet_gets_its_last_chance() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     gateway.signal("TERM");
     tokio::time::sleep(Duration::from_millis(50)).await;
-    virgin.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    virgin
+        .write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = String::new();
-    tokio::time::timeout(crate::common::PATIENCE, virgin.read_to_string(&mut answer)).await.unwrap().unwrap();
+    tokio::time::timeout(crate::common::PATIENCE, virgin.read_to_string(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
-    assert!(answer.to_lowercase().contains("connection: close"), "{answer:?}");
+    assert!(
+        answer.to_lowercase().contains("connection: close"),
+        "{answer:?}"
+    );
     assert_eq!(gateway.ended().await.0, Some(0));
 }
 
@@ -173,17 +211,29 @@ async fn a_second_signal_forces_the_end_and_the_report_says_what_was_cut() {
         still.store(false, SeqCst);
         answer
     });
-    gateway.wait_until("the request is under way", async || backend.served() == 1).await;
+    gateway
+        .wait_until("the request is under way", async || backend.served() == 1)
+        .await;
     gateway.signal("TERM");
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(stuck.load(SeqCst), "the first signal waits for it");
     let began = Instant::now();
     gateway.signal("TERM");
     let (code, told) = gateway.ended().await;
-    assert!(began.elapsed() < Duration::from_secs(5), "the second does not");
-    assert_eq!(code, Some(3), "an end that cut something is told by the exit code: {told}");
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "the second does not"
+    );
+    assert_eq!(
+        code,
+        Some(3),
+        "an end that cut something is told by the exit code: {told}"
+    );
     assert!(told.contains("1 "), "{told}");
-    assert!(request.await.unwrap().is_err(), "the client sees a broken connection, not an answer");
+    assert!(
+        request.await.unwrap().is_err(),
+        "the client sees a broken connection, not an answer"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -193,5 +243,9 @@ async fn an_idle_gateway_ends_after_its_announcement() {
     let began = Instant::now();
     gateway.signal("TERM");
     assert_eq!(gateway.ended().await.0, Some(0));
-    assert!(began.elapsed() < Duration::from_secs(3), "there was nobody to wait for: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "there was nobody to wait for: {:?}",
+        began.elapsed()
+    );
 }

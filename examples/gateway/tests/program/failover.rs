@@ -38,8 +38,14 @@ impl Load {
                 let mut connection = connect(address, client).await.expect("the gateway accepts");
                 while !stop.load(SeqCst) {
                     let began = Instant::now();
-                    let answer = send(&mut connection, get(path)).await.expect("every request is answered");
-                    records.push(Record { began, status: answer.status.as_u16(), text: answer.text });
+                    let answer = send(&mut connection, get(path))
+                        .await
+                        .expect("every request is answered");
+                    records.push(Record {
+                        began,
+                        status: answer.status.as_u16(),
+                        text: answer.text,
+                    });
                     tokio::time::sleep(Duration::from_millis(25)).await;
                 }
                 records
@@ -60,7 +66,10 @@ impl Load {
 
 fn token(topology: &serde_json::Value, replica: &str) -> Option<u64> {
     let endpoints = topology["endpoints"].as_array().unwrap();
-    endpoints.iter().find(|endpoint| endpoint["id"] == replica)?["lease"]["token"].as_u64()
+    endpoints
+        .iter()
+        .find(|endpoint| endpoint["id"] == replica)?["lease"]["token"]
+        .as_u64()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -82,7 +91,11 @@ async fn a_killed_replica_costs_only_what_was_written_to_it_and_comes_back_with_
     assert!(without["generation"].as_u64() > before["generation"].as_u64());
 
     assert_eq!(gateway.admin_post("/replicas/echo-2/revive").await.0, 200);
-    gateway.wait_until("it holds a lease again", async || token(&gateway.topology().await, "echo-2").is_some()).await;
+    gateway
+        .wait_until("it holds a lease again", async || {
+            token(&gateway.topology().await, "echo-2").is_some()
+        })
+        .await;
     let revived = Instant::now();
     let after = gateway.topology().await;
     let new_token = token(&after, "echo-2").unwrap();
@@ -91,23 +104,50 @@ async fn a_killed_replica_costs_only_what_was_written_to_it_and_comes_back_with_
     tokio::time::sleep(Duration::from_millis(500)).await;
 
     let records = load.stop().await;
-    let failed: Vec<&Record> = records.iter().filter(|record| record.status != 200).collect();
+    let failed: Vec<&Record> = records
+        .iter()
+        .filter(|record| record.status != 200)
+        .collect();
     for record in &failed {
         assert_eq!(record.status, 502, "{}", record.text);
         let late = record.began.saturating_duration_since(killed);
-        assert!(late < NOTICED, "a request that began {late:?} after the kill failed: {}", record.text);
+        assert!(
+            late < NOTICED,
+            "a request that began {late:?} after the kill failed: {}",
+            record.text
+        );
     }
-    assert!(failed.len() <= 64, "at most one a client can have been under way");
-    assert_eq!(gateway.metric("gateway_responses_total{code=\"502\"}").await as usize, failed.len());
+    assert!(
+        failed.len() <= 64,
+        "at most one a client can have been under way"
+    );
+    assert_eq!(
+        gateway
+            .metric("gateway_responses_total{code=\"502\"}")
+            .await as usize,
+        failed.len()
+    );
     let answered_by = |replica: &str, since: Instant| {
-        records.iter().filter(|record| record.began > since && record.text.contains(replica)).count()
+        records
+            .iter()
+            .filter(|record| record.began > since && record.text.contains(replica))
+            .count()
     };
     assert!(answered_by("echo-1", killed) > 0 && answered_by("echo-3", killed) > 0);
-    assert!(answered_by("echo-2", revived) > 0, "the revived replica gets traffic");
+    assert!(
+        answered_by("echo-2", revived) > 0,
+        "the revived replica gets traffic"
+    );
     let new = format!("echo-2 token {new_token}");
-    let by_old = records.iter().filter(|record| record.began > killed && record.text.contains("echo-2"));
+    let by_old = records
+        .iter()
+        .filter(|record| record.began > killed && record.text.contains("echo-2"));
     for record in by_old {
-        assert!(record.text.contains(&new), "only the new holder answers: {}", record.text);
+        assert!(
+            record.text.contains(&new),
+            "only the new holder answers: {}",
+            record.text
+        );
     }
 }
 
@@ -115,26 +155,55 @@ async fn a_killed_replica_costs_only_what_was_written_to_it_and_comes_back_with_
 async fn with_all_replicas_down_the_answer_is_an_explicit_503_and_never_a_hang() {
     let gateway = Gateway::demo().await;
     for replica in ["echo-1", "echo-2", "echo-3"] {
-        assert_eq!(gateway.admin_post(&format!("/replicas/{replica}/kill")).await.0, 200);
+        assert_eq!(
+            gateway
+                .admin_post(&format!("/replicas/{replica}/kill"))
+                .await
+                .0,
+            200
+        );
     }
     let began = Instant::now();
     let answer = gateway.get(1, "/").await;
     assert_eq!(answer.status, 503, "{}", answer.text);
-    assert!(answer.text.contains("no healthy replica") || answer.text.contains("no-endpoint"), "{}", answer.text);
-    assert!(began.elapsed() < Duration::from_secs(2), "the wait is bounded to a second");
+    assert!(
+        answer.text.contains("no healthy replica") || answer.text.contains("no-endpoint"),
+        "{}",
+        answer.text
+    );
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "the wait is bounded to a second"
+    );
 
     gateway
-        .wait_until("all leases expire", async || gateway.topology().await["endpoints"].as_array().unwrap().is_empty())
+        .wait_until("all leases expire", async || {
+            gateway.topology().await["endpoints"]
+                .as_array()
+                .unwrap()
+                .is_empty()
+        })
         .await;
     let began = Instant::now();
     let answer = gateway.get(1, "/").await;
     assert_eq!(answer.status, 503);
     assert!(answer.text.contains("no-endpoints"), "{}", answer.text);
-    assert!(began.elapsed() < Duration::from_secs(1), "at once, when the topology is known to be empty");
-    assert_eq!(gateway.admin_get("/ready").await.0, 503, "a gateway that can serve nobody is not ready");
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "at once, when the topology is known to be empty"
+    );
+    assert_eq!(
+        gateway.admin_get("/ready").await.0,
+        503,
+        "a gateway that can serve nobody is not ready"
+    );
 
     assert_eq!(gateway.admin_post("/replicas/echo-1/revive").await.0, 200);
-    gateway.wait_until("it serves again", async || gateway.get(1, "/").await.status == 200).await;
+    gateway
+        .wait_until("it serves again", async || {
+            gateway.get(1, "/").await.status == 200
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -142,7 +211,10 @@ async fn a_backend_that_refuses_connections_costs_no_request() {
     let living = Backend::named("living").await;
     // It keeps no connections: one that died unnoticed in the gateway's pool may cost the request that is written to it.
     let dying = Backend::new(|_| async {
-        http::Response::builder().header("connection", "close").body(crate::common::full("dying")).unwrap()
+        http::Response::builder()
+            .header("connection", "close")
+            .body(crate::common::full("dying"))
+            .unwrap()
     })
     .await;
     let gateway = Gateway::with_backends(&[living.address, dying.address], "").await;
@@ -154,12 +226,21 @@ async fn a_backend_that_refuses_connections_costs_no_request() {
     dying.kill().await;
     for _ in 0..50 {
         let answer = gateway.get(1, "/").await;
-        assert_eq!((answer.status.as_u16(), answer.text.as_str()), (200, "living"));
+        assert_eq!(
+            (answer.status.as_u16(), answer.text.as_str()),
+            (200, "living")
+        );
     }
     // It comes back under its old address, and is found without anybody's help.
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-    let back = Backend::on(listener, |_| async { http::Response::new(crate::common::full("back")) });
-    gateway.wait_until("it serves again", async || gateway.get(1, "/").await.text == "back").await;
+    let back = Backend::on(listener, |_| async {
+        http::Response::new(crate::common::full("back"))
+    });
+    gateway
+        .wait_until("it serves again", async || {
+            gateway.get(1, "/").await.text == "back"
+        })
+        .await;
     drop(back);
 }
 

@@ -20,7 +20,8 @@ use crate::common::{Backend, Gateway, PATIENCE, get, send, status, tcp};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_past_its_limit_is_told_when_to_come_back_and_others_are_not_affected() {
     let backend = Backend::named("backend").await;
-    let gateway = Gateway::with_backends(&[backend.address], "[per_client]\nrate = 5\nburst = 5\n").await;
+    let gateway =
+        Gateway::with_backends(&[backend.address], "[per_client]\nrate = 5\nburst = 5\n").await;
     let mut connection = gateway.connect(1).await;
     let mut refused = 0;
     for _ in 0..8 {
@@ -29,17 +30,32 @@ async fn a_client_past_its_limit_is_told_when_to_come_back_and_others_are_not_af
             200 => {}
             429 => {
                 refused += 1;
-                assert_eq!(answer.headers["retry-after"], "1", "a fifth of a second, rounded up");
+                assert_eq!(
+                    answer.headers["retry-after"], "1",
+                    "a fifth of a second, rounded up"
+                );
                 assert_eq!(answer.headers["content-type"], "application/problem+json");
             }
             other => panic!("{other}"),
         }
     }
-    assert!((2..=3).contains(&refused), "{refused} of 8 refused at 5 a second with a burst of 5");
+    assert!(
+        (2..=3).contains(&refused),
+        "{refused} of 8 refused at 5 a second with a burst of 5"
+    );
     assert_eq!(gateway.get(2, "/").await.status, 200, "another client");
-    assert_eq!(gateway.metric("gateway_responses_total{code=\"429\"}").await as usize, refused);
+    assert_eq!(
+        gateway
+            .metric("gateway_responses_total{code=\"429\"}")
+            .await as usize,
+        refused
+    );
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(send(&mut connection, get("/")).await.unwrap().status, 200, "told 1 s, served after 1 s");
+    assert_eq!(
+        send(&mut connection, get("/")).await.unwrap().status,
+        200,
+        "told 1 s, served after 1 s"
+    );
 }
 
 /// A backend that answers with a status the test sets; 0 is no answer at all.
@@ -60,7 +76,10 @@ async fn moody(mood: &Arc<AtomicU16>) -> Backend {
 async fn circuit(gateway: &Gateway, backend: &str) -> String {
     let topology = gateway.topology().await;
     let endpoints = topology["endpoints"].as_array().unwrap();
-    let endpoint = endpoints.iter().find(|endpoint| endpoint["id"] == backend).unwrap();
+    let endpoint = endpoints
+        .iter()
+        .find(|endpoint| endpoint["id"] == backend)
+        .unwrap();
     endpoint["circuit"]["state"].as_str().unwrap().to_owned()
 }
 
@@ -77,12 +96,20 @@ async fn five_failures_open_the_circuit_the_balance_goes_round_it_and_one_probe_
     for _ in 0..30 {
         failures += usize::from(send(&mut connection, get("/")).await.unwrap().status == 500);
     }
-    assert_eq!((failures, bad.served()), (5, 5), "the circuit opens at the fifth failure in a row");
+    assert_eq!(
+        (failures, bad.served()),
+        (5, 5),
+        "the circuit opens at the fifth failure in a row"
+    );
     assert_eq!(circuit(&gateway, "b0").await, "open");
     for _ in 0..10 {
         assert_eq!(send(&mut connection, get("/")).await.unwrap().text, "good");
     }
-    assert_eq!(bad.served(), 5, "nothing reaches it while the circuit is open");
+    assert_eq!(
+        bad.served(),
+        5,
+        "nothing reaches it while the circuit is open"
+    );
 
     mood.store(200, SeqCst);
     gateway
@@ -113,20 +140,29 @@ async fn a_probe_whose_client_hangs_up_does_not_wedge_the_circuit() {
     let served = backend.served();
     let mut connection = gateway.connect(1).await;
     let probe = tokio::spawn(async move { send(&mut connection, get("/")).await });
-    gateway.wait_until("the probe reaches the backend", async || backend.served() > served).await;
+    gateway
+        .wait_until("the probe reaches the backend", async || {
+            backend.served() > served
+        })
+        .await;
     probe.abort();
     assert!(probe.await.unwrap_err().is_cancelled());
 
     mood.store(200, SeqCst);
     let answer = gateway.get(1, "/").await;
-    assert_eq!(answer.status, 200, "the next caller probes: {}", answer.text);
+    assert_eq!(
+        answer.status, 200,
+        "the next caller probes: {}",
+        answer.text
+    );
     assert_eq!(circuit(&gateway, "b0").await, "closed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backend_that_does_not_answer_is_told_as_a_timeout() {
     let backend = moody(&Arc::new(AtomicU16::new(0))).await;
-    let gateway = Gateway::with_backends(&[backend.address], "[timeouts]\nresponse = '200ms'\n").await;
+    let gateway =
+        Gateway::with_backends(&[backend.address], "[timeouts]\nresponse = '200ms'\n").await;
     let answer = gateway.get(1, "/").await;
     assert_eq!(answer.status, 504);
     assert_eq!(answer.headers["content-type"], "application/problem+json");
@@ -141,7 +177,9 @@ async fn clients_that_break_off_or_send_nonsense_open_no_circuit() {
         if !streams {
             return status(200);
         }
-        let first = futures_util::stream::iter([Ok(http_body::Frame::data(bytes::Bytes::from_static(b"event")))]);
+        let first = futures_util::stream::iter([Ok(http_body::Frame::data(
+            bytes::Bytes::from_static(b"event"),
+        ))]);
         let body = StreamBody::new(first.chain(futures_util::stream::pending()));
         http::Response::new(BodyExt::boxed(body))
     })
@@ -161,7 +199,9 @@ async fn clients_that_break_off_or_send_nonsense_open_no_circuit() {
         }
     }
     gateway
-        .wait_until("all of them are over", async || gateway.metric("gateway_requests_in_flight").await == 0.0)
+        .wait_until("all of them are over", async || {
+            gateway.metric("gateway_requests_in_flight").await == 0.0
+        })
         .await;
     assert_eq!(circuit(&gateway, "b0").await, "closed");
     assert_eq!(gateway.get(1, "/").await.status, 200);
@@ -175,9 +215,11 @@ async fn an_upload_may_take_longer_than_an_answer_and_one_that_stops_is_the_clie
     // Sends for longer than the limit, and tells the longest pause between two bytes.
     let upload = async || {
         let mut slow = tcp(gateway.address, 1).await.unwrap();
-        slow.write_all(b"POST / HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: 15\r\n\r\n")
-            .await
-            .unwrap();
+        slow.write_all(
+            b"POST / HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: 15\r\n\r\n",
+        )
+        .await
+        .unwrap();
         let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
         for _ in 0..15 {
             // The gateway may have given up on a client that paused.
@@ -187,7 +229,9 @@ async fn an_upload_may_take_longer_than_an_answer_and_one_that_stops_is_the_clie
             tokio::time::sleep(LIMIT / 10).await;
         }
         let mut answer = String::new();
-        let _ = tokio::time::timeout(PATIENCE, slow.read_to_string(&mut answer)).await.expect("the gateway closes");
+        let _ = tokio::time::timeout(PATIENCE, slow.read_to_string(&mut answer))
+            .await
+            .expect("the gateway closes");
         (answer, longest)
     };
     // On a busy machine this client may pause by itself: then the gateway was right to give up.
@@ -199,17 +243,26 @@ async fn an_upload_may_take_longer_than_an_answer_and_one_that_stops_is_the_clie
         uploaded = upload().await;
     }
     let (answer, longest) = uploaded;
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("thanks"), "{longest:?} {answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("thanks"),
+        "{longest:?} {answer}"
+    );
 
     let mut stalled = Vec::new();
     for _ in 0..6 {
         let mut stream = tcp(gateway.address, 1).await.unwrap();
-        stream.write_all(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nx").await.unwrap();
+        stream
+            .write_all(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nx")
+            .await
+            .unwrap();
         stalled.push(stream);
     }
     for mut stream in stalled {
         let mut answer = [0; 12];
-        tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(&answer, b"HTTP/1.1 504");
     }
     assert_eq!(circuit(&gateway, "b0").await, "closed");

@@ -24,7 +24,10 @@ async fn recorder() -> (Backend, Sent) {
         async move {
             let (head, body) = request.into_parts();
             let body = body.collect().await.unwrap().to_bytes();
-            record.lock().unwrap().push((head, String::from_utf8(body.to_vec()).unwrap()));
+            record
+                .lock()
+                .unwrap()
+                .push((head, String::from_utf8(body.to_vec()).unwrap()));
             Response::new(full("ok"))
         }
     });
@@ -33,7 +36,11 @@ async fn recorder() -> (Backend, Sent) {
 
 async fn recorded() -> (Gateway, Sent, Backend) {
     let (backend, sent) = recorder().await;
-    (Gateway::with_backends(&[backend.address], "").await, sent, backend)
+    (
+        Gateway::with_backends(&[backend.address], "").await,
+        sent,
+        backend,
+    )
 }
 
 /// Writes this and reads until the gateway closes: the last request should ask for that.
@@ -45,7 +52,10 @@ async fn talk(gateway: &Gateway, bytes: &str) -> String {
 
 async fn to_the_end(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the gateway closes").unwrap();
+    timeout(PATIENCE, stream.read_to_end(&mut answer))
+        .await
+        .expect("the gateway closes")
+        .unwrap();
     String::from_utf8(answer).unwrap()
 }
 
@@ -58,7 +68,11 @@ async fn what_follows_a_refused_upgrade_or_tunnel_is_never_taken_for_requests() 
         "GET /first HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
         "CONNECT a.example:1 HTTP/1.1\r\nhost: a.example:1\r\n\r\n",
     ] {
-        let answer = talk(&gateway, &format!("{asking}GET /smuggled HTTP/1.1\r\nhost: test\r\n\r\n")).await;
+        let answer = talk(
+            &gateway,
+            &format!("{asking}GET /smuggled HTTP/1.1\r\nhost: test\r\n\r\n"),
+        )
+        .await;
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
         assert!(answer.contains("connection: close"), "{answer}");
     }
@@ -66,7 +80,12 @@ async fn what_follows_a_refused_upgrade_or_tunnel_is_never_taken_for_requests() 
     let offer = "GET /first HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n";
     let answer = talk(&gateway, &format!("{offer}{LAST}")).await;
     assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
-    let paths: Vec<String> = sent.lock().unwrap().iter().map(|(head, _)| head.uri.to_string()).collect();
+    let paths: Vec<String> = sent
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(head, _)| head.uri.to_string())
+        .collect();
     assert_eq!(paths, ["/first", "/first", "/last"]);
 }
 
@@ -74,29 +93,53 @@ async fn what_follows_a_refused_upgrade_or_tunnel_is_never_taken_for_requests() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limited_upgrade_ends_its_connection_too() {
     let (backend, _) = recorder().await;
-    let gateway = Gateway::with_backends(&[backend.address], "[per_client]\nrate = 1\nper = 'hour'\n").await;
+    let gateway =
+        Gateway::with_backends(&[backend.address], "[per_client]\nrate = 1\nper = 'hour'\n").await;
     assert_eq!(gateway.get(1, "/").await.status, 200);
-    let upgrade = "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    let upgrade =
+        "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
     let answer = talk(&gateway, &format!("{upgrade}{upgrade}")).await;
-    assert!(answer.starts_with("HTTP/1.1 429") && answer.matches("HTTP/1.1 ").count() == 1, "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 429") && answer.matches("HTTP/1.1 ").count() == 1,
+        "{answer}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_arrives_with_every_method_however_it_was_framed() {
     let (gateway, sent, _backend) = recorded().await;
-    let (mut h1, mut h2) = (gateway.connect(1).await, connect_h2(gateway.address, 2).await);
+    let (mut h1, mut h2) = (
+        gateway.connect(1).await,
+        connect_h2(gateway.address, 2).await,
+    );
     let methods = ["GET", "HEAD", "DELETE", "OPTIONS", "POST"];
     for method in methods {
         // Of unknown length: chunked over HTTP/1, and without a content-length over HTTP/2.
         let body = || {
-            let frames = futures_util::stream::iter(["he", "llo"].map(|text| Ok(http_body::Frame::data(text.into()))));
+            let frames = futures_util::stream::iter(
+                ["he", "llo"].map(|text| Ok(http_body::Frame::data(text.into()))),
+            );
             BodyExt::boxed(http_body_util::StreamBody::new(frames))
         };
         let request = Request::builder().method(method);
-        let over_h1 = request.uri("/h1").header("host", "test").header("transfer-encoding", "chunked");
-        assert_eq!(send(&mut h1, over_h1.body(body()).unwrap()).await.unwrap().status, 200);
-        let over_h2 = Request::builder().method(method).uri(format!("http://{}/h2", gateway.address));
-        let response = h2.send_request(over_h2.body(body()).unwrap()).await.unwrap();
+        let over_h1 = request
+            .uri("/h1")
+            .header("host", "test")
+            .header("transfer-encoding", "chunked");
+        assert_eq!(
+            send(&mut h1, over_h1.body(body()).unwrap())
+                .await
+                .unwrap()
+                .status,
+            200
+        );
+        let over_h2 = Request::builder()
+            .method(method)
+            .uri(format!("http://{}/h2", gateway.address));
+        let response = h2
+            .send_request(over_h2.body(body()).unwrap())
+            .await
+            .unwrap();
         assert_eq!(response.status(), 200);
     }
     for (head, body) in sent.lock().unwrap().iter() {
@@ -110,7 +153,12 @@ async fn nobody_outside_can_speak_for_the_holder_of_a_lease() {
     let (gateway, sent, _backend) = recorded().await;
     talk(&gateway, "GET / HTTP/1.1\r\nhost: test\r\nx-lease-token: echo/1;99\r\nx-lease-epoch: 99\r\nx-lease-epoch: 1\r\nconnection: close\r\n\r\n").await;
     let (head, _) = sent.lock().unwrap().pop().unwrap();
-    assert!(head.headers.keys().all(|name| !name.as_str().starts_with("x-lease")), "{head:?}");
+    assert!(
+        head.headers
+            .keys()
+            .all(|name| !name.as_str().starts_with("x-lease")),
+        "{head:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -122,31 +170,71 @@ async fn what_is_refused_is_told_as_a_problem_and_goes_no_further() {
         ("GET http://a.example/ HTTP/1.1\r\n", 400, "no-host"),
         ("GET / HTTP/1.1\r\nhost: a\r\nhost: a\r\n", 400, "two-hosts"),
         ("GET * HTTP/1.1\r\nhost: a\r\n", 400, "request-target"),
-        ("GET ftp://a.example/ HTTP/1.1\r\nhost: a\r\n", 400, "request-target"),
-        ("GET a.example:80 HTTP/1.1\r\nhost: a\r\n", 400, "request-target"),
+        (
+            "GET ftp://a.example/ HTTP/1.1\r\nhost: a\r\n",
+            400,
+            "request-target",
+        ),
+        (
+            "GET a.example:80 HTTP/1.1\r\nhost: a\r\n",
+            400,
+            "request-target",
+        ),
         ("TRACE / HTTP/1.1\r\nhost: a\r\n", 405, "method-not-allowed"),
-        ("GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n", 501, "transfer-coding"),
+        (
+            "GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n",
+            501,
+            "transfer-coding",
+        ),
     ] {
         let answer = talk(&gateway, &format!("{request}{close}")).await;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
-        assert!(head.contains("content-type: application/problem+json"), "{request}: {answer}");
-        assert_eq!(head.contains("allow: "), status == 405, "{request}: {answer}");
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request}: {answer}"
+        );
+        assert!(
+            head.contains("content-type: application/problem+json"),
+            "{request}: {answer}"
+        );
+        assert_eq!(
+            head.contains("allow: "),
+            status == 405,
+            "{request}: {answer}"
+        );
         let problem: serde_json::Value = serde_json::from_str(body).unwrap();
-        assert_eq!((&problem["status"], &problem["code"]), (&status.into(), &code.into()), "{request}");
+        assert_eq!(
+            (&problem["status"], &problem["code"]),
+            (&status.into(), &code.into()),
+            "{request}"
+        );
     }
-    let answer = talk(&gateway, &format!("OPTIONS * HTTP/1.1\r\nhost: a\r\nmax-forwards: 0\r\n{close}")).await;
-    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("allow: "), "{answer}");
+    let answer = talk(
+        &gateway,
+        &format!("OPTIONS * HTTP/1.1\r\nhost: a\r\nmax-forwards: 0\r\n{close}"),
+    )
+    .await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.contains("allow: "),
+        "{answer}"
+    );
     assert!(sent.lock().unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pipelined_requests_are_answered_in_order_with_a_refusal_among_them() {
     let (backend, sent) = recorder().await;
-    let gateway = Gateway::with_backends(&[backend.address], "[per_client]\nrate = 1\nper = 'hour'\nburst = 2\n").await;
+    let gateway = Gateway::with_backends(
+        &[backend.address],
+        "[per_client]\nrate = 1\nper = 'hour'\nburst = 2\n",
+    )
+    .await;
     let one = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 4\r\n\r\nGET ";
     let answer = talk(&gateway, &format!("{one}{one}{one}{LAST}")).await;
-    let statuses: Vec<&str> = answer.match_indices("HTTP/1.1 ").map(|(at, _)| &answer[at + 9..at + 12]).collect();
+    let statuses: Vec<&str> = answer
+        .match_indices("HTTP/1.1 ")
+        .map(|(at, _)| &answer[at + 9..at + 12])
+        .collect();
     assert_eq!(statuses, ["200", "200", "429", "429"], "{answer}");
     assert_eq!(sent.lock().unwrap().len(), 2);
 }
@@ -154,18 +242,24 @@ async fn pipelined_requests_are_answered_in_order_with_a_refusal_among_them() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_waits_for_100_gets_it_before_its_answer_and_not_before_a_refusal() {
     let (backend, sent) = recorder().await;
-    let gateway = Gateway::with_backends(&[backend.address], "[per_client]\nrate = 1\nper = 'hour'\n").await;
-    let head =
-        "POST / HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\nconnection: close\r\ncontent-length: 2\r\n\r\n";
+    let gateway =
+        Gateway::with_backends(&[backend.address], "[per_client]\nrate = 1\nper = 'hour'\n").await;
+    let head = "POST / HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\nconnection: close\r\ncontent-length: 2\r\n\r\n";
     let mut stream = tcp(gateway.address, 1).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut interim = [0; 25];
-    timeout(PATIENCE, stream.read_exact(&mut interim)).await.expect("it is told to go on").unwrap();
+    timeout(PATIENCE, stream.read_exact(&mut interim))
+        .await
+        .expect("it is told to go on")
+        .unwrap();
     assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
     stream.write_all(b"hi").await.unwrap();
     assert!(to_the_end(&mut stream).await.starts_with("HTTP/1.1 200 "));
     assert_eq!(sent.lock().unwrap()[0].1, "hi");
-    assert!(talk(&gateway, head).await.starts_with("HTTP/1.1 429 "), "it never sends its body");
+    assert!(
+        talk(&gateway, head).await.starts_with("HTTP/1.1 429 "),
+        "it never sends its body"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -179,13 +273,23 @@ async fn who_closes_its_half_gets_an_answer_if_that_is_configured() {
         let config = format!("{more}\n{}", crate::common::config(&[slow.address], ""));
         let gateway = Gateway::configured(&config).await;
         let mut stream = tcp(gateway.address, 1).await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")
+            .await
+            .unwrap();
         stream.shutdown().await.unwrap();
         to_the_end(&mut stream).await
     };
     let answer = half_closed("half_close = true").await;
-    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("slow"), "{answer}");
-    assert_eq!(half_closed("").await, "", "it has left, as far as anybody can tell");
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("slow"),
+        "{answer}"
+    );
+    assert_eq!(
+        half_closed("").await,
+        "",
+        "it has left, as far as anybody can tell"
+    );
 }
 
 /// A backend that answers each request with the next of these, and keeps its connections.
@@ -199,7 +303,9 @@ async fn scripted(answers: &'static [&'static str]) -> std::net::SocketAddr {
             tokio::spawn(async move {
                 let mut request = [0; 4096];
                 while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
-                    let Some(answer) = answers.lock().unwrap().next() else { return };
+                    let Some(answer) = answers.lock().unwrap().next() else {
+                        return;
+                    };
                     if stream.write_all(answer.as_bytes()).await.is_err() {
                         return;
                     }
@@ -241,8 +347,17 @@ async fn trailers_reach_an_http_2_client_without_what_would_break_its_stream() {
     .await;
     let gateway = Gateway::with_backends(&[backend], "").await;
     let mut connection = connect_h2(gateway.address, 1).await;
-    let request = Request::get(format!("http://{}/", gateway.address)).body(empty()).unwrap();
-    let body = connection.send_request(request).await.unwrap().into_body().collect().await.unwrap();
+    let request = Request::get(format!("http://{}/", gateway.address))
+        .body(empty())
+        .unwrap();
+    let body = connection
+        .send_request(request)
+        .await
+        .unwrap()
+        .into_body()
+        .collect()
+        .await
+        .unwrap();
     let trailers = body.trailers().unwrap();
     assert_eq!(trailers.keys().collect::<Vec<_>>(), ["x-checksum"]);
 }
@@ -253,12 +368,25 @@ async fn operators_ask_with_get_or_head_and_are_told_what_else_is_allowed() {
     for path in ["/live", "/ready", "/metrics", "/topology"] {
         let mut operator = crate::common::connect(gateway.admin, 0).await.unwrap();
         for (method, status) in [("GET", 200), ("HEAD", 200), ("POST", 405)] {
-            let request = Request::builder().method(method).uri(path).header("host", "admin").body(empty()).unwrap();
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header("host", "admin")
+                .body(empty())
+                .unwrap();
             let answer = send(&mut operator, request).await.unwrap();
             assert_eq!(answer.status, status, "{method} {path}");
-            assert_eq!(answer.headers.get("allow").is_some(), status == 405, "{method} {path}");
+            assert_eq!(
+                answer.headers.get("allow").is_some(),
+                status == 405,
+                "{method} {path}"
+            );
             assert_eq!(answer.text.is_empty(), method == "HEAD", "{method} {path}");
         }
     }
-    assert_eq!(gateway.admin_post("/replicas/echo-1/kill").await.0, 404, "only the demo has replicas");
+    assert_eq!(
+        gateway.admin_post("/replicas/echo-1/kill").await.0,
+        404,
+        "only the demo has replicas"
+    );
 }

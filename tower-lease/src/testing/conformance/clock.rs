@@ -9,7 +9,8 @@ use crate::{Fault, LeaseStore};
 
 impl<S: LeaseStore> Conformance<S> {
     pub(super) async fn end_by_time(&self) {
-        self.r2_a_lease_lasts_as_long_as_was_granted_and_no_longer().await;
+        self.r2_a_lease_lasts_as_long_as_was_granted_and_no_longer()
+            .await;
         self.r7_a_lease_that_is_renewed_goes_on().await;
         if self.one.capabilities().transfer() {
             self.r20_a_transferred_lease_lasts_from_the_transfer().await;
@@ -21,7 +22,8 @@ impl<S: LeaseStore> Conformance<S> {
         let (key, claim, first) = self.held().await;
         self.until_vacant(&key, first.ttl() + self.lateness()).await;
         self.assert_lasted(start, first.ttl());
-        self.assert_fault(|| self.one.renew(&claim), Fault::Lost, "R-11: it expired").await;
+        self.assert_fault(|| self.one.renew(&claim), Fault::Lost, "R-11: it expired")
+            .await;
         let second = self.granted(&self.claim(&key)).await;
         self.assert_rises(&first, &second, "an expiry");
         assert!(!second.is_clean(), "R-18: an expiry is no clean end");
@@ -34,10 +36,21 @@ impl<S: LeaseStore> Conformance<S> {
         while start.elapsed() < grant.ttl() * 2 {
             sleep(grant.ttl() / 5).await;
             let sent = Instant::now();
-            renewed = (sent, self.answer(|| self.one.renew(&claim), "R-7: a renewal in time").await);
+            renewed = (
+                sent,
+                self.answer(|| self.one.renew(&claim), "R-7: a renewal in time")
+                    .await,
+            );
         }
-        let token = self.inspected(&key).await.map(|record| record.token().clone());
-        assert_eq!(token.as_ref(), Some(grant.token()), "R-7: renewed, it is held past its first TTL");
+        let token = self
+            .inspected(&key)
+            .await
+            .map(|record| record.token().clone());
+        assert_eq!(
+            token.as_ref(),
+            Some(grant.token()),
+            "R-7: renewed, it is held past its first TTL"
+        );
         let (sent, ttl) = renewed;
         self.until_vacant(&key, ttl + self.lateness()).await;
         self.assert_lasted(sent, ttl);
@@ -48,7 +61,9 @@ impl<S: LeaseStore> Conformance<S> {
         let to = self.claim(&key);
         sleep(self.ttl / 2).await;
         let sent = Instant::now();
-        let grant = self.answer(|| self.one.transfer(&from, &to), "transfer").await;
+        let grant = self
+            .answer(|| self.one.transfer(&from, &to), "transfer")
+            .await;
         self.until_vacant(&key, grant.ttl() + self.lateness()).await;
         self.assert_lasted(sent, grant.ttl());
     }
@@ -57,6 +72,9 @@ impl<S: LeaseStore> Conformance<S> {
     /// which was after `sent`. A hundredth is for the clocks.
     fn assert_lasted(&self, sent: Instant, ttl: Duration) {
         let lasted = sent.elapsed();
-        assert!(lasted >= ttl - ttl / 100, "R-2: {ttl:?} were granted, and it ended after {lasted:?}");
+        assert!(
+            lasted >= ttl - ttl / 100,
+            "R-2: {ttl:?} were granted, and it ended after {lasted:?}"
+        );
     }
 }

@@ -14,7 +14,8 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    Acquired, Claim, ClaimId, Fault, Grant, Holder, LeaseKey, LeaseStore, Record, StoreError, fencing::Fencing,
+    Acquired, Claim, ClaimId, Fault, Grant, Holder, LeaseKey, LeaseStore, Record, StoreError,
+    fencing::Fencing,
 };
 
 /// The suite. It looks at the store through two handles, and panics, naming the rule, at the first that is broken.
@@ -49,7 +50,14 @@ impl<S: LeaseStore> Conformance<S> {
     pub fn new(one: S, other: S) -> Self {
         let prefix = format!("conformance/{:032x}/", ClaimId::random().as_u128());
         let ttl = one.capabilities().min_ttl().max(Duration::from_secs(1));
-        Self { one, other, prefix, ttl, slack: Duration::from_secs(5), keys: AtomicU32::new(0) }
+        Self {
+            one,
+            other,
+            prefix,
+            ttl,
+            slack: Duration::from_secs(5),
+            keys: AtomicU32::new(0),
+        }
     }
 
     /// Where its keys lie. Default: `conformance/` and a random name.
@@ -91,11 +99,14 @@ impl<S: LeaseStore> Conformance<S> {
     /// A key that was never used.
     fn key(&self) -> LeaseKey {
         let number = self.keys.fetch_add(1, Ordering::Relaxed);
-        LeaseKey::new(&format!("{}{number}", self.prefix)).expect("the prefix is short visible ASCII")
+        LeaseKey::new(&format!("{}{number}", self.prefix))
+            .expect("the prefix is short visible ASCII")
     }
 
     fn claim(&self, key: &LeaseKey) -> Claim {
-        let holder = Holder::new("conformance").with_payload("10.0.0.7:80").expect("short");
+        let holder = Holder::new("conformance")
+            .with_payload("10.0.0.7:80")
+            .expect("short");
         Claim::new(key.clone(), holder, ClaimId::random(), self.ttl)
     }
 
@@ -147,7 +158,10 @@ impl<S: LeaseStore> Conformance<S> {
     async fn until_vacant(&self, key: &LeaseKey, limit: Duration) {
         let start = Instant::now();
         while self.inspected(key).await.is_some() {
-            assert!(start.elapsed() < limit, "a lease that is not renewed ends: still held after {limit:?}");
+            assert!(
+                start.elapsed() < limit,
+                "a lease that is not renewed ends: still held after {limit:?}"
+            );
             sleep(self.ttl / 40).await;
         }
     }
@@ -155,27 +169,44 @@ impl<S: LeaseStore> Conformance<S> {
     /// R-19, where the store says that its tokens fence.
     fn assert_rises(&self, from: &Grant, to: &Grant, how: &str) {
         if S::Fencing::IS_TOTAL {
-            let rises = from.token().compare(to.token()).expect("R-25: of one key").is_lt();
-            assert!(rises, "R-19: a token rises over {how}: {} then {}", from.token(), to.token());
+            let rises = from
+                .token()
+                .compare(to.token())
+                .expect("R-25: of one key")
+                .is_lt();
+            assert!(
+                rises,
+                "R-19: a token rises over {how}: {} then {}",
+                from.token(),
+                to.token()
+            );
         }
     }
 }
 
 impl<S: fmt::Debug> fmt::Debug for Conformance<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Conformance").field("store", &self.one).field("under", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("Conformance")
+            .field("store", &self.one)
+            .field("under", &self.prefix)
+            .finish_non_exhaustive()
     }
 }
 
 /// Asks until the answer is known, as a keeper does: only for what may be repeated.
-async fn known<T, F>((limit, pause): (Duration, Duration), call: impl Fn() -> F) -> Result<T, StoreError>
+async fn known<T, F>(
+    (limit, pause): (Duration, Duration),
+    call: impl Fn() -> F,
+) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
     let start = Instant::now();
     loop {
         match call().await {
-            Err(error) if error.fault() == Fault::Unknown && start.elapsed() < limit => sleep(pause).await,
+            Err(error) if error.fault() == Fault::Unknown && start.elapsed() < limit => {
+                sleep(pause).await
+            }
             known => return known,
         }
     }

@@ -42,13 +42,22 @@ impl<S: LeaseStore> Conformance<S> {
         let key = self.key();
         let mut watch = self.other.watch(&key, Revision::START);
         let event = self.next(&mut watch, "R-12: that a key is vacant").await;
-        assert!(matches!(&event, WatchEvent::Vacant(vacant, _) if *vacant == key), "{event:?}");
+        assert!(
+            matches!(&event, WatchEvent::Vacant(vacant, _) if *vacant == key),
+            "{event:?}"
+        );
         let (key, claim, grant) = self.held().await;
         let mut watch = self.other.watch(&key, grant.revision());
         match self.next(&mut watch, "R-12: who holds it").await {
             WatchEvent::Held(record, at) => {
-                assert_eq!((record.token(), record.claim()), (grant.token(), claim.id()));
-                assert!(at >= grant.revision(), "R-12: as of the grant or later: {at:?}");
+                assert_eq!(
+                    (record.token(), record.claim()),
+                    (grant.token(), claim.id())
+                );
+                assert!(
+                    at >= grant.revision(),
+                    "R-12: as of the grant or later: {at:?}"
+                );
             }
             other => panic!("R-12: a key that is held is told as held: {other:?}"),
         }
@@ -63,18 +72,29 @@ impl<S: LeaseStore> Conformance<S> {
         assert!(released > first.revision(), "R-12: after the grant");
         let second = self.granted(&self.claim(&key)).await;
         let event = self.next(&mut watch, "R-12: an acquisition").await;
-        assert!(matches!(&event, WatchEvent::Held(record, _) if record.token() == second.token()), "{event:?}");
+        assert!(
+            matches!(&event, WatchEvent::Held(record, _) if record.token() == second.token()),
+            "{event:?}"
+        );
         self.answer(|| self.one.revoke(&key, None), "revoke").await;
         let revoked = self.vacant(&mut watch, &key, "R-12: a revocation").await;
-        assert!(revoked >= second.revision() && revoked > released, "R-12: in order");
+        assert!(
+            revoked >= second.revision() && revoked > released,
+            "R-12: in order"
+        );
     }
 
     async fn r12_a_watch_tells_an_expiry(&self) {
         let (key, _, grant) = self.held().await;
         let mut watch = self.other.watch(&key, grant.revision());
         self.next(&mut watch, "R-12: who holds it").await;
-        let event = self.next_within(&mut watch, grant.ttl() + self.lateness(), "R-12: an expiry").await;
-        assert!(matches!(&event, WatchEvent::Vacant(vacant, _) if *vacant == key), "{event:?}");
+        let event = self
+            .next_within(&mut watch, grant.ttl() + self.lateness(), "R-12: an expiry")
+            .await;
+        assert!(
+            matches!(&event, WatchEvent::Vacant(vacant, _) if *vacant == key),
+            "{event:?}"
+        );
     }
 
     async fn vacant(&self, watch: &mut S::Watch, key: &LeaseKey, what: &str) -> Revision {
@@ -94,31 +114,56 @@ impl<S: LeaseStore> Conformance<S> {
         }
         expected.sort();
         let prefix = format!("{base}/");
-        let listing = self.answer(|| self.other.list_prefix(&prefix), "list").await;
-        let keys: Vec<_> = listing.records.iter().map(|record| record.key().clone()).collect();
-        assert_eq!(keys, expected, "a listing is what is under the prefix, sorted by key");
+        let listing = self
+            .answer(|| self.other.list_prefix(&prefix), "list")
+            .await;
+        let keys: Vec<_> = listing
+            .records
+            .iter()
+            .map(|record| record.key().clone())
+            .collect();
+        assert_eq!(
+            keys, expected,
+            "a listing is what is under the prefix, sorted by key"
+        );
         assert!(listing.documents.is_empty());
-        assert_eq!(listing.records[0].holder().payload().as_ref(), b"10.0.0.7:80");
+        assert_eq!(
+            listing.records[0].holder().payload().as_ref(),
+            b"10.0.0.7:80"
+        );
     }
 
     async fn a_prefix_watch_continues_a_listing(&self) {
         let base = self.key();
         let prefix = format!("{base}/");
-        let [first, second] = ["1", "2"].map(|tail| LeaseKey::new(&format!("{prefix}{tail}")).expect("visible ASCII"));
+        let [first, second] = ["1", "2"]
+            .map(|tail| LeaseKey::new(&format!("{prefix}{tail}")).expect("visible ASCII"));
         let (one, two) = (self.claim(&first), self.claim(&second));
         self.granted(&one).await;
-        let listing = self.answer(|| self.other.list_prefix(&prefix), "list").await;
+        let listing = self
+            .answer(|| self.other.list_prefix(&prefix), "list")
+            .await;
         // All this happens before the watch is opened, and beside it.
         self.held().await;
         let grant = self.granted(&two).await;
         self.answer(|| self.one.release(&one), "release").await;
         let mut watch = self.other.watch_prefix(&prefix, listing.revision);
         let event = self.next(&mut watch, "what came after the listing").await;
-        let WatchEvent::Held(record, held_at) = event else { panic!("an acquisition is told as held: {event:?}") };
-        assert_eq!((record.key(), record.token()), (&second, grant.token()), "no event is missed, none is of before");
+        let WatchEvent::Held(record, held_at) = event else {
+            panic!("an acquisition is told as held: {event:?}")
+        };
+        assert_eq!(
+            (record.key(), record.token()),
+            (&second, grant.token()),
+            "no event is missed, none is of before"
+        );
         let released_at = self.vacant(&mut watch, &first, "a release").await;
-        assert!(listing.revision < held_at && held_at < released_at, "in order");
-        self.answer(|| self.one.revoke(&second, None), "revoke").await;
+        assert!(
+            listing.revision < held_at && held_at < released_at,
+            "in order"
+        );
+        self.answer(|| self.one.revoke(&second, None), "revoke")
+            .await;
         assert!(self.vacant(&mut watch, &second, "a revocation").await > released_at);
     }
 
@@ -129,8 +174,13 @@ impl<S: LeaseStore> Conformance<S> {
             let key = LeaseKey::new(&format!("{base}/{number}")).expect("visible ASCII");
             _ = timeout(Duration::from_millis(1), watch.next()).await;
             self.granted(&self.claim(&key)).await;
-            let event = self.next(&mut watch, "an event after a dropped `next`").await;
-            assert!(matches!(&event, WatchEvent::Held(record, _) if *record.key() == key), "{number}: {event:?}");
+            let event = self
+                .next(&mut watch, "an event after a dropped `next`")
+                .await;
+            assert!(
+                matches!(&event, WatchEvent::Held(record, _) if *record.key() == key),
+                "{number}: {event:?}"
+            );
         }
     }
 
@@ -139,11 +189,16 @@ impl<S: LeaseStore> Conformance<S> {
         let mut watch = self.other.watch(&key, grant.revision());
         self.next(&mut watch, "R-12: who holds it").await;
         let to = self.claim(&key);
-        let new = self.answer(|| self.one.transfer(&from, &to), "transfer").await;
+        let new = self
+            .answer(|| self.one.transfer(&from, &to), "transfer")
+            .await;
         match self.next(&mut watch, "R-20: a transfer").await {
             WatchEvent::Held(record, at) => {
                 assert_eq!((record.token(), record.claim()), (new.token(), to.id()));
-                assert!(at >= new.revision() && at > grant.revision(), "R-20: in order");
+                assert!(
+                    at >= new.revision() && at > grant.revision(),
+                    "R-20: in order"
+                );
             }
             other => panic!("R-20: a transfer is told as held by the successor: {other:?}"),
         }
