@@ -52,6 +52,7 @@
 
 pub mod body;
 pub mod classify;
+mod ejection;
 pub mod header;
 mod peer;
 mod refusal;
@@ -59,6 +60,7 @@ pub mod refuse;
 mod verdict;
 
 pub use self::{
+    ejection::{Ejected, EjectionBudget},
     peer::PeerAddr,
     refusal::{BoxError, Class, Refusal, Refused, Unsent},
     verdict::{Outcome, Settle, Verdict},

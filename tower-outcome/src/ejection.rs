@@ -1,0 +1,242 @@
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire},
+    },
+};
+
+/// How many endpoints of a set may be out of service at once, because of what they answered.
+///
+/// Several mechanisms take endpoints out: a circuit per endpoint, an outlier detector. Each sees only its own endpoint,
+/// so together they could take out all of them, and one client with a request that every endpoint answers with `500`
+/// would turn the service off for the others. This handle is the one place that counts. A balancer makes one per
+/// priority and zone, keeps its [members](Self::set_members) up to date and gives it to those mechanisms, which ask
+/// it [before they take an endpoint out](Self::try_eject).
+///
+/// At most half of the members may be out by default, at least one may where there are two or more, and **the last
+/// one never**. What is out for a reason that cannot be answered (a refused connection, a vacant lease) does not ask
+/// and is not counted: sending requests there would help no client.
+///
+/// Clones share the count. A call is one atomic operation on one word; none is made for an admitted request.
+///
+/// ```
+/// use tower_outcome::EjectionBudget;
+///
+/// let budget = EjectionBudget::new();
+/// budget.set_members(3);
+/// let first = budget.try_eject().expect("one of three may be out");
+/// assert!(budget.try_eject().is_none(), "half of three is one");
+/// drop(first); // the endpoint is back
+/// assert_eq!(budget.out(), 0);
+/// ```
+///
+/// Source of the rule: Envoy's `max_ejection_percent` (10 % by default there, and one endpoint always) and its panic
+/// threshold, which sends traffic to all endpoints again once half of them are unhealthy.
+#[derive(Clone)]
+pub struct EjectionBudget {
+    shared: Arc<Shared>,
+}
+
+/// An endpoint that is out of service. Dropping this gives its place in the budget back.
+#[must_use = "dropping it says that the endpoint is back in service"]
+pub struct Ejected {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Members in the upper half, those that are out in the lower. All changes are read-modify-write on this one word,
+    /// so it is consistent at any time.
+    word: AtomicU64,
+    max_percent: u8,
+}
+
+// === impl EjectionBudget ===
+
+impl EjectionBudget {
+    /// Half of the members at most, which is where Envoy's panic threshold is by default. Has no members yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_max_percent(50)
+    }
+
+    /// The largest share of the members that may be out at once, in percent, rounded down but at least one; more than 100
+    /// means 100. The last member always stays. Has no members yet.
+    #[must_use]
+    pub fn with_max_percent(percent: u8) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                word: AtomicU64::new(0),
+                max_percent: percent.min(100),
+            }),
+        }
+    }
+
+    /// Sets how many endpoints the set has: those that are meant to serve, in or out. What is out stays out when the set
+    /// shrinks; nothing more can go out until enough have come back.
+    pub fn set_members(&self, members: usize) {
+        let members = u32::try_from(members).unwrap_or(u32::MAX);
+        let set = |word| Some(pack(members, unpack(word).1));
+        // Never fails: `set` always answers.
+        let _ = self.shared.word.fetch_update(AcqRel, Acquire, set);
+    }
+
+    /// How many endpoints the set has.
+    #[must_use]
+    pub fn members(&self) -> usize {
+        unpack(self.shared.word.load(Acquire)).0 as usize
+    }
+
+    /// How many of them are out.
+    #[must_use]
+    pub fn out(&self) -> usize {
+        unpack(self.shared.word.load(Acquire)).1 as usize
+    }
+
+    /// How many of them may be out at once, with as many members as there are now.
+    #[must_use]
+    pub fn max_out(&self) -> usize {
+        self.shared.max_out(self.members() as u32) as usize
+    }
+
+    /// Asks to take one endpoint out. `None`: too many are out already, so it has to stay in service.
+    pub fn try_eject(&self) -> Option<Ejected> {
+        let shared = &self.shared;
+        let take = |word| {
+            let (members, out) = unpack(word);
+            (out < shared.max_out(members)).then(|| pack(members, out + 1))
+        };
+        shared.word.fetch_update(AcqRel, Acquire, take).ok()?;
+        Some(Ejected {
+            shared: shared.clone(),
+        })
+    }
+}
+
+impl Default for EjectionBudget {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for EjectionBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (members, out) = unpack(self.shared.word.load(Acquire));
+        f.debug_struct("EjectionBudget")
+            .field("members", &members)
+            .field("out", &out)
+            .field("max_percent", &self.shared.max_percent)
+            .finish()
+    }
+}
+
+// === impl Ejected ===
+
+impl Drop for Ejected {
+    fn drop(&mut self) {
+        // The lower half counts the guards that live, so it is at least one here and nothing is borrowed from the upper.
+        self.shared.word.fetch_sub(1, AcqRel);
+    }
+}
+
+impl fmt::Debug for Ejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ejected").finish_non_exhaustive()
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn max_out(&self, members: u32) -> u32 {
+        let share = u64::from(members) * u64::from(self.max_percent) / 100;
+        // The share is at most `members`, so it fits.
+        (share as u32).max(1).min(members.saturating_sub(1))
+    }
+}
+
+fn pack(members: u32, out: u32) -> u64 {
+    u64::from(members) << 32 | u64::from(out)
+}
+
+fn unpack(word: u64) -> (u32, u32) {
+    ((word >> 32) as u32, word as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(percent: u8, members: usize) -> EjectionBudget {
+        let budget = EjectionBudget::with_max_percent(percent);
+        budget.set_members(members);
+        budget
+    }
+
+    #[test]
+    fn the_last_member_never_goes_out() {
+        for percent in [0, 10, 50, 100, 255] {
+            for members in 0..20 {
+                let budget = of(percent, members);
+                let out: Vec<_> = std::iter::from_fn(|| budget.try_eject()).collect();
+                assert_eq!(out.len(), budget.max_out());
+                assert!(members == 0 || out.len() < members, "{percent} {members}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_share_is_rounded_down_but_one_of_two_may_always_go() {
+        let max_out = |percent, members| of(percent, members).max_out();
+        assert_eq!(
+            [1, 2, 3, 4, 5, 10].map(|n| max_out(50, n)),
+            [0, 1, 1, 2, 2, 5]
+        );
+        assert_eq!([1, 2, 9, 10, 20].map(|n| max_out(10, n)), [0, 1, 1, 1, 2]);
+        assert_eq!(max_out(100, usize::MAX), u32::MAX as usize - 1);
+    }
+
+    #[test]
+    fn what_comes_back_leaves_its_place_to_another() {
+        let budget = of(50, 4);
+        let (first, _second) = (budget.try_eject().unwrap(), budget.try_eject().unwrap());
+        assert!(budget.try_eject().is_none());
+        drop(first);
+        assert_eq!(budget.out(), 1);
+        assert!(budget.clone().try_eject().is_some());
+    }
+
+    #[test]
+    fn a_set_that_shrinks_keeps_those_out_and_lets_no_more_go() {
+        let budget = of(50, 8);
+        let out: Vec<_> = std::iter::from_fn(|| budget.try_eject()).collect();
+        budget.set_members(3);
+        assert_eq!(
+            (budget.members(), budget.out(), budget.max_out()),
+            (3, 4, 1)
+        );
+        assert!(budget.try_eject().is_none());
+        drop(out);
+        assert_eq!((budget.members(), budget.out()), (3, 0));
+        assert!(budget.try_eject().is_some());
+    }
+
+    #[test]
+    fn threads_never_take_more_than_the_share() {
+        let budget = of(50, 9);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for round in 0..2000 {
+                        let ejected = budget.try_eject();
+                        assert!(budget.out() <= 5);
+                        budget.set_members(9 + round % 2); // half of both is four or five
+                        drop(ejected);
+                        budget.set_members(9);
+                    }
+                });
+            }
+        });
+        assert_eq!((budget.members(), budget.out()), (9, 0));
+    }
+}
