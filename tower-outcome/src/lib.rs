@@ -8,6 +8,7 @@
 //! - [`Settle`]: the guard that wants to know, and that is cancelled when it is dropped.
 //! - [`Refusal`]: why a request was refused, found in any error chain. [`refuse`]: how that is told, as an error, as HTTP
 //!   or as gRPC.
+//! - [`readiness`]: whether this process should be sent new requests, for probes and health services.
 //! - [`Unsent`]: a request that was never written, handed back so that it can go elsewhere.
 //!
 //! It costs nothing of its own: no task, no lock, no allocation but those of an answer that refuses.
@@ -55,6 +56,7 @@ pub mod classify;
 mod ejection;
 pub mod header;
 mod peer;
+pub mod readiness;
 mod refusal;
 pub mod refuse;
 mod verdict;
