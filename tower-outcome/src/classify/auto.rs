@@ -2,6 +2,7 @@ use http::{Method, Request, Response};
 
 use super::{
     AtEnd, Classify, ClassifyEnd, ClassifyResponse, Grpc, Http, HttpClassifier, broken, is_grpc,
+    refused,
 };
 use crate::{Outcome, Refusal, body::End};
 
@@ -62,6 +63,9 @@ impl<B, E: 'static> ClassifyResponse<Response<B>, E> for AutoClassifier {
     type Scope = AtEnd;
 
     fn head(&self, response: &Response<B>) -> Option<Outcome> {
+        if let Some(outcome) = refused(response.extensions()) {
+            return Some(outcome);
+        }
         match &self.0 {
             Protocol::Http(http) => http.at_head(response.status(), response.headers()),
             Protocol::Grpc(_) if is_grpc(response.headers()) => {

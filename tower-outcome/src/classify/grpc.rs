@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 
-use super::{AtEnd, Classify, ClassifyEnd, ClassifyResponse, broken};
+use super::{AtEnd, Classify, ClassifyEnd, ClassifyResponse, broken, refused};
 use crate::{
     Outcome, Refusal, Verdict,
     body::End,
@@ -68,7 +68,8 @@ impl<B, E: 'static> ClassifyResponse<Response<B>, E> for Grpc {
     type Scope = AtEnd;
 
     fn head(&self, response: &Response<B>) -> Option<Outcome> {
-        Self::at_head(response.status(), response.headers())
+        refused(response.extensions())
+            .or_else(|| Self::at_head(response.status(), response.headers()))
     }
 
     fn error(&self, error: &E) -> Outcome {

@@ -2,7 +2,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method, Request, Response, StatusCode, header::RETRY_AFTER};
 
-use super::{AtEnd, Classify, ClassifyEnd, ClassifyResponse, broken};
+use super::{AtEnd, Classify, ClassifyEnd, ClassifyResponse, broken, refused};
 use crate::{Outcome, Refusal, Verdict, body::End};
 
 /// HTTP by status code: 5xx and broken bodies fail, 429 is soft, all else succeeds. A status above 599 is invalid and
@@ -88,7 +88,8 @@ impl<B, E: 'static> ClassifyResponse<Response<B>, E> for HttpClassifier {
     type Scope = AtEnd;
 
     fn head(&self, response: &Response<B>) -> Option<Outcome> {
-        self.at_head(response.status(), response.headers())
+        refused(response.extensions())
+            .or_else(|| self.at_head(response.status(), response.headers()))
     }
 
     fn error(&self, error: &E) -> Outcome {

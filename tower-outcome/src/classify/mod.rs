@@ -16,15 +16,15 @@
 //! | [`Grpc`] | any `Err`, codes 2, 4, 13, 14, 15, a missing status, a body that breaks off | 8 | yes |
 //! | [`Auto`] | as `Grpc` if request and response are gRPC, else as `Http` | | yes |
 //!
-//! In all of them a refusal of our own ([`Refusal`](crate::Refusal)) is [`Verdict::Ignore`](crate::Verdict): it says
-//! nothing about the other side. Write your own with [`from_fn`], or [`Http::status`] for HTTP status codes.
+//! In all of them a refusal of our own ([`Refusal`]) is [`Verdict::Ignore`](crate::Verdict), whether it comes as an error
+//! or, but for [`AnyErr`], as a response that has it in its extensions: it says nothing about the other side. Write your own with [`from_fn`], or [`Http::status`] for HTTP status codes.
 
 mod any;
 mod auto;
 mod grpc;
 mod http;
 
-use ::http::{Response, header::CONTENT_LENGTH};
+use ::http::{Extensions, Response, header::CONTENT_LENGTH};
 use http_body::Body;
 
 pub use self::{
@@ -34,7 +34,7 @@ pub use self::{
     http::{Http, HttpClassifier},
 };
 use crate::{
-    Outcome, Settle,
+    Outcome, Refusal, Settle,
     body::{End, GuardedBody, OnEnd},
 };
 
@@ -193,10 +193,86 @@ impl<C: ClassifyEnd, G: Settle> OnEnd for Judge<C, G> {
 }
 
 /// The verdict of the presets on an error or a broken body: a failure, unless we refused it ourselves.
-fn broken(refusal: Option<&crate::Refusal>) -> Outcome {
+fn broken(refusal: Option<&Refusal>) -> Outcome {
     if refusal.is_some() {
         Outcome::IGNORE
     } else {
         Outcome::FAILURE
+    }
+}
+
+/// What the presets say of a response that a layer of this process made of a refusal: nothing about the other side.
+/// Costs a look at whether there are extensions.
+fn refused(extensions: &Extensions) -> Option<Outcome> {
+    extensions.get::<Refusal>().map(|_| Outcome::IGNORE)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use ::http::{Method, Request, Response};
+
+    use super::*;
+    use crate::{BoxError, Class, Refused, Verdict, refuse, refuse::Refuse};
+
+    /// What each preset says of what each way of telling a refusal makes of `refusal`.
+    fn verdicts(method: Method, content_type: &str) -> Vec<Option<Verdict>> {
+        let request = Request::builder()
+            .method(method)
+            .header("content-type", content_type)
+            .body(())
+            .unwrap();
+        let refusal = Refusal::new(Class::Unavailable, "circuit-open");
+        let page = refuse::Custom::new(|refusal, _| {
+            let mut page = Response::new(bytes::Bytes::new());
+            *page.status_mut() = refusal.class().status();
+            page
+        });
+        fn told<R>(how: &R, request: &Request<()>, refusal: Refusal) -> R::Response
+        where
+            R: Refuse<Request<()>, Response<String>, Infallible, Error = Infallible>,
+        {
+            let seen = how.see(request);
+            how.refuse(seen, refusal).unwrap()
+        }
+        let responses = [
+            told(&refuse::Http::new(), &request, refusal),
+            told(&refuse::Http::new().problem_json(), &request, refusal),
+            told(&refuse::Grpc, &request, refusal),
+            told(&refuse::Auto::new(), &request, refusal),
+            told(&page, &request, refusal),
+        ];
+        let mut verdicts = Vec::new();
+        for response in &responses {
+            assert_eq!(response.extensions().get(), Some(refusal.refusal()));
+            let (http, grpc, auto) = (
+                Http::new().classify(&request),
+                Grpc.classify(&request),
+                Auto::new().classify(&request),
+            );
+            for outcome in [
+                ClassifyResponse::<_, BoxError>::head(&http, response),
+                ClassifyResponse::<_, BoxError>::head(&grpc, response),
+                ClassifyResponse::<_, BoxError>::head(&auto, response),
+            ] {
+                verdicts.push(outcome.map(|outcome| outcome.verdict()));
+            }
+        }
+        verdicts
+    }
+
+    #[test]
+    fn a_refusal_told_as_a_response_by_a_layer_further_in_is_ignored() {
+        for (method, content_type) in [
+            (Method::GET, "text/plain"),
+            (Method::POST, "application/grpc"),
+        ] {
+            let verdicts = verdicts(method, content_type);
+            assert!(
+                verdicts.iter().all(|it| *it == Some(Verdict::Ignore)),
+                "{content_type}: {verdicts:?}"
+            );
+        }
     }
 }

@@ -36,6 +36,7 @@ impl Auto {
     }
 
     /// The answer itself, for those who have no layer to give it. `detail` is for the reader: the error's own words.
+    /// The refusal is in its extensions.
     pub fn answer<B>(
         &self,
         seen: Protocol,

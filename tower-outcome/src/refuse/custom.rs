@@ -47,7 +47,10 @@ where
     }
 
     fn refuse<X: Refused>(&self, seen: Protocol, refused: X) -> Result<Self::Response, E> {
-        Ok((self.0)(refused.refusal(), seen).map(RespondBody::refusal))
+        let refusal = *refused.refusal();
+        let mut response = (self.0)(&refusal, seen).map(RespondBody::refusal);
+        response.extensions_mut().insert(refusal);
+        Ok(response)
     }
 
     fn pass(result: Result<Response<B>, E>) -> Result<Self::Response, E> {

@@ -19,8 +19,10 @@ pub struct Grpc;
 
 impl Grpc {
     /// The answer itself, for those who have no layer to give it. `detail` is for the reader: the error's own words.
+    /// The refusal is in its extensions.
     pub fn answer<B>(&self, refusal: &Refusal, detail: impl Display) -> Response<RespondBody<B>> {
         let mut response = Response::new(RespondBody::refusal(""));
+        response.extensions_mut().insert(*refusal);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(

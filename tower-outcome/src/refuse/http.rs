@@ -42,6 +42,7 @@ impl Http {
     }
 
     /// The answer itself, for those who have no layer to give it. `detail` is for the reader: the error's own words.
+    /// The refusal is in its extensions.
     pub fn answer<B>(&self, refusal: &Refusal, detail: impl Display) -> Response<RespondBody<B>> {
         let status = refusal.class().status();
         let (content_type, text) = if self.problem_json {
@@ -54,6 +55,7 @@ impl Http {
         };
         let mut response = Response::new(RespondBody::refusal(text));
         *response.status_mut() = status;
+        response.extensions_mut().insert(*refusal);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         if let Some(after) = refusal.retry_after() {

@@ -9,6 +9,10 @@
 //! | [`Grpc`] | a trailers-only status, with a pushback hint | the inner service's | tonic servers |
 //! | [`Auto`] | `Grpc` if the request is gRPC, else `Http` | the inner service's | servers of both |
 //! | [`Custom`] | what your function makes of it | the inner service's | your own error pages |
+//!
+//! A response that tells a refusal has the [`Refusal`](crate::Refusal) in its extensions. So a layer further out can tell it
+//! from an answer of the inner service: the presets of [`classify`](crate::classify) ignore it, and an application can make
+//! error pages and metric labels of it.
 
 mod auto;
 mod custom;
