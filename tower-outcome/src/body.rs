@@ -34,8 +34,9 @@ pub trait OnEnd {
 /// A body that carries a guard until its end, its error or its drop.
 ///
 /// The end is seen at once where the inner body tells it with `is_end_stream`, because servers drop such bodies without
-/// polling them again. They drop a body too once as many bytes have come as the head's `Content-Length` says, so a
-/// classification [at the end](crate::classify::AtEnd) takes that for the end. `size_hint` and `is_end_stream` are the inner
+/// polling them again. They drop a body too once as many bytes have come as its `size_hint` or the head's `Content-Length`
+/// says, so a classification [at the end](crate::classify::AtEnd) takes that for the end, and an end before it for a body
+/// that broke off. `size_hint` and `is_end_stream` are the inner
 /// body's, so framing does not change.
 #[pin_project]
 pub struct GuardedBody<B, G> {
@@ -123,7 +124,8 @@ where
                     None => None,
                 },
                 Some(Err(error)) => Some(End::Broken(Refusal::of(error))),
-                None => Some(End::Complete(None)),
+                None if *this.left == 0 || *this.left == UNKNOWN => Some(End::Complete(None)),
+                None => Some(End::Broken(None)),
             };
             if let Some(end) = end
                 && let Some(guard) = this.guard.take()

@@ -1,9 +1,14 @@
 //! The guard in the body: settled at the end, at an error, or cancelled by a drop; once, and never late.
 
-use std::{convert::Infallible, sync::mpsc};
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::mpsc,
+    task::{Context, Poll},
+};
 
 use http::{Method, Request, Response};
-use http_body::Body;
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use testkit::{Broken, Script, Step};
 use tower_outcome::{
@@ -171,6 +176,48 @@ async fn a_body_of_promised_length_is_settled_with_its_last_byte_though_it_does_
         .unwrap();
     let (response, told) = answer::<_, _, Infallible>(http(), Ok(short));
     response.unwrap().into_body().collect().await.unwrap_err();
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
+}
+
+/// A wrapper written by hand: it knows its length and has the default `is_end_stream`.
+struct Sized(Script, u64);
+
+impl Body for Sized {
+    type Data = bytes::Bytes;
+    type Error = testkit::Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, Broken>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.1)
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_knows_its_length_is_settled_with_its_last_byte() {
+    let script = Script::new([Step::Data("abc"), Step::Data("de"), Step::Hang]);
+    let response = Response::new(Sized(script, 5));
+    let (response, told) = answer::<_, _, Infallible>(http(), Ok(response));
+    let mut body = response.unwrap().into_body();
+    body.frame().await;
+    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+    body.frame().await;
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+}
+
+#[tokio::test]
+async fn a_body_that_ends_short_of_its_length_is_a_failure() {
+    let short = Response::builder()
+        .header("content-length", "5")
+        .body(Script::new([Step::Data("abc")]))
+        .unwrap();
+    let (response, told) = answer::<_, _, Infallible>(http(), Ok(short));
+    response.unwrap().into_body().collect().await.unwrap();
     assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
 }
 

@@ -8,6 +8,11 @@ use crate::{Outcome, Refusal, Verdict, body::End};
 /// HTTP by status code: 5xx and broken bodies fail, 429 is soft, all else succeeds. A status above 599 is invalid and
 /// counts as 5xx (RFC 9110 section 15).
 ///
+/// Three of the 5xx are ignored, because they say nothing about the health of the other side and a client can have them
+/// at will: 501 (a method that the server does not implement, RFC 9110 section 15.6.2), 505 (a version that it does not
+/// support, section 15.6.6) and 511 (sent by a captive portal on the way, RFC 6585 section 6). They are no successes either, so
+/// they do not end a run of failures.
+///
 /// A success waits for the end of the body, because a download that breaks off is no success. What cannot have a body
 /// (the answer to `HEAD`, a tunnel that `CONNECT` opened, 101, 204, 304; RFC 9110 section 6.4.1) is settled at the head. `Retry-After` (seconds or a
 /// date, RFC 9110 section 10.2.3) is read from answers that are not successes.
@@ -27,13 +32,14 @@ pub struct HttpClassifier {
 // === impl Http ===
 
 impl Http {
-    /// The preset: 5xx is a failure, 429 is soft.
+    /// The preset: 5xx is a failure but for 501, 505 and 511, which are ignored; 429 is soft.
     #[must_use]
     pub const fn new() -> Self {
         Self { status: by_status }
     }
 
-    /// Judges status codes with a function of the user's, for example to let `501` pass.
+    /// Judges status codes with a function of the user's, for example to let `500` pass on a server whose
+    /// clients can cause it.
     #[must_use]
     pub const fn status(self, judge: fn(StatusCode) -> Verdict) -> Self {
         Self { status: judge }
@@ -109,6 +115,9 @@ impl ClassifyEnd for HttpClassifier {
 fn by_status(status: StatusCode) -> Verdict {
     match status {
         StatusCode::TOO_MANY_REQUESTS => Verdict::Soft,
+        StatusCode::NOT_IMPLEMENTED
+        | StatusCode::HTTP_VERSION_NOT_SUPPORTED
+        | StatusCode::NETWORK_AUTHENTICATION_REQUIRED => Verdict::Ignore,
         status if status.as_u16() >= 500 => Verdict::Failure,
         _ => Verdict::Success,
     }
@@ -171,6 +180,17 @@ mod tests {
     }
 
     #[test]
+    fn what_any_client_can_have_answered_says_nothing_about_the_server() {
+        for status in [501, 505, 511] {
+            assert_eq!(
+                head(Method::POST, status),
+                Some(Verdict::Ignore),
+                "{status}"
+            );
+        }
+    }
+
+    #[test]
     fn retry_after_is_read_in_both_forms_and_nonsense_is_no_hint() {
         let now = || httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
         let read = |value: &str| {
@@ -196,7 +216,7 @@ mod tests {
     #[test]
     fn a_users_own_reading_of_status_codes_is_used() {
         let lenient = Http::new().status(|status| {
-            if status == 501 {
+            if status == 500 {
                 Verdict::Success
             } else {
                 by_status(status)
@@ -204,7 +224,7 @@ mod tests {
         });
         let classifier = lenient.classifier(&Method::GET);
         assert_eq!(
-            classifier.at_head(StatusCode::NOT_IMPLEMENTED, &HeaderMap::new()),
+            classifier.at_head(StatusCode::INTERNAL_SERVER_ERROR, &HeaderMap::new()),
             None
         );
         assert_eq!(

@@ -12,7 +12,7 @@
 //! | preset | failure | soft | needs the body |
 //! |---|---|---|---|
 //! | [`AnyErr`] | any `Err` | | no, and works for any response type |
-//! | [`Http`] | any `Err`, 5xx, a body that breaks off | 429 | yes |
+//! | [`Http`] | any `Err`, 5xx but 501, 505 and 511, a body that breaks off | 429 | yes |
 //! | [`Grpc`] | any `Err`, codes 2, 4, 13, 14, 15, a missing status, a body that breaks off | 8 | yes |
 //! | [`Auto`] | as `Grpc` if request and response are gRPC, else as `Http` | | yes |
 //!
@@ -133,20 +133,18 @@ impl<B: Body, G: OnEnd> Scope<Response<B>, G> for AtEnd {
     }
 }
 
-/// How long the head says that the body is, where the body cannot tell by itself: a stream of a file, for example. A
-/// gRPC call ends with its trailers, whatever was promised.
+/// How long the body is by its own word or the head's. A server sends that many bytes and drops the body without polling
+/// it again, so the end is counted down even where `is_end_stream` does not report it: a wrapper that has the default of
+/// that method, or the stream of a file. A gRPC call ends with its trailers, whatever was promised.
 fn promised<B: Body>(response: &Response<B>) -> Option<u64> {
-    if response.body().size_hint().exact().is_some() {
+    if is_grpc(response.headers()) {
         return None;
     }
-    let length = response
-        .headers()
-        .get(CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()?;
-    (!is_grpc(response.headers())).then_some(length)
+    let by_head = || {
+        let length = response.headers().get(CONTENT_LENGTH)?;
+        length.to_str().ok()?.parse().ok()
+    };
+    response.body().size_hint().exact().or_else(by_head)
 }
 
 // === impl Judge ===
