@@ -1,6 +1,8 @@
-//! Response bodies: one that carries a guard to the end of the stream, one that can be a refusal.
+//! Bodies: of a response, one that carries a guard to the end of the stream and one that can be a refusal; of a request,
+//! one whose failure is marked as the client's.
 
 use std::{
+    error::Error,
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -11,7 +13,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
-use crate::Refusal;
+use crate::{BoxError, Class, Refusal};
 
 /// How a body came to its end.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +53,35 @@ pub struct GuardedBody<B, G> {
 #[pin_project]
 #[derive(Debug)]
 pub struct RespondBody<B>(#[pin] Either<B>);
+
+/// A request's body whose failure is marked as the client's: a refusal of [`Class::BadRequest`].
+///
+/// An HTTP client reports an upload that broke off as an error of its own, with the body's error in the chain. To a
+/// circuit around that client it looks like any failure of the upstream, so clients that break their uploads off would
+/// open it for all others. With this body around what a server has read, the chain has a [`Refusal`], which every
+/// classification ignores.
+///
+/// ```
+/// use http::Request;
+/// use tower_outcome::body::ClientBody;
+///
+/// // In a stack: `ServiceBuilder::new().layer(circuit).map_request(|request: Request<_>| request.map(ClientBody::new))`
+/// let request = Request::new(String::from("body")).map(ClientBody::new);
+/// # let _ = request;
+/// ```
+#[pin_project]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ClientBody<B>(#[pin] B);
+
+/// The error of a [`ClientBody`]: the request's body broke off.
+///
+/// Its `source()` is the refusal, so that [`Refusal::find`] finds it; the body's own error is in its text and behind
+/// [`get_ref`](Self::get_ref).
+#[derive(Debug)]
+pub struct ClientBodyError {
+    error: BoxError,
+    refusal: Refusal,
+}
 
 #[pin_project(project = EitherProj)]
 #[derive(Debug)]
@@ -166,6 +197,75 @@ impl<B: Default, G> Default for GuardedBody<B, G> {
     /// An empty body without a guard.
     fn default() -> Self {
         Self::settled(B::default())
+    }
+}
+
+// === impl ClientBody ===
+
+impl<B> ClientBody<B> {
+    /// Marks the failures of `body`.
+    pub const fn new(body: B) -> Self {
+        Self(body)
+    }
+
+    /// The body itself.
+    pub fn into_inner(self) -> B {
+        self.0
+    }
+}
+
+impl<B> Body for ClientBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = ClientBodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, ClientBodyError>>> {
+        let frame = ready!(self.project().0.poll_frame(cx));
+        Poll::Ready(frame.map(|frame| frame.map_err(ClientBodyError::new)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+// === impl ClientBodyError ===
+
+impl ClientBodyError {
+    fn new(error: impl Into<BoxError>) -> Self {
+        let error = error.into();
+        let broke_off = Refusal::new(Class::BadRequest, "request-body-broke-off");
+        // What our own server says of it (too slow, too large) is more exact.
+        let refusal = Refusal::find(&*error).copied().unwrap_or(broke_off);
+        Self { error, refusal }
+    }
+
+    /// The error of the body itself.
+    #[must_use]
+    pub fn get_ref(&self) -> &(dyn Error + Send + Sync + 'static) {
+        &*self.error
+    }
+}
+
+impl fmt::Display for ClientBodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the request body broke off: {}", self.error)
+    }
+}
+
+impl Error for ClientBodyError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.refusal)
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`Refusal`]: why a request was refused, found in any error chain. [`refuse`]: how that is told, as an error, as HTTP
 //!   or as gRPC.
 //! - [`readiness`]: whether this process should be sent new requests, for probes and health services.
+//! - [`RespondLayer`]: any error of a service as a response, with `Infallible` as the error type.
 //! - [`Unsent`]: a request that was never written, handed back so that it can go elsewhere.
 //!
 //! It costs nothing of its own: no task, no lock, no allocation but those of an answer that refuses.
@@ -59,12 +60,14 @@ mod peer;
 pub mod readiness;
 mod refusal;
 pub mod refuse;
+mod respond;
 mod verdict;
 
 pub use self::{
     ejection::{Ejected, EjectionBudget},
     peer::PeerAddr,
     refusal::{BoxError, Class, Refusal, Refused, Unsent},
+    respond::{RespondFuture, RespondLayer, RespondService},
     verdict::{Outcome, Settle, Verdict},
 };
 

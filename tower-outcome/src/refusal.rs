@@ -17,6 +17,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// | `Misdirected` | 421 | 14 `UNAVAILABLE` |
 /// | `Stale` | 412 | 9 `FAILED_PRECONDITION` |
 /// | `BadRequest` | 400 | 13 `INTERNAL` |
+/// | `Internal` | 500 | 13 `INTERNAL` |
 ///
 /// The HTTP codes follow RFC 9110 section 15 and RFC 6585 section 4, the gRPC ones gRPC's `statuscodes.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,8 +37,10 @@ pub enum Class {
     Misdirected,
     /// Carries a fencing token lower than one already seen.
     Stale,
-    /// Broken by whoever sent it: nonsense, or a body that broke off.
+    /// Broken by its sender: malformed, or a body that broke off.
     BadRequest,
+    /// A fault of this process itself.
+    Internal,
 }
 
 /// The core of every refusal: its class, a code that programs can match on, and when to come back.
@@ -99,6 +102,7 @@ impl Class {
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Stale => StatusCode::PRECONDITION_FAILED,
             Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -109,7 +113,7 @@ impl Class {
             Self::TimedOut => 4,
             Self::Limited | Self::Exhausted => 8,
             Self::Stale => 9,
-            Self::BadRequest => 13,
+            Self::BadRequest | Self::Internal => 13,
             Self::Unavailable | Self::BadUpstream | Self::Misdirected => 14,
         }
     }
@@ -124,6 +128,7 @@ impl Class {
             Self::Misdirected => "meant for another instance",
             Self::Stale => "stale fencing token",
             Self::BadRequest => "bad request",
+            Self::Internal => "internal error",
         }
     }
 }

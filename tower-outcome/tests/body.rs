@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use testkit::{Broken, Script, Step};
 use tower_outcome::{
     BoxError, Class, Outcome, Refusal, Settle,
-    body::RespondBody,
+    body::{ClientBody, RespondBody},
     classify::{AnyErr, Auto, AutoClassifier, Classify, ClassifyResponse, Judge, Judged, Scope},
 };
 
@@ -341,4 +341,18 @@ fn bodies_are_send_and_unpin_as_their_inner_ones_are() {
     fn check<T: Send + Sync + Unpin>() {}
     check::<tower_outcome::body::GuardedBody<String, ()>>();
     check::<RespondBody<String>>();
+}
+
+#[tokio::test]
+async fn a_broken_upload_is_found_as_the_clients_in_the_error_of_the_client_that_sent_it() {
+    let mut body = ClientBody::new(Script::new([Step::Data("a"), Step::Break]));
+    body.frame().await.unwrap().unwrap();
+    let error: BoxError = body.frame().await.unwrap().unwrap_err().into();
+    let refusal = Refusal::find(&*error).unwrap();
+    assert_eq!(
+        (refusal.class(), refusal.code()),
+        (Class::BadRequest, "request-body-broke-off")
+    );
+    let (_, told) = answer::<_, Response<Script>, BoxError>(http(), Err(error));
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::IGNORE)));
 }

@@ -1,0 +1,240 @@
+use std::{
+    convert::Infallible,
+    fmt,
+    future::Future,
+    marker::PhantomData,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response};
+use pin_project::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    BoxError, Class, Refusal,
+    body::RespondBody,
+    refuse::{self, Refuse},
+};
+
+/// Answers errors as responses, so that a service that rejects with errors fits into an axum `Router`.
+///
+/// Any [`Refusal`] in an error's chain is told by its class: a balance without an endpoint is a 503, a timeout a 504, and
+/// in gRPC the status that belongs to it. Any other error is what [`otherwise`](Self::otherwise) says: by default a
+/// 502, because what is behind this layer is mostly an upstream. The text of other errors is not sent to the client.
+///
+/// The error type of the service is `Infallible`.
+///
+/// ```
+/// use http::{Request, Response};
+/// use tower_layer::Layer;
+/// use tower_outcome::{BoxError, Class, Refusal, RespondLayer};
+/// use tower_service::Service;
+///
+/// # #[derive(Clone)] struct Client;
+/// # impl Service<Request<()>> for Client {
+/// #     type Response = Response<String>;
+/// #     type Error = BoxError;
+/// #     type Future = std::future::Ready<Result<Response<String>, BoxError>>;
+/// #     fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), BoxError>> {
+/// #         std::task::Poll::Ready(Ok(()))
+/// #     }
+/// #     fn call(&mut self, _: Request<()>) -> Self::Future {
+/// #         std::future::ready(Err(Refusal::new(Class::Unavailable, "no-endpoints").into()))
+/// #     }
+/// # }
+/// # async fn example(client: Client) {
+/// let mut service = RespondLayer::new().layer(client); // whose error is a `BoxError`
+/// let response = service.call(Request::new(())).await.unwrap();
+/// assert_eq!(response.status(), 503);
+/// # }
+/// ```
+///
+/// A response that tells a refusal has it [in its extensions](crate::refuse). One that tells another error has not: a
+/// circuit further out counts it as the failure that it is.
+#[derive(Clone, Copy, Debug)]
+pub struct RespondLayer<R = refuse::Auto> {
+    refuse: R,
+    otherwise: Refusal,
+}
+
+/// Answers errors as responses. Made by [`RespondLayer`].
+pub struct RespondService<S, R = refuse::Auto> {
+    inner: S,
+    refuse: R,
+    otherwise: Refusal,
+    /// What `poll_ready` met; the next `call` answers it.
+    failed: Option<BoxError>,
+}
+
+/// The future of [`RespondService`].
+///
+/// Cancel safety: dropping it drops the inner future.
+#[pin_project]
+pub struct RespondFuture<F, R, Seen, A> {
+    #[pin]
+    state: State<F>,
+    refuse: R,
+    seen: Seen,
+    otherwise: Refusal,
+    request: PhantomData<fn(A)>,
+}
+
+#[pin_project(project = StateProj)]
+enum State<F> {
+    Called(#[pin] F),
+    Failed(BoxError),
+}
+
+// === impl RespondLayer ===
+
+impl RespondLayer {
+    /// Refusals by the protocol of the request ([`refuse::Auto`]); other errors as 502 with the code `upstream-failed`.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            refuse: refuse::Auto::new(),
+            otherwise: Refusal::new(Class::BadUpstream, "upstream-failed"),
+        }
+    }
+}
+
+impl<R> RespondLayer<R> {
+    /// Tells refusals in another way, for example by [`refuse::Custom`] or `refuse::Http::new().problem_json()`.
+    #[must_use]
+    pub fn with<R2>(self, refuse: R2) -> RespondLayer<R2> {
+        RespondLayer {
+            refuse,
+            otherwise: self.otherwise,
+        }
+    }
+
+    /// What errors without a refusal are told as, for example `Refusal::new(Class::Internal, "internal")` where what
+    /// is behind this layer is no upstream but the application.
+    #[must_use]
+    pub const fn otherwise(mut self, refusal: Refusal) -> Self {
+        self.otherwise = refusal;
+        self
+    }
+}
+
+impl Default for RespondLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S, R: Clone> Layer<S> for RespondLayer<R> {
+    type Service = RespondService<S, R>;
+
+    fn layer(&self, inner: S) -> RespondService<S, R> {
+        RespondService {
+            inner,
+            refuse: self.refuse.clone(),
+            otherwise: self.otherwise,
+            failed: None,
+        }
+    }
+}
+
+// === impl RespondService ===
+
+impl<S, R, A, B> Service<Request<A>> for RespondService<S, R>
+where
+    S: Service<Request<A>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    R: Refuse<
+            Request<A>,
+            Response<B>,
+            Infallible,
+            Response = Response<RespondBody<B>>,
+            Error = Infallible,
+        > + Clone,
+{
+    type Response = Response<RespondBody<B>>;
+    type Error = Infallible;
+    type Future = RespondFuture<S::Future, R, R::Seen, A>;
+
+    /// An error of the inner service is kept for the next `call`, which answers it without calling the inner service.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        if self.failed.is_none() {
+            self.failed = ready!(self.inner.poll_ready(cx)).err().map(Into::into);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        RespondFuture {
+            seen: self.refuse.see(&request),
+            state: match self.failed.take() {
+                Some(error) => State::Failed(error),
+                None => State::Called(self.inner.call(request)),
+            },
+            refuse: self.refuse.clone(),
+            otherwise: self.otherwise,
+            request: PhantomData,
+        }
+    }
+}
+
+impl<S: Clone, R: Clone> Clone for RespondService<S, R> {
+    /// The clone has not been polled ready, so an error that `poll_ready` met stays behind.
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            refuse: self.refuse.clone(),
+            otherwise: self.otherwise,
+            failed: None,
+        }
+    }
+}
+
+impl<S: fmt::Debug, R> fmt::Debug for RespondService<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RespondService")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl RespondFuture ===
+
+impl<F, R, A, B, E> Future for RespondFuture<F, R, R::Seen, A>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<BoxError>,
+    R: Refuse<
+            Request<A>,
+            Response<B>,
+            Infallible,
+            Response = Response<RespondBody<B>>,
+            Error = Infallible,
+        >,
+{
+    type Output = Result<Response<RespondBody<B>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let found = match this.state.project() {
+            StateProj::Called(inner) => match ready!(inner.poll(cx)) {
+                Ok(response) => return Poll::Ready(R::pass(Ok(response))),
+                Err(error) => Refusal::find(&*error.into()).copied(),
+            },
+            StateProj::Failed(error) => Refusal::find(&**error).copied(),
+        };
+        let mut response = this
+            .refuse
+            .refuse(*this.seen, found.unwrap_or(*this.otherwise))?;
+        if found.is_none() {
+            response.extensions_mut().remove::<Refusal>();
+        }
+        Poll::Ready(Ok(response))
+    }
+}
+
+impl<F, R, Seen, A> fmt::Debug for RespondFuture<F, R, Seen, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RespondFuture").finish_non_exhaustive()
+    }
+}
