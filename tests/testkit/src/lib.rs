@@ -5,11 +5,13 @@
 //! - [`Script`]: a body of scripted frames.
 //! - [`contract`]: the rules of `tower-service` that every layer must keep, as functions over a layer.
 //! - [`Wakes`]: a waker that counts.
+//! - [`alone`]: a test that runs in a process of its own.
 //! - [`Program`]: a program under test, which is told signals and read line by line.
 //! - [`Proxy`] (feature `proxy`): a bad network on loopback, which is cut, slow, or resets.
 //! - [`Etcd`] (feature `etcd`): real etcd members on loopback, which can be paused, killed and restarted.
 #![forbid(unsafe_code)]
 
+mod alone;
 mod body;
 pub mod contract;
 #[cfg(feature = "etcd")]
@@ -25,6 +27,7 @@ pub use self::etcd::{Etcd, EtcdBuilder, TlsFiles};
 #[cfg(feature = "proxy")]
 pub use self::proxy::{Proxy, Way};
 pub use self::{
+    alone::{alone, passes},
     body::{Script, Step},
     probe::{Answer, Broken, Probe, ProbeFuture, ProbeHandle},
     program::Program,
