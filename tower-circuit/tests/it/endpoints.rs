@@ -1,11 +1,7 @@
 //! A circuit for each endpoint of a set, in Tower's own balancer.
-#![cfg(feature = "tower")]
-
-mod common;
 
 use std::{convert::Infallible, pin::pin};
 
-use common::*;
 use futures_util::{StreamExt, stream};
 use tower::{
     Service, ServiceExt,
@@ -16,6 +12,8 @@ use tower::{
 };
 use tower_circuit::{CircuitGate, CircuitService, KeyedCircuitService, State};
 use tower_outcome::BoxError;
+
+use crate::common::*;
 
 /// Endpoint 0 is down.
 async fn answer(endpoint: usize) -> Result<usize, BoxError> {

@@ -1,10 +1,7 @@
 //! A circuit for each key, in front of a service.
 
-mod common;
-
 use std::num::{NonZeroU32, NonZeroUsize};
 
-use common::*;
 use http::Request;
 use testkit::{Answer, Probe, ProbeHandle};
 use tower::{Layer, Service, ServiceExt};
@@ -12,6 +9,8 @@ use tower_circuit::{
     Circuit, KeyedCircuitLayer, KeyedCircuitService, KeyedCircuits, Open, State, Trip, WhenFull,
     classify, refuse,
 };
+
+use crate::common::*;
 
 type ByPath = fn(&Request<String>) -> String;
 type Service_ = KeyedCircuitService<Probe, String, ByPath, classify::Auto, refuse::Auto>;

@@ -1,6 +1,5 @@
-//! One `tracing` event for each transition, and none for anything else.
-
-mod common;
+//! One `tracing` event for each transition, and none for anything else. Each test in a process of its own: `tracing` asks
+//! whoever comes past an event first whether anybody listens, and keeps the answer for all threads.
 
 use std::{
     fmt,
@@ -8,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use common::*;
 use tower_circuit::{Circuit, Cooldown, State};
 use tower_outcome::{Outcome, Settle};
 use tracing::{
@@ -16,6 +14,8 @@ use tracing::{
     field::{Field, Visit},
     span,
 };
+
+use crate::common::*;
 
 #[derive(Clone, Default)]
 struct Log {
@@ -80,6 +80,9 @@ impl Visit for Line {
 
 #[tokio::test(start_paused = true)]
 async fn each_transition_is_one_event() {
+    if !testkit::alone("telling::each_transition_is_one_event") {
+        return;
+    }
     let log = Log::default();
     let _default = tracing::subscriber::set_default(log.clone());
     let circuit = trips_at(1).name("users").build();
@@ -99,6 +102,9 @@ async fn each_transition_is_one_event() {
 /// By hand, by time, by what calls say, and by several threads at once.
 #[test]
 fn there_are_as_many_events_as_transitions_however_they_come_about() {
+    if !testkit::alone("telling::there_are_as_many_events_as_transitions_however_they_come_about") {
+        return;
+    }
     let log = Log::default();
     let circuit = trips_at(1)
         .cooldown(Cooldown::fixed(Duration::ZERO))
@@ -140,6 +146,9 @@ fn there_are_as_many_events_as_transitions_however_they_come_about() {
 
 #[tokio::test(start_paused = true)]
 async fn who_subscribes_while_another_changes_it_is_told_the_newer_state() {
+    if !testkit::alone("telling::who_subscribes_while_another_changes_it_is_told_the_newer_state") {
+        return;
+    }
     let circuit = trips_at(1).build();
     cool_down(&circuit).await;
     let _hanging = circuit.admit().unwrap();

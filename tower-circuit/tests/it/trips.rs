@@ -1,7 +1,5 @@
 //! When a circuit opens, seen from outside: each kind of condition, and the edges of its window.
 
-mod common;
-
 use std::{
     num::{NonZeroU16, NonZeroU32},
     sync::{
@@ -11,13 +9,14 @@ use std::{
     time::Duration,
 };
 
-use common::*;
 use testkit::{Answer, Probe, Script, Step};
 use tower::{Layer, Service, ServiceExt};
 use tower_circuit::{
     Circuit, CircuitLayer, Cooldown, Evidence, Ratio, Reason, State, Trip, TripPolicy,
 };
 use tower_outcome::{Outcome, Settle, Verdict};
+
+use crate::common::*;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 

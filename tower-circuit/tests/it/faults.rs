@@ -1,7 +1,5 @@
 //! What was measured to go wrong in other breakers, one test each. Here it must go the other way.
 
-mod common;
-
 use std::{
     convert::Infallible,
     num::{NonZeroU16, NonZeroU32},
@@ -9,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use common::*;
 use futures_util::stream;
 use testkit::{Answer, Probe, ProbeHandle, Wakes};
 use tower::{
@@ -25,6 +22,8 @@ use tower_circuit::{
     Trip,
 };
 use tower_outcome::{BoxError, Outcome, Refusal, Settle};
+
+use crate::common::*;
 
 fn reject(circuit: &Circuit) -> (CircuitService<Probe>, ProbeHandle) {
     let (probe, handle) = Probe::new();

@@ -1,19 +1,18 @@
 //! Many threads, many clones, and an operator in between. Time is real here, and bounded.
 
-mod common;
-
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     thread,
     time::Duration,
 };
 
-use common::*;
 use testkit::Probe;
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_circuit::{Circuit, CircuitLayer, Open, State, Trip};
 use tower_outcome::{Outcome, Settle};
+
+use crate::common::*;
 
 const THREADS: u64 = 4;
 const CALLS: u64 = 50_000;

@@ -1,18 +1,17 @@
 //! The gate: pending while open, one probe at a time, and no waker lost.
 
-mod common;
-
 use std::{
     sync::{Arc, Mutex},
     task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
-use common::*;
 use testkit::{Answer, Probe, ProbeHandle, Wakes};
 use tower::{Layer, Service, ServiceExt};
 use tower_circuit::{Circuit, CircuitGate, CircuitLayer, Open, State};
 use tower_outcome::Unsent;
+
+use crate::common::*;
 
 type Gate = CircuitGate<Probe>;
 

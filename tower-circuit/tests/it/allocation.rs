@@ -1,13 +1,10 @@
 //! The closed path allocates nothing, and a circuit's memory is what it says.
 
-mod common;
-
 use std::{
     convert::Infallible,
     num::{NonZeroU16, NonZeroUsize},
 };
 
-use common::*;
 use http::{Request, Response};
 use tower::{Layer, Service, service_fn};
 use tower_circuit::{
@@ -15,6 +12,8 @@ use tower_circuit::{
     State, Trip, TripPolicy,
 };
 use tower_outcome::{Outcome, Settle};
+
+use crate::common::*;
 
 fn ok(_: Request<String>) -> std::future::Ready<Result<Response<String>, Infallible>> {
     std::future::ready(Ok(Response::new(String::new())))

@@ -1,5 +1,3 @@
-#![allow(dead_code, reason = "each test binary uses its own part")]
-
 use std::{
     future::Future,
     num::NonZeroU32,

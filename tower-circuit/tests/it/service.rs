@@ -1,10 +1,7 @@
 //! The refusing types: an error for clients, an answer for servers.
 
-mod common;
-
 use std::{convert::Infallible, num::NonZeroU32, pin::pin, time::Duration};
 
-use common::*;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use testkit::{Answer, Probe, ProbeHandle, Script, Step};
@@ -13,6 +10,8 @@ use tower_circuit::{
     Circuit, CircuitLayer, CircuitService, Open, Ratio, Reason, State, Trip, classify, refuse,
 };
 use tower_outcome::{Class, Refusal};
+
+use crate::common::*;
 
 fn reject(circuit: &Circuit) -> (CircuitService<Probe>, ProbeHandle) {
     let (probe, handle) = Probe::new();

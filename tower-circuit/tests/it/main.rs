@@ -1,0 +1,14 @@
+//! The crate as its users see it: circuits by themselves, and their layers around strict services.
+
+mod allocation;
+mod auto_traits;
+mod common;
+#[cfg(feature = "tower")]
+mod endpoints;
+mod faults;
+mod gate;
+mod keyed;
+mod load;
+mod service;
+mod telling;
+mod trips;
