@@ -1,7 +1,5 @@
 //! HTTP/1 connections on loopback, and how they leave.
 
-mod support;
-
 use std::{
     future::IntoFuture,
     num::NonZeroUsize,
@@ -16,7 +14,6 @@ use axum::{Router, body::Body, extract::Extension, response::Response, routing::
 use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::StreamBody;
-use support::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -25,6 +22,8 @@ use tokio::{
 };
 use tower_drain::{ConnectionLimit, Drain, DrainLayer, Phase, RequestBody, Server};
 use tower_outcome::PeerAddr;
+
+use crate::support::*;
 
 /// A body fed by the test.
 fn stream() -> (mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>, Body) {

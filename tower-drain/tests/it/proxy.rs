@@ -1,18 +1,17 @@
 //! The PROXY protocol in front of HTTP, on a network of the test's own.
 
-mod support;
-
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use axum::{Router, extract::Extension, routing::get};
-use support::*;
 use tokio::time::{Instant, sleep};
 use tower_drain::{Drain, Http, ProxyLayer, Server};
 use tower_layer::Layer;
 use tower_outcome::PeerAddr;
+
+use crate::support::*;
 
 fn whoami() -> Router {
     async fn who(peer: Option<Extension<PeerAddr>>) -> String {

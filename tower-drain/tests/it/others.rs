@@ -1,7 +1,5 @@
 //! Around servers of somebody else's: our signal, our deadline, our count. And gRPC streams, there and here.
 
-mod support;
-
 use std::{future::IntoFuture, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, response::Response, routing::get, routing::post};
@@ -11,13 +9,14 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::*;
 use tokio::{
     net::TcpStream,
     sync::{Notify, mpsc},
 };
 use tonic::transport::{Server, server::TcpIncoming};
 use tower_drain::{Drain, DrainLayer, Phase};
+
+use crate::support::*;
 
 type Frames = mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>;
 

@@ -1,8 +1,5 @@
 //! What a change of processes costs the clients, with real processes and the kernel's own count of resets, each test in a
 //! network of its own. Every test of the good way has one of the bad way, which must fail, or the harness proves nothing.
-#![cfg(target_os = "linux")]
-
-mod support;
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -27,7 +24,6 @@ use axum::{
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Client, GET, defer_accept, ms, soon};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -38,6 +34,8 @@ use tower_drain::{
     Drain, ListenerConfig, Server,
     handoff::{Handoff, ReusePortListener},
 };
+
+use crate::support::{Client, GET, defer_accept, ms, soon};
 
 const ADDR: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 18080);
@@ -53,21 +51,21 @@ fn in_network(test: &str) -> bool {
     } else {
         &["--map-root-user"]
     };
-    let status = Command::new("unshare")
+    let test = format!("handoff_lossless::{test}");
+    let mut again = Command::new("unshare");
+    again
         .args(user)
         .args(["--net", "--mount", "sh", "-c", up, "sh"])
         .arg(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            test,
+            &test,
             "--ignored",
             "--nocapture",
             "--test-threads=1",
         ])
-        .env("TD_NETWORK", "1")
-        .status()
-        .expect("unshare is there");
-    assert!(status.success(), "{test} failed in its network");
+        .env("TD_NETWORK", "1");
+    testkit::passes(&test, &mut again);
     false
 }
 
@@ -304,7 +302,12 @@ impl Process {
     fn command(mode: &str, name: &str) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
-            .args(["--exact", "program", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "handoff_lossless::program",
+                "--ignored",
+                "--nocapture",
+            ])
             .env("TD_MODE", mode)
             .env("TD_NAME", name);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());

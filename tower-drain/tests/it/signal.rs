@@ -8,6 +8,9 @@ use tower_drain::{Drain, Phase};
 
 #[tokio::test]
 async fn the_first_signal_begins_and_the_second_forces() {
+    if !testkit::alone("signal::the_first_signal_begins_and_the_second_forces") {
+        return;
+    }
     let drain = Drain::builder().force(Duration::ZERO).build();
     let guard = drain.guard();
     let signals = tokio::spawn(drain.on_signals());

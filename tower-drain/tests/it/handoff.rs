@@ -1,7 +1,4 @@
 //! From one process to the next, both in this one: they meet at a path and share nothing else.
-#![cfg(target_os = "linux")]
-
-mod support;
 
 use std::{
     fs,
@@ -13,12 +10,13 @@ use std::{
 
 use axum::{Router, routing::get};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::*;
 use tokio::{net::TcpStream, task::JoinHandle, time::sleep};
 use tower_drain::{
     Addr, Drain, Listen, ListenerConfig, Phase, Report, Server,
     handoff::{Handoff, HandoffMode, Inheritance, Origin},
 };
+
+use crate::support::*;
 
 /// A directory of the test's own.
 struct Place(PathBuf);
@@ -275,6 +273,9 @@ async fn unix_sockets_are_handed_on_too() {
 
 #[tokio::test]
 async fn more_sockets_than_one_packet_holds_are_handed_on_each_as_itself() {
+    if !testkit::alone("handoff::more_sockets_than_one_packet_holds_are_handed_on_each_as_itself") {
+        return;
+    }
     // The kernel takes 253 descriptors in one packet. Each socket is here in both processes, for use and to hand on.
     const SOCKETS: usize = 300;
     let hard = getrlimit(Resource::Nofile).maximum;

@@ -1,7 +1,4 @@
 //! Ten thousand idle connections: what one costs, beside the same on hyper alone, each server in a process of its own.
-#![cfg(target_os = "linux")]
-
-mod support;
 
 use std::{
     convert::Infallible,
@@ -16,10 +13,11 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::{Client, GET};
 use tokio::net::{TcpListener, TcpStream};
 use tower::service_fn;
 use tower_drain::{ConnectionLimit, Drain, Http, Server};
+
+use crate::support::{Client, GET};
 
 const CONNECTIONS: usize = 10_000;
 
@@ -134,7 +132,7 @@ impl Process {
     fn start(kind: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
-            .args(["--exact", "program", "--ignored", "--nocapture"])
+            .args(["--exact", "idle::program", "--ignored", "--nocapture"])
             .env("TD_IDLE", kind);
         let mut child = command
             .stdin(Stdio::piped())
@@ -197,6 +195,11 @@ async fn measure(server: &mut Process) -> (usize, Vec<Client>) {
 #[tokio::test]
 #[ignore = "20 000 sockets"]
 async fn ten_thousand_idle_connections_cost_what_hyper_costs_and_drain_at_once() {
+    if !testkit::alone(
+        "idle::ten_thousand_idle_connections_cost_what_hyper_costs_and_drain_at_once",
+    ) {
+        return;
+    }
     many_files();
     let (bare, clients) = measure(&mut Process::start("bare")).await;
     drop(clients);

@@ -1,19 +1,18 @@
 //! The same for HTTP/2, with peers that speak it by hand.
 
-mod support;
-
 use std::time::Duration;
 
 use axum::{Router, body::Bytes, routing::get};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     time::{Instant, sleep},
 };
 use tower_drain::{Drain, Http, Server};
+
+use crate::support::*;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;

@@ -1,16 +1,19 @@
 //! Out of descriptors, in a process of its own.
-#![cfg(unix)]
-
-mod support;
 
 use std::fs::File;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::*;
 use tokio::{net::TcpStream, time::sleep};
+
+use crate::support::*;
 
 #[tokio::test]
 async fn who_waits_while_there_are_no_descriptors_is_turned_away_and_later_ones_are_served() {
+    if !testkit::alone(
+        "descriptors::who_waits_while_there_are_no_descriptors_is_turned_away_and_later_ones_are_served",
+    ) {
+        return;
+    }
     let drain = quick();
     let (listener, addr) = listen().await;
     let server = Running {

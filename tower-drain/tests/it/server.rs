@@ -1,13 +1,12 @@
 //! `Server` by its verbs, and several of them side by side.
 
-mod support;
-
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use axum::{Router, http::StatusCode, routing::get};
-use support::*;
 use tokio::{net::TcpStream, sync::Notify};
 use tower_drain::{Addr, BoundListener, Cancellation, Drain, ListenerConfig, Phase, Server};
+
+use crate::support::*;
 
 const ANY: &str = "127.0.0.1:0";
 

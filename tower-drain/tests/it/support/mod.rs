@@ -1,5 +1,4 @@
 //! What the tests on sockets share: a server to drain, and a client that sees every byte.
-#![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::{
     future::Future,

@@ -1,7 +1,5 @@
 //! HTTP/2 with prior knowledge, axum and tonic.
 
-mod support;
-
 use std::sync::Arc;
 
 use axum::{Router, routing::get};
@@ -10,7 +8,6 @@ use http::{Request, Version};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -19,6 +16,8 @@ use tokio::{
     time::sleep,
 };
 use tower_drain::{Drain, DrainLayer, Phase};
+
+use crate::support::*;
 
 type Requests = http2::SendRequest<Empty<Bytes>>;
 

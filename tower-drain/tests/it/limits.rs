@@ -1,7 +1,5 @@
 //! What a connection may not do for ever, in paused time on a network of the test's own.
 
-mod support;
-
 use std::{
     num::NonZeroUsize,
     pin::Pin,
@@ -12,7 +10,6 @@ use std::{
 
 use axum::{Extension, Router, body::Bytes, routing::get, routing::post};
 use http_body_util::BodyExt;
-use support::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Notify,
@@ -24,6 +21,8 @@ use tower_drain::{
     RequestBody, Server, TooSlow,
 };
 use tower_layer::Layer;
+
+use crate::support::*;
 
 fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)

@@ -1,14 +1,11 @@
 //! TLS on loopback: ALPN, certificates that change, peers that never say a word.
 
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
 use axum::body::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
-use support::*;
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep},
@@ -16,6 +13,8 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tower_drain::{ConnectionLimit, Drain, Http, Overloaded, Server, Tls, TlsLayer};
 use tower_layer::Layer;
+
+use crate::support::*;
 
 /// A certificate for itself.
 struct Identity {

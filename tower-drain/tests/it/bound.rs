@@ -1,7 +1,4 @@
 //! A listener of one's own closes without resetting anybody; one that is just closed does not.
-#![cfg(target_os = "linux")]
-
-mod support;
 
 use std::{
     io::{self, Read, Write},
@@ -10,9 +7,10 @@ use std::{
     time::Duration,
 };
 
-use support::{GET, app, defer_accept, ms, soon};
 use tokio::{io::AsyncReadExt, net::TcpListener, task::spawn_blocking, time::sleep};
 use tower_drain::{Drain, Listen, ListenerConfig, Phase, Server};
+
+use crate::support::{GET, app, defer_accept, ms, soon};
 
 const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
 

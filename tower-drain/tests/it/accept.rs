@@ -1,14 +1,11 @@
 //! The accept loop by itself, on a network of its own in paused time.
 
-mod support;
-
 use std::{
     io,
     task::{Context, Poll},
     time::Duration,
 };
 
-use support::{Client, GET, app, wire};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     time::{Instant, sleep},
@@ -17,6 +14,8 @@ use tower::{Service, service_fn};
 use tower_drain::{Accepted, Drain, Phase};
 #[cfg(unix)]
 use tower_drain::{Addr, Listen};
+
+use crate::support::{Client, GET, app, wire};
 
 fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
@@ -226,7 +225,7 @@ async fn a_connection_that_panics_ends_alone_and_a_service_that_does_ends_the_se
         "whoever runs the server is told"
     );
     assert!(bystander.is_closed().await);
-    support::guests(&drain, 0).await;
+    crate::support::guests(&drain, 0).await;
     drain.shutdown();
     assert!(
         drain.done().await.is_clean(),
@@ -246,7 +245,7 @@ async fn unix_sockets_are_served_too() {
         Listen::local_addr(&listener).unwrap(),
         Addr::Unix(Some(path.as_path().into()))
     );
-    let drain = support::quick();
+    let drain = crate::support::quick();
     let server = tokio::spawn(drain.serve(listener, app()));
     let mut kept = Client(tokio::net::UnixStream::connect(&path).await.unwrap());
     assert!(kept.ask(GET).await.ok());

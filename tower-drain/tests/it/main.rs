@@ -1,0 +1,38 @@
+//! The crate as its users see it: drains, servers and connections, on loopback and on networks of the tests' own.
+
+#[cfg(feature = "http")]
+mod accept;
+#[cfg(feature = "http")]
+mod auto_traits;
+#[cfg(all(feature = "http", target_os = "linux"))]
+mod bound;
+#[cfg(all(feature = "http", unix))]
+mod descriptors;
+#[cfg(all(feature = "handoff", feature = "http", target_os = "linux"))]
+mod handoff;
+#[cfg(all(feature = "handoff", feature = "http", target_os = "linux"))]
+mod handoff_lossless;
+#[cfg(feature = "http")]
+mod http1;
+#[cfg(feature = "http")]
+mod http2;
+#[cfg(all(feature = "http", target_os = "linux"))]
+mod idle;
+mod layer;
+#[cfg(feature = "http")]
+mod limits;
+#[cfg(feature = "http")]
+mod limits_http2;
+#[cfg(feature = "http")]
+mod others;
+mod phases;
+#[cfg(feature = "http")]
+mod proxy;
+#[cfg(feature = "http")]
+mod server;
+#[cfg(all(feature = "signal", unix))]
+mod signal;
+#[cfg(feature = "http")]
+mod support;
+#[cfg(all(feature = "http", feature = "tls"))]
+mod tls;
