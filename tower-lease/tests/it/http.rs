@@ -1,7 +1,5 @@
 //! Over a real connection: what a client sees of an answer that was under way when the lease was lost.
 
-mod common;
-
 use std::{
     convert::Infallible,
     pin::Pin,
@@ -11,7 +9,6 @@ use std::{
 
 use axum::{Router, body::Body, routing::get};
 use bytes::Bytes;
-use common::key;
 use http_body::Frame;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -19,6 +16,8 @@ use tokio::{
     time::{Sleep, sleep, timeout},
 };
 use tower_lease::{Holder, Lease, LeaseLayer, LeaseStore, MemoryStore};
+
+use crate::common::key;
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);

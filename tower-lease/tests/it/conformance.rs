@@ -1,5 +1,4 @@
 //! The suite for stores, over the store in memory; and over stores that are wrong on purpose, which it must find out.
-#![cfg(feature = "testing")]
 
 use std::{
     num::NonZeroU64,

@@ -3,7 +3,6 @@
 //!
 //! Each scenario runs over as many seeds as `LEASE_SIM_SEEDS` says (default 42, so 500 in all); a failure prints the
 //! seed, and `LEASE_SIM_SEED` runs that one alone.
-#![cfg(all(feature = "testing", not(loom)))]
 
 mod net;
 mod scenarios;

@@ -1,7 +1,5 @@
 //! The resource's side: what a fence lets pass, over restarts, failures of its mark, and everything at once.
 
-mod common;
-
 use std::{
     convert::Infallible,
     future::pending,
@@ -13,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use common::{builder, held, key, ms, settle, soon, spawn};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use testkit::{Answer, Probe, contract};
@@ -24,6 +21,8 @@ use tower_lease::{
     fence::{Fence, FenceLayer, FencePass, Mark, MemoryMark, NotCurrent, StoreMark},
 };
 use tower_outcome::{BoxError, Class, Refusal, Refused};
+
+use crate::common::{builder, held, key, ms, settle, soon, spawn};
 
 fn named(key: &str, epoch: u64) -> FencingToken {
     FencingToken::new(LeaseKey::new(key).unwrap(), NonZeroU64::new(epoch).unwrap())

@@ -1,7 +1,5 @@
 //! The layers: what a request meets in each state, from readiness to the last frame of its answer.
 
-mod common;
-
 use std::{
     convert::Infallible,
     future::Future,
@@ -14,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use common::{Flaky, VALID, Way, builder, held, key, ms, settle, soon, spawn};
 use http::{Method, Request, Response};
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -27,6 +24,8 @@ use tower_lease::{
 };
 use tower_outcome::{BoxError, Class, Refusal, Unsent};
 
+use crate::common::{Flaky, VALID, Way, builder, held, key, ms, settle, soon, spawn};
+
 fn request() -> Request<String> {
     Request::new(String::new())
 }
@@ -36,7 +35,7 @@ fn poll_ready<S: Service<Request<String>>>(service: &mut S) -> Poll<Result<(), S
     service.poll_ready(&mut Context::from_waker(&waker))
 }
 
-async fn not_held() -> (MemoryStore, common::Kept) {
+async fn not_held() -> (MemoryStore, crate::common::Kept) {
     let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
     let idle = tokio::spawn(async move {
         std::future::pending::<()>().await;

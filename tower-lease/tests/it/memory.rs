@@ -1,15 +1,14 @@
 //! The in-memory store's watches: nothing lost in between, nothing kept without bound, expiry seen in time.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{TTL, key, ms, settle, soon};
 use tokio::time::{Instant, advance, sleep, timeout};
 use tower_lease::{
     Acquired, Claim, ClaimId, Holder, LeaseKey, LeaseStore, MemoryStore, MemoryWatch, Revision,
     Watch, WatchEvent,
 };
+
+use crate::common::{TTL, key, ms, settle, soon};
 
 fn claim(key: &str, id: u128) -> Claim {
     Claim::new(

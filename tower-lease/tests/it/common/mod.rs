@@ -1,5 +1,4 @@
 //! A store that misbehaves as told, and leases to try it with.
-#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
     collections::VecDeque,

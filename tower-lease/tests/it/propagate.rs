@@ -1,8 +1,5 @@
 //! Tokens on the way out: whose they are, and when there is none.
 
-mod common;
-
-use common::{builder, held, key, ms, soon, spawn};
 use http::Request;
 use testkit::Probe;
 use tokio::time::sleep;
@@ -10,6 +7,8 @@ use tower::{Layer, Service, ServiceExt};
 use tower_lease::{
     FencingToken, LeaseKey, LeaseLost, LeaseStore, MemoryStore, NotHeld, PropagateLayer,
 };
+
+use crate::common::{builder, held, key, ms, soon, spawn};
 
 fn request() -> Request<String> {
     Request::new(String::new())

@@ -1,7 +1,5 @@
 //! The keeper against a store that misbehaves, in paused time. Each test names the rule it holds to.
 
-mod common;
-
 use std::{
     future::Future,
     pin::pin,
@@ -12,12 +10,13 @@ use std::{
     time::Duration,
 };
 
-use common::{Flaky, TTL, VALID, Way, builder, held, key, ms, settle, soon, spawn};
 use tokio::time::{Instant, advance, sleep, timeout};
 use tower_lease::{
     BootInstant, Clock, Fault, Holder, Lease, LeaseStore, Lost, MemoryStore, Revision, State,
     TokioClock, Watch, WatchEvent,
 };
+
+use crate::common::{Flaky, TTL, VALID, Way, builder, held, key, ms, settle, soon, spawn};
 
 /// Runs a keeper just until its lease is held, and then never again.
 async fn held_and_then_stuck<F: Future<Output = State>>(

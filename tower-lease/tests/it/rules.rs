@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-const RULES: &str = include_str!("../RULES.md");
+const RULES: &str = include_str!("../../RULES.md");
 
 /// All Rust files under a folder of this crate, each with its text.
 fn sources(folder: &str) -> Vec<(String, String)> {

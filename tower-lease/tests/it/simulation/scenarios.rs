@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tower_lease::{Lost, State};
 
-use crate::{
+use super::{
     net::Weather,
     over_seeds,
     world::{Setup, TTL, World, is_jeopardy, name},
@@ -370,8 +370,8 @@ fn outage(seed: u64, keep_serving: bool) {
 #[test]
 fn f19_a_store_that_was_down_fences_or_not_as_chosen_and_is_not_run_over() {
     // A hundred leases, fifty-five seconds: a few seeds stand for the others.
-    let few = crate::seeds().end.div_ceil(14);
-    for seed in crate::seeds().start..few.max(crate::seeds().start + 1) {
+    let few = super::seeds().end.div_ceil(14);
+    for seed in super::seeds().start..few.max(super::seeds().start + 1) {
         outage(seed, false);
         outage(seed, true);
     }

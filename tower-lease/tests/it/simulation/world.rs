@@ -20,7 +20,7 @@ use tower_lease::{
     testing::SkewedClock,
 };
 
-use crate::net::{Post, RemoteStore, Weather, serve};
+use super::net::{Post, RemoteStore, Weather, serve};
 
 pub(crate) const TTL: Duration = Duration::from_secs(5);
 pub(crate) const TICK: Duration = Duration::from_millis(20);

@@ -1,7 +1,5 @@
 //! A request that is let in allocates nothing, but for the token where a handler wants it.
 
-mod common;
-
 use std::{
     convert::Infallible,
     future::{Future, Ready, ready},
@@ -9,13 +7,14 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use common::{held, key};
 use http::{Request, Response};
 use tower::{Layer, Service, service_fn};
 use tower_lease::{
     FencingToken, InFlight, LeaseKey, LeaseLayer, PropagateLayer, TokenIn,
     fence::{Fence, FenceLayer, MemoryMark},
 };
+
+use crate::common::{held, key};
 
 fn ok(_: Request<String>) -> Ready<Result<Response<String>, Infallible>> {
     ready(Ok(Response::new(String::new())))
@@ -55,7 +54,7 @@ async fn an_admitted_request_allocates_nothing() {
     assert_eq!(allocations(service_fn(ok)), 0);
     assert_eq!(allocations(layer.clone().layer(service_fn(ok))), 0);
     assert_eq!(allocations(layer.clone().gate().layer(service_fn(ok))), 0);
-    let within = InFlight::FinishWithin(common::ms(100));
+    let within = InFlight::FinishWithin(crate::common::ms(100));
     assert_eq!(
         allocations(layer.clone().in_flight(within).layer(service_fn(ok))),
         0
@@ -68,7 +67,7 @@ async fn an_admitted_request_allocates_nothing() {
             layer
                 .respond()
                 .token_in(TokenIn::Nowhere)
-                .deadlines(common::ms(10))
+                .deadlines(crate::common::ms(10))
                 .layer(service_fn(ok))
         ),
         0

@@ -1,17 +1,15 @@
 //! The store that misbehaves, and keepers that live with it.
-#![cfg(feature = "testing")]
-
-mod common;
 
 use std::time::Duration;
 
-use common::{TTL, VALID, builder, key, ms, soon, spawn};
 use tokio::time::{Instant, sleep, timeout};
 use tower_lease::{
     Acquired, Claim, ClaimId, Fault, Holder, LeaseStore, Lost, MemoryStore, Revision, State, Watch,
     WatchEvent,
     testing::{Conformance, Faults, FaultyStore},
 };
+
+use crate::common::{TTL, VALID, builder, key, ms, soon, spawn};
 
 fn faulty(seed: u64) -> FaultyStore<MemoryStore> {
     FaultyStore::new(MemoryStore::new(), seed)
