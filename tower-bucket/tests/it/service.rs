@@ -378,7 +378,7 @@ async fn the_extremes_neither_panic_nor_let_through_what_they_should_not() {
     }
 }
 
-/// `cargo test -p tower-bucket --test service bytes -- --nocapture` prints it.
+/// `cargo test -p tower-bucket --test it bytes -- --nocapture` prints it.
 #[test]
 fn a_hundred_thousand_clients_take_22_bytes_each_at_most() {
     const CLIENTS: u32 = 100_000;

@@ -17,8 +17,7 @@ use tower_bucket::{
 };
 use tower_outcome::Refusal;
 
-mod common;
-use common::{from, n, request};
+use crate::common::{from, n, request};
 
 const TEN_A_SECOND: Quota = Quota::per_second(n(10));
 const FIVE_A_SECOND: Quota = Quota::per_second(n(5));

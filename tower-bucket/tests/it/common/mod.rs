@@ -1,5 +1,4 @@
 //! What the tests share.
-#![allow(dead_code, reason = "each test file takes what it needs")]
 
 use std::{net::SocketAddr, num::NonZeroU32};
 

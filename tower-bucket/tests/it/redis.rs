@@ -1,6 +1,5 @@
 //! Against a real redis-server on a loopback port, started and stopped by each test:
-//! `cargo test -p tower-bucket --features redis --test redis -- --ignored`.
-#![cfg(feature = "redis")]
+//! `cargo test -p tower-bucket --features redis --test it redis -- --ignored`.
 
 use std::{
     convert::Infallible,
@@ -25,8 +24,7 @@ use tower_bucket::{
 };
 use tower_outcome::{Class, Refusal};
 
-mod common;
-use common::{from, n, request};
+use crate::common::{from, n, request};
 
 /// So slow that nothing comes back while a test runs.
 const TEN_AN_HOUR: Quota = Quota::per_hour(n(10));

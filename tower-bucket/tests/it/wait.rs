@@ -13,8 +13,7 @@ use tokio::time::{Instant, advance};
 use tower::{Layer, Service, ServiceExt as _};
 use tower_bucket::{BucketLayer, Exhausted, Limiter, OnMissingKey, Quota};
 
-mod common;
-use common::{from, n, request};
+use crate::common::{from, n, request};
 
 const TEN_A_SECOND: Quota = Quota::per_second(n(10)).burst(n(2));
 const INTERVAL: Duration = Duration::from_millis(100);
