@@ -1,21 +1,19 @@
 //! DNS, against a server in this process that says what the test tells it to, and against dnsmasq.
-#![cfg(feature = "dns")]
 
-#[path = "dns/dnsmasq.rs"]
 mod dnsmasq;
-#[path = "dns/server.rs"]
 mod server;
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use hickory_resolver::proto::op::ResponseCode;
-use server::{Answer, Server};
 use tokio::time::{sleep, timeout};
 use tower_resolve::{
     CachedResolver, DnsError, DnsResolver, DnsUpdates, Generation, Resolve, Topology, Update,
     diff::Fold,
 };
+
+use self::server::{Answer, Server};
 
 /// Follows a name and keeps what was said, checking that it never goes back.
 struct Follower {

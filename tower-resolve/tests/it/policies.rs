@@ -1,7 +1,5 @@
 //! What the policies, tiers and limits do to the traffic of a whole balance, in paused time.
 
-mod support;
-
 use std::{
     collections::BTreeMap,
     num::{NonZeroU32, NonZeroUsize},
@@ -15,7 +13,6 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use http::Request;
-use support::{endpoint, generation, request, rig, settle, snapshot, source, timed};
 use testkit::{Answer, Script, Step};
 use tokio::{
     sync::mpsc,
@@ -32,6 +29,8 @@ use tower_resolve::{
         WeightedRoundRobin,
     },
 };
+
+use crate::support::{endpoint, generation, request, rig, settle, snapshot, source, timed};
 
 /// An endpoint that answers after a time, or fails, or dies; all of that can be changed while it is in use.
 #[derive(Clone, Default)]

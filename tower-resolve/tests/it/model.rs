@@ -1,12 +1,9 @@
 //! A balance against a naive model: random updates, phases, failures, readiness and requests.
 
-mod support;
-
 use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
 
 use http::Request;
 use proptest::prelude::*;
-use support::{endpoint, generation, leased, request, rig, settle};
 use tower::Service;
 use tower_resolve::{
     Balance, Endpoint, NoEndpoints, Phase, Topology, Update,
@@ -14,6 +11,8 @@ use tower_resolve::{
         LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin, WeightedRoundRobin,
     },
 };
+
+use crate::support::{endpoint, generation, leased, request, rig, settle};
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -247,10 +246,10 @@ async fn run<P: Policy<Request<String>>>(policy: P, events: Vec<Event>) {
 }
 
 async fn one_request<P: Policy<Request<String>>>(
-    rig: &mut support::Rig<P, tower_outcome::classify::AnyErr>,
+    rig: &mut crate::support::Rig<P, tower_outcome::classify::AnyErr>,
     model: &mut Model,
 ) {
-    let calls = |rig: &support::Rig<P, _>| -> BTreeMap<String, usize> {
+    let calls = |rig: &crate::support::Rig<P, _>| -> BTreeMap<String, usize> {
         (0..6)
             .map(|id| format!("e{id}"))
             .map(|id| (id.clone(), rig.made.all_calls(&id)))

@@ -1,5 +1,4 @@
 //! What the tests of the balance share: a source that says what the test tells it to, and endpoints that count.
-#![allow(dead_code, reason = "each test uses a part")]
 
 use std::{
     collections::BTreeMap,

@@ -1,8 +1,6 @@
 //! The caching resolver in a world of random histories: a registry that publishes, lags, hangs, breaks and comes back,
 //! followers that come and go, in paused time.
 
-mod support;
-
 use std::{
     cmp::Ordering,
     collections::BTreeSet,
@@ -12,7 +10,6 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt, stream, stream::BoxStream};
 use proptest::prelude::*;
-use support::endpoint;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -22,6 +19,8 @@ use tower_resolve::{
     CachedResolver, CachedUpdates, Generation, Resolve, SourceId, Topology, Update,
     diff::{Applied, Fold},
 };
+
+use crate::support::endpoint;
 
 type Ids = BTreeSet<u8>;
 

@@ -1,7 +1,5 @@
 //! The balance against a scripted source and strict endpoints, in paused time.
 
-mod support;
-
 use std::{
     future::{Future, poll_fn},
     num::NonZeroU32,
@@ -16,9 +14,6 @@ use std::{
 
 use http::{HeaderValue, Request};
 use http_body_util::BodyExt;
-use support::{
-    Made, Returning, endpoint, generation, leased, request, rig, settle, snapshot, source, timed,
-};
 use testkit::{Answer, Script, Step};
 use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tower::Service;
@@ -26,6 +21,10 @@ use tower_outcome::{BoxError, Class, Refusal, header::LEASE_EPOCH};
 use tower_resolve::{
     Balance, Endpoint, NoEndpoints, Phase, Stopped, Topology, Unreachable, Update,
     policy::{Candidates, Policy, RoundRobin, Turn},
+};
+
+use crate::support::{
+    Made, Returning, endpoint, generation, leased, request, rig, settle, snapshot, source, timed,
 };
 
 fn no_endpoints(error: &BoxError) -> &NoEndpoints {
@@ -865,7 +864,7 @@ async fn an_http_request_is_in_flight_until_the_end_of_its_body() {
         Script::new([Step::Data("x"), Step::Data("y")]),
     ));
     let response = rig.balance.call(request()).await.unwrap();
-    let in_flight = |rig: &support::Rig<_, _>| rig.balance.snapshot().endpoints[0].in_flight;
+    let in_flight = |rig: &crate::support::Rig<_, _>| rig.balance.snapshot().endpoints[0].in_flight;
     assert_eq!(in_flight(&rig), 1);
     response.into_body().collect().await.unwrap();
     assert_eq!(

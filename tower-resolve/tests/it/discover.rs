@@ -1,16 +1,14 @@
 //! The updates of a name under Tower's own balance.
-#![cfg(feature = "tower")]
-
-mod support;
 
 use std::num::NonZeroU64;
 
 use futures_util::{FutureExt, StreamExt};
-use support::{endpoint, generation, snapshot, source};
 use tower::{
     Service, ServiceExt, balance::p2c::Balance, discover::Change, load::Constant, service_fn,
 };
 use tower_resolve::{DiscoverEndpoints, Endpoint, Phase, Topology, Update};
+
+use crate::support::{endpoint, generation, snapshot, source};
 
 /// What is told of each change: the id, and the epoch of the instance that a service was made for.
 fn made(endpoint: &Endpoint) -> (String, u64) {

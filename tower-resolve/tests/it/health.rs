@@ -1,7 +1,5 @@
 //! Checks and ejections, in paused time; the probes against real servers on loopback.
 
-mod support;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::{Ready, ready},
@@ -15,7 +13,6 @@ use std::{
 };
 
 use http::Request;
-use support::{request, settle, snapshot, source};
 use tokio::{sync::mpsc, time::sleep};
 use tower::Service;
 use tower_outcome::BoxError;
@@ -25,6 +22,8 @@ use tower_resolve::{
     health::{self, ActiveCheck, Outlier},
     policy::{Maglev, Policy, RoundRobin},
 };
+
+use crate::support::{request, settle, snapshot, source};
 
 /// Endpoints that fail, or are not ready, as the test says.
 #[derive(Clone, Default)]

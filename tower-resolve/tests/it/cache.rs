@@ -1,7 +1,5 @@
 //! The caching resolver against a scripted source, in paused time.
 
-mod support;
-
 use std::{
     num::NonZeroUsize,
     sync::{
@@ -12,9 +10,10 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt};
-use support::{Updates, generation, settle, snapshot, source};
 use tokio::{sync::mpsc, time::sleep};
 use tower_resolve::{CachedResolver, Resolve, StaticResolver, Topology, Update};
+
+use crate::support::{Updates, generation, settle, snapshot, source};
 
 /// A source that counts how often it is asked, and how many of its streams are followed.
 #[derive(Clone, Default)]
@@ -448,7 +447,8 @@ async fn the_name_asked_for_longest_ago_gives_way() {
 
 #[tokio::test(start_paused = true)]
 async fn a_fixed_name_is_known_at_once_and_another_does_not_exist() {
-    let cached = CachedResolver::new(StaticResolver::new().with("name", [support::endpoint("a")]));
+    let cached =
+        CachedResolver::new(StaticResolver::new().with("name", [crate::support::endpoint("a")]));
     assert_eq!(ids(cached.resolve("name").next().await), ["a"]);
     assert!(matches!(
         cached.resolve("other").next().await,

@@ -1,5 +1,4 @@
 //! Endpoints from a file, while somebody writes it: well, badly, and often. The files are real; the time is not.
-#![cfg(feature = "file")]
 
 use std::{
     fs,

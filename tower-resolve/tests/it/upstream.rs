@@ -1,5 +1,4 @@
 //! The pooled upstream against real servers on loopback.
-#![cfg(feature = "hyper")]
 
 use std::{
     convert::Infallible,

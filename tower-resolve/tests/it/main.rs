@@ -1,0 +1,18 @@
+//! The crate as its users see it: resolvers, balances and upstreams, over scripted sources, real servers and simulated hosts.
+
+mod balance;
+mod cache;
+mod cache_model;
+#[cfg(feature = "tower")]
+mod discover;
+#[cfg(feature = "dns")]
+mod dns;
+#[cfg(feature = "file")]
+mod file;
+mod health;
+mod model;
+mod partition;
+mod policies;
+mod support;
+#[cfg(feature = "hyper")]
+mod upstream;
