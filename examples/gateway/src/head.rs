@@ -13,7 +13,7 @@ use http::{
     request, response,
     uri::Authority,
 };
-use tower_outcome::header::LEASE_TOKEN;
+use tower_outcome::header::{LEASE_EPOCH, LEASE_TOKEN};
 
 /// A request that goes no further, and what its sender is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub(crate) fn request(
         head.headers.insert(HOST, host);
     }
     head.headers.append(VIA, via);
-    remove_all(&mut head.headers, &CLAIMS);
+    remove_where(&mut head.headers, is_untrusted);
     if let Some(peer) = peer {
         append_forwarded_for(&mut head.headers, peer);
     }
@@ -210,14 +210,33 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    remove_all(headers, &HOP_BY_HOP);
+    remove_where(headers, |name| HOP_BY_HOP.contains(name));
 }
 
 /// One walk over the few fields there are is cheaper than a look-up for each that there mostly is not.
-fn remove_all(headers: &mut HeaderMap, names: &[HeaderName]) {
-    while let Some(name) = headers.keys().find(|name| names.contains(name)).cloned() {
+fn remove_where(headers: &mut HeaderMap, is_wrong: impl Fn(&HeaderName) -> bool) {
+    while let Some(name) = headers.keys().find(|name| is_wrong(name)).cloned() {
         headers.remove(name);
     }
+}
+
+/// Whether a client must not send this field, or one that an application may take for it: CGI and WSGI make one name of
+/// `X-Real-IP` and `X_Real_IP` (RFC 3875 section 4.1.18), and what is behind us may do the same.
+fn is_untrusted(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    if name.contains('_') {
+        let twin = name.replace('_', "-");
+        let twin = twin.as_str();
+        return is_claim(twin)
+            || twin == X_FORWARDED_FOR
+            || READ_BY_PROXIES.iter().any(|read| twin == *read);
+    }
+    is_claim(name) && name != X_FORWARDED_FOR
+}
+
+/// Every `X-Forwarded-*` is one, as there are more in use than anybody can list (`-Ssl`, `-Scheme`, `-Server`, `-By` …).
+fn is_claim(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || CLAIMS.iter().any(|claim| name == *claim)
 }
 
 /// HTTP/2 may split cookies; HTTP/1.1 must get them in one field (RFC 9113 section 8.2.3).
@@ -261,13 +280,33 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 
 /// What only a proxy in front of us could know, and there is none that we trust; or, of a lease, only one of us: a forged
 /// token would have a resource refuse the holder's own. (The epoch is the balance's, which sets or removes it.)
-const CLAIMS: [HeaderName; 6] = [
+const CLAIMS: [HeaderName; 8] = [
     FORWARDED,
     LEASE_TOKEN,
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-forwarded-prefix"),
     HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-client-ip"),
+    HeaderName::from_static("x-cluster-client-ip"),
+    HeaderName::from_static("true-client-ip"),
+    HeaderName::from_static("cf-connecting-ip"),
+    HeaderName::from_static("fastly-client-ip"),
+];
+
+/// What we read or write ourselves: a twin with `_` has passed unseen, and must not mean it to what is behind us.
+const READ_BY_PROXIES: [HeaderName; 14] = [
+    HOST,
+    CONTENT_LENGTH,
+    CONNECTION,
+    TRANSFER_ENCODING,
+    TE,
+    TRAILER,
+    UPGRADE,
+    VIA,
+    MAX_FORWARDS,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    LEASE_EPOCH,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
 ];
 
 /// RFC 9110 section 7.6.1, with the older fields that clients still send.
@@ -555,18 +594,56 @@ mod tests {
         let claims = [
             "forwarded",
             "x-real-ip",
+            "true-client-ip",
             "x-forwarded-host",
+            "x-forwarded-ssl",
+            "x-forwarded-scheme",
+            "x-forwarded-client-cert",
             "x-lease-token",
         ];
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let sent = get("http://example.org/").version(version);
+            let head = passed(
+                claims
+                    .iter()
+                    .fold(sent, |head, name| head.header(*name, "echo/1;9")),
+            )
+            .unwrap();
+            for name in claims {
+                assert!(!head.headers.contains_key(name), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_field_that_an_application_takes_for_one_of_ours_is_not_passed_on() {
+        let twins = [
+            "x_lease_token",
+            "x_lease_epoch",
+            "x_real_ip",
+            "x-real_ip",
+            "x_forwarded_for",
+            "x_forwarded-proto",
+            "x_forwarded_ssl",
+            "transfer_encoding",
+            "content_length",
+            "proxy_authorization",
+        ];
         let head = passed(
-            claims
+            twins
                 .iter()
-                .fold(get("/"), |head, name| head.header(*name, "echo/1;9")),
+                .fold(get("/"), |head, name| head.header(*name, "forged")),
         )
         .unwrap();
-        for name in claims {
+        for name in twins {
             assert!(!head.headers.contains_key(name), "{name}");
         }
+        assert_eq!(head.headers["x-forwarded-for"], "192.0.2.7");
+        let own = passed(get("/").header("session_id", "7").header("x_mine", "8")).unwrap();
+        assert_eq!(
+            (&own.headers["session_id"], &own.headers["x_mine"]),
+            (&"7".parse().unwrap(), &"8".parse().unwrap())
+        );
     }
 
     #[test]
