@@ -23,7 +23,7 @@ use std::{
 };
 
 use clap::Parser;
-use tower_drain::{BoundListener, ListenerConfig};
+use tower_drain::{BoundListener, Drain, ListenerConfig};
 
 use crate::{
     config::{Config, Own},
@@ -116,10 +116,32 @@ async fn run(arguments: Arguments, config: Config) -> Result<ExitCode, String> {
     let drain = gateway::drain(&config);
     // Before anybody is told where we are, so that from then on a signal drains.
     let signals = tokio::spawn(drain.on_signals());
+    #[cfg(unix)]
+    let hangups = tokio::spawn(hangups(drain.clone(), demo.is_some())?);
     tell(&listener, &admin, demo.as_ref())?;
     let code = gateway::run(&config, drain, listener, admin, demo).await;
     signals.abort();
+    #[cfg(unix)]
+    hangups.abort();
     Ok(code)
+}
+
+/// SIGHUP would end the process at once. To a daemon it means that its configuration has changed, which this version does
+/// not follow: it goes on. A demo's terminal has been closed: it drains.
+#[cfg(unix)]
+fn hangups(drain: Drain, is_demo: bool) -> Result<impl Future<Output = ()>, String> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangups =
+        signal(SignalKind::hangup()).map_err(|error| format!("cannot handle SIGHUP: {error}"))?;
+    Ok(async move {
+        while hangups.recv().await.is_some() {
+            if is_demo {
+                drain.begin_drain();
+            } else {
+                tracing::warn!("SIGHUP ignored: restart to apply a changed configuration");
+            }
+        }
+    })
 }
 
 /// Binds `address`; if it is taken and `or_next`, one of the next ports.

@@ -249,3 +249,27 @@ async fn an_idle_gateway_ends_after_its_announcement() {
         began.elapsed()
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hangup_ends_no_gateway_that_has_a_configuration() {
+    let (backend, _) = backend().await;
+    let gateway = Gateway::with_backends(&[backend.address], "").await;
+    let mut connection = gateway.connect(1).await;
+    let slow = tokio::spawn(async move { send(&mut connection, get("/slow")).await });
+    gateway
+        .wait_until("the request is under way", async || backend.served() == 1)
+        .await;
+    gateway.signal("HUP");
+    assert_eq!(slow.await.unwrap().unwrap().status, 200);
+    let mut later = gateway.connect(1).await;
+    assert_eq!(send(&mut later, get("/")).await.unwrap().status, 200);
+    gateway.signal("TERM");
+    assert_eq!(gateway.ended().await.0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_demo_whose_terminal_is_closed_drains() {
+    let gateway = Gateway::demo().await;
+    gateway.signal("HUP");
+    assert_eq!(gateway.ended().await.0, Some(0));
+}
