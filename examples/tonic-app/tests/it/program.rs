@@ -1,5 +1,4 @@
 //! The app as its users meet it: a program, gRPC clients, a signal.
-#![forbid(unsafe_code)]
 
 use std::{error::Error, net::Ipv4Addr, time::Duration};
 

@@ -1,5 +1,4 @@
 //! The app as its users meet it: a program, a client, a signal.
-#![forbid(unsafe_code)]
 
 use std::{
     collections::HashMap,

@@ -1,0 +1,4 @@
+//! Runs the app as a program.
+#![forbid(unsafe_code)]
+
+mod program;
