@@ -1,14 +1,13 @@
 //! Certificates on both sides.
 
-mod support;
-
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use support::{claim, granted};
 use testkit::{Etcd, TlsFiles};
 use tower_etcd::{Cluster, EtcdStore, Tls};
 use tower_lease::{Fault, LeaseStore};
+
+use crate::support::{claim, granted};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -66,13 +65,13 @@ async fn members_and_clients_show_certificates() {
     let known = store(Tls::new(pki.issuer.pem()).identity(&cert, &client_key));
     let ours = claim("a", LONG);
     granted(&known, &ours).await;
-    support::renewed(&known, &ours).await;
+    crate::support::renewed(&known, &ours).await;
     let named = store(
         Tls::new(pki.issuer.pem())
             .identity(&cert, &client_key)
             .domain("etcd.test"),
     );
-    support::renewed(&named, &ours).await;
+    crate::support::renewed(&named, &ours).await;
     known.release(&ours).await.unwrap();
 
     let nobody = store(Tls::new(pki.issuer.pem()));

@@ -1,11 +1,8 @@
 //! The fault scenarios of the lease rules, on real members. What is asserted is an order (of tokens, of who held when),
 //! not a duration, because a loaded machine is slow.
 
-mod support;
-
 use std::{num::NonZeroU64, time::Duration};
 
-use support::{SOON, behind, claim, granted, key, known, patient, renewed, soon, store};
 use testkit::{Etcd, Proxy, Way};
 use tokio::{
     task::JoinHandle,
@@ -16,6 +13,8 @@ use tower_lease::{
     Acquired, Claim, ClaimId, Fault, Holder, Lease, LeaseStore, Lost, State, Swap, Swapped, Watch,
     WatchEvent,
 };
+
+use crate::support::{SOON, behind, claim, granted, key, known, patient, renewed, soon, store};
 
 const TTL: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(60);

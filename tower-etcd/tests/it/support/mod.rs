@@ -1,5 +1,4 @@
 //! A cluster of real members, and stores over it.
-#![allow(dead_code, reason = "each test file takes what it needs")]
 
 use std::time::Duration;
 

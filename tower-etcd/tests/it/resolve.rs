@@ -1,15 +1,14 @@
 //! etcd as a source of endpoints, over real members.
 
-mod support;
-
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
-use support::{SOON, behind, claim, cluster, key, patient as store, soon};
 use testkit::{Etcd, Proxy};
 use tower_etcd::{Cluster, EtcdResolver, EtcdUpdates};
 use tower_lease::{Claim, ClaimId, Holder, LeaseStore, Swap};
 use tower_resolve::{Endpoint, Generation, Resolve, Update};
+
+use crate::support::{SOON, behind, claim, cluster, key, patient as store, soon};
 
 /// Folds updates into what is known, and checks what every consumer relies on.
 struct Reader {
@@ -100,8 +99,8 @@ async fn replicas_come_with_their_epoch_and_go_with_their_lease() {
     reader.until(&[]).await;
     reader.read().await;
     let (a, b) = (replica("a"), replica("b"));
-    let grant = support::granted(&store, &a).await;
-    support::granted(&store, &b).await;
+    let grant = crate::support::granted(&store, &a).await;
+    crate::support::granted(&store, &b).await;
     store
         .acquire(&claim("svc/other/x", Duration::from_secs(60)))
         .await
@@ -151,8 +150,8 @@ async fn a_removal_that_was_compacted_away_is_not_lost() {
         .unwrap();
     let mut reader = Reader::new(&bad);
     let (a, b) = (replica("a"), replica("b"));
-    support::granted(&store, &a).await;
-    support::granted(&store, &b).await;
+    crate::support::granted(&store, &a).await;
+    crate::support::granted(&store, &b).await;
     reader.until(&["a", "b"]).await;
     proxy.refuse(true);
     proxy.drop_connections();
@@ -179,7 +178,7 @@ async fn a_removal_that_was_compacted_away_is_not_lost() {
 async fn a_member_that_dies_costs_no_change() {
     let mut etcd = Etcd::cluster(3).await;
     let (store, mut reader) = (store(&etcd), Reader::new(&cluster(&etcd)));
-    support::granted(&store, &replica("a")).await;
+    crate::support::granted(&store, &replica("a")).await;
     reader.until(&["a"]).await;
     for member in 0..2 {
         etcd.kill(member);
@@ -208,7 +207,7 @@ async fn a_silent_member_is_noticed() {
     while reader.degraded == 0 {
         reader.read().await;
     }
-    support::granted(&store(&etcd), &replica("a")).await;
+    crate::support::granted(&store(&etcd), &replica("a")).await;
     proxy.heal();
     reader.until(&["a"]).await;
     let _ = behind(&proxy);

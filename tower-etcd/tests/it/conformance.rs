@@ -1,12 +1,11 @@
 //! The suite that every lease store keeps, over real members.
 
-mod support;
-
 use std::time::Duration;
 
-use support::patient;
 use testkit::Etcd;
 use tower_lease::testing::Conformance;
+
+use crate::support::patient;
 
 /// Long enough for a loaded machine to get from one step to the next.
 const TTL: Duration = Duration::from_secs(4);

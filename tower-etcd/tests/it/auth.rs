@@ -1,14 +1,13 @@
 //! Authentication on: rights, and tokens that are no good any more.
 
-mod support;
-
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Permission};
-use support::{claim, granted, key, soon};
 use testkit::Etcd;
 use tower_etcd::{Cluster, EtcdStore};
 use tower_lease::{Fault, LeaseStore, Revision, Watch, WatchEvent};
+
+use crate::support::{claim, granted, key, soon};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -64,7 +63,7 @@ async fn who_may_not_is_refused() {
             .await
             .unwrap_err(),
     );
-    let nobody = EtcdStore::new(&support::cluster(&etcd)).with_prefix("app/");
+    let nobody = EtcdStore::new(&crate::support::cluster(&etcd)).with_prefix("app/");
     refused(nobody.acquire(&claim("b", LONG)).await.unwrap_err());
     refused(
         nobody

@@ -1,14 +1,13 @@
 //! What the store does on real members, beside the suite.
 
-mod support;
-
 use std::time::Duration;
 
 use etcd_client::{Client, GetOptions};
-use support::{TTL, claim, cluster, granted, key, known, patient as store, renewed, soon};
 use testkit::Etcd;
 use tower_etcd::{Cluster, EtcdStore, Write};
 use tower_lease::{Acquired, Fault, LeaseStore, Revision, Swap, Swapped, Watch, WatchEvent};
+
+use crate::support::{TTL, claim, cluster, granted, key, known, patient as store, renewed, soon};
 
 const LONG: Duration = Duration::from_secs(60);
 /// What is to end by itself, and not before a loaded machine has renewed it.
@@ -320,7 +319,7 @@ async fn a_shared_session_is_one_etcd_lease_and_ends_with_its_last_key() {
     let start = tokio::time::Instant::now();
     while store.inspect(claims[0].key()).await.unwrap().is_some() {
         assert!(
-            start.elapsed() < support::SOON,
+            start.elapsed() < crate::support::SOON,
             "a claim that nobody renews goes"
         );
         for claim in &claims[1..] {
