@@ -219,13 +219,13 @@ impl Breaker {
         Ended::Counted
     }
 
-    /// A probe has a good head, and its body is on its way: at its deadline it has succeeded.
-    pub(crate) fn answered(&mut self, ticket: Ticket, now: Instant) {
+    /// A probe has a good head, and its body is on its way: at its deadline it has succeeded, unless the head was slow.
+    pub(crate) fn answered(&mut self, ticket: Ticket, slow: bool, now: Instant) {
         self.tick(now);
         if let (Phase::HalfOpen { probes, .. }, Some(id)) = (&mut self.phase, ticket.id())
             && ticket.generation() == self.generation
         {
-            probes.answer(id.get());
+            probes.answer(id.get(), slow);
         }
     }
 
@@ -358,18 +358,10 @@ impl Breaker {
             match late {
                 Late::Promised => self.stirred = true,
                 Late::Running(deadline) => self.open(Reason::ProbeTimedOut, None, deadline),
-                Late::Answered(deadline) if self.is_slow_at_deadline() => {
-                    self.open(Reason::ProbeSlow, None, deadline)
-                }
-                Late::Answered(_) => self.succeed_probe(),
+                Late::AnsweredSlowly(deadline) => self.open(Reason::ProbeSlow, None, deadline),
+                Late::Answered => self.succeed_probe(),
             }
         }
-    }
-
-    fn is_slow_at_deadline(&self) -> bool {
-        self.trip
-            .slow_limit()
-            .is_some_and(|limit| limit <= self.rules.deadline)
     }
 
     /// `false`: the probe has decided what it could, at its deadline.
@@ -784,7 +776,7 @@ mod tests {
      {
         let (mut breaker, now) = cooled_down();
         let probe = breaker.admit(now).unwrap();
-        breaker.answered(probe, now + 2 * SECOND);
+        breaker.answered(probe, false, now + 2 * SECOND);
         assert_eq!(
             breaker.admit(now + 2 * SECOND).unwrap_err().next,
             Some(now + 3 * SECOND),
@@ -806,7 +798,7 @@ mod tests {
     fn a_probe_that_was_answered_fails_if_its_body_does_before_the_deadline() {
         let (mut breaker, now) = cooled_down();
         let probe = breaker.admit(now).unwrap();
-        breaker.answered(probe, now);
+        breaker.answered(probe, false, now);
         assert!(fail_probe(&mut breaker, probe, now + 2 * SECOND));
         assert_eq!(
             look(&mut breaker, now + 3 * SECOND).last_reason,
@@ -818,7 +810,7 @@ mod tests {
     fn a_probe_counts_once_be_it_at_its_deadline_or_at_the_end_of_its_body() {
         let (mut breaker, now) = probing(1, 2);
         let probe = breaker.admit(now).unwrap();
-        breaker.answered(probe, now);
+        breaker.answered(probe, false, now);
         let now = now + 3 * SECOND;
         assert_eq!(state(&mut breaker, now), State::HalfOpen);
         assert!(!succeed(&mut breaker, probe, now), "it has succeeded once");
@@ -844,7 +836,8 @@ mod tests {
                 breaker.admit(now).unwrap(),
                 breaker.admit(now + wait).unwrap(),
             );
-            breaker.answered(if answered_first { first } else { second }, now + wait);
+            let answered = if answered_first { first } else { second };
+            breaker.answered(answered, false, now + wait);
             let ended = state(&mut breaker, now + 60 * SECOND);
             assert_eq!(
                 ended == State::Closed,
@@ -855,16 +848,11 @@ mod tests {
     }
 
     #[test]
-    fn an_answered_probe_that_is_slow_at_its_deadline_closes_nothing() {
-        for (limit, reason) in [(3, Some(Reason::ProbeSlow)), (4, None)] {
-            let trip = rules()
-                .trip
-                .or(Trip::slow_ratio(limit * SECOND, crate::Ratio::ALL));
-            let (mut breaker, now) = (Breaker::new(Rules { trip, ..rules() }), Instant::now());
-            fail(&mut breaker, 2, None, now);
-            let now = now + 10 * SECOND;
+    fn an_answered_probe_whose_head_was_slow_closes_nothing_at_its_deadline() {
+        for (slow, reason) in [(true, Some(Reason::ProbeSlow)), (false, None)] {
+            let (mut breaker, now) = cooled_down();
             let probe = breaker.admit(now).unwrap();
-            breaker.answered(probe, now);
+            breaker.answered(probe, slow, now + SECOND);
             let look = look(&mut breaker, now + 3 * SECOND);
             assert_eq!(
                 look.last_reason.filter(|_| look.state != State::Closed),
@@ -880,12 +868,12 @@ mod tests {
         fail(&mut breaker, 2, None, now);
         let now = now + 10 * SECOND;
         let probe = breaker.admit(now).unwrap();
-        breaker.answered(early, now);
+        breaker.answered(early, false, now);
         assert_eq!(
             look(&mut breaker, now + 3 * SECOND).last_reason,
             Some(Reason::ProbeTimedOut)
         );
-        breaker.answered(probe, now + 3 * SECOND);
+        breaker.answered(probe, false, now + 3 * SECOND);
         assert!(
             matches!(state(&mut breaker, now + 3 * SECOND), State::Open { .. }),
             "too late"

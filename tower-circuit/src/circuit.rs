@@ -402,8 +402,8 @@ impl CircuitBuilder {
     /// if it is at least this old; younger ones say nothing, because callers go away for reasons of their own. Default: the
     /// slow-call limit if there is one, else 1 s. `None`: never a failure.
     ///
-    /// Once a good head has come, who drops the rest says nothing either, however old the call is: readers of streams leave.
-    /// A body that stalls is seen where a timeout further in makes an error of it.
+    /// Once a good head has come, the call is a success, whenever and why ever its reader drops the rest: readers of streams
+    /// leave. A body that stalls is seen where a timeout further in makes an error of it.
     ///
     /// Choose it a little shorter than the timeouts outside of the circuit, or hanging calls are never seen: the age of a call
     /// counts from the first time that somebody had to wait for it. Not much shorter where callers are strangers: who may
@@ -534,6 +534,23 @@ impl Shared {
 
     fn is_simple(&self, ticket: Ticket, started: Option<Instant>, now: Instant) -> bool {
         !self.tell_all && !ticket.is_probe() && !self.is_slow(started, now)
+    }
+
+    /// A call has a good head, and its body is on its way. Says whether it was slow.
+    #[inline]
+    pub(crate) fn answered(&self, ticket: Ticket, started: Option<Instant>) -> bool {
+        self.core.forgive(ticket);
+        (ticket.asks() || self.slow_limit.is_some()) && self.answered_slowly(ticket, started)
+    }
+
+    #[cold]
+    fn answered_slowly(&self, ticket: Ticket, started: Option<Instant>) -> bool {
+        let now = Instant::now();
+        let slow = self.is_slow(started, now);
+        if ticket.is_probe() {
+            self.ask(|breaker| breaker.answered(ticket, slow, now));
+        }
+        slow
     }
 
     #[cold]

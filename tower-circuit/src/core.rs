@@ -134,6 +134,14 @@ impl Core {
         current
     }
 
+    /// A good head has come: failures in a row are over. One load while there are none.
+    #[inline]
+    pub(crate) fn forgive(&self, ticket: Ticket) {
+        if self.word().failures_in_row() > 0 {
+            self.word.forgive(ticket.generation());
+        }
+    }
+
     /// A call ended, and the heart must know.
     pub(crate) fn end(&self, ticket: Ticket, ending: Ending) -> (Ended, News) {
         let (turn, generation) = (self.turns.at(ending.now), ticket.generation());

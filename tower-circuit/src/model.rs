@@ -52,7 +52,8 @@ enum Step {
         slow: bool,
         hint: Option<u64>,
     },
-    Answer(usize),
+    /// A good head has come, slow or not.
+    Answer(usize, bool),
     Forget(usize),
     Wait(u64),
     Mode(Mode),
@@ -93,7 +94,8 @@ struct Claim {
     id: usize,
     until: u64,
     running: bool,
-    answered: bool,
+    /// And whether slowly.
+    answered: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -204,12 +206,22 @@ impl Model {
     }
 
     fn decide_at(&mut self, until: u64, due: Vec<Claim>) {
-        let answered = due.iter().filter(|claim| claim.answered).count() as u32;
-        if due.iter().any(|claim| claim.running && !claim.answered) {
+        let answered = |slow| {
+            due.iter()
+                .filter(|claim| claim.answered == Some(slow))
+                .count() as u32
+        };
+        if due
+            .iter()
+            .any(|claim| claim.running && claim.answered.is_none())
+        {
             return self.open(Reason::ProbeTimedOut, until, None);
         }
-        self.probes_succeeded += answered;
-        if answered > 0 && self.probes_succeeded >= self.settings.successes {
+        if answered(true) > 0 {
+            return self.open(Reason::ProbeSlow, until, None);
+        }
+        self.probes_succeeded += answered(false);
+        if answered(false) > 0 && self.probes_succeeded >= self.settings.successes {
             self.go(Tag::Closed, None);
         }
     }
@@ -230,7 +242,7 @@ impl Model {
                     id: self.issued,
                     until: self.now + PROBE_FOR,
                     running,
-                    answered: false,
+                    answered: None,
                 });
                 Some(Issued {
                     epoch: self.epoch,
@@ -306,14 +318,14 @@ impl Model {
         self.claims.len() < before
     }
 
-    fn answer(&mut self, issued: Issued) {
+    fn answer(&mut self, issued: Issued, slow: bool) {
         self.pass_time();
         let mine =
             |claim: &&mut Claim| issued.epoch == self.epoch && Some(claim.id) == issued.probe;
         self.claims
             .iter_mut()
             .filter(mine)
-            .for_each(|claim| claim.answered = true);
+            .for_each(|claim| claim.answered = Some(slow));
     }
 
     fn next_probe_at(&self) -> Option<u64> {
@@ -511,12 +523,13 @@ impl Pair {
                 let current = self.end(which, ticket, verdict, slow, hint);
                 assert_eq!(current, self.model.end(issued, verdict, slow, hint));
             }
-            Step::Answer(which) => {
+            Step::Answer(which, slow) => {
                 let Some((ticket, issued)) = look(&self.calls, which) else {
                     return;
                 };
-                self.ask(|breaker| breaker.answered(ticket, now));
-                self.model.answer(issued);
+                let slow = slow && self.model.settings.slow.is_some();
+                self.ask(|breaker| breaker.answered(ticket, slow, now));
+                self.model.answer(issued, slow);
             }
             Step::Forget(which) => {
                 let Some((ticket, issued)) = pick(&mut self.calls, which) else {
@@ -683,7 +696,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => which.prop_map(Step::Begin),
         1 => which.prop_map(Step::Release),
         9 => ending.prop_map(|(which, verdict, slow, hint)| Step::End { which, verdict, slow, hint }),
-        3 => which.prop_map(Step::Answer),
+        3 => (which, any::<bool>()).prop_map(|(which, slow)| Step::Answer(which, slow)),
         1 => which.prop_map(Step::Forget),
         4 => wait.prop_map(Step::Wait),
         1 => prop_oneof![Just(Mode::Automatic), Just(Mode::ForcedOpen), Just(Mode::ForcedClosed)].prop_map(Step::Mode),

@@ -7,13 +7,14 @@ use crate::{circuit::Shared, stripe::Held, word::Ticket};
 
 /// Leave for one call, and the guard that tells the circuit how it ended.
 ///
-/// It is born cancelled: dropped without being settled, it says that the caller went away. [Told](Settle::answered) that a
-/// good head has come, it says no ill of the other side when it is dropped, and a probe has succeeded at its deadline. A
-/// probe's permit frees the probe's place however it ends.
+/// It starts as cancelled: dropped without being settled, it records that the caller went away. Once a good head has
+/// [come](Settle::answered), the other side has done its part: failures in a row are over, and a permit that is dropped
+/// records a success, because what the reader does with a good response says nothing about its sender. A probe in that state
+/// has succeeded at its deadline. A probe's permit frees the probe's slot however it ends.
 #[must_use = "a permit that is dropped is a cancelled call"]
 pub struct Permit {
     leave: Leave,
-    /// Whoever goes away now goes for reasons of their own.
+    /// A good head has come.
     answered: bool,
 }
 
@@ -67,8 +68,7 @@ impl Settle for Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if self.answered {
-            // As if it had just begun, when the leave is dropped.
-            self.leave.started = None;
+            self.leave.tell(Outcome::SUCCESS);
         }
     }
 }
@@ -120,11 +120,13 @@ impl Leave {
         }
     }
 
-    fn answered(&self) {
-        if self.ticket.is_probe()
-            && let Some(circuit) = &self.circuit
+    /// A good head has come. How long it took is known now, and what its reader takes from here on does not add to it.
+    #[inline]
+    fn answered(&mut self) {
+        if let Some(circuit) = &self.circuit
+            && !circuit.answered(self.ticket, self.started)
         {
-            circuit.ask(|breaker| breaker.answered(self.ticket, Instant::now()));
+            self.started = None;
         }
     }
 }

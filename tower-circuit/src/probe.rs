@@ -36,7 +36,20 @@ enum Stage {
     /// Sent, and not answered.
     Running,
     /// A good head has come, and the rest is on its way.
-    Answered,
+    Answered {
+        slow: bool,
+    },
+}
+
+impl Stage {
+    /// Those that have failed come first.
+    const fn rank(self) -> u8 {
+        match self {
+            Self::Running => 0,
+            Self::Answered { slow: true } => 1,
+            Self::Promised | Self::Answered { slow: false } => 2,
+        }
+    }
 }
 
 /// A place whose time was up at this instant.
@@ -46,8 +59,10 @@ pub(crate) enum Late {
     Promised,
     /// Nobody answered.
     Running(Instant),
-    /// It was answered, and is well so far.
-    Answered(Instant),
+    /// It was answered in time, and is well so far.
+    Answered,
+    /// It was answered, but not in time.
+    AnsweredSlowly(Instant),
 }
 
 // === impl Probes ===
@@ -89,10 +104,10 @@ impl Probes {
             .for_each(|place| (place.stage, place.until) = (Stage::Running, until));
     }
 
-    /// A good head has come.
-    pub(crate) fn answer(&mut self, id: u32) {
+    /// A good head has come, in time or not.
+    pub(crate) fn answer(&mut self, id: u32, slow: bool) {
         self.place(id)
-            .for_each(|place| place.stage = Stage::Answered);
+            .for_each(|place| place.stage = Stage::Answered { slow });
     }
 
     /// Gives a place back. `false`: it was given back already.
@@ -115,13 +130,13 @@ impl Probes {
             .iter()
             .enumerate()
             .filter(|(_, place)| place.until <= now);
-        let (first, _) =
-            late.min_by_key(|(_, place)| (place.until, place.stage != Stage::Running))?;
+        let (first, _) = late.min_by_key(|(_, place)| (place.until, place.stage.rank()))?;
         let Place { until, stage, .. } = self.taken.remove(first);
         Some(match stage {
             Stage::Promised => Late::Promised,
             Stage::Running => Late::Running(until),
-            Stage::Answered => Late::Answered(until),
+            Stage::Answered { slow: false } => Late::Answered,
+            Stage::Answered { slow: true } => Late::AnsweredSlowly(until),
         })
     }
 

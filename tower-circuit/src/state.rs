@@ -110,7 +110,7 @@ pub struct LastCalls {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Totals {
-    /// Answered, and well.
+    /// Answered, and well; or with a good head whose body was dropped by its reader.
     pub succeeded: u64,
     /// Failed, or were dropped by their caller, unanswered and past the age limit.
     pub failed: u64,
@@ -118,7 +118,7 @@ pub struct Totals {
     pub soft: u64,
     /// Said nothing about the other side, such as a refusal further in.
     pub ignored: u64,
-    /// Dropped by their caller before the age limit, or after a good head.
+    /// Dropped by their caller, unanswered, before the age limit.
     pub cancelled: u64,
     /// Ended after the state they were admitted in, and so decided nothing. A probe past its deadline ends here: that decided.
     pub stale: u64,

@@ -148,9 +148,10 @@ impl Trip {
         }
     }
 
-    /// Opens when this share of the calls in the time window took `limit` or longer, to the end of the body where the
-    /// classification waits for it. Of at least as many as [`at_least`](crate::CircuitBuilder::at_least) says. Default:
-    /// off, because only you know what is slow; do not use it in front of streams that are meant to last.
+    /// Opens when this share of the calls in the time window took `limit` or longer: to the head of a response whose body
+    /// follows, otherwise to the end. What the reader of a body takes does not count, because a client that reads slowly must
+    /// not open the circuit for the others. Of at least as many as [`at_least`](crate::CircuitBuilder::at_least) says.
+    /// Default: off, because only you know what is slow.
     ///
     /// A slow success still counts as a success among the failures; but a slow probe closes nothing. The limit is also
     /// the age from which a [cancelled](crate::CircuitBuilder::cancelled_after) call is a failure.

@@ -278,7 +278,7 @@ async fn a_probes_success_is_known_at_the_end_of_its_body() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_dropped_mid_body_frees_the_probes_place() {
+async fn a_probe_whose_response_is_dropped_mid_body_closes_the_circuit() {
     let circuit = trips_at(1).build();
     let (mut service, probe) = respond(&circuit);
     cool_down(&circuit).await;
@@ -290,15 +290,61 @@ async fn a_response_dropped_mid_body_frees_the_probes_place() {
         .unwrap()
         .into_body();
     body.frame().await.unwrap().unwrap();
+    assert_eq!(circuit.state(), State::HalfOpen);
     drop(body);
-    assert_eq!(circuit.snapshot().totals.cancelled, 1);
-    finish(service.ready().await.unwrap().call(request())).unwrap();
+    assert_eq!(circuit.snapshot().totals.succeeded, 1);
     assert_eq!(circuit.state(), State::Closed);
 }
 
-/// A reader of a stream that leaves after an hour has not waited in vain.
+/// As `error_for_status` does in many HTTP clients.
 #[tokio::test(start_paused = true)]
-async fn a_response_dropped_mid_body_is_no_failure_however_long_it_was_read() {
+async fn callers_that_look_at_the_status_only_do_not_open_the_circuit_by_one_failure_in_a_thousand()
+{
+    let circuit = Circuit::new();
+    let (mut service, probe) = respond(&circuit);
+    for call in 0..10_000 {
+        let status = if call % 1000 == 999 { 500 } else { 200 };
+        probe.answer(Answer::Body(status, Script::new([Step::Data("x")])));
+        drop(finish(service.ready().await.unwrap().call(request())).unwrap());
+    }
+    let snapshot = circuit.snapshot();
+    assert_eq!(snapshot.state, State::Closed);
+    assert_eq!(
+        (
+            snapshot.totals.succeeded,
+            snapshot.totals.failed,
+            snapshot.totals.cancelled
+        ),
+        (9_990, 10, 0)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_good_head_ends_failures_in_a_row_before_its_body_ends() {
+    let circuit = Circuit::new();
+    let (mut service, probe) = respond(&circuit);
+    for _ in 0..4 {
+        probe.answer(Answer::Body(500, Script::new([])));
+        finish(service.ready().await.unwrap().call(request())).unwrap();
+    }
+    assert_eq!(circuit.snapshot().failures_in_row, 4);
+    probe.answer(Answer::Body(
+        200,
+        Script::new([Step::Data("x"), Step::Break]),
+    ));
+    let response = finish(service.ready().await.unwrap().call(request())).unwrap();
+    assert_eq!(circuit.snapshot().failures_in_row, 0);
+    response.into_body().collect().await.unwrap_err();
+    assert_eq!(
+        circuit.snapshot().failures_in_row,
+        1,
+        "a body that breaks off is a failure nevertheless"
+    );
+}
+
+/// A reader of a stream that leaves after an hour says nothing about its sender.
+#[tokio::test(start_paused = true)]
+async fn a_response_dropped_mid_body_is_a_success_however_long_it_was_read() {
     for trip in [Trip::never(), Trip::slow_ratio(SECOND, Ratio::ALL)] {
         let trip = trip.or(Trip::consecutive(NonZeroU32::MIN));
         let circuit = Circuit::builder()
@@ -317,9 +363,10 @@ async fn a_response_dropped_mid_body_is_no_failure_however_long_it_was_read() {
         tokio::time::advance(3600 * SECOND).await;
         drop(body);
         assert_eq!(
-            (circuit.state(), circuit.snapshot().totals.cancelled),
+            (circuit.state(), circuit.snapshot().totals.succeeded),
             (State::Closed, 1)
         );
+        assert_eq!(circuit.snapshot().window.slow, 0);
     }
 }
 

@@ -251,7 +251,7 @@ async fn slow_calls_open_it_though_they_succeed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slowness_counts_to_the_end_of_the_body() {
+async fn slowness_counts_to_the_head_of_the_response_and_not_what_its_reader_takes() {
     let circuit = slow_circuit();
     let (probe, handle) = Probe::<String>::new();
     let mut service = CircuitLayer::new(&circuit).respond().layer(probe);
@@ -261,7 +261,21 @@ async fn slowness_counts_to_the_end_of_the_body() {
     http_body_util::BodyExt::collect(response.into_body())
         .await
         .unwrap();
-    assert_eq!(circuit.snapshot().window.slow, 1);
+    let window = circuit.snapshot().window;
+    assert_eq!((window.slow, window.succeeded), (0, 1));
+
+    for read in [true, false] {
+        handle.answer(Answer::Body(200, Script::new([Step::Data("x")])));
+        let call = service.ready().await.unwrap().call(request());
+        tokio::time::advance(SECOND).await;
+        let response = finish(call).unwrap();
+        if read {
+            http_body_util::BodyExt::collect(response.into_body())
+                .await
+                .unwrap();
+        }
+    }
+    assert_eq!(circuit.snapshot().window.slow, 2, "read or not");
 }
 
 #[tokio::test(start_paused = true)]
