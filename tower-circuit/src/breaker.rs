@@ -127,8 +127,8 @@ enum Phase {
         since: Instant,
         until: Option<Instant>,
     },
-    /// As many calls as there are places may try. -> `Closed` on enough successes, `Open` on a failure, or at the deadline of
-    /// one that was not answered.
+    /// As many calls as there are places may try. -> `Closed` on enough successes, `Open` on a failure, at the deadline of
+    /// one that was not answered, or when callers who gave up have waited for as long in all.
     HalfOpen { since: Instant, probes: Probes },
 }
 
@@ -264,6 +264,20 @@ impl Breaker {
             return false;
         }
         ticket.id().is_none_or(|id| self.free_place(id.get()))
+    }
+
+    /// As [`forget`](Self::forget), for a call that its caller gave up, unanswered. Where each probe is given up before its
+    /// deadline, and none is answered, the other side is as silent as if one of them had waited for all of that time.
+    pub(crate) fn abandon(&mut self, ticket: Ticket, now: Instant) -> bool {
+        self.tick(now);
+        if let (Phase::HalfOpen { probes, .. }, Some(id)) = (&mut self.phase, ticket.id())
+            && ticket.generation() == self.generation
+            && probes.give_up(id.get(), &self.rules, now)
+        {
+            self.open(Reason::ProbeTimedOut, None, now);
+            return true;
+        }
+        self.forget(ticket, now)
     }
 
     /// Hands the circuit to the operator, or back.
@@ -792,6 +806,38 @@ mod tests {
                 && !breaker.forget(probe, now + 4 * SECOND)
         );
         assert_eq!(state(&mut breaker, now + 4 * SECOND), State::Closed);
+    }
+
+    #[test]
+    fn impatient_callers_do_not_keep_it_half_open_before_one_that_is_silent() {
+        let (mut breaker, mut now) = cooled_down(); // one probe at a time, of three seconds
+        let almost = SECOND - Duration::from_millis(1);
+        for waited in [almost, Duration::ZERO, almost, almost] {
+            let probe = breaker.admit(now).unwrap();
+            assert!(breaker.abandon(probe, now + waited));
+            assert_eq!(state(&mut breaker, now + waited), State::HalfOpen);
+            now += 2 * waited;
+        }
+        let probe = breaker.admit(now).unwrap();
+        assert!(breaker.abandon(probe, now + Duration::from_millis(3)));
+        let look = look(&mut breaker, now + SECOND);
+        assert_eq!(look.last_reason, Some(Reason::ProbeTimedOut));
+        assert!(
+            matches!(look.state, State::Open { until: Some(until) } if until >= now + 10 * SECOND)
+        );
+    }
+
+    #[test]
+    fn an_answer_or_a_refusal_further_in_does_not_make_it_silent() {
+        let (mut breaker, now) = probing(1, 2);
+        let probe = breaker.admit(now).unwrap();
+        assert!(breaker.forget(probe, now + SECOND), "a refusal further in");
+        let probe = breaker.admit(now + SECOND).unwrap();
+        breaker.answered(probe, false, now + 2 * SECOND);
+        assert!(succeed(&mut breaker, probe, now + 2 * SECOND));
+        let probe = breaker.admit(now + 3 * SECOND).unwrap();
+        assert!(breaker.abandon(probe, now + 4 * SECOND));
+        assert_eq!(state(&mut breaker, now + 4 * SECOND), State::HalfOpen);
     }
 
     #[test]

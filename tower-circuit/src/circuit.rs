@@ -521,7 +521,7 @@ impl Shared {
             Verdict::Success => self.end(ticket, started, outcome, now, Count::Succeeded),
             Verdict::Failure => self.end(ticket, started, outcome, now, Count::Failed),
             Verdict::Soft => self.end(ticket, started, outcome, now, Count::Soft),
-            Verdict::Ignore => self.forget(ticket, Count::Ignored),
+            Verdict::Ignore => self.ignore(ticket),
         });
     }
 
@@ -560,7 +560,7 @@ impl Shared {
             |age| started.is_some_and(|started| now.saturating_duration_since(started) >= age);
         let count = match self.cancelled_after.is_some_and(old) {
             true => self.end(ticket, started, Outcome::FAILURE, now, Count::Failed),
-            false => self.forget(ticket, Count::Cancelled),
+            false => self.abandon(ticket),
         };
         lane.count(count);
     }
@@ -619,12 +619,28 @@ impl Shared {
         }
     }
 
-    fn forget(&self, ticket: Ticket, count: Count) -> Count {
+    fn ignore(&self, ticket: Ticket) -> Count {
         let current = match ticket.is_probe() {
             true => self.ask(|breaker| breaker.forget(ticket, Instant::now())),
             false => self.core.is_current(ticket),
         };
-        if current { count } else { Count::Stale }
+        if current {
+            Count::Ignored
+        } else {
+            Count::Stale
+        }
+    }
+
+    fn abandon(&self, ticket: Ticket) -> Count {
+        let current = match ticket.is_probe() {
+            true => self.ask(|breaker| breaker.abandon(ticket, Instant::now())),
+            false => self.core.is_current(ticket),
+        };
+        if current {
+            Count::Cancelled
+        } else {
+            Count::Stale
+        }
     }
 
     /// Tells those who have subscribed, unless the state is over: then another thread tells a later one.

@@ -18,7 +18,8 @@
 //!   nothing that has left the window counts. [`Reason`] tells which it was.
 //! - **How long it stays open** is a [`Cooldown`]: growing with jitter, fixed, or your own iterator of durations.
 //! - In half-open **there is always a free place for a probe, or a running deadline**: a probe that is cancelled frees its
-//!   place; when its time is up, one that hangs has failed, and one that was answered and whose body goes on has succeeded.
+//!   place; when its time is up, one that hangs has failed, and one that was answered and whose body goes on has succeeded. Where
+//!   callers give up on one probe after the other, it opens again once they have waited for as long as one probe may take.
 //! - **A result from before the last transition decides nothing.** Every call carries the generation it was admitted in;
 //!   a slow success from before the trip does not close the circuit, a slow failure does not reopen it.
 //! - **A call that its caller gave up on** (a timeout further out, a client that hung up) says nothing while it is young

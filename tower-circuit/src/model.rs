@@ -55,6 +55,8 @@ enum Step {
     /// A good head has come, slow or not.
     Answer(usize, bool),
     Forget(usize),
+    /// Its caller gave up.
+    Abandon(usize),
     Wait(u64),
     Mode(Mode),
     Reset,
@@ -79,6 +81,8 @@ struct Model {
     /// The claims to a probe in this epoch that were not given back.
     claims: Vec<Claim>,
     probes_succeeded: u32,
+    /// How long those who gave up have waited, without an answer between.
+    silent: u64,
     issued: usize,
 }
 
@@ -163,6 +167,7 @@ impl Model {
             results: vec![],
             claims: vec![],
             probes_succeeded: 0,
+            silent: 0,
             issued: 0,
         }
     }
@@ -172,6 +177,7 @@ impl Model {
         self.state = state;
         self.until = until;
         self.probes_succeeded = 0;
+        self.silent = 0;
         self.claims.clear();
         if state == Tag::Closed {
             self.openings = 0;
@@ -221,6 +227,9 @@ impl Model {
             return self.open(Reason::ProbeSlow, until, None);
         }
         self.probes_succeeded += answered(false);
+        if answered(false) > 0 {
+            self.silent = 0;
+        }
         if answered(false) > 0 && self.probes_succeeded >= self.settings.successes {
             self.go(Tag::Closed, None);
         }
@@ -284,6 +293,7 @@ impl Model {
             Some(_) => match (verdict, slow) {
                 (Verdict::Success, false) => {
                     self.probes_succeeded += 1;
+                    self.silent = 0;
                     if self.probes_succeeded == self.settings.successes {
                         self.go(Tag::Closed, None);
                     }
@@ -311,6 +321,21 @@ impl Model {
         issued.epoch == self.epoch && issued.probe.is_none_or(|id| self.gives_back(id))
     }
 
+    fn abandon(&mut self, issued: Issued) -> bool {
+        self.pass_time();
+        let mine = |claim: &&Claim| issued.epoch == self.epoch && Some(claim.id) == issued.probe;
+        if let Some(claim) = self.claims.iter().find(mine) {
+            if claim.running && claim.answered.is_none() {
+                self.silent += PROBE_FOR - (claim.until - self.now);
+            }
+            if self.silent >= PROBE_FOR {
+                self.open(Reason::ProbeTimedOut, self.now, None);
+                return true;
+            }
+        }
+        self.forget(issued)
+    }
+
     /// Not if it had succeeded at its deadline.
     fn gives_back(&mut self, id: usize) -> bool {
         let before = self.claims.len();
@@ -322,10 +347,10 @@ impl Model {
         self.pass_time();
         let mine =
             |claim: &&mut Claim| issued.epoch == self.epoch && Some(claim.id) == issued.probe;
-        self.claims
-            .iter_mut()
-            .filter(mine)
-            .for_each(|claim| claim.answered = Some(slow));
+        self.claims.iter_mut().filter(mine).for_each(|claim| {
+            claim.answered = Some(slow);
+            self.silent = 0;
+        });
     }
 
     fn next_probe_at(&self) -> Option<u64> {
@@ -531,6 +556,13 @@ impl Pair {
                 self.ask(|breaker| breaker.answered(ticket, slow, now));
                 self.model.answer(issued, slow);
             }
+            Step::Abandon(which) => {
+                let Some((ticket, issued)) = pick(&mut self.calls, which) else {
+                    return;
+                };
+                let current = self.ask(|breaker| breaker.abandon(ticket, now));
+                assert_eq!(current, self.model.abandon(issued));
+            }
             Step::Forget(which) => {
                 let Some((ticket, issued)) = pick(&mut self.calls, which) else {
                     return;
@@ -698,6 +730,7 @@ fn step() -> impl Strategy<Value = Step> {
         9 => ending.prop_map(|(which, verdict, slow, hint)| Step::End { which, verdict, slow, hint }),
         3 => (which, any::<bool>()).prop_map(|(which, slow)| Step::Answer(which, slow)),
         1 => which.prop_map(Step::Forget),
+        2 => which.prop_map(Step::Abandon),
         4 => wait.prop_map(Step::Wait),
         1 => prop_oneof![Just(Mode::Automatic), Just(Mode::ForcedOpen), Just(Mode::ForcedClosed)].prop_map(Step::Mode),
         1 => Just(Step::Reset),

@@ -19,6 +19,8 @@ pub(crate) struct ProbeRules {
 pub(crate) struct Probes {
     taken: Vec<Place>,
     succeeded: u32,
+    /// For how long callers have waited for probes that they gave up, without any answer between.
+    silent: Duration,
 }
 
 /// A taken place. -> gone when given back or settled, or [late](Late) when its time is up.
@@ -106,6 +108,7 @@ impl Probes {
 
     /// A good head has come, in time or not.
     pub(crate) fn answer(&mut self, id: u32, slow: bool) {
+        self.silent = Duration::ZERO;
         self.place(id)
             .for_each(|place| place.stage = Stage::Answered { slow });
     }
@@ -119,8 +122,20 @@ impl Probes {
 
     /// A probe succeeded. Says whether that is enough.
     pub(crate) fn succeed(&mut self, rules: &ProbeRules) -> bool {
+        self.silent = Duration::ZERO;
         self.succeeded += 1;
         self.succeeded >= rules.successes.get()
+    }
+
+    /// The caller of a running probe gives up. Whether callers have waited for as long as one probe may take by now, one
+    /// after the other, and none was answered.
+    pub(crate) fn give_up(&mut self, id: u32, rules: &ProbeRules, now: Instant) -> bool {
+        let running = |place: &&Place| place.id == id && place.stage == Stage::Running;
+        if let Some(place) = self.taken.iter().find(running) {
+            let waited = rules.deadline.saturating_sub(place.until - now);
+            self.silent = self.silent.saturating_add(waited);
+        }
+        self.silent >= rules.deadline
     }
 
     /// Gives back the place whose time was up first; of those of one instant, one that failed.
