@@ -11,7 +11,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use pin_project::pin_project;
+use pin_project::{pin_project, pinned_drop};
 
 use crate::{BoxError, Class, Refusal};
 
@@ -33,18 +33,20 @@ pub trait OnEnd {
     fn on_end(self, end: End<'_>);
 }
 
-/// A body that carries a guard until its end, its error or its drop.
+/// A body that carries a guard until its end, its error or its drop. A panic of the inner body counts as an error.
 ///
 /// The end is seen at once where the inner body tells it with `is_end_stream`, because servers drop such bodies without
 /// polling them again. They drop a body too once as many bytes have come as its `size_hint` or the head's `Content-Length`
 /// says, so a classification [at the end](crate::classify::AtEnd) takes that for the end, and an end before it for a body
 /// that broke off. `size_hint` and `is_end_stream` are the inner
 /// body's, so framing does not change.
-#[pin_project]
-pub struct GuardedBody<B, G> {
+#[pin_project(PinnedDrop)]
+pub struct GuardedBody<B, G: OnEnd> {
     #[pin]
     inner: B,
     guard: Option<G>,
+    /// The inner body's code is running: what drops this now is its panic.
+    inside: bool,
     /// How many bytes are still to come; [`UNKNOWN`] where nobody has said so.
     left: u64,
 }
@@ -107,6 +109,7 @@ impl<B: Body, G: OnEnd> GuardedBody<B, G> {
         Self {
             inner,
             guard: Some(guard),
+            inside: false,
             left: length.unwrap_or(UNKNOWN),
         }
     }
@@ -114,12 +117,13 @@ impl<B: Body, G: OnEnd> GuardedBody<B, G> {
 
 const UNKNOWN: u64 = u64::MAX;
 
-impl<B, G> GuardedBody<B, G> {
+impl<B, G: OnEnd> GuardedBody<B, G> {
     /// A body whose end is already known: it carries no guard.
     pub fn settled(inner: B) -> Self {
         Self {
             inner,
             guard: None,
+            inside: false,
             left: UNKNOWN,
         }
     }
@@ -144,7 +148,10 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
-        let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        *this.inside = true;
+        let frame = this.inner.as_mut().poll_frame(cx);
+        *this.inside = false;
+        let frame = ready!(frame);
         if this.guard.is_some() {
             let end = match &frame {
                 Some(Ok(frame)) => match frame.trailers_ref() {
@@ -176,6 +183,19 @@ where
     }
 }
 
+#[pinned_drop]
+impl<B, G: OnEnd> PinnedDrop for GuardedBody<B, G> {
+    /// A panic of the inner body is an end, as an error is; otherwise the guard goes with its reader.
+    fn drop(self: Pin<&mut Self>) {
+        let this = self.project();
+        if *this.inside
+            && let Some(guard) = this.guard.take()
+        {
+            guard.on_end(End::Broken(None));
+        }
+    }
+}
+
 /// Counts a frame's bytes down.
 fn is_last<D: Buf>(left: &mut u64, frame: &Frame<D>) -> bool {
     if *left != UNKNOWN {
@@ -184,7 +204,7 @@ fn is_last<D: Buf>(left: &mut u64, frame: &Frame<D>) -> bool {
     *left == 0
 }
 
-impl<B: fmt::Debug, G> fmt::Debug for GuardedBody<B, G> {
+impl<B: fmt::Debug, G: OnEnd> fmt::Debug for GuardedBody<B, G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GuardedBody")
             .field("inner", &self.inner)
@@ -193,7 +213,7 @@ impl<B: fmt::Debug, G> fmt::Debug for GuardedBody<B, G> {
     }
 }
 
-impl<B: Default, G> Default for GuardedBody<B, G> {
+impl<B: Default, G: OnEnd> Default for GuardedBody<B, G> {
     /// An empty body without a guard.
     fn default() -> Self {
         Self::settled(B::default())

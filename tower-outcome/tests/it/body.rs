@@ -339,7 +339,7 @@ async fn a_refusals_text_is_a_body_of_known_length() {
 #[test]
 fn bodies_are_send_and_unpin_as_their_inner_ones_are() {
     fn check<T: Send + Sync + Unpin>() {}
-    check::<tower_outcome::body::GuardedBody<String, ()>>();
+    check::<tower_outcome::body::GuardedBody<String, Judge<AutoClassifier, Tell>>>();
     check::<RespondBody<String>>();
 }
 
@@ -355,4 +355,40 @@ async fn a_broken_upload_is_found_as_the_clients_in_the_error_of_the_client_that
     );
     let (_, told) = answer::<_, Response<Script>, BoxError>(http(), Err(error));
     assert_eq!(told.try_recv(), Ok(Some(Outcome::IGNORE)));
+}
+
+/// Panics on its first poll, as a body whose code is broken.
+struct Panics;
+
+impl Body for Panics {
+    type Data = bytes::Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, Broken>>> {
+        panic!("the body's")
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_panics_is_a_failure() {
+    let (response, told) = answer::<_, _, Infallible>(http(), Ok(Response::new(Panics)));
+    let body = response.unwrap().into_body();
+    let reader = tokio::spawn(async move { body.collect().await.map(drop) });
+    assert!(reader.await.unwrap_err().is_panic());
+    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
+}
+
+#[tokio::test]
+async fn a_body_dropped_by_another_panic_is_cancelled() {
+    let (response, told) = answer(http(), body([Step::Data("a"), Step::Hang]));
+    let mut body = response.unwrap().into_body();
+    let reader = tokio::spawn(async move {
+        body.frame().await.unwrap().unwrap();
+        panic!("the reader's")
+    });
+    assert!(reader.await.unwrap_err().is_panic());
+    assert_eq!(told.try_recv(), Ok(None));
 }
