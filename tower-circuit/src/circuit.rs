@@ -13,7 +13,7 @@ use crate::{
     Cooldown, Evidence, Mode, Open, PerEndpoint, Permit, Reason, Snapshot, State, Trip, TripPolicy,
     breaker::{Breaker, Ended, Ending, Rules, Shut},
     core::{Core, News, Seat},
-    permit::{Leave, Reservation},
+    permit::{Callers, Leave, Reservation},
     probe::ProbeRules,
     stripe::{Count, Lane, StripedArc, Stripes},
     word::{Tag, Ticket},
@@ -54,8 +54,9 @@ pub struct CircuitBuilder {
 /// From which age a call that its caller dropped, unanswered, is a failure.
 #[derive(Clone, Copy, Debug)]
 enum CancelledAfter {
-    /// From the slow-call limit, or a second.
-    Default,
+    /// From this age, and never where the callers are clients of a server.
+    Default(Duration),
+    /// As the user says, whoever calls.
     Age(Option<Duration>),
 }
 
@@ -64,7 +65,7 @@ enum CancelledAfter {
 pub(crate) struct Shared {
     core: Core,
     slow_limit: Option<Duration>,
-    cancelled_after: Option<Duration>,
+    cancelled_after: CancelledAfter,
     /// The heart wants to know of each success, not only of those that are slow.
     tell_all: bool,
     policy: Policy,
@@ -176,7 +177,7 @@ impl Circuit {
     ///
     /// [`Open`] while calls are refused.
     pub fn admit(&self) -> Result<Permit, Open> {
-        let mut leave = self.admit_call()?;
+        let mut leave = self.admit_call()?.of(Callers::ByHand);
         leave.start();
         Ok(leave.into())
     }
@@ -400,14 +401,16 @@ impl CircuitBuilder {
 
     /// A call dropped by its caller (who lost patience, or whose timeout is further out) before it was answered is a failure
     /// if it is at least this old; younger ones say nothing, because callers go away for reasons of their own. Default: the
-    /// slow-call limit if there is one, else 1 s. `None`: never a failure.
+    /// slow-call limit if there is one, else 1 s; **never in front of a server's own service**
+    /// ([`respond`](crate::CircuitLayer::respond)), whose clients hang up as they like and must not open the circuit for the
+    /// others. What is set here holds in every mode. `None`: never a failure.
     ///
     /// Once a good head has come, the call is a success, whenever and why ever its reader drops the rest: readers of streams
     /// leave. A body that stalls is seen where a timeout further in makes an error of it.
     ///
     /// Choose it a little shorter than the timeouts outside of the circuit, or hanging calls are never seen: the age of a call
-    /// counts from the first time that somebody had to wait for it. Not much shorter where callers are strangers: who may
-    /// hang up at will on calls that take that long makes failures of them, and opens the circuit for all.
+    /// counts from the first time that it was waited for. In a proxy, where callers are clients too, set `None` and put a
+    /// timeout inside of the circuit.
     pub fn cancelled_after(self, age: impl Into<Option<Duration>>) -> Self {
         Self {
             cancelled_after: CancelledAfter::Age(age.into()),
@@ -429,9 +432,9 @@ impl CircuitBuilder {
     pub(crate) fn build_striped(self, stripes: Stripes) -> Circuit {
         let trip = &self.rules.trip;
         let (slow_limit, policy) = (trip.slow_limit(), Policy::new(trip.own_policy()));
-        let cancelled_after = match self.cancelled_after {
-            CancelledAfter::Default => Some(slow_limit.unwrap_or(CANCELLED_AFTER)),
-            CancelledAfter::Age(age) => age,
+        let cancelled_after = match (self.cancelled_after, slow_limit) {
+            (CancelledAfter::Default(_), Some(limit)) => CancelledAfter::Default(limit),
+            (cancelled_after, _) => cancelled_after,
         };
         let tell_all = trip.row().is_some() || policy.wants_successes;
         let rules = Rules {
@@ -471,7 +474,7 @@ impl Default for CircuitBuilder {
             name: None,
             rules,
             window: WINDOW,
-            cancelled_after: CancelledAfter::Default,
+            cancelled_after: CancelledAfter::Default(CANCELLED_AFTER),
         }
     }
 }
@@ -480,6 +483,18 @@ const WINDOW: Duration = Duration::from_secs(10);
 const AT_LEAST: NonZeroU32 = NonZeroU32::new(20).unwrap();
 const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 const CANCELLED_AFTER: Duration = Duration::from_secs(1);
+
+// === impl CancelledAfter ===
+
+impl CancelledAfter {
+    fn of(self, callers: Callers) -> Option<Duration> {
+        match self {
+            Self::Default(_) if callers == Callers::Clients => None,
+            Self::Default(age) => Some(age),
+            Self::Age(age) => age,
+        }
+    }
+}
 
 // === impl Shared ===
 
@@ -554,11 +569,17 @@ impl Shared {
     }
 
     #[cold]
-    pub(crate) fn cancel(&self, lane: &Lane, ticket: Ticket, started: Option<Instant>) {
+    pub(crate) fn cancel(
+        &self,
+        lane: &Lane,
+        ticket: Ticket,
+        started: Option<Instant>,
+        callers: Callers,
+    ) {
         let now = Instant::now();
         let old =
             |age| started.is_some_and(|started| now.saturating_duration_since(started) >= age);
-        let count = match self.cancelled_after.is_some_and(old) {
+        let count = match self.cancelled_after.of(callers).is_some_and(old) {
             true => self.end(ticket, started, Outcome::FAILURE, now, Count::Failed),
             false => self.abandon(ticket),
         };

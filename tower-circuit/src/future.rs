@@ -189,7 +189,7 @@ where
     #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Poll::Ready(result) = this.call.poll(cx) else {
+        let Poll::Ready(result) = this.leave.run(|| this.call.poll(cx)) else {
             this.leave.start();
             return Poll::Pending;
         };

@@ -158,16 +158,18 @@ where
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         if let Turn::Pass = self.turn
-            && let Some(leave) = self.circuit.admit_simply()
+            && let Some(mut leave) = self.circuit.admit_simply()
         {
             self.turn = Turn::None;
             let classifier = self.classify.classify(&request);
-            return GateFuture::admitted(self.inner.call(request), classifier, leave);
+            let call = leave.run(|| self.inner.call(request));
+            return GateFuture::admitted(call, classifier, leave);
         }
         match self.admit() {
-            Ok(leave) => {
+            Ok(mut leave) => {
                 let classifier = self.classify.classify(&request);
-                GateFuture::admitted(self.inner.call(request), classifier, leave)
+                let call = leave.run(|| self.inner.call(request));
+                GateFuture::admitted(call, classifier, leave)
             }
             Err(open) => GateFuture::unsent(Unsent::new(request, open).into()),
         }

@@ -1,6 +1,7 @@
 use std::{
     fmt,
     hash::Hash,
+    marker::PhantomData,
     task::{Context, Poll},
 };
 
@@ -11,7 +12,7 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use crate::{KeyedCircuits, Permit, ResponseFuture};
+use crate::{KeyedCircuits, Named, Permit, ResponseFuture, Unnamed, permit::Callers};
 
 /// Puts [`KeyedCircuits`] in front of a service: each request is admitted or refused by the circuit of its key.
 ///
@@ -27,12 +28,16 @@ use crate::{KeyedCircuits, Permit, ResponseFuture};
 /// ```
 ///
 /// A key that is cheap to make (a number, an `Arc<str>`, a part of the URI) keeps the admitted path free of allocations.
+///
+/// The last type says whether a classification has been named; [`respond`](Self::respond) keeps one that has.
 #[derive(Clone)]
-pub struct KeyedCircuitLayer<K, F, C = AnyErr, R = Fail> {
+pub struct KeyedCircuitLayer<K, F, C = AnyErr, R = Fail, N = Unnamed> {
     circuits: KeyedCircuits<K>,
     key: F,
     classify: C,
     refuse: R,
+    callers: Callers,
+    named: PhantomData<N>,
 }
 
 /// Calls the inner service while the circuit of the request's key admits it. Made by [`KeyedCircuitLayer`].
@@ -45,6 +50,7 @@ pub struct KeyedCircuitService<S, K, F, C = AnyErr, R = Fail> {
     key: F,
     classify: C,
     refuse: R,
+    callers: Callers,
     ready: bool,
 }
 
@@ -58,66 +64,78 @@ impl<K, F> KeyedCircuitLayer<K, F> {
             key,
             classify: AnyErr,
             refuse: Fail,
+            callers: Callers::Ours,
+            named: PhantomData,
         }
     }
 }
 
-impl<K, F, C, R> KeyedCircuitLayer<K, F, C, R> {
-    /// What counts as a failure. Default: [`AnyErr`]; HTTP and gRPC users want [`classify::Auto`].
-    pub fn classify<N>(self, classify: N) -> KeyedCircuitLayer<K, F, N, R> {
+impl<K, F, C, R> KeyedCircuitLayer<K, F, C, R, Unnamed> {
+    /// As [`CircuitLayer::respond`](crate::CircuitLayer::respond).
+    pub fn respond(self) -> KeyedCircuitLayer<K, F, classify::Auto, refuse::Auto, Unnamed> {
+        KeyedCircuitLayer {
+            circuits: self.circuits,
+            key: self.key,
+            classify: classify::Auto::new(),
+            refuse: refuse::Auto::new(),
+            callers: Callers::Clients,
+            named: PhantomData,
+        }
+    }
+}
+
+impl<K, F, C, R> KeyedCircuitLayer<K, F, C, R, Named> {
+    /// As [`CircuitLayer::respond`](crate::CircuitLayer::respond): keeps the classification that was named.
+    pub fn respond(self) -> KeyedCircuitLayer<K, F, C, refuse::Auto, Named> {
+        self.respond_with(refuse::Auto::new())
+    }
+}
+
+impl<K, F, C, R, N> KeyedCircuitLayer<K, F, C, R, N> {
+    /// What counts as a failure. Default: [`AnyErr`], and [`classify::Auto`] with [`respond`](Self::respond). HTTP and gRPC
+    /// users want [`classify::Auto`].
+    pub fn classify<T>(self, classify: T) -> KeyedCircuitLayer<K, F, T, R, Named> {
         KeyedCircuitLayer {
             circuits: self.circuits,
             key: self.key,
             classify,
             refuse: self.refuse,
+            callers: self.callers,
+            named: PhantomData,
         }
     }
 
-    /// As [`CircuitLayer::respond`](crate::CircuitLayer::respond).
-    pub fn respond(self) -> KeyedCircuitLayer<K, F, classify::Auto, refuse::Auto> {
-        self.respond_with(refuse::Auto::new())
-            .classify(classify::Auto::new())
-    }
-
-    /// Tells refusals another way, see [`refuse`]. The classification stays as it is.
-    pub fn respond_with<N>(self, refuse: N) -> KeyedCircuitLayer<K, F, C, N> {
+    /// Answers refused requests in another way, see [`refuse`]. The classification stays as it is; the callers are clients,
+    /// as with [`respond`](Self::respond).
+    pub fn respond_with<T>(self, refuse: T) -> KeyedCircuitLayer<K, F, C, T, N> {
         KeyedCircuitLayer {
             circuits: self.circuits,
             key: self.key,
             classify: self.classify,
             refuse,
+            callers: Callers::Clients,
+            named: PhantomData,
         }
     }
 }
 
-impl<S, K, F: Clone, C: Clone, R: Clone> Layer<S> for KeyedCircuitLayer<K, F, C, R> {
+impl<S, K, F: Clone, C: Clone, R: Clone, N> Layer<S> for KeyedCircuitLayer<K, F, C, R, N> {
     type Service = KeyedCircuitService<S, K, F, C, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let Self {
-            circuits,
-            key,
-            classify,
-            refuse,
-        } = self;
-        let (circuits, key, classify, refuse) = (
-            circuits.clone(),
-            key.clone(),
-            classify.clone(),
-            refuse.clone(),
-        );
         KeyedCircuitService {
             inner,
-            circuits,
-            key,
-            classify,
-            refuse,
+            circuits: self.circuits.clone(),
+            key: self.key.clone(),
+            classify: self.classify.clone(),
+            refuse: self.refuse.clone(),
+            callers: self.callers,
             ready: false,
         }
     }
 }
 
-impl<K, F, C: fmt::Debug, R: fmt::Debug> fmt::Debug for KeyedCircuitLayer<K, F, C, R> {
+impl<K, F, C: fmt::Debug, R: fmt::Debug, N> fmt::Debug for KeyedCircuitLayer<K, F, C, R, N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeyedCircuitLayer")
             .field("circuits", &self.circuits)
@@ -184,8 +202,10 @@ where
         self.ready = false;
         match self.circuits.get(&(self.key)(&request)).admit_call() {
             Ok(leave) => {
+                let mut leave = leave.of(self.callers);
                 let classifier = self.classify.classify(&request);
-                ResponseFuture::admitted(self.inner.call(request), classifier, leave)
+                let call = leave.run(|| self.inner.call(request));
+                ResponseFuture::admitted(call, classifier, leave)
             }
             Err(open) => {
                 ResponseFuture::refused(self.refuse.clone(), self.refuse.see(&request), open)
@@ -197,21 +217,13 @@ where
 impl<S: Clone, K, F: Clone, C: Clone, R: Clone> Clone for KeyedCircuitService<S, K, F, C, R> {
     /// A clone shares the circuits and has to ask for readiness itself.
     fn clone(&self) -> Self {
-        let Self {
-            inner,
-            circuits,
-            key,
-            classify,
-            refuse,
-            ready: _,
-        } = self;
-        let (circuits, key) = (circuits.clone(), key.clone());
         Self {
-            inner: inner.clone(),
-            circuits,
-            key,
-            classify: classify.clone(),
-            refuse: refuse.clone(),
+            inner: self.inner.clone(),
+            circuits: self.circuits.clone(),
+            key: self.key.clone(),
+            classify: self.classify.clone(),
+            refuse: self.refuse.clone(),
+            callers: self.callers,
             ready: false,
         }
     }

@@ -1,10 +1,12 @@
+use std::marker::PhantomData;
+
 use tower_layer::Layer;
 use tower_outcome::{
     classify::{self, AnyErr},
     refuse::{self, Fail},
 };
 
-use crate::{Circuit, CircuitGate, CircuitService};
+use crate::{Circuit, CircuitGate, CircuitService, permit::Callers};
 
 /// Puts a [`Circuit`] in front of a service, which is refused at once while the circuit is open.
 ///
@@ -24,12 +26,24 @@ use crate::{Circuit, CircuitGate, CircuitService};
 /// let circuit = Circuit::new();
 /// let service = CircuitLayer::new(&circuit).layer(upstream);
 /// ```
+///
+/// The third type says whether a classification has been named; [`respond`](Self::respond) keeps one that has.
 #[derive(Clone, Debug)]
-pub struct CircuitLayer<C = AnyErr, R = Fail> {
+pub struct CircuitLayer<C = AnyErr, R = Fail, N = Unnamed> {
     circuit: Circuit,
     classify: C,
     refuse: R,
+    callers: Callers,
+    named: PhantomData<N>,
 }
+
+/// Of a layer whose classification is the default.
+#[derive(Clone, Copy, Debug)]
+pub enum Unnamed {}
+
+/// Of a layer whose classification the user has named.
+#[derive(Clone, Copy, Debug)]
+pub enum Named {}
 
 /// Puts a [`Circuit`] in front of a service, which is not ready while the circuit is open. For a circuit of its own for each
 /// endpoint see [`PerEndpoint`](crate::PerEndpoint).
@@ -48,35 +62,59 @@ impl CircuitLayer {
             circuit: circuit.into(),
             classify: AnyErr,
             refuse: Fail,
+            callers: Callers::Ours,
+            named: PhantomData,
         }
     }
 }
 
-impl<C, R> CircuitLayer<C, R> {
-    /// What counts as a failure. Default: [`AnyErr`], for any protocol and response type; HTTP and gRPC users want
-    /// [`classify::Auto`], which waits for the end of the body.
-    pub fn classify<K>(self, classify: K) -> CircuitLayer<K, R> {
+impl<C, R> CircuitLayer<C, R, Unnamed> {
+    /// Answers refused requests with 503 and `Retry-After`, or `UNAVAILABLE` if they are gRPC, and judges the answers of
+    /// the inner service by status and end of body ([`classify::Auto`]). The error type stays the inner service's, so
+    /// this goes on an axum `Router` as it is. A classification that is [named](Self::classify), before or after, is kept.
+    ///
+    /// The callers are then clients of this server, who hang up as they like: a call that its caller drops is no failure,
+    /// unless [`cancelled_after`](crate::CircuitBuilder::cancelled_after) is set.
+    pub fn respond(self) -> CircuitLayer<classify::Auto, refuse::Auto, Unnamed> {
+        CircuitLayer {
+            circuit: self.circuit,
+            classify: classify::Auto::new(),
+            refuse: refuse::Auto::new(),
+            callers: Callers::Clients,
+            named: PhantomData,
+        }
+    }
+}
+
+impl<C, R> CircuitLayer<C, R, Named> {
+    /// As [`respond`](CircuitLayer::respond) of a layer without a named classification, but keeps the one that is named.
+    pub fn respond(self) -> CircuitLayer<C, refuse::Auto, Named> {
+        self.respond_with(refuse::Auto::new())
+    }
+}
+
+impl<C, R, N> CircuitLayer<C, R, N> {
+    /// What counts as a failure. Default: [`AnyErr`], for any protocol and response type, and [`classify::Auto`] with
+    /// [`respond`](Self::respond). HTTP and gRPC users want [`classify::Auto`], which waits for the end of the body.
+    pub fn classify<K>(self, classify: K) -> CircuitLayer<K, R, Named> {
         CircuitLayer {
             circuit: self.circuit,
             classify,
             refuse: self.refuse,
+            callers: self.callers,
+            named: PhantomData,
         }
     }
 
-    /// Answers refused requests with 503 and `Retry-After`, or `UNAVAILABLE` if they are gRPC, and judges the answers of
-    /// the inner service by status and end of body ([`classify::Auto`]). The error type stays the inner service's, so
-    /// this goes on an axum `Router` as it is. To judge otherwise, call [`classify`](Self::classify) after it.
-    pub fn respond(self) -> CircuitLayer<classify::Auto, refuse::Auto> {
-        self.respond_with(refuse::Auto::new())
-            .classify(classify::Auto::new())
-    }
-
-    /// Tells refusals another way, see [`refuse`]. The classification stays as it is.
-    pub fn respond_with<N>(self, refuse: N) -> CircuitLayer<C, N> {
+    /// Answers refused requests in another way, see [`refuse`]. The classification stays as it is; the callers are clients,
+    /// as with [`respond`](Self::respond).
+    pub fn respond_with<T>(self, refuse: T) -> CircuitLayer<C, T, N> {
         CircuitLayer {
             circuit: self.circuit,
             classify: self.classify,
             refuse,
+            callers: Callers::Clients,
+            named: PhantomData,
         }
     }
 
@@ -90,7 +128,7 @@ impl<C, R> CircuitLayer<C, R> {
     }
 }
 
-impl<S, C: Clone, R: Clone> Layer<S> for CircuitLayer<C, R> {
+impl<S, C: Clone, R: Clone, N> Layer<S> for CircuitLayer<C, R, N> {
     type Service = CircuitService<S, C, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
@@ -99,6 +137,7 @@ impl<S, C: Clone, R: Clone> Layer<S> for CircuitLayer<C, R> {
             self.circuit.clone(),
             self.classify.clone(),
             self.refuse.clone(),
+            self.callers,
         )
     }
 }

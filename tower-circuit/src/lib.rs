@@ -22,9 +22,10 @@
 //!   callers give up on one probe after the other, it opens again once they have waited for as long as one probe may take.
 //! - **A result from before the last transition decides nothing.** Every call carries the generation it was admitted in;
 //!   a slow success from before the trip does not close the circuit, a slow failure does not reopen it.
-//! - **A call that its caller gave up on** (a timeout further out, a client that hung up) says nothing while it is young
-//!   and is a failure once it is a second old, counted from when somebody first had to wait for it. That is, before it was
-//!   answered: who leaves a stream that has begun says nothing.
+//! - **A call that its caller gave up on**, unanswered (a timeout further out), says nothing while it is young and is a
+//!   failure once it is a second old, counted from the first time that it was waited for. Clients of a server
+//!   ([`respond`](CircuitLayer::respond)) hang up as they like: there it is no failure, unless you set an age.
+//! - **A good head is a success**, whatever its reader does with the body, and a panic of the inner service is a failure.
 //! - What a failure is, [`tower_outcome::classify`] says: by default any `Err`; for HTTP and gRPC at the end of the body.
 //!   Refusals of our own, further in, are not held against the upstream.
 //!
@@ -180,7 +181,7 @@ pub use self::{
     gate::CircuitGate,
     keyed::{KeyedCircuits, KeyedSnapshot, WhenFull},
     keyed_layer::{KeyedCircuitLayer, KeyedCircuitService},
-    layer::{CircuitGateLayer, CircuitLayer},
+    layer::{CircuitGateLayer, CircuitLayer, Named, Unnamed},
     per_endpoint::PerEndpoint,
     permit::Permit,
     service::CircuitService,

@@ -25,6 +25,20 @@ pub(crate) struct Leave {
     ticket: Ticket,
     /// Unknown until somebody has to wait for the call: most of its cost would be the clock.
     started: Option<Instant>,
+    callers: Callers,
+    /// The inner service's code is running: what drops this now is its panic.
+    inside: bool,
+}
+
+/// Whose calls they are, which decides what it means that one is dropped unanswered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Callers {
+    /// The application's, which gives up where something takes too long: a failure from some age on.
+    Ours,
+    /// The clients' of a server, who hang up as they like: no failure, unless the user has set an age.
+    Clients,
+    /// The application's, without a service around it: it is dropped in a panic of the call's code, or given up.
+    ByHand,
 }
 
 /// A probe, promised to a gate that is ready. Goes back when dropped.
@@ -92,7 +106,25 @@ impl Leave {
             circuit: Some(circuit),
             ticket,
             started,
+            callers: Callers::Ours,
+            inside: false,
         }
+    }
+
+    #[inline(always)]
+    pub(crate) fn of(self, callers: Callers) -> Self {
+        let mut leave = self;
+        leave.callers = callers;
+        leave
+    }
+
+    /// Runs the inner service's code. If that panics, the call has failed.
+    #[inline(always)]
+    pub(crate) fn run<T>(&mut self, inner: impl FnOnce() -> T) -> T {
+        self.inside = true;
+        let result = inner();
+        self.inside = false;
+        result
     }
 
     /// From now on the call takes time, if it did not before.
@@ -109,6 +141,8 @@ impl Leave {
             circuit: self.circuit.take(),
             ticket: self.ticket,
             started: self.started,
+            callers: self.callers,
+            inside: false,
         }
     }
 
@@ -117,6 +151,17 @@ impl Leave {
     pub(crate) fn tell(&mut self, outcome: Outcome) {
         if let Some(circuit) = self.circuit.take() {
             circuit.settle(&circuit.lane, self.ticket, self.started, outcome);
+        }
+    }
+
+    #[cold]
+    fn dropped(&mut self) {
+        let by_hand = self.callers == Callers::ByHand;
+        if self.inside || by_hand && std::thread::panicking() {
+            return self.tell(Outcome::FAILURE);
+        }
+        if let Some(circuit) = self.circuit.take() {
+            circuit.cancel(&circuit.lane, self.ticket, self.started, self.callers);
         }
     }
 
@@ -134,15 +179,10 @@ impl Leave {
 impl Drop for Leave {
     #[inline(always)]
     fn drop(&mut self) {
-        if let Some(circuit) = self.circuit.take() {
-            cancel(circuit, self.ticket, self.started);
+        if self.circuit.is_some() {
+            self.dropped();
         }
     }
-}
-
-#[cold]
-fn cancel(circuit: Held<Shared>, ticket: Ticket, started: Option<Instant>) {
-    circuit.cancel(&circuit.lane, ticket, started);
 }
 
 // === impl Reservation ===

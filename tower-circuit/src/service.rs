@@ -6,7 +6,10 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use crate::{Circuit, Open, Permit, ResponseFuture, permit::Leave};
+use crate::{
+    Circuit, Open, Permit, ResponseFuture,
+    permit::{Callers, Leave},
+};
 
 /// Calls the inner service while the circuit admits it, and answers at once while it does not. Made by
 /// [`CircuitLayer`](crate::CircuitLayer).
@@ -24,6 +27,7 @@ pub struct CircuitService<S, C = AnyErr, R = Fail> {
     circuit: Circuit,
     classify: C,
     refuse: R,
+    callers: Callers,
     grant: Grant,
     /// Beside [`Grant::Refuse`].
     open: Option<Open>,
@@ -42,12 +46,19 @@ enum Grant {
 // === impl CircuitService ===
 
 impl<S, C, R> CircuitService<S, C, R> {
-    pub(crate) fn new(inner: S, circuit: Circuit, classify: C, refuse: R) -> Self {
+    pub(crate) fn new(
+        inner: S,
+        circuit: Circuit,
+        classify: C,
+        refuse: R,
+        callers: Callers,
+    ) -> Self {
         Self {
             inner,
             circuit,
             classify,
             refuse,
+            callers,
             grant: Grant::None,
             open: None,
         }
@@ -130,13 +141,17 @@ where
             && let Some(leave) = self.circuit.admit_simply()
         {
             self.grant = Grant::None;
+            let mut leave = leave.of(self.callers);
             let classifier = self.classify.classify(&request);
-            return ResponseFuture::admitted(self.inner.call(request), classifier, leave);
+            let call = leave.run(|| self.inner.call(request));
+            return ResponseFuture::admitted(call, classifier, leave);
         }
         match self.admit_or_refuse() {
             Ok(leave) => {
+                let mut leave = leave.of(self.callers);
                 let classifier = self.classify.classify(&request);
-                ResponseFuture::admitted(self.inner.call(request), classifier, leave)
+                let call = leave.run(|| self.inner.call(request));
+                ResponseFuture::admitted(call, classifier, leave)
             }
             Err(open) => {
                 ResponseFuture::refused(self.refuse.clone(), self.refuse.see(&request), open)
@@ -153,6 +168,7 @@ impl<S: Clone, C: Clone, R: Clone> Clone for CircuitService<S, C, R> {
             self.circuit.clone(),
             self.classify.clone(),
             self.refuse.clone(),
+            self.callers,
         )
     }
 }

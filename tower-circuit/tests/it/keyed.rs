@@ -38,6 +38,8 @@ fn to(path: &str) -> Request<String> {
 
 #[test]
 fn a_keyed_layer_keeps_the_contract() {
+    // One that does not open at the first failure: a panic is one.
+    let circuits = || KeyedCircuits::new(Circuit::builder());
     testkit::contract::check(|probe| layer(&circuits()).layer(probe));
     testkit::contract::check(|probe| layer(&circuits()).respond().layer(probe));
 }

@@ -9,7 +9,7 @@ use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_circuit::{
     Circuit, CircuitLayer, CircuitService, Open, Ratio, Reason, State, Trip, classify, refuse,
 };
-use tower_outcome::{Class, Refusal};
+use tower_outcome::{Class, Refusal, Verdict};
 
 use crate::common::*;
 
@@ -450,20 +450,21 @@ async fn a_young_call_that_is_dropped_says_nothing_and_an_old_one_only_where_ask
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_further_in_frees_the_probes_place() {
+async fn a_probe_that_panics_has_failed_and_frees_its_slot() {
     let circuit = trips_at(1).build();
     let (mut service, probe) = reject(&circuit);
     cool_down(&circuit).await;
     probe.answer(Answer::Panic);
     let call = tokio::spawn(service.ready().await.unwrap().call(request()));
     assert!(call.await.unwrap_err().is_panic());
-    assert_eq!(circuit.state(), State::HalfOpen);
+    assert!(is_open(&circuit));
+    tokio::time::advance(COOLDOWN).await;
     finish(service.ready().await.unwrap().call(request())).unwrap();
     assert_eq!(circuit.state(), State::Closed);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_in_call_itself_frees_the_probes_place() {
+async fn a_probe_that_panics_in_call_itself_has_failed_and_frees_its_slot() {
     let circuit = trips_at(1).build();
     let inner = service_fn(|fine: bool| {
         assert!(fine, "panics in `call`");
@@ -474,6 +475,8 @@ async fn a_panic_in_call_itself_frees_the_probes_place() {
     service.ready().await.unwrap();
     let call = std::panic::AssertUnwindSafe(|| drop(service.call(false)));
     std::panic::catch_unwind(call).unwrap_err();
+    assert!(is_open(&circuit));
+    tokio::time::advance(COOLDOWN).await;
     service.ready().await.unwrap().call(true).await.unwrap();
     assert_eq!(circuit.state(), State::Closed);
 }
@@ -628,4 +631,155 @@ fn it_works_without_a_runtime() {
     trip(&circuit);
     assert!(is_ready(&mut service));
     finish(service.call(request())).unwrap_err();
+}
+
+/// Panics in `call`, or in the future that it returns.
+#[derive(Clone)]
+struct Panics {
+    at_once: bool,
+}
+
+impl tower_service::Service<Request<String>> for Panics {
+    type Response = Response<Script>;
+    type Error = Infallible;
+    type Future =
+        std::pin::Pin<Box<dyn Future<Output = Result<Response<Script>, Infallible>> + Send>>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<String>) -> Self::Future {
+        assert!(!self.at_once, "the service's");
+        Box::pin(async {
+            tokio::task::yield_now().await;
+            panic!("the handler's")
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn panics_of_the_inner_service_open_the_circuit() {
+    for at_once in [true, false] {
+        let circuit = Circuit::new();
+        for _ in 0..5 {
+            let mut service = CircuitLayer::new(&circuit)
+                .respond()
+                .layer(Panics { at_once });
+            let call = tokio::spawn(async move {
+                service
+                    .ready()
+                    .await
+                    .unwrap()
+                    .call(request())
+                    .await
+                    .map(drop)
+            });
+            assert!(call.await.unwrap_err().is_panic());
+        }
+        assert!(matches!(circuit.state(), State::Open { .. }), "{at_once}");
+        assert_eq!(circuit.snapshot().totals.failed, 5);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_around_a_call_says_nothing_about_the_inner_service() {
+    let circuit = Circuit::new();
+    for _ in 0..5 {
+        let (mut service, probe) = respond(&circuit);
+        probe.answer(Answer::Hang);
+        let call = tokio::spawn(async move {
+            let call = service.ready().await.unwrap().call(request());
+            let mut call = pin!(call);
+            assert!(poll_once(call.as_mut()).is_pending());
+            panic!("the caller's")
+        });
+        let panicked: Result<(), _> = call.await;
+        assert!(panicked.unwrap_err().is_panic());
+    }
+    assert_eq!(circuit.snapshot().totals.cancelled, 5);
+}
+
+#[test]
+fn a_panic_while_a_permit_is_held_by_hand_is_a_failure() {
+    let circuit = Circuit::new();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _permit = circuit.admit().unwrap();
+        panic!("the call's")
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(circuit.snapshot().totals.failed, 1);
+}
+
+/// Five connections that hang up are what any client can do.
+#[tokio::test(start_paused = true)]
+async fn clients_that_hang_up_open_nothing_in_front_of_a_servers_own_service() {
+    let hang_up = async |circuit: &Circuit, clients: bool| {
+        for _ in 0..20 {
+            let (probe, handle) = Probe::new();
+            handle.answer(Answer::Hang);
+            let layer = CircuitLayer::new(circuit);
+            if clients {
+                let mut service = layer.respond().layer(probe);
+                let mut call = pin!(service.ready().await.unwrap().call(request()));
+                let _ = poll_once(call.as_mut());
+                tokio::time::advance(3 * SECOND).await;
+            } else {
+                let mut service = layer.layer(probe);
+                let mut call = pin!(service.ready().await.unwrap().call(request()));
+                let _ = poll_once(call.as_mut());
+                tokio::time::advance(3 * SECOND).await;
+            }
+        }
+    };
+    let served = Circuit::new();
+    hang_up(&served, true).await;
+    assert_eq!(
+        (served.state(), served.snapshot().totals.cancelled),
+        (State::Closed, 20)
+    );
+    let called = Circuit::new();
+    hang_up(&called, false).await;
+    assert!(
+        called.snapshot().trips > 0,
+        "our own callers' patience counts"
+    );
+    let set = Circuit::builder().cancelled_after(SECOND).build();
+    hang_up(&set, true).await;
+    assert!(set.snapshot().trips > 0, "and what the user has set");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_named_classification_is_kept_in_any_order() {
+    let teapot = || {
+        classify::Http::new().status(|status| match status.as_u16() {
+            404 => Verdict::Failure,
+            _ => Verdict::Success,
+        })
+    };
+    let failed =
+        async |layer: &dyn Fn(Probe) -> CircuitService<Probe, classify::Http, refuse::Auto>| {
+            let (probe, handle) = Probe::new();
+            let mut service = layer(probe);
+            handle.answer(Answer::Body(404, Script::new([])));
+            finish(service.ready().await.unwrap().call(request())).unwrap();
+            service.circuit().snapshot().totals.failed
+        };
+
+    let layer = || CircuitLayer::new(Circuit::new());
+    assert_eq!(
+        failed(&|probe| layer().classify(teapot()).respond().layer(probe)).await,
+        1
+    );
+    assert_eq!(
+        failed(&|probe| layer().respond().classify(teapot()).layer(probe)).await,
+        1
+    );
+    assert_eq!(
+        failed(&|probe| layer().respond().classify(teapot()).respond().layer(probe)).await,
+        1
+    );
 }
