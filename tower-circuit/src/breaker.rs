@@ -43,6 +43,8 @@ pub(crate) struct Breaker {
     last_probe: NonZeroU32,
     trips: u64,
     last_reason: Option<Reason>,
+    /// When a call was last admitted or ended here. Calls that go well while it is closed need not come here.
+    last_call: Option<Instant>,
     news: Vec<Transition>,
     stirred: bool,
 }
@@ -151,6 +153,7 @@ impl Breaker {
             last_probe: NonZeroU32::MIN,
             trips: 0,
             last_reason: None,
+            last_call: None,
             news: Vec::new(),
             stirred: false,
         }
@@ -203,6 +206,7 @@ impl Breaker {
 
     /// A call ended, and said something.
     pub(crate) fn end(&mut self, ticket: Ticket, ending: Ending, outside: Outside) -> Ended {
+        self.last_call = Some(ending.now);
         self.tick(ending.now);
         if ticket.generation() != self.generation {
             return Ended::Stale;
@@ -332,6 +336,21 @@ impl Breaker {
             && bad.bad() + bad.slow + u64::from(last) == 0
     }
 
+    /// Since when nothing has come here, if that is longer than anything on record matters: the window, the longest that it
+    /// stays open, and a probe. An operator's decision always matters.
+    pub(crate) fn stale_since(&self, window: Duration, now: Instant) -> Option<Instant> {
+        let is_over = match self.phase {
+            Phase::Closed | Phase::HalfOpen { .. } => true,
+            Phase::Open { until, .. } => until.is_some_and(|until| until <= now),
+        };
+        let matters = window
+            .saturating_add(self.backoff.cap())
+            .saturating_add(self.rules.deadline);
+        self.last_call.filter(|&last| {
+            !self.forced && is_over && now.saturating_duration_since(last) > matters
+        })
+    }
+
     /// The state now, and its generation.
     pub(crate) fn state(&mut self, now: Instant) -> (State, u32) {
         self.tick(now);
@@ -388,6 +407,7 @@ impl Breaker {
     }
 
     fn take(&mut self, now: Instant, running: bool) -> Result<Ticket, Shut> {
+        self.last_call = Some(now);
         self.tick(now);
         if let Phase::Open {
             since,

@@ -66,12 +66,22 @@ pub(crate) struct Shared {
     core: Core,
     slow_limit: Option<Duration>,
     cancelled_after: CancelledAfter,
+    window: Duration,
     /// The heart wants to know of each success, not only of those that are slow.
     tell_all: bool,
     policy: Policy,
     /// Made for the first who wants to know.
     changes: OnceLock<watch::Sender<State>>,
     name: Option<String>,
+}
+
+/// A circuit that may be forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Idle {
+    /// As good as new, and no call went through it lately.
+    Clean,
+    /// Something is on record, but it was not used for so long that it does not matter any more.
+    Stale { since: Instant },
 }
 
 /// The user's own, if there is one.
@@ -275,8 +285,9 @@ impl Circuit {
         self.shared.get().core.word().is_closed()
     }
 
-    /// Whether nobody else has it or follows it, no call is under way, and nothing bad is on record.
-    pub(crate) fn is_idle(&self, now: Instant) -> bool {
+    /// What is lost if it is forgotten. `None`: another has it or follows it, a call is under way, or what is on record
+    /// matters.
+    pub(crate) fn idle(&self, now: Instant) -> Option<Idle> {
         let shared = self.shared.get();
         let is_followed = || {
             shared
@@ -284,7 +295,14 @@ impl Circuit {
                 .get()
                 .is_some_and(|changes| changes.receiver_count() > 0)
         };
-        self.shared.is_alone() && !is_followed() && shared.core.is_unblemished(now)
+        if !self.shared.is_alone() || is_followed() {
+            None
+        } else if shared.core.is_unused(now) {
+            Some(Idle::Clean)
+        } else {
+            let stale = shared.core.stale_since(shared.window, now);
+            stale.map(|since| Idle::Stale { since })
+        }
     }
 
     fn leave_or_refuse(&self, admitted: Result<Ticket, Shut>, now: Instant) -> Result<Leave, Open> {
@@ -446,6 +464,7 @@ impl CircuitBuilder {
             cancelled_after,
             tell_all,
             policy,
+            window: self.window,
             core: Core::new(rules, self.window, stripes),
             changes: OnceLock::new(),
             name: self.name,

@@ -135,6 +135,11 @@ const JITTER: f64 = 0.2;
 // === impl Backoff ===
 
 impl Backoff {
+    /// The longest that hints and growth lead to.
+    pub(crate) fn cap(&self) -> Duration {
+        self.cooldown.cap
+    }
+
     pub(crate) fn new(cooldown: Cooldown) -> Self {
         let random = cooldown
             .seed

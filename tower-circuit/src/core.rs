@@ -211,12 +211,18 @@ impl Core {
         (snapshot, news)
     }
 
-    /// Closed, automatic, and with nothing bad on record: whoever forgets it loses nothing.
-    pub(crate) fn is_unblemished(&self, now: Instant) -> bool {
-        let turn = self.turns.at(now);
-        self.word().is_closed()
-            && self.word().failures_in_row() == 0
+    /// Closed, automatic, and with nothing in its window: forgetting it loses nothing, and it is not in use.
+    pub(crate) fn is_unused(&self, now: Instant) -> bool {
+        let (word, turn) = (self.word(), self.turns.at(now));
+        word.is_closed()
+            && word.failures_in_row() == 0
+            && self.succeeded(word.generation(), turn) == 0
             && self.lock().breaker.is_unblemished(turn)
+    }
+
+    /// Since when it has been of no use to anybody, whatever is on record.
+    pub(crate) fn stale_since(&self, window: Duration, now: Instant) -> Option<Instant> {
+        self.lock().breaker.stale_since(window, now)
     }
 
     /// Reserves a probe (or finds the circuit closed), or takes a seat among the waiting.

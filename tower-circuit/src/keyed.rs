@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{Circuit, CircuitBuilder, Trip, stripe::Stripes};
+use crate::{Circuit, CircuitBuilder, Trip, circuit::Idle, stripe::Stripes};
 
 /// A circuit for each key (a route, a tenant, a host), in bounded memory: a cheap handle, whose clones share it.
 ///
@@ -31,8 +31,11 @@ use crate::{Circuit, CircuitBuilder, Trip, stripe::Stripes};
 ///
 /// A key takes 1.7 KB and itself, twice: these circuits tell two groups of threads apart, not eight. There are at most
 /// [`capacity`](Self::capacity) of them. When a new one comes and there is no room, one that is **idle** makes way: closed
-/// and automatic, no failure in a row and none in its window, no call under way, no handle of it in anybody's hands, and
-/// nobody who follows its state. So nothing is forgotten but its totals. Those that were not used lately go first. A new key
+/// and automatic, no failure in a row, no call in its window and none under way, no other handle of it, and no subscriber. So
+/// nothing is forgotten but its totals, and a flood of new keys does not push out those in use. If there is none, one makes way that
+/// has failures on record or is open, but was not used for longer than its window, the cap of its
+/// [`Cooldown`](crate::Cooldown) and the deadline of a probe together: what is on record says nothing about the present by then.
+/// The longest unused goes first; one that is forced stays. A new key
 /// looks at up to 64 others; if all of these are active, known keys keep their circuits, and what becomes of the new one
 /// [`WhenFull`] says.
 pub struct KeyedCircuits<K> {
@@ -377,22 +380,26 @@ impl<K: Hash + Eq> Shard<K> {
         Some(entry)
     }
 
-    /// An idle one, rather one that was not used since the hand last came by. Looks at as many as are `left` to look at.
+    /// An idle one, rather one that is clean and was not used since the hand last came by. Looks at as many as are `left` to look at.
     fn idle(&mut self, now: Instant, left: &mut usize) -> Option<usize> {
-        let mut second_best = None;
+        // A clean one that was used lately, otherwise the one that has been stale for longest.
+        let (mut used_lately, mut stalest) = (None, None::<(Instant, usize)>);
         for _ in 0..self.entries.len().min(*left) {
             *left -= 1;
             let place = self.hand % self.entries.len();
             self.hand = place + 1;
             let entry = &self.entries[place];
             let used = entry.used.swap(false, Relaxed);
-            match entry.circuit.is_idle(now) {
-                true if !used => return Some(place),
-                true => second_best = second_best.or(Some(place)),
-                false => {}
+            match entry.circuit.idle(now) {
+                Some(Idle::Clean) if !used => return Some(place),
+                Some(Idle::Clean) => used_lately = used_lately.or(Some(place)),
+                Some(Idle::Stale { since }) if stalest.is_none_or(|(other, _)| since < other) => {
+                    stalest = Some((since, place));
+                }
+                Some(Idle::Stale { .. }) | None => {}
             }
         }
-        second_best
+        used_lately.or(stalest.map(|(_, place)| place))
     }
 }
 
@@ -468,9 +475,9 @@ mod tests {
         call(&keyed, 0, Outcome::FAILURE);
         let held = keyed.get(&1);
         let under_way = keyed.get(&2).admit().unwrap();
-        call(&keyed, 3, Outcome::SUCCESS);
+        call(&keyed, 3, Outcome::IGNORE);
         for key in 10..20 {
-            call(&keyed, key, Outcome::SUCCESS);
+            call(&keyed, key, Outcome::IGNORE);
             assert!(
                 [0, 1, 2, key].iter().all(|&key| knows(&keyed, key)),
                 "{key}"
@@ -487,7 +494,7 @@ mod tests {
         let followed = held.subscribe();
         drop((held, under_way));
         for key in 20..30 {
-            call(&keyed, key, Outcome::SUCCESS);
+            call(&keyed, key, Outcome::IGNORE);
         }
         assert!(
             knows(&keyed, 1) && !knows(&keyed, 2),
@@ -495,7 +502,7 @@ mod tests {
         );
         drop(followed);
         for key in 30..40 {
-            call(&keyed, key, Outcome::SUCCESS);
+            call(&keyed, key, Outcome::IGNORE);
         }
         assert!(!knows(&keyed, 1));
         assert!(knows(&keyed, 0), "it is open");
@@ -555,6 +562,69 @@ mod tests {
             assert!(!knows(&keyed, 2) && knows(&keyed, 1));
             assert!(keyed.snapshot().overflowed >= 1);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_failed_once_are_forgotten_by_age_the_oldest_first() {
+        let failing =
+            KeyedCircuits::<u32>::new(Circuit::builder()).capacity(NonZeroUsize::new(64).unwrap());
+        let opening = keyed(64);
+        for keyed in [failing, opening] {
+            for key in 0..64 {
+                call(&keyed, key, Outcome::FAILURE);
+                tokio::time::advance(Duration::from_millis(1)).await;
+            }
+            keyed.get(&7).force_open();
+            let held = keyed.get(&8);
+            let followed = keyed.get(&9).subscribe();
+            // The window, the cap of the cooldown and a probe: 10 + 60 + 10 s.
+            tokio::time::advance(Duration::from_secs(79)).await;
+            drop(keyed.get(&1000));
+            assert_eq!(keyed.snapshot().overflowed, 1, "what failed lately matters");
+
+            tokio::time::advance(Duration::from_secs(30 * 86_400)).await;
+            for new in 1000..1061 {
+                call(&keyed, new, Outcome::SUCCESS);
+                assert!(knows(&keyed, new), "{new} finds room");
+            }
+            assert_eq!(keyed.snapshot().overflowed, 1);
+            for kept in [7, 8, 9] {
+                assert!(knows(&keyed, kept), "{kept} is forced, held or followed");
+            }
+            drop((held, followed));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_new_keys_that_fail_leaves_the_known_ones_alone() {
+        let keyed =
+            KeyedCircuits::<u32>::new(Circuit::builder()).capacity(NonZeroUsize::new(32).unwrap());
+        for key in 0..32 {
+            call(&keyed, key, Outcome::FAILURE);
+        }
+        for second in 0..600 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            for key in 0..32 {
+                // In use, and failing now and then.
+                let outcome = if (second + key) % 40 == 0 {
+                    Outcome::FAILURE
+                } else {
+                    Outcome::SUCCESS
+                };
+                keyed.get(&key).admit().unwrap().settle(outcome);
+            }
+            for made_up in 0..20 {
+                let permit = keyed.get(&(1_000_000 + second * 20 + made_up)).admit();
+                permit
+                    .into_iter()
+                    .for_each(|it| it.settle(Outcome::FAILURE));
+            }
+        }
+        let failing: Vec<_> = (0..32).filter(|&key| !knows(&keyed, key)).collect();
+        assert_eq!(
+            failing, [0; 0],
+            "forgotten though it has failures on record"
+        );
     }
 
     #[test]
