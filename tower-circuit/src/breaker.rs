@@ -615,7 +615,7 @@ mod tests {
         Rules {
             trip,
             at_least,
-            cooldown: Cooldown::fixed(10 * SECOND),
+            cooldown: Cooldown::fixed(10 * SECOND).exact(),
             probes,
             asks: false,
         }
@@ -1094,7 +1094,7 @@ mod tests {
 
     #[test]
     fn durations_without_measure_do_not_overflow() {
-        let cooldown = Cooldown::new(Duration::MAX).cap(Duration::MAX);
+        let cooldown = Cooldown::new(Duration::MAX).cap(Duration::MAX).exact();
         let probes = ProbeRules {
             deadline: Duration::MAX,
             ..rules().probes

@@ -14,6 +14,8 @@ pub struct Cooldown {
     steps: Steps,
     cap: Duration,
     seed: Option<u64>,
+    /// By how much a time may be longer; zero in tests that compute with times.
+    spread: f64,
 }
 
 #[derive(Clone)]
@@ -40,7 +42,9 @@ impl Cooldown {
     /// Stays open this long at first. Default: 10 s, which gives a restarting process time to come back.
     ///
     /// Each probe that fails doubles the time, more or less: the factor is drawn between 1.6 and 2.4, so that many clients
-    /// of one upstream drift apart. It ends at the [`cap`](Self::cap), and begins anew once the circuit has closed.
+    /// of one upstream drift apart. It ends at the [`cap`](Self::cap), and begins anew once the circuit has closed. Each time,
+    /// the first too, is up to a tenth longer than that, drawn anew: a thousand clients that open at the same instant do not
+    /// come back at the same instant.
     ///
     /// Zero lets a probe through at once, so only the number of calls at a time is limited.
     #[must_use]
@@ -49,16 +53,19 @@ impl Cooldown {
             steps: Steps::Growing(base),
             cap: CAP,
             seed: None,
+            spread: SPREAD,
         }
     }
 
-    /// Stays open this long each time, however many probes fail.
+    /// Stays open this long each time, however many probes fail: exactly, so clients that open together come back together.
+    /// Only a server's hint is spread, up to a tenth later.
     #[must_use]
     pub const fn fixed(time: Duration) -> Self {
         Self {
             steps: Steps::Fixed(time),
             cap: CAP,
             seed: None,
+            spread: SPREAD,
         }
     }
 
@@ -87,11 +94,13 @@ impl Cooldown {
             steps,
             cap: CAP,
             seed: None,
+            spread: SPREAD,
         }
     }
 
     /// Growth ends here, and a server's hint (`Retry-After`, `grpc-retry-pushback-ms`) on the failure that opens the
-    /// circuit may raise the open time to this at most. Default: 60 s, so that no answer can switch a client off for a day.
+    /// circuit may raise the open time to this at most, and up to a tenth for the spread. Default: 60 s, so that no response
+    /// can switch a client off for a day.
     ///
     /// A cap below the base leaves the base as it is; there is then no growth, and hints have no effect.
     #[must_use]
@@ -104,6 +113,16 @@ impl Cooldown {
     pub fn seed(self, seed: u64) -> Self {
         Self {
             seed: Some(seed),
+            ..self
+        }
+    }
+}
+
+#[cfg(test)]
+impl Cooldown {
+    pub(crate) fn exact(self) -> Self {
+        Self {
+            spread: 0.0,
             ..self
         }
     }
@@ -131,6 +150,8 @@ const BASE: Duration = Duration::from_secs(10);
 const CAP: Duration = Duration::from_secs(60);
 const FACTOR: f64 = 2.0;
 const JITTER: f64 = 0.2;
+/// By how much each time is longer at most. A tenth keeps a fleet apart by a second where it waits for ten.
+const SPREAD: f64 = 0.1;
 
 // === impl Backoff ===
 
@@ -156,7 +177,23 @@ impl Backoff {
     pub(crate) fn next(&mut self, hint: Option<Duration>) -> Duration {
         let next = self.step();
         self.last = Some(next);
-        next.max(hint.unwrap_or_default().min(self.cooldown.cap))
+        let hint = hint.unwrap_or_default().min(self.cooldown.cap);
+        if hint < next && !matches!(self.cooldown.steps, Steps::Growing(_)) {
+            return next;
+        }
+        self.spread(next.max(hint))
+    }
+
+    /// A little longer, and never shorter: what many clients learn at the same instant must not bring all of them back at the
+    /// same instant, and none before the server wants it.
+    fn spread(&mut self, time: Duration) -> Duration {
+        let factor = 1.0 + self.cooldown.spread * self.random.f64();
+        if factor == 1.0 {
+            return time;
+        }
+        Duration::try_from_secs_f64(time.as_secs_f64() * factor)
+            .unwrap_or(Duration::MAX)
+            .max(time)
     }
 
     /// The circuit has closed.
@@ -200,15 +237,52 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn is_spread(time: Duration, least: Duration) -> bool {
+        (least..=least + least / 10).contains(&time)
+    }
+
+    #[test]
+    fn a_thousand_clients_do_not_come_back_at_the_same_instant() {
+        let cooldowns = [
+            Cooldown::default(),
+            Cooldown::default(),
+            Cooldown::fixed(SECOND),
+        ];
+        let hints = [None, Some(30 * SECOND), Some(30 * SECOND)];
+        for (cooldown, hint) in cooldowns.into_iter().zip(hints) {
+            let mut times: Vec<_> = (0..1000)
+                .map(|seed| Backoff::new(cooldown.clone().seed(seed)).next(hint))
+                .collect();
+            times.sort_unstable();
+            let least = hint.unwrap_or(BASE);
+            assert!(times.iter().all(|&time| is_spread(time, least)));
+            let hundredth = least / 100;
+            let most = times
+                .iter()
+                .map(|first| {
+                    times
+                        .iter()
+                        .filter(|&it| it >= first && *it < *first + hundredth)
+                        .count()
+                })
+                .max();
+            assert!(
+                most < Some(200),
+                "{most:?} of 1,000 within a hundredth of the time"
+            );
+        }
+    }
+
     #[test]
     fn a_hint_raises_the_open_time_up_to_the_cap_and_never_lowers_it() {
         let open_for = |hint| Backoff::new(Cooldown::default()).next(hint);
-        assert_eq!(open_for(None), BASE);
-        assert_eq!(open_for(Some(Duration::ZERO)), BASE);
-        assert_eq!(open_for(Some(30 * SECOND)), 30 * SECOND);
-        assert_eq!(open_for(Some(Duration::MAX)), CAP);
+        assert!(is_spread(open_for(None), BASE));
+        assert!(is_spread(open_for(Some(Duration::ZERO)), BASE));
+        assert!(is_spread(open_for(Some(30 * SECOND)), 30 * SECOND));
+        assert!(is_spread(open_for(Some(Duration::MAX)), CAP));
         let low_cap = Cooldown::new(90 * SECOND).cap(CAP);
-        assert_eq!(Backoff::new(low_cap).next(Some(Duration::MAX)), 90 * SECOND);
+        let open_for = Backoff::new(low_cap).next(Some(Duration::MAX));
+        assert!(is_spread(open_for, 90 * SECOND));
     }
 
     #[test]
@@ -216,14 +290,14 @@ mod tests {
         let mut seen = Vec::new();
         for seed in 0..50 {
             let mut backoff = Backoff::new(Cooldown::default().seed(seed));
-            assert_eq!(backoff.next(None), BASE);
+            assert!(is_spread(backoff.next(None), BASE));
             let second = backoff.next(None);
-            assert!((16 * SECOND..24 * SECOND).contains(&second), "{second:?}");
+            assert!((16 * SECOND..27 * SECOND).contains(&second), "{second:?}");
             seen.push(second);
             assert!(backoff.next(None) > second);
-            assert_eq!([(); 2].map(|()| backoff.next(None))[1], CAP);
+            assert!(is_spread([(); 2].map(|()| backoff.next(None))[1], CAP));
             backoff.reset();
-            assert_eq!(backoff.next(None), BASE);
+            assert!(is_spread(backoff.next(None), BASE));
         }
         seen.sort_unstable();
         seen.dedup();
@@ -243,7 +317,7 @@ mod tests {
     #[test]
     fn a_hint_is_not_what_the_next_time_grows_from() {
         let mut backoff = Backoff::new(Cooldown::new(SECOND));
-        assert_eq!(backoff.next(Some(40 * SECOND)), 40 * SECOND);
+        assert!(is_spread(backoff.next(Some(40 * SECOND)), 40 * SECOND));
         assert!(backoff.next(None) < 3 * SECOND);
     }
 
@@ -260,7 +334,7 @@ mod tests {
         }));
         assert_eq!([(); 3].map(|()| backoff.next(None).as_secs()), [1, 3, 3]);
         backoff.reset();
-        assert_eq!(backoff.next(Some(2 * SECOND)), 2 * SECOND);
+        assert!(is_spread(backoff.next(Some(2 * SECOND)), 2 * SECOND));
         assert_eq!(
             Backoff::new(Cooldown::from_fn(std::iter::empty)).next(None),
             BASE

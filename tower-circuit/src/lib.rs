@@ -85,7 +85,7 @@
 //! let circuit = Circuit::builder()
 //!     .name("reports")
 //!     .trip(Trip::consecutive(NonZeroU32::new(1).unwrap()))
-//!     .cooldown(Cooldown::new(Duration::from_secs(2)))
+//!     .cooldown(Cooldown::fixed(Duration::from_secs(2)))
 //!     .probe_deadline(Duration::from_secs(5))
 //!     .build();
 //! let mut server = ServiceBuilder::new()

@@ -137,7 +137,7 @@ impl Settings {
             deadline,
         };
         let cooldown = Cooldown::from_fn(|| OPEN_FOR.into_iter().map(Duration::from_millis));
-        let cooldown = cooldown.cap(Duration::from_millis(CAP));
+        let cooldown = cooldown.cap(Duration::from_millis(CAP)).exact();
         let asks = self.last.is_some() || self.slow.is_some();
         Rules {
             trip,

@@ -1,12 +1,12 @@
 //! A circuit for each key, in front of a service.
 
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 
 use http::Request;
 use testkit::{Answer, Probe, ProbeHandle};
 use tower::{Layer, Service, ServiceExt};
 use tower_circuit::{
-    Circuit, KeyedCircuitLayer, KeyedCircuitService, KeyedCircuits, Open, State, Trip, WhenFull,
+    Circuit, KeyedCircuitLayer, KeyedCircuitService, KeyedCircuits, Open, State, WhenFull,
     classify, refuse,
 };
 
@@ -20,7 +20,7 @@ fn path(request: &Request<String>) -> String {
 }
 
 fn circuits() -> KeyedCircuits<String> {
-    KeyedCircuits::new(Circuit::builder().trip(Trip::consecutive(NonZeroU32::MIN)))
+    KeyedCircuits::new(trips_at(1))
 }
 
 fn layer(circuits: &KeyedCircuits<String>) -> KeyedCircuitLayer<String, ByPath> {

@@ -188,7 +188,10 @@ async fn soft_answers_lower_the_ratio_and_are_no_row() {
     call(&circuit, Outcome::SOFT.with_retry_after(Some(20 * SECOND)));
     assert_eq!(reason(&circuit), Some(Reason::FailureRatio));
     let open_for = until(&circuit).duration_since(tokio::time::Instant::now());
-    assert_eq!(open_for, 20 * SECOND, "and it said when to come back");
+    assert!(
+        is_spread(open_for, 20 * SECOND),
+        "and it said when to come back"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -371,10 +374,8 @@ async fn a_policy_of_ones_own_opens_it_and_is_asked_outside_of_the_lock_about_ba
     );
     assert_eq!(reason(&circuit), Some(Reason::Policy("third-time")));
     let open = circuit.admit().unwrap_err();
-    assert_eq!(
-        (open.reason(), open.retry_after()),
-        (Some(Reason::Policy("third-time")), Some(30 * SECOND))
-    );
+    assert_eq!(open.reason(), Some(Reason::Policy("third-time")));
+    assert!(is_spread(open.retry_after().unwrap(), 30 * SECOND));
     let seen = nosy.seen.lock().unwrap().clone();
     let expected = [
         (Verdict::Failure, 2),
@@ -506,13 +507,13 @@ async fn it_stays_open_longer_while_probes_fail_and_as_long_as_before_once_it_ha
         call(&circuit, Outcome::FAILURE);
         times.push(open_for(&circuit));
     }
-    assert_eq!((times[0], times[4]), (10 * SECOND, 60 * SECOND));
+    assert!(is_spread(times[0], 10 * SECOND) && is_spread(times[4], 60 * SECOND));
     assert!(
-        (16 * SECOND..24 * SECOND).contains(&times[1]) && times.is_sorted(),
+        (16 * SECOND..27 * SECOND).contains(&times[1]) && times[..3].is_sorted(),
         "{times:?}"
     );
-    tokio::time::advance(60 * SECOND).await;
+    tokio::time::advance(times[4]).await;
     call(&circuit, Outcome::SUCCESS);
     trip(&circuit);
-    assert_eq!(open_for(&circuit), 10 * SECOND);
+    assert!(is_spread(open_for(&circuit), 10 * SECOND));
 }

@@ -30,6 +30,11 @@ pub(crate) fn trip(circuit: &Circuit) {
     assert!(is_open(circuit));
 }
 
+/// Whether this is `least`, or up to a tenth more, by which cooldowns and hints are spread.
+pub(crate) fn is_spread(time: Duration, least: Duration) -> bool {
+    (least..=least + least / 10).contains(&time)
+}
+
 pub(crate) fn is_open(circuit: &Circuit) -> bool {
     matches!(circuit.state(), State::Open { .. })
 }
