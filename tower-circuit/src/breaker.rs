@@ -3,7 +3,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use tokio::time::Instant;
-use tower_outcome::Verdict;
+use tower_outcome::{Ejected, EjectionBudget, Verdict};
 
 use crate::{
     Cooldown, Counts, Evidence, LastCalls, Mode, Reason, State, Trip,
@@ -23,6 +23,8 @@ pub(crate) struct Rules {
     pub(crate) probes: ProbeRules,
     /// Whether each call is to be judged by the heart, and not only those that fail.
     pub(crate) asks: bool,
+    /// Whom to ask before it opens because of what was answered.
+    pub(crate) budget: Option<EjectionBudget>,
 }
 
 /// The state machine of one circuit.
@@ -32,6 +34,12 @@ pub(crate) struct Breaker {
     at_least: NonZeroU32,
     rules: ProbeRules,
     asks: bool,
+    budget: Option<EjectionBudget>,
+    /// Its place in the budget, from when it opens until it closes.
+    ejected: Option<Ejected>,
+    /// It should be open, and the budget does not allow it.
+    kept_closed: bool,
+    times_kept_closed: u64,
     backoff: Backoff,
     told: Told,
     row: Option<Row>,
@@ -46,6 +54,7 @@ pub(crate) struct Breaker {
     /// When a call was last admitted or ended here. Calls that go well while it is closed need not come here.
     last_call: Option<Instant>,
     news: Vec<Transition>,
+    kept_closed_news: Option<Reason>,
     stirred: bool,
 }
 
@@ -112,6 +121,7 @@ pub(crate) struct Look {
     pub(crate) state: State,
     pub(crate) mode: Mode,
     pub(crate) trips: u64,
+    pub(crate) times_kept_closed: u64,
     pub(crate) last_reason: Option<Reason>,
     pub(crate) opened_since: Option<Instant>,
     pub(crate) next_probe_at: Option<Instant>,
@@ -122,7 +132,7 @@ pub(crate) struct Look {
 
 #[derive(Debug)]
 enum Phase {
-    /// Calls pass. -> `Open` on a bad one that trips it.
+    /// Calls pass. -> `Open` on a bad one that trips it, if the ejection budget allows.
     Closed,
     /// Calls are refused. -> `HalfOpen` on the first call at or after `until`; by hand only where that is `None`.
     Open {
@@ -144,6 +154,10 @@ impl Breaker {
             at_least: rules.at_least,
             rules: rules.probes,
             asks: rules.asks,
+            budget: rules.budget,
+            ejected: None,
+            kept_closed: false,
+            times_kept_closed: 0,
             backoff: Backoff::new(rules.cooldown),
             told: Told::default(),
             phase: Phase::Closed,
@@ -155,6 +169,7 @@ impl Breaker {
             last_reason: None,
             last_call: None,
             news: Vec::new(),
+            kept_closed_news: None,
             stirred: false,
         }
     }
@@ -242,8 +257,9 @@ impl Breaker {
             return Ended::Counted;
         }
         let evidence = self.evidence(ending, outside);
-        if let Some(reason) = self.judge(&evidence) {
-            self.open(reason, ending.hint, ending.now);
+        match self.judge(&evidence) {
+            Some(reason) => self.open(reason, ending.hint, ending.now),
+            None => self.kept_closed = false,
         }
         Ended::Judged(evidence)
     }
@@ -363,6 +379,7 @@ impl Breaker {
             state: self.phase.state(),
             mode: self.mode(),
             trips: self.trips,
+            times_kept_closed: self.times_kept_closed,
             last_reason: self.last_reason,
             opened_since: self.opened_since(),
             next_probe_at: self.next_probe_at(),
@@ -375,6 +392,11 @@ impl Breaker {
     /// The transitions since this was last asked, oldest first.
     pub(crate) fn take_news(&mut self) -> Vec<Transition> {
         std::mem::take(&mut self.news)
+    }
+
+    /// Why it should have opened since this was last asked, if the budget did not allow it.
+    pub(crate) fn take_kept_closed(&mut self) -> Option<Reason> {
+        self.kept_closed_news.take()
     }
 
     /// Whether something changed that a waiting gate should look at again.
@@ -503,7 +525,11 @@ impl Breaker {
         }
     }
 
+    /// Opens, unless too many others are out: then it goes on closed, and asks again at the next failure.
     fn open(&mut self, reason: Reason, hint: Option<Duration>, at: Instant) {
+        if !self.may_be_out() {
+            return self.keep_closed(reason);
+        }
         let until = after(at, self.backoff.next(hint));
         self.trips += 1;
         self.last_reason = Some(reason);
@@ -514,14 +540,37 @@ impl Breaker {
         });
     }
 
+    fn may_be_out(&mut self) -> bool {
+        let Some(budget) = &self.budget else {
+            return true;
+        };
+        if self.ejected.is_none() {
+            self.ejected = budget.try_eject();
+        }
+        self.ejected.is_some()
+    }
+
+    fn keep_closed(&mut self, reason: Reason) {
+        if !matches!(self.phase, Phase::Closed) {
+            // Its probe failed after it had been forced open, which asks for no place.
+            self.enter(Phase::Closed);
+        }
+        if !std::mem::replace(&mut self.kept_closed, true) {
+            self.times_kept_closed += 1;
+            self.kept_closed_news = Some(reason);
+        }
+    }
+
     /// The only door between states.
     fn enter(&mut self, phase: Phase) {
         let from = self.tag();
         self.phase = phase;
         self.generation = Word::next_generation(self.generation);
         self.stirred = true;
+        self.kept_closed = false;
         if matches!(self.phase, Phase::Closed) {
             self.begin_afresh();
+            self.ejected = None;
         }
         self.news.push(Transition {
             from,
@@ -618,6 +667,7 @@ mod tests {
             cooldown: Cooldown::fixed(10 * SECOND).exact(),
             probes,
             asks: false,
+            budget: None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{sync::watch, time::Instant};
-use tower_outcome::{Outcome, Verdict};
+use tower_outcome::{EjectionBudget, Outcome, Verdict};
 
 use crate::{
     Cooldown, Evidence, Mode, Open, PerEndpoint, Permit, Reason, Snapshot, State, Trip, TripPolicy,
@@ -436,6 +436,18 @@ impl CircuitBuilder {
         }
     }
 
+    /// Asks this budget for a place before it opens because of what was answered or not answered in time, and gives the place
+    /// back when it closes or is dropped. Default: none, it opens whenever it should.
+    ///
+    /// For the endpoints of a balancer, which makes one budget for each set: without it one request that every endpoint
+    /// answers with `500`, sent a few times by one client, opens all circuits, and no other client is served. While the
+    /// budget has no place the circuit stays closed, goes on counting, asks again at the next failure, and reports it once:
+    /// by a `warn` event, and in [`Snapshot::kept_closed`]. [`force_open`](Circuit::force_open) does not ask.
+    pub fn ejection_budget(mut self, budget: &EjectionBudget) -> Self {
+        self.rules.budget = Some(budget.clone());
+        self
+    }
+
     /// Makes circuits like this, one for each endpoint of a balancer.
     pub fn per_endpoint(self) -> PerEndpoint {
         PerEndpoint::new(self)
@@ -488,6 +500,7 @@ impl Default for CircuitBuilder {
             cooldown: Cooldown::default(),
             probes,
             asks: false,
+            budget: None,
         };
         Self {
             name: None,
@@ -699,6 +712,13 @@ impl Shared {
             self.publish(last.state, last.generation);
         }
         news.wakers.into_iter().for_each(Waker::wake);
+        if let Some(reason) = news.kept_closed {
+            tracing::warn!(
+                name = self.name.as_deref(),
+                reason = reason.as_str(),
+                "circuit kept closed: too many endpoints of its set are out"
+            );
+        }
         for told in &news.transitions {
             tracing::info!(
                 name = self.name.as_deref(),

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tower_outcome::Verdict;
 
 use crate::{
-    Counts, Open, Snapshot,
+    Counts, Open, Reason, Snapshot,
     breaker::{Breaker, Ended, Ending, Outside, Rules, Shut, Transition, Until},
     stripe::{Count, Lane, Lanes, Stripes},
     sync::{AtomicU64, Mutex, MutexGuard, PoisonError},
@@ -41,6 +41,7 @@ pub(crate) struct Seat(Option<u64>);
 #[must_use = "those who wait must be woken"]
 pub(crate) struct News {
     pub(crate) transitions: Vec<Transition>,
+    pub(crate) kept_closed: Option<Reason>,
     pub(crate) wakers: Vec<Waker>,
 }
 
@@ -203,6 +204,7 @@ impl Core {
             }),
             last_calls: look.last_calls,
             trips: look.trips,
+            kept_closed: look.times_kept_closed,
             last_reason: look.last_reason,
             opened_since: look.opened_since,
             next_probe_at: look.next_probe_at,
@@ -276,6 +278,7 @@ impl Core {
         let stirred = heart.breaker.take_stirred();
         News {
             transitions,
+            kept_closed: heart.breaker.take_kept_closed(),
             wakers: if stirred {
                 heart.waiting.rise()
             } else {

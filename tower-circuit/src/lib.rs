@@ -168,7 +168,7 @@ mod trip;
 mod window;
 mod word;
 
-pub use tower_outcome::{classify, refuse};
+pub use tower_outcome::{EjectionBudget, classify, refuse};
 
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]

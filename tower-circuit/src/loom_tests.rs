@@ -37,6 +37,7 @@ fn core() -> (Arc<Core>, Instant) {
         cooldown,
         probes,
         asks: false,
+        budget: None,
     };
     (
         Arc::new(Core::new(rules, Duration::from_secs(10), Stripes::ONE)),

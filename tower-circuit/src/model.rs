@@ -145,6 +145,7 @@ impl Settings {
             cooldown,
             probes,
             asks,
+            budget: None,
         }
     }
 }

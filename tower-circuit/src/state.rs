@@ -68,6 +68,9 @@ pub struct Snapshot {
     pub last_calls: Option<LastCalls>,
     /// How often it opened, forced or not.
     pub trips: u64,
+    /// How often it should have opened and stayed closed, because too many others of its
+    /// [budget](crate::CircuitBuilder::ejection_budget) were out.
+    pub kept_closed: u64,
     /// Why it opened last.
     pub last_reason: Option<Reason>,
     /// Since when it has not been closed.

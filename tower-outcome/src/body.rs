@@ -67,7 +67,8 @@ pub struct RespondBody<B>(#[pin] Either<B>);
 /// use http::Request;
 /// use tower_outcome::body::ClientBody;
 ///
-/// // In a stack: `ServiceBuilder::new().layer(circuit).map_request(|request: Request<_>| request.map(ClientBody::new))`
+/// // In a stack, between the circuit and the client. A classification sees into boxed errors only:
+/// // `.map_err(BoxError::from).map_request(|request: Request<_>| request.map(ClientBody::new))`
 /// let request = Request::new(String::from("body")).map(ClientBody::new);
 /// # let _ = request;
 /// ```

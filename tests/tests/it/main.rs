@@ -8,3 +8,4 @@ mod order;
 mod pairs;
 mod parts;
 mod tonic;
+mod uploads;

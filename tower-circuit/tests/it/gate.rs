@@ -8,8 +8,8 @@ use std::{
 
 use testkit::{Answer, Probe, ProbeHandle, Wakes};
 use tower::{Layer, Service, ServiceExt};
-use tower_circuit::{Circuit, CircuitGate, CircuitLayer, Open, State};
-use tower_outcome::Unsent;
+use tower_circuit::{Circuit, CircuitGate, CircuitLayer, EjectionBudget, Open, State};
+use tower_outcome::{Outcome, Settle, Unsent};
 
 use crate::common::*;
 
@@ -381,4 +381,104 @@ async fn thousands_of_waiting_tasks_all_get_through() {
         .await
         .expect("nobody waits for ever");
     assert_eq!(circuit.state(), State::Closed);
+}
+
+/// Circuits of one set, which has as many members.
+fn set(members: usize) -> (EjectionBudget, Vec<Circuit>) {
+    let budget = EjectionBudget::new();
+    budget.set_members(members);
+    let circuit = || trips_at(5).ejection_budget(&budget).build();
+    let circuits = (0..members).map(|_| circuit()).collect();
+    (budget, circuits)
+}
+
+fn answer_500(circuit: &Circuit, times: usize) {
+    for _ in 0..times {
+        let permit = circuit.admit();
+        permit
+            .into_iter()
+            .for_each(|it| it.settle(Outcome::FAILURE));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_every_endpoint_answers_with_500_never_opens_all_circuits() {
+    for members in [1, 2, 3, 8] {
+        let (budget, circuits) = set(members);
+        for _ in 0..100 {
+            circuits.iter().for_each(|circuit| answer_500(circuit, 10));
+            let open = circuits.iter().filter(|it| it.state() != State::Closed);
+            assert_eq!(open.count(), budget.max_out(), "{members}");
+            tokio::time::advance(3 * SECOND).await;
+        }
+        let kept_closed: u64 = circuits.iter().map(|it| it.snapshot().kept_closed).sum();
+        assert!(kept_closed >= (members - budget.max_out()) as u64);
+        assert!(kept_closed < 100, "once for each time, not for each call");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_circuit_gives_its_place_back_when_it_closes_is_reset_or_goes() {
+    let (budget, circuits) = set(3);
+    let [first, second, third] = <[_; 3]>::try_from(circuits).unwrap();
+    answer_500(&first, 5);
+    answer_500(&second, 5);
+    assert!(is_open(&first) && !is_open(&second), "one of three");
+    assert_eq!(second.snapshot().kept_closed, 1);
+
+    tokio::time::advance(COOLDOWN).await;
+    let probe = first.admit().unwrap();
+    assert_eq!(budget.out(), 1, "half-open is out as well");
+    answer_500(&second, 1);
+    assert!(!is_open(&second));
+    probe.settle(Outcome::FAILURE);
+    assert!(
+        is_open(&first) && budget.out() == 1,
+        "again, and still once"
+    );
+
+    tokio::time::advance(COOLDOWN).await;
+    first.admit().unwrap().settle(Outcome::SUCCESS);
+    assert_eq!(budget.out(), 0);
+    answer_500(&second, 1);
+    assert!(
+        is_open(&second),
+        "it had failed enough, and asks at each failure"
+    );
+    second.reset();
+    assert_eq!(budget.out(), 0);
+    answer_500(&third, 5);
+    assert_eq!(budget.out(), 1);
+    third.force_closed();
+    assert_eq!(budget.out(), 0);
+    third.automatic();
+    answer_500(&third, 5);
+    drop(third);
+    assert_eq!(budget.out(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_takes_out_more_than_the_budget_and_a_failing_probe_then_closes() {
+    let (budget, circuits) = set(2);
+    circuits.iter().for_each(Circuit::force_open);
+    assert!(circuits.iter().all(is_open) && budget.out() == 0);
+    circuits.iter().for_each(Circuit::automatic);
+    for circuit in &circuits {
+        circuit.admit().unwrap().settle(Outcome::FAILURE);
+    }
+    assert!(is_open(&circuits[0]) && !is_open(&circuits[1]));
+    assert_eq!(circuits[1].state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_circuit_that_recovers_by_itself_is_kept_closed_anew_the_next_time() {
+    let (_budget, circuits) = set(2);
+    answer_500(&circuits[0], 5);
+    for time in 1..=3 {
+        answer_500(&circuits[1], 7);
+        assert_eq!(circuits[1].snapshot().kept_closed, time);
+        for _ in 0..3 {
+            circuits[1].admit().unwrap().settle(Outcome::SUCCESS);
+        }
+    }
 }

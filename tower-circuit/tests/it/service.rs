@@ -778,3 +778,23 @@ async fn a_named_classification_is_kept_in_any_order() {
         1
     );
 }
+
+/// A standby that answers 503 by a layer of its own has not failed: the circuit further out must not be open when it takes
+/// over.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_told_as_a_response_by_a_layer_further_in_opens_nothing() {
+    let (outer, inner) = (Circuit::new(), Circuit::new());
+    inner.force_open();
+    let (probe, _handle) = Probe::new();
+    let layer = |circuit| CircuitLayer::new(circuit).respond();
+    let mut service = layer(&outer).layer(layer(&inner).layer(probe));
+    for _ in 0..50 {
+        let response = finish(service.ready().await.unwrap().call(request())).unwrap();
+        assert_eq!(response.status(), 503);
+    }
+    let totals = outer.snapshot().totals;
+    assert_eq!((outer.state(), totals.ignored), (State::Closed, 50));
+    inner.reset();
+    let response = finish(service.ready().await.unwrap().call(request())).unwrap();
+    assert_eq!(response.status(), 200);
+}
