@@ -34,6 +34,20 @@ def run(path, case, threads):
     return calls * threads / int(took) * 1e3
 
 
+def measured(binaries, words):
+    """The rounds of each case with one of the words in its name: calls a second with one thread and with two."""
+    rows = {}
+    for path in binaries:
+        listed = subprocess.run([path, "--contended"], stdout=subprocess.PIPE, text=True, check=True).stdout
+        for case in listed.split():
+            if not words or any(word in case for word in words):
+                rows[path, case] = []
+    for _ in range(ROUNDS):
+        for path, case in rows:
+            rows[path, case].append([run(path, case, threads) for threads in THREADS])
+    return {case: rounds for (_, case), rounds in rows.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", help="words in the names of the cases to run (all)")
@@ -43,17 +57,8 @@ def main():
         callgrind.build(callgrind.BENCHES.parent / "Cargo.toml", "layers")["layers"],
         callgrind.build_peers(args.pingora),
     ]
-    rows = {}
-    for path in binaries:
-        listed = subprocess.run([path, "--contended"], stdout=subprocess.PIPE, text=True, check=True).stdout
-        for case in listed.split():
-            if not args.only or any(word in case for word in args.only):
-                rows[path, case] = []
-    for _ in range(ROUNDS):
-        for path, case in rows:
-            rows[path, case].append([run(path, case, threads) for threads in THREADS])
     print("| case | one thread, M calls/s | two threads | two ÷ one |\n|---|---|---|---|")
-    for (_, case), rounds in rows.items():
+    for case, rounds in measured(binaries, args.only).items():
         one, two = (statistics.median(values) for values in zip(*rounds))
         ratios = sorted(two / one for one, two in rounds)
         middle = statistics.median(ratios)
