@@ -256,6 +256,21 @@ mod tests {
     }
 
     #[test]
+    fn a_phase_is_read_back_from_its_byte() {
+        for (byte, phase, name) in [
+            (0, Phase::Serving, "serving"),
+            (1, Phase::Announcing, "announcing"),
+            (2, Phase::Closing, "closing"),
+            (3, Phase::Forced, "forced"),
+            (4, Phase::Done, "done"),
+        ] {
+            assert_eq!(Phase::from_u8(byte), phase);
+            assert_eq!(phase as u8, byte);
+            assert_eq!(phase.to_string(), name);
+        }
+    }
+
+    #[test]
     fn nothing_moves_without_an_order() {
         let mut phases = Phases::new(TIMES);
         let start = Instant::now();

@@ -108,3 +108,48 @@ const LISTEN_FDS: usize = 4096;
 const FIRST: RawFd = 3;
 /// `BPF_RET | BPF_K`.
 const RETURN: u16 = 0x06;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        os::{fd::IntoRawFd, unix::net::UnixStream},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_number_that_is_no_descriptor_is_not_taken() {
+        assert!(take(RawFd::MAX).is_none());
+        assert!(take(-1).is_none());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs `fcntl` with `F_SETFD`")]
+    fn a_taken_descriptor_is_open_and_closed_on_exec() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::empty()).unwrap();
+        let taken = take(ours.into_raw_fd()).unwrap();
+        assert_eq!(
+            rustix::io::fcntl_getfd(&taken).unwrap(),
+            rustix::io::FdFlags::CLOEXEC
+        );
+        let mut taken = UnixStream::from(taken);
+        taken.write_all(b"it").unwrap();
+        drop(taken);
+        let mut read = Vec::new();
+        theirs.read_to_end(&mut read).unwrap(); // ends, because dropping it closes it
+        assert_eq!(read, b"it");
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs `setsockopt` with options of Linux")]
+    fn an_option_that_a_socket_does_not_have_is_an_error() {
+        let (unix, _other) = UnixStream::pair().unwrap();
+        assert!(turn_away_newcomers(&unix).is_err());
+        assert!(steer(&unix, 0).is_err());
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        turn_away_newcomers(&tcp).unwrap();
+        hear_all(&tcp).unwrap();
+    }
+}
