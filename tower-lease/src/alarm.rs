@@ -30,6 +30,11 @@ pub(crate) struct Alarm {
 // === impl Alarm ===
 
 impl Alarm {
+    /// For fields that must be `Unpin`.
+    pub(crate) fn boxed() -> Pin<Box<Self>> {
+        Box::pin(Self::default())
+    }
+
     /// Whether someone waits.
     pub(crate) const fn is_armed(&self) -> bool {
         self.change.is_some()

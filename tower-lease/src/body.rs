@@ -73,7 +73,7 @@ where
         };
         if frame.is_pending() {
             let shared = ticket.shared();
-            let alarm = this.alarm.get_or_insert_default();
+            let alarm = this.alarm.get_or_insert_with(Alarm::boxed);
             ready!(alarm.as_mut().poll(cx, &shared.clock, &shared.lost, || {
                 ticket.is_good().then(|| ticket.good_until())
             }));

@@ -131,10 +131,9 @@ impl Holder {
 
 impl fmt::Debug for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let incarnation = format_args!("{:032x}", self.incarnation);
         f.debug_struct("Holder")
             .field("name", &self.name)
-            .field("incarnation", &incarnation)
+            .field("incarnation", &format_args!("{:032x}", self.incarnation))
             .field("payload", &self.payload)
             .finish()
     }

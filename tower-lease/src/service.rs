@@ -79,7 +79,7 @@ impl<S, C: Clock, R, P> Leased<S, C, R, P> {
     /// Waits for the inner service, but not past the loss of the lease: then we are ready, to refuse.
     fn poll_loss(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let shared = self.lease.shared();
-        let alarm = self.alarm.get_or_insert_default();
+        let alarm = self.alarm.get_or_insert_with(Alarm::boxed);
         alarm.as_mut().poll(cx, &shared.clock, &shared.lost, || {
             shared.open_until().map(Some)
         })
@@ -192,7 +192,7 @@ impl<S, C: Clock, P> LeaseGate<S, C, P> {
             return Poll::Ready(());
         }
         let shared = lease.shared();
-        let alarm = self.alarm.get_or_insert_default();
+        let alarm = self.alarm.get_or_insert_with(Alarm::boxed);
         // Only the keeper can open it, and it tells: no timer.
         alarm.as_mut().poll(cx, &shared.clock, &shared.opened, || {
             (!is_decided()).then_some(None)
@@ -202,7 +202,7 @@ impl<S, C: Clock, P> LeaseGate<S, C, P> {
     /// An inner service that never gets ready must not hide that there is nothing to be ready for any more.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let (lease, shared) = (&self.lease, self.lease.shared());
-        let alarm = self.alarm.get_or_insert_default();
+        let alarm = self.alarm.get_or_insert_with(Alarm::boxed);
         alarm.as_mut().poll(cx, &shared.clock, &shared.opened, || {
             (!lease.has_ended()).then_some(None)
         })
