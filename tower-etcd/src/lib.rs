@@ -15,8 +15,9 @@
 //!
 //! - **A keep-alive that succeeded proves nothing.** Until 3.5.23 and 3.6.5 etcd could answer one with success for a lease
 //!   that was revoked already, and the key may have been deleted by hand. So a renewal here is a keep-alive *and then* a
-//!   linearizable look at the key: it succeeds only if a quorum knows this very claim as the holder. Neither is an entry in
-//!   etcd's log.
+//!   linearizable check of the key: it succeeds only if this very claim holds the key in a state that a quorum confirms as
+//!   current. (The check is a transaction that also reads the key. One that only compares is answered by the member that was
+//!   asked from its own state, which may be old.) Neither is an entry in etcd's log.
 //! - **A lease that was renewed correctly can be revoked**, when a leader was paused for longer than the TTL and goes on.
 //!   So the keeper watches its own key, and what is written needs a guard: [`swap`](tower_lease::LeaseStore::swap) and
 //!   [`EtcdStore::write`] compare the token in the same transaction.

@@ -26,7 +26,7 @@ use crate::{
 /// |---|---|
 /// | acquire | one key, put if it does not exist, on an etcd lease whose id follows from the claim (R-15, R-17) |
 /// | token | the revision of that put, which is the key's `mod_revision` until it ends or is handed over (R-20) |
-/// | renew | a keep-alive, which is no entry in etcd's log, and then a linearizable read of the key: a keep-alive alone proves nothing (R-7) |
+/// | renew | a keep-alive and then a linearizable check of the key, neither of them an entry in etcd's log: a keep-alive alone proves nothing (R-7) |
 /// | release | the key is deleted if it still is this claim's, then the etcd lease is revoked (R-30) |
 /// | guarded writes | `mod_revision(key) == token` in the same transaction (R-21) |
 pub struct EtcdStore {
@@ -297,14 +297,27 @@ impl EtcdStore {
         ttl.ok_or_else(|| StoreError::unknown("the etcd lease of this claim has just ended"))
     }
 
-    /// Whether a claim holds its key, by the word of a quorum.
+    /// Whether a claim holds its key, as of a quorum's present state.
+    ///
+    /// Both branches read the key, though a comparison is all that is asked for: etcd answers a transaction without
+    /// operations from the applied state of the member that was asked, however far that is behind, and one that reads
+    /// only after the leader has confirmed with a quorum that the member is up to date (ReadIndex).
     async fn check(
         &self,
         claim: &Claim,
         session: Session,
         within: Duration,
     ) -> Result<(), StoreError> {
-        let check = Txn::new().when([self.is_ours(claim, session)]);
+        let read = || {
+            TxnOp::get(
+                self.keys.of(claim.key()),
+                Some(GetOptions::new().with_count_only()),
+            )
+        };
+        let check = Txn::new()
+            .when([self.is_ours(claim, session)])
+            .and_then([read()])
+            .or_else([read()]);
         if self.txn(within, check).await?.succeeded() {
             Ok(())
         } else {
@@ -651,8 +664,9 @@ impl LeaseStore for EtcdStore {
             let (there, _) = self.look(key).await?;
             let mut when = match &there {
                 Found::Record(held) => vec![self.is_at(key, held.token.get())],
-                // Nothing to take; but the guard is still to be looked at.
-                Found::Vacant | Found::Document(..) => Vec::new(),
+                // Nothing to take; but a guard is still to be checked.
+                Found::Vacant | Found::Document(..) if guard.is_some() => Vec::new(),
+                Found::Vacant | Found::Document(..) => return Ok(()),
             };
             let delete = when
                 .iter()
@@ -737,6 +751,8 @@ impl LeaseStore for EtcdStore {
         };
         if held.written.claim == to.id() {
             let ttl = self.again(held.lease, within).await?;
+            // Only now: a keep-alive alone proves nothing.
+            self.check(to, held.written.session, within).await?;
             return Ok(held.grant(to.key().clone(), ttl));
         }
         if held.written.claim != from.id() {
@@ -953,7 +969,68 @@ fn end_of(prefix: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use etcd_client::ConnectOptions;
+    use testkit::Etcd;
+    use tower_lease::Holder;
+
     use super::*;
+    use crate::{cluster::Shared, pool::Pool};
+
+    const LONG: Duration = Duration::from_secs(60);
+    /// For a loaded machine: an answer that is late is an answer.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    /// A member answers from its own memory in a millisecond.
+    const BRIEFLY: Duration = Duration::from_secs(3);
+
+    /// A store that asks one member, and asks it too when it knows of no leader.
+    fn store_of(endpoint: &str) -> EtcdStore {
+        let pool = || {
+            Arc::new(Pool::new(
+                &[endpoint.to_owned()],
+                0,
+                ConnectOptions::new(),
+                PATIENCE,
+            ))
+        };
+        let shared = Shared {
+            calls: pool(),
+            watches: pool(),
+            request_timeout: PATIENCE,
+        };
+        EtcdStore::new(&Cluster {
+            shared: Arc::new(shared),
+        })
+    }
+
+    fn claim(name: &str) -> Claim {
+        let key = LeaseKey::new(name).unwrap();
+        Claim::new(key, Holder::new("test"), ClaimId::random(), LONG)
+    }
+
+    /// etcd answers a transaction without operations from the memory of the member that is asked, however old that is.
+    #[tokio::test]
+    #[ignore = "needs etcd"]
+    async fn r7_a_member_without_a_quorum_confirms_no_claim() {
+        let etcd = Etcd::cluster(3).await;
+        for alone in 0..3 {
+            let (store, claim) = (
+                store_of(&etcd.endpoints()[alone]),
+                claim(&format!("k{alone}")),
+            );
+            let acquired = store.acquire(&claim).await.unwrap();
+            assert!(matches!(acquired, Acquired::Granted(_)), "{acquired:?}");
+            let check = |within| store.check(&claim, Session::Own, within);
+            check(PATIENCE).await.unwrap();
+            let others: Vec<_> = (0..3).filter(|member| *member != alone).collect();
+            others.iter().for_each(|member| etcd.pause(*member));
+            let checked = check(BRIEFLY).await;
+            others.iter().for_each(|member| etcd.resume(*member));
+            let fault = checked.map_err(|error| error.fault());
+            assert_eq!(fault, Err(Fault::Unknown), "member {alone} alone");
+            etcd.leader().await;
+            while check(PATIENCE).await.is_err() {}
+        }
+    }
 
     #[test]
     fn r15_claims_of_one_keeper_have_etcd_leases_of_their_own() {

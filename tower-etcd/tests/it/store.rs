@@ -153,6 +153,26 @@ async fn r7_a_keep_alive_alone_is_no_renewal() {
     assert_eq!(store.renew(&ours).await.unwrap_err().fault(), Fault::Lost);
 }
 
+/// It answers keep-alives for as long as it believes that it leads, and its quorum may be about to give the key away.
+#[tokio::test]
+#[ignore = "needs etcd"]
+async fn r7_a_leader_that_is_cut_off_from_its_quorum_confirms_no_renewal() {
+    let etcd = Etcd::cluster(3).await;
+    let leader = etcd.leader().await;
+    let cluster = Cluster::builder([format!("http://{}", etcd.addr(leader))])
+        .build()
+        .unwrap();
+    let (store, ours) = (EtcdStore::new(&cluster), claim("a", LONG));
+    granted(&store, &ours).await;
+    renewed(&store, &ours).await;
+    let others: Vec<_> = (0..3).filter(|member| *member != leader).collect();
+    others.iter().for_each(|member| etcd.pause(*member));
+    let renewal = store.renew(&ours).await;
+    others.iter().for_each(|member| etcd.resume(*member));
+    assert!(renewal.is_err(), "{renewal:?}");
+    renewed(&store, &ours).await;
+}
+
 #[tokio::test]
 #[ignore = "needs etcd"]
 async fn an_own_watch_goes_on_over_a_compaction() {
