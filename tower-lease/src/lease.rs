@@ -209,7 +209,7 @@ enum Renewal {
 enum OwnWatch {
     Unsupported,
     Off,
-    /// `true`: it broke before, and has not reported since.
+    /// `true`: it broke before, and has not reported since that the record is ours.
     Open {
         ailing: bool,
     },
@@ -765,7 +765,8 @@ impl Core {
             return;
         };
         self.counts.losses.count(cause);
-        self.orphan = Some(claim).filter(|_| cause == Lost::Expired);
+        // A rewound store may have our record still, or again.
+        self.orphan = Some(claim).filter(|_| matches!(cause, Lost::Expired | Lost::Rewound));
         self.outputs.push(Output::Close);
         self.enter(Phase::Fenced {
             epoch,
@@ -875,9 +876,6 @@ impl Core {
         if let Seen::Broken = seen {
             return self.watch_broke(now);
         }
-        if let OwnWatch::Open { ailing } = &mut self.own_watch {
-            *ailing = false;
-        }
         match seen {
             _ if self.tenure().is_some() => self.watched_own(seen, now),
             Seen::Held(claim, _) if claim == self.heir => self.inherit(now),
@@ -886,16 +884,27 @@ impl Core {
         }
     }
 
-    /// gone or another's is lost, at once. What the watch says of the time before the grant is old news.
+    /// gone or another's is lost, at once. Only a report that it is ours is a sign of health.
+    ///
+    /// The watch was opened for this epoch, from the grant's revision on. So a report from before that is no old news: the
+    /// store does not know of the grant any more.
     fn watched_own(&mut self, seen: Seen, now: BootInstant) {
         let Some(tenure) = self.tenure() else { return };
-        match seen {
-            Seen::Vacant(revision) if revision >= tenure.revision => self.fence(Lost::Gone, now),
-            Seen::Held(claim, revision) if revision >= tenure.revision && claim != tenure.claim => {
-                self.fence(Lost::Replaced, now);
+        let cause = match seen {
+            Seen::Broken => return,
+            Seen::Vacant(revision) | Seen::Held(_, revision) if revision < tenure.revision => {
+                Lost::Rewound
             }
-            _ => {}
-        }
+            Seen::Vacant(_) => Lost::Gone,
+            Seen::Held(claim, _) if claim != tenure.claim => Lost::Replaced,
+            Seen::Held(..) => {
+                if let OwnWatch::Open { ailing } = &mut self.own_watch {
+                    *ailing = false;
+                }
+                return;
+            }
+        };
+        self.fence(cause, now);
     }
 
     /// contenders come after a vacancy, but not all at once. One that has just asked may be told of the time before

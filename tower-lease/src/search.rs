@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, num::NonZeroU64, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    Acquired, BootInstant, Claim, ClaimId, Fault, Holder, LeaseKey,
+    Acquired, BootInstant, Claim, ClaimId, Fault, Holder, LeaseKey, Lost, State,
     lease::{Core, Granted, Input, Output, Reply, Seen, Sent},
     memory::Table,
     terms::Terms,
@@ -43,7 +43,8 @@ struct Node {
     gate: Option<(u64, BootInstant)>,
     /// The last epoch whose gate was opened.
     opened: u64,
-    watches: bool,
+    /// The number of its watch, if it has one.
+    watch: Option<u32>,
     /// It is stopped until then.
     stopped: u64,
     /// Until when requests, and answers, do not get through.
@@ -54,6 +55,8 @@ struct Node {
 enum Message {
     ToStore(usize, u32, Request),
     ToNode(usize, u32, Input),
+    /// What a watch reports is gone with the watch.
+    Event(usize, u32, Seen),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -180,7 +183,7 @@ impl World {
             slept: 0,
             gate: None,
             opened: 0,
-            watches: false,
+            watch: None,
             stopped: 0,
             cut: (0, 0),
         }
@@ -217,7 +220,7 @@ impl World {
         let node = &self.nodes[self.messages[0].node()];
         match mishap {
             Mishap::Unknown => matches!(self.messages[0], Message::ToStore(..)),
-            Mishap::WatchBreaks => node.watches,
+            Mishap::WatchBreaks => node.watch.is_some(),
             Mishap::Sleep | Mishap::StepDown | Mishap::HandOver => node.gate.is_some(),
             _ => true,
         }
@@ -235,12 +238,9 @@ impl World {
                 return;
             }
             Mishap::WatchBreaks => {
-                self.nodes[at].watches = false;
-                self.messages.push(Message::ToNode(
-                    at,
-                    self.nodes[at].run,
-                    Input::Watched(Seen::Broken),
-                ));
+                if let Some(watch) = self.nodes[at].watch {
+                    self.messages.push(Message::Event(at, watch, Seen::Broken));
+                }
             }
             Mishap::Stop => self.nodes[at].stopped = self.now + CUT,
             Mishap::Sleep => self.nodes[at].slept += CUT,
@@ -306,14 +306,20 @@ impl World {
 
     fn deliver(&mut self, message: Message, seen: &mut Found) {
         match message {
-            Message::ToNode(at, _, _) if self.now < self.nodes[at].cut.1 => {}
+            Message::ToNode(at, ..) | Message::Event(at, ..) if self.now < self.nodes[at].cut.1 => {
+            }
             Message::ToStore(at, ..) if self.now < self.nodes[at].cut.0 => {}
             // It is there when the node goes on, behind what came before it.
-            Message::ToNode(at, _, _) if self.now < self.nodes[at].stopped => {
+            Message::ToNode(at, ..) | Message::Event(at, ..)
+                if self.now < self.nodes[at].stopped =>
+            {
                 self.hold_until(self.nodes[at].stopped, message);
             }
             Message::ToNode(at, run, input) if self.nodes[at].run == run => self.feed(at, input),
-            Message::ToNode(..) => {}
+            Message::Event(at, watch, seen) if self.nodes[at].watch == Some(watch) => {
+                self.feed(at, Input::Watched(seen));
+            }
+            Message::ToNode(..) | Message::Event(..) => {}
             Message::ToStore(at, run, request) => {
                 let input = self.serve(request, seen);
                 self.messages.push(Message::ToNode(at, run, input));
@@ -341,10 +347,11 @@ impl World {
             // Those inside leave at once; or late, if that is the fault.
             Output::Drain => self.messages.push(Message::ToNode(at, run, Input::Drained)),
             Output::Watch(_) => {
-                self.nodes[at].watches = true;
+                self.serial += 1;
+                self.nodes[at].watch = Some(self.serial);
                 self.tell(at);
             }
-            Output::Unwatch => self.nodes[at].watches = false,
+            Output::Unwatch => self.nodes[at].watch = None,
             Output::Open(epoch, until) => {
                 let node = &mut self.nodes[at];
                 assert!(
@@ -362,7 +369,11 @@ impl World {
                 gate.1 = until;
             }
             Output::Close => self.nodes[at].gate = None,
-            Output::Distrust { .. } => unreachable!("this store forgets nothing"),
+            Output::Distrust { .. }
+            | Output::Publish(State::Fenced {
+                cause: Lost::Rewound,
+                ..
+            }) => unreachable!("this store forgets nothing"),
             Output::Forget | Output::Publish(_) => {}
         }
     }
@@ -448,17 +459,13 @@ impl World {
     }
 
     fn tell(&mut self, at: usize) {
-        if self.nodes[at].watches {
+        if let Some(watch) = self.nodes[at].watch {
             let now = self.start + Duration::from_nanos(self.now);
             let (record, revision) = (self.table.inspect(&key(), now), self.table.revision());
             let seen = record.map_or(Seen::Vacant(revision), |record| {
                 Seen::Held(record.claim(), revision)
             });
-            self.messages.push(Message::ToNode(
-                at,
-                self.nodes[at].run,
-                Input::Watched(seen),
-            ));
+            self.messages.push(Message::Event(at, watch, seen));
         }
     }
 
@@ -491,7 +498,7 @@ impl World {
 
 impl Message {
     fn node(&self) -> usize {
-        let (Self::ToStore(at, ..) | Self::ToNode(at, ..)) = self;
+        let (Self::ToStore(at, ..) | Self::ToNode(at, ..) | Self::Event(at, ..)) = self;
         *at
     }
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use crate::{
-    Acquired, BootInstant, Claim, ClaimId, Fault, Holder, LeaseKey,
+    Acquired, BootInstant, Claim, ClaimId, Fault, Holder, LeaseKey, Lost, State,
     lease::{Core, Granted, Input, Output, Reply, Seen},
     memory::Table,
     terms::Terms,
@@ -56,7 +56,8 @@ struct Node {
     rate: u64,
     origin: u64,
     gate: Option<(u64, BootInstant)>,
-    watches: bool,
+    /// Its watch's number, and when the last report of it arrives: they keep their order.
+    watch: Option<(u64, u64)>,
     holder: Holder,
     /// Until when requests, and answers and events, do not get through.
     cut: (u64, u64),
@@ -67,6 +68,8 @@ enum Event {
     Wake(usize),
     AtStore(usize, u64, Request),
     AtNode(usize, u64, Input),
+    /// What a watch reports is gone with the watch.
+    Report(usize, u64, Seen),
     /// Something may expire.
     Expiry,
 }
@@ -142,7 +145,7 @@ impl Sim {
             rate: 1_000_000 - drift_ppm + self.rng.u64(0..=2 * drift_ppm),
             origin: self.rng.u64(0..1_000 * SECOND),
             gate: None,
-            watches: false,
+            watch: None,
             holder: Holder::new("node"),
             cut: (0, 0),
         }
@@ -166,7 +169,14 @@ impl Sim {
             Event::AtNode(node, run, input) if self.nodes[node].run == run => {
                 self.feed(node, input)
             }
-            Event::AtNode(..) => {}
+            Event::Report(node, watch, seen)
+                if self.nodes[node]
+                    .watch
+                    .is_some_and(|(open, _)| open == watch) =>
+            {
+                self.feed(node, Input::Watched(seen));
+            }
+            Event::AtNode(..) | Event::Report(..) => {}
             Event::Expiry => self.changing(|table, now| table.sweep(now)),
             Event::AtStore(node, run, request) => self.serve(node, run, request),
         }
@@ -191,10 +201,11 @@ impl Sim {
             Output::Disown(claim) => self.send(at, Request::Disown(claim)),
             Output::Transfer(_) => unreachable!("nobody hands over here"),
             Output::Watch(_) => {
-                self.nodes[at].watches = true;
+                self.numbers += 1;
+                self.nodes[at].watch = Some((self.numbers, self.now));
                 self.report_state(at);
             }
-            Output::Unwatch => self.nodes[at].watches = false,
+            Output::Unwatch => self.nodes[at].watch = None,
             Output::Open(epoch, until) => {
                 self.nodes[at].gate = Some((epoch.get(), until));
                 self.report.epochs += 1;
@@ -214,6 +225,10 @@ impl Sim {
                 let when = self.now + self.rng.u64(0..15 * SECOND);
                 self.schedule(when, Event::AtNode(at, run, Input::Drained));
             }
+            Output::Publish(State::Fenced {
+                cause: Lost::Rewound,
+                ..
+            }) => unreachable!("this store forgets nothing"),
             Output::Forget | Output::Publish(_) => {}
             Output::Distrust { .. } => self.report.falling = Some(self.now),
         }
@@ -318,9 +333,12 @@ impl Sim {
     }
 
     fn report_state(&mut self, at: usize) {
-        if !self.nodes[at].watches || self.now < self.nodes[at].cut.1 {
+        let Some((watch, before)) = self.nodes[at]
+            .watch
+            .filter(|_| self.now >= self.nodes[at].cut.1)
+        else {
             return;
-        }
+        };
         let now = self.instant();
         let record = self.table.inspect(&key(), now);
         let revision = self.table.revision();
@@ -329,15 +347,10 @@ impl Sim {
             None => Seen::Vacant(revision),
         };
         let broken = self.rng.u32(0..1000) < self.world.loss;
-        let (when, run) = (self.delayed(), self.nodes[at].run);
-        self.schedule(
-            when,
-            Event::AtNode(
-                at,
-                run,
-                Input::Watched(if broken { Seen::Broken } else { seen }),
-            ),
-        );
+        let when = self.delayed().max(before);
+        self.nodes[at].watch = Some((watch, when));
+        let seen = if broken { Seen::Broken } else { seen };
+        self.schedule(when, Event::Report(at, watch, seen));
     }
 
     /// Partitions (one way or both), restarts, step-downs and operators.

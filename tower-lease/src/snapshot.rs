@@ -61,6 +61,8 @@ pub struct Losses {
     pub gone: u64,
     /// [`Lost::Replaced`].
     pub replaced: u64,
+    /// [`Lost::Rewound`].
+    pub rewound: u64,
     /// [`Lost::KeeperGone`].
     pub keeper_gone: u64,
 }
@@ -161,6 +163,7 @@ impl Losses {
             Lost::Expired => self.expired += 1,
             Lost::Gone => self.gone += 1,
             Lost::Replaced => self.replaced += 1,
+            Lost::Rewound => self.rewound += 1,
             Lost::KeeperGone => self.keeper_gone += 1,
         }
     }

@@ -55,6 +55,9 @@ pub enum Lost {
     Gone,
     /// The store has another holder.
     Replaced,
+    /// The store's history went back behind the acquisition: it was restored from a backup. Raise the floors of the
+    /// resources by hand, or restore it so that its revision goes on.
+    Rewound,
     /// The keeper was dropped.
     KeeperGone,
 }
@@ -109,6 +112,7 @@ impl fmt::Display for Lost {
             Self::Expired => "not renewed in time",
             Self::Gone => "gone from the store",
             Self::Replaced => "held by another",
+            Self::Rewound => "the store was rewound",
             Self::KeeperGone => "the keeper was dropped",
         })
     }

@@ -54,7 +54,9 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
         key: &LeaseKey,
     ) -> impl Future<Output = Result<Option<Record>, StoreError>> + Send;
 
-    /// Reports the state of the key as of `from` or later, then every later state, or at least the latest.
+    /// Reports the state of the key as of `from` or later, then every later state, or at least the latest; never one from
+    /// before `from`. The keeper that watches its own record takes such a report for a store that was restored from a
+    /// backup, and fences ([`Lost::Rewound`](crate::Lost::Rewound), R-24).
     fn watch(&self, key: &LeaseKey, from: Revision) -> Self::Watch;
 
     /// Reads all records and documents whose keys start with `prefix`, as of one revision.

@@ -254,13 +254,6 @@ fn r11_lost_is_lost_at_once_whatever_validity_is_left() {
 #[test]
 fn r12_the_own_record_is_watched_and_its_end_is_the_end() {
     let (mut core, sent) = held(Terms::default(), 0);
-    for stale in [
-        Seen::Vacant(Revision::new(4)),
-        Seen::Held(ClaimId::from_u128(1), Revision::new(4)),
-    ] {
-        core.on(Input::Watched(stale), ms(10));
-        assert!(core.state().is_held(), "older than the grant: {stale:?}");
-    }
     core.on(
         Input::Watched(Seen::Held(sent.claim, Revision::new(9))),
         ms(10),
@@ -286,6 +279,65 @@ fn r12_the_own_record_is_watched_and_its_end_is_the_end() {
             cause: Lost::Gone
         }
     );
+}
+
+/// A store that was restored from a backup has numbers of its own: what it says of the key is below the grant, and is no
+/// old news, for the watch was opened after the grant.
+#[test]
+fn r12_r24_a_report_from_before_the_grant_means_a_store_that_was_rewound() {
+    let before = Revision::new(4);
+    for breaks in [false, true] {
+        for rewound in [
+            Seen::Vacant(before),
+            Seen::Held(ClaimId::from_u128(1), before),
+            // A late copy of the request that acquired it, carried out once more.
+            Seen::Held(ClaimId::from_u128(1_001), before),
+        ] {
+            let (mut core, sent) = held(reacquiring(), 0);
+            assert_eq!(sent.claim, ClaimId::from_u128(1_001));
+            if breaks {
+                core.on(Input::Watched(Seen::Broken), ms(10));
+                core.on(Input::Timer, core.deadline().unwrap());
+                assert_eq!(core.state(), State::Jeopardy { epoch: epoch(5) });
+            }
+            let lost = State::Fenced {
+                epoch: epoch(5),
+                cause: Lost::Rewound,
+            };
+            let outputs = core.on(Input::Watched(rewound), ms(600));
+            assert_eq!(outputs[0], Output::Close, "{rewound:?}");
+            let told: Vec<_> = outputs
+                .iter()
+                .filter(|output| matches!(output, Output::Publish(_)))
+                .collect();
+            assert_eq!(
+                told,
+                [&Output::Publish(lost)],
+                "no sign of health: {rewound:?}"
+            );
+            // The rewound store may have our record; then it is taken away first.
+            let outputs = core.on(Input::Timer, core.deadline().unwrap());
+            assert_eq!(disown_in(&outputs), Some(sent.claim), "{rewound:?}");
+        }
+    }
+}
+
+/// What the watch of a contender says is of any age.
+#[test]
+fn r24_who_does_not_hold_it_takes_every_report() {
+    let mut core = core(Terms::default());
+    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    let reply = Reply::Held {
+        claim: ClaimId::from_u128(1),
+        expires_in: None,
+    };
+    core.on(Input::Acquired(sent, Ok(reply)), ms(10));
+    core.on(
+        Input::Watched(Seen::Held(ClaimId::from_u128(1), Revision::new(9))),
+        ms(10),
+    );
+    core.on(Input::Watched(Seen::Vacant(Revision::new(2))), ms(20));
+    assert!(core.deadline().unwrap() <= ms(70), "a vacancy is a vacancy");
 }
 
 #[test]

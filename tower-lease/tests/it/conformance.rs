@@ -65,6 +65,7 @@ enum Flaw {
     NeverEnds,
     WatchSwallowsEnds,
     WatchSkipsTheStart,
+    WatchTellsThePast,
     ListsTooMuch,
     IgnoresGuards,
     IgnoresWhatIsExpected,
@@ -75,7 +76,7 @@ enum Flaw {
     LosesAnswers,
 }
 
-const FLAWS: [(Flaw, &str); 16] = [
+const FLAWS: [(Flaw, &str); 17] = [
     (Flaw::GrantsTwice, "R-14"),
     (Flaw::ForgetsItsClaims, "R-15"),
     (Flaw::RenewsAnyone, "R-16"),
@@ -86,6 +87,7 @@ const FLAWS: [(Flaw, &str); 16] = [
     (Flaw::NeverEnds, "not renewed ends"),
     (Flaw::WatchSwallowsEnds, "R-12"),
     (Flaw::WatchSkipsTheStart, "R-12"),
+    (Flaw::WatchTellsThePast, "as of the grant or later"),
     (Flaw::ListsTooMuch, "under the prefix"),
     (Flaw::IgnoresGuards, "R-21"),
     (Flaw::IgnoresWhatIsExpected, "it is there already"),
@@ -351,6 +353,10 @@ impl Watch for FlawedWatch {
         loop {
             match self.0.next().await? {
                 WatchEvent::Vacant(..) if self.1 == Flaw::WatchSwallowsEnds => {}
+                WatchEvent::Held(record, at) if self.1 == Flaw::WatchTellsThePast => {
+                    let before = Revision::new(at.number() - 1);
+                    return Ok(WatchEvent::Held(record, before));
+                }
                 event => return Ok(event),
             }
         }

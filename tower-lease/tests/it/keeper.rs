@@ -232,6 +232,53 @@ async fn r12_a_watch_that_cannot_be_kept_open_is_told() {
     assert!(matches!(lease.state(), State::Held { .. }));
 }
 
+/// the next holder is known by a revision from before the grant. That is no old news, and no sign of health.
+#[tokio::test(start_paused = true)]
+async fn r24_the_holder_is_fenced_at_the_first_report_of_a_store_that_was_restored() {
+    for is_taken in [false, true] {
+        let store = Flaky::new();
+        for _ in 0..3 {
+            let (lease, _keeper) = spawn(builder(&store));
+            soon(lease.held()).await.unwrap();
+            lease.step_down().await;
+        }
+        let (lease, keeper) = spawn(builder(&store));
+        soon(lease.held()).await.unwrap();
+        sleep(ms(100)).await;
+        let mut states = lease.subscribe();
+        states.mark_unchanged();
+        let told = tokio::spawn(async move {
+            let mut told = Vec::new();
+            while states.changed().await.is_ok() {
+                told.push(states.borrow_and_update().to_string());
+            }
+            told
+        });
+        store.restore();
+        let restored = Instant::now();
+        let (other, _other) = spawn(builder(&store));
+        if is_taken {
+            soon(other.held()).await.unwrap();
+        } else {
+            store.acquires([], Way::LoseRequest);
+        }
+        assert!(matches!(
+            soon(keeper).await.unwrap(),
+            State::Fenced {
+                cause: Lost::Rewound,
+                ..
+            }
+        ));
+        assert!(
+            restored.elapsed() < ms(600),
+            "long before a renewal: {:?}",
+            restored.elapsed()
+        );
+        assert_eq!(lease.snapshot().losses.rewound, 1);
+        assert_eq!(soon(told).await.unwrap(), ["jeopardy", "fenced"]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn r13_jeopardy_is_seen_and_ends_with_a_success() {
     let store = Flaky::new();

@@ -40,7 +40,7 @@ pub(crate) enum Way {
 /// A [`MemoryStore`] behind a bad network.
 #[derive(Clone)]
 pub(crate) struct Flaky {
-    pub(crate) inner: MemoryStore,
+    inner: Arc<Mutex<MemoryStore>>,
     ways: Arc<Mutex<Ways>>,
 }
 
@@ -50,6 +50,8 @@ struct Ways {
     renew: Script,
     release: Script,
     watches_break: bool,
+    /// How often the store was restored. Watches of before that break.
+    restored: usize,
     sent: Sent,
 }
 
@@ -69,6 +71,7 @@ struct Script {
 pub(crate) struct FlakyWatch {
     inner: MemoryWatch,
     ways: Arc<Mutex<Ways>>,
+    restored: usize,
 }
 
 impl Default for Script {
@@ -89,7 +92,7 @@ impl Script {
 impl Flaky {
     pub(crate) fn new() -> Self {
         Self {
-            inner: MemoryStore::new(),
+            inner: Arc::default(),
             ways: Arc::default(),
         }
     }
@@ -117,12 +120,31 @@ impl Flaky {
         self.ways.lock().unwrap().watches_break = broken;
     }
 
+    /// Puts an old backup in the place of the store: an empty one. Its revisions begin anew, and streams break.
+    pub(crate) fn restore(&self) {
+        let mut ways = self.ways.lock().unwrap();
+        *self.inner.lock().unwrap() = MemoryStore::new();
+        ways.restored += 1;
+    }
+
+    fn inner(&self) -> MemoryStore {
+        self.inner.lock().unwrap().clone()
+    }
+
+    fn watching(&self, inner: MemoryWatch) -> FlakyWatch {
+        FlakyWatch {
+            inner,
+            ways: self.ways.clone(),
+            restored: self.ways.lock().unwrap().restored,
+        }
+    }
+
     pub(crate) fn sent(&self) -> Sent {
         self.ways.lock().unwrap().sent
     }
 
     pub(crate) async fn record(&self) -> Option<Record> {
-        self.inner.inspect(&key()).await.unwrap()
+        self.inner().inspect(&key()).await.unwrap()
     }
 }
 
@@ -156,7 +178,7 @@ impl LeaseStore for Flaky {
     type Fencing = tower_lease::fencing::Total;
 
     fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
+        self.inner().capabilities()
     }
 
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
@@ -165,7 +187,7 @@ impl LeaseStore for Flaky {
             ways.sent.acquires += 1;
             ways.acquire.take()
         };
-        let acquired = go(way, self.inner.acquire(claim)).await?;
+        let acquired = go(way, self.inner().acquire(claim)).await?;
         Ok(match (acquired, way) {
             (Acquired::Granted(grant), Way::Ttl(ttl)) => Acquired::Granted(
                 tower_lease::Grant::new(grant.token().clone(), ttl, grant.revision()),
@@ -180,7 +202,7 @@ impl LeaseStore for Flaky {
             ways.sent.renewals += 1;
             ways.renew.take()
         };
-        go(way, self.inner.renew(claim)).await
+        go(way, self.inner().renew(claim)).await
     }
 
     async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
@@ -189,40 +211,41 @@ impl LeaseStore for Flaky {
             ways.sent.releases += 1;
             ways.release.take()
         };
-        go(way, self.inner.release(claim)).await
+        go(way, self.inner().release(claim)).await
     }
 
     async fn revoke(&self, key: &LeaseKey, guard: Option<&FencingToken>) -> Result<(), StoreError> {
-        self.inner.revoke(key, guard).await
+        self.inner().revoke(key, guard).await
     }
 
     async fn inspect(&self, key: &LeaseKey) -> Result<Option<Record>, StoreError> {
-        self.inner.inspect(key).await
+        self.inner().inspect(key).await
     }
 
     fn watch(&self, key: &LeaseKey, from: Revision) -> FlakyWatch {
-        FlakyWatch {
-            inner: self.inner.watch(key, from),
-            ways: self.ways.clone(),
-        }
+        self.watching(self.inner().watch(key, from))
     }
 
     async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
-        self.inner.list_prefix(prefix).await
+        self.inner().list_prefix(prefix).await
     }
 
     fn watch_prefix(&self, prefix: &str, after: Revision) -> FlakyWatch {
-        FlakyWatch {
-            inner: self.inner.watch_prefix(prefix, after),
-            ways: self.ways.clone(),
-        }
+        self.watching(self.inner().watch_prefix(prefix, after))
+    }
+}
+
+impl FlakyWatch {
+    fn is_broken(&self) -> bool {
+        let ways = self.ways.lock().unwrap();
+        ways.watches_break || ways.restored != self.restored
     }
 }
 
 impl Watch for FlakyWatch {
     async fn next(&mut self) -> Result<WatchEvent, StoreError> {
         loop {
-            if self.ways.lock().unwrap().watches_break {
+            if self.is_broken() {
                 return Err(StoreError::unknown("the watch broke"));
             }
             tokio::select! {
