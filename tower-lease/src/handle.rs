@@ -54,8 +54,13 @@ pub(crate) struct Shared<C> {
 pub(crate) struct Handover {
     /// To which somebody else may hand over.
     pub(crate) claim: Claim,
-    /// To which we hand over.
-    pub(crate) to: Option<Claim>,
+    /// To which we hand over. The first call decides.
+    pub(crate) to: Option<Successor>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Successor {
+    pub(crate) claim: Claim,
     /// What it got, if the store has said so.
     pub(crate) token: Option<FencingToken>,
 }
@@ -68,6 +73,8 @@ pub enum NotHandedOver {
     OtherKey,
     /// The claim is our own: nobody would keep what it got. Nothing was done.
     Own,
+    /// An earlier call hands it over to another claim, or has, or has tried to. This one did nothing.
+    ToAnother,
     /// It was given back, or never held. The successor may have it, if the store did not say so in time; otherwise it
     /// gets it as any contender does.
     Released,
@@ -113,11 +120,7 @@ impl<C: Clock> Lease<C> {
             stepping_down: Notify::new(),
             next_attempt: AtomicU64::new(0),
             ended: AtomicBool::new(false),
-            handover: Mutex::new(Handover {
-                claim,
-                to: None,
-                token: None,
-            }),
+            handover: Mutex::new(Handover { claim, to: None }),
             counts: Mutex::default(),
             state,
         };
@@ -233,7 +236,8 @@ impl<C: Clock> Lease<C> {
     ///
     /// # Cancel safety
     ///
-    /// Once polled, it goes on though this future is dropped.
+    /// Once polled, it goes on though this future is dropped, and the target stays: a call with another claim is
+    /// refused, and one with the same claim waits for the same end.
     pub async fn hand_over(&self, to: &Claim) -> Result<FencingToken, NotHandedOver> {
         if to.key() != self.key() {
             return Err(NotHandedOver::OtherKey);
@@ -241,9 +245,16 @@ impl<C: Clock> Lease<C> {
         if to.id() == self.handover_claim().id() {
             return Err(NotHandedOver::Own);
         }
-        self.shared.handover().to = Some(to.clone());
+        if !self.shared.handover().goes_to(to) {
+            return Err(NotHandedOver::ToAnother);
+        }
         let last = self.step_down().await;
-        let token = self.shared.handover().token.take();
+        let token = self
+            .shared
+            .handover()
+            .to
+            .as_ref()
+            .and_then(|to| to.token.clone());
         token.ok_or(match last {
             State::Fenced { cause, .. } => NotHandedOver::Lost(cause),
             _ => NotHandedOver::Released,
@@ -413,6 +424,19 @@ impl<C> fmt::Debug for Shared<C> {
     }
 }
 
+// === impl Handover ===
+
+impl Handover {
+    /// Whether it goes to this claim: because it does already, or because no other one was named before.
+    fn goes_to(&mut self, claim: &Claim) -> bool {
+        let to = self.to.get_or_insert_with(|| Successor {
+            claim: claim.clone(),
+            token: None,
+        });
+        to.claim.id() == claim.id()
+    }
+}
+
 // === impl NotHandedOver ===
 
 impl fmt::Display for NotHandedOver {
@@ -420,6 +444,7 @@ impl fmt::Display for NotHandedOver {
         match self {
             Self::OtherKey => f.write_str("a lease is handed over to a claim to the same key"),
             Self::Own => f.write_str("a lease is handed over to the claim of another keeper"),
+            Self::ToAnother => f.write_str("an earlier call hands the lease over to another claim"),
             Self::Released => {
                 f.write_str("the lease was given back, and is not known to be handed over")
             }

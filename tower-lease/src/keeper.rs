@@ -90,8 +90,8 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
             input = next_event(&mut self.watch) => input,
             landed = self.flights.next() => {
                 let (input, token) = landed;
-                if token.is_some() {
-                    shared.handover().token = token;
+                if let (Some(token), Some(to)) = (token, &mut shared.handover().to) {
+                    to.token = Some(token);
                 }
                 input
             }
@@ -128,12 +128,12 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
             Output::Release(claim) => self.fly(release, claim),
             Output::Disown(claim) => self.fly(disown, claim),
             Output::Transfer(claim) => {
-                // Whoever asked for it has named one.
+                // The caller that asked for it has named one.
                 let to = shared
                     .handover()
                     .to
-                    .clone()
-                    .unwrap_or_else(|| self.claim.clone());
+                    .as_ref()
+                    .map_or_else(|| self.claim.clone(), |to| to.claim.clone());
                 self.fly(|store, claim| transfer(store, claim, to), claim);
             }
             Output::Forget => self.flights.0.clear(),

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 use tower_lease::{
-    Acquired, Claim, ClaimId, Fault, Holder, LeaseStore, Lost, MemoryStore, Revision, State, Watch,
-    WatchEvent,
+    Acquired, Claim, ClaimId, Fault, Holder, LeaseStore, Lost, MemoryStore, NotHandedOver,
+    Revision, State, Watch, WatchEvent,
     testing::{Conformance, Faults, FaultyStore},
 };
 
-use crate::common::{TTL, VALID, builder, key, ms, soon, spawn};
+use crate::common::{TTL, VALID, builder, key, ms, settle, soon, spawn};
 
 fn faulty(seed: u64) -> FaultyStore<MemoryStore> {
     FaultyStore::new(MemoryStore::new(), seed)
@@ -232,7 +232,6 @@ async fn r20_a_lease_is_handed_over_to_the_one_that_was_meant() {
 
 #[tokio::test(start_paused = true)]
 async fn r20_a_handover_that_cannot_be_is_told() {
-    use tower_lease::NotHandedOver;
     let store = faulty(7);
     let (holder, _one) = spawn(builder(&store));
     soon(holder.held()).await.unwrap();
@@ -270,6 +269,47 @@ async fn r20_a_handover_that_cannot_be_is_told() {
         drop(ticket);
     });
     assert_eq!(told, Err(NotHandedOver::Lost(Lost::Gone)));
+}
+
+/// A caller whose handover to one successor was cut short by a timeout, say, and who tries the next one.
+#[tokio::test(start_paused = true)]
+async fn r20_of_two_handovers_at_once_the_first_decides_and_has_the_token() {
+    let store = faulty(7);
+    let (holder, _a) = spawn(builder(&store));
+    soon(holder.held()).await.unwrap();
+    let ((second, _b), (third, _c)) = (spawn(builder(&store)), spawn(builder(&store)));
+    sleep(ms(1_000)).await;
+    let (to_second, to_third) = (second.handover_claim(), third.handover_claim());
+    let ticket = holder.enter(Duration::ZERO).unwrap();
+    let first = tokio::spawn({
+        let (holder, to) = (holder.clone(), to_second.clone());
+        async move { holder.hand_over(&to).await }
+    });
+    settle().await;
+    let again = tokio::spawn({
+        let (holder, to) = (holder.clone(), to_second.clone());
+        async move { holder.hand_over(&to).await }
+    });
+    settle().await;
+    assert_eq!(
+        holder.hand_over(&to_third).await,
+        Err(NotHandedOver::ToAnother),
+        "at once: it would say nothing else later"
+    );
+    drop(ticket);
+    let token = soon(first).await.unwrap().unwrap();
+    assert_eq!(
+        soon(again).await.unwrap(),
+        Ok(token.clone()),
+        "of one target"
+    );
+    assert_eq!(soon(second.held()).await, Ok(token.clone()));
+    assert!(matches!(third.state(), State::Acquiring));
+    assert_eq!(holder.hand_over(&to_second).await, Ok(token));
+    assert_eq!(
+        holder.hand_over(&to_third).await,
+        Err(NotHandedOver::ToAnother)
+    );
 }
 
 #[tokio::test(start_paused = true)]
