@@ -35,11 +35,6 @@ impl Alarm {
         Box::pin(Self::default())
     }
 
-    /// Whether someone waits.
-    pub(crate) const fn is_armed(&self) -> bool {
-        self.change.is_some()
-    }
-
     /// Ready when `look` says `None`; waits for `notify`, and for the instant that `look` told, to ask again.
     pub(crate) fn poll<C: Clock>(
         mut self: Pin<&mut Self>,

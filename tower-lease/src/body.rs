@@ -13,8 +13,8 @@ use crate::{BootClock, Clock, LeaseLost, Ticket, alarm::Alarm};
 /// A response body that breaks off with [`LeaseLost`] once the lease is lost (R-28, I3), and that counts as inside until
 /// its end.
 ///
-/// `size_hint` and `is_end_stream` are the inner body's, so framing does not change. It costs a look at the clock per
-/// frame; a body that has to wait also costs one allocation and a place in a timer.
+/// `size_hint` and `is_end_stream` are the inner body's, so framing does not change. It costs two reads of the clock per
+/// frame, before the inner body is polled and before the frame leaves; a body that has to wait also costs one allocation and a place in a timer.
 #[pin_project]
 pub struct LeaseBody<B, C = BootClock> {
     /// None once it broke off.
@@ -60,13 +60,9 @@ where
         let Some(ticket) = this.ticket else {
             return inner.poll_frame(cx).map_err(Into::into);
         };
-        // Who slept looks at the clock again before it goes on.
-        let may_run = if this.alarm.is_some() {
-            ticket.is_good()
-        } else {
-            ticket.good_until().is_some()
-        };
-        let frame = if may_run {
+        // The clock is read before each poll: since the last one a client may have read nothing for long, or the process
+        // may have been stopped.
+        let frame = if ticket.is_good() {
             inner.as_mut().poll_frame(cx)
         } else {
             Poll::Pending

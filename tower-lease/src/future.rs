@@ -67,6 +67,8 @@ struct Inside<F, C> {
 /// For how long the inner future may run.
 struct Stay {
     in_flight: InFlight,
+    /// The inner future was polled while the lease was good. What has not begun is not in flight.
+    has_begun: bool,
     /// When it is cut off, once the lease was found lost.
     cut: Option<BootInstant>,
 }
@@ -196,6 +198,7 @@ impl<F, C: Clock> Inside<F, C> {
     fn new(inner: F, ticket: Ticket<C>, in_flight: InFlight) -> Self {
         let stay = Stay {
             in_flight,
+            has_begun: false,
             cut: None,
         };
         Self {
@@ -216,13 +219,11 @@ impl<F, C: Clock> Inside<F, C> {
     {
         let mut this = self.project();
         let ticket = this.ticket.as_ref().expect("polled after it was ready");
-        // Who slept looks at the clock again before it goes on: a process may have been stopped meanwhile.
-        let has_slept = this.alarm.is_armed();
         let answer = match this.inner.as_mut().as_pin_mut() {
-            Some(inner) if this.stay.may_run(ticket, has_slept) => inner.poll(cx),
+            Some(inner) if this.stay.may_run(ticket) => inner.poll(cx),
             _ => Poll::Pending,
         };
-        if answer.is_pending() {
+        if answer.is_pending() && this.stay.has_begun {
             if this.stay.in_flight == InFlight::Finish {
                 return Poll::Pending;
             }
@@ -258,20 +259,21 @@ fn lost<C: Clock>(ticket: &Ticket<C>, is_answered: bool) -> LeaseLost {
 // === impl Stay ===
 
 impl Stay {
-    /// Whether the inner future may run now. Without `has_slept` the clock was looked at a moment ago, in `call`.
-    fn may_run<C: Clock>(&mut self, ticket: &Ticket<C>, has_slept: bool) -> bool {
-        let lasts = || {
-            if has_slept {
-                ticket.is_good()
-            } else {
-                ticket.good_until().is_some()
-            }
-        };
+    /// Whether the inner future may run now.
+    ///
+    /// The clock is read before each poll, the first one too: since `call` or the last poll the future may have waited in
+    /// a queue, or the process may have been stopped.
+    fn may_run<C: Clock>(&mut self, ticket: &Ticket<C>) -> bool {
+        if self.has_begun && self.in_flight == InFlight::Finish {
+            return true;
+        }
+        if ticket.is_good() {
+            self.has_begun = true;
+            return true;
+        }
         match self.in_flight {
-            InFlight::Finish => true,
-            _ if lasts() => true,
-            InFlight::Cancel => false,
-            InFlight::FinishWithin(grace) => self.has_grace(ticket, grace),
+            InFlight::FinishWithin(grace) if self.has_begun => self.has_grace(ticket, grace),
+            _ => false,
         }
     }
 

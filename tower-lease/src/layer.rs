@@ -27,7 +27,8 @@ pub struct LeaseGateLayer<C = BootClock, P = Neutral> {
     carry: PhantomData<fn() -> P>,
 }
 
-/// What becomes of requests that are inside when the lease is lost. Their answers are withheld either way.
+/// What becomes of requests that are inside when the lease is lost. Their answers are withheld either way, and work
+/// that has not begun by then (a future that was not polled since `call`) does not begin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum InFlight {

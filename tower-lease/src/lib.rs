@@ -43,8 +43,8 @@
 //!
 //! # What it costs
 //!
-//! A request that is let in costs two looks at the clock (some 45 ns each), a few plain loads, and two atomic additions
-//! to a count that all requests of a lease share. No lock and no allocation, with two exceptions: one that is not ready
+//! A request that is let in costs three reads of the clock (some 45 ns each: in `call`, at the future's first poll, when it
+//! answers), a few plain loads, and two atomic additions to a count that all requests of a lease share. No lock and no allocation, with two exceptions: one that is not ready
 //! at its first poll takes a place in a `Notify` and in Tokio's timer (a short lock each), so that it is woken at a loss;
 //! and with [`http`](LeaseLayer::http) the token in the request's extensions allocates ([`TokenIn`]). The README has the
 //! figures. A lease held costs a renewal every quarter of its TTL.
@@ -62,7 +62,8 @@
 //! upgrade (101) the connection is out of sight: hold a [`Ticket`] for it.
 //!
 //! "Lost while it runs" is [`InFlight::Cancel`], the default. With [`InFlight::Finish`] and [`InFlight::FinishWithin`] the
-//! work goes on for a while, for effects that carry the token; its answer is withheld all the same. "Not held" is "not for
+//! work goes on for a while, for effects that carry the token; its answer is withheld all the same. Work that has not begun
+//! by then, because its future was not polled since `call`, does not begin. "Not held" is "not for
 //! long enough" too, with [`min_remaining`](LeaseLayer::min_remaining) or gRPC [`deadlines`](LeaseLayer::deadlines).
 //!
 //! # Examples

@@ -22,7 +22,8 @@ use crate::{BootClock, Clock, FencingToken, Lease, LeaseLost};
 /// what a long job would get that outlived a loss and a new acquisition.
 ///
 /// While the lease is not held, or when the epoch of the token is over, nothing is sent: ready, and `call` answers
-/// [`NotHeld`](crate::NotHeld) or [`LeaseLost`]. That spares the resource; what fences is the resource's own check.
+/// [`NotHeld`](crate::NotHeld) or [`LeaseLost`]. That spares the resource; what fences is the resource's own check, also of
+/// a request whose future is polled long after `call`.
 pub struct PropagateLayer<C = BootClock> {
     lease: Lease<C>,
 }

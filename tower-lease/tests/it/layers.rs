@@ -379,12 +379,26 @@ async fn r28_an_answer_produced_after_the_loss_is_replaced() {
         let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
         let mut keeper = pin!(keeper.run());
         tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
-        let (probe, handle) = Probe::new();
-        handle.answer(Answer::Status(200));
-        handle.answer(Answer::Fail);
-        let mut service = LeaseLayer::new(&lease).in_flight(in_flight).layer(probe);
-        let call = service.ready().await.unwrap().call(request());
-        let failing = service.ready().await.unwrap().call(request());
+        // Its work is what takes the time: it is good at the beginning, and over at the end.
+        let inner = service_fn(|fails: bool| {
+            let mut working = false;
+            std::future::poll_fn(move |cx| {
+                if !std::mem::replace(&mut working, true) {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Poll::Ready(if fails {
+                    Err(BoxError::from("it failed"))
+                } else {
+                    Ok(())
+                })
+            })
+        });
+        let mut service = LeaseLayer::new(&lease).in_flight(in_flight).layer(inner);
+        let mut call = pin!(service.ready().await.unwrap().call(false));
+        let mut failing = pin!(service.ready().await.unwrap().call(true));
+        assert!(futures_poll(call.as_mut()).await.is_none());
+        assert!(futures_poll(failing.as_mut()).await.is_none());
         advance(VALID).await;
         assert!(
             soon(call).await.unwrap_err().is::<LeaseLost>(),
@@ -544,6 +558,49 @@ async fn r28_work_that_slept_through_the_end_does_not_go_on() {
         let answer = futures_poll(call.as_mut()).await.expect("it is over");
         assert!(answer.unwrap_err().is::<LeaseLost>());
         assert_eq!(*effects.lock().unwrap(), 0, "{in_flight:?}");
+    }
+}
+
+/// a future waits in a queue (a `Buffer`, a `join_all`), or its process is stopped, between `call` and its first
+/// poll. Work that has not begun by the end of validity is not in flight, whatever the policy for that is.
+#[tokio::test(start_paused = true)]
+async fn r6_work_does_not_begin_after_the_end_of_validity_though_no_keeper_runs() {
+    for in_flight in [
+        InFlight::Cancel,
+        InFlight::Finish,
+        InFlight::FinishWithin(ms(250)),
+    ] {
+        for late in [VALID, VALID + ms(100), VALID + Duration::from_secs(60)] {
+            let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+            let mut keeper = pin!(keeper.run());
+            tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
+            let effects = Arc::new(Mutex::new(0));
+            let inner = service_fn(|_: Request<String>| {
+                let effects = effects.clone();
+                async move {
+                    *effects.lock().unwrap() += 1;
+                    Ok::<_, BoxError>(Response::new(String::new()))
+                }
+            });
+            let layer = LeaseLayer::new(&lease).in_flight(in_flight);
+            let (mut service, mut gate) = (layer.layer(inner), layer.clone().gate().layer(inner));
+            let call = service.ready().await.unwrap().call(request());
+            let gated = gate.ready().await.unwrap().call(request());
+            advance(late).await;
+            let answers = [
+                futures_poll(pin!(call)).await.expect("at once").map(drop),
+                futures_poll(pin!(gated)).await.expect("at once").map(drop),
+            ];
+            for answer in answers {
+                assert!(answer.unwrap_err().is::<LeaseLost>());
+            }
+            assert_eq!(*effects.lock().unwrap(), 0, "{in_flight:?} {late:?}");
+            let counts = lease.requests();
+            assert_eq!(
+                (counts.cancelled, counts.replaced, counts.inside),
+                (2, 0, 0)
+            );
+        }
     }
 }
 
@@ -722,11 +779,15 @@ async fn r33_refused_misdirected_cancelled_replaced_and_broken_off_are_counted()
         .unwrap();
     assert!(ask(&mut service, other).await.is_err());
     assert_eq!(lease.requests().inside, 3);
-    let (probe, _) = Probe::new();
+    let inner = service_fn(|()| async {
+        tokio::task::yield_now().await;
+        Ok::<_, BoxError>(())
+    });
     let mut finishing = LeaseLayer::new(&lease)
         .in_flight(InFlight::Finish)
-        .layer(probe);
-    let finishing = finishing.ready().await.unwrap().call(request());
+        .layer(inner);
+    let mut finishing = pin!(finishing.ready().await.unwrap().call(()));
+    assert!(futures_poll(finishing.as_mut()).await.is_none());
     store.revoke(&key(), None).await.unwrap();
     settle().await;
     assert!(
@@ -1210,6 +1271,24 @@ impl http_body::Body for Asked {
     }
 }
 
+/// Counts how often it is asked, and always has a frame.
+struct Flowing(Arc<AtomicU32>);
+
+impl http_body::Body for Flowing {
+    type Data = bytes::Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Infallible>>> {
+        self.0.fetch_add(1, Relaxed);
+        Poll::Ready(Some(Ok(http_body::Frame::data(bytes::Bytes::from_static(
+            b"x",
+        )))))
+    }
+}
+
 /// what makes the body may have effects, so it is not asked for another frame to throw away.
 #[tokio::test(start_paused = true)]
 async fn r28_a_body_whose_lease_is_lost_is_not_asked_any_more() {
@@ -1230,6 +1309,39 @@ async fn r28_a_body_whose_lease_is_lost_is_not_asked_any_more() {
     }
     assert!(body.frame().await.unwrap().unwrap_err().is::<LeaseLost>());
     assert_eq!(asked.load(Relaxed), 0);
+    // One whose first frame is asked for after the end, and no keeper ran.
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let mut keeper = pin!(keeper.run());
+    tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
+    let mut body = ask(&mut LeaseLayer::new(&lease).http().layer(inner), request())
+        .await
+        .unwrap()
+        .into_body();
+    advance(VALID).await;
+    let frame = futures_poll(pin!(body.frame())).await.expect("it is over");
+    assert!(frame.unwrap().unwrap_err().is::<LeaseLost>());
+    assert_eq!(asked.load(Relaxed), 0);
+    // One whose client has not read for long: the second frame is asked for after the end.
+    let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
+    let mut keeper = pin!(keeper.run());
+    tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
+    let polls = Arc::new(AtomicU32::new(0));
+    let flowing = service_fn(|_: Request<String>| {
+        let body = Flowing(polls.clone());
+        async move { Ok::<_, BoxError>(Response::new(body)) }
+    });
+    let mut body = ask(
+        &mut LeaseLayer::new(&lease).http().layer(flowing),
+        request(),
+    )
+    .await
+    .unwrap()
+    .into_body();
+    assert!(body.frame().await.unwrap().is_ok());
+    advance(VALID).await;
+    let frame = futures_poll(pin!(body.frame())).await.expect("it is over");
+    assert!(frame.unwrap().unwrap_err().is::<LeaseLost>());
+    assert_eq!(polls.load(Relaxed), 1);
     // One that waited, and slept through the end.
     let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
     let mut keeper = pin!(keeper.run());
