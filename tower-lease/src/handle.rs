@@ -306,19 +306,21 @@ impl<C: Clock> Lease<C> {
     ///
     /// It is not held, or not for so long.
     pub fn enter(&self, min_remaining: Duration) -> Result<Ticket<C>, NotHeld> {
-        // Counted before the check: see `Cell::in_flight`.
+        // Before anything is counted: callers that ask again and again while it drains must not hold up the drain.
+        let may_be_open = self.shared.seems_open();
+        let ticket = may_be_open.then(|| self.try_enter(min_remaining)).flatten();
+        ticket.ok_or_else(|| self.refused())
+    }
+
+    fn try_enter(&self, min_remaining: Duration) -> Option<Ticket<C>> {
+        // Counted before the check that decides: see `Cell::in_flight`. Counted out again before a refusal is made.
         self.shared.cell.enter();
         let mut ticket = Ticket {
             shared: self.shared.clone(),
             epoch: NonZeroU64::MIN,
         };
-        match self.shared.open_epoch(min_remaining) {
-            Some(epoch) => {
-                ticket.epoch = epoch;
-                Ok(ticket)
-            }
-            None => Err(self.refused()),
-        }
+        ticket.epoch = self.shared.open_epoch(min_remaining)?;
+        Some(ticket)
     }
 
     /// Refuses a request, and counts it.

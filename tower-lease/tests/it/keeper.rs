@@ -4,8 +4,8 @@ use std::{
     future::Future,
     pin::pin,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -418,6 +418,53 @@ async fn r29_stepping_down_waits_for_those_inside_and_lets_nobody_new_in() {
     assert_eq!(soon(stepping).await.unwrap(), State::Released);
     assert_eq!(soon(keeper).await.unwrap(), State::Released);
     assert!(store.inspect(&key()).await.unwrap().is_none());
+}
+
+/// Sees how many are inside whenever the time is read, which a refusal does.
+#[derive(Clone)]
+struct Spy {
+    clock: TokioClock,
+    lease: Arc<OnceLock<Lease<Self>>>,
+    most: Arc<AtomicUsize>,
+}
+
+impl Clock for Spy {
+    fn now(&self) -> BootInstant {
+        if let Some(lease) = self.lease.get() {
+            self.most
+                .fetch_max(lease.requests().inside, Ordering::SeqCst);
+        }
+        self.clock.now()
+    }
+}
+
+/// Threads that ask again and again would keep the count above zero, and the drain would never end.
+#[tokio::test(start_paused = true)]
+async fn r29_who_is_refused_while_it_closes_does_not_count_as_inside() {
+    let spy = Spy {
+        clock: TokioClock::new(),
+        lease: Arc::default(),
+        most: Arc::default(),
+    };
+    let (lease, keeper) = builder(&MemoryStore::new())
+        .clock(spy.clone())
+        .build()
+        .unwrap();
+    tokio::spawn(keeper.run());
+    soon(lease.held()).await.unwrap();
+    let ticket = lease.enter(Duration::ZERO).unwrap();
+    tokio::spawn({
+        let lease = lease.clone();
+        async move { lease.step_down().await }
+    });
+    settle().await;
+    assert!(matches!(lease.state(), State::Closing { .. }));
+    assert!(spy.lease.set(lease.clone()).is_ok());
+    for _ in 0..3 {
+        assert!(lease.enter(Duration::ZERO).is_err());
+    }
+    assert_eq!(spy.most.load(Ordering::SeqCst), 1, "the one that is");
+    drop(ticket);
 }
 
 #[tokio::test(start_paused = true)]
