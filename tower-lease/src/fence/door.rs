@@ -17,9 +17,10 @@ use crate::{FencingToken, LeaseKey, token};
 
 /// Lets pass who bears the highest token seen, and refuses who bears a lower one. Cheap to clone.
 ///
-/// It remembers what its [`Mark`] told it, so a token that it knows costs no question. Several processes before one
-/// resource each have such a memory: one that has not seen the new token yet still lets the old one pass. Where that
-/// matters the resource behind them must make the check.
+/// It remembers what its [`Mark`] answered, so a token that it knows costs no question. Fences over clones of one mark
+/// share that memory. Several processes before one resource each have one, and so have marks that were made separately:
+/// one that has not seen the new token yet still lets the old one pass. Where that matters the resource behind them must
+/// make the check.
 pub struct Fence<M> {
     shared: Arc<Shared<M>>,
 }
@@ -186,7 +187,8 @@ impl<M: Mark> Fence<M> {
 
     /// Asks the mark about a token that is new here.
     pub(super) async fn ask(&self, token: &FencingToken) -> Result<FencePass, NotCurrent> {
-        let entry = self.shared.table.get_or_insert(token.key());
+        let floors = self.shared.mark.floors();
+        let entry = self.shared.table.get_or_insert(token.key(), floors);
         let asking = tokio::time::timeout(self.shared.raise_within, self.raise(&entry, token));
         let answer = asking
             .await
@@ -224,11 +226,7 @@ impl<M: Mark> Fence<M> {
         let Some(highest) = highest else {
             return Err(NotCurrent::stale(epoch, None));
         };
-        // Forgotten meanwhile: another entry may know better.
-        let before = entry
-            .floor
-            .raise(highest.get())
-            .ok_or(NotCurrent::floor_unknown())?;
+        let before = entry.floor.raise(highest.get());
         if before < highest.get() {
             tracing::info!(key = %token.key(), from = before, to = highest.get(), "fence");
         }
@@ -297,7 +295,7 @@ impl<M: Mark> FenceBuilder<M> {
     }
 
     /// How many keys are remembered; beyond that some key is forgotten, and the mark asked again when it comes back.
-    /// Default: 1 024. Each takes some 200 bytes.
+    /// Default: 1 024. Each takes some 220 bytes.
     pub fn capacity(mut self, keys: NonZeroUsize) -> Self {
         self.capacity = keys;
         self
@@ -343,8 +341,8 @@ impl FencePass {
         FencingToken::new(self.entry.key.clone(), self.epoch)
     }
 
-    /// Whether no higher token was seen since: ask again right before an effect. Also false when the fence has forgotten
-    /// the key meanwhile for want of room.
+    /// Whether no higher token was seen since, by this fence or another one over a clone of its mark: ask again right
+    /// before an effect.
     #[must_use]
     pub fn is_current(&self) -> bool {
         self.entry.floor.judge(self.epoch.get()) == Judgement::Current

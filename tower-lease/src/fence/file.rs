@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use tower_outcome::BoxError;
 
 use super::{
-    Mark,
+    Floors, Mark,
     mark::{MAX_KEYS, raise},
 };
 use crate::{FencingToken, LeaseKey};
@@ -26,7 +26,10 @@ use crate::{FencingToken, LeaseKey};
 /// for as long as a clone lives, a file beside it (`.lock`) is locked; the system lets go of it when the process ends.
 /// (By `flock` on Unix, by not sharing it on Windows. Elsewhere nothing stops a second one.)
 #[derive(Clone)]
-pub struct FileMark(Arc<Mutex<Log>>);
+pub struct FileMark {
+    log: Arc<Mutex<Log>>,
+    floors: Floors,
+}
 
 struct Log {
     path: PathBuf,
@@ -52,14 +55,21 @@ impl FileMark {
     /// It cannot be read and written; another one has it open (`ResourceBusy`); or it is not of this kind
     /// (`InvalidData`): a floor that cannot be read is not to be passed over.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
-        Ok(Self(Arc::new(Mutex::new(Log::open(path.into())?))))
+        Ok(Self {
+            log: Arc::new(Mutex::new(Log::open(path.into())?)),
+            floors: Floors::new(),
+        })
     }
 }
 
 impl Mark for FileMark {
+    fn floors(&self) -> &Floors {
+        &self.floors
+    }
+
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
         // Before a thread is taken: whoever gives up waiting for a disk that hangs leaves nothing behind.
-        let (mut log, token) = (self.0.clone().lock_owned().await, token.clone());
+        let (mut log, token) = (self.log.clone().lock_owned().await, token.clone());
         Ok(Some(
             tokio::task::spawn_blocking(move || log.raise(&token)).await??,
         ))

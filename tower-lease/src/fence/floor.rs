@@ -17,9 +17,6 @@ pub(crate) enum Judgement {
     Unknown,
 }
 
-/// Above every epoch that can be asked for, for none is compared with it.
-const RETIRED: u64 = u64::MAX;
-
 // === impl Floor ===
 
 impl Floor {
@@ -30,28 +27,20 @@ impl Floor {
     /// One plain load on x86.
     pub(crate) fn judge(&self, epoch: u64) -> Judgement {
         match self.0.load(Ordering::Acquire) {
-            RETIRED => Judgement::Unknown,
             floor if floor > epoch => Judgement::Below(floor),
             floor if floor == epoch => Judgement::Current,
             _ => Judgement::Unknown,
         }
     }
 
-    /// Takes what the mark answered; says what stood here before, or `None` if this floor is retired. Whoever comes late
-    /// lowers nothing.
-    pub(crate) fn raise(&self, highest: u64) -> Option<u64> {
-        Some(self.0.fetch_max(highest.min(RETIRED - 1), Ordering::AcqRel))
-            .filter(|before| *before != RETIRED)
-    }
-
-    /// Nobody keeps it up to date any more, so it must not say "current" again.
-    pub(crate) fn retire(&self) {
-        self.0.store(RETIRED, Ordering::Release);
+    /// Takes what the mark answered; says what stood here before. An answer that comes late lowers nothing.
+    pub(crate) fn raise(&self, highest: u64) -> u64 {
+        self.0.fetch_max(highest, Ordering::AcqRel)
     }
 
     /// The highest epoch, if one is known.
     pub(crate) fn epoch(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Acquire)).filter(|floor| !matches!(*floor, 0 | RETIRED))
+        Some(self.0.load(Ordering::Acquire)).filter(|floor| *floor > 0)
     }
 }
 
@@ -70,27 +59,15 @@ mod tests {
     #[test]
     fn i2_a_floor_only_rises() {
         let floor = Floor::new();
-        assert_eq!(floor.raise(7), Some(0));
+        assert_eq!(floor.raise(7), 0);
         assert_eq!(
             (floor.judge(6), floor.judge(7), floor.judge(8)),
             (Judgement::Below(7), Judgement::Current, Judgement::Unknown)
         );
-        assert_eq!(floor.raise(5), Some(7), "an answer that comes late");
+        assert_eq!(floor.raise(5), 7, "an answer that comes late");
         assert_eq!(
             (floor.epoch(), floor.judge(5)),
             (Some(7), Judgement::Below(7))
-        );
-    }
-
-    #[test]
-    fn a_retired_floor_says_nothing_for_ever() {
-        let floor = Floor::new();
-        floor.raise(7);
-        floor.retire();
-        assert_eq!(floor.raise(9), None);
-        assert_eq!(
-            (floor.judge(7), floor.judge(9), floor.epoch()),
-            (Judgement::Unknown, Judgement::Unknown, None)
         );
     }
 }
@@ -118,7 +95,7 @@ mod loom_tests {
                         Judgement::Below(floor) => floor,
                         Judgement::Unknown => {
                             let highest = mark.fetch_max(epoch, Ordering::AcqRel).max(epoch);
-                            floor.raise(highest).unwrap().max(highest)
+                            floor.raise(highest).max(highest)
                         }
                     };
                     if floor_now == epoch {

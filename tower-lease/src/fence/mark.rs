@@ -7,6 +7,7 @@ use std::{
 
 use tower_outcome::BoxError;
 
+use super::Floors;
 use crate::{FencingToken, LeaseKey, LeaseStore, fencing};
 
 /// Where a [`Fence`](super::Fence) keeps the highest token of each key: state that outlives the process (R-21).
@@ -18,7 +19,13 @@ use crate::{FencingToken, LeaseKey, LeaseStore, fencing};
 /// INSERT INTO floors (key, epoch) VALUES ($1, $2)
 /// ON CONFLICT (key) DO UPDATE SET epoch = GREATEST(floors.epoch, $2) RETURNING epoch
 /// ```
+///
+/// All fences of a process that guard one resource take clones of one mark, made once: they share its [`Floors`].
 pub trait Mark: Send + Sync + 'static {
+    /// What the fences over this mark know: a field of the mark, made with [`Floors::new`] and cloned with it. Two fences
+    /// with different ones would each let pass what the other has refused (I2).
+    fn floors(&self) -> &Floors;
+
     /// Remembers `token` if it is the highest of its key so far, and answers with the highest. Both must be **durable**
     /// by then, and one step: two callers at once get answers that agree on an order.
     ///
@@ -44,33 +51,46 @@ pub trait Mark: Send + Sync + 'static {
 /// store restored from a backup may give out a token again, and a fence restarted at the same time lets it pass (R-24);
 /// a mark of the resource's own does not.
 #[derive(Clone, Debug)]
-pub struct StoreMark<S>(S);
+pub struct StoreMark<S> {
+    store: S,
+    floors: Floors,
+}
 
 /// Keeps the highest tokens in memory that its clones share, at most 65 536 of them: for tests, and for resources whose
 /// data is gone with the process too.
 ///
 /// It outlives a fence, but not the process: for durable data **it is not a floor** (R-21).
 #[derive(Clone, Debug, Default)]
-pub struct MemoryMark(Arc<Mutex<BTreeMap<LeaseKey, NonZeroU64>>>);
+pub struct MemoryMark {
+    highest: Arc<Mutex<BTreeMap<LeaseKey, NonZeroU64>>>,
+    floors: Floors,
+}
 
 pub(super) const MAX_KEYS: usize = 65_536;
 
 // === impl StoreMark ===
 
 impl<S: LeaseStore<Fencing = fencing::Total>> StoreMark<S> {
-    /// Asks `store`, which must be the one that the holders use.
+    /// Asks `store`, which must be the one that the holders use. For several fences make one, and clone it.
     #[must_use]
-    pub const fn new(store: S) -> Self {
-        Self(store)
+    pub fn new(store: S) -> Self {
+        Self {
+            store,
+            floors: Floors::new(),
+        }
     }
 }
 
 impl<S: LeaseStore<Fencing = fencing::Total>> Mark for StoreMark<S> {
+    fn floors(&self) -> &Floors {
+        &self.floors
+    }
+
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
-        if !self.0.capabilities().linearizable() {
+        if !self.store.capabilities().linearizable() {
             return Err("the lease store is not linearizable, so what it says may be old".into());
         }
-        let record = self.0.inspect(token.key()).await?;
+        let record = self.store.inspect(token.key()).await?;
         Ok(record.map(|record| record.token().epoch()))
     }
 }
@@ -86,12 +106,16 @@ impl MemoryMark {
 }
 
 impl Mark for MemoryMark {
+    fn floors(&self) -> &Floors {
+        &self.floors
+    }
+
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
-        let mut floors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if floors.len() >= MAX_KEYS && !floors.contains_key(token.key()) {
+        let mut highest = self.highest.lock().unwrap_or_else(PoisonError::into_inner);
+        if highest.len() >= MAX_KEYS && !highest.contains_key(token.key()) {
             return Err("as many keys as there may be".into());
         }
-        Ok(Some(raise(&mut floors, token)))
+        Ok(Some(raise(&mut highest, token)))
     }
 }
 

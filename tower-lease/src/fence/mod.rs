@@ -12,7 +12,7 @@
 //! - [`FenceLayer`] over HTTP or gRPC services; [`Fence::admit`] for any other protocol.
 //! - [`Mark`]: where the highest tokens are kept, durably. An empty memory is not a floor, so there is no fence without
 //!   one: [`StoreMark`] asks the lease store, [`FileMark`] (feature `file`) keeps a file, yours may be a table beside the
-//!   data.
+//!   data. Several fences of one process before one resource take clones of one mark.
 //! - [`Fenced`], a value that only the bearer of the highest token may change: no I/O, any protocol.
 //!
 //! The layer stands at the door. A request that passed may still be on its way when a higher token comes; where that
@@ -73,5 +73,6 @@ pub use self::{
     layer::FenceLayer,
     mark::{Mark, MemoryMark, StoreMark},
     service::FenceService,
+    table::Floors,
     value::{FenceGuard, Fenced},
 };

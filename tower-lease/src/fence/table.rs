@@ -1,8 +1,9 @@
 use std::{
     collections::HashMap,
+    fmt,
     num::NonZeroUsize,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
@@ -13,7 +14,14 @@ use tokio::sync::Semaphore;
 use super::floor::Floor;
 use crate::LeaseKey;
 
-/// The floors of the keys that were seen, at most so many. Read without a lock; a new key copies the map.
+/// The highest tokens that fences have seen in this process, kept by the [`Mark`](super::Mark) that they ask.
+///
+/// A mark has one, from [`new`](Self::new), and clones it with itself; the clones share what they know. So two fences over
+/// clones of one mark have one floor for each key (I2). It remembers a key for as long as one of its fences does.
+#[derive(Clone, Default)]
+pub struct Floors(Arc<Mutex<HashMap<LeaseKey, Weak<Entry>>>>);
+
+/// The floors of the keys that one fence has seen, at most so many. Read without a lock; a new key copies the map.
 #[derive(Debug)]
 pub(super) struct Table {
     entries: ArcSwap<Entries>,
@@ -24,7 +32,7 @@ pub(super) struct Table {
 
 type Entries = HashMap<LeaseKey, Arc<Entry>>;
 
-/// What is known of one key.
+/// What is known of one key. Among the floors of one mark there is never a second one of the same key.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) key: LeaseKey,
@@ -40,6 +48,34 @@ pub(super) struct Place<'a>(&'a Entry);
 
 /// How many requests with a token that is new may wait for the mark, for each key.
 const MAX_WAITING: usize = 1_024;
+
+// === impl Floors ===
+
+impl Floors {
+    /// Those of a mark that is new. Nothing is known yet, which is not a floor: the mark will be asked.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The entry of a key: the one that some fence, or a request that passed, still has; a new one without that.
+    fn entry(&self, key: &LeaseKey) -> Arc<Entry> {
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entries.get(key).and_then(Weak::upgrade) {
+            return entry;
+        }
+        entries.retain(|_, entry| entry.strong_count() > 0);
+        let entry = Arc::new(Entry::new(key.clone()));
+        entries.insert(key.clone(), Arc::downgrade(&entry));
+        entry
+    }
+}
+
+impl fmt::Debug for Floors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Floors").finish_non_exhaustive()
+    }
+}
 
 // === impl Table ===
 
@@ -60,7 +96,7 @@ impl Table {
         self.entries.load().len()
     }
 
-    pub(super) fn get_or_insert(&self, key: &LeaseKey) -> Arc<Entry> {
+    pub(super) fn get_or_insert(&self, key: &LeaseKey, floors: &Floors) -> Arc<Entry> {
         if let Some(entry) = self.get(key.as_str()) {
             return entry;
         }
@@ -70,7 +106,7 @@ impl Table {
         }
         let mut entries = Entries::clone(&self.entries.load());
         self.make_room(&mut entries);
-        let entry = Arc::new(Entry::new(key.clone()));
+        let entry = floors.entry(key);
         entries.insert(key.clone(), entry.clone());
         self.entries.store(Arc::new(entries));
         entry
@@ -82,9 +118,7 @@ impl Table {
             let Some(key) = entries.keys().next().cloned() else {
                 return;
             };
-            if let Some(entry) = entries.remove(&key) {
-                entry.floor.retire();
-            }
+            entries.remove(&key);
         }
     }
 }
@@ -123,34 +157,44 @@ mod tests {
         LeaseKey::new(name).unwrap()
     }
 
-    #[test]
-    fn a_key_has_one_entry() {
-        let table = Table::new(NonZeroUsize::new(4).unwrap());
-        assert!(table.get("a").is_none());
-        let first = table.get_or_insert(&key("a"));
-        assert!(Arc::ptr_eq(&first, &table.get_or_insert(&key("a"))));
-        assert!(Arc::ptr_eq(&first, &table.get("a").unwrap()));
+    fn table(capacity: usize) -> Table {
+        Table::new(NonZeroUsize::new(capacity).unwrap())
     }
 
     #[test]
-    fn no_more_keys_are_kept_than_agreed_and_what_is_forgotten_says_nothing() {
-        let table = Table::new(NonZeroUsize::new(4).unwrap());
-        let entries: Vec<_> = (0..100)
-            .map(|index| table.get_or_insert(&key(&format!("k{index}"))))
+    fn a_key_has_one_entry_in_all_tables_over_one_marks_floors() {
+        let (floors, one, other) = (Floors::new(), table(4), table(4));
+        assert!(one.get("a").is_none());
+        let first = one.get_or_insert(&key("a"), &floors);
+        assert!(Arc::ptr_eq(&first, &one.get_or_insert(&key("a"), &floors)));
+        assert!(Arc::ptr_eq(&first, &one.get("a").unwrap()));
+        assert!(other.get("a").is_none(), "it has not asked");
+        let shared = other.get_or_insert(&key("a"), &floors.clone());
+        assert!(Arc::ptr_eq(&first, &shared));
+        let apart = table(4).get_or_insert(&key("a"), &Floors::new());
+        assert!(!Arc::ptr_eq(&first, &apart));
+    }
+
+    #[test]
+    fn no_more_keys_are_kept_than_agreed_and_what_somebody_has_is_not_forgotten() {
+        let (floors, table) = (Floors::new(), table(4));
+        let passed: Vec<_> = (0..50)
+            .map(|index| table.get_or_insert(&key(&format!("k{index}")), &floors))
             .collect();
-        entries.iter().for_each(|entry| {
-            entry.floor.raise(7);
-        });
         assert_eq!(table.len(), 4);
-        let knowing = entries
-            .iter()
-            .filter(|entry| entry.floor.judge(7) == Judgement::Current);
-        assert!(
-            knowing
-                .clone()
-                .all(|entry| table.get(entry.key.as_str()).is_some())
-        );
-        assert_eq!(knowing.count(), 4);
+        // Whoever passed by one of them has the very one that is asked again.
+        for entry in &passed {
+            assert!(Arc::ptr_eq(
+                entry,
+                &table.get_or_insert(&entry.key, &floors)
+            ));
+        }
+        drop(passed);
+        for index in 50..100 {
+            table.get_or_insert(&key(&format!("k{index}")), &floors);
+        }
+        let kept = floors.0.lock().unwrap().len();
+        assert!(kept <= 5, "{kept} with 4 in use");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_lease::{
     FencingToken, LeaseKey, LeaseStore, MemoryStore, PropagateLayer,
-    fence::{Fence, FenceLayer, FencePass, Mark, MemoryMark, NotCurrent, StoreMark},
+    fence::{Fence, FenceLayer, FencePass, Floors, Mark, MemoryMark, NotCurrent, StoreMark},
 };
 use tower_outcome::{BoxError, Class, Refusal, Refused};
 
@@ -74,6 +74,10 @@ impl Moody {
 }
 
 impl Mark for Moody {
+    fn floors(&self) -> &Floors {
+        self.inner.floors()
+    }
+
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
         self.asked.fetch_add(1, SeqCst);
         let mood = *self.mood.lock().unwrap();
@@ -269,8 +273,60 @@ async fn f08_a_holder_that_slept_through_its_end_is_refused_by_the_resource() {
     );
 }
 
-/// I2 over 200 random histories: tokens of three keys in any order, through a fence that forgets (room for two keys) and
-/// is restarted, with requests at once. What passes never goes down.
+/// One process with a fence in its HTTP server and one in its gRPC server, say, and one file for both.
+#[tokio::test(start_paused = true)]
+async fn i2_fences_over_clones_of_one_mark_have_one_floor() {
+    async fn check<M: Mark + Clone>(
+        mark: M,
+        old: &FencingToken,
+        new: impl AsyncFnOnce() -> FencingToken,
+    ) {
+        let http = Fence::of_key(key(), mark.clone()).build();
+        let grpc = Fence::of_prefix("svc/", mark.clone()).build();
+        let passes = [
+            http.admit(old).await.unwrap(),
+            grpc.admit(old).await.unwrap(),
+        ];
+        let new = new().await;
+        http.admit(&new).await.unwrap();
+        let refused = grpc.admit(old).await.unwrap_err();
+        assert_eq!(
+            (refused.refusal().code(), refused.floor()),
+            ("token-stale", Some(new.epoch()))
+        );
+        assert!(passes.iter().all(|pass| !pass.is_current()));
+        // The answer is the other one's, too.
+        grpc.admit(&new).await.unwrap();
+        assert_eq!(grpc.counts().asked + http.counts().asked, 2);
+        // One that was made later, and one whose other has gone.
+        drop(http);
+        let later = Fence::of_key(key(), mark).build();
+        assert!(later.admit(old).await.is_err() && grpc.admit(old).await.is_err());
+    }
+
+    check(MemoryMark::new(), &token(7), async || token(9)).await;
+    check(Moody::default(), &token(7), async || token(9)).await;
+    let (store, (first, _one)) = held().await;
+    let old = first.token().unwrap();
+    let (second, _two) = spawn(builder(&store));
+    check(StoreMark::new(store), &old, async || {
+        first.step_down().await;
+        soon(second.held()).await.unwrap()
+    })
+    .await;
+    #[cfg(feature = "file")]
+    {
+        let path = std::env::temp_dir().join(format!("tower-lease-fences-{}", std::process::id()));
+        let mark = tower_lease::fence::FileMark::open(&path).unwrap();
+        check(mark, &token(7), async || token(9)).await;
+        for ending in ["", ".lock"] {
+            std::fs::remove_file(format!("{}{ending}", path.display())).unwrap();
+        }
+    }
+}
+
+/// I2 over 200 random histories: tokens of three keys in any order, through two fences over one mark that forget (room
+/// for two keys) and are restarted, with requests at once. What passes never goes down.
 #[tokio::test(start_paused = true)]
 async fn i2_what_passes_never_goes_down_over_random_histories() {
     let mut passed_in_all = 0;
@@ -282,13 +338,13 @@ async fn i2_what_passes_never_goes_down_over_random_histories() {
                 .capacity(NonZeroUsize::new(2).unwrap())
                 .build()
         };
-        let (mut fence, mut highest) = (build(), [0_u64; 3]);
+        let (mut fences, mut highest) = ([build(), build()], [0_u64; 3]);
         for _ in 0..30 {
             mark.be(*[Mood::Well, Mood::Slow(ms(3)), Mood::Fails]
                 .get(random.usize(0..3))
                 .unwrap());
             if random.u8(0..8) == 0 {
-                fence = build();
+                fences[random.usize(0..2)] = build();
             }
             let at_once: Vec<_> = (0..random.usize(1..4))
                 .map(|_| (random.usize(0..3), random.u64(1..12)))
@@ -297,7 +353,7 @@ async fn i2_what_passes_never_goes_down_over_random_histories() {
             let asked: Vec<_> = at_once
                 .iter()
                 .map(|&(key, epoch)| {
-                    let fence = fence.clone();
+                    let fence = fences[random.usize(0..2)].clone();
                     tokio::spawn(async move {
                         fence.admit(&named(&format!("k{key}"), epoch)).await.is_ok()
                     })
@@ -314,7 +370,7 @@ async fn i2_what_passes_never_goes_down_over_random_histories() {
                     passed_in_all += 1;
                 }
             }
-            assert!(fence.counts().keys <= 2);
+            assert!(fences.iter().all(|fence| fence.counts().keys <= 2));
         }
     }
     assert!(passed_in_all > 1_000, "{passed_in_all}");
@@ -470,14 +526,15 @@ async fn who_passed_can_ask_again_before_the_effect() {
             .unwrap();
     }
     assert!(fence.counts().keys <= 2);
-    assert_eq!(
-        next.is_current(),
-        fence.floor(&key()).is_some(),
-        "nobody keeps it up to date any more"
-    );
+    assert!(next.is_current());
     assert!(
         fence.admit(&token(7)).await.is_err(),
         "the mark has not forgotten"
+    );
+    fence.admit(&token(9)).await.unwrap();
+    assert!(
+        !next.is_current(),
+        "what passed hears of it though the key was forgotten meanwhile"
     );
 }
 
