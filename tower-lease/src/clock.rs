@@ -129,10 +129,10 @@ mod boot {
     use super::BootInstant;
 
     #[cfg(not(target_vendor = "apple"))]
-    const CLOCK: ClockId = ClockId::Boottime;
+    pub(super) const CLOCK: ClockId = ClockId::Boottime;
     /// Apple's counts sleep (clock_gettime(3) there), unlike the `CLOCK_UPTIME_RAW` of the standard library.
     #[cfg(target_vendor = "apple")]
-    const CLOCK: ClockId = ClockId::Monotonic;
+    pub(super) const CLOCK: ClockId = ClockId::Monotonic;
 
     pub(super) fn now() -> BootInstant {
         let now = clock_gettime(CLOCK);
@@ -165,6 +165,13 @@ mod elsewhere {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The two clocks say the same on a machine that has never slept, so no reading can tell which one it is.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[test]
+    fn r3_the_boot_clock_is_the_one_that_counts_suspend() {
+        assert_eq!(boot::CLOCK, rustix::time::ClockId::Boottime);
+    }
 
     #[test]
     fn r3_the_boot_clock_does_not_go_back() {

@@ -151,7 +151,6 @@ impl Drop for Place<'_> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::fence::floor::Judgement;
 
     fn key(name: &str) -> LeaseKey {
         LeaseKey::new(name).unwrap()

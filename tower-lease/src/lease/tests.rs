@@ -132,6 +132,72 @@ fn r2_the_granted_ttl_counts_not_the_one_asked_for() {
     }
 }
 
+/// Of a renewal too: the end, the next period and the next attempt's time follow what it granted.
+#[test]
+fn r2_r9_a_renewals_own_ttl_counts() {
+    let (mut core, _) = held(Terms::default(), 0);
+    let (sent, at) = next_renewal(&mut core);
+    core.on(Input::Renewed(sent, Ok(TTL * 3)), at);
+    let longest = at.after(Duration::from_millis(30_000 - 600 - 1_500));
+    assert_eq!(until(&core), longest);
+    let (sent, later) = next_renewal(&mut core);
+    assert!(
+        (6_000..=7_500).contains(&later.since(at).as_millis()),
+        "a quarter of 30 s: {later:?}"
+    );
+    assert_eq!(core.deadline(), Some(later.after(Duration::from_secs(1))));
+    // Shorter than before: the promise that was made lasts, and the next period is short.
+    core.on(Input::Renewed(sent, Ok(TTL / 2)), later);
+    assert_eq!(until(&core), longest);
+    let (sent, last) = next_renewal(&mut core);
+    assert!(
+        (1_000..=1_250).contains(&last.since(later).as_millis()),
+        "a quarter of 5 s: {last:?}"
+    );
+    assert_eq!(
+        core.deadline(),
+        Some(last.after(Duration::from_millis(500)))
+    );
+    // What is left of the long one is over before the short ones, if nothing else comes.
+    let end = ms(last.as_nanos() / 1_000_000 + 30_000);
+    core.on(Input::Renewed(sent, Ok(TTL / 2)), last);
+    let mut renewed = (last, until(&core));
+    while renewed.1 <= longest {
+        let (sent, at) = next_renewal(&mut core);
+        assert!(at < end);
+        core.on(Input::Renewed(sent, Ok(TTL / 2)), at);
+        renewed = (at, until(&core));
+    }
+    let valid = Duration::from_millis(5_000 - 100 - 250);
+    assert_eq!(renewed.1, renewed.0.after(valid));
+}
+
+/// two attempts must fit into what was granted, whatever was asked for.
+#[test]
+fn r5_r9_a_period_that_was_asked_for_fits_into_the_ttl_that_was_granted() {
+    let terms = Terms {
+        renew_every: Some(Duration::from_secs(4)),
+        ..Terms::default()
+    };
+    assert_eq!(terms.renew_every(TTL), Duration::from_secs(4));
+    for (ttl, valid) in [(3_000, 3_000 - 60 - 250), (5_000, 5_000 - 100 - 250)] {
+        let ttl = Duration::from_millis(ttl);
+        let mut core = core(terms.clone());
+        let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+        core.on(Input::Acquired(sent, grant(5, ttl)), ms(0));
+        let (_, at) = next_renewal(&mut core);
+        assert!(
+            at <= ms(valid / 2) && at >= ms(valid * 2 / 5),
+            "{ttl:?}: {at:?}"
+        );
+        assert_eq!(
+            core.deadline(),
+            Some(at.after(ttl / 10)),
+            "an attempt has a tenth of what was granted"
+        );
+    }
+}
+
 #[test]
 fn r6_whatever_comes_late_finds_an_expired_lease_fenced() {
     let (mut core, _) = held(Terms::default(), 0);
@@ -557,6 +623,62 @@ fn r26_no_path_leads_back_to_a_lost_epoch() {
         State::Acquiring,
         "the same token again is not used"
     );
+}
+
+/// what the store may still have is taken away by whoever gives up, before the TTL.
+#[test]
+fn r26_r30_stepping_down_after_a_loss_takes_the_old_record_away() {
+    let (mut core, sent) = held(reacquiring(), 0);
+    core.on(Input::Timer, ms(VALID_MS));
+    assert_eq!(
+        core.state(),
+        State::Fenced {
+            epoch: epoch(5),
+            cause: Lost::Expired
+        }
+    );
+    assert!(!core.is_over());
+    let outputs = core.on(Input::StepDown { hands_over: false }, ms(VALID_MS + 1));
+    assert_eq!(disown_in(&outputs), Some(sent.claim));
+    let outputs = core.on(Input::Released(sent.claim, true), ms(VALID_MS + 2));
+    assert!(outputs.contains(&Output::Publish(State::Released)));
+    assert!(core.is_over());
+}
+
+/// A claim that may have been carried out, or may be yet, is not forgotten because another holds the key now.
+#[test]
+fn r26_r15_a_claim_without_an_answer_is_taken_away_before_the_next_one_asks() {
+    let other = Ok(Reply::Held {
+        claim: ClaimId::from_u128(1),
+        expires_in: None,
+    });
+    let contending = |first: Fault| {
+        let mut core = core(Terms::default());
+        let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+        let again = acquire_in(&core.on(Input::Acquired(sent, Err(first)), ms(10))).unwrap();
+        assert_eq!(again.claim, sent.claim);
+        core.on(Input::Acquired(again, other), ms(20));
+        (core, sent.claim)
+    };
+    let (mut core, old) = contending(Fault::Unknown);
+    let at = core.deadline().unwrap();
+    let outputs = core.on(Input::Timer, at);
+    assert_eq!(
+        (disown_in(&outputs), acquire_in(&outputs)),
+        (Some(old), None)
+    );
+    let next = acquire_in(&core.on(Input::Released(old, true), at)).unwrap();
+    assert_ne!(next.claim, old);
+    // One that stops instead of asking again takes it away too.
+    let (mut core, old) = contending(Fault::Unknown);
+    let outputs = core.on(Input::StepDown { hands_over: false }, ms(30));
+    assert_eq!(disown_in(&outputs), Some(old));
+    // A claim that surely did nothing leaves nothing.
+    let (mut core, _) = contending(Fault::NotSent);
+    let at = core.deadline().unwrap();
+    let outputs = core.on(Input::Timer, at);
+    assert_eq!(disown_in(&outputs), None);
+    assert!(acquire_in(&outputs).is_some());
 }
 
 #[test]

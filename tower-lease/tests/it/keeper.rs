@@ -79,6 +79,31 @@ async fn r2_the_ttl_in_the_answer_counts() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn r2_the_ttl_in_a_renewals_answer_counts() {
+    for (ttl, valid, period) in [
+        (TTL * 3, ms(27_900), ms(7_500)),
+        (ms(3_000), ms(2_690), ms(750)),
+    ] {
+        let store = Flaky::new();
+        let (lease, _keeper) = spawn(builder(&store));
+        soon(lease.held()).await.unwrap();
+        store.renewals([], Way::Ttl(ttl));
+        // The first grant has ended by then, so what is left is a renewal's.
+        for _ in 0..400 {
+            sleep(ms(50)).await;
+        }
+        let (before, start) = (store.sent().renewals, Instant::now());
+        assert!(lease.remaining() <= valid && lease.remaining() >= valid - period);
+        while store.sent().renewals < before + 4 {
+            sleep(ms(10)).await;
+            assert!(lease.remaining() <= valid && lease.remaining() + ms(20) >= valid - period);
+        }
+        let took = start.elapsed();
+        assert!(took >= 3 * period * 4 / 5 && took <= 4 * period, "{took:?}");
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Suspending {
     clock: TokioClock,

@@ -192,6 +192,40 @@ async fn r27_what_is_left_must_be_enough() {
     assert!(start.elapsed() > Duration::ZERO && start.elapsed() < Duration::from_secs(2));
 }
 
+/// A gate was ready when there was enough time, and hands back a request that comes when there is not.
+#[tokio::test(start_paused = true)]
+async fn r27_a_gates_readiness_is_not_believed_for_the_time_a_request_needs() {
+    let store = Flaky::new();
+    let (lease, _keeper) = spawn(builder(&store));
+    soon(lease.held()).await.unwrap();
+    store.renewals([], Way::LoseRequest);
+    let (probe, handle) = Probe::new();
+    let layer = LeaseLayer::new(&lease).min_remaining(Duration::from_secs(5));
+    let mut gate = layer.gate().layer(probe);
+    gate.ready().await.unwrap();
+    sleep(VALID - ms(4_999)).await;
+    assert!(lease.is_held());
+    let error = gate.call(request()).await.unwrap_err();
+    let (_, cause) = Unsent::<Request<String>>::recover(error).unwrap();
+    assert!(cause.is::<NotHeld>());
+    // A request's own deadline is known only in `call`.
+    let layer = LeaseLayer::new(&lease)
+        .http()
+        .deadlines(Duration::from_secs(9));
+    let mut gate = layer.gate().layer(Probe::new().0);
+    let calling = |timeout: &str| {
+        Request::post("/")
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", timeout)
+            .body(String::new())
+            .unwrap()
+    };
+    let error = ask(&mut gate, calling("5S")).await.unwrap_err();
+    assert!(Unsent::<Request<String>>::recover(error).is_ok());
+    assert!(ask(&mut gate, calling("4S")).await.is_ok());
+    assert_eq!(handle.calls(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_the_inner_service_is_refused_when_the_lease_is_lost() {
     let (store, (lease, _keeper)) = held().await;

@@ -202,7 +202,11 @@ impl LeaseStore for Flaky {
             ways.sent.renewals += 1;
             ways.renew.take()
         };
-        go(way, self.inner().renew(claim)).await
+        let ttl = go(way, self.inner().renew(claim)).await?;
+        Ok(match way {
+            Way::Ttl(ttl) => ttl,
+            _ => ttl,
+        })
     }
 
     async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
