@@ -31,17 +31,41 @@ pub struct FileMark {
     floors: Floors,
 }
 
-struct Log {
+struct Log<D: Disk = Os> {
+    disk: D,
     path: PathBuf,
-    file: fs::File,
+    file: D::File,
     lines: usize,
     /// What is on the disk for certain.
     floors: BTreeMap<LeaseKey, NonZeroU64>,
     /// A write failed, so the file's end is not to be trusted.
     is_torn: bool,
     /// Closed last, and so let go.
-    _lock: fs::File,
+    _lock: D::Lock,
 }
+
+/// What a log wants of a disk. Nothing is there after a power failure but what was synced: the tests have a disk to try
+/// that with.
+trait Disk {
+    type File;
+    type Lock;
+
+    fn lock(&self, path: &Path) -> io::Result<Self::Lock>;
+    fn read(&self, path: &Path) -> io::Result<String>;
+    /// A new file, or an empty one in the place of what was there.
+    fn create(&self, path: &Path) -> io::Result<Self::File>;
+    fn append(&self, file: &mut Self::File, bytes: &[u8]) -> io::Result<()>;
+    /// What was appended is on the disk.
+    fn sync_data(&self, file: &Self::File) -> io::Result<()>;
+    /// The file is on the disk, though perhaps not its name.
+    fn sync_all(&self, file: &Self::File) -> io::Result<()>;
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// The names in the folder are on the disk.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+}
+
+#[derive(Clone, Copy)]
+struct Os;
 
 const SPARE_LINES: usize = 1_024;
 
@@ -56,7 +80,7 @@ impl FileMark {
     /// (`InvalidData`): a floor that cannot be read is not to be passed over.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
         Ok(Self {
-            log: Arc::new(Mutex::new(Log::open(path.into())?)),
+            log: Arc::new(Mutex::new(Log::open(Os, path.into())?)),
             floors: Floors::new(),
         })
     }
@@ -84,16 +108,17 @@ impl fmt::Debug for FileMark {
 
 // === impl Log ===
 
-impl Log {
-    fn open(path: PathBuf) -> io::Result<Self> {
-        let lock = lock::take(&beside(&path, ".lock"))?;
-        let text = match fs::read_to_string(&path) {
+impl<D: Disk> Log<D> {
+    fn open(disk: D, path: PathBuf) -> io::Result<Self> {
+        let lock = disk.lock(&beside(&path, ".lock"))?;
+        let text = match disk.read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             read => read?,
         };
         let floors = read(&text)?;
-        let file = rewrite(&path, &floors)?;
+        let file = rewrite(&disk, &path, &floors)?;
         Ok(Self {
+            disk,
             path,
             file,
             lines: floors.len(),
@@ -113,8 +138,9 @@ impl Log {
         }
         self.make_whole()?;
         self.is_torn = true;
-        self.file.write_all(format!("{token}\n").as_bytes())?;
-        self.file.sync_data()?;
+        self.disk
+            .append(&mut self.file, format!("{token}\n").as_bytes())?;
+        self.disk.sync_data(&self.file)?;
         self.is_torn = false;
         self.lines += 1;
         Ok(raise(&mut self.floors, token))
@@ -122,7 +148,7 @@ impl Log {
 
     fn make_whole(&mut self) -> io::Result<()> {
         if self.is_torn || self.lines > 2 * self.floors.len() + SPARE_LINES {
-            self.file = rewrite(&self.path, &self.floors)?;
+            self.file = rewrite(&self.disk, &self.path, &self.floors)?;
             (self.lines, self.is_torn) = (self.floors.len(), false);
         }
         Ok(())
@@ -151,25 +177,69 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 }
 
 /// Puts a new file in the place of the old one, in one step, and opens it at its end.
-fn rewrite(path: &Path, floors: &BTreeMap<LeaseKey, NonZeroU64>) -> io::Result<fs::File> {
+fn rewrite<D: Disk>(
+    disk: &D,
+    path: &Path,
+    floors: &BTreeMap<LeaseKey, NonZeroU64>,
+) -> io::Result<D::File> {
     let beside = beside(path, ".new");
     let lines: String = floors
         .iter()
         .map(|(key, epoch)| format!("{key};{epoch}\n"))
         .collect();
-    let mut file = fs::File::create(&beside)?;
-    file.write_all(lines.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    // Not every system lets a folder be opened; those that need it synced do.
+    let mut file = disk.create(&beside)?;
+    disk.append(&mut file, lines.as_bytes())?;
+    disk.sync_all(&file)?;
+    disk.rename(&beside, path)?;
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    if let Ok(folder) = fs::File::open(folder) {
-        folder.sync_all()?;
-    }
+    disk.sync_folder(folder)?;
     Ok(file)
+}
+
+// === impl Os ===
+
+impl Disk for Os {
+    type File = fs::File;
+    type Lock = fs::File;
+
+    fn lock(&self, path: &Path) -> io::Result<fs::File> {
+        lock::take(path)
+    }
+
+    fn read(&self, path: &Path) -> io::Result<String> {
+        fs::read_to_string(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<fs::File> {
+        fs::File::create(path)
+    }
+
+    fn append(&self, file: &mut fs::File, bytes: &[u8]) -> io::Result<()> {
+        file.write_all(bytes)
+    }
+
+    fn sync_data(&self, file: &fs::File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    fn sync_all(&self, file: &fs::File) -> io::Result<()> {
+        file.sync_all()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        // Not every system lets a folder be opened; those that need it synced do.
+        match fs::File::open(folder) {
+            Ok(folder) => folder.sync_all(),
+            Err(_) => Ok(()),
+        }
+    }
 }
 
 #[cfg(unix)]
@@ -261,7 +331,183 @@ mod tests {
     }
 
     fn open(place: &Place) -> Log {
-        Log::open(place.0.clone()).unwrap()
+        Log::open(Os, place.0.clone()).unwrap()
+    }
+
+    /// A disk that loses power after so many steps, and then does nothing more.
+    #[derive(Clone)]
+    struct Frail(Arc<std::sync::Mutex<State>>);
+
+    struct State {
+        steps: usize,
+        files: Vec<Written>,
+        /// Which file has which name: now, and after a power failure.
+        names: BTreeMap<PathBuf, usize>,
+        synced: BTreeMap<PathBuf, usize>,
+    }
+
+    #[derive(Clone)]
+    struct Written {
+        data: Vec<u8>,
+        synced: usize,
+    }
+
+    /// What became of that which was not synced: a disk may have kept any of it.
+    #[derive(Clone, Copy, Debug)]
+    enum Unsynced {
+        Lost,
+        Half,
+        Kept,
+    }
+
+    impl Frail {
+        fn new(steps: usize) -> Self {
+            Self(Arc::new(std::sync::Mutex::new(State {
+                steps,
+                files: Vec::new(),
+                names: BTreeMap::new(),
+                synced: BTreeMap::new(),
+            })))
+        }
+
+        fn step(&self) -> io::Result<std::sync::MutexGuard<'_, State>> {
+            let mut state = self.0.lock().unwrap();
+            state.steps = state.steps.checked_sub(1).ok_or(io::ErrorKind::Other)?;
+            Ok(state)
+        }
+
+        /// The same disk after the power came back.
+        fn restarted(&self, data: Unsynced, names: Unsynced) -> Self {
+            let (before, after) = (self.0.lock().unwrap(), Self::new(usize::MAX));
+            let mut state = after.0.lock().unwrap();
+            state.files = before.files.clone();
+            for file in &mut state.files {
+                let kept = match data {
+                    Unsynced::Lost => file.synced,
+                    Unsynced::Half => file.synced.midpoint(file.data.len()),
+                    Unsynced::Kept => file.data.len(),
+                };
+                file.data.truncate(kept);
+                file.synced = kept;
+            }
+            let names = match names {
+                Unsynced::Kept => &before.names,
+                _ => &before.synced,
+            };
+            (state.names, state.synced) = (names.clone(), names.clone());
+            drop(state);
+            after
+        }
+    }
+
+    impl Disk for Frail {
+        type File = usize;
+        type Lock = ();
+
+        fn lock(&self, _: &Path) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn read(&self, path: &Path) -> io::Result<String> {
+            let state = self.step()?;
+            let file = *state.names.get(path).ok_or(io::ErrorKind::NotFound)?;
+            Ok(String::from_utf8(state.files[file].data.clone()).unwrap())
+        }
+
+        fn create(&self, path: &Path) -> io::Result<usize> {
+            let mut state = self.step()?;
+            let (data, file) = (Vec::new(), state.files.len());
+            state.files.push(Written { data, synced: 0 });
+            state.names.insert(path.into(), file);
+            Ok(file)
+        }
+
+        fn append(&self, file: &mut usize, bytes: &[u8]) -> io::Result<()> {
+            self.step()?.files[*file].data.extend_from_slice(bytes);
+            Ok(())
+        }
+
+        fn sync_data(&self, file: &usize) -> io::Result<()> {
+            self.sync_all(file)
+        }
+
+        fn sync_all(&self, file: &usize) -> io::Result<()> {
+            let mut state = self.step()?;
+            let file = &mut state.files[*file];
+            file.synced = file.data.len();
+            Ok(())
+        }
+
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            let mut state = self.step()?;
+            let file = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+            state.names.insert(to.into(), file);
+            Ok(())
+        }
+
+        fn sync_folder(&self, _: &Path) -> io::Result<()> {
+            let mut state = self.step()?;
+            state.synced = state.names.clone();
+            Ok(())
+        }
+    }
+
+    /// Raises some floors, with a rewriting and a restart in between, and says which were acknowledged.
+    fn acknowledged(disk: &Frail) -> Vec<FencingToken> {
+        let mut acknowledged = Vec::new();
+        for (epoch, restarts) in [(1, true), (2, false), (3, true), (4, false)] {
+            let Ok(mut log) = Log::open(disk.clone(), "floors".into()) else {
+                continue;
+            };
+            for key in ["a", "b"] {
+                let token = token(key, epoch);
+                acknowledged.extend(log.raise(&token).is_ok().then_some(token));
+                if !restarts {
+                    log.lines = 2 * SPARE_LINES;
+                }
+            }
+        }
+        acknowledged
+    }
+
+    #[test]
+    fn r21_what_was_acknowledged_is_there_after_a_power_failure_at_any_time() {
+        let all = acknowledged(&Frail::new(usize::MAX)).len();
+        assert_eq!(all, 8);
+        for steps in 0.. {
+            let disk = Frail::new(steps);
+            let known = acknowledged(&disk);
+            for data in [Unsynced::Lost, Unsynced::Half, Unsynced::Kept] {
+                for names in [Unsynced::Lost, Unsynced::Kept] {
+                    let disk = disk.restarted(data, names);
+                    let log = Log::open(disk, "floors".into());
+                    let mut log = log.unwrap_or_else(|error| panic!("{steps} {data:?}: {error}"));
+                    for token in &known {
+                        let floor = log.raise(&self::token(token.key().as_str(), 1)).unwrap();
+                        assert!(
+                            floor >= token.epoch(),
+                            "after {steps} steps, data {data:?}, names {names:?}: {token} was acknowledged, and the floor \
+                             is {floor}"
+                        );
+                    }
+                }
+            }
+            if known.len() == all {
+                assert!(steps > 40, "{steps} steps");
+                return;
+            }
+        }
+    }
+
+    /// Neither a pipe nor a folder of `/proc` can be synced, and who asks is told so.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn r21_the_system_is_asked_to_sync() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let pipe = fs::File::from(std::os::fd::OwnedFd::from(writer));
+        assert!(Os.sync_data(&pipe).is_err());
+        assert!(Os.sync_all(&pipe).is_err());
+        assert!(Os.sync_folder(Path::new("/proc")).is_err());
     }
 
     #[test]
@@ -285,7 +531,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&place.0).unwrap(), "a;7\n");
         fs::write(&place.0, "a;7\nlost\nb;1\n").unwrap();
         assert_eq!(
-            Log::open(place.0.clone()).err().unwrap().kind(),
+            Log::open(Os, place.0.clone()).err().unwrap().kind(),
             io::ErrorKind::InvalidData
         );
     }
@@ -338,14 +584,14 @@ mod tests {
         let mut log = open(&place);
         log.raise(&token("a", 7)).unwrap();
         assert_eq!(
-            Log::open(place.0.clone()).err().unwrap().kind(),
+            Log::open(Os, place.0.clone()).err().unwrap().kind(),
             io::ErrorKind::ResourceBusy
         );
         // A new file in its place changes nothing about that.
         log.lines = 2 * SPARE_LINES;
         log.raise(&token("a", 8)).unwrap();
         assert_eq!(
-            Log::open(place.0.clone()).err().unwrap().kind(),
+            Log::open(Os, place.0.clone()).err().unwrap().kind(),
             io::ErrorKind::ResourceBusy
         );
         drop(log);
