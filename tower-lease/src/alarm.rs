@@ -7,12 +7,12 @@ use std::{
 };
 
 use pin_project::pin_project;
-use tokio::{
-    sync::{Notify, futures::OwnedNotified},
-    time::Sleep,
-};
+use tokio::time::Sleep;
 
-use crate::{BootInstant, Clock};
+use crate::{
+    BootInstant, Clock,
+    sync::{Notify, OwnedNotified},
+};
 
 /// Wakes whoever waits, at a change and at an instant. Costs nothing until it is polled; then a place in a `Notify` and
 /// in Tokio's timer, each behind a short lock.

@@ -2,19 +2,22 @@ use std::{
     error::Error,
     fmt,
     num::NonZeroU64,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::{
     BootClock, BootInstant, Claim, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore,
-    Lost, NotHeld, RequestCounts, Snapshot, State, cell::Cell, counters::Counters,
+    Lost, NotHeld, RequestCounts, Snapshot, State,
+    cell::Cell,
+    counters::Counters,
     snapshot::Counts,
+    sync::{
+        Notify,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 /// The handle of a lease: cheap to clone, and always answering from this process's own knowledge.
