@@ -61,9 +61,10 @@ pub enum BuildError {
 // === impl NotHeld ===
 
 impl NotHeld {
+    pub(crate) const REFUSAL: Refusal = Refusal::new(Class::Unavailable, "lease-not-held");
+
     pub(crate) const fn new(state: State, retry_after: Option<Duration>) -> Self {
-        let refusal =
-            Refusal::new(Class::Unavailable, "lease-not-held").with_retry_after(retry_after);
+        let refusal = Self::REFUSAL.with_retry_after(retry_after);
         Self { refusal, state }
     }
 

@@ -7,12 +7,14 @@ use std::{
 };
 
 use tokio::sync::watch;
+use tower_outcome::readiness::Readiness;
 
 use crate::{
     BootClock, BootInstant, Claim, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore,
     Lost, NotHeld, RequestCounts, Snapshot, State,
     cell::Cell,
     counters::Counters,
+    readiness,
     snapshot::Counts,
     sync::{
         Notify,
@@ -293,6 +295,22 @@ impl<C: Clock> Lease<C> {
         self.shared.counters.read(self.shared.cell.in_flight())
     }
 
+    /// Whether this process should be sent new requests: ready while the lease is held, which a draining gate, a
+    /// [`lock_delay`](crate::LeaseBuilder::lock_delay) and the end of validity are not.
+    ///
+    /// [`Jeopardy`](crate::State::Jeopardy) counts as ready: requests are let in, and a service that took itself out at the
+    /// first renewal that fails would be out with every hiccup of the store. To prefer other replicas during it, read
+    /// [`state`](Self::state).
+    ///
+    /// It answers HTTP probes as a service, and can be joined with others: see [`Readiness`]. Each check compares the clock
+    /// with the end of validity, and a change is reported by a timer of its own, so both are right though the keeper does
+    /// not run. (After a suspend that timer may be late: see [`BootClock`](crate::BootClock).) Once the keeper has
+    /// ended it is not ready any more, for good.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        readiness::of(self)
+    }
+
     /// Whether the keeper has gone: nothing will change any more.
     #[must_use]
     pub fn has_ended(&self) -> bool {
@@ -399,13 +417,19 @@ impl<C: Clock> Shared<C> {
     }
 
     fn open_epoch(&self, min_remaining: Duration) -> Option<NonZeroU64> {
+        self.open(min_remaining).map(|(epoch, _)| epoch)
+    }
+
+    /// For which epoch new ones are let in, and until when.
+    pub(crate) fn open(&self, min_remaining: Duration) -> Option<(NonZeroU64, BootInstant)> {
         let reading = self.cell.read();
         if reading.draining {
             return None;
         }
         let now = self.clock.now();
         let enough = reading.lasts(now) && reading.until.since(now) >= min_remaining;
-        NonZeroU64::new(reading.epoch).filter(|_| enough)
+        let epoch = NonZeroU64::new(reading.epoch).filter(|_| enough)?;
+        Some((epoch, reading.until))
     }
 
     fn lasts(&self, epoch: NonZeroU64) -> bool {

@@ -160,6 +160,7 @@ mod lease;
 mod load;
 mod memory;
 mod propagate;
+mod readiness;
 mod record;
 #[cfg(all(test, not(loom)))]
 mod search;

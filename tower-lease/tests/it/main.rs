@@ -12,6 +12,7 @@ mod keeper;
 mod layers;
 mod memory;
 mod propagate;
+mod readiness;
 mod rules;
 #[cfg(all(feature = "testing", not(loom)))]
 mod simulation;

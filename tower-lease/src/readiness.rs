@@ -1,0 +1,61 @@
+use std::{
+    future::{Future, poll_fn},
+    num::NonZeroU64,
+    pin::{Pin, pin},
+    time::Duration,
+};
+
+use tower_outcome::{
+    Refusal,
+    readiness::{Readiness, Ready},
+};
+
+use crate::{BootInstant, Clock, Lease, NotHeld, alarm::Alarm};
+
+/// The state that [`Lease::readiness`] depends on.
+struct Held<C>(Lease<C>);
+
+pub(crate) fn of<C: Clock>(lease: &Lease<C>) -> Readiness {
+    Readiness::new(Held(lease.clone()))
+}
+
+// === impl Held ===
+
+impl<C: Clock> Held<C> {
+    /// The epoch for which new requests are let in, and until when.
+    fn open(&self) -> Option<(NonZeroU64, BootInstant)> {
+        self.0.shared().open(Duration::ZERO)
+    }
+}
+
+impl<C: Clock> Ready for Held<C> {
+    fn check(&self) -> Result<(), Refusal> {
+        match self.open() {
+            Some(_) => Ok(()),
+            // Without the time of the next attempt: that changes though the state does not.
+            None => Err(NotHeld::REFUSAL),
+        }
+    }
+
+    fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let state = Self(self.0.clone());
+        // As of this call, so that what happens before the first poll counts.
+        let before = state.open().map(|(epoch, _)| epoch);
+        Box::pin(async move {
+            let shared = state.0.shared();
+            let notify = match before {
+                Some(_) => &shared.lost,
+                None => &shared.opened,
+            };
+            let mut alarm = pin!(Alarm::default());
+            // An extension only moves the end: the timer of the old one finds the new one.
+            poll_fn(|cx| {
+                alarm.as_mut().poll(cx, &shared.clock, notify, || {
+                    let (epoch, until) = state.open().unzip();
+                    (epoch == before).then_some(until)
+                })
+            })
+            .await;
+        })
+    }
+}
