@@ -12,6 +12,7 @@ use tower_lease::{BootClock, BootInstant, Claim, ClaimId, Clock, StoreError};
 use crate::{
     codec::Session,
     keepalive::KeepAlives,
+    keys::Keys,
     store::{EtcdStore, lease_of},
 };
 
@@ -32,6 +33,8 @@ struct Live {
 
 struct Seen {
     claim: Claim,
+    /// How the store names keys that it came through: clones with other prefixes are on the same session.
+    keys: Keys,
     /// When its keeper last asked.
     at: BootInstant,
 }
@@ -61,7 +64,7 @@ impl SharedSession {
         claim: &Claim,
     ) -> Result<(i64, Duration), StoreError> {
         let mut live = self.live.lock().await;
-        self.see(claim);
+        self.see(store, claim);
         if let Some(session) = &mut *live
             && let Some(ttl) = self.extend(session, store.within(claim)).await?
         {
@@ -84,7 +87,7 @@ impl SharedSession {
         within: Duration,
     ) -> Result<Option<Duration>, StoreError> {
         let mut live = self.live.lock().await;
-        self.see(claim);
+        self.see(store, claim);
         let Some(session) = &mut *live else {
             return Ok(None);
         };
@@ -146,10 +149,11 @@ impl SharedSession {
             claims
                 .values()
                 .filter(|seen| now.since(seen.at) > ttl)
-                .map(|seen| seen.claim.clone())
+                .map(|seen| (seen.claim.clone(), seen.keys.clone()))
                 .collect()
         };
-        for claim in gone {
+        for (claim, keys) in gone {
+            let store = store.clone().naming(keys);
             if store
                 .txn(within, store.delete(&claim, Session::Shared, false))
                 .await
@@ -161,11 +165,12 @@ impl SharedSession {
         }
     }
 
-    fn see(&self, claim: &Claim) {
+    fn see(&self, store: &EtcdStore, claim: &Claim) {
         self.claims().insert(
             claim.id(),
             Seen {
                 claim: claim.clone(),
+                keys: store.keys.clone(),
                 at: now(),
             },
         );

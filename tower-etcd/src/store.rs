@@ -92,12 +92,13 @@ impl EtcdStore {
     /// lease needs its key and what begins with `key;`, best by the whole prefix.
     #[must_use]
     pub fn with_prefix(self, prefix: &str) -> Self {
-        Self {
-            keys: Keys {
-                prefix: prefix.to_owned(),
-            },
-            ..self
-        }
+        self.naming(Keys {
+            prefix: prefix.to_owned(),
+        })
+    }
+
+    pub(crate) fn naming(self, keys: Keys) -> Self {
+        Self { keys, ..self }
     }
 
     /// The shortest TTL that a keeper may ask for. Default: 5 s, which outlives a change of etcd's leader. The engine's
@@ -109,6 +110,8 @@ impl EtcdStore {
 
     /// Hangs all keys that are acquired through this store and its clones on one etcd lease, so that they cost one
     /// renewal, and end together when the process dies. Default: an etcd lease for each key.
+    ///
+    /// A clone that is given another prefix afterwards is on the same one.
     ///
     /// The first claim's TTL is that of all, until none is left. A claim that is not renewed for that long loses its key
     /// with the next renewal of another.

@@ -360,6 +360,27 @@ async fn a_shared_session_is_one_etcd_lease_and_ends_with_its_last_key() {
     granted(&store, &claim("again", SHORT)).await;
 }
 
+/// A clone under another prefix is on the same session, and whoever renews lets go of what either has left behind.
+#[tokio::test]
+#[ignore = "needs etcd"]
+async fn a_shared_session_lets_go_of_a_key_under_the_prefix_it_was_acquired_under() {
+    let etcd = Etcd::start().await;
+    let store = store(&etcd).with_shared_session();
+    let other = store.clone().with_prefix("other/");
+    let (gone, kept) = (claim("a", SHORT), claim("b", SHORT));
+    granted(&other, &gone).await;
+    granted(&store, &kept).await;
+    assert_eq!(leases(&etcd).await, 1);
+    soon(async {
+        while other.inspect(gone.key()).await.unwrap().is_some() {
+            renewed(&store, &kept).await;
+            tokio::time::sleep(SHORT / 10).await;
+        }
+    })
+    .await;
+    assert!(store.inspect(kept.key()).await.unwrap().is_some());
+}
+
 /// An epoch may last for years, and bind a document for every client that comes and goes.
 #[tokio::test]
 #[ignore = "needs etcd"]
