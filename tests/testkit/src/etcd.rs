@@ -114,9 +114,14 @@ impl Etcd {
         self.members[member].client
     }
 
-    /// Stops a member as it stands; its connections stay open.
+    /// Stops a member as it stands; its connections stay open. All of its threads stand still when this returns.
+    ///
+    /// # Panics
+    ///
+    /// It does not stop.
     pub fn pause(&self, member: usize) {
         self.members[member].signal(Signal::STOP);
+        self.members[member].wait_until_stopped();
     }
 
     /// Lets a paused member go on.
@@ -338,6 +343,33 @@ impl Member {
     fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("the member runs");
         kill_process(Pid::from_child(child), signal).expect("it is ours");
+    }
+
+    /// One thread takes the signal and stops the others: on a loaded machine they run on until it gets to run.
+    fn wait_until_stopped(&self) {
+        let child = self.child.as_ref().expect("the member runs");
+        let tasks = format!("/proc/{}/task", child.id());
+        // Its state stands after its name, which is in parentheses.
+        let stands_still = |stat: io::Result<String>| {
+            stat.is_ok_and(|stat| {
+                stat.rsplit(") ")
+                    .next()
+                    .is_some_and(|state| state.starts_with('T'))
+            })
+        };
+        let is_stopped = || {
+            let mut tasks = std::fs::read_dir(&tasks).expect("it runs on Linux");
+            tasks.all(|task| {
+                stands_still(
+                    task.and_then(|task| std::fs::read_to_string(task.path().join("stat"))),
+                )
+            })
+        };
+        let deadline = Instant::now() + START;
+        while !is_stopped() {
+            assert!(Instant::now() < deadline, "the member does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn kill(&mut self) {
