@@ -455,7 +455,9 @@ where
         for id in self.ward.readmit(now) {
             self.verdict(shared, &id, false, "its time is over");
         }
-        if self.tiers.counts().known > 0 && self.ward.is_sweep_due(now) {
+        if self.tiers.counts().known == 0 {
+            self.ward.pause_sweeps();
+        } else if self.ward.is_sweep_due(now) {
             let (known, usable) = (self.tiers.serving(), self.tiers.counts().ready);
             let all = shared.slots().clone();
             let all = all

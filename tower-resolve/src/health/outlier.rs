@@ -300,6 +300,11 @@ impl Ward {
         back.into_iter().chain(self.sweep_at).min()
     }
 
+    /// No endpoint is left to look at: [`next`](Self::next) must not name a time that nothing happens at.
+    pub(crate) fn pause_sweeps(&mut self) {
+        self.sweep_at = None;
+    }
+
     /// Whether it is time for the look at all. Begins to count with the first endpoint.
     pub(crate) fn is_sweep_due(&mut self, now: Instant) -> bool {
         let Some(outlier) = &self.outlier else {

@@ -23,7 +23,7 @@ use tower_resolve::{
     policy::{Maglev, Policy, RoundRobin},
 };
 
-use crate::support::{request, settle, snapshot, source};
+use crate::support::{generation, request, settle, snapshot, source};
 
 /// Endpoints that fail, or are not ready, as the test says.
 #[derive(Clone, Default)]
@@ -281,6 +281,31 @@ async fn a_failure_that_began_before_an_ejection_does_not_count_after_it() {
     settle().await;
     assert_eq!(failed, 9);
     assert!(out(&rig).is_empty(), "they are of the term before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_driver_over_an_empty_set_rests() {
+    let checks = Sick::default();
+    for missing in [snapshot(2, &[]), Update::DoesNotExist(generation(2))] {
+        let (source, updates) = source();
+        let builder = Balance::builder()
+            .outlier(Outlier::new())
+            .active_check(checks.check());
+        let all = World::default();
+        let make = move |endpoint: &Endpoint| Flaky(endpoint.id().to_string(), all.clone());
+        let (_balance, driver) = builder.build::<_, Request<String>, _, _>(updates, make);
+        let mut driver = tokio_test::task::spawn(driver);
+        source.send(snapshot(1, &["e0", "e1"])).unwrap();
+        assert!(driver.poll().is_pending());
+        source.send(missing).unwrap();
+        assert!(driver.poll().is_pending());
+        // Past every sweep and every check that was due when the endpoints went.
+        for _ in 0..4 {
+            sleep(Duration::from_secs(11)).await;
+            assert!(driver.poll().is_pending());
+            assert!(!driver.is_woken(), "it has nothing to wait for");
+        }
+    }
 }
 
 // === checks ===
