@@ -31,6 +31,14 @@ pub struct Stopped {
     refusal: Refusal,
 }
 
+/// A source answers with an older generation than it did before: it lags behind, or it was restored and counts from one
+/// again. One that knows that should take another [`SourceId`](crate::SourceId).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WentBack {
+    known: u64,
+    seen: u64,
+}
+
 /// The endpoints of a balance, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
@@ -217,6 +225,32 @@ impl Refused for Stopped {
         &self.refusal
     }
 }
+
+// === impl WentBack ===
+
+impl WentBack {
+    pub(crate) const fn new(known: Generation, seen: Generation) -> Self {
+        Self {
+            known: known.value,
+            seen: seen.value,
+        }
+    }
+}
+
+impl fmt::Display for WentBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { known, seen } = self;
+        write!(
+            f,
+            "the source answers with generation {seen} after it had answered with {known}: it lags behind, or counts from one again"
+        )
+    }
+}
+
+impl Error for WentBack {}
+
+/// So many answers in a row with an older generation are trouble. One or two are a replica that lags behind.
+pub(crate) const OLDER_IN_A_ROW: u32 = 3;
 
 #[cfg(test)]
 mod tests {

@@ -31,9 +31,10 @@ use super::{
     watch::{Seen, Watch},
 };
 use crate::{
-    Endpoint, EndpointId, Topology, Update,
+    Endpoint, EndpointId, Generation, Topology, Update,
     backoff::Backoff,
     diff::{Applied, Change, Fold},
+    error::{OLDER_IN_A_ROW, WentBack},
     health::{self, Checkup, Checkups, Ward},
     policy::Policy,
 };
@@ -66,6 +67,8 @@ struct Pool<S, Req, P: Policy<Req>, M, C> {
     looks: UnboundedReceiver<Look>,
     make: M,
     fold: Fold,
+    /// Words in a row that were all there is as of an older generation.
+    older: u32,
     part: Option<Part>,
     tiers: Tiers<S, P::Table>,
     watches: FuturesUnordered<Abortable<Watch<S, Req>>>,
@@ -105,6 +108,7 @@ impl<S, Req, P: Policy<Req>, U, M, C> Driver<S, Req, P, U, M, C> {
             looks: ends.looks,
             make,
             fold: Fold::new(),
+            older: 0,
             part: follows.subset.map(Part::new),
             tiers: Tiers::new(follows.zone),
             watches: FuturesUnordered::new(),
@@ -218,7 +222,19 @@ where
     fn apply(&mut self, shared: &Shared<S, P::Table, P, C>, update: Update) {
         let was_well = self.fold.degraded().is_none();
         let before = self.fold.topology().map(Topology::generation);
-        match self.fold.apply(update) {
+        let all_as_of = match &update {
+            Update::Snapshot(all) => Some(all.generation()),
+            Update::DoesNotExist(generation) => Some(*generation),
+            _ => None,
+        };
+        let applied = self.fold.apply(update);
+        if matches!(
+            applied,
+            Applied::Changed(_) | Applied::Unchanged | Applied::Held
+        ) {
+            self.older = 0;
+        }
+        match applied {
             Applied::Changed(change) => {
                 tracing::info!(
                     generation = self
@@ -233,7 +249,10 @@ where
                 self.change(shared, change, before.is_none());
             }
             Applied::Unchanged => {}
-            Applied::Stale => tracing::debug!("an older generation was ignored"),
+            Applied::Stale => {
+                tracing::debug!("an older generation was ignored");
+                self.went_back(all_as_of);
+            }
             Applied::Gap => {
                 tracing::warn!(
                     "an update does not fit what is known and was ignored; a snapshot is needed"
@@ -252,6 +271,24 @@ where
         let is_well = self.fold.degraded().is_none();
         self.is_stale |=
             was_well != is_well || self.fold.topology().map(Topology::generation) != before;
+    }
+
+    /// A source that says again and again that all there is is older than what is known does not help: it is in trouble
+    /// until it says something newer. (Deltas may be older: a replay.)
+    fn went_back(&mut self, all_as_of: Option<Generation>) {
+        let known = self.fold.topology().map(Topology::generation);
+        let (Some(seen), Some(known)) = (all_as_of, known) else {
+            return;
+        };
+        self.older += 1;
+        if self.older == OLDER_IN_A_ROW {
+            let cause = WentBack::new(known, seen);
+            tracing::warn!(
+                cause = %cause,
+                "the source of endpoints answers with older generations; the last set stays in use"
+            );
+            let _ = self.fold.apply(Update::degraded(cause));
+        }
     }
 
     /// New ones first; all of it shows at once, when it is published.

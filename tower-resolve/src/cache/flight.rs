@@ -1,19 +1,21 @@
 use std::{
     fmt,
     panic::AssertUnwindSafe,
-    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
 use tokio::{
+    runtime::Handle,
     sync::{Notify, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
     Cached,
     entry::{Entry, Jitter, Limits, Seen, Told},
+    questions::{Questions, Word},
 };
 use crate::{Generation, Resolve, Update, diff::Applied};
 
@@ -49,8 +51,9 @@ impl Name {
         }
     }
 
+    /// Nobody follows it. (The task may have ended before those who do.)
     pub(super) fn is_idle(&self) -> bool {
-        !self.state().is_flying
+        !self.state().is_flying && self.told.receiver_count() == 0
     }
 
     pub(super) fn peek(&self, limits: &Limits, now: Instant) -> Option<Cached> {
@@ -105,15 +108,30 @@ impl Name {
         is_due
     }
 
-    /// Returns whether the source's stream can still be used.
-    fn hear(&self, update: Option<Update>, limits: &Limits, now: Instant) -> bool {
+    /// Returns whether the subscription that this came from can still be used.
+    fn hear(&self, word: Word, limits: &Limits, now: Instant) -> bool {
         let mut state = self.state();
-        let Some(update) = update else {
+        let entry = &mut state.entry;
+        let Some(update) = word.update else {
             tracing::warn!(name = %self.text, "a source ended its updates");
-            state.entry.broke_off(now);
-            return false;
+            if word.is_latest {
+                entry.broke_off(now);
+            }
+            return true;
         };
-        match state.entry.apply(update, limits, now) {
+        if let Some(asked_at) = word.asked_at {
+            entry.took(now.duration_since(asked_at));
+        }
+        let (was_behind, before) = (entry.is_behind(), entry.restarted());
+        let applied = entry.apply(update, word.is_latest, limits, now);
+        if entry.is_behind() && !was_behind {
+            let cause = entry.degraded().map(tracing::field::display);
+            tracing::warn!(name = %self.text, cause, "a source answers with older generations; the last set stays in use");
+        }
+        if entry.restarted() != before {
+            tracing::warn!(name = %self.text, "a source counts from one again; it is taken for a new one");
+        }
+        match applied {
             Applied::Gap => {
                 tracing::warn!(name = %self.text, "a source left a gap; asking for a snapshot");
                 false
@@ -132,7 +150,7 @@ impl Name {
         let mut state = self.state();
         let _ = state
             .entry
-            .apply(Update::degraded("the source panicked"), limits, now);
+            .apply(Update::degraded("the source panicked"), true, limits, now);
     }
 
     /// Whether nobody follows any more. Decided under the lock under which one begins to.
@@ -161,8 +179,22 @@ impl Drop for Landing {
     fn drop(&mut self) {
         if let Some(name) = self.0.take() {
             name.state().is_flying = false;
+            // One of those who still follow goes on.
+            name.told.send_modify(|_| {});
         }
     }
+}
+
+/// What a follower needs to keep its name followed: [`Following`], whatever the resolver is.
+pub(super) trait Flight: Send + Sync {
+    /// Starts the task anew if it ended with the runtime that it ran on. Returns whether it runs.
+    fn keep(&self) -> bool;
+}
+
+struct Following<R> {
+    name: Arc<Name>,
+    resolver: Arc<R>,
+    limits: Limits,
 }
 
 /// Follows a name; the first to do so sends the task on its way.
@@ -170,24 +202,69 @@ pub(super) fn follow<R: Resolve>(
     name: &Arc<Name>,
     resolver: &Arc<R>,
     limits: Limits,
-) -> watch::Receiver<Told> {
-    let mut state = name.state();
+) -> (watch::Receiver<Told>, Arc<dyn Flight>) {
+    let following = Following {
+        name: name.clone(),
+        resolver: resolver.clone(),
+        limits,
+    };
     let mut told = name.told.subscribe();
     told.mark_changed();
-    if !state.is_flying {
+    following.take_off();
+    (told, Arc::new(following))
+}
+
+// === impl Following ===
+
+impl<R: Resolve> Following<R> {
+    /// Starts the task, unless it runs already. Returns whether it was started.
+    fn take_off(&self) -> bool {
+        // The task needs timers, and its panics would be taken for the source's.
+        drop(sleep(Duration::ZERO));
+        let mut state = self.name.state();
+        if state.is_flying {
+            return false;
+        }
+        state.is_flying = true;
         state.entry.abandoned();
         // What was told last may have expired since.
-        name.told
-            .send_replace(state.entry.told(&limits, Instant::now()));
-        tokio::spawn(keep_flying(name.clone(), resolver.clone(), limits));
-        state.is_flying = true;
+        let told = state.entry.told(&self.limits, Instant::now());
+        drop(state);
+        self.name.told.send_replace(told);
+        // A runtime that shuts down drops it here, unpolled: not under the lock, and it lands.
+        let landing = Landing(Some(self.name.clone()));
+        tokio::spawn(keep_flying(
+            landing,
+            self.name.clone(),
+            self.resolver.clone(),
+            self.limits,
+        ));
+        true
     }
-    told
+}
+
+impl<R: Resolve> Flight for Following<R> {
+    fn keep(&self) -> bool {
+        if self.name.state().is_flying {
+            return true;
+        }
+        if Handle::try_current().is_err() {
+            return false;
+        }
+        if self.take_off() {
+            tracing::info!(name = %self.name.text, "the runtime that followed a name ended; it is followed from another one");
+        }
+        self.name.state().is_flying
+    }
 }
 
 /// Flies until nobody follows, over the panics of a source too: those who follow cannot see them.
-async fn keep_flying<R: Resolve>(name: Arc<Name>, resolver: Arc<R>, limits: Limits) {
-    let mut landing = Landing(Some(name.clone()));
+async fn keep_flying<R: Resolve>(
+    mut landing: Landing,
+    name: Arc<Name>,
+    resolver: Arc<R>,
+    limits: Limits,
+) {
     while AssertUnwindSafe(fly(&name, &*resolver, limits))
         .catch_unwind()
         .await
@@ -201,11 +278,11 @@ async fn keep_flying<R: Resolve>(name: Arc<Name>, resolver: Arc<R>, limits: Limi
 
 /// Asks the source for as long as somebody follows: when it is due, and when what is known turned out to be old.
 async fn fly<R: Resolve>(name: &Name, resolver: &R, limits: Limits) {
-    let mut updates = pin!(None);
+    let mut questions = Questions::new();
     loop {
         let now = Instant::now();
         if name.is_due(&limits, now) {
-            updates.set(Some(resolver.resolve(&name.text)));
+            questions.ask(resolver.resolve(&name.text), now);
         }
         let look_at = name.tell(&limits, now);
         tokio::select! {
@@ -215,22 +292,14 @@ async fn fly<R: Resolve>(name: &Name, resolver: &R, limits: Limits) {
                     return;
                 }
             }
-            update = next(updates.as_mut().as_pin_mut()) => {
-                if !name.hear(update, &limits, Instant::now()) {
-                    updates.set(None);
+            word = questions.next() => {
+                let index = word.index;
+                if !name.hear(word, &limits, Instant::now()) {
+                    questions.close(index);
                 }
             }
             () = name.invalidated.notified() => {}
             () = sleep_until(look_at) => {}
         }
-    }
-}
-
-async fn next<U: futures_core::Stream<Item = Update>>(
-    updates: Option<std::pin::Pin<&mut U>>,
-) -> Option<Update> {
-    match updates {
-        Some(mut updates) => updates.next().await,
-        None => std::future::pending().await,
     }
 }

@@ -2,6 +2,7 @@
 
 mod entry;
 mod flight;
+mod questions;
 mod updates;
 
 use std::{
@@ -26,19 +27,26 @@ use crate::{Cause, Generation, Resolve, Topology, backoff::FOR_EVER};
 /// A handle: clones share everything. Followers of one name share one question to the source ("single flight"), asked
 /// again when its last sign of life is older than the [`ttl`](Self::ttl), while somebody follows.
 ///
-/// - **It never goes back.** An older generation of the same source is refused; a newer one counts at once.
+/// - **It never goes back.** An older generation of the same source is refused; a newer one counts at once. Three
+///   questions in a row that are answered with an older one are trouble. After twenty of them, over at least half a
+///   minute, the source is taken for one that was restored and counts from one again: what it says is taken as that of a
+///   new source, under a [`SourceId`](crate::SourceId) of its own. (A replica that lags behind catches up long before.)
 /// - **It keeps the last good set** while the source is in trouble, for ever or for [`max_stale`](Self::max_stale). An
 ///   answer right after trouble that empties the set, or takes more than [`max_loss`](Self::max_loss) of it, is believed
 ///   when it is confirmed. A source that hangs, ends or panics is in trouble like one that says so.
+/// - **It waits for a slow source.** A question that is not answered within 10 s is asked anew, then after 20, 40 and each
+///   60 s, and the first one stays open until a later one is answered. A source that took long is given twice that time
+///   from then on. So there are at most three subscriptions to a source for one name, and usually one.
 /// - **It listens to the data path.** When a peer says "fenced" or shows a newer generation,
 ///   [`invalidate_older_than`](Self::invalidate_older_than) makes it ask at once.
 ///
-/// Each followed name has one task on the runtime of whoever followed first. It ends with the last follower; what is
-/// known stays, until its place is needed for another name.
+/// Each followed name has one task on the runtime of the first follower. It ends with the last follower; what is known
+/// stays, until its place is needed for another name. When that runtime ends before, the task is started anew on the
+/// runtime where one of the other followers is polled.
 ///
 /// # Panics
 ///
-/// `resolve` panics outside of a Tokio runtime.
+/// `resolve` panics outside of a Tokio runtime with timers.
 pub struct CachedResolver<R> {
     resolver: Arc<R>,
     limits: Limits,
@@ -99,7 +107,7 @@ impl<R: Resolve> CachedResolver<R> {
     }
 
     /// How long the last good set may be used without a sign of life from its source; then followers are told an empty
-    /// one. Default: for ever, because a set of yesterday serves better than none, and endpoints that are gone show
+    /// one. An answer of an older generation is not taken, but a sign of life. Default: for ever, because a set of yesterday serves better than none, and endpoints that are gone show
     /// themselves by not being ready.
     #[must_use]
     pub fn max_stale(mut self, stale: Duration) -> Self {
@@ -177,7 +185,10 @@ impl<R: Resolve> Resolve for CachedResolver<R> {
         let mut names = self.names();
         match self.place(&mut names, name) {
             // Still under the lock, so that a name is not given up between being found and being followed.
-            Some(name) => CachedUpdates::shared(flight::follow(&name, &self.resolver, self.limits)),
+            Some(name) => {
+                let (told, flight) = flight::follow(&name, &self.resolver, self.limits);
+                CachedUpdates::shared(told, flight)
+            }
             None => {
                 drop(names);
                 CachedUpdates::direct(self.resolver.resolve(name))

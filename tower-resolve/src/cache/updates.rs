@@ -2,7 +2,8 @@ use std::{
     collections::VecDeque,
     fmt,
     pin::Pin,
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::{Context, Poll},
 };
 
 use futures_core::Stream;
@@ -10,8 +11,11 @@ use pin_project::pin_project;
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 
-use super::entry::Told;
-use crate::Update;
+use super::{
+    entry::{Told, is_same_trouble},
+    flight::Flight,
+};
+use crate::{Cause, Update};
 
 /// The updates of a name in a [`CachedResolver`](super::CachedResolver).
 ///
@@ -24,6 +28,9 @@ enum Kind<U> {
     Shared {
         #[pin]
         told: WatchStream<Told>,
+        flight: Arc<dyn Flight>,
+        /// The task could not be started anew where this is polled.
+        is_grounded: bool,
         last: Told,
         queue: VecDeque<Update>,
     },
@@ -33,10 +40,12 @@ enum Kind<U> {
 // === impl CachedUpdates ===
 
 impl<U> CachedUpdates<U> {
-    pub(super) fn shared(told: watch::Receiver<Told>) -> Self {
+    pub(super) fn shared(told: watch::Receiver<Told>, flight: Arc<dyn Flight>) -> Self {
         let told = WatchStream::from_changes(told);
         Self(Kind::Shared {
             told,
+            flight,
+            is_grounded: false,
             last: Told::default(),
             queue: VecDeque::new(),
         })
@@ -55,17 +64,29 @@ impl<U: Stream<Item = Update>> Stream for CachedUpdates<U> {
             KindProj::Direct(updates) => updates.poll_next(cx),
             KindProj::Shared {
                 mut told,
+                flight,
+                is_grounded,
                 last,
                 queue,
             } => loop {
                 if let Some(update) = queue.pop_front() {
                     return Poll::Ready(Some(update));
                 }
-                let Some(next) = ready!(told.as_mut().poll_next(cx)) else {
-                    return Poll::Ready(None);
-                };
-                queue.extend(between(last, &next));
-                *last = next;
+                match told.as_mut().poll_next(cx) {
+                    Poll::Ready(Some(next)) => {
+                        queue.extend(between(last, &next));
+                        *last = next;
+                    }
+                    Poll::Ready(None) => return Poll::Ready(None),
+                    // Once: where it cannot be started, a second try ends in the same way.
+                    Poll::Pending if *is_grounded || flight.keep() => return Poll::Pending,
+                    Poll::Pending => {
+                        *is_grounded = true;
+                        let cause: Cause = Arc::new(NoRuntime);
+                        last.degraded = Some(cause.clone());
+                        return Poll::Ready(Some(Update::Degraded(cause)));
+                    }
+                }
             },
         }
     }
@@ -79,6 +100,22 @@ impl<U> fmt::Debug for CachedUpdates<U> {
             .finish_non_exhaustive()
     }
 }
+
+/// The task that followed the name ended with its runtime, and there is none here to start it on.
+#[derive(Debug)]
+struct NoRuntime;
+
+// === impl NoRuntime ===
+
+impl fmt::Display for NoRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "the runtime that followed the name has ended: poll its updates within another one",
+        )
+    }
+}
+
+impl std::error::Error for NoRuntime {}
 
 /// What to tell somebody who knows `last`.
 fn between(last: &Told, next: &Told) -> impl Iterator<Item = Update> {
@@ -102,10 +139,9 @@ fn between(last: &Told, next: &Told) -> impl Iterator<Item = Update> {
             Update::DoesNotExist(set.generation())
         }
     });
-    let trouble = next
-        .degraded
-        .clone()
-        .filter(|_| last.degraded.is_none() || progress.is_some());
+    let trouble = next.degraded.clone().filter(|cause| {
+        progress.is_some() || !is_same_trouble(last.degraded.as_ref(), Some(cause))
+    });
     progress
         .into_iter()
         .chain(set)

@@ -98,6 +98,35 @@ async fn an_older_generation_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_source_that_goes_on_with_older_generations_is_in_trouble_until_it_has_a_newer_one() {
+    let rig = rig(Balance::builder());
+    rig.source.send(snapshot(5, &["new"])).unwrap();
+    for (times, is_degraded) in [(1, false), (2, false), (3, true), (4, true)] {
+        rig.source.send(snapshot(4, &["old"])).unwrap();
+        settle().await;
+        assert_eq!(rig.balance.snapshot().degraded, is_degraded, "{times}");
+    }
+    rig.source.send(snapshot(5, &["new"])).unwrap();
+    settle().await;
+    assert!(!rig.balance.snapshot().degraded);
+    // A replay of what is known already is no trouble.
+    let (put, removed) = (Vec::new(), Vec::new());
+    for to in 2..6 {
+        let (from, to) = (generation(to - 1), generation(to));
+        let (put, removed) = (put.clone(), removed.clone());
+        let delta = Update::Delta {
+            from,
+            to,
+            put,
+            removed,
+        };
+        rig.source.send(delta).unwrap();
+    }
+    settle().await;
+    assert!(!rig.balance.snapshot().degraded);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_removed_endpoint_gets_no_more_requests_and_finishes_what_it_has() {
     let mut rig = rig(Balance::builder());
     rig.source.send(snapshot(1, &["a"])).unwrap();

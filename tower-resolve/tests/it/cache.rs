@@ -9,9 +9,12 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::{sync::mpsc, time::sleep};
-use tower_resolve::{CachedResolver, Resolve, StaticResolver, Topology, Update};
+use tower_resolve::{
+    CachedResolver, Resolve, StaticResolver, Topology, Update,
+    diff::{Applied, Fold},
+};
 
 use crate::support::{Updates, generation, settle, snapshot, source};
 
@@ -158,7 +161,9 @@ async fn it_never_goes_back() {
     source.answer([snapshot(4, &["old"])]);
     sleep(seconds(6)).await;
     assert!(source.asked() >= 2);
-    assert!(updates.next().now_or_never().is_none());
+    while let Some(Some(update)) = updates.next().now_or_never() {
+        assert!(matches!(update, Update::Degraded(_)), "{update:?}");
+    }
     assert_eq!(
         cached.peek("name").unwrap().topology.generation(),
         generation(5)
@@ -390,7 +395,216 @@ async fn a_source_that_hangs_is_told_to_be_in_trouble_and_asked_again() {
         panic!("nothing else is known")
     };
     assert_eq!(cause.to_string(), "the source has not answered in 10 s");
-    assert_eq!((source.asked(), source.followed()), (2, 1));
+    assert_eq!(
+        (source.asked(), source.followed()),
+        (2, 2),
+        "the first question may still be answered"
+    );
+    sleep(seconds(600)).await;
+    assert!(
+        (11..=13).contains(&source.asked()),
+        "after 10, 20, 40 and then every 60 s: {}",
+        source.asked()
+    );
+    assert_eq!(source.followed(), 2);
+    while updates.next().now_or_never().is_some() {}
+    source.say(snapshot(1, &["a"]));
+    assert_eq!(ids(updates.next().await), ["a"]);
+    assert_eq!(source.followed(), 1);
+}
+
+/// A source that takes this long to answer each question, and then says no more.
+struct Slow {
+    takes: Duration,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Resolve for Slow {
+    type Updates = stream::BoxStream<'static, Update>;
+
+    fn resolve(&self, _: &str) -> Self::Updates {
+        let asked = self.asked.fetch_add(1, SeqCst) as u64;
+        let takes = self.takes;
+        stream::once(async move {
+            sleep(takes).await;
+            snapshot(asked, &["a"])
+        })
+        .chain(stream::pending())
+        .boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_slower_than_the_patience_answers_all_the_same() {
+    for (takes, most_asked) in [(9, 60), (12, 45), (35, 20), (100, 12)] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let cached = CachedResolver::new(Slow {
+            takes: seconds(takes),
+            asked: asked.clone(),
+        });
+        let mut updates = cached.resolve("name");
+        sleep(seconds(takes + 1)).await;
+        let known = cached.peek("name").expect("answered by the first question");
+        assert!(known.degraded.is_none(), "{takes} s");
+        let mut degraded = 0;
+        for _ in 0..600 {
+            sleep(seconds(1)).await;
+            let known = cached.peek("name").unwrap();
+            // Asked ahead of the TTL, known as old as the answer takes at most.
+            assert!(
+                known.age <= seconds(5 + 2 * takes),
+                "{takes} s: {:?}",
+                known.age
+            );
+            degraded += usize::from(known.degraded.is_some());
+        }
+        assert!(asked.load(SeqCst) <= most_asked, "{takes} s: {asked:?}");
+        assert!(degraded == 0 || takes > 30, "{takes} s: {degraded} s");
+        while updates.next().now_or_never().is_some() {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_counts_from_one_again_is_trouble_and_then_a_new_one() {
+    let (source, cached) = cached([snapshot(100, &["old"])]);
+    let cached = cached.max_stale(seconds(20));
+    let mut updates = cached.resolve("name");
+    let mut fold = Fold::new();
+    let _ = fold.apply(updates.next().await.unwrap());
+    source.answer([snapshot(1, &["new"])]);
+    // Restored from a backup: whoever was connected comes again.
+    source.say(Update::degraded("disconnected"));
+    let mut restarted_after = None;
+    for second in 0..60 {
+        sleep(seconds(1)).await;
+        while let Some(update) = updates.next().now_or_never().flatten() {
+            assert!(
+                !matches!(update, Update::DoesNotExist(_)),
+                "the source answers, after {second} s"
+            );
+            let applied = fold.apply(update);
+            assert!(!matches!(applied, Applied::Stale), "{applied:?}");
+        }
+        let known = fold.topology().unwrap();
+        assert_eq!(known.len(), 1, "{second} s");
+        if known.get("new").is_some() {
+            restarted_after.get_or_insert(second);
+        } else if second > 10 {
+            let cause = fold.degraded().expect("it answers with less").to_string();
+            assert!(cause.contains("generation 1 after"), "{cause}");
+        }
+    }
+    let after = restarted_after.expect("twenty questions were answered");
+    assert!((30..50).contains(&after), "{after} s");
+    assert!(fold.degraded().is_none());
+    source.answer([snapshot(2, &["newer"])]);
+    source.say(snapshot(2, &["newer"]));
+    settle().await;
+    assert_eq!(ids(updates.next().await), ["newer"], "and it counts on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_lags_for_a_while_is_no_new_source() {
+    let (source, cached) = cached([snapshot(100, &["new"])]);
+    let mut updates = cached.resolve("name");
+    assert_eq!(ids(updates.next().await), ["new"]);
+    source.answer([snapshot(99, &["old"])]);
+    sleep(seconds(25)).await;
+    assert!(source.asked() > 10);
+    source.answer([snapshot(100, &["new"])]);
+    sleep(seconds(5)).await;
+    source.answer([snapshot(99, &["old"])]);
+    sleep(seconds(25)).await;
+    let known = cached.peek("name").unwrap().topology;
+    assert_eq!(known.generation(), generation(100));
+    assert!(known.get("new").is_some());
+}
+
+#[test]
+fn a_name_is_followed_from_another_runtime_when_the_first_one_ends() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap()
+    };
+    let (source, cached) = cached([snapshot(1, &["a"])]);
+    let (first, second) = (runtime(), runtime());
+    let mut one = first.block_on(async { cached.resolve("name") });
+    assert_eq!(ids(first.block_on(one.next())), ["a"]);
+    let mut other = second.block_on(async { cached.resolve("name") });
+    assert_eq!(ids(second.block_on(other.next())), ["a"]);
+
+    drop(first);
+    source.answer([snapshot(2, &["b"])]);
+    let next = second.block_on(async { tokio::time::timeout(seconds(6), other.next()).await });
+    assert_eq!(ids(next.expect("it is asked again")), ["b"]);
+    second.block_on(async {
+        // The task is this runtime's now: pushed updates arrive, and it ends with the last follower.
+        source.say(snapshot(3, &["c"]));
+        assert_eq!(ids(other.next().await), ["c"]);
+        assert_eq!(source.followed(), 1);
+        drop((one, other));
+        settle().await;
+        assert_eq!(source.followed(), 0);
+    });
+}
+
+#[test]
+fn a_runtime_that_ends_before_the_first_question_takes_nobody_along() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap()
+    };
+    let (_, cached) = cached([snapshot(1, &["a"])]);
+    let (first, second) = (runtime(), runtime());
+    let one = {
+        let _entered = first.enter();
+        cached.resolve("name")
+    };
+    let mut other = {
+        let _entered = second.enter();
+        cached.resolve("name")
+    };
+    drop(first);
+    let next = second.block_on(async { tokio::time::timeout(seconds(6), other.next()).await });
+    assert_eq!(ids(next.expect("it is asked")), ["a"]);
+    drop(one);
+
+    // Where there is no runtime to go on, the follower is told so, once.
+    drop(second);
+    let Some(Some(Update::Degraded(cause))) = other.next().now_or_never() else {
+        panic!("nobody asks")
+    };
+    assert!(cause.to_string().contains("runtime"), "{cause}");
+    assert!(other.next().now_or_never().is_none());
+}
+
+#[test]
+fn a_name_with_followers_keeps_its_place_when_its_runtime_ends() {
+    let first = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let (_, cached) = cached([snapshot(1, &["a"])]);
+    let cached = cached.max_names(NonZeroUsize::MIN);
+    let _one = first.block_on(async { cached.resolve("one") });
+    drop(first);
+    let second = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    second.block_on(async {
+        let _two = cached.resolve("two");
+        assert!(format!("{cached:?}").contains("names: 1"));
+        let mut one = cached.resolve("one");
+        assert_eq!(ids(one.next().await), ["a"]);
+        assert!(cached.peek("one").is_some() && cached.peek("two").is_none());
+    });
 }
 
 #[tokio::test(start_paused = true)]
@@ -467,4 +681,14 @@ fn topologies_are_cheap_to_clone_and_compare() {
     check::<Topology>();
     check::<Update>();
     check::<CachedResolver<StaticResolver>>();
+}
+
+#[test]
+#[should_panic(expected = "timers are disabled")]
+fn a_runtime_without_timers_is_told_from_one_that_follows() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let (_, cached) = cached([snapshot(1, &["a"])]);
+    runtime.block_on(async { cached.resolve("name").next().await });
 }
