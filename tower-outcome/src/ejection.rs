@@ -2,7 +2,10 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire},
+        atomic::{
+            AtomicBool, AtomicU32, AtomicU64,
+            Ordering::{AcqRel, Acquire, Release},
+        },
     },
 };
 
@@ -11,14 +14,16 @@ use std::{
 /// Several mechanisms take endpoints out: a circuit per endpoint, an outlier detector. Each sees only its own endpoint,
 /// so together they could take out all of them, and one client with a request that every endpoint answers with `500`
 /// would turn the service off for the others. This handle is the one place that counts. A balancer makes one per
-/// priority and zone, keeps its [members](Self::set_members) up to date and gives it to those mechanisms, which ask
-/// it [before they take an endpoint out](Self::try_eject).
+/// priority and zone, keeps its [members](Self::set_members) up to date and gives each endpoint
+/// [its own handle](Self::for_member), for the mechanisms that ask it
+/// [before they take that endpoint out](Self::try_eject).
 ///
 /// At most half of the members may be out by default, at least one may where there are two or more, and **the last
 /// one never**. What is out for a reason that cannot be answered (a refused connection, a vacant lease) does not ask
-/// and is not counted: sending requests there would help no client.
+/// and is not counted: sending requests there would help no client. While [another set](Self::set_standby) can take all of
+/// the load, all may be out: requests to failing endpoints would help no client either.
 ///
-/// Clones share the count. A call is one atomic operation on one word; none is made for an admitted request.
+/// Clones share the count. A call is one or two atomic operations; none is made for an admitted request.
 ///
 /// ```
 /// use tower_outcome::EjectionBudget;
@@ -36,12 +41,15 @@ use std::{
 #[derive(Clone)]
 pub struct EjectionBudget {
     shared: Arc<Shared>,
+    /// Whose handle this is, if it is one member's.
+    member: Option<Arc<Member>>,
 }
 
 /// An endpoint that is out of service. Dropping this gives its place in the budget back.
 #[must_use = "dropping it says that the endpoint is back in service"]
 pub struct Ejected {
     shared: Arc<Shared>,
+    member: Option<Arc<Member>>,
 }
 
 struct Shared {
@@ -49,6 +57,16 @@ struct Shared {
     /// so it is consistent at any time.
     word: AtomicU64,
     max_percent: u8,
+    /// Beside the word: the share is a rule of thumb, and whoever sets this has seen the other set before.
+    has_standby: AtomicBool,
+}
+
+/// One member of the set.
+///
+/// The word counts its guards; [`AWAY`] marks that it is not meant to serve. While it serves and has guards, it has one
+/// place in the budget: taken before the first guard is counted, given back after the last one was.
+struct Member {
+    word: AtomicU32,
 }
 
 // === impl EjectionBudget ===
@@ -68,8 +86,37 @@ impl EjectionBudget {
             shared: Arc::new(Shared {
                 word: AtomicU64::new(0),
                 max_percent: percent.min(100),
+                has_standby: AtomicBool::new(false),
             }),
+            member: None,
         }
+    }
+
+    /// A handle for one member of the set, and for its clones. However many mechanisms take that member out at once, it is
+    /// out once, and [when it leaves](Self::set_serving) its place is free at once, even if a request that is still in
+    /// flight keeps its [`Ejected`] alive.
+    #[must_use]
+    pub fn for_member(&self) -> Self {
+        let word = AtomicU32::new(0);
+        Self {
+            shared: self.shared.clone(),
+            member: Some(Arc::new(Member { word })),
+        }
+    }
+
+    /// Whether the [member](Self::for_member) of this handle is meant to serve; it is at first. One that is not has no
+    /// place in the budget: what took it out before is not counted, and it cannot be taken out. Without effect on the
+    /// handle of a whole set.
+    pub fn set_serving(&self, is_serving: bool) {
+        if let Some(member) = &self.member {
+            member.set_serving(is_serving, &self.shared);
+        }
+    }
+
+    /// Whether other endpoints, outside of the set, can take all of its load; they cannot at first. While they can, all
+    /// members may be out, the last one too.
+    pub fn set_standby(&self, has_standby: bool) {
+        self.shared.has_standby.store(has_standby, Release);
     }
 
     /// Sets how many endpoints the set has: those that are meant to serve, in or out. What is out stays out when the set
@@ -101,14 +148,13 @@ impl EjectionBudget {
 
     /// Asks to take one endpoint out. `None`: too many are out already, so it has to stay in service.
     pub fn try_eject(&self) -> Option<Ejected> {
-        let shared = &self.shared;
-        let take = |word| {
-            let (members, out) = unpack(word);
-            (out < shared.max_out(members)).then(|| pack(members, out + 1))
+        let may = match &self.member {
+            Some(member) => member.take(&self.shared),
+            None => self.shared.take(),
         };
-        shared.word.fetch_update(AcqRel, Acquire, take).ok()?;
-        Some(Ejected {
-            shared: shared.clone(),
+        may.then(|| Ejected {
+            shared: self.shared.clone(),
+            member: self.member.clone(),
         })
     }
 }
@@ -134,8 +180,10 @@ impl fmt::Debug for EjectionBudget {
 
 impl Drop for Ejected {
     fn drop(&mut self) {
-        // The lower half counts the guards that live, so it is at least one here and nothing is borrowed from the upper.
-        self.shared.word.fetch_sub(1, AcqRel);
+        match &self.member {
+            Some(member) => member.give_back(&self.shared),
+            None => self.shared.give_back(),
+        }
     }
 }
 
@@ -148,12 +196,94 @@ impl fmt::Debug for Ejected {
 // === impl Shared ===
 
 impl Shared {
+    fn take(&self) -> bool {
+        let take = |word| {
+            let (members, out) = unpack(word);
+            (out < self.max_out(members)).then(|| pack(members, out + 1))
+        };
+        self.word.fetch_update(AcqRel, Acquire, take).is_ok()
+    }
+
+    fn give_back(&self) {
+        // The lower half counts the places that are taken, so it is at least one here and nothing is borrowed from the
+        // upper.
+        self.word.fetch_sub(1, AcqRel);
+    }
+
     fn max_out(&self, members: u32) -> u32 {
+        if self.has_standby.load(Acquire) {
+            return members;
+        }
         let share = u64::from(members) * u64::from(self.max_percent) / 100;
         // The share is at most `members`, so it fits.
         (share as u32).max(1).min(members.saturating_sub(1))
     }
 }
+
+// === impl Member ===
+
+impl Member {
+    fn take(&self, shared: &Shared) -> bool {
+        loop {
+            let guards = self.word.load(Acquire);
+            if guards & AWAY != 0 {
+                return false;
+            }
+            let is_first = guards == 0;
+            if is_first && !shared.take() {
+                return false;
+            }
+            if self.exchange(guards, guards + 1) {
+                return true;
+            }
+            if is_first {
+                shared.give_back();
+            }
+        }
+    }
+
+    fn give_back(&self, shared: &Shared) {
+        // The last guard of one that serves; of one that is away, the place is free already.
+        if self.word.fetch_sub(1, AcqRel) == 1 {
+            shared.give_back();
+        }
+    }
+
+    fn set_serving(&self, is_serving: bool, shared: &Shared) {
+        if !is_serving {
+            let before = self.word.fetch_or(AWAY, AcqRel);
+            if before & AWAY == 0 && before > 0 {
+                shared.give_back();
+            }
+            return;
+        }
+        loop {
+            let before = self.word.load(Acquire);
+            if before & AWAY == 0 {
+                return;
+            }
+            let guards = before & !AWAY;
+            // What is out is out, be it one too many.
+            if guards > 0 {
+                shared.word.fetch_add(1, AcqRel);
+            }
+            if self.exchange(before, guards) {
+                return;
+            }
+            if guards > 0 {
+                shared.give_back();
+            }
+        }
+    }
+
+    fn exchange(&self, before: u32, after: u32) -> bool {
+        self.word
+            .compare_exchange(before, after, AcqRel, Acquire)
+            .is_ok()
+    }
+}
+
+const AWAY: u32 = 1 << 31;
 
 fn pack(members: u32, out: u32) -> u64 {
     u64::from(members) << 32 | u64::from(out)
@@ -219,6 +349,87 @@ mod tests {
         drop(out);
         assert_eq!((budget.members(), budget.out()), (3, 0));
         assert!(budget.try_eject().is_some());
+    }
+
+    #[test]
+    fn a_member_is_out_once_however_many_take_it_out() {
+        let budget = of(50, 4);
+        let (one, other, third) = (
+            budget.for_member(),
+            budget.for_member(),
+            budget.for_member(),
+        );
+        let (outlier, circuit) = (one.try_eject().unwrap(), one.clone().try_eject().unwrap());
+        assert_eq!(budget.out(), 1);
+        let out = other.try_eject().unwrap();
+        assert!(third.try_eject().is_none(), "two of four");
+        drop(outlier);
+        assert_eq!(
+            (budget.out(), one.out()),
+            (2, 2),
+            "its circuit is open still"
+        );
+        drop(circuit);
+        assert_eq!(budget.out(), 1);
+        assert!(third.try_eject().is_some());
+        drop(out);
+    }
+
+    #[test]
+    fn a_member_that_leaves_gives_its_place_back_whoever_holds_the_guard() {
+        let budget = of(50, 4);
+        let members: Vec<_> = (0..4).map(|_| budget.for_member()).collect();
+        let held = [&members[0], &members[1]].map(|member| member.try_eject().unwrap());
+        assert!(members[2].try_eject().is_none());
+        members[0].set_serving(false);
+        members[0].set_serving(false);
+        assert_eq!(budget.out(), 1);
+        assert!(members[0].try_eject().is_none(), "it has no place any more");
+        let third = members[2].try_eject().unwrap();
+        members[0].set_serving(true);
+        assert_eq!(budget.out(), 3, "out it is; nothing more goes");
+        assert!(members[3].try_eject().is_none());
+        members[0].set_serving(false);
+        drop(held);
+        drop(third);
+        members[0].set_serving(true);
+        assert_eq!((budget.out(), budget.members()), (0, 4));
+    }
+
+    #[test]
+    fn with_a_standby_all_may_be_out_and_without_it_nothing_more_goes() {
+        let budget = of(50, 3);
+        budget.set_standby(true);
+        let mut out: Vec<_> = std::iter::from_fn(|| budget.try_eject()).collect();
+        assert_eq!((out.len(), budget.max_out()), (3, 3));
+        budget.set_standby(false);
+        assert_eq!((budget.out(), budget.max_out()), (3, 1));
+        out.truncate(1);
+        assert!(budget.try_eject().is_none());
+        out.clear();
+        assert!(budget.try_eject().is_some());
+    }
+
+    #[test]
+    fn members_that_come_and_go_on_threads_leave_nothing_behind() {
+        let budget = of(50, 9);
+        let members: Vec<_> = (0..3).map(|_| budget.for_member()).collect();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let members = &members;
+                scope.spawn(move || {
+                    for round in 0..3000 {
+                        let member = &members[(thread + round) % 3];
+                        let ejected = member.try_eject();
+                        member.set_serving(round % 5 == 0);
+                        let again = member.try_eject();
+                        member.set_serving(true);
+                        drop((ejected, again));
+                    }
+                });
+            }
+        });
+        assert_eq!((budget.members(), budget.out()), (9, 0));
     }
 
     #[test]
