@@ -278,9 +278,12 @@ impl Stats {
         self.unmark(HELD);
     }
 
-    /// The driver heard of the failures in a row.
+    /// The driver heard of the failures in a row: as many again are told anew, for it may have to keep the endpoint now and
+    /// not the next time.
     pub(super) fn heard_strike(&self) {
+        // Unmarked first: what fails in between is told, and not merely counted.
         self.unmark(STRUCK);
+        self.streak.store(0, Relaxed);
     }
 
     /// Returns whether it was not marked until now: of many who say the same, one is the first.
@@ -320,7 +323,7 @@ impl Stats {
             .streak
             .fetch_update(Relaxed, Relaxed, count)
             .unwrap_or_default();
-        if before.saturating_add(1) == self.hub.strikes && self.mark(STRUCK) {
+        if before.saturating_add(1) >= self.hub.strikes && self.mark(STRUCK) {
             self.hub.look(Look::Struck(self.clone(), term));
         }
     }

@@ -308,6 +308,28 @@ async fn a_driver_over_an_empty_set_rests() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_could_not_be_ejected_is_looked_at_again() {
+    let outlier = Outlier::new().max_ejected(10);
+    let mut rig = over(
+        Balance::builder()
+            .policy(RoundRobin::new())
+            .outlier(outlier),
+        10,
+    )
+    .await;
+    send(&mut rig, 60, &["e0"]).await;
+    assert_eq!(out(&rig), ["e0"]);
+    // One of ten is all there is room for.
+    send(&mut rig, 100, &["e1"]).await;
+    assert_eq!(out(&rig), ["e0"]);
+    sleep(Duration::from_secs(40)).await;
+    assert_eq!(out(&rig), [""; 0]);
+    let failed = send(&mut rig, 3_000, &["e1"]).await;
+    assert_eq!(out(&rig), ["e1"]);
+    assert!(failed <= 5, "{failed} of 3,000 failed");
+}
+
 // === checks ===
 
 /// A probe whose sick endpoints can be changed, and which counts what runs at once.
