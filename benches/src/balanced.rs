@@ -40,7 +40,9 @@ impl<P: Policy<u32>> Balanced<P> {
             Some(update) => Poll::Ready(Some(update)),
             None => Poll::Pending,
         });
-        let (balance, driver) = Balance::builder().policy(policy).build(updates, |_| Bare);
+        let (balance, driver) = Balance::builder()
+            .policy(policy)
+            .build(updates, |_, _| Bare);
         let generation = Generation::new(SourceId::unique(), 1);
         let mut this = Self {
             balance,

@@ -113,6 +113,13 @@ impl EjectionBudget {
         }
     }
 
+    /// Whether the [member](Self::for_member) of this handle is out. Never with the handle of a whole set.
+    #[must_use]
+    pub fn is_out(&self) -> bool {
+        let word = self.member.as_ref().map(|member| member.word.load(Acquire));
+        word.is_some_and(|word| word & !AWAY > 0)
+    }
+
     /// Whether other endpoints, outside of the set, can take all of its load; they cannot at first. While they can, all
     /// members may be out, the last one too.
     pub fn set_standby(&self, has_standby: bool) {

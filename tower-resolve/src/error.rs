@@ -97,7 +97,8 @@ impl NoEndpoints {
         self.counts.fenced
     }
 
-    /// How many of them are out for their health: ejected, or failing their checks.
+    /// How many of those that are meant to serve are out for their health: ejected, out for their circuit, or failing their
+    /// checks.
     #[must_use]
     pub fn ejected(&self) -> usize {
         self.counts.ejected

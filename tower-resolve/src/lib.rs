@@ -41,7 +41,7 @@
 //!     Endpoint::new("echo-1", "127.0.0.1:8081".parse()?),
 //!     Endpoint::new("echo-2", "127.0.0.1:8082".parse()?),
 //! ]));
-//! let (balance, driver) = Balance::builder().build(names.resolve("echo"), |endpoint| {
+//! let (balance, driver) = Balance::builder().build(names.resolve("echo"), |endpoint, _| {
 //!     let id = endpoint.id().clone();
 //!     service_fn(move |_: Request<String>| {
 //!         let id = id.clone();

@@ -15,7 +15,7 @@ use tower::{
 use tower_bucket::{BucketLayer, ClientIp, Keyed, PeerIp, Quota};
 use tower_circuit::{Circuit, CircuitGateLayer, Cooldown, Trip};
 use tower_drain::{BoundListener, ConnectionLimit, Drain, DrainLayer, Http, RequestBody, Server};
-use tower_outcome::{body::RespondBody, classify, refuse};
+use tower_outcome::{EjectionBudget, body::RespondBody, classify, refuse};
 use tower_resolve::{
     Balance, Endpoint, Resolve, StaticResolver, Update,
     policy::{LeastRequest, Policy, RoundRobin},
@@ -102,7 +102,7 @@ async fn serve<P: Policy<Request<RequestBody>>>(
 
     // What each endpoint has for itself: a pool of connections, and a circuit before it that closes the gate.
     let (circuits, own) = (gateway.circuits.clone(), config.clone());
-    let make = move |endpoint: &Endpoint| {
+    let make = move |endpoint: &Endpoint, _: &EjectionBudget| {
         let circuit = circuit(&own, endpoint);
         circuits.put(endpoint, &circuit);
         // To backends it speaks HTTP/1, which cannot carry gRPC: its status codes are all there is to judge by.

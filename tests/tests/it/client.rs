@@ -37,7 +37,7 @@ async fn the_balance_goes_round_an_open_circuit_and_comes_back_after_its_probe()
     let (balance, driver) = Balance::builder()
         .http()
         .policy(RoundRobin::default())
-        .build(never_ending(topology), move |endpoint| {
+        .build(never_ending(topology), move |endpoint, _| {
             // Both have one, so that they are of one type; the good one's never opens.
             let (circuit, probe) = match endpoint.id().as_str() {
                 "bad" => (gate.clone(), bad.clone()),
@@ -89,7 +89,7 @@ async fn with_every_circuit_open_the_refusal_says_so_in_bounded_time() {
     let topology = Topology::new(Generation::new(SourceId::unique(), 1), [endpoint("only")]);
     let (mut balance, driver) = Balance::builder()
         .http()
-        .build(never_ending(topology), move |_| {
+        .build(never_ending(topology), move |_, _| {
             CircuitGateLayer::new(gate.clone()).layer(probe.clone())
         });
     tokio::spawn(driver);

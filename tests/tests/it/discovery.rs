@@ -25,7 +25,7 @@ use tower::{
 };
 use tower_circuit::CircuitGateLayer;
 use tower_lease::LeaseLayer;
-use tower_outcome::{Refusal, classify};
+use tower_outcome::{EjectionBudget, Refusal, classify};
 use tower_resolve::{
     Balance, CachedResolver, DiscoverEndpoints, Endpoint, Resolve, StaticResolver,
     policy::RoundRobin,
@@ -95,7 +95,7 @@ async fn hypers_client_around_each_endpoint_with_a_circuit_a_limit_and_a_lease()
     // From the outside in: an endpoint is used only while this client holds its lease, for ten requests at a time, and
     // while its circuit is closed. All three are gates, so the balance goes round what is not ready.
     let gate = LeaseLayer::new(&lease).gate();
-    let make = move |endpoint: &Endpoint| {
+    let make = move |endpoint: &Endpoint, _: &EjectionBudget| {
         let addr = endpoint.addr();
         ServiceBuilder::new()
             .layer(gate.clone())
@@ -154,7 +154,7 @@ async fn hypers_client_around_each_endpoint_with_a_circuit_a_limit_and_a_lease()
 async fn tonics_channel_around_each_endpoint() {
     let ((one, server), (two, _two)) = (grpc_server().await, grpc_server().await);
     // A channel connects at the first request, and again after a failure; the circuit judges by the status.
-    let make = |endpoint: &Endpoint| {
+    let make = |endpoint: &Endpoint, _: &EjectionBudget| {
         let channel = Channel::from_shared(format!("http://{}", endpoint.addr()))
             .expect("an address is a valid URI");
         let channel = channel

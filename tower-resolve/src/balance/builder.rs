@@ -1,7 +1,10 @@
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use futures_core::Stream;
-use tower_outcome::classify::{AnyErr, Auto};
+use tower_outcome::{
+    EjectionBudget,
+    classify::{AnyErr, Auto},
+};
 use tower_service::Service;
 
 use super::{Balance, Driver, Stamp, Subset, shared::Limits};
@@ -167,8 +170,14 @@ impl<P, C> BalanceBuilder<P, C> {
         self
     }
 
-    /// When fewer than so many percent of the endpoints are well, health is ignored; 0 for never. Off below five
-    /// endpoints. Default: 50 (Envoy's).
+    /// When fewer than so many percent of the endpoints of a priority and zone are well, and the others cannot take the
+    /// load, health is ignored there; 0 for never. Off below five endpoints in all. Default: 50 (Envoy's).
+    ///
+    /// Those are counted that are meant to serve ([`Phase::Ready`](crate::Phase::Ready)): against them count failed checks,
+    /// ejections, and what has a place in the [budget](Self::build). A priority and zone can take all of the load while 5 of
+    /// 7 of it are ready and well, and less in proportion; several add up. How much each gets follows its health in any
+    /// case. One that panics spreads its part over all of its endpoints that are ready. Only when no endpoint at all is
+    /// well, those that panic take everything, the most preferred first.
     #[must_use]
     pub fn panic_threshold(mut self, percent: u8) -> Self {
         self.follows.panic_below = percent.min(100);
@@ -180,6 +189,12 @@ impl<P, C> BalanceBuilder<P, C> {
     /// `make` makes the service of an endpoint: once for each instance, and again when its `poll_ready` has failed. This
     /// is the place for what each endpoint has for itself: its circuit, its limit, its pool. It should only build, not
     /// connect; the service connects when the driver asks whether it is ready.
+    ///
+    /// With the endpoint comes its handle on the budget of its priority and zone, for what takes endpoints out by their
+    /// answers, such as a circuit: together with [`outlier`](Self::outlier), no more than
+    /// [a share](Outlier::max_ejected) of them is out at once, and never the last one, unless the priorities and zones after
+    /// it can take all of the load. (There are two zones: the [own](Self::zone) and the others.) An endpoint that moves to
+    /// another priority or zone gets a service made anew, with another handle, as the old one belongs to another budget.
     ///
     /// Readiness must be the endpoint's and not a single clone's: each request asks a fresh clone, once. (A service that
     /// needs two polls before it says `Ready`, on each clone, would never be picked.)
@@ -195,7 +210,7 @@ impl<P, C> BalanceBuilder<P, C> {
     where
         S: Service<Req> + Clone,
         U: Stream<Item = Update>,
-        M: FnMut(&Endpoint) -> S,
+        M: FnMut(&Endpoint, &EjectionBudget) -> S,
         P: Policy<Req>,
         C: Stamp<Req>,
     {

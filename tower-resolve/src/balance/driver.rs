@@ -17,7 +17,7 @@ use tokio::{
     sync::mpsc::UnboundedReceiver,
     time::{Instant, Sleep, sleep_until},
 };
-use tower_outcome::BoxError;
+use tower_outcome::{BoxError, EjectionBudget};
 use tower_service::Service;
 
 use super::{
@@ -27,15 +27,15 @@ use super::{
     shared::{Life, Published, Shared},
     slot::{Hub, Look, Slot, Stats},
     subset::Part,
-    tier::Tiers,
+    tier::{Level, Tiers, Weighed},
     watch::{Seen, Watch},
 };
 use crate::{
-    Endpoint, EndpointId, Generation, Topology, Update,
+    Endpoint, EndpointId, Generation, Phase, Topology, Update,
     backoff::Backoff,
     diff::{Applied, Change, Fold},
     error::{OLDER_IN_A_ROW, WentBack},
-    health::{self, Checkup, Checkups, Ward},
+    health::{self, Checkup, Checkups, Outlier, Ward},
     policy::Policy,
 };
 
@@ -75,9 +75,9 @@ struct Pool<S, Req, P: Policy<Req>, M, C> {
     /// Those that are watched, or failed lately.
     cares: HashMap<EndpointId, Care>,
     ward: Ward,
+    panic_below: u8,
     checkups: Option<Checkups<Arc<Stats>>>,
     ease: Ease,
-    panics: bool,
     /// What is published is no longer true.
     is_stale: bool,
 }
@@ -102,6 +102,8 @@ impl<S, Req, P: Policy<Req>, U, M, C> Driver<S, Req, P, U, M, C> {
         updates: U,
         make: M,
     ) -> Self {
+        let max_ejected = follows.outlier.as_ref();
+        let max_ejected = max_ejected.map_or(HALF, Outlier::max_ejected_percent);
         let pool = Pool {
             shared: ends.shared,
             hub: ends.hub,
@@ -110,13 +112,13 @@ impl<S, Req, P: Policy<Req>, U, M, C> Driver<S, Req, P, U, M, C> {
             fold: Fold::new(),
             older: 0,
             part: follows.subset.map(Part::new),
-            tiers: Tiers::new(follows.zone),
+            tiers: Tiers::new(follows.zone, max_ejected),
             watches: FuturesUnordered::new(),
             cares: HashMap::new(),
-            ward: Ward::new(follows.outlier, follows.panic_below),
+            ward: Ward::new(follows.outlier),
+            panic_below: follows.panic_below,
             checkups: follows.check.map(Checkups::new),
             ease: Ease::new(follows.slow_start),
-            panics: false,
             is_stale: false,
         };
         Self {
@@ -134,7 +136,7 @@ where
     S::Error: Into<BoxError>,
     P: Policy<Req>,
     U: Stream<Item = Update>,
-    M: FnMut(&Endpoint) -> S,
+    M: FnMut(&Endpoint, &EjectionBudget) -> S,
 {
     type Output = ();
 
@@ -217,7 +219,7 @@ where
     S: Service<Req> + Clone,
     S::Error: Into<BoxError>,
     P: Policy<Req>,
-    M: FnMut(&Endpoint) -> S,
+    M: FnMut(&Endpoint, &EjectionBudget) -> S,
 {
     fn apply(&mut self, shared: &Shared<S, P::Table, P, C>, update: Update) {
         let was_well = self.fold.degraded().is_none();
@@ -304,15 +306,19 @@ where
                 self.ease.warm(&stats, Instant::now());
             }
         }
-        change
-            .changed
-            .into_iter()
-            .for_each(|(_, endpoint)| self.describe(shared, endpoint));
+        for (_, endpoint) in &change.changed {
+            self.describe(shared, endpoint.clone());
+        }
         change
             .removed
             .iter()
             .for_each(|endpoint| self.remove(shared, endpoint.id()));
-        self.weigh(shared);
+        // When it is known how many each budget is for.
+        for (before, after) in &change.changed {
+            if self.tiers.level(before) != self.tiers.level(after) {
+                self.transfer(shared, after.id());
+            }
+        }
     }
 
     /// A new instance, with a service and a history of its own.
@@ -322,19 +328,21 @@ where
         endpoint: Arc<Endpoint>,
     ) -> Arc<Stats> {
         let stats = Arc::new(Stats::new(endpoint.clone(), self.hub.clone()));
-        let service = (self.make)(&endpoint);
         self.tiers.know(&endpoint);
+        let budget = self.tiers.budget(&endpoint);
+        let service = (self.make)(&endpoint, &budget);
         if let Some(checkups) = &mut self.checkups {
             checkups.add(endpoint.clone(), stats.clone(), Instant::now());
         }
-        let slot = Arc::new(Slot::new(endpoint, stats.clone(), service));
+        let slot = Arc::new(Slot::new(endpoint, stats.clone(), service, budget));
         self.put(&slot);
         shared.slots().insert(slot.clone());
         self.ask(&slot);
         stats
     }
 
-    /// The same id, described anew: the same instance keeps what it has, another one starts afresh.
+    /// The same id, described anew: another instance starts afresh, the same one keeps what it has. But for its service, if
+    /// its priority or zone is another: that holds on to the budget of the old one.
     fn describe(&mut self, shared: &Shared<S, P::Table, P, C>, endpoint: Arc<Endpoint>) {
         let Some(before) = shared.slots().get(endpoint.id().as_str()).cloned() else {
             self.insert(shared, endpoint);
@@ -346,12 +354,45 @@ where
             self.insert(shared, endpoint);
             return;
         }
+        if self.tiers.level(&before.endpoint) != self.tiers.level(&endpoint) {
+            // Whatever it is waited for: that is the old service.
+            self.cares.remove(endpoint.id());
+            before.stats.be_unready();
+            return self.remake(shared, &before, endpoint);
+        }
         let after = Arc::new(Slot::new(
             endpoint,
             before.stats.clone(),
             before.service.clone(),
+            before.budget.clone(),
         ));
         self.exchange(shared, &before, after);
+    }
+
+    /// Its service has another handle on a budget now, so an ejection needs a place there.
+    fn transfer(&mut self, shared: &Shared<S, P::Table, P, C>, id: &EndpointId) {
+        let slot = shared.slots().get(id.as_str()).cloned();
+        if let Some(slot) = slot
+            && self.ward.transfer(id, &slot.budget)
+        {
+            self.judge(&slot, false, "too many are out");
+        }
+    }
+
+    /// A new service for the same instance. What the old one has out of the budget is given back, even while requests that
+    /// it still has keep it alive. [`transfer`](Self::transfer) follows.
+    fn remake(
+        &mut self,
+        shared: &Shared<S, P::Table, P, C>,
+        before: &Arc<Slot<S>>,
+        endpoint: Arc<Endpoint>,
+    ) {
+        let budget = self.tiers.budget(&endpoint);
+        before.budget.set_serving(false);
+        let service = (self.make)(&endpoint, &budget);
+        let after = Arc::new(Slot::new(endpoint, before.stats.clone(), service, budget));
+        self.exchange(shared, before, after.clone());
+        self.ask(&after);
     }
 
     fn exchange(
@@ -363,8 +404,8 @@ where
         if !self.tiers.describe(before, &after) {
             self.tiers.forget(before);
             self.tiers.know(&after.endpoint);
-            self.put(&after);
         }
+        self.put(&after);
         // What is dropped is the user's: after the lock is released.
         let replaced = shared.slots().insert(after);
         drop(replaced);
@@ -377,6 +418,7 @@ where
         let Some(slot) = removed else { return };
         self.tiers.forget(&slot);
         slot.stats.retire();
+        slot.budget.set_serving(false);
         self.cares.remove(id);
         self.ward.forget(id);
     }
@@ -409,14 +451,8 @@ where
                 let Some(slot) = slot(shared, &stats) else {
                     return;
                 };
-                let usable = self.tiers.counts().ready;
-                let others = usable - usize::from(stats.is_usable()).min(usable);
-                if self
-                    .ward
-                    .strike(stats.id(), self.tiers.serving(), others, now)
-                {
+                if self.ward.strike(stats.id(), &slot.budget, now) {
                     self.judge(&slot, true, "consecutive failures");
-                    self.weigh(shared);
                 }
             }
             Look::Gone => {}
@@ -451,10 +487,8 @@ where
                 self.rest(stats);
             }
             Seen::Rested => {
-                let service = (self.make)(&slot.endpoint);
-                let after = Arc::new(Slot::new(slot.endpoint.clone(), stats.clone(), service));
-                self.exchange(shared, &slot, after.clone());
-                self.ask(&after);
+                self.remake(shared, &slot, slot.endpoint.clone());
+                self.transfer(shared, stats.id());
             }
         }
     }
@@ -495,23 +529,10 @@ where
         if self.tiers.counts().known == 0 {
             self.ward.pause_sweeps();
         } else if self.ward.is_sweep_due(now) {
-            let (known, usable) = (self.tiers.serving(), self.tiers.counts().ready);
-            let all = shared.slots().clone();
-            let all = all
-                .iter()
-                .filter(|slot| slot.endpoint.phase() == crate::Phase::Ready);
-            let all = all.map(|slot| {
-                let (ended, failed) = slot.stats.ended();
-                health::Seen {
-                    id: slot.stats.id().clone(),
-                    ended,
-                    failed,
-                }
-            });
-            for id in self.ward.sweep(all.collect(), known, usable, now) {
-                self.verdict(shared, &id, true, "success rate");
-            }
+            self.sweep(shared, now);
         }
+        // A panic that is over is weighed again.
+        self.is_stale |= self.tiers.next().is_some_and(|at| at <= now);
         while let Some(checkups) = &mut self.checkups
             && let Poll::Ready(Checkup { whose, is_well }) =
                 checkups.poll(cx, now, |stats| !stats.is_retired())
@@ -520,6 +541,26 @@ where
                 && let Some(is_out) = self.ward.checked(whose.id(), is_well)
             {
                 self.verdict(shared, whose.id(), is_out, "checks");
+            }
+        }
+    }
+
+    /// Compares the endpoints by their answers.
+    fn sweep(&mut self, shared: &Shared<S, P::Table, P, C>, now: Instant) {
+        let all = shared.slots().clone();
+        let serving = all
+            .iter()
+            .filter(|slot| slot.endpoint.phase() == Phase::Ready);
+        let seen = serving.map(|slot| {
+            let (ended, failed) = slot.stats.ended();
+            let id = slot.stats.id().clone();
+            health::Seen { id, ended, failed }
+        });
+        for id in self.ward.sweep(seen.collect(), now) {
+            if let Some(slot) = all.get(id.as_str())
+                && self.ward.strike(&id, &slot.budget, now)
+            {
+                self.judge(slot, true, "success rate");
             }
         }
     }
@@ -534,7 +575,6 @@ where
         let slot = shared.slots().get(id.as_str()).cloned();
         if let Some(slot) = slot {
             self.judge(&slot, is_out, why);
-            self.weigh(shared);
         }
     }
 }
@@ -542,8 +582,7 @@ where
 impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
     /// Puts an endpoint where its readiness and its health say.
     fn put(&mut self, slot: &Arc<Slot<S>>) {
-        let is_usable = slot.stats.is_usable() || self.panics && slot.stats.is_ready();
-        self.tiers.put(slot, is_usable, P::KEEPS_UNREADY);
+        self.tiers.put(slot, P::KEEPS_UNREADY);
         self.is_stale = true;
     }
 
@@ -558,32 +597,59 @@ impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
         self.put(slot);
     }
 
-    /// Whether health is believed, of as many as there are now.
-    fn weigh(&mut self, shared: &Shared<S, P::Table, P, C>) {
-        let panics = self.ward.panics(self.tiers.serving());
-        if panics == self.panics {
+    /// Decides where health is believed, and ends the ejections that are too many, of as many endpoints as there are now.
+    fn weigh(&mut self, shared: &Shared<S, P::Table, P, C>, now: Instant) {
+        self.believe(shared, now);
+        let overdrawn = self.tiers.overdrawn();
+        if overdrawn.is_empty() {
             return;
         }
-        self.panics = panics;
-        let (out, known) = (self.ward.out(), self.tiers.serving());
-        if panics {
-            tracing::warn!(
-                out,
-                known,
-                "too many endpoints are out for their health; it is ignored"
-            );
-        } else {
-            tracing::info!(out, known, "health is believed again");
+        for id in self.ward.ejected() {
+            let Some(slot) = shared.slots().get(id.as_str()).cloned() else {
+                continue;
+            };
+            let level = self.tiers.level(&slot.endpoint);
+            if overdrawn.contains(&level) && self.tiers.is_overdrawn(level) && self.ward.pardon(&id)
+            {
+                self.judge(&slot, false, "too many are out");
+            }
         }
-        let all = shared.slots().clone();
-        all.iter()
-            .filter(|slot| slot.stats.is_out())
-            .for_each(|slot| self.put(slot));
+        self.believe(shared, now);
+    }
+
+    fn believe(&mut self, shared: &Shared<S, P::Table, P, C>, now: Instant) {
+        let weighed = self.tiers.weigh(self.panic_below, now);
+        for Weighed {
+            level: Level { priority, is_far },
+            panics,
+            out,
+            known,
+        } in &weighed
+        {
+            if *panics {
+                tracing::warn!(
+                    priority,
+                    is_far,
+                    out,
+                    known,
+                    "too many endpoints are out for their health; it is ignored"
+                );
+            } else {
+                tracing::info!(priority, is_far, out, known, "health is believed again");
+            }
+        }
+        if !weighed.is_empty() {
+            let all = shared.slots().clone();
+            all.iter()
+                .filter(|slot| slot.stats.is_out())
+                .for_each(|slot| self.put(slot));
+        }
     }
 
     fn next(&self) -> Option<Instant> {
         let checkups = self.checkups.as_ref().and_then(Checkups::next);
-        [self.ease.next(), self.ward.next(), checkups]
+        let panic = self.tiers.next();
+        [self.ease.next(), self.ward.next(), checkups, panic]
             .into_iter()
             .flatten()
             .min()
@@ -591,24 +657,23 @@ impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
 
     /// The one door to what requests see.
     fn publish(&mut self, shared: &Shared<S, P::Table, P, C>) {
-        if !std::mem::take(&mut self.is_stale) {
+        if !self.is_stale {
             return;
         }
+        self.weigh(shared, Instant::now());
+        self.is_stale = false;
         let life = self
             .fold
             .topology()
             .map_or(Life::Pending, |topology| Life::Known(topology.generation()));
-        let counts = crate::error::Counts {
-            ejected: self.ward.out(),
-            ..self.tiers.counts()
-        };
+        let counts = self.tiers.counts();
         let shares = self.tiers.shares(&shared.policy);
         let is_final = !shares.is_empty() || (matches!(life, Life::Known(_)) && counts.known == 0);
         let degraded = self.fold.degraded().is_some();
         let published = Published {
             life,
             degraded,
-            panics: self.panics,
+            panics: self.tiers.panics(),
             counts,
             shares,
         };
@@ -684,6 +749,10 @@ const REBUILD: Backoff = Backoff {
     first: Duration::from_millis(100),
     cap: Duration::from_secs(10),
 };
+
+/// Of the endpoints of a priority and zone, in percent, as far as nobody says otherwise: as many may be out at once for what
+/// they answered.
+const HALF: u8 = 50;
 
 /// How many updates are applied before anybody else gets a turn.
 const UPDATES_A_POLL: usize = 64;

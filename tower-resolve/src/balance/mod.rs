@@ -28,8 +28,9 @@
 //! # Which endpoints
 //!
 //! Draining endpoints are eligible only while nothing else is. Starting and fenced ones never are. Those out for their
-//! [health](crate::health) are not, unless too many are. Of those left, the lowest [priority](crate::Endpoint::priority)
-//! and the own [zone](BalanceBuilder::zone) come first, and spill over to the next as they shrink. With a
+//! [health](crate::health) are not, unless too many of a priority and zone are and no other can take the load. Of those
+//! left, the lowest [priority](crate::Endpoint::priority) and the own [zone](BalanceBuilder::zone) come first, and spill
+//! over to the next as they shrink: to a smaller standby too, which is taken to be made for all of the load. With a
 //! [`Subset`] only a part is known at all: `NoEndpoints` and snapshots then tell of that part.
 //!
 //! # What a change costs
@@ -41,7 +42,7 @@
 //!
 //! # What an endpoint costs
 //!
-//! Below 300 bytes, the name and address included, and what its own service needs besides; a table of hashes comes on top
+//! Below 350 bytes, the name and address included, and what its own service needs besides; a table of hashes comes on top
 //! ([`RingHash`](crate::policy::RingHash), [`Maglev`](crate::policy::Maglev) tell how much), and with
 //! [`outlier`](BalanceBuilder::outlier) or [`active_check`](BalanceBuilder::active_check) some hundred bytes.
 //!

@@ -171,7 +171,8 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
         P: Policy<Req, Table = T>,
         C: Stamp<Req>,
     {
-        let View { shown, table } = &*self.published.shares[tier].view;
+        let Share { panics, view, .. } = &self.published.shares[tier];
+        let View { shown, table } = &**view;
         let most = if P::KEEPS_UNREADY { KEYED_PICKS } else { PICKS };
         for step in 0..most {
             let index = within(
@@ -182,7 +183,7 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
             if step < most - 1 && !P::KEEPS_UNREADY && is_too_cold(&slot.stats) {
                 continue;
             }
-            if let Some(chosen) = self.ask(slot, request) {
+            if let Some(chosen) = self.ask(slot, *panics, request) {
                 return Some(chosen);
             }
         }
@@ -199,11 +200,12 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
     {
         let shares = &self.published.shares;
         let tiers = std::iter::once(first).chain((0..shares.len()).filter(|tier| *tier != first));
-        for shown in tiers.map(|tier| &shares[tier].view.shown) {
+        for Share { panics, view, .. } in tiers.map(|tier| &shares[tier]) {
+            let shown = &view.shown;
             let count = shown.count();
             let start = fastrand::usize(..count);
             for index in (start..count).chain(0..start) {
-                if let Some(chosen) = self.ask(shown.slot(index), request) {
+                if let Some(chosen) = self.ask(shown.slot(index), *panics, request) {
                     return Some(chosen);
                 }
             }
@@ -213,13 +215,13 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
 
     /// Asks one endpoint, once. If it is not ready, the driver watches it from now on, and nobody else asks.
     #[inline]
-    fn ask<Req>(&self, slot: &Slot<S>, request: &mut Req) -> Option<Chosen<S>>
+    fn ask<Req>(&self, slot: &Slot<S>, panics: bool, request: &mut Req) -> Option<Chosen<S>>
     where
         S: Service<Req> + Clone,
         P: Policy<Req, Table = T>,
         C: Stamp<Req>,
     {
-        if !(slot.stats.is_usable() || self.published.panics && slot.stats.is_ready()) {
+        if !(slot.stats.is_usable() || panics && slot.stats.is_ready()) {
             return None;
         }
         let began = if P::MEASURES_LATENCY {

@@ -1,7 +1,10 @@
 use std::{
     sync::{
         Arc,
-        atomic::Ordering::{AcqRel, Acquire, Relaxed},
+        atomic::{
+            AtomicBool,
+            Ordering::{AcqRel, Acquire, Relaxed},
+        },
     },
     time::Duration,
 };
@@ -11,11 +14,11 @@ use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
 };
-use tower_outcome::{Outcome, Settle, Verdict};
+use tower_outcome::{EjectionBudget, Outcome, Settle, Verdict};
 
 use super::latency::Latency;
 use crate::{
-    Endpoint, EndpointId,
+    Endpoint, EndpointId, Phase,
     stripe::Sum,
     sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64},
 };
@@ -28,6 +31,8 @@ pub(super) struct Slot<S> {
     pub(super) epoch: Option<Box<HeaderValue>>,
     pub(super) stats: Arc<Stats>,
     pub(super) service: S,
+    /// The handle that its service was given.
+    pub(super) budget: EjectionBudget,
 }
 
 /// What one instance did so far. Outlives changes of weight or phase, and rebuilt services.
@@ -63,6 +68,8 @@ pub(super) struct Stats {
     hub: Arc<Hub>,
     /// The driver's: where it is among those to pick from, see [`Tiers`](super::tier::Tiers).
     pub(super) place: AtomicU32,
+    /// The driver's too: whether its tier counts it among those that are out.
+    pub(super) counts_as_out: AtomicBool,
     /// Failures in a row.
     streak: AtomicU16,
 }
@@ -114,7 +121,13 @@ pub struct InFlight {
 // === impl Slot ===
 
 impl<S> Slot<S> {
-    pub(super) fn new(endpoint: Arc<Endpoint>, stats: Arc<Stats>, service: S) -> Self {
+    pub(super) fn new(
+        endpoint: Arc<Endpoint>,
+        stats: Arc<Stats>,
+        service: S,
+        budget: EjectionBudget,
+    ) -> Self {
+        budget.set_serving(endpoint.phase() == Phase::Ready);
         let epoch = endpoint
             .epoch()
             .map(|epoch| Box::new(HeaderValue::from(epoch.get())));
@@ -124,6 +137,7 @@ impl<S> Slot<S> {
             epoch,
             stats,
             service,
+            budget,
         }
     }
 }
@@ -147,6 +161,7 @@ impl Stats {
             endpoint,
             hub,
             place: AtomicU32::new(u32::MAX),
+            counts_as_out: AtomicBool::new(false),
             streak: AtomicU16::new(0),
         }
     }

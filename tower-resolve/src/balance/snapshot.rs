@@ -11,7 +11,7 @@ pub struct BalanceSnapshot {
     pub generation: Option<Generation>,
     /// Whether the source is in trouble and the last set stays in use.
     pub degraded: bool,
-    /// Whether so many endpoints are thought ill that it is not believed.
+    /// Whether so many endpoints of a priority and zone are thought ill that it is not believed there.
     pub panics: bool,
     /// How many requests wait for an endpoint.
     pub waiting: usize,
@@ -27,7 +27,7 @@ pub struct EndpointSnapshot {
     pub endpoint: Arc<Endpoint>,
     /// Whether its service said it was ready when it was asked last.
     pub ready: bool,
-    /// Whether its health speaks against it: ejected, or failing its checks.
+    /// Whether its health speaks against it: ejected, out for its circuit, or failing its checks.
     pub ejected: bool,
     /// How many requests it has just now.
     pub in_flight: u32,
@@ -51,7 +51,7 @@ impl BalanceSnapshot {
         let endpoints = slots.iter().map(|slot| EndpointSnapshot {
             endpoint: slot.endpoint.clone(),
             ready: slot.stats.is_ready(),
-            ejected: slot.stats.is_out(),
+            ejected: slot.stats.is_out() || slot.budget.is_out(),
             in_flight: slot.stats.in_flight(),
             picks: slot.stats.picks(),
             failures: slot.stats.failures(),

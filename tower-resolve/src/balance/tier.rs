@@ -1,7 +1,11 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
+
+use tokio::time::Instant;
+use tower_outcome::EjectionBudget;
 
 use super::{
     shelf::{Shelf, Shown},
@@ -12,21 +16,39 @@ use crate::{Endpoint, Phase, error::Counts, policy::Policy};
 /// The endpoints by how much they are wanted: the ready before the draining, a low priority before a high one, the own
 /// zone before others.
 ///
-/// An endpoint is *known* to its tier as long as it is in that phase, *usable* while it is ready and well, and on its shelf
-/// while it may be picked: as long as it is usable, or where the policy keeps those that are not, known.
+/// An endpoint is *known* to its tier as long as it is in that phase, *usable* while it is ready and well, *eligible* while
+/// it is usable, or ready in a tier that panics, and on its shelf while it may be picked: as long as it is eligible, or where
+/// the policy keeps those that are not, known.
 #[derive(Debug)]
 pub(super) struct Tiers<S, T> {
     zone: Option<Arc<str>>,
     /// Boxed, because there is usually one, and a node of the map has room for eleven.
     tiers: BTreeMap<Rank, Box<Tier<S, T>>>,
+    /// Of the endpoints in any phase.
+    levels: BTreeMap<Level, Budgeted>,
+    /// The share of each level that may be out for what it answered.
+    max_ejected: u8,
     counts: Counts,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     drains: bool,
-    priority: u16,
-    is_far: bool,
+    level: Level,
+}
+
+/// A priority and a zone: the endpoints that stand in for each other before others do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Level {
+    pub(super) priority: u16,
+    /// In another zone than the own.
+    pub(super) is_far: bool,
+}
+
+#[derive(Debug)]
+struct Budgeted {
+    budget: EjectionBudget,
+    endpoints: usize,
 }
 
 #[derive(Debug)]
@@ -37,8 +59,29 @@ struct Tier<S, T> {
     total_weight: u64,
     known: usize,
     usable: usize,
+    eligible: usize,
+    /// Out for their health, of those known.
+    out: usize,
+    panic: Option<Panic>,
     /// As it was published, if that is still true.
     view: Option<Arc<View<S, T>>>,
+}
+
+/// A tier's health is not believed.
+#[derive(Clone, Copy, Debug)]
+struct Panic {
+    since: Instant,
+    /// It would be, if the panic had not just begun.
+    is_over: bool,
+}
+
+/// A tier where it changed whether health is believed.
+#[derive(Debug)]
+pub(super) struct Weighed {
+    pub(super) level: Level,
+    pub(super) panics: bool,
+    pub(super) out: usize,
+    pub(super) known: usize,
 }
 
 /// A tier as requests see it.
@@ -52,43 +95,62 @@ pub(super) struct View<S, T> {
 #[derive(Debug)]
 pub(super) struct Share<S, T> {
     pub(super) below: u32,
+    /// Its health is not believed.
+    pub(super) panics: bool,
     pub(super) view: Arc<View<S, T>>,
 }
 
 // === impl Tiers ===
 
 impl<S, T> Tiers<S, T> {
-    pub(super) fn new(zone: Option<Arc<str>>) -> Self {
+    pub(super) fn new(zone: Option<Arc<str>>, max_ejected: u8) -> Self {
         Self {
             zone,
             tiers: BTreeMap::new(),
+            levels: BTreeMap::new(),
+            max_ejected,
             counts: Counts::default(),
         }
     }
 
     pub(super) fn counts(&self) -> Counts {
-        let usable = |drains| {
-            self.tiers
-                .iter()
-                .filter(move |(rank, _)| rank.drains == drains)
-                .map(|(_, tier)| tier.usable)
-        };
+        let serving = || self.tiers.iter().filter(|(rank, _)| !rank.drains);
         Counts {
-            ready: usable(false).sum(),
+            ready: serving().map(|(_, tier)| tier.usable).sum(),
+            ejected: serving().map(|(_, tier)| tier.out).sum(),
             ..self.counts
         }
     }
 
-    /// How many are meant to serve, ready or not.
-    pub(super) fn serving(&self) -> usize {
-        self.counts.known - self.counts.starting - self.counts.draining - self.counts.fenced
+    pub(super) fn panics(&self) -> bool {
+        self.tiers.values().any(|tier| tier.panic.is_some())
     }
 
+    /// The handle of one endpoint on the budget of its level.
+    pub(super) fn budget(&mut self, endpoint: &Endpoint) -> EjectionBudget {
+        let (level, max_ejected) = (self.level(endpoint), self.max_ejected);
+        let budgeted = self.levels.entry(level);
+        let budget = &budgeted
+            .or_insert_with(|| Budgeted::new(max_ejected))
+            .budget;
+        let budget = budget.for_member();
+        budget.set_serving(endpoint.phase() == Phase::Ready);
+        budget
+    }
+
+    /// [`put`](Self::put) follows.
     pub(super) fn know(&mut self, endpoint: &Endpoint) {
         self.counts.known += 1;
         *self.phase(endpoint.phase()) += 1;
+        let (level, max_ejected) = (self.level(endpoint), self.max_ejected);
+        let budgeted = self.levels.entry(level);
+        budgeted
+            .or_insert_with(|| Budgeted::new(max_ejected))
+            .endpoints += 1;
         if let Some(rank) = self.rank(endpoint) {
-            self.tiers.entry(rank).or_default().known += 1;
+            let tier = self.tiers.entry(rank).or_default();
+            tier.known += 1;
+            self.count_members(rank);
         }
     }
 
@@ -100,39 +162,120 @@ impl<S, T> Tiers<S, T> {
             && let Some(tier) = self.tiers.get_mut(&rank)
         {
             tier.known -= 1;
+            tier.out -= usize::from(slot.stats.counts_as_out.swap(false, Relaxed));
             if tier.known == 0 {
                 self.tiers.remove(&rank);
+            }
+            self.count_members(rank);
+        }
+        let level = self.level(&slot.endpoint);
+        if let Some(budgeted) = self.levels.get_mut(&level) {
+            budgeted.endpoints -= 1;
+            if budgeted.endpoints == 0 {
+                self.levels.remove(&level);
             }
         }
     }
 
-    /// Puts it where it belongs now: the cost of one change.
-    pub(super) fn put(&mut self, slot: &Arc<Slot<S>>, is_usable: bool, keeps_unready: bool) {
+    /// Puts it where it belongs now: the cost of one change. Returns whether it may be picked.
+    pub(super) fn put(&mut self, slot: &Arc<Slot<S>>, keeps_unready: bool) -> bool {
         let place = Place::of(slot);
-        let Some(rank) = self.rank(&slot.endpoint) else {
-            return;
+        let Some(tier) = self
+            .rank(&slot.endpoint)
+            .and_then(|rank| self.tiers.get_mut(&rank))
+        else {
+            return false;
         };
-        if !is_usable && !keeps_unready {
-            return self.take(slot);
+        let is_out = slot.stats.is_out() || slot.budget.is_out();
+        tier.out += usize::from(is_out);
+        tier.out -= usize::from(slot.stats.counts_as_out.swap(is_out, Relaxed));
+        let is_usable = slot.stats.is_usable();
+        let is_eligible = is_usable || tier.panic.is_some() && slot.stats.is_ready();
+        if !is_eligible && !keeps_unready {
+            self.take(slot);
+            return false;
         }
-        let Some(tier) = self.tiers.get_mut(&rank) else {
-            return;
-        };
         let index = match place {
             Some(place) => {
-                tier.usable -= usize::from(place.is_usable);
+                tier.uncount_place(place);
                 place.index
             }
             None => tier.add(slot.clone()),
         };
+        let place = Place {
+            index,
+            is_usable,
+            is_eligible,
+        };
         tier.usable += usize::from(is_usable);
-        Place::set(slot, Some(Place { index, is_usable }));
+        tier.eligible += usize::from(is_eligible);
+        Place::set(slot, Some(place));
+        is_eligible
+    }
+
+    /// Decides anew where health is believed, and where all may be ejected. Returns what changed; who is out there is to be
+    /// [put](Self::put) again.
+    ///
+    /// As Envoy does: a tier panics when fewer than so many percent of it are well, and only while all tiers together
+    /// cannot take all of the load. Those who are meant to serve count, and what is said against them: failed checks, and
+    /// what is out of the budget. Not refused connections nor vacant leases, for there is nothing to disbelieve.
+    pub(super) fn weigh(&mut self, panic_below: u8, now: Instant) -> Vec<Weighed> {
+        let health = self.health();
+        let is_enough = health.iter().sum::<f64>() >= ENOUGH;
+        let serving = || self.tiers.iter().filter(|(rank, _)| !rank.drains);
+        let is_few = serving().map(|(_, tier)| tier.known).sum::<usize>() < FEW;
+        let mut rest: f64 = serving().zip(&health).map(|(_, health)| health).sum();
+        let mut weighed = Vec::new();
+        // Those that serve come first.
+        for ((rank, tier), health) in self.tiers.iter_mut().zip(health) {
+            if rank.drains {
+                break;
+            }
+            rest -= health;
+            if let Some(Budgeted { budget, .. }) = self.levels.get(&rank.level) {
+                budget.set_standby(rest >= ENOUGH);
+            }
+            let well = tier.known - tier.out;
+            let is_ill = tier.out > 0 && well * 100 < tier.known * usize::from(panic_below);
+            let panics = is_ill && !is_enough && !is_few;
+            if tier.panic(panics, now) {
+                weighed.push(Weighed {
+                    level: rank.level,
+                    panics,
+                    out: tier.out,
+                    known: tier.known,
+                });
+            }
+        }
+        weighed
+    }
+
+    /// When a panic that is no longer wanted ends.
+    pub(super) fn next(&self) -> Option<Instant> {
+        let panics = self.tiers.values().filter_map(|tier| tier.panic);
+        panics
+            .filter(|panic| panic.is_over)
+            .map(|panic| panic.since + PANIC_LASTS)
+            .min()
+    }
+
+    /// Whether more of a level are out than may be: the set has shrunk, or its standby is gone.
+    pub(super) fn is_overdrawn(&self, level: Level) -> bool {
+        let budgeted = self.levels.get(&level);
+        budgeted.is_some_and(|level| level.budget.out() > level.budget.max_out())
+    }
+
+    pub(super) fn overdrawn(&self) -> Vec<Level> {
+        let levels = self.levels.keys().copied();
+        levels.filter(|level| self.is_overdrawn(*level)).collect()
     }
 
     /// Another description of what is on the shelf, in the same tier. Returns whether it is; if not, nothing was done.
     pub(super) fn describe(&mut self, before: &Slot<S>, after: &Arc<Slot<S>>) -> bool {
         let (rank, phase) = (self.rank(&before.endpoint), before.endpoint.phase());
-        if rank != self.rank(&after.endpoint) || phase != after.endpoint.phase() {
+        if self.level(&before.endpoint) != self.level(&after.endpoint)
+            || phase != after.endpoint.phase()
+        {
             return false;
         }
         if let (Some(place), Some(rank)) = (Place::of(after), rank)
@@ -151,16 +294,13 @@ impl<S, T> Tiers<S, T> {
         if let Some(rank) = self.rank(&slot.endpoint)
             && let Some(tier) = self.tiers.get_mut(&rank)
         {
-            tier.usable -= usize::from(place.is_usable);
+            tier.uncount_place(place);
             tier.uncount(slot.endpoint.weight().get());
             if let Some(moved) = tier.shelf.remove(place.index) {
-                let is_usable = Place::of(&moved).is_some_and(|place| place.is_usable);
+                let index = place.index;
                 Place::set(
                     &moved,
-                    Some(Place {
-                        index: place.index,
-                        is_usable,
-                    }),
+                    Place::of(&moved).map(|place| Place { index, ..place }),
                 );
             }
         }
@@ -171,33 +311,52 @@ impl<S, T> Tiers<S, T> {
         &mut self,
         policy: &P,
     ) -> Box<[Share<S, T>]> {
-        let serves = self
-            .tiers
-            .iter()
-            .any(|(rank, tier)| !rank.drains && tier.usable > 0);
-        let health = self.tiers.iter().map(|(rank, tier)| {
-            if serves && rank.drains {
-                0.0
-            } else {
-                tier.health()
-            }
-        });
-        let health: Vec<f64> = health.collect();
+        let mut health = self.health();
+        if health.iter().all(|health| *health == 0.0) {
+            // Nobody is well: where that is not believed, those who are ready take it all.
+            health = self
+                .tiers
+                .values()
+                .map(|tier| tier.part(tier.eligible))
+                .collect();
+        }
         let mut parts = spread(health.into_iter());
         let mut below = 0.0;
         let mut shares = Vec::with_capacity(1);
         for tier in self.tiers.values_mut() {
             below += parts.next().unwrap_or_default();
-            if tier.usable > 0 {
+            if tier.eligible > 0 {
                 // Rounded to the full range at the end, so that the last one with a part takes what is left of it.
                 let below = (below * f64::from(u32::MAX)).round() as u32;
                 shares.push(Share {
                     below,
+                    panics: tier.panic.is_some(),
                     view: tier.view(policy),
                 });
             }
         }
         shares.into()
+    }
+
+    /// The part of all requests that each tier can take. The draining none, as long as there is another.
+    fn health(&self) -> Vec<f64> {
+        let mut tiers = self.tiers.iter();
+        let serves = tiers.any(|(rank, tier)| !rank.drains && tier.usable > 0);
+        let health = self.tiers.iter().map(|(rank, tier)| {
+            if serves && rank.drains {
+                0.0
+            } else {
+                tier.part(tier.usable)
+            }
+        });
+        health.collect()
+    }
+
+    fn count_members(&self, rank: Rank) {
+        if let Some(Budgeted { budget, .. }) = self.levels.get(&rank.level).filter(|_| !rank.drains)
+        {
+            budget.set_members(self.tiers.get(&rank).map_or(0, |tier| tier.known));
+        }
     }
 
     fn rank(&self, endpoint: &Endpoint) -> Option<Rank> {
@@ -206,15 +365,16 @@ impl<S, T> Tiers<S, T> {
             Phase::Draining => true,
             Phase::Starting | Phase::Fenced => return None,
         };
-        let is_far = self
-            .zone
-            .as_deref()
-            .is_some_and(|own| endpoint.zone() != Some(own));
-        Some(Rank {
-            drains,
+        let level = self.level(endpoint);
+        Some(Rank { drains, level })
+    }
+
+    pub(super) fn level(&self, endpoint: &Endpoint) -> Level {
+        let own = self.zone.as_deref();
+        Level {
             priority: endpoint.priority(),
-            is_far,
-        })
+            is_far: own.is_some_and(|own| endpoint.zone() != Some(own)),
+        }
     }
 
     fn phase(&mut self, phase: Phase) -> &mut usize {
@@ -223,6 +383,17 @@ impl<S, T> Tiers<S, T> {
             Phase::Ready => &mut self.counts.ready,
             Phase::Draining => &mut self.counts.draining,
             Phase::Fenced => &mut self.counts.fenced,
+        }
+    }
+}
+
+// === impl Budgeted ===
+
+impl Budgeted {
+    fn new(max_ejected: u8) -> Self {
+        Self {
+            budget: EjectionBudget::with_max_percent(max_ejected),
+            endpoints: 0,
         }
     }
 }
@@ -252,9 +423,36 @@ impl<S, T> Tier<S, T> {
         self.view = None;
     }
 
-    /// The part of all requests that it can take: all of them, as long as more than 5 of 7 are usable.
-    fn health(&self) -> f64 {
-        (OVERPROVISIONED * self.usable as f64 / self.known.max(1) as f64).min(1.0)
+    fn uncount_place(&mut self, place: Place) {
+        self.usable -= usize::from(place.is_usable);
+        self.eligible -= usize::from(place.is_eligible);
+    }
+
+    /// The part of all requests that so many of it can take: all of them, as long as they are 5 of 7.
+    fn part(&self, usable: usize) -> f64 {
+        (OVERPROVISIONED * usable as f64 / self.known.max(1) as f64).min(1.0)
+    }
+
+    /// Returns whether that is a change.
+    fn panic(&mut self, panics: bool, now: Instant) -> bool {
+        match &mut self.panic {
+            None if panics => {
+                self.panic = Some(Panic {
+                    since: now,
+                    is_over: false,
+                });
+                true
+            }
+            None => false,
+            Some(panic) if panics || now < panic.since + PANIC_LASTS => {
+                panic.is_over = !panics;
+                false
+            }
+            Some(_) => {
+                self.panic = None;
+                true
+            }
+        }
     }
 
     fn view<Req, P: Policy<Req, Table = T>>(&mut self, policy: &P) -> Arc<View<S, T>> {
@@ -276,16 +474,20 @@ impl<S, T> Default for Tier<S, T> {
             total_weight: 0,
             known: 0,
             usable: 0,
+            eligible: 0,
+            out: 0,
+            panic: None,
             view: None,
         }
     }
 }
 
-/// Where a slot is on its shelf, and whether it was usable when it was put there. Only the driver asks.
+/// Where a slot is on its shelf, and what it was when it was put there. Only the driver asks.
 #[derive(Clone, Copy)]
 struct Place {
     index: usize,
     is_usable: bool,
+    is_eligible: bool,
 }
 
 // === impl Place ===
@@ -295,15 +497,16 @@ impl Place {
         match slot.stats.place.load(Relaxed) {
             NOWHERE => None,
             place => Some(Self {
-                index: (place / 2) as usize,
-                is_usable: place % 2 == 1,
+                index: (place / 4) as usize,
+                is_usable: place & 1 != 0,
+                is_eligible: place & 2 != 0,
             }),
         }
     }
 
     fn set<S>(slot: &Slot<S>, place: Option<Self>) {
         let place = place.map_or(NOWHERE, |place| {
-            place.index as u32 * 2 + u32::from(place.is_usable)
+            place.index as u32 * 4 + u32::from(place.is_eligible) * 2 + u32::from(place.is_usable)
         });
         slot.stats.place.store(place, Relaxed);
     }
@@ -328,6 +531,16 @@ const NOWHERE: u32 = u32::MAX;
 
 /// Envoy's overprovisioning factor.
 const OVERPROVISIONED: f64 = 1.4;
+
+/// All of the load, as sums of floating point numbers have it.
+const ENOUGH: f64 = 1.0 - 1e-9;
+
+/// With fewer endpoints than these, shares of them mean nothing: no tier panics.
+const FEW: usize = 5;
+
+/// A panic that has begun lasts at least so long. Readiness comes and goes with each request, and each time a tier is put
+/// together anew; which tier gets how much does not depend on it.
+const PANIC_LASTS: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

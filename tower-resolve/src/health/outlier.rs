@@ -5,6 +5,7 @@ use std::{
 };
 
 use tokio::time::Instant;
+use tower_outcome::{Ejected, EjectionBudget};
 
 use crate::{EndpointId, backoff::FOR_EVER};
 
@@ -35,11 +36,10 @@ pub struct Outlier {
     max_ejected: u8,
 }
 
-/// Who is out for their health, and who may be: the heart. Time comes in, decisions go out.
+/// Which endpoints are out for their health. Time comes in, decisions go out.
 #[derive(Debug)]
 pub(crate) struct Ward {
     outlier: Option<Outlier>,
-    panic_below: u8,
     patients: BTreeMap<EndpointId, Patient>,
     sweep_at: Option<Instant>,
     /// What each had done by the last sweep.
@@ -56,12 +56,18 @@ pub(crate) struct Seen {
 
 #[derive(Debug, Default)]
 struct Patient {
-    /// Ejected until then.
-    until: Option<Instant>,
+    ejection: Option<Ejection>,
     /// Failing its checks.
     is_ill: bool,
     /// Ejected how often, less the quiet turns since.
     times: u32,
+}
+
+#[derive(Debug)]
+struct Ejection {
+    until: Instant,
+    /// Its place in the budget of its priority and zone.
+    place: Ejected,
 }
 
 // === impl Outlier ===
@@ -137,15 +143,22 @@ impl Outlier {
         }
     }
 
-    /// How many percent of all endpoints may be ejected at once; one always may. Off below five endpoints. Default: 50:
-    /// where more than half are bad, it is more likely the requests than the endpoints. (Envoy and gRPC: 10, which with
-    /// ten endpoints keeps the second bad one in.)
+    /// How many percent of the endpoints of a priority and zone may be out at once for their answers, those whose circuits
+    /// asked the [budget](crate::balance::BalanceBuilder::build) among them; one of two or more always may, the last never,
+    /// and all while the priorities and zones after it can take the load. When the set shrinks, or its standby fails, those
+    /// that are too many come back, those first whose time is over soonest. Default: 50: where more than half are bad, it
+    /// is more likely the requests than the endpoints. (Envoy and gRPC: 10, which with ten endpoints keeps the second bad
+    /// one in.)
     #[must_use]
     pub fn max_ejected(self, percent: u8) -> Self {
         Self {
             max_ejected: percent.min(100),
             ..self
         }
+    }
+
+    pub(crate) const fn max_ejected_percent(&self) -> u8 {
+        self.max_ejected
     }
 
     /// Failures in a row that matter; 0 for none.
@@ -163,64 +176,52 @@ impl Default for Outlier {
 // === impl Ward ===
 
 impl Ward {
-    pub(crate) fn new(outlier: Option<Outlier>, panic_below: u8) -> Self {
+    pub(crate) fn new(outlier: Option<Outlier>) -> Self {
         Self {
             outlier,
-            panic_below,
             patients: BTreeMap::new(),
             sweep_at: None,
             before: HashMap::new(),
         }
     }
 
-    /// How many are out.
-    pub(crate) fn out(&self) -> usize {
-        self.patients
-            .values()
-            .filter(|patient| patient.is_out())
-            .count()
-    }
-
-    /// Whether too many of `known` are out for it to be believed.
-    pub(crate) fn panics(&self, known: usize) -> bool {
-        known >= FEW
-            && self.out() > 0
-            && (known - self.out().min(known)) * 100 < known * usize::from(self.panic_below)
-    }
-
-    /// It failed so many times in a row. `others` of `known` may be picked besides it. Returns whether it is ejected.
+    /// It failed so many times in a row, or is far worse than the others. Returns whether it is ejected.
     pub(crate) fn strike(
         &mut self,
         id: &EndpointId,
-        known: usize,
-        others: usize,
+        budget: &EjectionBudget,
         now: Instant,
     ) -> bool {
-        let may = self.may_eject(known, others)
-            && self
-                .patients
-                .get(id)
-                .is_none_or(|patient| patient.until.is_none());
-        if may {
-            self.eject(id, now);
+        let Some(outlier) = &self.outlier else {
+            return false;
+        };
+        let is_ejected = |patient: &Patient| patient.ejection.is_some();
+        if self.patients.get(id).is_some_and(is_ejected) {
+            return false;
         }
-        may
+        let Some(place) = budget.try_eject() else {
+            tracing::debug!(endpoint = %id, ?budget, "too many are out to eject one more");
+            return false;
+        };
+        let patient = self.patients.entry(id.clone()).or_default();
+        patient.times = patient.times.saturating_add(1);
+        let time = outlier
+            .ejection
+            .saturating_mul(patient.times)
+            .min(outlier.max_ejection);
+        let until = now + time + time.mul_f64(fastrand::f64() / 10.0);
+        patient.ejection = Some(Ejection { until, place });
+        true
     }
 
-    /// The look at all, once a turn. Returns who is ejected.
-    pub(crate) fn sweep(
-        &mut self,
-        all: Vec<Seen>,
-        known: usize,
-        usable: usize,
-        now: Instant,
-    ) -> Vec<EndpointId> {
+    /// The look at all, once a turn. Returns those to [strike](Self::strike), the worst first.
+    pub(crate) fn sweep(&mut self, all: Vec<Seen>, now: Instant) -> Vec<EndpointId> {
         let Some(outlier) = &self.outlier else {
             return Vec::new();
         };
         self.sweep_at = Some(now + outlier.interval);
         self.patients.retain(|_, patient| {
-            patient.times -= u32::from(patient.until.is_none() && patient.times > 0);
+            patient.times -= u32::from(patient.ejection.is_none() && patient.times > 0);
             patient.is_out() || patient.times > 0
         });
         let mut rates = Vec::new();
@@ -248,29 +249,53 @@ impl Ward {
         };
         // The worst first, for there may not be room for all.
         rates.sort_by(|(one, _), (other, _)| one.total_cmp(other));
-        let mut usable = usable;
-        let mut ejected = Vec::new();
-        for (_, id) in rates.into_iter().take_while(|(rate, _)| *rate < limit) {
-            if self.strike(&id, known, usable.saturating_sub(1), now) {
-                usable = usable.saturating_sub(1);
-                ejected.push(id);
-            }
-        }
-        ejected
+        let below = rates.into_iter().take_while(|(rate, _)| *rate < limit);
+        below.map(|(_, id)| id).collect()
     }
 
     /// Who comes back now.
     pub(crate) fn readmit(&mut self, now: Instant) -> Vec<EndpointId> {
         let mut back = Vec::new();
         for (id, patient) in &mut self.patients {
-            if patient.until.is_some_and(|until| until <= now) {
-                patient.until = None;
-                if !patient.is_ill {
-                    back.push(id.clone());
-                }
+            let is_over = |ejection: &mut Ejection| ejection.until <= now;
+            if patient.ejection.take_if(is_over).is_some() && !patient.is_ill {
+                back.push(id.clone());
             }
         }
         back
+    }
+
+    /// Who is ejected, the one that would come back first first.
+    pub(crate) fn ejected(&self) -> Vec<EndpointId> {
+        let patients = self.patients.iter();
+        let ejected =
+            patients.filter_map(|(id, patient)| Some((patient.ejection.as_ref()?.until, id)));
+        let mut ejected: Vec<_> = ejected.collect();
+        ejected.sort();
+        ejected.into_iter().map(|(_, id)| id.clone()).collect()
+    }
+
+    /// Ends an ejection early. Returns whether it is in now.
+    pub(crate) fn pardon(&mut self, id: &EndpointId) -> bool {
+        let Some(patient) = self.patients.get_mut(id) else {
+            return false;
+        };
+        patient.ejection.take().is_some() && !patient.is_ill
+    }
+
+    /// It has another budget from now on. Returns whether it is in because of that: there was no place left.
+    pub(crate) fn transfer(&mut self, id: &EndpointId, budget: &EjectionBudget) -> bool {
+        let patient = self.patients.get_mut(id);
+        let Some((patient, ejection)) = patient.and_then(|patient| {
+            let ejection = patient.ejection.take()?;
+            Some((patient, ejection))
+        }) else {
+            return false;
+        };
+        let Ejection { until, place } = ejection;
+        drop(place);
+        patient.ejection = budget.try_eject().map(|place| Ejection { until, place });
+        !patient.is_out()
     }
 
     /// A check changed its mind. Returns whether it is in or out now, if that changed.
@@ -295,7 +320,7 @@ impl Ward {
         let back = self
             .patients
             .values()
-            .filter_map(|patient| patient.until)
+            .filter_map(|patient| Some(patient.ejection.as_ref()?.until))
             .min();
         back.into_iter().chain(self.sweep_at).min()
     }
@@ -312,39 +337,13 @@ impl Ward {
         };
         *self.sweep_at.get_or_insert(now + outlier.interval) <= now
     }
-
-    fn may_eject(&self, known: usize, others: usize) -> bool {
-        let Some(outlier) = &self.outlier else {
-            return false;
-        };
-        if known < FEW {
-            return others > 0;
-        }
-        let ejected = self
-            .patients
-            .values()
-            .filter(|patient| patient.until.is_some())
-            .count();
-        ejected < (known * usize::from(outlier.max_ejected) / 100).max(1)
-    }
-
-    fn eject(&mut self, id: &EndpointId, now: Instant) {
-        let Some(outlier) = &self.outlier else { return };
-        let patient = self.patients.entry(id.clone()).or_default();
-        patient.times = patient.times.saturating_add(1);
-        let time = outlier
-            .ejection
-            .saturating_mul(patient.times)
-            .min(outlier.max_ejection);
-        patient.until = Some(now + time + time.mul_f64(fastrand::f64() / 10.0));
-    }
 }
 
 // === impl Patient ===
 
 impl Patient {
     const fn is_out(&self) -> bool {
-        self.until.is_some() || self.is_ill
+        self.ejection.is_some() || self.is_ill
     }
 }
 
@@ -363,7 +362,7 @@ fn limit(rates: &[(f64, EndpointId)], deviations: f64) -> Option<f64> {
     Some(mean - deviations * variance.sqrt())
 }
 
-/// With fewer endpoints than these, shares of them mean nothing.
+/// With fewer endpoints than these, a mean and a deviation mean nothing.
 const FEW: usize = 5;
 
 #[cfg(test)]
@@ -373,21 +372,27 @@ mod tests {
     use super::*;
 
     fn ward() -> Ward {
-        Ward::new(Some(Outlier::new()), 50)
+        Ward::new(Some(Outlier::new()))
     }
 
     fn id(index: usize) -> EndpointId {
         format!("e{index}").into()
     }
 
+    fn budget(members: usize) -> EjectionBudget {
+        let budget = EjectionBudget::new();
+        budget.set_members(members);
+        budget
+    }
+
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
     fn an_ejection_ends_and_each_one_is_longer_until_there_was_quiet() {
-        let (mut ward, mut now) = (ward(), Instant::now());
+        let (mut ward, budget, mut now) = (ward(), budget(10), Instant::now());
         for times in 1..=12_u32 {
-            assert!(ward.strike(&id(0), 10, 9, now));
-            assert!(!ward.strike(&id(0), 10, 9, now), "once");
+            assert!(ward.strike(&id(0), &budget, now));
+            assert!(!ward.strike(&id(0), &budget, now), "once");
             let until = ward.next().unwrap();
             let time = (30 * SECOND * times).min(300 * SECOND);
             assert!(
@@ -399,58 +404,51 @@ mod tests {
             now = until;
         }
         for _ in 0..12 {
-            assert!(ward.sweep(vec![], 10, 10, now).is_empty());
+            assert!(ward.sweep(vec![], now).is_empty());
         }
         assert!(ward.patients.is_empty(), "forgiven");
     }
 
     #[test]
-    fn no_more_than_half_are_ejected_but_one_always_may() {
-        let (mut ward, now) = (ward(), Instant::now());
+    fn no_more_are_ejected_than_the_budget_has_places_for() {
+        let (mut ward, budget, now) = (ward(), budget(11), Instant::now());
+        let _circuit = budget.try_eject().unwrap();
         let ejected = (0..11)
-            .filter(|index| ward.strike(&id(*index), 11, 10 - index, now))
+            .filter(|index| ward.strike(&id(*index), &budget, now))
             .count();
-        assert_eq!(ejected, 5);
-        assert!(!ward.panics(11), "6 of 11 are left");
-        let mut strict = Ward::new(Some(Outlier::new().max_ejected(0)), 50);
-        assert!(strict.strike(&id(0), 11, 10, now));
-        assert!(!strict.strike(&id(1), 11, 9, now));
+        assert_eq!((ejected, budget.out()), (4, 5), "half of eleven together");
+        ward.forget(&id(0));
+        assert_eq!(budget.out(), 4, "what was removed gives its place back");
+        assert!(ward.pardon(&ward.ejected()[0].clone()));
+        assert_eq!(budget.out(), 3);
+        drop(ward);
+        assert_eq!(budget.out(), 1);
     }
 
     #[test]
-    fn of_few_all_but_the_last_may_be_ejected() {
-        let (mut ward, now) = (ward(), Instant::now());
-        assert!(ward.strike(&id(0), 3, 2, now));
-        assert!(ward.strike(&id(1), 3, 1, now));
-        assert!(!ward.strike(&id(2), 3, 0, now));
-        assert!(!ward.panics(3), "off below five");
-    }
-
-    #[test]
-    fn when_fewer_than_half_are_left_nobody_believes_it() {
-        let mut ward = ward();
-        for index in 0..5 {
-            assert_eq!(ward.checked(&id(index), false), Some(true));
-        }
-        assert!(!ward.panics(10), "just half");
-        assert_eq!(ward.checked(&id(5), false), Some(true));
-        assert!(ward.panics(10));
-        assert_eq!(ward.checked(&id(5), true), Some(false));
-        assert!(!ward.panics(10));
-        assert!(!Ward::new(None, 0).panics(10));
+    fn an_ejection_that_moves_to_another_budget_needs_a_place_there() {
+        let (mut ward, from, to, now) = (ward(), budget(4), budget(2), Instant::now());
+        assert!(ward.strike(&id(0), &from, now) && ward.strike(&id(1), &from, now));
+        let until = ward.next();
+        assert!(!ward.transfer(&id(0), &to));
+        assert_eq!((from.out(), to.out(), ward.next()), (1, 1, until));
+        assert!(ward.transfer(&id(1), &to), "there is no other place");
+        assert_eq!((from.out(), to.out()), (0, 1));
+        assert!(!ward.transfer(&id(2), &to), "it was never ejected");
     }
 
     #[test]
     fn checks_and_ejections_are_told_apart() {
-        let (mut ward, now) = (ward(), Instant::now());
-        assert!(ward.strike(&id(0), 10, 9, now));
+        let (mut ward, budget, now) = (ward(), budget(10), Instant::now());
+        assert!(ward.strike(&id(0), &budget, now));
         assert_eq!(ward.checked(&id(0), false), None, "out it is");
         assert!(ward.readmit(now + 60 * SECOND).is_empty(), "still ill");
+        assert_eq!(budget.out(), 0, "failing checks take no place");
         assert_eq!(ward.checked(&id(0), true), Some(false));
     }
 
     #[test]
-    fn one_far_below_the_others_is_ejected_and_one_a_little_below_is_not() {
+    fn one_far_below_the_others_is_struck_and_one_a_little_below_is_not() {
         let seen = |turn: u64, bad: u64| {
             let of = move |index: usize| {
                 let failed = if index == 3 { bad } else { turn };
@@ -463,42 +461,45 @@ mod tests {
             (0..10).map(of).collect::<Vec<_>>()
         };
         let (mut ward, now) = (ward(), Instant::now());
-        assert_eq!(ward.sweep(seen(1, 40), 10, 10, now), [id(3)]);
+        assert_eq!(ward.sweep(seen(1, 40), now), [id(3)]);
         assert!(
-            ward.sweep(seen(2, 41), 10, 9, now + 10 * SECOND).is_empty(),
+            ward.sweep(seen(2, 41), now + 10 * SECOND).is_empty(),
             "only this turn's count"
         );
-        let mut few = Ward::new(Some(Outlier::new()), 50);
+        let mut few = Ward::new(Some(Outlier::new()));
         assert!(
-            few.sweep(seen(1, 40)[..4].to_vec(), 4, 4, now).is_empty(),
+            few.sweep(seen(1, 40)[..4].to_vec(), now).is_empty(),
             "too few to compare"
         );
-        let mut idle = Ward::new(Some(Outlier::new().min_requests(201)), 50);
+        let mut idle = Ward::new(Some(Outlier::new().min_requests(201)));
         assert!(
-            idle.sweep(seen(1, 40), 10, 10, now).is_empty(),
+            idle.sweep(seen(1, 40), now).is_empty(),
             "too little to judge by"
         );
     }
 
     proptest! {
-        /// Whatever comes, the shares hold, and who is out comes back.
+        /// Whatever comes, the share holds, those that are out come back, and no place is lost.
         #[test]
-        fn the_shares_hold(events in proptest::collection::vec((0_usize..12, 0_u8..4, 0_u32..40), 0..200), known in 1_usize..12) {
+        fn the_share_holds(events in proptest::collection::vec((0_usize..12, 0_u8..6, 0_u32..40), 0..200), known in 1_usize..12) {
             let (mut ward, mut now) = (ward(), Instant::now());
+            let budget = budget(known);
+            let members: Vec<_> = (0..12).map(|_| budget.for_member()).collect();
             for (index, what, seconds) in events {
                 now += seconds * SECOND;
                 ward.readmit(now);
-                let others = known.saturating_sub(ward.out() + 1);
                 match what {
                     0 => ward.forget(&id(index)),
-                    1 => drop(ward.sweep(vec![], known, known, now)),
-                    _ => drop(ward.strike(&id(index % known), known, others, now)),
+                    1 => drop(ward.sweep(vec![], now)),
+                    2 => drop(ward.pardon(&id(index))),
+                    3 => drop(ward.transfer(&id(index), &members[index])),
+                    _ => drop(ward.strike(&id(index % known), &members[index % known], now)),
                 }
-                let most = if known < FEW { known.saturating_sub(1) } else { (known / 2).max(1) };
-                prop_assert!(ward.out() <= most.max(1), "{} of {known}", ward.out());
+                prop_assert!(budget.out() <= budget.max_out(), "{} of {known}", budget.out());
+                prop_assert_eq!(budget.out(), ward.ejected().len());
             }
             ward.readmit(now + 400 * SECOND);
-            prop_assert_eq!(ward.out(), 0);
+            prop_assert_eq!((budget.out(), ward.ejected().len()), (0, 0));
         }
     }
 }

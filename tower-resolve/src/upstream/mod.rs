@@ -7,7 +7,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
 //! let names = StaticResolver::new().with("echo", [Endpoint::new("echo-1", "127.0.0.1:8081".parse().unwrap())]);
-//! let (balance, driver) = Balance::builder().http().build(names.resolve("echo"), |endpoint| {
+//! let (balance, driver) = Balance::builder().http().build(names.resolve("echo"), |endpoint, _| {
 //!     Upstream::builder(endpoint.addr()).max_connections(NonZeroUsize::new(256).unwrap()).build()
 //! });
 //! tokio::spawn(driver);

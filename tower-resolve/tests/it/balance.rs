@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use testkit::{Answer, Script, Step};
 use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tower::Service;
-use tower_outcome::{BoxError, Class, Refusal, header::LEASE_EPOCH};
+use tower_outcome::{BoxError, Class, EjectionBudget, Refusal, header::LEASE_EPOCH};
 use tower_resolve::{
     Balance, Endpoint, NoEndpoints, Phase, Stopped, Topology, Unreachable, Update,
     policy::{Candidates, Policy, RoundRobin, Turn},
@@ -597,7 +597,7 @@ async fn on_several_threads_no_wake_up_is_lost_and_no_limit_is_passed() {
     source.send(snapshot(1, &["a", "b"])).unwrap();
     let busiest = Arc::new(AtomicUsize::new(0));
     let seen = busiest.clone();
-    let make = move |_: &Endpoint| {
+    let make = move |_: &Endpoint, _: &EjectionBudget| {
         let (now, busiest) = (Arc::new(AtomicUsize::new(0)), seen.clone());
         let service = tower::service_fn(move |_: Request<String>| {
             let (now, busiest) = (now.clone(), busiest.clone());
@@ -660,7 +660,9 @@ async fn handing<P: Policy<Request<String>>>(policy: P, left: usize, ids: &[&str
     let (source, updates) = source();
     source.send(snapshot(1, ids)).unwrap();
     let (makes, returns) = (made.clone(), left.clone());
-    let make = move |endpoint: &Endpoint| Returning::new(makes.make(endpoint), returns.clone());
+    let make = move |endpoint: &Endpoint, _: &EjectionBudget| {
+        Returning::new(makes.make(endpoint), returns.clone())
+    };
     let (balance, driver) = Balance::builder().policy(policy).build(updates, make);
     tokio::spawn(driver);
     settle().await;
@@ -848,7 +850,7 @@ async fn the_driver_ends_with_the_last_handle() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_while_an_endpoint_is_made_stops_the_balance_and_hangs_nobody() {
     let (source, updates) = source();
-    let make = |_: &Endpoint| -> testkit::Probe { panic!("made by the test") };
+    let make = |_: &Endpoint, _: &EjectionBudget| -> testkit::Probe { panic!("made by the test") };
     let (mut balance, driver) = Balance::builder().build::<_, Request<String>, _, _>(updates, make);
     let driver = tokio::spawn(driver);
     source.send(snapshot(1, &["a"])).unwrap();
@@ -970,7 +972,7 @@ fn a_balance_is_shareable_and_its_future_can_be_sent() {
     let (_source, updates) = source();
     let (balance, driver) = Balance::builder()
         .http()
-        .build(updates, |endpoint| Made::default().make(endpoint));
+        .build(updates, |endpoint, _| Made::default().make(endpoint));
     service(&balance);
     sendable(&driver);
 }

@@ -15,15 +15,15 @@ use std::{
 use http::Request;
 use tokio::{sync::mpsc, time::sleep};
 use tower::Service;
-use tower_outcome::BoxError;
+use tower_outcome::{BoxError, EjectionBudget};
 use tower_resolve::{
-    Balance, Endpoint, NoEndpoints, Update,
+    Balance, Endpoint, NoEndpoints, Phase, Topology, Update,
     balance::BalanceBuilder,
     health::{self, ActiveCheck, Outlier},
     policy::{Maglev, Policy, RoundRobin},
 };
 
-use crate::support::{generation, request, settle, snapshot, source};
+use crate::support::{endpoint, generation, request, settle, snapshot, source};
 
 /// Endpoints that fail, or are not ready, as the test says.
 #[derive(Clone, Default)]
@@ -70,18 +70,19 @@ fn names(count: usize) -> Vec<String> {
 }
 
 async fn over<P: Policy<Request<String>>>(builder: BalanceBuilder<P>, count: usize) -> Rig<P> {
+    told(builder, snapshot(1, &as_strs(&names(count)))).await
+}
+
+/// Over what the source says first.
+async fn told<P: Policy<Request<String>>>(builder: BalanceBuilder<P>, update: Update) -> Rig<P> {
     let ((source, updates), world) = (source(), World::default());
     let all = world.clone();
-    let make = move |endpoint: &Endpoint| Flaky(endpoint.id().to_string(), all.clone());
+    let make = move |endpoint: &Endpoint, _: &EjectionBudget| {
+        Flaky(endpoint.id().to_string(), all.clone())
+    };
     let (balance, driver) = builder.build(updates, make);
     tokio::spawn(driver);
-    let names = names(count);
-    source
-        .send(snapshot(
-            1,
-            &names.iter().map(String::as_str).collect::<Vec<_>>(),
-        ))
-        .unwrap();
+    source.send(update).unwrap();
     settle().await;
     Rig {
         balance,
@@ -194,7 +195,7 @@ async fn with_all_of_them_failing_half_of_them_stay() {
     )
     .await;
     send(&mut few, 100, &["e0", "e1", "e2"]).await;
-    assert_eq!(out(&few).len(), 2, "of few, the last one stays");
+    assert_eq!(out(&few).len(), 1, "half of three");
 }
 
 #[tokio::test(start_paused = true)]
@@ -292,7 +293,9 @@ async fn a_driver_over_an_empty_set_rests() {
             .outlier(Outlier::new())
             .active_check(checks.check());
         let all = World::default();
-        let make = move |endpoint: &Endpoint| Flaky(endpoint.id().to_string(), all.clone());
+        let make = move |endpoint: &Endpoint, _: &EjectionBudget| {
+            Flaky(endpoint.id().to_string(), all.clone())
+        };
         let (_balance, driver) = builder.build::<_, Request<String>, _, _>(updates, make);
         let mut driver = tokio_test::task::spawn(driver);
         source.send(snapshot(1, &["e0", "e1"])).unwrap();
@@ -328,6 +331,236 @@ async fn an_endpoint_that_could_not_be_ejected_is_looked_at_again() {
     let failed = send(&mut rig, 3_000, &["e1"]).await;
     assert_eq!(out(&rig), ["e1"]);
     assert!(failed <= 5, "{failed} of 3,000 failed");
+}
+
+// === priorities and zones ===
+
+/// Endpoints `p0…` of the first priority, or of the own zone, and `s0…` of the second, or of another zone.
+fn levels(first: usize, second: usize, by_zone: bool) -> Update {
+    let place = |name: String, is_first: bool| match by_zone {
+        true => endpoint(&name).with_zone(if is_first { "own" } else { "other" }),
+        false => endpoint(&name).with_priority(u16::from(!is_first)),
+    };
+    let first = (0..first).map(|id| place(format!("p{id}"), true));
+    let second = (0..second).map(|id| place(format!("s{id}"), false));
+    Update::Snapshot(Topology::new(generation(1), first.chain(second)))
+}
+
+fn named(prefix: &str, count: usize) -> Vec<String> {
+    (0..count).map(|id| format!("{prefix}{id}")).collect()
+}
+
+fn as_strs(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
+}
+
+/// How many requests went to those whose name begins so.
+fn calls_to<P: Policy<Request<String>>>(rig: &Rig<P>, prefix: &str) -> usize {
+    let told = rig.world.0.lock().unwrap();
+    let calls = told.calls.iter();
+    calls
+        .filter(|(id, _)| id.starts_with(prefix))
+        .map(|(_, calls)| calls)
+        .sum()
+}
+
+fn forget_calls<P: Policy<Request<String>>>(rig: &Rig<P>) {
+    rig.world.0.lock().unwrap().calls.clear();
+}
+
+const SIZES: [(usize, usize, bool); 6] = [
+    (8, 8, false),
+    (8, 4, false),
+    (20, 10, false),
+    (6, 2, false),
+    (8, 4, true),
+    (200, 1, false),
+];
+
+#[tokio::test(start_paused = true)]
+async fn a_smaller_standby_takes_all_of_the_load_of_endpoints_that_fail_their_checks() {
+    for (first, second, by_zone) in SIZES {
+        let sick = Sick::default();
+        let ids = named("p", first);
+        sick.be(&as_strs(&ids));
+        let builder = Balance::builder()
+            .policy(RoundRobin::new())
+            .zone("own")
+            .active_check(sick.check());
+        let mut rig = told(builder, levels(first, second, by_zone)).await;
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(out(&rig).len(), first);
+        forget_calls(&rig);
+        assert_eq!(
+            send(&mut rig, 1_000, &as_strs(&ids)).await,
+            0,
+            "{first} + {second}"
+        );
+        assert_eq!((calls_to(&rig, "p"), calls_to(&rig, "s")), (0, 1_000));
+        assert!(!rig.balance.snapshot().panics);
+        // And back, when they are well.
+        sick.be(&[]);
+        sleep(Duration::from_secs(20)).await;
+        forget_calls(&rig);
+        send(&mut rig, 1_000, &[]).await;
+        assert_eq!(calls_to(&rig, "s"), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_smaller_standby_takes_all_of_the_load_of_endpoints_that_fail_their_requests() {
+    for (first, second, by_zone) in SIZES {
+        let ids = named("p", first);
+        let builder = Balance::builder()
+            .policy(RoundRobin::new())
+            .zone("own")
+            .outlier(Outlier::new());
+        let mut rig = told(builder, levels(first, second, by_zone)).await;
+        let failed = send(&mut rig, 3_000, &as_strs(&ids)).await;
+        assert_eq!(
+            (out(&rig).len(), failed),
+            (first, 5 * first),
+            "{first} + {second}"
+        );
+        forget_calls(&rig);
+        assert_eq!(send(&mut rig, 1_000, &as_strs(&ids)).await, 0);
+        // The standby fails too: half of it stays, and half of the first comes back, as nobody else is there.
+        let all: Vec<_> = ids.into_iter().chain(named("s", second)).collect();
+        send(&mut rig, 30 * (first + second), &as_strs(&all)).await;
+        let out = out(&rig);
+        let out_of = |prefix: &str| out.iter().filter(|id| id.starts_with(prefix)).count();
+        assert_eq!(out_of("s"), if second == 1 { 0 } else { second / 2 });
+        assert!(out_of("p") <= first, "{out:?}");
+        if second > 1 {
+            assert_eq!(out_of("p"), first / 2, "{first} + {second}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_priority_panics_when_the_others_cannot_take_the_load() {
+    let sick = Sick::default();
+    let builder = Balance::builder()
+        .policy(RoundRobin::new())
+        .active_check(sick.check());
+    let mut rig = told(builder, levels(10, 10, false)).await;
+    let mut ill = [named("p", 6), named("s", 2)].concat();
+    sick.be(&as_strs(&ill));
+    sleep(Duration::from_secs(20)).await;
+    forget_calls(&rig);
+    send(&mut rig, 4_000, &[]).await;
+    let ill_calls = ill.iter().map(|id| rig.calls(id)).sum::<usize>();
+    assert!(!rig.balance.snapshot().panics, "the second has room");
+    assert_eq!(ill_calls, 0);
+    let to_first = calls_to(&rig, "p");
+    assert!(
+        (2_080..2_400).contains(&to_first),
+        "what 4 of 10 can take: {to_first}"
+    );
+
+    // Together they can take less than everything: the first panics, and the second, where half are well, does not.
+    ill = [named("p", 8), named("s", 5)].concat();
+    sick.be(&as_strs(&ill));
+    sleep(Duration::from_secs(20)).await;
+    forget_calls(&rig);
+    send(&mut rig, 4_000, &[]).await;
+    assert!(rig.balance.snapshot().panics);
+    let of = |prefix: &str| {
+        let ids = ill.iter().filter(|id| id.starts_with(prefix));
+        ids.map(|id| rig.calls(id)).sum::<usize>()
+    };
+    assert_eq!(of("s"), 0, "health is believed there");
+    let to_first = calls_to(&rig, "p");
+    assert!(
+        (1_000..1_290).contains(&to_first),
+        "0.28 to 0.7: {to_first}"
+    );
+    let ill_part = of("p") as f64 / to_first as f64;
+    assert!(
+        (0.74..0.86).contains(&ill_part),
+        "spread over all ten: {ill_part}"
+    );
+
+    // Nobody is well anywhere: it is the checks.
+    let all = [named("p", 10), named("s", 10)].concat();
+    sick.be(&as_strs(&all));
+    sleep(Duration::from_secs(20)).await;
+    forget_calls(&rig);
+    assert_eq!(send(&mut rig, 100, &[]).await, 0);
+    assert_eq!(calls_to(&rig, "p"), 100, "the first, as if all were well");
+
+    sick.be(&[]);
+    sleep(Duration::from_secs(20)).await;
+    assert!(!rig.balance.snapshot().panics);
+    assert!(out(&rig).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_endpoints_that_may_serve_count_for_a_panic() {
+    for phase in [Phase::Fenced, Phase::Starting, Phase::Draining] {
+        let sick = Sick::default();
+        let ids = [named("e", 1), named("o", 7)].concat();
+        sick.be(&as_strs(&ids));
+        let builder = Balance::builder()
+            .policy(RoundRobin::new())
+            .active_check(sick.check());
+        let ready = (0..7).map(|id| endpoint(&format!("e{id}")));
+        let others = (0..7).map(|id| endpoint(&format!("o{id}")).with_phase(phase));
+        let topology = Topology::new(generation(1), ready.chain(others));
+        let mut rig = told(builder, Update::Snapshot(topology)).await;
+        sleep(Duration::from_secs(20)).await;
+        forget_calls(&rig);
+        send(&mut rig, 700, &[]).await;
+        assert!(!rig.balance.snapshot().panics, "{phase:?}");
+        assert_eq!((rig.calls("e0"), calls_to(&rig, "o")), (0, 0));
+
+        // What was said against one counts as soon as it is meant to serve.
+        let ready = (0..7).map(|id| endpoint(&format!("e{id}")));
+        let others = (0..7).map(|id| endpoint(&format!("o{id}")));
+        let topology = Topology::new(generation(2), ready.chain(others));
+        rig.source.send(Update::Snapshot(topology)).unwrap();
+        settle().await;
+        assert!(rig.balance.snapshot().panics, "8 of 14 are ill");
+        sleep(Duration::from_secs(2)).await;
+        let ready = (0..7).map(|id| endpoint(&format!("e{id}")));
+        let others = (0..7).map(|id| endpoint(&format!("o{id}")).with_phase(phase));
+        let topology = Topology::new(generation(3), ready.chain(others));
+        rig.source.send(Update::Snapshot(topology)).unwrap();
+        settle().await;
+        assert!(!rig.balance.snapshot().panics);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_that_has_begun_lasts_a_second() {
+    let sick = Sick::default();
+    let ids = named("p", 8);
+    sick.be(&as_strs(&ids));
+    let builder = Balance::builder()
+        .policy(RoundRobin::new())
+        .active_check(sick.check());
+    let rig = told(builder, levels(8, 0, false)).await;
+    sleep(Duration::from_secs(20)).await;
+    assert!(rig.balance.snapshot().panics);
+    // The standby comes and goes: the tier of eight is not put together anew each time.
+    let all = |value: u64, standby: usize| {
+        let Update::Snapshot(all) = levels(8, standby, false) else {
+            unreachable!()
+        };
+        let generation = generation(value);
+        Update::Snapshot(Topology::new(generation, all.iter().cloned()))
+    };
+    rig.source.send(all(2, 4)).unwrap();
+    settle().await;
+    assert!(!rig.balance.snapshot().panics, "it began long ago");
+    rig.source.send(all(3, 0)).unwrap();
+    settle().await;
+    assert!(rig.balance.snapshot().panics);
+    rig.source.send(all(4, 4)).unwrap();
+    settle().await;
+    assert!(rig.balance.snapshot().panics, "it has just begun");
+    sleep(Duration::from_secs(1)).await;
+    assert!(!rig.balance.snapshot().panics, "and ends by itself");
 }
 
 // === checks ===

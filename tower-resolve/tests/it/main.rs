@@ -1,6 +1,7 @@
 //! The crate as its users see it: resolvers, balances and upstreams, over scripted sources, real servers and simulated hosts.
 
 mod balance;
+mod budget;
 mod cache;
 mod cache_model;
 #[cfg(feature = "tower")]

@@ -261,7 +261,7 @@ impl Client {
         let cached = CachedResolver::new(FromRegistry(SourceId::unique()));
         let (balance, driver) = Balance::builder()
             .policy(RoundRobin::new())
-            .build(cached.resolve("echo"), |endpoint: &Endpoint| {
+            .build(cached.resolve("echo"), |endpoint: &Endpoint, _| {
                 Say(endpoint.addr().ip())
             });
         tokio::spawn(driver);

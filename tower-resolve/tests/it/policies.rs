@@ -20,7 +20,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::Service;
-use tower_outcome::{BoxError, Outcome, Unsent, classify};
+use tower_outcome::{BoxError, EjectionBudget, Outcome, Unsent, classify};
 use tower_resolve::{
     Balance, Endpoint, NoEndpoints, Topology, Update,
     balance::{BalanceBuilder, Stamp, Subset},
@@ -94,9 +94,10 @@ where
         let (source, updates) = source();
         let all: BTreeMap<_, _> = (0..200).map(|id| (name(id), Replica::default())).collect();
         let replicas = all.clone();
-        let (balance, driver) = builder.build(updates, move |endpoint: &Endpoint| {
-            replicas[endpoint.id().as_str()].clone()
-        });
+        let (balance, driver) = builder
+            .build(updates, move |endpoint: &Endpoint, _: &EjectionBudget| {
+                replicas[endpoint.id().as_str()].clone()
+            });
         tokio::spawn(driver);
         let mut this = Self {
             balance,
@@ -676,7 +677,9 @@ async fn on_several_threads_the_limit_is_never_passed_and_nobody_is_left_waiting
     let (source, updates) = source();
     let made = [Counting::default(), Counting::default()];
     let all = made.clone();
-    let make = move |endpoint: &Endpoint| all[usize::from(endpoint.id().as_str() == "b")].clone();
+    let make = move |endpoint: &Endpoint, _: &EjectionBudget| {
+        all[usize::from(endpoint.id().as_str() == "b")].clone()
+    };
     let builder = Balance::builder()
         .max_in_flight(NonZeroU32::new(2).unwrap())
         .max_wait(Duration::from_secs(60));

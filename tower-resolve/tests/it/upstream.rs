@@ -26,7 +26,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::{Service, ServiceExt};
-use tower_outcome::{BoxError, Class, Refusal, Unsent};
+use tower_outcome::{BoxError, Class, EjectionBudget, Refusal, Unsent};
 use tower_resolve::{
     Balance, Endpoint, Generation, Resolve, SourceId, StaticResolver,
     upstream::{Upstream, UpstreamBody},
@@ -433,7 +433,7 @@ async fn who_finds_every_connection_taken_waits_for_room() {
     let (balance, driver) = Balance::builder()
         .http()
         .max_wait(Duration::from_secs(10))
-        .build(resolver.resolve("one"), |endpoint| {
+        .build(resolver.resolve("one"), |endpoint, _| {
             Upstream::<()>::builder(endpoint.addr())
                 .max_connections(NonZeroUsize::MIN)
                 .build::<Body>()
@@ -528,7 +528,7 @@ async fn a_replica_killed_under_load_costs_only_what_was_written_to_it() {
     let endpoints =
         [("one", one.addr), ("two", two.addr)].map(|(id, addr)| Endpoint::new(id, addr));
     let names = StaticResolver::new().with("echo", endpoints);
-    let make = |endpoint: &Endpoint| Upstream::<Body>::new(endpoint.addr());
+    let make = |endpoint: &Endpoint, _: &EjectionBudget| Upstream::<Body>::new(endpoint.addr());
     let (balance, driver) = Balance::builder().http().build(names.resolve("echo"), make);
     tokio::spawn(driver);
     let mut load = JoinSet::new();
@@ -585,7 +585,7 @@ fn broke_in_the_middle(error: &(dyn Error + 'static)) -> bool {
 async fn with_all_replicas_gone_the_answer_is_explicit_and_within_a_second() {
     let addr = listener(anywhere()).await.local_addr().unwrap();
     let names = StaticResolver::new().with("echo", [Endpoint::new("one", addr)]);
-    let make = |endpoint: &Endpoint| Upstream::<Body>::new(endpoint.addr());
+    let make = |endpoint: &Endpoint, _: &EjectionBudget| Upstream::<Body>::new(endpoint.addr());
     let (mut balance, driver) = Balance::builder().http().build(names.resolve("echo"), make);
     tokio::spawn(driver);
     for _ in 0..3 {

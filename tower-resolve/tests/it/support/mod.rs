@@ -18,7 +18,7 @@ use testkit::{Broken, Probe, ProbeFuture, ProbeHandle, Script};
 use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::Service;
-use tower_outcome::{BoxError, Unsent};
+use tower_outcome::{BoxError, EjectionBudget, Unsent};
 use tower_resolve::{
     Balance, Endpoint, Generation, SourceId, Topology, Update,
     balance::{BalanceBuilder, Stamp},
@@ -120,7 +120,10 @@ where
     let made = Made::default();
     let (source, updates) = source();
     let makes = made.clone();
-    let (balance, driver) = builder.build(updates, move |endpoint: &Endpoint| makes.make(endpoint));
+    let (balance, driver) = builder
+        .build(updates, move |endpoint: &Endpoint, _: &EjectionBudget| {
+            makes.make(endpoint)
+        });
     Rig {
         balance,
         source,
