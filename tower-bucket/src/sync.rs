@@ -1,5 +1,5 @@
 //! The atomics and locks, or loom's, which try every order in which threads can meet:
-//! `RUSTFLAGS="--cfg loom" cargo test -p tower-bucket --lib loom`.
+//! `.ci/loom -p tower-bucket`.
 
 #[cfg(all(test, loom))]
 pub(crate) use loom::sync::{

@@ -1,4 +1,4 @@
-//! Every interleaving: `RUSTFLAGS="--cfg loom" cargo test -p tower-circuit --lib --release loom`.
+//! Every interleaving: `.ci/loom -p tower-circuit`.
 
 use std::{
     num::NonZeroU32,
