@@ -43,8 +43,8 @@ pub(crate) struct Store {
     hand: AtomicUsize,
     overflow: Cell,
     keyless: Cell,
-    full_told: Told,
-    keyless_told: Told,
+    full_told: OnceAMinute,
+    keyless_told: OnceAMinute,
 }
 
 /// Whose bucket a request draws from.
@@ -105,9 +105,9 @@ struct Stripe {
     moving_in: Mutex<()>,
 }
 
-/// When a warning was given last, so that it is given once a minute at most. Zero: never.
+/// When a warning was logged last, so that it is logged once a minute at most. Zero: never.
 #[derive(Debug, Default)]
-struct Told(AtomicU64);
+pub(crate) struct OnceAMinute(AtomicU64);
 
 // === impl Store ===
 
@@ -124,8 +124,8 @@ impl Store {
             hand: AtomicUsize::new(0),
             overflow: Cell::default(),
             keyless: Cell::default(),
-            full_told: Told::default(),
-            keyless_told: Told::default(),
+            full_told: OnceAMinute::default(),
+            keyless_told: OnceAMinute::default(),
         }
     }
 
@@ -559,10 +559,10 @@ impl Claim<'_> {
     }
 }
 
-// === impl Told ===
+// === impl OnceAMinute ===
 
-impl Told {
-    fn is_due(&self, now: u64) -> bool {
+impl OnceAMinute {
+    pub(crate) fn is_due(&self, now: u64) -> bool {
         let last = self.0.load(Relaxed);
         let due = last == 0 || now.saturating_sub(last) >= ONE_MINUTE;
         due && self

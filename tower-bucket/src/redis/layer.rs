@@ -34,15 +34,19 @@ use crate::{
 /// use http::Request;
 /// use tower_bucket::{ClientIp, PeerIp, PolicyName, Quota, redis::{RedisLayer, RedisLimiter}};
 ///
-/// # fn connect(connection: redis::aio::MultiplexedConnection) {
+/// # async fn connect() -> redis::RedisResult<()> {
 /// const SITE: PolicyName = PolicyName::new("site").unwrap();
 ///
-/// let limiter = RedisLimiter::<ClientIp, _>::new(connection, Quota::per_minute(NonZeroU32::new(600).unwrap()));
+/// // It reconnects by itself.
+/// let connection = redis::Client::open("redis://127.0.0.1/")?.get_connection_manager().await?;
+/// let quota = Quota::per_minute(NonZeroU32::new(600).unwrap());
+/// let limiter = RedisLimiter::<ClientIp, _>::new(connection, quota);
 /// let layer = RedisLayer::new(limiter, PeerIp)
 ///     .cost(|request: &Request<String>| if request.method() == "POST" { 5 } else { 1 })
 ///     .fields(SITE)
 ///     .respond();
 /// # let _ = layer;
+/// # Ok(())
 /// # }
 /// ```
 pub struct RedisLayer<F, K: ?Sized, C, R = Fail, A = ()> {

@@ -5,14 +5,30 @@
 //!                        │ token there
 //!                        ▼
 //!                one script on the server ── passes ─────────────────────────► inner service
-//!                        │                └─ empty ─► remembered here until then ► refused
-//!                        └─ no answer in time ─► OnFailure: local, open or closed; and Redis is left alone for a second,
-//!                                                after which one request at a time tries it, until it answers
+//!                        │                ├─ empty ─► remembered here until then ► refused
+//!                        │                └─ an error reply ─► OnFailure, for this request alone
+//!                        └─ no reply: a timeout, an I/O error ─► OnFailure: local, open or closed; and Redis is left alone
+//!                                       for a second, after which one request at a time tries it, until it replies
 //! ```
 //!
 //! A decision is one script and one round trip: it reads the server's clock, so that the machines' need not agree, and
 //! leaves a key that goes by itself when its bucket is full again. What this machine's own requests have used up is refused
 //! without asking, and so is what Redis has refused until the time that it told: a flood stays here.
+//!
+//! An error reply is a reply: a key that holds another type (`WRONGTYPE`), or a server that refuses to write, costs a round
+//! trip and the requests that meet it, and never makes the limiter leave the server alone for all keys.
+//!
+//! # Connections
+//!
+//! Give it a connection that reconnects by itself: a `redis::aio::ConnectionManager`, or a cluster's. A
+//! `MultiplexedConnection` never does: after the server was restarted, each machine would count for itself for ever. A
+//! manager made by `Client::get_connection_manager_lazy` lets an application start while Redis is away.
+//!
+//! ```toml
+//! redis = { version = "1.8", default-features = false, features = ["connection-manager", "tokio-comp"] }
+//! ```
+//!
+//! # Limits of the server
 //!
 //! The server is Redis 5 or newer, or what speaks its language. One that forgets, because it is restarted without its data,
 //! has full buckets; the local ones, which stay as they are, bound what that lets through. The script is loaded again by
@@ -42,7 +58,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{RedisError, Script, aio::ConnectionLike};
+use redis::{ErrorKind, RedisError, Script, aio::ConnectionLike};
 use tokio::time::{Instant, timeout};
 
 pub use self::{
@@ -54,23 +70,25 @@ use crate::{
     error::Reason,
     limit::{Denial, Taken, Terms},
     snapshot::Fate,
-    store::{Drawer, Drawn},
+    store::{Drawer, Drawn, OnceAMinute},
 };
 
 /// A bucket for each key, kept in Redis for all machines: a cheap handle, whose clones share it.
 ///
-/// `C` is a connection that can be cloned and used by many at a time, such as `redis::aio::ConnectionManager`, which also
-/// reconnects, or a cluster's. The module's page tells how it decides.
+/// `C` is a connection that can be cloned and used by many at a time and that reconnects, such as
+/// `redis::aio::ConnectionManager` or a cluster's. The [module's documentation](self) describes how it decides.
 ///
 /// ```no_run
 /// use std::num::NonZeroU32;
 /// use tower_bucket::{ClientIp, PeerIp, Quota, redis::{OnFailure, RedisLayer, RedisLimiter}};
 ///
-/// # async fn connect(connection: redis::aio::MultiplexedConnection) {
+/// # async fn connect() -> redis::RedisResult<()> {
+/// let connection = redis::Client::open("redis://127.0.0.1/")?.get_connection_manager().await?;
 /// let quota = Quota::per_minute(NonZeroU32::new(600).unwrap());
 /// let limiter = RedisLimiter::<ClientIp, _>::new(connection, quota).prefix("shop:").on_failure(OnFailure::Local);
 /// let app: axum::Router = axum::Router::new().layer(RedisLayer::new(limiter, PeerIp).respond());
 /// # let _ = app;
+/// # Ok(())
 /// # }
 /// ```
 pub struct RedisLimiter<K: ?Sized, C> {
@@ -82,7 +100,7 @@ pub struct RedisLimiter<K: ?Sized, C> {
     server: Arc<Server>,
 }
 
-/// What becomes of a request when Redis does not answer in time, or not at all.
+/// What becomes of a request when Redis does not reply in time, or not at all, or with an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnFailure {
@@ -103,6 +121,7 @@ struct Server {
     /// Nanoseconds since the local limiter's start; 0 while it answers.
     down_until: AtomicU64,
     failures: AtomicU64,
+    error_replies: OnceAMinute,
 }
 
 /// What is decided without a round trip.
@@ -204,7 +223,8 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
         }
     }
 
-    /// Whether Redis is asked. Not so for a second after it has failed; then one request at a time asks until it answers.
+    /// Whether Redis is asked. Not so for a second after a timeout or an I/O error; then one request at a time asks until it
+    /// replies.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.local.since_start(Instant::now()) >= self.server.down_until.load(Relaxed)
@@ -230,8 +250,7 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
         if !self.server.may_ask(now) {
             let decision = self.without_the_server(terms).unwrap_or(Ok(taken));
             if decision.is_err() {
-                self.local
-                    .give_back(drawer, taken.ask(), drawn, Instant::now());
+                self.give_back(drawer, taken, drawn);
             }
             return First::Decided(decision);
         }
@@ -256,47 +275,55 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
         }
     }
 
-    /// Without an answer.
+    /// There was no reply: for a while the server is not asked.
     #[cold]
-    fn failed(&self, question: &Question, error: Option<&RedisError>) -> Result<Taken, Denial> {
-        self.server.failures.fetch_add(1, Relaxed);
+    fn no_reply(&self, question: &Question, error: Option<&RedisError>) -> Result<Taken, Denial> {
         let now = self.local.since_start(Instant::now());
         if self.server.down_until.swap(now + PAUSE, Relaxed) == 0 {
             let error = error.map_or("timed out".to_owned(), ToString::to_string);
             tracing::warn!(error, instead = ?self.on_failure, "redis does not answer the rate limiter");
         }
+        self.failed(question)
+    }
+
+    /// The reply was an error: that is this request's, or this key's, and says nothing about the others.
+    #[cold]
+    fn error_reply(&self, question: &Question, error: &RedisError) -> Result<Taken, Denial> {
+        self.server.replied();
+        let now = self.local.since_start(Instant::now());
+        if self.server.error_replies.is_due(now) {
+            tracing::warn!(%error, instead = ?self.on_failure, "redis replied to the rate limiter with an error");
+        }
+        self.failed(question)
+    }
+
+    fn failed(&self, question: &Question) -> Result<Taken, Denial> {
+        self.server.failures.fetch_add(1, Relaxed);
         let decision = self
             .without_the_server(question.terms)
             .unwrap_or(Ok(question.taken));
         if decision.is_err() {
-            self.give_back(question);
+            self.give_back(question.drawer, question.taken, question.drawn);
         }
         decision
     }
 
     fn answered(&self, question: &Question, (wait, debt): (u64, u64)) -> Result<Taken, Denial> {
-        if self.server.down_until.load(Relaxed) != 0 && self.server.down_until.swap(0, Relaxed) != 0
-        {
-            tracing::info!("redis answers the rate limiter again");
-        }
+        self.server.replied();
         let nanos = |micros: u64| micros.saturating_mul(1000);
         if wait == 0 {
             return Ok(question.taken.owing(nanos(debt)));
         }
         // What did not pass has used up nothing here either.
-        self.give_back(question);
+        self.give_back(question.drawer, question.taken, question.drawn);
         self.local
             .hold(question.drawer, question.taken.ask(), nanos(wait));
         question.terms.refuse(Reason::Wait(nanos(wait)))
     }
 
-    fn give_back(&self, question: &Question) {
-        self.local.give_back(
-            question.drawer,
-            question.taken.ask(),
-            question.drawn,
-            Instant::now(),
-        );
+    fn give_back(&self, drawer: Drawer, taken: Taken, drawn: Drawn) {
+        self.local
+            .give_back(drawer, taken.ask(), drawn, Instant::now());
     }
 
     fn count(&self, drawer: Drawer, decision: Result<Taken, Denial>) -> Result<Taken, Exhausted> {
@@ -326,8 +353,9 @@ impl<K: ?Sized, C: ConnectionLike + Clone> RedisLimiter<K, C> {
         call.key(&question.name).arg(cost).arg(depth);
         match timeout(self.timeout, call.invoke_async(&mut connection)).await {
             Ok(Ok(answer)) => self.answered(question, answer),
-            Ok(Err(error)) => self.failed(question, Some(&error)),
-            Err(_) => self.failed(question, None),
+            Ok(Err(error)) if is_reply(&error) => self.error_reply(question, &error),
+            Ok(Err(error)) => self.no_reply(question, Some(&error)),
+            Err(_) => self.no_reply(question, None),
         }
     }
 }
@@ -369,9 +397,24 @@ impl<K: ?Sized, C> Drop for Asked<'_, K, C> {
     }
 }
 
+/// Whether the server said so, and not the connection to it.
+fn is_reply(error: &RedisError) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType
+    )
+}
+
 // === impl Server ===
 
 impl Server {
+    /// It is asked again, if it was left alone.
+    fn replied(&self) {
+        if self.down_until.load(Relaxed) != 0 && self.down_until.swap(0, Relaxed) != 0 {
+            tracing::info!("redis answers the rate limiter again");
+        }
+    }
+
     /// While it is not known to answer, one asks, and the others do not wait for it with that one.
     fn may_ask(&self, now: u64) -> bool {
         let until = self.down_until.load(Relaxed);
@@ -386,11 +429,11 @@ impl Server {
 
 impl Default for Server {
     fn default() -> Self {
-        let (down_until, failures) = (AtomicU64::new(0), AtomicU64::new(0));
         Self {
             script: Script::new(SCRIPT),
-            down_until,
-            failures,
+            down_until: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            error_replies: OnceAMinute::default(),
         }
     }
 }

@@ -29,6 +29,8 @@ use crate::common::{from, n, request};
 /// So slow that nothing comes back while a test runs.
 const TEN_AN_HOUR: Quota = Quota::per_hour(n(10));
 
+const PREFIX: &str = "tower-bucket:";
+
 type Machine<K = str> = RedisLimiter<K, MultiplexedConnection>;
 
 struct Server {
@@ -107,30 +109,19 @@ impl Server {
 
     /// A limiter as another process on another machine would have it.
     async fn machine<K: ?Sized>(&self, quota: Quota) -> Machine<K> {
+        self.machine_of(PREFIX, quota).await
+    }
+
+    async fn machine_of<K: ?Sized>(&self, prefix: &str, quota: Quota) -> Machine<K> {
         // A busy machine must not fail for its slowness.
-        RedisLimiter::new(self.connect().await, quota).timeout(Duration::from_secs(5))
+        RedisLimiter::new(self.connect().await, quota)
+            .prefix(prefix)
+            .timeout(Duration::from_secs(5))
     }
 
     /// How many scripts were run so far.
     async fn scripts(&self) -> u64 {
-        let stats: String = redis::cmd("INFO")
-            .arg("commandstats")
-            .query_async(&mut self.connect().await)
-            .await
-            .unwrap();
-        let calls = |line: &str| {
-            line.split_once("calls=")?
-                .1
-                .split_once(',')?
-                .0
-                .parse::<u64>()
-                .ok()
-        };
-        stats
-            .lines()
-            .filter(|line| line.starts_with("cmdstat_evalsha:"))
-            .filter_map(calls)
-            .sum()
+        scripts_run(&mut self.connect().await).await
     }
 
     fn signal(&self, signal: &str) {
@@ -172,6 +163,27 @@ fn spawn(port: u16) -> Child {
         .expect("redis-server: apt-get install redis-server")
 }
 
+async fn scripts_run(connection: &mut MultiplexedConnection) -> u64 {
+    let stats: String = redis::cmd("INFO")
+        .arg("commandstats")
+        .query_async(connection)
+        .await
+        .unwrap();
+    let calls = |line: &str| {
+        line.split_once("calls=")?
+            .1
+            .split_once(',')?
+            .0
+            .parse::<u64>()
+            .ok()
+    };
+    stats
+        .lines()
+        .filter(|line| line.starts_with("cmdstat_evalsha:"))
+        .filter_map(calls)
+        .sum()
+}
+
 async fn pass(limiter: &Machine, key: &str, tries: usize) -> usize {
     let mut passed = 0;
     for _ in 0..tries {
@@ -192,8 +204,9 @@ async fn machines_share_one_quota_by_key() {
     assert_eq!(pass(&two, "alice", 20).await, 6);
     assert_eq!(pass(&one, "alice", 20).await, 0);
     assert_eq!(pass(&one, "bob", 20).await, 10);
+    let other = server.machine_of("other:", TEN_AN_HOUR).await;
     assert_eq!(
-        pass(&two.clone().prefix("other:"), "bob", 20).await,
+        pass(&other, "bob", 20).await,
         10,
         "another prefix, another limit"
     );
@@ -398,15 +411,10 @@ async fn what_redis_refuses_costs_nothing_here() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_limiter_of_another_prefix_or_capacity_shares_nothing_with_the_one_it_was_made_from() {
+async fn a_limiter_of_another_capacity_shares_nothing_here_with_the_one_it_was_made_from() {
     let mut server = Server::start().await;
     let one = server.machine::<str>(TEN_AN_HOUR).await;
     assert_eq!(pass(&one, "alice", 10).await, 10);
-    let other = one.clone().prefix("other:");
-    assert_eq!(
-        (pass(&other, "alice", 20).await, one.snapshot().allowed),
-        (10, 10)
-    );
     sleep(Duration::from_millis(50)).await;
     server.kill();
     assert_eq!(pass(&one, "bob", 1).await, 1);
@@ -594,9 +602,8 @@ async fn a_server_that_hangs_is_waited_for_once_and_then_left_alone() {
         (OnFailure::Closed, 0),
     ] {
         let machine = server
-            .machine(TEN_AN_HOUR)
+            .machine_of(&format!("{choice:?}:"), TEN_AN_HOUR)
             .await
-            .prefix(&format!("{choice:?}:"))
             .on_failure(choice);
         // The script is known and the connection warm.
         assert_eq!(pass(&machine, "warm", 1).await, 1);
@@ -691,19 +698,43 @@ async fn a_server_that_is_killed_and_started_again_is_asked_again_and_learns_the
     assert_eq!(one.snapshot().redis_failures, failures);
 }
 
+/// As the documentation has it, with all defaults.
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_connection_manager_brings_the_limit_over_all_machines_back_after_a_restart() {
+    let mut server = Server::start().await;
+    let client = redis::Client::open(format!("redis://127.0.0.1:{}/", server.port)).unwrap();
+    let connection = client.get_connection_manager().await.unwrap();
+    let machine = RedisLimiter::<str, _>::new(connection, TEN_AN_HOUR);
+    let ask_until_it_is_asked = async || {
+        let begin = Instant::now();
+        for key in 0.. {
+            assert!(machine.check_key(&key.to_string()).await.is_ok());
+            if scripts_run(&mut client.get_multiplexed_async_connection().await.unwrap()).await > 0
+            {
+                break;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(60), "never again");
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    ask_until_it_is_asked().await;
+    server.kill();
+    assert!(machine.check_key("alice").await.is_ok(), "decided here");
+    server.start_again().await;
+    ask_until_it_is_asked().await;
+}
+
 /// A header that is empty and one that says so had been the name of those without a key.
 #[tokio::test]
 #[ignore = "needs redis-server"]
 async fn no_key_that_a_client_can_send_is_that_of_those_without_one() {
     let server = Server::start().await;
-    let limiter =
-        RedisLimiter::<(HeaderValue, HeaderValue), _>::new(server.connect().await, TEN_AN_HOUR);
+    let limiter = server
+        .machine::<(HeaderValue, HeaderValue)>(TEN_AN_HOUR)
+        .await;
     let header = |name| Header::new(HeaderName::from_static(name));
-    let layer = RedisLayer::new(
-        limiter.timeout(Duration::from_secs(5)),
-        (header("x-one"), header("x-two")),
-    )
-    .respond();
+    let layer = RedisLayer::new(limiter, (header("x-one"), header("x-two"))).respond();
     let mut service = layer.layer(Probe::new().0);
     let pair = Request::builder()
         .header("x-one", "")
@@ -749,22 +780,67 @@ async fn a_server_that_is_gone_means_no_where_that_was_chosen() {
     );
 }
 
+/// It made the limiter leave the server alone for all keys: with `Closed` everybody was refused for a second.
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_server_whose_key_holds_nonsense_counts_as_failing() {
+async fn an_error_reply_about_one_key_harms_that_key_and_no_other() {
     let server = Server::start().await;
-    let machine = server.machine::<str>(TEN_AN_HOUR).await;
-    let _: () = server
-        .connect()
-        .await
-        .lpush("tower-bucket:alice", "x")
-        .await
-        .unwrap();
-    assert!(
-        machine.check_key("alice").await.is_ok(),
-        "the local bucket decides"
+    let mut connection = server.connect().await;
+    let _: () = connection.lpush("tower-bucket:list", "x").await.unwrap();
+    let _: () = connection.set("tower-bucket:text", "x").await.unwrap();
+    for (choice, passes) in [
+        (OnFailure::Local, true),
+        (OnFailure::Open, true),
+        (OnFailure::Closed, false),
+    ] {
+        let machine = server.machine::<str>(TEN_AN_HOUR).await.on_failure(choice);
+        for (failures, key) in (1..).zip(["list", "text"]) {
+            let before = server.scripts().await;
+            assert_eq!(machine.check_key(key).await.is_ok(), passes, "{choice:?}");
+            assert!(machine.is_up(), "a server that replies is up");
+            assert!(machine.check_key(&format!("{choice:?}")).await.is_ok());
+            assert!(
+                server.scripts().await >= before + 2,
+                "and is asked about the next key"
+            );
+            assert_eq!(machine.snapshot().redis_failures, failures);
+        }
+    }
+    let closed = server.machine::<str>(TEN_AN_HOUR).await;
+    let closed = closed.on_failure(OnFailure::Closed);
+    let refused = closed.check_key("list").await.unwrap_err();
+    assert_eq!(refused.to_string(), "rate limit unavailable");
+    let _: u32 = connection.del("tower-bucket:list").await.unwrap();
+    assert_eq!(
+        pass(&closed, "list", 20).await,
+        10,
+        "what failed has used up nothing"
     );
-    assert_eq!(machine.snapshot().redis_failures, 1);
+}
+
+/// A server that cannot write replies so at once, and to each request.
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_server_that_refuses_to_write_is_asked_again_by_the_next_request() {
+    let server = Server::start().await;
+    let mut connection = server.connect().await;
+    let machine = server.machine::<str>(TEN_AN_HOUR).await;
+    let machine = machine.on_failure(OnFailure::Closed);
+    assert_eq!(pass(&machine, "alice", 1).await, 1);
+    let mut replica_of = async |host: &str, port: &str| {
+        let _: () = redis::cmd("REPLICAOF")
+            .arg(host)
+            .arg(port)
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+    };
+    // Of a master that is not there: it is read-only.
+    replica_of("127.0.0.1", "1").await;
+    assert_eq!(pass(&machine, "alice", 3).await, 0);
+    assert_eq!(machine.snapshot().redis_failures, 3, "each one has asked");
+    replica_of("NO", "ONE").await;
+    assert_eq!(pass(&machine, "alice", 20).await, 9);
 }
 
 #[tokio::test]
