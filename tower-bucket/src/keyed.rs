@@ -68,12 +68,6 @@ impl<K: ?Sized> KeyedLimiter<K> {
         Self::with(self.quota(), keys.get() as usize)
     }
 
-    /// As this one was when it was new.
-    #[cfg(feature = "redis")]
-    pub(crate) fn anew(&self) -> Self {
-        Self::with(self.quota(), self.shared.store.capacity())
-    }
-
     /// The quota that each key has.
     #[must_use]
     #[inline]

@@ -85,7 +85,7 @@ use crate::{
 /// # async fn connect() -> redis::RedisResult<()> {
 /// let connection = redis::Client::open("redis://127.0.0.1/")?.get_connection_manager().await?;
 /// let quota = Quota::per_minute(NonZeroU32::new(600).unwrap());
-/// let limiter = RedisLimiter::<ClientIp, _>::new(connection, quota).prefix("shop:").on_failure(OnFailure::Local);
+/// let limiter = RedisLimiter::<ClientIp, _>::new(connection, "shop:", quota).on_failure(OnFailure::Local);
 /// let app: axum::Router = axum::Router::new().layer(RedisLayer::new(limiter, PeerIp).respond());
 /// # let _ = app;
 /// # Ok(())
@@ -151,28 +151,18 @@ struct Asked<'a, K: ?Sized, C> {
 
 impl<K: ?Sized, C> RedisLimiter<K, C> {
     /// The same quota for each key, over all machines that use the same Redis and prefix.
+    ///
+    /// The prefix is what the names of the buckets in Redis begin with, such as `shop:logins:`. It is the limit's name there
+    /// and has no default: two limiters with the same prefix draw from the same buckets, whatever their quotas say.
     #[must_use]
-    pub fn new(connection: C, quota: Quota) -> Self {
+    pub fn new(connection: C, prefix: &str, quota: Quota) -> Self {
         Self {
             connection,
             local: KeyedLimiter::new(quota),
-            prefix: DEFAULT_PREFIX.into(),
+            prefix: prefix.into(),
             timeout: DEFAULT_TIMEOUT,
             on_failure: OnFailure::default(),
             server: Arc::default(),
-        }
-    }
-
-    /// What the keys in Redis begin with. Default: `tower-bucket:`. Limiters of different quotas need different ones.
-    ///
-    /// What it returns is a limiter of its own, as of [`capacity`](Self::capacity): it shares nothing with earlier clones.
-    #[must_use]
-    pub fn prefix(self, prefix: &str) -> Self {
-        Self {
-            prefix: prefix.into(),
-            local: self.local.anew(),
-            server: Arc::default(),
-            ..self
         }
     }
 
@@ -471,7 +461,6 @@ fn in_micros(quota: Quota, tokens: u32) -> (u64, u64) {
 }
 
 const SCRIPT: &str = include_str!("gcra.lua");
-const DEFAULT_PREFIX: &str = "tower-bucket:";
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// For so many nanoseconds Redis is left alone after a failure, so that not every request waits for the timeout.

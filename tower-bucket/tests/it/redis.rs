@@ -114,9 +114,7 @@ impl Server {
 
     async fn machine_of<K: ?Sized>(&self, prefix: &str, quota: Quota) -> Machine<K> {
         // A busy machine must not fail for its slowness.
-        RedisLimiter::new(self.connect().await, quota)
-            .prefix(prefix)
-            .timeout(Duration::from_secs(5))
+        RedisLimiter::new(self.connect().await, prefix, quota).timeout(Duration::from_secs(5))
     }
 
     /// How many scripts were run so far.
@@ -657,7 +655,7 @@ async fn a_server_that_is_killed_and_started_again_is_asked_again_and_learns_the
         let connection = ConnectionManager::new_with_config(client.clone(), config.clone())
             .await
             .unwrap();
-        RedisLimiter::<str, _>::new(connection, TEN_AN_HOUR)
+        RedisLimiter::<str, _>::new(connection, PREFIX, TEN_AN_HOUR)
             .timeout(Duration::from_secs(5))
             .on_failure(OnFailure::Closed)
     };
@@ -705,7 +703,7 @@ async fn a_connection_manager_brings_the_limit_over_all_machines_back_after_a_re
     let mut server = Server::start().await;
     let client = redis::Client::open(format!("redis://127.0.0.1:{}/", server.port)).unwrap();
     let connection = client.get_connection_manager().await.unwrap();
-    let machine = RedisLimiter::<str, _>::new(connection, TEN_AN_HOUR);
+    let machine = RedisLimiter::<str, _>::new(connection, PREFIX, TEN_AN_HOUR);
     let ask_until_it_is_asked = async || {
         let begin = Instant::now();
         for key in 0.. {
