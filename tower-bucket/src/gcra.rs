@@ -9,15 +9,15 @@
 //!             │◄─────────── depth ──────────────►│◄──── wait ────►│
 //! ```
 //!
-//! What would end beyond the bucket's depth must wait for the rest. Whoever may wait reserves: the bucket goes into debt
-//! beyond its depth, and those who come later stand behind. So the queue of waiters is this same number.
+//! What would end beyond the bucket's depth must wait for the rest. A request that may wait takes its tokens in advance: the
+//! bucket goes into debt beyond its depth, and those that come later stand behind.
 //!
 //! # Giving back
 //!
 //! Taking out what was taken is sound only as far as it still lies ahead: what the bucket has forgotten by itself must
-//! not be given back as well. Whoever took at `at` gives back the cost less the time since, whatever others took or gave
-//! back meanwhile. One who still waits gives back all of it, but only if nobody stands behind: the turns of those behind are
-//! fixed, and the gap before them cannot be moved to after them without two passing where one may.
+//! not be given back as well. A request that passed at `at` gives back its cost less the time since, whatever others took or
+//! gave back meanwhile; one that still waits gives back all of it. Those that wait behind it must move up by the same
+//! amount, and `queue.rs` sees to that: if the bucket alone moved, two could pass where one may.
 //!
 //! # Why not `governor`'s
 //!
@@ -43,6 +43,14 @@ pub(crate) struct Ask {
     depth: u64,
     /// How long it may wait.
     patience: u64,
+}
+
+/// Tokens that go back into a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refund {
+    nanos: u64,
+    /// It is not brought before this moment.
+    floor: u64,
 }
 
 /// One bucket. Zero is full.
@@ -84,6 +92,10 @@ impl Ask {
 
     pub(crate) const fn cost(&self) -> u64 {
         self.cost
+    }
+
+    pub(crate) const fn depth(&self) -> u64 {
+        self.depth
     }
 
     #[inline]
@@ -136,16 +148,32 @@ impl Ask {
         (self.now + nanos.min(HORIZON / 2) + self.depth).saturating_sub(self.cost)
     }
 
-    /// Takes out again what this ask put into a bucket, and left it with `debt` then. Gives the new moment, or nothing if
-    /// nothing can be given back.
-    pub(crate) fn take_out(&self, debt: u64, full_at: u64, now: u64) -> Option<u64> {
-        let (next, began) = (self.now + debt, self.now + self.turn(debt));
-        let somebody_waits = full_at > now.saturating_add(self.depth);
-        if somebody_waits && full_at != next {
-            return None;
+    /// What of its cost still lies ahead, if it passed at `at`.
+    pub(crate) fn ahead(&self, at: u64, now: u64) -> u64 {
+        self.cost.saturating_sub(now.saturating_sub(at))
+    }
+}
+
+// === impl Refund ===
+
+impl Refund {
+    pub(crate) const NOTHING: Self = Self::of(0);
+
+    pub(crate) const fn of(nanos: u64) -> Self {
+        Self { nanos, floor: 0 }
+    }
+
+    pub(crate) fn not_before(self, moment: u64) -> Self {
+        Self {
+            floor: self.floor.max(moment),
+            ..self
         }
-        let ahead = self.cost.saturating_sub(now.saturating_sub(began));
-        (ahead > 0).then(|| full_at.saturating_sub(ahead))
+    }
+
+    /// When a bucket will be full that would be at `full_at`. `None` if that is no other time.
+    pub(crate) fn apply(&self, full_at: u64) -> Option<u64> {
+        let sooner = full_at.saturating_sub(self.nanos).max(self.floor);
+        (sooner < full_at).then_some(sooner)
     }
 }
 
@@ -184,10 +212,10 @@ impl Cell {
         self.0.fetch_min(full_at, Relaxed);
     }
 
-    pub(crate) fn give_back(&self, ask: &Ask, debt: u64, now: u64) {
+    pub(crate) fn refund(&self, refund: Refund) {
         let _ = self
             .0
-            .fetch_update(Relaxed, Relaxed, |full_at| ask.take_out(debt, full_at, now));
+            .fetch_update(Relaxed, Relaxed, |full_at| refund.apply(full_at));
     }
 
     /// How far in debt it is.
@@ -394,95 +422,46 @@ mod tests {
         for (later, left) in [(0, 0), (4, 4), (9, 9), (10, 10), (50, 10)] {
             let cell = Cell::default();
             let ask = Ask::one(100, quota);
-            let debt = cell.take(&ask).unwrap();
-            cell.give_back(&ask, debt, 100 + later);
+            cell.take(&ask).unwrap();
+            cell.refund(Refund::of(ask.ahead(100, 100 + later)));
             assert_eq!(cell.debt(100), left, "after {later} ns");
         }
     }
 
     #[test]
-    fn one_who_waits_gives_back_all_if_nobody_stands_behind_and_else_nothing() {
-        let quota = quota(Duration::from_nanos(10), 1);
-        let cell = Cell::default();
-        let ask = Ask::one(100, quota).patience(100);
-        let [_, second, third] = [(); 3].map(|()| cell.take(&ask).unwrap());
-        cell.give_back(&ask, second, 105);
-        assert_eq!(
-            cell.debt(100),
-            30,
-            "the third keeps its turn, and nobody gets the second's"
-        );
-        cell.give_back(&ask, third, 105);
-        assert_eq!(cell.debt(100), 20);
-        cell.give_back(&ask, second, 105);
-        assert_eq!(cell.debt(100), 10);
+    fn a_refund_brings_a_bucket_no_further_than_its_floor_and_never_back() {
+        let refund = Refund::of(10).not_before(95);
+        assert_eq!(refund.apply(120), Some(110));
+        assert_eq!(refund.apply(100), Some(95));
+        assert_eq!(refund.apply(95), None);
+        assert_eq!(refund.apply(90), None);
+        assert_eq!(Refund::NOTHING.apply(90), None);
     }
 
-    /// What a client does: asks, and perhaps changes its mind later.
+    /// What a client does.
     #[derive(Clone, Debug)]
     struct Act {
         step: u64,
         tokens: u32,
-        patience: u64,
-        /// One who came before gives back: the number of places before this one.
-        gives_back: Option<usize>,
+        may_wait: bool,
     }
 
     fn acts(longest: usize) -> impl Strategy<Value = Vec<Act>> {
         let act = (
             prop_oneof![Just(0), 0_u64..60, 0_u64..400],
             1_u32..4,
-            prop_oneof![Just(0), 0_u64..300],
+            any::<bool>(),
         );
-        let act = (act, prop::option::of(0_usize..6));
-        let act = act.prop_map(|((step, tokens, patience), gives_back)| Act {
+        let act = act.prop_map(|(step, tokens, may_wait)| Act {
             step,
             tokens,
-            patience,
-            gives_back,
+            may_wait,
         });
         prop::collection::vec(act, 1..longest)
     }
 
-    /// One that was let in.
-    struct Guest {
-        ask: Ask,
-        debt: u64,
-        begins: u64,
-        stays: bool,
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(500))]
-
-        #[test]
-        fn whoever_waits_and_gives_back_no_interval_sees_more_than_burst_and_rate(
-            interval in 1_u64..60,
-            burst in 1_u32..6,
-            acts in acts(60),
-        ) {
-            let quota = quota(Duration::from_nanos(interval), burst);
-            let (cell, mut now) = (Cell::default(), 1_000);
-            let mut guests: Vec<Guest> = Vec::new();
-            for act in acts {
-                now += act.step;
-                if let Some(guest) = act.gives_back.and_then(|back| guests.iter_mut().rev().nth(back)).filter(|guest| guest.stays) {
-                    // One who waited and was called is beyond recall; one who was let in at once may be refused elsewhere.
-                    let waits = guest.begins > guest.ask.now;
-                    if !waits || guest.begins > now {
-                        guest.stays = false;
-                        cell.give_back(&guest.ask, guest.debt, now);
-                    }
-                }
-                if let Some(ask) = Ask::tokens(now, quota, act.tokens).map(|ask| ask.patience(act.patience))
-                    && let Ok(debt) = cell.take(&ask)
-                {
-                    guests.push(Guest { ask, debt, begins: now + ask.turn(debt), stays: true });
-                }
-            }
-            let served = guests.iter().filter(|guest| guest.stays).map(|guest| (guest.begins, guest.ask.cost())).collect();
-            assert_within(served, quota.depth());
-        }
 
         #[test]
         fn while_quotas_change_each_is_kept_and_the_time_that_is_owed_too(
@@ -529,8 +508,7 @@ mod tests {
                 }
                 turns = turns.saturating_sub(1);
                 let Some(ask) = Ask::tokens(now, current, act.tokens) else { continue };
-                // Some of them may wait.
-                let ask = if act.gives_back.is_some() { ask.patience(patience) } else { ask };
+                let ask = if act.may_wait { ask.patience(patience) } else { ask };
                 dial.note_patience(&ask);
                 match cell.take(&ask) {
                     Ok(debt) => served.push((now + ask.turn(debt), ask.cost())),
@@ -634,7 +612,7 @@ mod loom_tests {
         loom::model(|| {
             let cell = Arc::new(Cell::default());
             let ask = Ask::one(100, quota(1));
-            let debt = cell.take(&ask).unwrap();
+            cell.take(&ask).unwrap();
             let other = thread::spawn({
                 let cell = cell.clone();
                 move || {
@@ -643,7 +621,7 @@ mod loom_tests {
                         .count()
                 }
             });
-            cell.give_back(&ask, debt, 100);
+            cell.refund(Refund::of(ask.ahead(100, 100)));
             let passed = other.join().unwrap();
             assert!(passed <= 1);
             assert_eq!(cell.take(&ask).is_ok(), passed == 0);

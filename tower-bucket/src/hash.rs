@@ -25,7 +25,7 @@ use std::{
 use foldhash::{SharedSeed, quality::SeedableRandomState};
 
 /// A key's hash; never zero, which is the mark of an empty slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Fingerprint(pub(crate) u64);
 
 /// Makes fingerprints, each limiter its own.

@@ -1,4 +1,4 @@
-use std::{fmt, hash::Hash, marker::PhantomData, num::NonZeroU32, sync::Arc};
+use std::{fmt, hash::Hash, marker::PhantomData, num::NonZeroU32, sync::Arc, task::Waker};
 
 use tokio::time::Instant;
 
@@ -9,8 +9,9 @@ use crate::{
     error::Reason,
     gcra::Ask,
     hash::{Fingerprint, Seed},
+    queue::{Answer, Turn, WaitQueues, WaiterId},
     snapshot::Fate,
-    store::{Drawer, Drawn, Store},
+    store::{BucketId, Drawer, Drawn, Store},
 };
 
 /// A bucket for each key, in bounded memory: a cheap handle, whose clones share it.
@@ -49,6 +50,7 @@ struct Shared {
     seed: Seed,
     dial: Dial,
     start: Start,
+    queues: WaitQueues<BucketId>,
 }
 
 // === impl KeyedLimiter ===
@@ -115,10 +117,32 @@ impl<K: ?Sized> KeyedLimiter<K> {
             .map_err(|wait| self.shared.dial.relieve(ask, wait).0)
     }
 
-    pub(crate) fn give_back(&self, drawer: Drawer, ask: &Ask, drawn: Drawn, now: Instant) {
-        self.shared
-            .store
-            .give_back(drawer, ask, drawn, self.since_start(now));
+    /// Takes, behind all that wait for the same bucket.
+    pub(crate) fn queue(&self, drawer: Drawer, ask: &Ask) -> Result<(Drawn, Turn), u64> {
+        self.shared.queues.push(ask, || {
+            let drawn = self.take(drawer, ask)?;
+            Ok((drawn.bucket(drawer), drawn, drawn.debt))
+        })
+    }
+
+    pub(crate) fn poll_turn(
+        &self,
+        bucket: BucketId,
+        waiter: WaiterId,
+        now: u64,
+        waker: &Waker,
+    ) -> Answer {
+        let (queues, waker) = (&self.shared.queues, waker.clone());
+        let (answer, _unused) = queues.with(bucket, |queue| queue.poll(waiter, now, waker));
+        answer
+    }
+
+    /// For one that took and will not call.
+    pub(crate) fn give_back(&self, bucket: BucketId, ask: &Ask, turn: Turn, now: u64) {
+        self.shared.queues.with(bucket, |queue| {
+            let refund = queue.leave(ask, turn, now);
+            self.shared.store.refund(bucket, refund, now);
+        });
     }
 
     /// Lets nothing more like `ask` pass for so many nanoseconds.
@@ -153,6 +177,7 @@ impl<K: ?Sized> KeyedLimiter<K> {
                 seed,
                 dial,
                 start,
+                queues: WaitQueues::default(),
             }),
             key: PhantomData,
         }

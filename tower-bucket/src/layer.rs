@@ -186,30 +186,6 @@ impl<L, R, M> BucketLayer<L, R, M> {
         self.map(|limit| Told::new(limit, name))
     }
 
-    /// Lets a request that finds no token wait for one, for up to `longest`, instead of refusing it. A request whose turn
-    /// would come later is refused at once; so are those beyond the number of [`waiters`](Self::waiters).
-    ///
-    /// It waits in the response future, before the inner service is called. See [`Waiting`] for who comes first, and
-    /// [`WaitFuture`](crate::WaitFuture) for what happens when it is dropped. The inner service must be `Clone`.
-    ///
-    /// ```
-    /// use std::{num::NonZeroU32, time::Duration};
-    /// use tower_bucket::{BucketLayer, Limiter, Quota};
-    ///
-    /// // A client of an API that allows ten a second: a burst is spread out instead of failing.
-    /// let ten = Limiter::new(Quota::per_second(NonZeroU32::new(10).unwrap()));
-    /// let layer = BucketLayer::new(ten).wait(Duration::from_secs(5));
-    /// # let _ = layer;
-    /// ```
-    #[must_use]
-    pub fn wait(self, longest: Duration) -> BucketLayer<L, R, Waiting> {
-        BucketLayer {
-            limit: self.limit,
-            refuse: self.refuse,
-            mode: Waiting::new(longest),
-        }
-    }
-
     /// Answers refused requests with a 429, or `RESOURCE_EXHAUSTED` if they are gRPC. The inner error type stays as it
     /// is: for servers. Default: `Err(Exhausted)`, boxed ([`Fail`]), for clients.
     #[must_use]
@@ -236,6 +212,33 @@ impl<L, R, M> BucketLayer<L, R, M> {
     }
 }
 
+impl<L, R, M> BucketLayer<L, R, M> {
+    /// Lets a request that finds no token wait for one, for up to `longest`, instead of refusing it. A request whose turn
+    /// would come later is refused at once; so are those beyond the number of [`waiters`](BucketLayer::waiters).
+    ///
+    /// It waits in the response future, before the inner service is called, first come, first served. What a request that is
+    /// dropped while it waits would have cost goes to those behind it. See [`Waiting`] for the order, and
+    /// [`WaitFuture`](crate::WaitFuture) for cancellation. The inner service must be `Clone`.
+    ///
+    /// ```
+    /// use std::{num::NonZeroU32, time::Duration};
+    /// use tower_bucket::{BucketLayer, Limiter, Quota};
+    ///
+    /// // A client of an API that allows ten a second: a burst is spread out instead of failing.
+    /// let ten = Limiter::new(Quota::per_second(NonZeroU32::new(10).unwrap()));
+    /// let layer = BucketLayer::new(ten).wait(Duration::from_secs(5));
+    /// # let _ = layer;
+    /// ```
+    #[must_use]
+    pub fn wait(self, longest: Duration) -> BucketLayer<L, R, Waiting> {
+        BucketLayer {
+            limit: self.limit,
+            refuse: self.refuse,
+            mode: Waiting::new(longest),
+        }
+    }
+}
+
 impl<L, R> BucketLayer<L, R, Waiting> {
     /// How many requests may wait at a time, in all services that this layer and its clones make. Default: 1024; a request
     /// that waits is held in memory, with what of its body has come.
@@ -245,7 +248,7 @@ impl<L, R> BucketLayer<L, R, Waiting> {
         self
     }
 
-    /// The line, to see how many wait.
+    /// The requests that wait, to see how many there are.
     pub const fn waiting(&self) -> &Waiting {
         &self.mode
     }

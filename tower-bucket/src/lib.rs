@@ -79,8 +79,8 @@
 //!
 //! # Cancel safety
 //!
-//! A call that is dropped has spent its token; see [`ResponseFuture`]. One that is dropped while it waits gives it back where
-//! that is sound; see [`WaitFuture`].
+//! A call that is dropped has spent its token; see [`ResponseFuture`]. One that is dropped while it waits has spent none: those
+//! that wait behind it move up; see [`WaitFuture`].
 //!
 //! # Features
 //!
@@ -105,6 +105,7 @@ mod keyed;
 mod layer;
 mod limit;
 mod limiter;
+mod queue;
 mod quota;
 #[cfg(feature = "redis")]
 pub mod redis;

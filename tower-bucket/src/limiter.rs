@@ -1,4 +1,4 @@
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, task::Waker, time::Duration};
 
 use tokio::time::Instant;
 
@@ -8,6 +8,7 @@ use crate::{
     dial::Dial,
     error::Reason,
     gcra::{Ask, Cell},
+    queue::{Answer, Turn, WaitQueues, WaiterId},
     snapshot::{Fate, Tally},
 };
 
@@ -42,6 +43,7 @@ struct Shared {
     dial: Dial,
     start: Start,
     tally: Tally,
+    queue: WaitQueues<()>,
 }
 
 // === impl Limiter ===
@@ -61,6 +63,7 @@ impl Limiter {
             dial,
             start,
             tally,
+            queue: WaitQueues::default(),
         }))
     }
 
@@ -121,8 +124,8 @@ impl Limiter {
     /// What is owed stays what it is in *time*, but no more than an empty bucket owes under the new quota. Who had used up a
     /// bucket of 10 a second waits for a tenth of a second before the next request passes, also if the rate is 1 a minute
     /// then; and who had used up one of 10 an hour waits for 10 milliseconds if it is 100 a second. So each quota by itself is
-    /// kept for as long as it stands. Those who [`wait`](crate::BucketLayer::wait) keep the turns they were given; where some
-    /// may, the longest that they may wait is added to what is owed at most.
+    /// kept for as long as it stands. Requests that [`wait`](crate::BucketLayer::wait) keep the turns they were given, or
+    /// earlier ones as others leave; where some may, the longest that they may wait is added to what is owed at most.
     pub fn set_quota(&self, quota: Quota) {
         self.0.dial.turn(quota, self.since_start(Instant::now()));
     }
@@ -159,8 +162,28 @@ impl Limiter {
             .map_err(|wait| self.0.dial.relieve(ask, wait).0)
     }
 
-    pub(crate) fn give_back(&self, ask: &Ask, debt: u64, now: Instant) {
-        self.0.cell.give_back(ask, debt, self.since_start(now));
+    /// Takes, behind all that wait.
+    pub(crate) fn queue(&self, ask: &Ask) -> Result<(u64, Turn), u64> {
+        self.0.queue.push(ask, || {
+            let debt = self.take(ask)?;
+            Ok(((), debt, debt))
+        })
+    }
+
+    pub(crate) fn poll_turn(&self, waiter: WaiterId, now: u64, waker: &Waker) -> Answer {
+        let waker = waker.clone();
+        let (answer, _unused) = self
+            .0
+            .queue
+            .with((), |queue| queue.poll(waiter, now, waker));
+        answer
+    }
+
+    /// For one that took and will not call.
+    pub(crate) fn give_back(&self, ask: &Ask, turn: Turn, now: u64) {
+        self.0.queue.with((), |queue| {
+            self.0.cell.refund(queue.leave(ask, turn, now));
+        });
     }
 
     #[inline]

@@ -26,7 +26,7 @@ use std::{
 
 use crate::{
     Snapshot,
-    gcra::{Ask, Cell},
+    gcra::{Ask, Cell, Refund},
     hash::Fingerprint,
     snapshot::{Fate, Tally},
     sync::{AtomicU64, AtomicUsize, Mutex},
@@ -53,6 +53,15 @@ pub(crate) enum Drawer {
     Key(Fingerprint),
     /// All who have no key.
     Keyless,
+}
+
+/// A bucket that was drawn from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum BucketId {
+    Key(Fingerprint),
+    Keyless,
+    /// That of the keys that found no room.
+    Overflow,
 }
 
 /// Tokens were taken.
@@ -164,15 +173,13 @@ impl Store {
         }
     }
 
-    /// Puts back what `ask` took, as far as that is sound.
-    pub(crate) fn give_back(&self, drawer: Drawer, ask: &Ask, drawn: Drawn, now: u64) {
-        match drawer {
-            Drawer::Keyless => self.keyless.give_back(ask, drawn.debt, now),
-            Drawer::Key(_) if drawn.overflowed => self.overflow.give_back(ask, drawn.debt, now),
-            Drawer::Key(key) => {
-                let _ = self
-                    .slots(key)
-                    .any(|slot| slot.give_back(key, ask, drawn.debt, now));
+    /// Puts tokens back, at `now`.
+    pub(crate) fn refund(&self, bucket: BucketId, refund: Refund, now: u64) {
+        match bucket {
+            BucketId::Keyless => self.keyless.refund(refund),
+            BucketId::Overflow => self.overflow.refund(refund),
+            BucketId::Key(key) => {
+                let _ = self.slots(key).any(|slot| slot.refund(key, refund, now));
             }
         }
     }
@@ -381,6 +388,17 @@ fn scale(random: u64, bound: usize) -> usize {
 
 // === impl Drawn ===
 
+impl Drawn {
+    /// Where it came from, if this drawer was asked.
+    pub(crate) const fn bucket(self, drawer: Drawer) -> BucketId {
+        match drawer {
+            Drawer::Keyless => BucketId::Keyless,
+            Drawer::Key(_) if self.overflowed => BucketId::Overflow,
+            Drawer::Key(key) => BucketId::Key(key),
+        }
+    }
+}
+
 impl From<u64> for Drawn {
     #[inline]
     fn from(debt: u64) -> Self {
@@ -455,26 +473,11 @@ impl Slot {
         (full_at != CLAIMED && self.owner.load(Acquire) == key.0).then_some(full_at)
     }
 
-    /// Puts back, if the slot is `key`'s. False if it is not.
-    fn give_back(&self, key: Fingerprint, ask: &Ask, debt: u64, now: u64) -> bool {
-        let mut full_at = self.full_at.load(Acquire);
-        loop {
-            if full_at == CLAIMED || self.owner.load(Acquire) != key.0 {
-                return false;
-            }
-            let Some(lower) = ask.take_out(debt, full_at, now) else {
-                return true;
-            };
-            // Where nothing is left, a nanosecond stays, so that the time is greater than when this owner moved in.
-            let lower = lower + u64::from(lower <= now);
-            match self
-                .full_at
-                .compare_exchange_weak(full_at, lower, AcqRel, Acquire)
-            {
-                Ok(_) => return true,
-                Err(seen) => full_at = seen,
-            }
-        }
+    /// Puts tokens back, if the slot is `key`'s. False if it is not.
+    fn refund(&self, key: Fingerprint, refund: Refund, now: u64) -> bool {
+        // Where nothing is left, a nanosecond stays, so that the time is greater than when this owner moved in.
+        let refund = refund.not_before(now + 1);
+        self.change(key, |full_at| refund.apply(full_at).unwrap_or(full_at))
     }
 
     /// Makes it full no sooner than `full_at`, if the slot is `key`'s. False if it is not.
@@ -626,6 +629,12 @@ mod tests {
         decision
     }
 
+    /// For one that took at once.
+    fn give_back(store: &Store, drawer: Drawer, ask: &Ask, drawn: Drawn, now: u64) {
+        let refund = Refund::of(ask.ahead(ask.now, now));
+        store.refund(drawn.bucket(drawer), refund, now);
+    }
+
     /// A good hash of a small number (SplitMix64), the same in each run.
     fn key(number: u64) -> Fingerprint {
         let mixed = number.wrapping_add(1).wrapping_mul(GOLDEN);
@@ -755,7 +764,7 @@ mod tests {
         }
         for drawer in [Drawer::Key(key(100)), Drawer::Keyless] {
             let drawn = store.take(drawer, &ask).unwrap();
-            store.give_back(drawer, &ask, drawn, 5);
+            give_back(&store, drawer, &ask, drawn, 5);
             assert_eq!(store.debt(drawer, 5), 0);
             assert!(store.take(drawer, &ask).is_ok() && store.take(drawer, &ask).is_err());
         }
@@ -764,13 +773,19 @@ mod tests {
             Err(SECOND),
             "a neighbour's is not touched"
         );
-        store.give_back(Drawer::Key(key(3)), &ask, Drawn::from(SECOND), 5);
+        give_back(&store, Drawer::Key(key(3)), &ask, Drawn::from(SECOND), 5);
         assert_eq!(
             store.debt(Drawer::Key(key(3)), 5),
             1,
             "all but the nanosecond that marks the slot"
         );
-        store.give_back(Drawer::Key(key(3)), &ask, Drawn::from(SECOND), 6 + SECOND);
+        give_back(
+            &store,
+            Drawer::Key(key(3)),
+            &ask,
+            Drawn::from(SECOND),
+            6 + SECOND,
+        );
         assert_eq!(take(&store, key(3), 6 + SECOND, quota), Ok(SECOND));
     }
 
@@ -968,7 +983,7 @@ mod tests {
                 let Some(ask) = Ask::tokens(now, quota, tokens) else { continue };
                 let drawer = Drawer::Key(key(number));
                 match store.take(drawer, &ask) {
-                    Ok(drawn) if gives_back => store.give_back(drawer, &ask, drawn, now),
+                    Ok(drawn) if gives_back => give_back(&store, drawer, &ask, drawn, now),
                     Ok(drawn) => served[if drawn.overflowed { 40 } else { number as usize }].push((now, ask.cost())),
                     Err(_) => {}
                 }

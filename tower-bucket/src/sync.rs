@@ -3,11 +3,11 @@
 
 #[cfg(all(test, loom))]
 pub(crate) use loom::sync::{
-    Mutex,
+    Mutex, MutexGuard,
     atomic::{AtomicU64, AtomicUsize, fence},
 };
 #[cfg(not(all(test, loom)))]
 pub(crate) use std::sync::{
-    Mutex,
+    Mutex, MutexGuard,
     atomic::{AtomicU64, AtomicUsize, fence},
 };

@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -25,23 +25,26 @@ use crate::{
     limit::{Denial, Terms},
 };
 
-/// Who finds no token may wait for one, so long, and so many at a time. Made by
-/// [`BucketLayer::wait`](crate::BucketLayer::wait).
+/// The requests that wait, and the settings for them: [`Bucket`]'s mode when
+/// [`BucketLayer::wait`](crate::BucketLayer::wait) made it.
 ///
-/// # Fairness
+/// # Order
 ///
-/// Turns are given when requests come, one after the other: who comes later has the later turn, also if it does not wait
-/// itself but draws from the same limiter in another layer. Turns that fall into the same millisecond come together,
-/// because the timer is not finer; and so do those that come due while their futures are not polled, be it that the runtime
-/// stalls: a turn that is missed is not given up.
+/// Requests for the same bucket wait in a queue and are let in first come, first served, at the rate of the quota. A request
+/// that does not wait itself, because it draws from the same limiter in another layer, does not get ahead of them. When a
+/// waiting request is dropped, those behind it move up by what it would have cost: the rate goes to the requests that are
+/// still there, however many gave up. No request is let in later than the turn it was given when it came.
 ///
-/// Of several limits each gives a turn of its own, and the request passes at the latest of them. The others are paid for by
+/// Turns that fall into the same millisecond come together, because the timer is not finer; and so do those that come due
+/// while their futures are not polled, for example because the runtime stalls: a turn that is missed is not lost.
+///
+/// Of several limits each has a queue of its own, and the request passes at the latest of its turns. The others are paid for by
 /// then, and may see it later than it was paid for: beyond their burst by as many requests as wait, at most.
 ///
-/// # What it holds
+/// # What a waiting request holds
 ///
-/// A request that waits owns the inner service that was ready for it, and what that reserved: place a concurrency limit
-/// outside, or the waiting take its permits.
+/// The inner service that was ready for it, and what that reserved: place a concurrency limit outside, or requests that wait
+/// take its permits.
 #[derive(Clone, Debug)]
 pub struct Waiting {
     longest: Duration,
@@ -53,10 +56,10 @@ pub struct Waiting {
 ///
 /// # Cancel safety
 ///
-/// It may be dropped at any time. One that is dropped while it waits has not called the inner service, and gives its tokens
-/// back if nobody stands behind it. If somebody does, the tokens are lost: those behind keep the turns they were given, and
-/// the gap cannot be filled without two passing where one may. So cancelling never lets more through, at worst fewer; a
-/// caller that retries with a new request stands at the end of the line.
+/// It may be dropped at any time. One that is dropped while it waits has not called the inner service and costs nothing: its
+/// tokens go to the requests behind it, which move up, or back into the bucket. One that is dropped when its turn has come
+/// and before it was polled gives back what of its tokens still lies ahead. A caller that retries with a new request stands at
+/// the end of the queue.
 ///
 /// # Panics
 ///
@@ -84,22 +87,23 @@ where
         #[pin]
         sleep: Sleep,
         /// `None` once the turn has come.
-        held: Option<(S, Req, Turn<L, Req>)>,
+        held: Option<(S, Req, Reservation<L, Req>)>,
     },
     Called(#[pin] S::Future),
     /// `None` once it was told.
     Refused(Option<T>),
 }
 
-/// A place in the line, given back on drop.
-struct Turn<L, Req>
+/// The tokens that a waiting request has taken in advance. Given back on drop.
+struct Reservation<L, Req>
 where
     L: Limit<Req>,
 {
     limit: L,
     ask: L::Ask,
     taken: L::Taken,
-    came: bool,
+    turn: L::Turn,
+    is_used: bool,
     _waiter: Waiter,
 }
 
@@ -121,7 +125,7 @@ impl Waiting {
         self.most = waiters;
     }
 
-    /// How many wait just now.
+    /// How many requests wait just now.
     #[must_use]
     pub fn waiters(&self) -> u32 {
         self.waiters.load(Relaxed)
@@ -162,31 +166,23 @@ where
 
     fn call(&mut self, request: Req) -> Self::Future {
         let (ask, now) = (self.limit.ask(&request, Terms::USUAL), Instant::now());
-        let taken = match self.limit.take(ask, now, 0) {
-            Ok(taken) => Ok((taken, None)),
-            Err(denial) => self.queue_up(ask, now, denial),
-        };
-        match taken {
-            Ok((taken, None)) => {
+        let queued = match self.limit.take(ask, now, 0) {
+            Ok(taken) => {
                 self.limit.count_passed(ask, taken, false);
                 let note = self.limit.note(ask, Ok(taken));
-                WaitFuture {
+                return WaitFuture {
                     state: State::Called(self.inner.call(request)),
                     note,
-                }
-            }
-            Ok((taken, Some(waiter))) => {
-                let note = self.limit.note(ask, Ok(taken));
-                // First, so that it is given back even where there is no timer.
-                let turn = Turn {
-                    limit: self.limit.clone(),
-                    ask,
-                    taken,
-                    came: false,
-                    _waiter: waiter,
                 };
-                let sleep = sleep_until(now + Duration::from_nanos(L::turn(taken)));
-                let held = Some((self.take_ready(), request, turn));
+            }
+            Err(denial) => self.queue(ask, now, denial),
+        };
+        match queued {
+            Ok(reservation) => {
+                let note = self.limit.note(ask, Ok(reservation.taken));
+                // Set by the first poll.
+                let sleep = sleep_until(now);
+                let held = Some((self.take_ready(), request, reservation));
                 WaitFuture {
                     state: State::Waiting { sleep, held },
                     note,
@@ -204,21 +200,28 @@ where
 }
 
 impl<S, L, R> Bucket<S, L, R, Waiting> {
-    /// Takes a turn in the line, unless it would come too late or too many wait.
-    fn queue_up<Req>(
+    /// Takes a turn in the queue, unless it would come too late or too many wait.
+    fn queue<Req>(
         &self,
         ask: L::Ask,
         now: Instant,
         denial: Denial,
-    ) -> Result<(L::Taken, Option<Waiter>), Denial>
+    ) -> Result<Reservation<L, Req>, Denial>
     where
         L: Limit<Req>,
     {
         let Some(waiter) = self.mode.wait() else {
             return Err(denial);
         };
-        let taken = self.limit.take(ask, now, self.mode.patience())?;
-        Ok((taken, Some(waiter)))
+        let (taken, turn) = self.limit.queue(ask, now, self.mode.patience())?;
+        Ok(Reservation {
+            limit: self.limit.clone(),
+            ask,
+            taken,
+            turn,
+            is_used: false,
+            _waiter: waiter,
+        })
     }
 
     /// The service that said it is ready; a clone, which is not, stays in its place.
@@ -246,11 +249,19 @@ where
         let mut this = self.project();
         let mut answer = loop {
             match this.state.as_mut().project() {
-                StateProj::Waiting { sleep, held } => {
-                    ready!(sleep.poll(cx));
-                    let (mut service, request, turn) =
-                        held.take().expect("held until the turn comes");
-                    turn.come();
+                StateProj::Waiting { mut sleep, held } => {
+                    let (_, _, reservation) =
+                        held.as_mut().expect("polled after the turn had come");
+                    if let Some(turn) = reservation.poll(Instant::now(), cx.waker()) {
+                        if sleep.deadline() != turn {
+                            sleep.as_mut().reset(turn);
+                        }
+                        ready!(sleep.poll(cx));
+                        continue;
+                    }
+                    let (mut service, request, reservation) =
+                        held.take().expect("it was there just now");
+                    reservation.spend();
                     this.state.set(State::Called(service.call(request)));
                 }
                 StateProj::Called(inner) => break R::pass(ready!(inner.poll(cx))),
@@ -284,19 +295,26 @@ where
     }
 }
 
-// === impl Turn ===
+// === impl Reservation ===
 
-impl<L: Limit<Req>, Req> Turn<L, Req> {
-    fn come(mut self) {
-        self.came = true;
+impl<L: Limit<Req>, Req> Reservation<L, Req> {
+    /// `None`: its turn has come. `Some`: ask again then, or when woken.
+    fn poll(&mut self, now: Instant, waker: &Waker) -> Option<Instant> {
+        self.limit
+            .poll_turn(self.ask, self.taken, &mut self.turn, now, waker)
+    }
+
+    fn spend(mut self) {
+        self.is_used = true;
         self.limit.count_passed(self.ask, self.taken, true);
     }
 }
 
-impl<L: Limit<Req>, Req> Drop for Turn<L, Req> {
+impl<L: Limit<Req>, Req> Drop for Reservation<L, Req> {
     fn drop(&mut self) {
-        if !self.came {
-            self.limit.give_back(self.ask, self.taken, Instant::now());
+        if !self.is_used {
+            self.limit
+                .leave(self.ask, self.taken, self.turn, Instant::now());
             self.limit.count_abandoned(self.ask);
         }
     }

@@ -1,3 +1,5 @@
+use std::task::Waker;
+
 use tokio::time::Instant;
 
 use super::{Denial, Standing, Terms, sealed::Decide};
@@ -21,6 +23,7 @@ impl<Req, A: Decide<Req>, B: Decide<Req>> Decide<Req> for Both<A, B> {
     const LIMITERS: u32 = A::LIMITERS + B::LIMITERS;
     type Ask = (A::Ask, B::Ask);
     type Taken = (A::Taken, B::Taken);
+    type Turn = (A::Turn, B::Turn);
     type Note = (A::Note, B::Note);
 
     fn ask(&self, request: &Req, terms: Terms) -> Self::Ask {
@@ -56,8 +59,40 @@ impl<Req, A: Decide<Req>, B: Decide<Req>> Decide<Req> for Both<A, B> {
         self.1.give_back(ask.1, taken.1, now);
     }
 
-    fn turn(taken: Self::Taken) -> u64 {
-        A::turn(taken.0).max(B::turn(taken.1))
+    fn queue(
+        &self,
+        ask: Self::Ask,
+        now: Instant,
+        patience: u64,
+    ) -> Result<(Self::Taken, Self::Turn), Denial> {
+        self.peek(ask, now, patience)?;
+        let first = self.0.queue(ask.0, now, patience)?;
+        match self.1.queue(ask.1, now, patience) {
+            Ok(second) => Ok(((first.0, second.0), (first.1, second.1))),
+            Err(denial) => {
+                self.0.leave(ask.0, first.0, first.1, Instant::now());
+                Err(denial.after(A::LIMITERS))
+            }
+        }
+    }
+
+    fn poll_turn(
+        &self,
+        ask: Self::Ask,
+        taken: Self::Taken,
+        turn: &mut Self::Turn,
+        now: Instant,
+        waker: &Waker,
+    ) -> Option<Instant> {
+        let first = self.0.poll_turn(ask.0, taken.0, &mut turn.0, now, waker);
+        let second = self.1.poll_turn(ask.1, taken.1, &mut turn.1, now, waker);
+        // The next one to come, so that it leaves that queue in time.
+        first.into_iter().chain(second).min()
+    }
+
+    fn leave(&self, ask: Self::Ask, taken: Self::Taken, turn: Self::Turn, now: Instant) {
+        self.0.leave(ask.0, taken.0, turn.0, now);
+        self.1.leave(ask.1, taken.1, turn.1, now);
     }
 
     fn count_passed(&self, ask: Self::Ask, taken: Self::Taken, waited: bool) {
@@ -119,6 +154,7 @@ mod tests {
         const LIMITERS: u32 = 1;
         type Ask = ();
         type Taken = ();
+        type Turn = ();
         type Note = ();
 
         fn ask(&self, (): &(), _: Terms) {}
@@ -134,8 +170,14 @@ mod tests {
         fn give_back(&self, (): (), (): (), _: Instant) {
             panic!("what was not taken is given back");
         }
-        fn turn((): ()) -> u64 {
-            0
+        fn queue(&self, (): (), now: Instant, patience: u64) -> Result<((), ()), Denial> {
+            Err(self.take((), now, patience).unwrap_err())
+        }
+        fn poll_turn(&self, (): (), (): (), (): &mut (), _: Instant, _: &Waker) -> Option<Instant> {
+            None
+        }
+        fn leave(&self, (): (), (): (), (): (), _: Instant) {
+            panic!("what was not taken is given back");
         }
         fn count_passed(&self, (): (), (): (), _: bool) {}
         fn count_abandoned(&self, (): ()) {}

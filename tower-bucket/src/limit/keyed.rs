@@ -1,9 +1,14 @@
-use std::{fmt, hash::Hash};
+use std::{fmt, hash::Hash, task::Waker};
 
 use tokio::time::Instant;
 
-use super::{Denial, From, Standing, Taken, Terms, sealed::Decide};
-use crate::{Key, KeyedLimiter, OnMissingKey, snapshot::Fate, store::Drawer};
+use super::{Denial, Standing, Taken, Terms, sealed::Decide};
+use crate::{
+    Key, KeyedLimiter, OnMissingKey,
+    queue::Turn,
+    snapshot::Fate,
+    store::{BucketId, Drawer},
+};
 
 /// A [`KeyedLimiter`] together with the [`Key`] that tells whose bucket a request draws from.
 pub struct Keyed<F, K: ?Sized> {
@@ -65,6 +70,7 @@ where
     const LIMITERS: u32 = 1;
     type Ask = KeyedTerms;
     type Taken = Taken;
+    type Turn = Turn;
     type Note = ();
 
     #[inline]
@@ -106,14 +112,41 @@ where
     }
 
     fn give_back(&self, ask: KeyedTerms, taken: Taken, now: Instant) {
-        if let (Who::Drawer(drawer), From::Bucket(drawn)) = (ask.who, taken.from) {
-            self.limiter.give_back(drawer, &taken.ask, drawn, now);
+        Decide::<Req>::leave(self, ask, taken, taken.at_once(), now);
+    }
+
+    fn queue(&self, ask: KeyedTerms, now: Instant, patience: u64) -> Result<(Taken, Turn), Denial> {
+        let KeyedTerms { who, terms } = ask;
+        match who {
+            Who::Drawer(drawer) => {
+                let quota = terms.quota_or(self.limiter.quota());
+                let now = self.limiter.since_start(now);
+                terms.queue(now, quota, patience, |ask| self.limiter.queue(drawer, ask))
+            }
+            Who::Allow => Ok(Taken::NOTHING.now()),
+            Who::Deny => terms.keyless().map(Taken::now),
         }
     }
 
-    #[inline]
-    fn turn(taken: Taken) -> u64 {
-        taken.turn()
+    fn poll_turn(
+        &self,
+        ask: KeyedTerms,
+        taken: Taken,
+        turn: &mut Turn,
+        now: Instant,
+        waker: &Waker,
+    ) -> Option<Instant> {
+        let bucket = ask.bucket(taken)?;
+        turn.poll(self.limiter.since_start(now), now, |waiter, now| {
+            self.limiter.poll_turn(bucket, waiter, now, waker)
+        })
+    }
+
+    fn leave(&self, ask: KeyedTerms, taken: Taken, turn: Turn, now: Instant) {
+        if let Some(bucket) = ask.bucket(taken) {
+            let now = self.limiter.since_start(now);
+            self.limiter.give_back(bucket, taken.ask(), turn, now);
+        }
     }
 
     #[inline]
@@ -155,6 +188,18 @@ impl<F, K: ?Sized> fmt::Debug for Keyed<F, K> {
             .field("limiter", &self.limiter)
             .field("missing", &self.missing)
             .finish_non_exhaustive()
+    }
+}
+
+// === impl KeyedTerms ===
+
+impl KeyedTerms {
+    /// The bucket that was drawn from. `None`: nothing was.
+    fn bucket(self, taken: Taken) -> Option<BucketId> {
+        match self.who {
+            Who::Drawer(drawer) => Some(taken.drawn()?.bucket(drawer)),
+            Who::Allow | Who::Deny => None,
+        }
     }
 }
 

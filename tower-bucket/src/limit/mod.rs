@@ -14,6 +14,7 @@ macro_rules! as_inside {
         const LIMITERS: u32 = L::LIMITERS;
         type Ask = L::Ask;
         type Taken = L::Taken;
+        type Turn = L::Turn;
 
         fn peek(&self, ask: L::Ask, now: Instant, patience: u64) -> Result<(), Denial> {
             self.limit.peek(ask, now, patience)
@@ -27,8 +28,28 @@ macro_rules! as_inside {
             self.limit.give_back(ask, taken, now);
         }
 
-        fn turn(taken: L::Taken) -> u64 {
-            L::turn(taken)
+        fn queue(
+            &self,
+            ask: L::Ask,
+            now: Instant,
+            patience: u64,
+        ) -> Result<(L::Taken, L::Turn), Denial> {
+            self.limit.queue(ask, now, patience)
+        }
+
+        fn poll_turn(
+            &self,
+            ask: L::Ask,
+            taken: L::Taken,
+            turn: &mut L::Turn,
+            now: Instant,
+            waker: &std::task::Waker,
+        ) -> Option<Instant> {
+            self.limit.poll_turn(ask, taken, turn, now, waker)
+        }
+
+        fn leave(&self, ask: L::Ask, taken: L::Taken, turn: L::Turn, now: Instant) {
+            self.limit.leave(ask, taken, turn, now);
         }
 
         fn count_passed(&self, ask: L::Ask, taken: L::Taken, waited: bool) {
@@ -64,7 +85,9 @@ pub use self::{
     told::Told,
     tuned::{Cost, Plan, Shadow, Tuned},
 };
-use crate::{Admitted, Exhausted, Quota, error::Reason, gcra::Ask, snapshot::Fate, store::Drawn};
+use crate::{
+    Admitted, Exhausted, Quota, error::Reason, gcra::Ask, queue::Turn, snapshot::Fate, store::Drawn,
+};
 
 /// Decides about requests: a [`Limiter`](crate::Limiter), a [`Keyed`] one, [`Both`] of two, or one that is [`Tuned`]. Implemented here only;
 /// [`BucketLayer`](crate::BucketLayer) puts them together.
@@ -118,6 +141,8 @@ enum From {
 }
 
 pub(crate) mod sealed {
+    use std::task::Waker;
+
     use tokio::time::Instant;
 
     use super::{Denial, Standing, Terms};
@@ -131,15 +156,34 @@ pub(crate) mod sealed {
         type Ask: Copy + Send + Sync + 'static;
         /// What was taken, to be given back or told.
         type Taken: Copy + Send + Sync + 'static;
+        /// Where one stands that may wait.
+        type Turn: Copy + Send + Sync + 'static;
         /// What an answer is told.
         type Note: Copy + Send + Sync + 'static;
 
         fn ask(&self, request: &Req, terms: Terms) -> Self::Ask;
         fn peek(&self, ask: Self::Ask, now: Instant, patience: u64) -> Result<(), Denial>;
         fn take(&self, ask: Self::Ask, now: Instant, patience: u64) -> Result<Self::Taken, Denial>;
+        /// For what was taken, if the request is not let through after all.
         fn give_back(&self, ask: Self::Ask, taken: Self::Taken, now: Instant);
-        /// How long until the turn comes of one that was let in, in nanoseconds.
-        fn turn(taken: Self::Taken) -> u64;
+        /// Takes, behind all that wait. Then either [`poll_turn`](Self::poll_turn) says that the turn has come, or it
+        /// [leaves](Self::leave).
+        fn queue(
+            &self,
+            ask: Self::Ask,
+            now: Instant,
+            patience: u64,
+        ) -> Result<(Self::Taken, Self::Turn), Denial>;
+        /// `None`: its turn has come. `Some`: it comes then; or earlier, and then the waker is woken.
+        fn poll_turn(
+            &self,
+            ask: Self::Ask,
+            taken: Self::Taken,
+            turn: &mut Self::Turn,
+            now: Instant,
+            waker: &Waker,
+        ) -> Option<Instant>;
+        fn leave(&self, ask: Self::Ask, taken: Self::Taken, turn: Self::Turn, now: Instant);
         fn count_passed(&self, ask: Self::Ask, taken: Self::Taken, waited: bool);
         fn count_abandoned(&self, ask: Self::Ask);
         fn count_denied(&self, ask: Self::Ask, by: u32);
@@ -235,6 +279,23 @@ impl Terms {
         }
     }
 
+    /// As [`take`](Self::take), behind all that wait.
+    pub(crate) fn queue(
+        self,
+        now: u64,
+        quota: Quota,
+        patience: u64,
+        queue: impl FnOnce(&Ask) -> Result<(Drawn, Turn), u64>,
+    ) -> Result<(Taken, Turn), Denial> {
+        let mut turn = Turn::Came(now);
+        let taken = self.take(now, quota, patience, |ask| {
+            let drawn;
+            (drawn, turn) = queue(ask)?;
+            Ok(drawn)
+        })?;
+        Ok((taken, turn))
+    }
+
     fn peek(
         self,
         now: u64,
@@ -274,8 +335,16 @@ impl Taken {
         ..Self::NOTHING
     };
 
+    /// The turn of one that did not wait.
+    pub(crate) const fn at_once(&self) -> Turn {
+        Turn::Came(self.ask.now)
+    }
+
+    fn now(self) -> (Self, Turn) {
+        (self, self.at_once())
+    }
+
     /// `None`: nothing was.
-    #[cfg(feature = "redis")]
     pub(crate) const fn drawn(self) -> Option<Drawn> {
         match self.from {
             From::Bucket(drawn) => Some(drawn),
@@ -283,7 +352,6 @@ impl Taken {
         }
     }
 
-    #[cfg(feature = "redis")]
     pub(crate) const fn ask(&self) -> &Ask {
         &self.ask
     }
@@ -299,14 +367,6 @@ impl Taken {
         Self {
             from: From::Bucket(debt.into()),
             ..self
-        }
-    }
-
-    #[inline]
-    fn turn(self) -> u64 {
-        match self.from {
-            From::Bucket(drawn) => self.ask.turn(drawn.debt),
-            From::Free | From::Shadow => 0,
         }
     }
 

@@ -1,7 +1,9 @@
+use std::task::Waker;
+
 use tokio::time::Instant;
 
-use super::{Denial, From, Standing, Taken, Terms, sealed::Decide};
-use crate::{Limiter, snapshot::Fate};
+use super::{Denial, Standing, Taken, Terms, sealed::Decide};
+use crate::{Limiter, queue::Turn, snapshot::Fate};
 
 // === impl Limiter ===
 
@@ -9,6 +11,7 @@ impl<Req> Decide<Req> for Limiter {
     const LIMITERS: u32 = 1;
     type Ask = Terms;
     type Taken = Taken;
+    type Turn = Turn;
     type Note = ();
 
     #[inline]
@@ -31,15 +34,35 @@ impl<Req> Decide<Req> for Limiter {
         })
     }
 
-    fn give_back(&self, _: Terms, taken: Taken, now: Instant) {
-        if let From::Bucket(drawn) = taken.from {
-            self.give_back(&taken.ask, drawn.debt, now);
-        }
+    fn give_back(&self, terms: Terms, taken: Taken, now: Instant) {
+        Decide::<Req>::leave(self, terms, taken, taken.at_once(), now);
     }
 
-    #[inline]
-    fn turn(taken: Taken) -> u64 {
-        taken.turn()
+    fn queue(&self, terms: Terms, now: Instant, patience: u64) -> Result<(Taken, Turn), Denial> {
+        let quota = terms.quota_or(self.quota());
+        terms.queue(self.since_start(now), quota, patience, |ask| {
+            let (debt, turn) = self.queue(ask)?;
+            Ok((debt.into(), turn))
+        })
+    }
+
+    fn poll_turn(
+        &self,
+        _: Terms,
+        _: Taken,
+        turn: &mut Turn,
+        now: Instant,
+        waker: &Waker,
+    ) -> Option<Instant> {
+        turn.poll(self.since_start(now), now, |waiter, now| {
+            self.poll_turn(waiter, now, waker)
+        })
+    }
+
+    fn leave(&self, _: Terms, taken: Taken, turn: Turn, now: Instant) {
+        if taken.drawn().is_some() {
+            self.give_back(taken.ask(), turn, self.since_start(now));
+        }
     }
 
     #[inline]

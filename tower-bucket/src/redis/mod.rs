@@ -312,8 +312,9 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
     }
 
     fn give_back(&self, drawer: Drawer, taken: Taken, drawn: Drawn) {
+        let (bucket, now) = (drawn.bucket(drawer), self.local.since_start(Instant::now()));
         self.local
-            .give_back(drawer, taken.ask(), drawn, Instant::now());
+            .give_back(bucket, taken.ask(), taken.at_once(), now);
     }
 
     fn count(&self, drawer: Drawer, decision: Result<Taken, Denial>) -> Result<Taken, Exhausted> {

@@ -8,8 +8,9 @@ use std::{
 };
 
 use http::{Request, Response, StatusCode};
+use proptest::prelude::*;
 use testkit::{Answer, Probe, ProbeHandle, Wakes, contract};
-use tokio::time::{Instant, advance};
+use tokio::time::{Instant, advance, sleep_until, timeout_at};
 use tower::{Layer, Service, ServiceExt as _};
 use tower_bucket::{BucketLayer, Exhausted, Limiter, OnMissingKey, Quota};
 
@@ -209,7 +210,7 @@ async fn the_last_in_the_line_gives_its_token_back_when_it_is_dropped() {
 
 /// In a keyed store a nanosecond of what was given back stayed, and so the next one to leave seemed to have somebody behind.
 #[tokio::test(start_paused = true)]
-async fn a_line_that_goes_from_its_end_gives_all_back_shared_or_keyed() {
+async fn a_queue_that_goes_from_its_end_gives_all_back_shared_or_keyed() {
     async fn check<L>(layer: L)
     where
         L: Layer<Probe, Service: Service<Request<String>, Error: std::fmt::Debug>>,
@@ -246,36 +247,385 @@ async fn a_line_that_goes_from_its_end_gives_all_back_shared_or_keyed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_others_stand_behind_takes_its_turn_with_it() {
+async fn when_one_leaves_from_the_middle_those_behind_it_move_up() {
     let layer = BucketLayer::new(Limiter::new(TEN_A_SECOND)).wait(Duration::from_secs(1));
     let (mut service, probe) = layered(&layer);
     let mut calls = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..6 {
         calls.push(Box::pin(service.ready().await.unwrap().call(request())));
     }
     calls.iter_mut().for_each(|call| drop(poll(call.as_mut())));
-    let last = calls.pop().unwrap();
-    drop(calls.pop());
     let begin = Instant::now();
+    let calls: Vec<_> = (calls.into_iter().skip(2))
+        .map(|call| {
+            tokio::spawn(async move {
+                call.await.unwrap();
+                begin.elapsed().as_millis() / 10
+            })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    calls[1].abort();
+    let newcomer = service.ready().await.unwrap().call(request());
+    let newcomer = tokio::spawn(async move {
+        newcomer.await.unwrap();
+        begin.elapsed().as_millis() / 10
+    });
+    let mut passed = Vec::new();
+    for call in calls.into_iter().chain([newcomer]) {
+        passed.push(call.await.ok());
+    }
+    assert_eq!(
+        passed,
+        [Some(10), None, Some(20), Some(30), Some(40)],
+        "the turns are those of the ones that are there"
+    );
+    assert_eq!(probe.calls(), 6);
+}
+
+/// The turns of those who had left stayed in the line: 21 of 600 passed.
+#[tokio::test(start_paused = true)]
+async fn twice_as_many_as_may_pass_and_callers_who_give_up_leave_the_rate_to_those_who_are_there() {
+    async fn passed_in_a_minute<L>(layer: L, patience: Duration) -> usize
+    where
+        L: Layer<Probe>,
+        L::Service: Service<Request<String>, Error: std::fmt::Debug + Send, Future: Send>
+            + Clone
+            + Send
+            + 'static,
+    {
+        let (service, _probe) = layered(&layer);
+        let mut calls = Vec::new();
+        for _ in 0..1_200 {
+            let mut service = service.clone();
+            calls.push(tokio::spawn(async move {
+                let call = service.ready().await.unwrap().call(from("192.0.2.1"));
+                matches!(tokio::time::timeout(patience, call).await, Ok(Ok(_)))
+            }));
+            tokio::time::sleep(INTERVAL / 2).await;
+        }
+        let mut passed = 0;
+        for call in calls {
+            passed += usize::from(call.await.unwrap());
+        }
+        passed
+    }
+    let longest = Duration::from_secs(5);
+    for patience in [250, 1_000, 4_900, 10_000].map(Duration::from_millis) {
+        for passed in [
+            passed_in_a_minute(
+                BucketLayer::new(Limiter::new(TEN_A_SECOND)).wait(longest),
+                patience,
+            )
+            .await,
+            passed_in_a_minute(
+                BucketLayer::per_client(TEN_A_SECOND).wait(longest),
+                patience,
+            )
+            .await,
+            passed_in_a_minute(
+                BucketLayer::per_client(TEN_A_SECOND)
+                    .and(BucketLayer::new(Limiter::new(TEN_A_SECOND)))
+                    .wait(longest),
+                patience,
+            )
+            .await,
+        ] {
+            // The burst, ten a second, and those that still wait when the last one has come.
+            let most = 2 + 600 + patience.min(longest).as_millis() as usize / 100;
+            assert!(
+                passed >= 590 && passed <= most,
+                "{passed} of {most} with a patience of {patience:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_waits_for_those_who_are_there_and_not_for_those_who_hung_up() {
+    let layer = BucketLayer::new(Limiter::new(TEN_A_SECOND)).wait(Duration::from_secs(10));
+    let (mut service, probe) = layered(&layer);
+    let mut calls = Vec::new();
+    for _ in 0..52 {
+        calls.push(Box::pin(service.ready().await.unwrap().call(request())));
+    }
+    calls.iter_mut().for_each(|call| drop(poll(call.as_mut())));
+    assert_eq!((probe.calls(), layer.waiting().waiters()), (2, 50));
+    let last = calls.pop().unwrap();
+    drop(calls);
+    assert_eq!(layer.waiting().waiters(), 1);
+    let begin = Instant::now();
+    let newcomer = service.ready().await.unwrap().call(request());
+    let newcomer = tokio::spawn(async move {
+        newcomer.await.unwrap();
+        begin.elapsed().as_millis()
+    });
+    last.await.unwrap();
+    assert_eq!(begin.elapsed().as_millis(), 100, "the first turn there is");
+    assert_eq!(newcomer.await.unwrap(), 200);
+}
+
+/// It was let in, and the one behind it is let in as well at the same look; then its caller leaves.
+#[tokio::test(start_paused = true)]
+async fn one_that_is_dropped_when_its_turn_has_come_gives_back_what_lies_ahead() {
+    for late in [0, 40, 100] {
+        let limiter = Limiter::new(TEN_A_SECOND);
+        let layer = BucketLayer::new(limiter.clone()).wait(Duration::from_secs(1));
+        let (mut service, probe) = layered(&layer);
+        let mut calls = Vec::new();
+        for _ in 0..4 {
+            calls.push(Box::pin(service.ready().await.unwrap().call(request())));
+        }
+        let mut next = calls.pop().unwrap();
+        let first = calls.pop().unwrap();
+        assert!(poll(next.as_mut()).is_pending());
+        advance(INTERVAL + Duration::from_millis(late)).await;
+        drop(first);
+        let begin = Instant::now();
+        next.await.unwrap();
+        assert_eq!(
+            begin.elapsed().as_millis(),
+            0,
+            "its turn is the one that the first had missed"
+        );
+        assert_eq!((limiter.snapshot().abandoned, probe.calls()), (1, 3));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_limits_both_queues_move_up_when_one_leaves() {
+    let (per_second, slow) = (
+        Limiter::new(TEN_A_SECOND),
+        Limiter::new(Quota::per_second(n(2)).burst(n(2))),
+    );
+    let layer = BucketLayer::new(per_second.clone())
+        .and(BucketLayer::new(slow.clone()))
+        .wait(Duration::from_secs(10));
+    let (mut service, _probe) = layered(&layer);
+    let mut calls = Vec::new();
+    for _ in 0..6 {
+        calls.push(Box::pin(service.ready().await.unwrap().call(request())));
+    }
+    calls.iter_mut().for_each(|call| drop(poll(call.as_mut())));
+    let begin = Instant::now();
+    let last = calls.pop().unwrap();
+    drop(calls.split_off(3));
+    assert_eq!(layer.waiting().waiters(), 2);
     last.await.unwrap();
     assert_eq!(
-        begin.elapsed().as_millis() / 10,
-        20,
-        "its own turn, neither sooner nor later"
+        begin.elapsed().as_millis(),
+        1_000,
+        "the slow one's second turn"
     );
-    service
-        .ready()
-        .await
-        .unwrap()
-        .call(request())
-        .await
-        .unwrap();
+    drop(calls);
+    tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(
-        begin.elapsed().as_millis() / 10,
-        30,
-        "and the next one stands behind it"
+        (
+            per_second.peek().unwrap().remaining(),
+            slow.peek().unwrap().remaining()
+        ),
+        (1, 1)
     );
-    assert_eq!(probe.calls(), 4);
+    assert_eq!(layer.waiting().waiters(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_keeps_its_limiter_and_its_place_by_itself() {
+    let layer = BucketLayer::new(Limiter::new(TEN_A_SECOND)).wait(Duration::from_secs(1));
+    let waiting = layer.waiting().clone();
+    let (mut service, probe) = layered(&layer);
+    for _ in 0..2 {
+        let call = service.ready().await.unwrap().call(request());
+        call.await.unwrap();
+    }
+    let call = service.ready().await.unwrap().call(request());
+    drop((service, layer));
+    assert_eq!(waiting.waiters(), 1);
+    call.await.unwrap();
+    assert_eq!((waiting.waiters(), probe.calls()), (0, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_quota_changes_those_who_wait_keep_their_turns_and_move_up_as_before() {
+    for (quota, newcomer) in [
+        (Quota::per_second(n(100)).burst(n(2)), 490),
+        (Quota::per_second(n(2)).burst(n(1)), 500),
+    ] {
+        let limiter = Limiter::new(TEN_A_SECOND);
+        let layer = BucketLayer::new(limiter.clone()).wait(Duration::from_secs(5));
+        let (mut service, _probe) = layered(&layer);
+        let mut calls = Vec::new();
+        for _ in 0..6 {
+            calls.push(Box::pin(service.ready().await.unwrap().call(request())));
+        }
+        calls.iter_mut().for_each(|call| drop(poll(call.as_mut())));
+        let begin = Instant::now();
+        limiter.set_quota(quota);
+        drop(calls.remove(2));
+        let mut passed = Vec::new();
+        let last = service.ready().await.unwrap().call(request());
+        let last = tokio::spawn(async move {
+            last.await.unwrap();
+            begin.elapsed().as_millis()
+        });
+        for call in calls.into_iter().skip(2) {
+            call.await.unwrap();
+            passed.push(begin.elapsed().as_millis());
+        }
+        assert_eq!(passed, [100, 200, 300], "{quota:?}");
+        // The bucket is full at 500 ms, after three of the old cost; behind them, at the cost and depth of the new one.
+        assert_eq!(last.await.unwrap(), newcomer, "{quota:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_finds_a_token_allocates_nothing() {
+    let layer = BucketLayer::per_client(TEN_A_SECOND)
+        .respond()
+        .wait(Duration::from_secs(1));
+    let bare = tower::service_fn(async |_: Request<()>| {
+        Ok::<_, std::convert::Infallible>(Response::new(()))
+    });
+    let mut service = layer.layer(bare);
+    let mut requests = [from("192.0.2.1"), from("192.0.2.1")].map(|it| Some(it.map(drop)));
+    let waker = std::task::Waker::noop();
+    let counted = allocation_counter::measure(|| {
+        for request in &mut requests {
+            let mut cx = Context::from_waker(waker);
+            assert!(service.poll_ready(&mut cx).is_ready());
+            let call = pin!(service.call(request.take().unwrap()));
+            assert!(call.poll(&mut cx).is_ready());
+        }
+    });
+    assert_eq!(counted.count_total, 0);
+}
+
+/// In milliseconds, on a grid on which no two things happen at the same time but a turn and an arrival.
+#[derive(Clone, Copy, Debug)]
+struct Caller {
+    comes: u64,
+    leaves: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Passed(u64),
+    GaveUp,
+    Refused,
+}
+
+fn callers() -> impl Strategy<Value = Vec<Caller>> {
+    let caller = (1_u64..8, prop_oneof![0_u64..30, 0_u64..200]);
+    prop::collection::vec(caller, 1..80).prop_map(|callers| {
+        let mut now = 0;
+        let caller = |(step, patience)| {
+            now += 10 * step;
+            Caller {
+                comes: now,
+                leaves: now + 10 * patience + 5,
+            }
+        };
+        callers.into_iter().map(caller).collect()
+    })
+}
+
+/// Ten a second and two at once, in a line that is kept as a list.
+fn first_come_first_served(callers: &[Caller], longest: u64) -> Vec<Fate> {
+    const COST: u64 = 100;
+    const DEPTH: u64 = 200;
+    let mut fates = vec![Fate::GaveUp; callers.len()];
+    let (mut full_at, mut waiting) = (0_u64, Vec::<usize>::new());
+    let mut times: Vec<u64> = callers
+        .iter()
+        .flat_map(|caller| [caller.comes, caller.leaves])
+        .collect();
+    times.sort_unstable();
+    for now in times {
+        while let Some(&first) = waiting.first()
+            && let turn = full_at + COST - DEPTH
+            && turn <= now
+        {
+            full_at += COST;
+            fates[first] = Fate::Passed(turn);
+            waiting.remove(0);
+        }
+        waiting.retain(|&name| callers[name].leaves > now);
+        for (name, caller) in callers.iter().enumerate() {
+            if caller.comes != now {
+                continue;
+            }
+            let end = now.max(full_at) + COST * (waiting.len() as u64 + 1);
+            if end <= now + DEPTH {
+                full_at = end;
+                fates[name] = Fate::Passed(now);
+            } else if end <= now + DEPTH + longest {
+                waiting.push(name);
+            } else {
+                fates[name] = Fate::Refused;
+            }
+        }
+    }
+    fates
+}
+
+/// What becomes of them in a service.
+async fn served<L>(layer: L, callers: &[Caller]) -> Vec<Fate>
+where
+    L: Layer<Probe>,
+    L::Service: Service<Request<String>, Error: std::fmt::Debug + Send, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
+    let (service, _probe) = layered(&layer);
+    let begin = Instant::now();
+    let at = |millis| begin + Duration::from_millis(millis);
+    let calls: Vec<_> = callers
+        .iter()
+        .map(|&Caller { comes, leaves }| {
+            let (mut service, comes, leaves) = (service.clone(), at(comes), at(leaves));
+            tokio::spawn(async move {
+                sleep_until(comes).await;
+                let call = service.ready().await.unwrap().call(from("192.0.2.1"));
+                match timeout_at(leaves, call).await {
+                    Ok(Ok(_)) => Fate::Passed(begin.elapsed().as_millis() as u64),
+                    Ok(Err(_)) => Fate::Refused,
+                    Err(_) => Fate::GaveUp,
+                }
+            })
+        })
+        .collect();
+    let mut fates = Vec::new();
+    for call in calls {
+        fates.push(call.await.unwrap());
+    }
+    fates
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn whoever_gives_up_all_others_pass_in_order_and_at_the_rate(
+        callers in callers(),
+        longest in prop_oneof![Just(60_000_u64), (1_u64..20).prop_map(|tenths| 100 * tenths)],
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let expected = first_come_first_served(&callers, longest);
+        let longest = Duration::from_millis(longest);
+        // Made in there, where the clock is the runtime's.
+        let (shared, keyed) = runtime.block_on(async {
+            let shared = BucketLayer::new(Limiter::new(TEN_A_SECOND)).wait(longest);
+            let keyed = BucketLayer::per_client(TEN_A_SECOND).wait(longest);
+            (served(shared, &callers).await, served(keyed, &callers).await)
+        });
+        prop_assert_eq!(&shared, &expected);
+        prop_assert_eq!(&keyed, &expected);
+    }
 }
 
 #[tokio::test(start_paused = true)]

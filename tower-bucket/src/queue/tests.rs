@@ -1,0 +1,569 @@
+//! The queue beside an oracle that keeps a plain list and counts everything anew each time.
+
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::Wake,
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Quota, gcra::Cell};
+
+fn quota(interval: u64, burst: u32) -> Quota {
+    Quota::every(Duration::from_nanos(interval))
+        .unwrap()
+        .burst(NonZeroU32::new(burst).unwrap())
+}
+
+/// Counts how often it was woken.
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+/// A bucket and its queue.
+#[derive(Default)]
+struct Bucket {
+    cell: Cell,
+    queues: WaitQueues<()>,
+}
+
+impl Bucket {
+    fn take(&self, ask: &Ask) -> Result<Turn, u64> {
+        let took = self.queues.push(ask, || {
+            let debt = self.cell.take(ask)?;
+            Ok(((), (), debt))
+        });
+        took.map(|((), turn)| turn)
+    }
+
+    fn poll(&self, waiter: WaiterId, now: u64, waker: Waker) -> Answer {
+        self.queues
+            .with((), |queue| queue.poll(waiter, now, waker))
+            .0
+    }
+
+    fn leave(&self, ask: &Ask, turn: Turn, now: u64) {
+        self.queues.with((), |queue| {
+            self.cell.refund(queue.leave(ask, turn, now));
+        });
+    }
+}
+
+/// A request that was not refused.
+struct Request {
+    ask: Ask,
+    turn: Turn,
+    /// The turn that it was given when it came.
+    given: u64,
+    /// The turn that it knows of, if it waits and has asked.
+    knows: Option<u64>,
+    wakes: Arc<Wakes>,
+    woken: usize,
+    /// It has called, or left.
+    is_over: bool,
+}
+
+impl Request {
+    fn is_woken(&self) -> bool {
+        self.wakes.0.load(SeqCst) > self.woken
+    }
+}
+
+/// A list of all that wait for a bucket of one quota, and what it owes for those that were let in.
+#[derive(Default)]
+struct Oracle {
+    full_at: u64,
+    waiting: Vec<(usize, u64)>,
+    /// Who was let in, and when.
+    admitted: Vec<(usize, u64)>,
+}
+
+impl Oracle {
+    /// When the bucket is full again, if nobody leaves.
+    fn end(&self) -> u64 {
+        self.full_at + self.waiting.iter().map(|(_, cost)| cost).sum::<u64>()
+    }
+
+    fn turn(&self, name: usize, depth: u64) -> Option<u64> {
+        let mut end = self.full_at;
+        self.waiting.iter().find_map(|&(waiting, cost)| {
+            end += cost;
+            (waiting == name).then(|| end.saturating_sub(depth))
+        })
+    }
+
+    fn advance(&mut self, now: u64, depth: u64) {
+        while let Some(&(name, cost)) = self.waiting.first()
+            && let turn = (self.full_at + cost).saturating_sub(depth)
+            && turn <= now
+        {
+            self.waiting.remove(0);
+            self.full_at += cost;
+            self.admitted.push((name, turn));
+        }
+    }
+
+    fn take(
+        &mut self,
+        name: usize,
+        now: u64,
+        cost: u64,
+        depth: u64,
+        patience: u64,
+    ) -> Result<u64, u64> {
+        self.advance(now, depth);
+        let end = self.end().max(now) + cost;
+        let wait = end.saturating_sub(now + depth);
+        if wait > patience {
+            return Err(wait);
+        }
+        if wait == 0 {
+            self.full_at = end;
+            self.admitted.push((name, now));
+        } else {
+            self.waiting.push((name, cost));
+        }
+        Ok(now + wait)
+    }
+
+    fn leave(&mut self, name: usize, now: u64, cost: u64, depth: u64) {
+        self.advance(now, depth);
+        if let Some(at) = self
+            .waiting
+            .iter()
+            .position(|&(waiting, _)| waiting == name)
+        {
+            self.waiting.remove(at);
+        } else if let Some(at) = self
+            .admitted
+            .iter()
+            .position(|&(admitted, _)| admitted == name)
+        {
+            let (_, turn) = self.admitted.remove(at);
+            self.full_at -= cost.saturating_sub(now - turn);
+        }
+        self.advance(now, depth);
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    /// So many tokens.
+    Arrive(u32),
+    /// Of those that have neither called nor left.
+    Leave(usize),
+    Poll(usize),
+    PollAll,
+    Tick(u64),
+}
+
+/// Both, side by side.
+struct World {
+    quota: Quota,
+    patience: u64,
+    now: u64,
+    bucket: Bucket,
+    oracle: Oracle,
+    requests: Vec<Request>,
+}
+
+impl World {
+    fn new(quota: Quota, patience: u64) -> Self {
+        Self {
+            quota,
+            patience,
+            now: 1_000,
+            bucket: Bucket::default(),
+            oracle: Oracle::default(),
+            requests: Vec::new(),
+        }
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Arrive(tokens) => self.arrive(tokens),
+            Act::Leave(number) => {
+                if let Some(name) = self.present(number) {
+                    self.leave(name);
+                }
+            }
+            Act::Poll(number) => {
+                if let Some(name) = self.present(number) {
+                    self.poll(name);
+                }
+            }
+            Act::PollAll => (0..self.requests.len())
+                .filter(|&name| !self.requests[name].is_over)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|name| self.poll(name)),
+            Act::Tick(step) => self.now += step,
+        }
+        self.check();
+    }
+
+    fn present(&self, number: usize) -> Option<usize> {
+        let mut present = (0..self.requests.len()).filter(|&name| !self.requests[name].is_over);
+        present.nth(number)
+    }
+
+    fn arrive(&mut self, tokens: u32) {
+        let Some(ask) = Ask::tokens(self.now, self.quota, tokens) else {
+            return;
+        };
+        let (name, depth) = (self.requests.len(), self.quota.depth());
+        let expected = self
+            .oracle
+            .take(name, self.now, ask.cost(), depth, self.patience);
+        let ask = ask.patience(self.patience);
+        let turn = self.bucket.take(&ask);
+        assert_eq!(turn.err(), expected.err(), "the wait that is told");
+        let (Ok(turn), Ok(given)) = (turn, expected) else {
+            return;
+        };
+        assert_eq!(turn == Turn::Came(self.now), given == self.now);
+        self.requests.push(Request {
+            ask,
+            turn,
+            given,
+            knows: None,
+            wakes: Arc::default(),
+            woken: 0,
+            is_over: false,
+        });
+    }
+
+    fn poll(&mut self, name: usize) {
+        let (now, depth, request) = (self.now, self.quota.depth(), &mut self.requests[name]);
+        let Turn::Queued(waiter) = request.turn else {
+            request.is_over = true;
+            return;
+        };
+        request.woken = request.wakes.0.load(SeqCst);
+        let answer = self.bucket.poll(waiter, now, request.wakes.clone().into());
+        assert!(!request.is_woken(), "it wakes others, and not itself");
+        self.oracle.advance(now, depth);
+        match (answer, self.oracle.turn(name, depth)) {
+            (Answer::Came(turn), None) => {
+                assert!(self.oracle.admitted.contains(&(name, turn)), "at its turn");
+                request.is_over = true;
+            }
+            (Answer::At(at), Some(turn)) => {
+                assert!(turn <= at && at <= request.given, "{turn} {at}");
+                let few = self.oracle.waiting.iter().take(FEW);
+                assert!(
+                    at == turn || few.clone().all(|(few, _)| *few != name),
+                    "the first few know their turns"
+                );
+                request.knows = Some(at);
+            }
+            (answer, turn) => panic!("{answer:?}, and its turn is {turn:?}"),
+        }
+    }
+
+    fn leave(&mut self, name: usize) {
+        let (now, depth, request) = (self.now, self.quota.depth(), &mut self.requests[name]);
+        self.oracle.leave(name, now, request.ask.cost(), depth);
+        self.bucket.leave(&request.ask, request.turn, now);
+        request.is_over = true;
+    }
+
+    fn check(&self) {
+        let owes = self.oracle.end().saturating_sub(self.now);
+        assert_eq!(self.bucket.cell.debt(self.now), owes, "the bucket's end");
+        let mut queues = self.bucket.queues.lock();
+        let mut queue = queues.get_mut(&());
+        // The first few, as far as the queue has seen: they are woken if their timers are late.
+        for (id, turn, _) in queue.iter_mut().flat_map(|queue| queue.first_few()) {
+            let mut waiting = self.requests.iter().filter(|it| !it.is_over);
+            if let Some(request) = waiting.find(|it| it.turn == Turn::Queued(id))
+                && let Some(knows) = request.knows
+            {
+                assert!(
+                    turn == knows || request.is_woken(),
+                    "{turn} is the turn of one who knows of {knows}"
+                );
+            }
+        }
+        let waits = |it: &&Request| !it.is_over && matches!(it.turn, Turn::Queued(_));
+        let present = self.requests.iter().filter(waits).count();
+        let kept = queue.map_or(0, |queue| queue.waiters.len() + queue.admitted.len());
+        assert_eq!(present, kept, "nobody is kept who is gone");
+    }
+
+    /// All that still wait come through when they are polled at their turns, in order.
+    fn run_out(&mut self) {
+        for _ in 0..10_000 {
+            self.act(Act::PollAll);
+            let next = self.requests.iter().filter(|it| !it.is_over);
+            let Some(next) = next.filter_map(|it| it.knows).min() else {
+                return assert_eq!(self.oracle.waiting, []);
+            };
+            self.now = self.now.max(next);
+        }
+        panic!("they wait for ever");
+    }
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        4 => (1_u32..4).prop_map(Act::Arrive),
+        3 => (0_usize..8).prop_map(Act::Leave),
+        2 => (0_usize..8).prop_map(Act::Poll),
+        1 => Just(Act::PollAll),
+        3 => prop_oneof![0_u64..12, 0_u64..120].prop_map(Act::Tick),
+    ];
+    prop::collection::vec(act, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn it_is_first_come_first_served_at_the_rate_whoever_leaves(
+        interval in 1_u64..40,
+        burst in 1_u32..5,
+        patience in 1_u64..1_000,
+        acts in acts(),
+    ) {
+        let mut world = World::new(quota(interval, burst), patience);
+        for act in acts {
+            world.act(act);
+        }
+        world.run_out();
+    }
+
+    #[test]
+    fn whoever_waits_and_leaves_no_interval_sees_more_than_burst_and_rate(
+        interval in 1_u64..40,
+        burst in 1_u32..5,
+        patience in 0_u64..1_000,
+        acts in acts(),
+    ) {
+        let mut world = World::new(quota(interval, burst), patience);
+        for act in acts {
+            world.act(act);
+        }
+        world.run_out();
+        let mut served: Vec<_> = world
+            .oracle
+            .admitted
+            .iter()
+            .map(|&(name, turn)| (turn, world.requests[name].ask.cost()))
+            .collect();
+        served.sort_unstable();
+        for (first, &(from, _)) in served.iter().enumerate() {
+            let mut cost = 0;
+            for &(to, more) in &served[first..] {
+                cost += more;
+                prop_assert!(cost <= world.quota.depth() + (to - from), "{:?}", served);
+            }
+        }
+    }
+
+    /// Requests of several quotas draw from one bucket, and a new quota takes away what the bucket owed beyond it: then nobody is
+    /// let in by the order alone.
+    #[test]
+    fn nobody_is_let_in_later_than_on_arrival_was_said_whatever_quotas_there_are(
+        quotas in prop::collection::vec((1_u64..200, 1_u32..5), 1..4),
+        acts in prop::collection::vec((0_usize..5, 0_usize..8, 0_u64..60), 1..150),
+    ) {
+        let (bucket, mut now) = (Bucket::default(), 1_000);
+        let mut waiting: Vec<(Ask, WaiterId, u64)> = Vec::new();
+        for (what, number, step) in acts {
+            match what {
+                0 | 1 => {
+                    let (interval, burst) = quotas[number % quotas.len()];
+                    let ask = Ask::one(now, quota(interval, burst)).patience(500);
+                    match bucket.take(&ask) {
+                        Ok(Turn::Queued(id)) => {
+                            let given = bucket.cell.debt(now) + now - ask.depth();
+                            prop_assert!(given > now && given <= now + 500);
+                            waiting.push((ask, id, given));
+                        }
+                        Ok(Turn::Came(at)) => prop_assert_eq!(at, now),
+                        Err(_) => {
+                            // As `Dial::relieve` does.
+                            bucket.cell.lower(ask.empty_until() + 500);
+                        }
+                    }
+                }
+                2 if !waiting.is_empty() => {
+                    let (ask, id, _) = waiting.remove(number % waiting.len());
+                    bucket.leave(&ask, Turn::Queued(id), now);
+                }
+                _ => now += step,
+            }
+            waiting.retain(|&(_, id, given)| {
+                match bucket.poll(id, now, Arc::<Wakes>::default().into()) {
+                    Answer::Came(at) => {
+                        assert!(at <= given);
+                        false
+                    }
+                    Answer::At(at) => {
+                        assert!(now < at && at <= given, "{now} {at} {given}");
+                        true
+                    }
+                }
+            });
+        }
+        // Each that leaves gives back no more than its own.
+        let owed = bucket.cell.debt(now);
+        let theirs: u64 = waiting.iter().map(|(ask, ..)| ask.cost()).sum();
+        for (ask, id, _) in waiting {
+            bucket.leave(&ask, Turn::Queued(id), now);
+        }
+        prop_assert!(bucket.cell.debt(now) + theirs >= owed);
+        prop_assert!(bucket.queues.lock().is_empty());
+    }
+}
+
+/// All of them: whatever arrives, leaves and is polled in six steps.
+#[test]
+fn in_a_small_world_every_order_of_events_is_as_the_oracle_says() {
+    const ACTS: [Act; 8] = [
+        Act::Arrive(1),
+        Act::Arrive(2),
+        Act::Leave(0),
+        Act::Leave(1),
+        Act::Poll(1),
+        Act::PollAll,
+        Act::Tick(4),
+        Act::Tick(10),
+    ];
+    fn go(acts: &mut Vec<Act>, steps: usize) {
+        let mut world = World::new(quota(10, 2), 45);
+        // Two pass, and two wait.
+        (0..4).for_each(|_| world.arrive(1));
+        world.act(Act::PollAll);
+        acts.iter().for_each(|&act| world.act(act));
+        world.run_out();
+        if steps > 0 {
+            for act in ACTS {
+                acts.push(act);
+                go(acts, steps - 1);
+                acts.pop();
+            }
+        }
+    }
+    go(&mut Vec::new(), 5);
+}
+
+#[test]
+fn one_that_leaves_wakes_a_few_tasks_however_many_wait() {
+    let (bucket, quota) = (Bucket::default(), quota(10, 1));
+    let ask = Ask::one(100, quota).patience(100_000);
+    assert_eq!(bucket.take(&ask), Ok(Turn::Came(100)));
+    let waiters: Vec<_> = (0..1_000)
+        .map(|_| {
+            let Ok(Turn::Queued(id)) = bucket.take(&ask) else {
+                panic!("it waits")
+            };
+            let wakes = Arc::<Wakes>::default();
+            bucket.poll(id, 100, wakes.clone().into());
+            (id, wakes)
+        })
+        .collect();
+    let woken = || {
+        waiters
+            .iter()
+            .filter(|(_, wakes)| wakes.0.load(SeqCst) > 0)
+            .count()
+    };
+    // From the middle: the first ones' turns are as they were.
+    for (id, _) in &waiters[200..700] {
+        bucket.leave(&ask, Turn::Queued(*id), 105);
+    }
+    assert_eq!(woken(), 0);
+    // From the front: the next one's turn is the first one's.
+    bucket.leave(&ask, Turn::Queued(waiters[0].0), 105);
+    assert_eq!(woken(), FEW);
+    assert!((1..=FEW).all(|next| waiters[next].1.0.load(SeqCst) == 1));
+    assert_eq!(bucket.cell.debt(105), 10 * 500 - 5);
+    let waker = Arc::<Wakes>::default().into();
+    assert!(matches!(
+        bucket.poll(waiters[1].0, 110, waker),
+        Answer::Came(110)
+    ));
+}
+
+#[test]
+fn a_few_waiters_that_are_not_polled_keep_nobody_and_many_no_longer_than_they_did_on_arrival() {
+    for (unpolled, comes) in [(1, 120), (FEW as u64 - 1, 140), (FEW as u64, 160)] {
+        let (bucket, quota) = (Bucket::default(), quota(10, 1));
+        let ask = Ask::one(100, quota).patience(1_000);
+        bucket.take(&ask).unwrap();
+        let mut waiters: Vec<_> = (0..unpolled + 2)
+            .map(|_| bucket.take(&ask).unwrap())
+            .collect();
+        let Some(Turn::Queued(last)) = waiters.pop() else {
+            panic!("it waits")
+        };
+        let wakes = Arc::<Wakes>::default();
+        let poll = |now| bucket.poll(last, now, wakes.clone().into());
+        let Answer::At(mut knows) = poll(100) else {
+            panic!("its turn has not come")
+        };
+        // One of those before it leaves, so it moves up.
+        bucket.leave(&ask, waiters.remove(0), 100);
+        if wakes.0.load(SeqCst) > 0
+            && let Answer::At(turn) = poll(100)
+        {
+            knows = turn;
+        }
+        assert_eq!(knows, comes, "{unpolled} are not polled");
+        assert!(matches!(poll(knows), Answer::Came(turn) if turn == 110 + 10 * unpolled));
+        for waiter in waiters {
+            bucket.leave(&ask, waiter, 200);
+        }
+        assert!(bucket.queues.lock().is_empty());
+    }
+}
+
+/// The bucket was brought to what the new quota can owe: what the old waiters had cost is no longer in it.
+#[test]
+fn after_a_change_to_a_smaller_quota_nobody_moves_up_by_what_the_bucket_does_not_owe() {
+    let (bucket, old) = (Bucket::default(), quota(100, 10));
+    let waits = |now, quota| {
+        let ask = Ask::one(now, quota).patience(500);
+        (ask, bucket.take(&ask).unwrap())
+    };
+    for _ in 0..10 {
+        assert_eq!(waits(1_000, old).1, Turn::Came(1_000));
+    }
+    let [first, second, third, fourth] = [(); 4].map(|()| waits(1_000, old));
+    let small = Ask::one(1_010, quota(10, 1));
+    bucket.cell.lower(small.empty_until() + 500);
+    let (_, newcomer) = waits(1_020, quota(10, 1));
+    let behind = waits(1_030, quota(10, 1));
+    let turn_of = |turn: Turn, now| match turn {
+        Turn::Queued(id) => match bucket.poll(id, now, Arc::<Wakes>::default().into()) {
+            Answer::Came(at) | Answer::At(at) => at,
+        },
+        Turn::Came(at) => at,
+    };
+    let end = 1_040 + bucket.cell.debt(1_040);
+    for (ask, turn) in [second, first] {
+        bucket.leave(&ask, turn, 1_040);
+        assert_eq!(1_040 + bucket.cell.debt(1_040), end);
+    }
+    // Those behind it stand where the new quota says, and move up by what it says.
+    assert_eq!(turn_of(behind.1, 1_040), 1_530);
+    bucket.leave(&behind.0, behind.1, 1_040);
+    assert_eq!(1_040 + bucket.cell.debt(1_040), end - 10);
+    assert_eq!(turn_of(newcomer, 1_525), 1_520);
+    for (_, turn) in [third, fourth] {
+        assert!(turn_of(turn, 1_525) <= 1_400);
+    }
+    assert!(bucket.queues.lock().is_empty());
+}
