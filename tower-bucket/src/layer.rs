@@ -53,7 +53,8 @@ use crate::{
 ///
 /// What makes the limit comes first ([`new`](Self::new), [`on_missing_key`](Self::on_missing_key)), then what is asked of it
 /// ([`plan`](Self::plan), [`cost`](Self::cost), [`shadow`](Self::shadow), [`fields`](Self::fields), [`and`](Self::and)), then
-/// how a refusal is told and whether one may wait. `cost` and the like hold for all limits that are put together by then.
+/// how a refusal is told and whether one may wait. `cost` and the like hold for all limits that are put together by then, but
+/// for those that have their own already: what was said first, of fewer limits, holds. [`wait`](Self::wait) is said once.
 #[derive(Clone, Copy, Debug)]
 pub struct BucketLayer<L, R = Fail, M = AtOnce> {
     limit: L,
@@ -212,7 +213,7 @@ impl<L, R, M> BucketLayer<L, R, M> {
     }
 }
 
-impl<L, R, M> BucketLayer<L, R, M> {
+impl<L, R> BucketLayer<L, R> {
     /// Lets a request that finds no token wait for one, for up to `longest`, instead of refusing it. A request whose turn
     /// would come later is refused at once; so are those beyond the number of [`waiters`](BucketLayer::waiters).
     ///

@@ -135,3 +135,15 @@ pub use self::{
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// A second `wait` would drop what was set for the first.
+///
+/// ```compile_fail,E0599
+/// use std::{num::NonZeroU32, time::Duration};
+/// use tower_bucket::{BucketLayer, Quota};
+///
+/// let layer = BucketLayer::per_client(Quota::per_second(NonZeroU32::MIN)).wait(Duration::from_secs(1));
+/// layer.waiters(NonZeroU32::MIN).wait(Duration::from_secs(2));
+/// ```
+#[cfg(doctest)]
+struct WaitsTwice;

@@ -115,6 +115,25 @@ async fn a_request_takes_what_it_costs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cost_that_one_limit_has_holds_for_it_and_a_later_one_for_the_others() {
+    let (one, two) = (Limiter::new(TEN_A_SECOND), Limiter::new(TEN_A_SECOND));
+    let layer = BucketLayer::new(one.clone())
+        .cost(|_: &Request<String>| 2)
+        .and(BucketLayer::new(two.clone()))
+        .cost(|_: &Request<String>| 5);
+    let (mut service, _probe) = layered(&layer);
+    call(&mut service, request()).await.unwrap();
+    assert_eq!(
+        (one.check_cost(8).is_ok(), one.check().is_ok()),
+        (true, false)
+    );
+    assert_eq!(
+        (two.check_cost(5).is_ok(), two.check().is_ok()),
+        (true, false)
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_costs_more_than_the_burst_is_refused_at_once_and_for_good() {
     let limiter = Limiter::new(TEN_A_SECOND);
     let layer = BucketLayer::new(limiter.clone()).cost(cost);
