@@ -5,7 +5,7 @@ use tower_outcome::refuse::{Auto, Fail};
 
 use crate::{
     AtOnce, Both, Bucket, ClientIp, Cost, Keyed, KeyedLimiter, Limiter, OnMissingKey, PeerIp, Plan,
-    PolicyName, Quota, Shadow, Told, Tuned, Waiting,
+    PolicyName, Quota, Shadow, Share, Told, Tuned, Waiting,
 };
 
 /// Lets no more requests through than a limiter admits. Makes a [`Bucket`] around a service.
@@ -215,7 +215,8 @@ impl<L, R, M> BucketLayer<L, R, M> {
 
 impl<L, R> BucketLayer<L, R> {
     /// Lets a request that finds no token wait for one, for up to `longest`, instead of refusing it. A request whose turn
-    /// would come later is refused at once; so are those beyond the number of [`waiters`](BucketLayer::waiters).
+    /// would come later is refused at once; so are those beyond the number of [`waiters`](BucketLayer::waiters) or beyond one
+    /// key's [share](BucketLayer::waiters_per_key) of them.
     ///
     /// It waits in the response future, before the inner service is called, first come, first served. What a request that is
     /// dropped while it waits would have cost goes to those behind it. See [`Waiting`] for the order, and
@@ -245,7 +246,32 @@ impl<L, R> BucketLayer<L, R, Waiting> {
     /// that waits is held in memory, with what of its body has come.
     #[must_use]
     pub fn waiters(mut self, most: NonZeroU32) -> Self {
-        self.mode.at_most(most);
+        self.mode.places_mut().at_most(most);
+        self
+    }
+
+    /// How many of the [`waiters`](Self::waiters) may be one key's: its share of the places that the other keys leave.
+    /// Default: one in two, so that the requests of one client, however many it sends, leave half of the places to others. A
+    /// request beyond that is refused as if all places were taken.
+    ///
+    /// Keys are those of all keyed limiters of this layer; requests that share a bucket because they have no key, or because
+    /// theirs found no room, count as one key. A [`Limiter`] has no keys, and all who draw from it share all places.
+    ///
+    /// ```
+    /// use std::{num::NonZeroU32, time::Duration};
+    /// use tower_bucket::{BucketLayer, Quota, Share};
+    ///
+    /// let ten = NonZeroU32::new(10).unwrap();
+    /// let layer = BucketLayer::per_client(Quota::per_second(ten))
+    ///     .respond()
+    ///     .wait(Duration::from_secs(2))
+    ///     .waiters(NonZeroU32::new(500).unwrap())
+    ///     .waiters_per_key(Share::one_in(ten));
+    /// # let _ = layer;
+    /// ```
+    #[must_use]
+    pub fn waiters_per_key(mut self, share: Share) -> Self {
+        self.mode.places_mut().per_key(share);
         self
     }
 

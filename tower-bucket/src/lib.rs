@@ -105,6 +105,7 @@ mod keyed;
 mod layer;
 mod limit;
 mod limiter;
+mod places;
 mod queue;
 mod quota;
 #[cfg(feature = "redis")]
@@ -126,6 +127,7 @@ pub use self::{
     layer::BucketLayer,
     limit::{Both, Cost, Keyed, Limit, Plan, Shadow, Told, Tuned},
     limiter::{Admitted, Limiter},
+    places::Share,
     quota::Quota,
     service::{AtOnce, Bucket},
     snapshot::Snapshot,

@@ -6,10 +6,6 @@ use std::{
     mem,
     num::NonZeroU32,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
-    },
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -23,6 +19,7 @@ use crate::{
     Bucket, Limit,
     fields::Tell,
     limit::{Denial, Terms},
+    places::{Place, Places},
 };
 
 /// The requests that wait, and the settings for them: [`Bucket`]'s mode when
@@ -41,6 +38,12 @@ use crate::{
 /// Of several limits each has a queue of its own, and the request passes at the latest of its turns. The others are paid for by
 /// then, and may see it later than it was paid for: beyond their burst by as many requests as wait, at most.
 ///
+/// # Places
+///
+/// How many may wait is bounded ([`waiters`](crate::BucketLayer::waiters)), and one key, such as a client, has at most a share
+/// of the places ([`waiters_per_key`](crate::BucketLayer::waiters_per_key)): one that sends more requests than it may does not
+/// keep those of others from waiting.
+///
 /// # What a waiting request holds
 ///
 /// The inner service that was ready for it, and what that reserved: place a concurrency limit outside, or requests that wait
@@ -48,8 +51,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Waiting {
     longest: Duration,
-    most: NonZeroU32,
-    waiters: Arc<AtomicU32>,
+    places: Places,
 }
 
 /// The future of a [`Bucket`] whose requests may wait: its turn, then the inner service's; or a refusal.
@@ -94,7 +96,7 @@ where
     Refused(Option<T>),
 }
 
-/// The tokens that a waiting request has taken in advance. Given back on drop.
+/// The tokens that a waiting request has taken in advance, and its place. Given back on drop.
 struct Reservation<L, Req>
 where
     L: Limit<Req>,
@@ -104,11 +106,8 @@ where
     taken: L::Taken,
     turn: L::Turn,
     is_used: bool,
-    _waiter: Waiter,
+    _place: Place,
 }
-
-/// One of those who wait.
-struct Waiter(Arc<AtomicU32>);
 
 // === impl Waiting ===
 
@@ -116,31 +115,22 @@ impl Waiting {
     pub(crate) fn new(longest: Duration) -> Self {
         Self {
             longest,
-            most: DEFAULT_WAITERS,
-            waiters: Arc::default(),
+            places: Places::new(DEFAULT_WAITERS),
         }
     }
 
-    pub(crate) const fn at_most(&mut self, waiters: NonZeroU32) {
-        self.most = waiters;
+    pub(crate) const fn places_mut(&mut self) -> &mut Places {
+        &mut self.places
     }
 
     /// How many requests wait just now.
     #[must_use]
     pub fn waiters(&self) -> u32 {
-        self.waiters.load(Relaxed)
+        self.places.taken()
     }
 
     fn patience(&self) -> u64 {
         u64::try_from(self.longest.as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    fn wait(&self) -> Option<Waiter> {
-        let more = |waiters| (waiters < self.most.get()).then_some(waiters + 1);
-        self.waiters
-            .fetch_update(Relaxed, Relaxed, more)
-            .ok()
-            .map(|_| Waiter(self.waiters.clone()))
     }
 }
 
@@ -200,7 +190,7 @@ where
 }
 
 impl<S, L, R> Bucket<S, L, R, Waiting> {
-    /// Takes a turn in the queue, unless it would come too late or too many wait.
+    /// Takes a turn and a place in the queue, unless the turn would come too late or the places are taken.
     fn queue<Req>(
         &self,
         ask: L::Ask,
@@ -210,17 +200,24 @@ impl<S, L, R> Bucket<S, L, R, Waiting> {
     where
         L: Limit<Req>,
     {
-        let Some(waiter) = self.mode.wait() else {
+        // Of what is refused, most is refused here, without a lock.
+        let Some(mut place) = self.mode.places.take() else {
             return Err(denial);
         };
         let (taken, turn) = self.limit.queue(ask, now, self.mode.patience())?;
+        let mut keys = Vec::new();
+        L::keyed_buckets(ask, taken, 0, &mut keys);
+        if !place.enter(keys) {
+            self.limit.leave(ask, taken, turn, now);
+            return Err(denial);
+        }
         Ok(Reservation {
             limit: self.limit.clone(),
             ask,
             taken,
             turn,
             is_used: false,
-            _waiter: waiter,
+            _place: place,
         })
     }
 
@@ -317,14 +314,6 @@ impl<L: Limit<Req>, Req> Drop for Reservation<L, Req> {
                 .leave(self.ask, self.taken, self.turn, Instant::now());
             self.limit.count_abandoned(self.ask);
         }
-    }
-}
-
-// === impl Waiter ===
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
     }
 }
 

@@ -3,6 +3,7 @@ use std::task::Waker;
 use tokio::time::Instant;
 
 use super::{Denial, Standing, Terms, sealed::Decide};
+use crate::places::LimiterKey;
 
 /// Two limits, both of which must let a request through. More than two are nested.
 ///
@@ -95,6 +96,16 @@ impl<Req, A: Decide<Req>, B: Decide<Req>> Decide<Req> for Both<A, B> {
         self.1.leave(ask.1, taken.1, turn.1, now);
     }
 
+    fn keyed_buckets(
+        ask: Self::Ask,
+        taken: Self::Taken,
+        first: u32,
+        buckets: &mut Vec<LimiterKey>,
+    ) {
+        A::keyed_buckets(ask.0, taken.0, first, buckets);
+        B::keyed_buckets(ask.1, taken.1, first + A::LIMITERS, buckets);
+    }
+
     fn count_passed(&self, ask: Self::Ask, taken: Self::Taken, waited: bool) {
         self.0.count_passed(ask.0, taken.0, waited);
         self.1.count_passed(ask.1, taken.1, waited);
@@ -179,6 +190,7 @@ mod tests {
         fn leave(&self, (): (), (): (), (): (), _: Instant) {
             panic!("what was not taken is given back");
         }
+        fn keyed_buckets((): (), (): (), _: u32, _: &mut Vec<LimiterKey>) {}
         fn count_passed(&self, (): (), (): (), _: bool) {}
         fn count_abandoned(&self, (): ()) {}
         fn count_denied(&self, (): (), _: u32) {}

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::{Denial, Standing, Taken, Terms, sealed::Decide};
 use crate::{
     Key, KeyedLimiter, OnMissingKey,
+    places::LimiterKey,
     queue::Turn,
     snapshot::Fate,
     store::{BucketId, Drawer},
@@ -147,6 +148,11 @@ where
             let now = self.limiter.since_start(now);
             self.limiter.give_back(bucket, taken.ask(), turn, now);
         }
+    }
+
+    fn keyed_buckets(ask: KeyedTerms, taken: Taken, first: u32, buckets: &mut Vec<LimiterKey>) {
+        let bucket = ask.bucket(taken);
+        buckets.extend(bucket.map(|bucket| LimiterKey::new(first, bucket)));
     }
 
     #[inline]

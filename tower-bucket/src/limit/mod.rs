@@ -52,6 +52,15 @@ macro_rules! as_inside {
             self.limit.leave(ask, taken, turn, now);
         }
 
+        fn keyed_buckets(
+            ask: L::Ask,
+            taken: L::Taken,
+            first: u32,
+            buckets: &mut Vec<crate::places::LimiterKey>,
+        ) {
+            L::keyed_buckets(ask, taken, first, buckets);
+        }
+
         fn count_passed(&self, ask: L::Ask, taken: L::Taken, waited: bool) {
             self.limit.count_passed(ask, taken, waited);
         }
@@ -146,6 +155,7 @@ pub(crate) mod sealed {
     use tokio::time::Instant;
 
     use super::{Denial, Standing, Terms};
+    use crate::places::LimiterKey;
 
     /// How a limit decides. `take` and `peek` count nothing: whoever asks knows what becomes of the request, and tells it.
     #[expect(unnameable_types, reason = "that is what seals the trait")]
@@ -184,6 +194,13 @@ pub(crate) mod sealed {
             waker: &Waker,
         ) -> Option<Instant>;
         fn leave(&self, ask: Self::Ask, taken: Self::Taken, turn: Self::Turn, now: Instant);
+        /// The buckets that are one key's, and which limiters they belong to, of those that begin with `first`.
+        fn keyed_buckets(
+            ask: Self::Ask,
+            taken: Self::Taken,
+            first: u32,
+            buckets: &mut Vec<LimiterKey>,
+        );
         fn count_passed(&self, ask: Self::Ask, taken: Self::Taken, waited: bool);
         fn count_abandoned(&self, ask: Self::Ask);
         fn count_denied(&self, ask: Self::Ask, by: u32);

@@ -3,7 +3,7 @@ use std::task::Waker;
 use tokio::time::Instant;
 
 use super::{Denial, Standing, Taken, Terms, sealed::Decide};
-use crate::{Limiter, queue::Turn, snapshot::Fate};
+use crate::{Limiter, places::LimiterKey, queue::Turn, snapshot::Fate};
 
 // === impl Limiter ===
 
@@ -64,6 +64,8 @@ impl<Req> Decide<Req> for Limiter {
             self.give_back(taken.ask(), turn, self.since_start(now));
         }
     }
+
+    fn keyed_buckets(_: Terms, _: Taken, _: u32, _: &mut Vec<LimiterKey>) {}
 
     #[inline]
     fn count_passed(&self, _: Terms, taken: Taken, waited: bool) {

@@ -5,7 +5,7 @@ use testkit::Probe;
 use tower_bucket::{
     Admitted, Both, Bucket, BucketLayer, ClientIp, Exhausted, Fields, Header, Keyed, KeyedLimiter,
     Limiter, Network, NotANetwork, OnMissingKey, Path, PeerIp, PolicyName, ProxiedIp, Quota,
-    ResponseFuture, Snapshot, UriPath, WaitFuture, Waiting,
+    ResponseFuture, Share, Snapshot, UriPath, WaitFuture, Waiting,
 };
 use tower_outcome::refuse::{Auto, Fail};
 
@@ -40,7 +40,7 @@ fn handles_and_layers_go_anywhere() {
         PeerIp,
         PolicyName,
     )>();
-    small::<(Quota, Snapshot)>();
+    small::<(Quota, Share, Snapshot)>();
 }
 
 #[test]

@@ -12,7 +12,9 @@ use proptest::prelude::*;
 use testkit::{Answer, Probe, ProbeHandle, Wakes, contract};
 use tokio::time::{Instant, advance, sleep_until, timeout_at};
 use tower::{Layer, Service, ServiceExt as _};
-use tower_bucket::{BucketLayer, Exhausted, Limiter, OnMissingKey, Quota};
+use tower_bucket::{
+    BucketLayer, Exhausted, KeyedLimiter, Limiter, OnMissingKey, PeerIp, Quota, Share,
+};
 
 use crate::common::{from, n, request};
 
@@ -476,6 +478,86 @@ async fn when_the_quota_changes_those_who_wait_keep_their_turns_and_move_up_as_b
         // The bucket is full at 500 ms, after three of the old cost; behind them, at the cost and depth of the new one.
         assert_eq!(last.await.unwrap(), newcomer, "{quota:?}");
     }
+}
+
+/// With 150 requests one client had all of the 100 places, and another's second request was refused.
+#[tokio::test(start_paused = true)]
+async fn one_client_leaves_places_for_the_requests_of_others() {
+    let layer = BucketLayer::per_client(Quota::per_second(n(10)).burst(n(1)))
+        .respond()
+        .wait(Duration::from_secs(60))
+        .waiters(n(100));
+    let (mut service, _probe) = layered(&layer);
+    let mut calls = Vec::new();
+    let mut call = async |peer: &str| {
+        let mut call = Box::pin(service.ready().await.unwrap().call(from(peer)));
+        match poll(call.as_mut()) {
+            Poll::Ready(answer) => answer.unwrap().status().as_u16(),
+            Poll::Pending => {
+                calls.push(call);
+                0
+            }
+        }
+    };
+    let mut waiting = 0;
+    for _ in 0..150 {
+        waiting += usize::from(call("192.0.2.1").await == 0);
+    }
+    assert_eq!(waiting, 50, "half of the places");
+    assert_eq!(call("192.0.2.1").await, 429);
+    for other in 2..8 {
+        let peer = format!("192.0.2.{other}");
+        assert_eq!((call(&peer).await, call(&peer).await), (200, 0), "{peer}");
+    }
+    assert_eq!(layer.waiting().waiters(), 56);
+    assert_eq!(layer.limiter().snapshot().refused, 100);
+    // What was refused has moved nobody.
+    assert_eq!(call("192.0.2.2").await, 0);
+    drop(calls);
+    assert_eq!(layer.waiting().waiters(), 0);
+}
+
+/// Its own limit lets it through, and it is the site's that it waits for.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_waits_for_a_limit_of_all_has_no_more_than_its_share_of_places() {
+    let site = BucketLayer::new(Limiter::new(TEN_A_SECOND));
+    let layer = BucketLayer::per_client(Quota::per_second(n(1_000)))
+        .and(site)
+        .wait(Duration::from_secs(60))
+        .waiters(n(12))
+        .waiters_per_key(Share::one_in(n(3)));
+    let (mut service, _probe) = layered(&layer);
+    let mut calls = Vec::new();
+    for turn in 0..20 {
+        let peer = if turn < 10 { "192.0.2.1" } else { "192.0.2.2" };
+        let call = service.ready().await.unwrap().call(from(peer));
+        calls.push(Box::pin(call));
+    }
+    calls.iter_mut().for_each(|call| drop(poll(call.as_mut())));
+    assert_eq!(
+        layer.waiting().waiters(),
+        4 + 3,
+        "a third of twelve, and a third of eight"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_without_a_key_and_keys_without_room_are_one_key_among_the_places() {
+    let limiter = KeyedLimiter::new(Quota::per_hour(n(1))).capacity(n(1));
+    let layer = BucketLayer::keyed(limiter, PeerIp)
+        .wait(Duration::from_secs(100 * 3600))
+        .waiters(n(16));
+    let (mut service, _probe) = layered(&layer);
+    let mut calls = Vec::new();
+    for _ in 0..12 {
+        calls.push(service.ready().await.unwrap().call(request()));
+    }
+    assert_eq!(layer.waiting().waiters(), 8, "half of sixteen");
+    for stranger in 0..12 {
+        let peer = format!("192.0.2.{stranger}");
+        calls.push(service.ready().await.unwrap().call(from(&peer)));
+    }
+    assert_eq!(layer.waiting().waiters(), 8 + 4, "half of eight");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,276 @@
+//! How many requests may wait at a time, and how many of them for one key.
+
+use std::{
+    collections::HashMap,
+    num::NonZeroU32,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
+
+use crate::store::BucketId;
+
+/// Bounded places to wait in, shared by all clones.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    most: NonZeroU32,
+    share: Share,
+    taken: Arc<Taken>,
+}
+
+/// How many of the waiting places one key may have: one in so many of those that the other keys leave. Default: one in two.
+///
+/// It is a share of what is left and not of all, so that it adapts: with the default a key that is alone takes at most half
+/// of the places; two that want all of them come to a third each as places become free, nine to a tenth each, and as much stays
+/// free for the next one. As long as a place is free, a key of which no request waits gets it.
+///
+/// ```
+/// use std::num::NonZeroU32;
+/// use tower_bucket::Share;
+///
+/// let tenth = Share::one_in(NonZeroU32::new(10).unwrap());
+/// assert_ne!(tenth, Share::default());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share(NonZeroU32);
+
+/// One place, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Place {
+    places: Places,
+    keys: Vec<LimiterKey>,
+}
+
+/// The places in use.
+#[derive(Debug, Default)]
+struct Taken {
+    all: AtomicU32,
+    by_key: Mutex<HashMap<LimiterKey, u32>>,
+}
+
+/// A key's bucket, and which of several limiters it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(unnameable_types, reason = "part of a sealed trait")]
+pub struct LimiterKey(u32, BucketId);
+
+// === impl Places ===
+
+impl Places {
+    pub(crate) fn new(most: NonZeroU32) -> Self {
+        Self {
+            most,
+            share: Share::default(),
+            taken: Arc::default(),
+        }
+    }
+
+    pub(crate) const fn at_most(&mut self, most: NonZeroU32) {
+        self.most = most;
+    }
+
+    pub(crate) const fn per_key(&mut self, share: Share) {
+        self.share = share;
+    }
+
+    /// How many are in use.
+    pub(crate) fn taken(&self) -> u32 {
+        self.taken.all.load(Relaxed)
+    }
+
+    /// `None` if none is free.
+    pub(crate) fn take(&self) -> Option<Place> {
+        let more = |taken| (taken < self.most.get()).then_some(taken + 1);
+        self.taken
+            .all
+            .fetch_update(Relaxed, Relaxed, more)
+            .ok()
+            .map(|_| Place {
+                places: self.clone(),
+                keys: Vec::new(),
+            })
+    }
+}
+
+// === impl Share ===
+
+impl Share {
+    /// One key may take all places. For keys that are not those of strangers, such as the hosts that a client calls.
+    pub const ALL: Self = Self(NonZeroU32::MIN);
+
+    /// One in so many of the places that the other keys leave, rounded up.
+    #[must_use]
+    pub const fn one_in(divisor: NonZeroU32) -> Self {
+        Self(divisor)
+    }
+
+    fn of(self, places: u64) -> u64 {
+        places.div_ceil(self.0.get().into())
+    }
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        const TWO: NonZeroU32 = NonZeroU32::new(2).unwrap();
+        Self(TWO)
+    }
+}
+
+// === impl LimiterKey ===
+
+impl LimiterKey {
+    pub(crate) const fn new(limiter: u32, bucket: BucketId) -> Self {
+        Self(limiter, bucket)
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Makes it one of these keys' places. False if one of them has its share of places already.
+    #[must_use]
+    pub(crate) fn enter(&mut self, keys: Vec<LimiterKey>) -> bool {
+        if keys.is_empty() {
+            return true;
+        }
+        let Places { most, share, taken } = &self.places;
+        // With this one, which nobody else can have.
+        let free = u64::from(most.get()).saturating_sub(u64::from(taken.all.load(Relaxed)) - 1);
+        let mut by_key = taken.lock();
+        let has_room = |key| {
+            let own = u64::from(by_key.get(key).copied().unwrap_or(0));
+            own < share.of(own + free)
+        };
+        if !keys.iter().all(has_room) {
+            return false;
+        }
+        for key in &keys {
+            *by_key.entry(*key).or_default() += 1;
+        }
+        drop(by_key);
+        self.keys = keys;
+        true
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let taken = &self.places.taken;
+        if !self.keys.is_empty() {
+            let mut by_key = taken.lock();
+            for key in &self.keys {
+                if let Some(number) = by_key.get_mut(key) {
+                    *number -= 1;
+                    if *number == 0 {
+                        by_key.remove(key);
+                    }
+                }
+            }
+        }
+        taken.all.fetch_sub(1, Relaxed);
+    }
+}
+
+// === impl Taken ===
+
+impl Taken {
+    fn lock(&self) -> MutexGuard<'_, HashMap<LimiterKey, u32>> {
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn n(number: u32) -> NonZeroU32 {
+        NonZeroU32::new(number).unwrap()
+    }
+
+    fn key(number: u64) -> Vec<LimiterKey> {
+        vec![LimiterKey(0, BucketId::Key(number.into()))]
+    }
+
+    /// Takes as many places as it can get.
+    fn fill(places: &Places, keys: &[LimiterKey], kept: &mut Vec<Place>) -> usize {
+        let before = kept.len();
+        while let Some(mut place) = places.take()
+            && place.enter(keys.to_vec())
+        {
+            kept.push(place);
+        }
+        kept.len() - before
+    }
+
+    #[test]
+    fn one_key_takes_half_of_what_is_left_and_another_always_finds_a_place() {
+        let (places, mut kept) = (Places::new(n(100)), Vec::new());
+        assert_eq!(fill(&places, &key(1), &mut kept), 50);
+        assert_eq!(fill(&places, &key(2), &mut kept), 25);
+        assert_eq!(fill(&places, &key(3), &mut kept), 13);
+        for number in 4..=7 {
+            assert!(fill(&places, &key(number), &mut kept) > 0, "{number}");
+        }
+        assert_eq!((places.taken() as usize, kept.len()), (100, 100));
+        kept.clear();
+        assert_eq!((places.taken(), places.taken.lock().len()), (0, 0));
+    }
+
+    #[test]
+    fn keys_that_want_all_end_with_the_same_number() {
+        for (keys, each) in [(1, 50), (2, 33), (4, 20), (9, 10)] {
+            let (places, mut kept) = (Places::new(n(100)), Vec::new());
+            // They come by turns.
+            loop {
+                let before = kept.len();
+                for number in 1..=keys {
+                    let mut place = places.take().unwrap();
+                    if place.enter(key(number)) {
+                        kept.push(place);
+                    }
+                }
+                if kept.len() == before {
+                    break;
+                }
+            }
+            for number in 1..=keys {
+                let own = places.taken.lock()[&key(number)[0]];
+                assert!((each..=each + 1).contains(&own), "{own} for each of {keys}");
+            }
+            assert!(places.taken() < 100, "one more finds a place");
+        }
+    }
+
+    #[test]
+    fn a_share_of_all_is_no_bound_and_one_of_few_places_is_at_least_one() {
+        let mut places = Places::new(n(3));
+        places.per_key(Share::ALL);
+        assert_eq!(fill(&places, &key(1), &mut Vec::new()), 3);
+        places.per_key(Share::one_in(n(1_000)));
+        let mut kept = Vec::new();
+        for number in 1..=3 {
+            assert_eq!(fill(&places, &key(number), &mut kept), 1);
+        }
+        assert!(places.take().is_none());
+    }
+
+    #[test]
+    fn requests_without_a_key_of_their_own_share_all_places() {
+        let (places, mut kept) = (Places::new(n(10)), Vec::new());
+        assert_eq!(fill(&places, &[], &mut kept), 10);
+    }
+
+    #[test]
+    fn a_request_of_two_keys_counts_for_both() {
+        let (places, mut kept) = (Places::new(n(8)), Vec::new());
+        let (one, two) = (key(1)[0], LimiterKey(1, BucketId::Keyless));
+        assert_eq!(fill(&places, &[one, two], &mut kept), 4);
+        assert_eq!(fill(&places, &[two], &mut kept), 0);
+        assert_eq!(fill(&places, &[one], &mut kept), 0);
+        assert_eq!(
+            fill(&places, &[LimiterKey(1, one.1)], &mut kept),
+            2,
+            "another limiter's"
+        );
+    }
+}
