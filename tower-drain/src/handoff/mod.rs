@@ -284,7 +284,7 @@ fn named(name: &str, fd: OwnedFd) -> Option<(Socket, OwnedFd)> {
     let socket = Socket {
         kind,
         name: name.to_owned(),
-        addr: String::new(),
+        addr: bound_to(&fd),
         shard: 0,
     };
     match check(&socket, &fd) {
@@ -294,6 +294,32 @@ fn named(name: &str, fd: OwnedFd) -> Option<(Socket, OwnedFd)> {
             None
         }
     }
+}
+
+/// The address of an inherited socket, for messages.
+fn bound_to(fd: &OwnedFd) -> String {
+    let addr = socket2::SockRef::from(fd).local_addr().ok();
+    let path = |addr: &socket2::SockAddr| addr.as_pathname().map(|path| path.display().to_string());
+    addr.and_then(|addr| {
+        addr.as_socket()
+            .map_or_else(|| path(&addr), |addr| Some(addr.to_string()))
+    })
+    .unwrap_or_else(|| "unknown address".to_owned())
+}
+
+/// Whether the TCP socket `fd` is at `addr`. systemd's `ListenStream=8080` is `[::]:8080`, which is `0.0.0.0:8080` too.
+fn is_at(fd: &OwnedFd, addr: SocketAddr) -> bool {
+    let socket = socket2::SockRef::from(fd);
+    let bound = socket.local_addr().ok().and_then(|addr| addr.as_socket());
+    bound.is_some_and(|bound| {
+        let both = addr.is_ipv4()
+            && addr.ip().is_unspecified()
+            && bound.is_ipv6()
+            && bound.ip().is_unspecified()
+            && bound.port() == addr.port()
+            && socket.only_v6().is_ok_and(|only| !only);
+        bound == addr || both
+    })
 }
 
 // === impl Inheritance ===
@@ -326,28 +352,25 @@ impl Inheritance {
 
     /// The TCP listener `name` at `addr`: the one that was inherited, or a new one.
     ///
-    /// From an old process name and address must be the same; from the environment the name, or if it gives none, the
-    /// address. A port of `0` is inherited by name. It accepts nobody until [`ready`](Self::ready).
+    /// From an old process, name and address must be the same. From the environment, the name is enough, and so is the
+    /// address: by default systemd gives its sockets the name of their unit (`app.socket`), unless the unit has a
+    /// `FileDescriptorName=`. A port of `0` is inherited by name only. It accepts nobody until [`ready`](Self::ready).
     ///
     /// # Errors
     ///
-    /// Those of the system when it must be bound, and that name or address is longer than 400 bytes.
+    /// Those of the system when it must be bound, with what was inherited and not taken so far; and that name or address
+    /// is longer than 400 bytes.
     pub fn tcp(
         &mut self,
         name: &str,
         addr: SocketAddr,
         config: &ListenerConfig,
     ) -> io::Result<HandoffListener<TcpListener>> {
-        let matches = |fd: &OwnedFd| {
-            let bound = socket2::SockRef::from(fd)
-                .local_addr()
-                .ok()
-                .and_then(|addr| addr.as_socket());
-            bound.is_some_and(|bound| bound == addr || addr.port() == 0)
-        };
-        let listener = match self.take(Kind::Tcp, name, &addr.to_string(), matches) {
+        let at = |fd: &OwnedFd| is_at(fd, addr);
+        let by_name = addr.port() == 0;
+        let listener = match self.take(Kind::Tcp, name, &addr.to_string(), at, by_name) {
             Some(fd) => std::net::TcpListener::from(fd),
-            None => config.listen(addr)?,
+            None => config.listen(addr).map_err(|error| self.not_bound(error))?,
         };
         // Those of systemd usually are blocking.
         listener.set_nonblocking(true)?;
@@ -360,21 +383,21 @@ impl Inheritance {
         Ok(HandoffListener::new(listener, self.gate.subscribe()))
     }
 
-    /// The Unix listener `name` at `path`: the one that was inherited, or a new one. A socket that is there is replaced
-    /// if nobody listens to it any more.
+    /// The Unix listener `name` at `path`: the one that was inherited, by the rules of [`tcp`](Self::tcp), or a new one.
+    /// A socket that is there is replaced if nobody listens to it any more.
     ///
     /// # Errors
     ///
     /// As [`tcp`](Self::tcp). Something else at the path, or a socket that is listened to, is in use.
     pub fn unix(&mut self, name: &str, path: &Path) -> io::Result<HandoffListener<UnixListener>> {
         let addr = path.to_string_lossy().into_owned();
-        let matches = |fd: &OwnedFd| {
+        let at = |fd: &OwnedFd| {
             let bound = socket2::SockRef::from(fd).local_addr().ok();
             bound.is_some_and(|bound| bound.as_pathname() == Some(path))
         };
-        let listener = match self.take(Kind::Unix, name, &addr, matches) {
+        let listener = match self.take(Kind::Unix, name, &addr, at, false) {
             Some(fd) => unix::net::UnixListener::from(fd),
-            None => bind_unix(path)?,
+            None => bind_unix(path).map_err(|error| self.not_bound(error))?,
         };
         listener.set_nonblocking(true)?;
         self.keep(
@@ -386,24 +409,52 @@ impl Inheritance {
         Ok(HandoffListener::new(listener, self.gate.subscribe()))
     }
 
+    /// `by_name`: the address says nothing.
     fn take(
         &mut self,
         kind: Kind,
         name: &str,
         addr: &str,
-        matches: impl Fn(&OwnedFd) -> bool,
+        at: impl Fn(&OwnedFd) -> bool,
+        by_name: bool,
     ) -> Option<OwnedFd> {
-        let environment = self.origin == Origin::Environment;
-        let wanted = |(socket, fd): &(Socket, OwnedFd)| {
-            let named = if environment && socket.name.is_empty() {
-                matches(fd)
-            } else {
-                socket.name == name
-            };
-            socket.kind == kind && named && (environment || socket.addr == addr && matches(fd))
+        let at = |fd: &OwnedFd| by_name || at(fd);
+        let find = |wanted: &dyn Fn(&Socket, &OwnedFd) -> bool| {
+            let mut given = self.given.iter();
+            given.position(|(socket, fd)| socket.kind == kind && wanted(socket, fd))
         };
-        let index = self.given.iter().position(wanted)?;
+        let index = if self.origin == Origin::Environment {
+            // Several may have one name: all sockets of a systemd unit do.
+            find(&|socket, fd| socket.name == name && at(fd))
+                .or_else(|| find(&|socket, _| socket.name == name))
+                .or_else(|| find(&|socket, fd| (!by_name || socket.name.is_empty()) && at(fd)))
+        } else {
+            find(&|socket, fd| socket.name == name && socket.addr == addr && at(fd))
+        }?;
         Some(self.given.swap_remove(index).1)
+    }
+
+    /// The inherited sockets that no listener has taken so far.
+    fn left_over(&self) -> String {
+        let left: Vec<_> = self
+            .given
+            .iter()
+            .map(|(socket, _)| socket.to_string())
+            .collect();
+        left.join(", ")
+    }
+
+    fn not_bound(&self, error: io::Error) -> io::Error {
+        if self.given.is_empty() {
+            return error;
+        }
+        io::Error::new(
+            error.kind(),
+            format!(
+                "{error}; inherited sockets that no listener matches so far: {}",
+                self.left_over()
+            ),
+        )
     }
 
     fn keep(&mut self, kind: Kind, name: &str, addr: String, fd: OwnedFd) -> io::Result<()> {
@@ -438,10 +489,13 @@ impl Inheritance {
     /// listeners of this process end with an error, nobody was let in, and the old process serves on. And when there was
     /// no process before and the path cannot be bound.
     pub async fn ready(self) -> io::Result<Incumbent> {
-        if let Some((socket, _)) = self.given.first() {
+        if !self.given.is_empty() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("nobody has taken {socket}"),
+                format!(
+                    "inherited sockets that no listener has taken: {}",
+                    self.left_over()
+                ),
             ));
         }
         let porch = if self.predecessor.is_none() {
@@ -743,3 +797,98 @@ pub fn fuzz(bytes: &[u8]) {
 }
 
 const PROBATION: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As if systemd had left open a listener at each of `addrs`, all under `name`.
+    fn activated(name: &str, addrs: &[&str]) -> (Vec<SocketAddr>, Inheritance) {
+        let listeners = addrs
+            .iter()
+            .map(|addr| std::net::TcpListener::bind(addr).unwrap());
+        let (addrs, given) = listeners
+            .map(|listener| {
+                (
+                    listener.local_addr().unwrap(),
+                    named(name, listener.into()).unwrap(),
+                )
+            })
+            .unzip();
+        let handoff = Handoff::at("/nowhere");
+        (
+            addrs,
+            Inheritance::new(handoff, Origin::Environment, 0, given, None),
+        )
+    }
+
+    fn port(listener: &HandoffListener<TcpListener>) -> u16 {
+        use crate::Listen;
+        listener.local_addr().unwrap().ip().unwrap().port()
+    }
+
+    #[tokio::test]
+    async fn a_socket_under_its_units_name_is_taken_by_its_address() {
+        let (addrs, mut inheritance) = activated("app.socket", &["127.0.0.1:0", "127.0.0.1:0"]);
+        for addr in addrs.iter().rev() {
+            let listener = inheritance
+                .tcp("http", *addr, &ListenerConfig::new())
+                .unwrap();
+            assert_eq!(port(&listener), addr.port());
+        }
+        assert!(inheritance.given.is_empty());
+    }
+
+    #[tokio::test]
+    async fn of_several_sockets_of_one_name_each_listener_gets_the_one_at_its_address() {
+        let (addrs, mut inheritance) = activated("http", &["127.0.0.1:0", "127.0.0.1:0"]);
+        for addr in addrs.iter().rev() {
+            let listener = inheritance
+                .tcp("http", *addr, &ListenerConfig::new())
+                .unwrap();
+            assert_eq!(port(&listener), addr.port());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_is_enough_wherever_the_socket_is_and_a_port_of_zero_wants_one() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let (addrs, mut inheritance) = activated("http", &["127.0.0.1:0"]);
+        let other = inheritance
+            .tcp("admin", any, &ListenerConfig::new())
+            .unwrap();
+        assert_ne!(port(&other), addrs[0].port());
+        let elsewhere = "127.0.0.2:80".parse().unwrap();
+        let listener = inheritance
+            .tcp("http", elsewhere, &ListenerConfig::new())
+            .unwrap();
+        assert_eq!(port(&listener), addrs[0].port());
+    }
+
+    #[tokio::test]
+    async fn a_dual_stack_socket_is_at_the_ipv4_wildcard_too() {
+        let Ok(socket) = std::net::TcpListener::bind("[::]:0") else {
+            return; // no IPv6 here
+        };
+        let port = socket.local_addr().unwrap().port();
+        let fd = OwnedFd::from(socket);
+        assert!(is_at(&fd, ([0, 0, 0, 0], port).into()));
+        assert!(!is_at(&fd, ([127, 0, 0, 1], port).into()));
+        assert!(!is_at(&fd, ([0, 0, 0, 0], port ^ 1).into()));
+    }
+
+    #[tokio::test]
+    async fn errors_name_what_was_inherited_and_not_taken() {
+        let (addrs, mut inheritance) = activated("app.socket", &["127.0.0.1:0"]);
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = taken.local_addr().map(|addr| (taken, addr)).unwrap();
+        let error = inheritance
+            .tcp("http", taken.1, &ListenerConfig::new())
+            .unwrap_err();
+        let left = format!("app.socket ({})", addrs[0]);
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().contains(&left), "{error}");
+        let error = inheritance.ready().await.unwrap_err();
+        assert!(error.to_string().contains(&left), "{error}");
+    }
+}
