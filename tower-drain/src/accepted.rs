@@ -1,5 +1,7 @@
 use std::fmt;
 
+use http::Extensions;
+
 use crate::{count::Kind, drain::Drain, guard::Guard, listen::Addr, slots::Permit};
 
 /// A connection as a request: the stream, where it comes from, and the guard that the drain waits for.
@@ -23,6 +25,7 @@ pub struct Accepted<Io> {
     io: Io,
     peer: Addr,
     local: Addr,
+    extensions: Extensions,
     guard: Guard,
     permit: Option<Permit>,
 }
@@ -43,6 +46,7 @@ impl<Io> Accepted<Io> {
             io,
             peer,
             local,
+            extensions: Extensions::new(),
             guard: drain.guard_of(Kind::Guest),
             permit: None,
         }
@@ -68,12 +72,39 @@ impl<Io> Accepted<Io> {
         &self.local
     }
 
+    /// What is known about this connection. Under [`Http`](crate::Http) each of its requests gets a clone.
+    pub const fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
+    /// What is known about this connection, to add to it, in a layer around [`Http`](crate::Http): the certificates of
+    /// its peer, for example.
+    ///
+    /// ```
+    /// use tower_drain::{Accepted, Addr};
+    ///
+    /// /// The address that a client has connected to.
+    /// #[derive(Clone)]
+    /// struct LocalAddr(Addr);
+    ///
+    /// fn with_local_addr<Io>(mut accepted: Accepted<Io>) -> Accepted<Io> {
+    ///     let local = LocalAddr(accepted.local().clone());
+    ///     accepted.extensions_mut().insert(local);
+    ///     accepted
+    /// }
+    /// // Server::new(..).run(ServiceBuilder::new().map_request(with_local_addr).service(Http::new(..)))
+    /// ```
+    pub const fn extensions_mut(&mut self) -> &mut Extensions {
+        &mut self.extensions
+    }
+
     /// The stream by itself, and all the rest.
     pub fn split(self) -> (Io, Accepted<()>) {
         let Self {
             io,
             peer,
             local,
+            extensions,
             guard,
             permit,
         } = self;
@@ -83,6 +114,7 @@ impl<Io> Accepted<Io> {
                 io: (),
                 peer,
                 local,
+                extensions,
                 guard,
                 permit,
             },
@@ -116,6 +148,7 @@ impl Accepted<()> {
             io: (),
             peer,
             local,
+            extensions,
             guard,
             permit,
         } = self;
@@ -123,6 +156,7 @@ impl Accepted<()> {
             io,
             peer,
             local,
+            extensions,
             guard,
             permit,
         }

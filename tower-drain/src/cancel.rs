@@ -1,5 +1,7 @@
 use std::{fmt, sync::Arc};
 
+use http::Extensions;
+
 use crate::{
     drain::{Drain, Shared},
     phase::Phase,
@@ -8,7 +10,8 @@ use crate::{
 
 /// The cancellation that reaches every handler: it fires when the drain is forced.
 ///
-/// [`Http`](crate::Http) puts one into the extensions of each request, and [`Drain::cancellation`] makes one for tasks. A
+/// [`Http`](crate::Http) and [`DrainLayer`](crate::DrainLayer) put one into the extensions of each request, and
+/// [`Drain::cancellation`] makes one for tasks. A
 /// handler that listens has the force time to say something sensible; one that does not is dropped at its next
 /// `await` when that time is over, and counted as leaked.
 ///
@@ -31,6 +34,14 @@ pub struct Cancellation(Arc<Shared>);
 impl Cancellation {
     pub(crate) const fn new(shared: Arc<Shared>) -> Self {
         Self(shared)
+    }
+
+    /// Not a second time where a server of this drain or another layer has done so.
+    pub(crate) fn insert_into(self, extensions: &mut Extensions) {
+        let is_ours = |there: &Self| Arc::ptr_eq(&there.0, &self.0);
+        if !extensions.get().is_some_and(is_ours) {
+            extensions.insert(self);
+        }
     }
 
     /// Ready once it has fired. Dropping the future changes nothing.

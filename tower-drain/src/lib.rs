@@ -194,6 +194,11 @@ pub use self::{
     wait::{Done, Reached},
 };
 
+/// The peer's address in the extensions of each request, for per-client limits: the type of
+/// [`tower_outcome`](tower_outcome::PeerAddr).
+#[doc(no_inline)]
+pub use tower_outcome::PeerAddr;
+
 #[cfg(feature = "tls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use self::tls::{Tls, TlsFuture, TlsLayer, TlsService};

@@ -44,8 +44,11 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<A>) -> Self::Future {
+    fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let closable = Closable::of(&request);
+        self.drain
+            .cancellation()
+            .insert_into(request.extensions_mut());
         let guard = self.drain.guard_of(Kind::Request);
         ResponseFuture::new(self.inner.call(request), guard, closable)
     }

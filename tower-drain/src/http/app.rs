@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use pin_project::pin_project;
 use tokio::time::Instant;
 use tower_outcome::{
-    BoxError, PeerAddr,
+    BoxError,
     body::{End, GuardedBody, OnEnd},
 };
 use tower_service::Service;
@@ -29,6 +29,7 @@ use tower_service::Service;
 use super::{
     Settings,
     body::{Answered, RequestBody, Telling},
+    info::ConnectionInfo,
     life::Doing,
 };
 use crate::{
@@ -43,7 +44,7 @@ use crate::{
 pub(super) struct Conversation {
     shared: Arc<Shared>,
     pub(super) settings: Arc<Settings>,
-    peer: Option<PeerAddr>,
+    info: ConnectionInfo,
     born: Instant,
     /// Requests that were taken, and whose answers are not at their end.
     under_way: AtomicU32,
@@ -115,7 +116,7 @@ impl Conversation {
         Self {
             shared: drain.shared.clone(),
             settings,
-            peer: accepted.peer().ip().map(PeerAddr),
+            info: ConnectionInfo::of(accepted),
             born,
             under_way: AtomicU32::new(0),
             requests: AtomicU32::new(0),
@@ -259,9 +260,7 @@ where
             &parts.headers,
             Some(self.conversation.settings.pace),
         );
-        if let Some(peer) = self.conversation.peer {
-            parts.extensions.insert(peer);
-        }
+        self.conversation.info.insert_into(&mut parts.extensions);
         parts
             .extensions
             .insert(Cancellation::new(self.conversation.shared.clone()));

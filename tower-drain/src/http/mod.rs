@@ -4,6 +4,7 @@ mod app;
 mod body;
 mod connection;
 mod frames;
+mod info;
 mod late;
 mod life;
 mod pace;
@@ -47,8 +48,42 @@ use crate::{
 /// Serves `App` on a connection: HTTP/1.1, or HTTP/2 with prior knowledge, told apart by their first bytes.
 ///
 /// `App` is any `Service<Request<RequestBody>>`: an axum `Router`, tonic `Routes`, a stack of layers. In a request's
-/// extensions are the peer's address, as [`PeerAddr`](tower_outcome::PeerAddr), and a
-/// [`Cancellation`](crate::Cancellation).
+/// extensions are
+///
+/// - the peer's address, as [`PeerAddr`](crate::PeerAddr); with the feature `axum` also as axum's
+///   `ConnectInfo<SocketAddr>`, and with the feature `tonic` as tonic's `TcpConnectInfo`, which
+///   `tonic::Request::remote_addr()` reads;
+/// - a [`Cancellation`](crate::Cancellation);
+/// - clones of the connection's own [extensions](Accepted::extensions_mut), to which a layer around this service may add
+///   what handlers need to know: the certificates of the peer, the name it asked for by SNI, the local address.
+///
+/// ```no_run
+/// # #[cfg(feature = "tls")]
+/// # async fn run(drain: tower_drain::Drain, tls: tower_drain::Tls, app: axum::Router) -> std::io::Result<()> {
+/// use tokio::net::{TcpListener, TcpStream};
+/// use tokio_rustls::server::TlsStream;
+/// use tower::ServiceBuilder;
+/// use tower_drain::{Accepted, Http, Overloaded, Server, TlsLayer};
+///
+/// /// What the client has proved to be. A handler takes `Extension<ClientCertificate>`.
+/// #[derive(Clone)]
+/// struct ClientCertificate(rustls::pki_types::CertificateDer<'static>);
+///
+/// let connections = ServiceBuilder::new()
+///     .layer(TlsLayer::new(&drain, &tls))
+///     .map_request(|mut accepted: Accepted<TlsStream<TcpStream>>| {
+///         let (_, tls) = accepted.io().get_ref();
+///         if let Some([leaf, ..]) = tls.peer_certificates() {
+///             let leaf = ClientCertificate(leaf.clone().into_owned());
+///             accepted.extensions_mut().insert(leaf);
+///         }
+///         accepted
+///     })
+///     .service(Http::new(&drain, app));
+/// let listener = TcpListener::bind("0.0.0.0:8443").await?;
+/// Server::new(&drain, listener).refuse_overloaded(Overloaded::silent()).run(connections).await?;
+/// # Ok(()) }
+/// ```
 ///
 /// All limits are on by default. A duration of [`Duration::MAX`] turns its limit off.
 ///

@@ -6,6 +6,8 @@ mod accept;
 mod auto_traits;
 #[cfg(all(feature = "http", target_os = "linux"))]
 mod bound;
+#[cfg(feature = "http")]
+mod connect_info;
 #[cfg(all(feature = "http", unix))]
 mod descriptors;
 #[cfg(all(feature = "handoff", feature = "http", target_os = "linux"))]
