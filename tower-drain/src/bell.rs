@@ -27,6 +27,11 @@ struct Rope {
     notify: Arc<Notify>,
 }
 
+/// Several bells that ring together, for what is short-lived: those who come to listen at the same time meet at
+/// different locks.
+#[derive(Debug, Default)]
+pub(crate) struct Bells([Bell; BELLS]);
+
 /// Ready when the bell has rung.
 ///
 /// A connection asks at each of its polls, so asking is one atomic load: the list of waiters has a lock, which is taken
@@ -62,6 +67,20 @@ impl fmt::Debug for Bell {
     }
 }
 
+// === impl Bells ===
+
+impl Bells {
+    pub(crate) fn ring(&self) {
+        self.0.iter().for_each(Bell::ring);
+    }
+
+    pub(crate) fn heard(&self) -> Heard {
+        self.0[fastrand::usize(..BELLS)].heard()
+    }
+}
+
+const BELLS: usize = 16;
+
 // === impl Heard ===
 
 impl Future for Heard {
@@ -85,6 +104,12 @@ impl Future for Heard {
     }
 }
 
+impl fmt::Debug for Heard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Heard").field(&self.bell).finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio_test::{assert_pending, assert_ready, task};
@@ -103,6 +128,19 @@ mod tests {
         assert_ready!(early.poll());
         assert_ready!(unpolled.poll());
         assert_ready!(task::spawn(bell.heard()).poll());
+    }
+
+    #[test]
+    fn bells_ring_together() {
+        let bells = Bells::default();
+        let mut heard: Vec<_> = (0..100).map(|_| task::spawn(bells.heard())).collect();
+        heard
+            .iter_mut()
+            .for_each(|heard| assert_pending!(heard.poll()));
+        bells.ring();
+        heard
+            .iter_mut()
+            .for_each(|heard| assert_ready!(heard.poll()));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    bell::Bell,
+    bell::{Bell, Bells},
     count::{Count, Kind},
     guard::Guard,
     phase::{Phase, Phases, Times},
@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     /// `Closing` or later. Apart from `changed`, so that ten thousand connections are not woken for nothing.
     pub(crate) closing: Bell,
     pub(crate) done: Bell,
+    /// The same, for requests.
+    pub(crate) requests_done: Bells,
     watch: watch::Sender<Phase>,
 }
 
@@ -178,6 +180,12 @@ impl Drain {
 
     /// Runs a server of somebody else's to its end, but no longer than the drain lasts: such servers have a signal, and no
     /// deadline. `None` if the drain was over first; then the server is dropped, and the report says what was cut.
+    ///
+    /// Such servers spawn their connections, which go on when the server is dropped. It is [`DrainLayer`] that cuts what is
+    /// left of the requests: their handlers and bodies are dropped, and the connections end with them. Requests that do
+    /// not pass the layer are neither counted nor cut.
+    ///
+    /// [`DrainLayer`]: crate::DrainLayer
     ///
     /// The server is a guest like any other, from this call on. So the drain waits until the server has written all that it
     /// has to, and knows of no end before; [`done`](Self::done) alone is ready with the last request, whose last bytes may
@@ -302,6 +310,7 @@ impl Shared {
             changed: Arc::default(),
             closing: Bell::default(),
             done: Bell::default(),
+            requests_done: Bells::default(),
             watch: watch::Sender::new(Phase::Serving),
         }
     }
@@ -373,6 +382,7 @@ impl Shared {
         }
         if last >= Phase::Done {
             self.done.ring();
+            self.requests_done.ring();
         }
     }
 

@@ -1,35 +1,55 @@
 use std::{
+    fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use http::Response;
+use http::{
+    Response,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
 use http_body::Body;
 use pin_project::pin_project;
-use tower_outcome::body::GuardedBody;
+use tower_outcome::refuse::{Auto, Protocol};
 
-use crate::{close::Closable, guard::Guard};
+use crate::{
+    bell::Heard,
+    body::DrainBody,
+    close::Closable,
+    cut::{CUT, Cut},
+    guard::Guard,
+};
 
 /// The answer of a [`Guarded`](crate::Guarded) service.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
-#[derive(Debug)]
 pub struct ResponseFuture<F> {
+    /// `None` once it was cut.
     #[pin]
-    inner: F,
+    inner: Option<F>,
     guard: Option<Guard>,
+    cut: Cut,
+    /// Of one that had to wait.
+    #[pin]
+    heard: Option<Heard>,
     closable: Closable,
+    protocol: Protocol,
 }
 
 // === impl ResponseFuture ===
 
 impl<F> ResponseFuture<F> {
-    pub(crate) const fn new(inner: F, guard: Guard, closable: Closable) -> Self {
+    pub(crate) fn new(inner: F, guard: Guard, closable: Closable, protocol: Protocol) -> Self {
         Self {
-            inner,
+            inner: Some(inner),
+            cut: Cut::at_the_end_of(Arc::clone(guard.shared())),
+            heard: None,
             guard: Some(guard),
             closable,
+            protocol,
         }
     }
 }
@@ -39,17 +59,53 @@ where
     F: Future<Output = Result<Response<B>, E>>,
     B: Body,
 {
-    type Output = Result<Response<GuardedBody<B, Guard>>, E>;
+    type Output = Result<Response<DrainBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let result = ready!(this.inner.poll(cx));
-        let guard = this.guard.take().expect("polled after it was ready");
-        Poll::Ready(result.map(|mut response| {
-            if !guard.shared().is_serving() {
-                this.closable.close(&mut response);
+        let mut this = self.project();
+        let inner = this.inner.as_mut().as_pin_mut();
+        let inner = inner.expect("polled after it was ready");
+        if !this.cut.is_due() {
+            if let Poll::Ready(result) = inner.poll(cx) {
+                let guard = this.guard.take().expect("polled after it was ready");
+                return Poll::Ready(result.map(|mut response| {
+                    if !guard.shared().is_serving() {
+                        this.closable.close(&mut response);
+                    }
+                    response.map(|body| DrainBody::new(body, guard))
+                }));
             }
-            response.map(|body| GuardedBody::new(body, guard))
-        }))
+            if this.heard.is_none() {
+                this.heard.set(this.cut.heard());
+            }
+            let Some(heard) = this.heard.as_pin_mut() else {
+                return Poll::Pending;
+            };
+            ready!(heard.poll(cx));
+        }
+        this.inner.set(None);
+        *this.guard = None;
+        let mut response = instead(*this.protocol);
+        this.closable.close(&mut response);
+        Poll::Ready(Ok(response))
     }
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture")
+            .field("guard", &self.guard)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The answer of a request that was cut. It has no body, since the body's type is the inner service's.
+fn instead<B>(protocol: Protocol) -> Response<DrainBody<B>> {
+    let refusal = CUT.with_retry_after(Some(Duration::from_secs(1)));
+    let mut response = Auto::new().answer::<()>(protocol, &refusal, refusal);
+    if protocol == Protocol::Http {
+        response.headers_mut().remove(CONTENT_LENGTH);
+        response.headers_mut().remove(CONTENT_TYPE);
+    }
+    response.map(|_| DrainBody::empty())
 }

@@ -65,7 +65,7 @@
 //!
 //! [`Drain::closing`] is the signal for `axum::serve(..).with_graceful_shutdown(..)` and tonic's
 //! `serve_with_shutdown(..)`, [`Drain::around`] the deadline that those have not, and [`DrainLayer`] tells and counts the
-//! requests. Tasks and upgraded connections hold a [`Guard`].
+//! requests, and cuts them when the drain is over. Tasks and upgraded connections hold a [`Guard`].
 //!
 //! ```no_run
 //! # async fn run(addr: std::net::SocketAddr, routes: tonic::service::Routes) -> Result<(), tonic::transport::Error> {
@@ -136,12 +136,14 @@
 mod accept;
 mod accepted;
 mod bell;
+mod body;
 mod bound;
 mod cancel;
 mod close;
 mod count;
 #[cfg(test)]
 mod count_tests;
+mod cut;
 mod drain;
 mod fault;
 mod future;
@@ -178,6 +180,7 @@ mod wait;
 pub use self::http::{Connection, Http, RequestBody, TooSlow};
 pub use self::{
     accepted::Accepted,
+    body::DrainBody,
     bound::BoundListener,
     cancel::Cancellation,
     drain::{Drain, DrainBuilder},

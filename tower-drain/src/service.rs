@@ -2,10 +2,10 @@ use std::task::{Context, Poll};
 
 use http::{Request, Response};
 use http_body::Body;
-use tower_outcome::body::GuardedBody;
+use tower_outcome::refuse::Protocol;
 use tower_service::Service;
 
-use crate::{close::Closable, count::Kind, drain::Drain, future::ResponseFuture, guard::Guard};
+use crate::{body::DrainBody, close::Closable, count::Kind, drain::Drain, future::ResponseFuture};
 
 /// A service whose requests the drain waits for. Made by [`DrainLayer`](crate::DrainLayer).
 #[derive(Clone, Debug)]
@@ -36,7 +36,7 @@ where
     S: Service<Request<A>, Response = Response<B>>,
     B: Body,
 {
-    type Response = Response<GuardedBody<B, Guard>>;
+    type Response = Response<DrainBody<B>>;
     type Error = S::Error;
     type Future = ResponseFuture<S::Future>;
 
@@ -45,11 +45,11 @@ where
     }
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
-        let closable = Closable::of(&request);
+        let (closable, protocol) = (Closable::of(&request), Protocol::of(&request));
         self.drain
             .cancellation()
             .insert_into(request.extensions_mut());
         let guard = self.drain.guard_of(Kind::Request);
-        ResponseFuture::new(self.inner.call(request), guard, closable)
+        ResponseFuture::new(self.inner.call(request), guard, closable, protocol)
     }
 }

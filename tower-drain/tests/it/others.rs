@@ -194,7 +194,7 @@ fn hanging() -> (Router, Arc<Notify>) {
 
 #[tokio::test]
 async fn axums_server_ends_at_our_deadline_and_by_itself_it_would_not() {
-    for deadline in [true, false] {
+    for (around, layer) in [(true, true), (true, false), (false, true), (false, false)] {
         let drain = Drain::builder()
             .announce(ms(0))
             .close(ms(100))
@@ -202,9 +202,12 @@ async fn axums_server_ends_at_our_deadline_and_by_itself_it_would_not() {
             .build();
         let (app, came) = hanging();
         let (listener, addr) = listen().await;
-        let server = axum::serve(listener, app.layer(DrainLayer::new(&drain)))
-            .with_graceful_shutdown(drain.closing());
-        let mut server = match deadline {
+        let app = match layer {
+            true => app.layer(DrainLayer::new(&drain)),
+            false => app,
+        };
+        let server = axum::serve(listener, app).with_graceful_shutdown(drain.closing());
+        let mut server = match around {
             true => tokio::spawn(drain.around(server)),
             false => tokio::spawn(async { Some(server.await) }),
         };
@@ -215,13 +218,79 @@ async fn axums_server_ends_at_our_deadline_and_by_itself_it_would_not() {
         let report = soon(drain.done()).await;
         assert_eq!(
             (report.leaked, report.requests.leaked),
-            (usize::from(deadline), 1),
+            (usize::from(around), usize::from(layer)),
             "the server, and its request"
         );
         let ended = tokio::time::timeout(Duration::from_secs(1), &mut server).await;
-        assert_eq!(ended.is_ok(), deadline);
+        assert_eq!(ended.is_ok(), around || layer, "{around} {layer}");
         server.abort();
     }
+}
+
+/// Counts itself out when it is dropped.
+struct Dropped(Arc<Notify>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+#[tokio::test]
+async fn a_handler_under_axums_server_that_ignores_the_drain_is_dropped_at_its_end() {
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(ms(100))
+        .force(ms(100))
+        .build();
+    let (came, dropped) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (tell, inside) = (came.clone(), dropped.clone());
+    let handler = move || async move {
+        let _dropped = Dropped(inside);
+        tell.notify_one();
+        std::future::pending::<&str>().await
+    };
+    let app = Router::new().route("/", get(handler));
+    let (listener, addr) = listen().await;
+    let server = axum::serve(listener, app.layer(DrainLayer::new(&drain)))
+        .with_graceful_shutdown(drain.closing());
+    let server = tokio::spawn(drain.around(server));
+    let mut client = Client(TcpStream::connect(addr).await.unwrap());
+    client.send(GET).await;
+    soon(came.notified()).await;
+    drain.shutdown();
+    soon(dropped.notified()).await;
+    let report = drain.done().await;
+    assert_eq!(
+        (report.requests.forced, report.requests.leaked),
+        (1, 1),
+        "dropped by the drain, and not by itself"
+    );
+    let answer = client.answer().await;
+    assert!(answer.head.starts_with("HTTP/1.1 503 "), "{}", answer.head);
+    assert_eq!(answer.closes(), 1);
+    assert!(client.is_closed().await);
+    assert!(soon(server).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_stream_under_tonics_server_that_ignores_the_drain_is_reset_at_its_end() {
+    let drain = Drain::builder()
+        .announce(ms(0))
+        .close(ms(100))
+        .force(ms(100))
+        .build();
+    let (app, frames) = streaming();
+    let (addr, server) = tonic(&drain, app).await;
+    let mut answer = watch(addr).await.into_body();
+    frames.send(Ok(message("one"))).await.unwrap();
+    soon(answer.frame()).await.unwrap().unwrap();
+    drain.shutdown();
+    soon(frames.closed()).await;
+    assert_eq!(drain.done().await.requests.leaked, 1);
+    let end = soon(answer.frame()).await.unwrap();
+    assert!(end.is_err(), "no trailers, so no success: {end:?}");
+    soon(server).await.unwrap();
 }
 
 /// Without `around` the drain would be done with the last request, and what the server has still to write would be cut.
