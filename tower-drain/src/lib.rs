@@ -31,13 +31,9 @@
 //! # #[cfg(feature = "http")]
 //! # async fn run() -> std::io::Result<()> {
 //! let drain = Drain::new();
-//! let ready = drain.clone();
-//! let app = Router::new().route("/", get(|| async { "hello" })).route(
-//!     "/ready",
-//!     get(move || async move {
-//!         if ready.is_ready() { Ok("ready") } else { Err(http::StatusCode::SERVICE_UNAVAILABLE) }
-//!     }),
-//! );
+//! let app = Router::new()
+//!     .route("/", get(|| async { "hello" }))
+//!     .route_service("/ready", drain.readiness());
 //! # #[cfg(feature = "signal")]
 //! tokio::spawn(drain.on_signals()); // feature `signal`: SIGTERM begins, a second one forces
 //! println!("{}", drain.serve(TcpListener::bind("0.0.0.0:8080").await?, app).await?);
@@ -108,7 +104,7 @@
 //!
 //! - A pod that ends gets `SIGTERM` while its address is still in everybody's lists; that is what the announce time is
 //!   for. With it there is no need of a `preStop` hook that sleeps. If there is one, its time counts too.
-//! - The readiness probe asks [`Drain::is_ready`]. Serve it from an admin listener with a [`Drain`] of its own, so that it
+//! - The readiness probe asks [`Drain::readiness`]. Serve it from an admin listener with a [`Drain`] of its own, so that it
 //!   outlives the data listeners; the liveness probe must not fail while draining.
 //! - `terminationGracePeriodSeconds` is 30 by default and covers everything. 5 + 20 + 2 s fit; who sets longer ones raises
 //!   it too.
@@ -163,6 +159,7 @@ mod proxied;
 pub mod proxy;
 #[cfg(target_os = "linux")]
 mod raw;
+mod readiness;
 mod report;
 mod reserve;
 mod server;

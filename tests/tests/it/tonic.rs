@@ -237,3 +237,42 @@ async fn a_fencing_token_travels_as_metadata_and_an_old_one_is_a_failed_precondi
     keeper.abort();
     server.abort();
 }
+
+#[tokio::test]
+async fn the_health_service_follows_a_drain_joined_with_another_state() {
+    use tonic_health::ServingStatus;
+    use tower_outcome::readiness::Readiness;
+
+    let (drain, other) = (Drain::new(), Drain::new());
+    let readiness: Readiness = drain.readiness().and(other.readiness());
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let follow = tokio::spawn(readiness.clone().follow(move |ready| {
+        let reporter = reporter.clone();
+        let status = match ready {
+            Ok(()) => ServingStatus::Serving,
+            Err(_) => ServingStatus::NotServing,
+        };
+        async move { reporter.set_service_status("", status).await }
+    }));
+    let (incoming, address) = listen().await;
+    let server = tokio::spawn(
+        Server::builder()
+            .add_service(health)
+            .serve_with_incoming(incoming),
+    );
+    let request = HealthCheckRequest::default();
+    let mut changes = client(address)
+        .await
+        .watch(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let mut status = async || changes.message().await.unwrap().unwrap().status;
+    assert_eq!(status().await, 1, "serving");
+    other.begin_drain();
+    let next = tokio::time::timeout(PATIENCE, status()).await;
+    assert_eq!(next.expect("told at once"), 2, "not serving");
+    assert_eq!(readiness.check().unwrap_err().code(), "draining");
+    follow.abort();
+    server.abort();
+}
