@@ -35,7 +35,7 @@
 //!     .route("/", get(|| async { "hello" }))
 //!     .route_service("/ready", drain.readiness());
 //! # #[cfg(feature = "signal")]
-//! tokio::spawn(drain.on_signals()); // feature `signal`: SIGTERM begins, a second one forces
+//! tokio::spawn(drain.on_signals()); // SIGTERM begins, a second one forces
 //! println!("{}", drain.serve(TcpListener::bind("0.0.0.0:8080").await?, app).await?);
 //! # Ok(()) }
 //! ```
@@ -203,6 +203,6 @@ pub use tower_outcome::PeerAddr;
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use self::tls::{Tls, TlsFuture, TlsLayer, TlsService};
 
-#[cfg(all(doctest, feature = "http"))]
+#[cfg(all(doctest, feature = "http", feature = "signal"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
