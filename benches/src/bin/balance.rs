@@ -17,9 +17,7 @@ use tower_benches::{
     contend::{calls_a_second, one_and_two, shown, spread, transfer},
     drive::Bare,
 };
-use tower_resolve::policy::{
-    LeastRequest, Maglev, PeakEwma, Policy, RingHash, RoundRobin, WeightedRoundRobin,
-};
+use tower_resolve::policy::{LeastRequest, Maglev, PeakEwma, Policy, RingHash, RoundRobin};
 use tower_service::Service;
 
 fn main() {
@@ -31,7 +29,6 @@ fn main() {
     for endpoints in [2, 10, 100, 1_000, 10_000] {
         row("round robin", endpoints, RoundRobin::new);
         row("least request", endpoints, || LeastRequest);
-        row("weighted round robin", endpoints, WeightedRoundRobin::new);
         row("peak EWMA", endpoints, || PeakEwma);
         row("ring hash", endpoints, || RingHash::new(key));
         row("maglev", endpoints, || Maglev::new(key));

@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::slot::{Stats, WARM};
+use super::slot::{COLD, Stats, WARM};
 
 /// What only time heals: failures are forgotten, new endpoints come up slowly, and who asked for a pause has had it.
 #[derive(Debug, Default)]
@@ -90,5 +90,3 @@ const FORGIVE_EVERY: Duration = Duration::from_millis(500);
 
 /// linkerd's cap on what a server may ask for is of this order; a server that needs longer will say so again.
 const HELD_AT_MOST: Duration = Duration::from_secs(30);
-
-const COLD: u8 = WARM / 10;

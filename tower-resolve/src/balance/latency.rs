@@ -1,27 +1,29 @@
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use crate::sync::AtomicU64;
+use crate::{policy::Estimate, sync::AtomicU64};
 
 /// The latency of an endpoint as its clients feel it: rises with the slowest answer at once, falls slowly ("peak EWMA",
 /// after Finagle's `PeakEwma`; the decay follows the time that passed and not the number of samples, so it does not depend
 /// on the load).
 ///
-/// One word: the value as an `f32` in microseconds, and when it was written, in turns of 16 µs. The turns wrap after 19
-/// hours; an endpoint idle for just that long is taken for one that answered lately.
+/// One word: the value as an `f32` in microseconds, negative while nothing was answered yet, and when it was written, in
+/// turns of 16 µs. The turns wrap after 19 hours; an endpoint idle for just that long is taken for one that answered
+/// lately.
 #[derive(Debug, Default)]
-pub(super) struct Latency(AtomicU64);
+pub(super) struct PeakLatency(AtomicU64);
 
-// === impl Latency ===
+// === impl PeakLatency ===
 
-impl Latency {
+impl PeakLatency {
     /// Takes one answer's time, at `now`, in nanoseconds since some common start.
     pub(super) fn record(&self, now: u64, took: u64) {
-        let sample = took as f32 / 1e3;
+        let sample = micros(took);
         // A sample lost to a faster one does not matter; a lost peak would.
         let _ = self.0.fetch_update(Relaxed, Relaxed, |word| {
             let (value, turn) = unpacked(word);
             let passed = turns(now).wrapping_sub(turn);
             let next = match () {
+                // The first answer, or a peak.
                 () if word == 0 || sample >= value => sample,
                 // At the same moment there is no weight to give.
                 () if passed == 0 => return None,
@@ -34,30 +36,49 @@ impl Latency {
     /// An answer that did not come in this time, and is not waited for any more. Says nothing where less than that was known
     /// to happen, so it only raises.
     pub(super) fn at_least(&self, now: u64, took: u64) {
-        let sample = took as f32 / 1e3;
-        let _ = self.0.fetch_update(Relaxed, Relaxed, |word| {
-            (sample > read(word, now)).then(|| packed(sample, turns(now)))
-        });
+        let sample = micros(took);
+        let _ = self
+            .0
+            .fetch_update(Relaxed, Relaxed, |word| match read(word, now) {
+                Estimate::Known(value) => (sample > value).then(|| packed(sample, turns(now))),
+                Estimate::AtLeast(value) => (sample > value).then(|| packed(-sample, turns(now))),
+            });
     }
 
-    pub(super) fn is_known(&self) -> bool {
-        self.0.load(Relaxed) != 0
+    /// A failure that took so long. It raises what is known, but not by much: one failure must not keep an endpoint out of
+    /// the picks for long.
+    pub(super) fn failed(&self, now: u64, took: u64) {
+        let sample = micros(took);
+        let _ =
+            self.0
+                .fetch_update(Relaxed, Relaxed, |word| match read(word, now) {
+                    Estimate::Known(value) => (sample > value)
+                        .then(|| packed(sample.min(FAILURE_RAISES * value), turns(now))),
+                    Estimate::AtLeast(_) => None,
+                });
     }
 
-    /// In microseconds, as of `now`. What is not asked falls towards zero, so that it is asked again.
-    pub(super) fn read(&self, now: u64) -> f32 {
+    /// As of `now`. What is not asked falls towards zero, so that it is asked again.
+    pub(super) fn read(&self, now: u64) -> Estimate {
         read(self.0.load(Relaxed), now)
     }
 }
 
-fn read(word: u64, now: u64) -> f32 {
-    match word {
-        0 => UNKNOWN,
-        word => {
-            let (value, turn) = unpacked(word);
-            value * remaining(turns(now).wrapping_sub(turn))
-        }
+fn read(word: u64, now: u64) -> Estimate {
+    if word == 0 {
+        return Estimate::AtLeast(0.0);
     }
+    let (value, turn) = unpacked(word);
+    let left = value.abs() * remaining(turns(now).wrapping_sub(turn));
+    if value.is_sign_negative() {
+        Estimate::AtLeast(left)
+    } else {
+        Estimate::Known(left)
+    }
+}
+
+fn micros(nanos: u64) -> f32 {
+    nanos as f32 / 1e3
 }
 
 fn turns(nanos: u64) -> u32 {
@@ -82,9 +103,8 @@ fn remaining(turns: u32) -> f32 {
 const DECAY: Duration = Duration::from_secs(10);
 const DECAY_TURNS: f32 = (DECAY.as_nanos() >> 14) as f32;
 
-/// What an endpoint is thought to take before it has answered once, in microseconds: linkerd's 30 ms, so that a new one is
-/// neither flooded nor left out.
-const UNKNOWN: f32 = 30_000.0;
+/// A slow failure makes the latency at most this many times what it was: forgotten within 14 s.
+const FAILURE_RAISES: f32 = 4.0;
 
 #[cfg(all(test, not(loom)))]
 mod tests {
@@ -93,53 +113,78 @@ mod tests {
     const MILLI: u64 = 1_000_000;
     const SECOND: u64 = 1_000 * MILLI;
 
+    fn known(latency: &PeakLatency, now: u64) -> f32 {
+        match latency.read(now) {
+            Estimate::Known(micros) => micros,
+            Estimate::AtLeast(micros) => panic!("only known to be at least {micros}"),
+        }
+    }
+
     #[test]
     fn it_rises_at_once_and_falls_slowly() {
-        let latency = Latency::default();
-        assert_eq!(latency.read(5 * SECOND), UNKNOWN);
+        let latency = PeakLatency::default();
+        assert_eq!(latency.read(5 * SECOND), Estimate::AtLeast(0.0));
         latency.record(SECOND, 10 * MILLI);
         latency.record(SECOND, 50 * MILLI);
-        assert!((latency.read(SECOND) - 50_000.0).abs() < 1.0);
+        assert!((known(&latency, SECOND) - 50_000.0).abs() < 1.0);
         latency.record(SECOND + MILLI, MILLI);
         assert!(
-            latency.read(SECOND + MILLI) > 49_000.0,
+            known(&latency, SECOND + MILLI) > 49_000.0,
             "one good answer proves little"
         );
         for turn in 0..10_000 {
             latency.record(SECOND + turn * 10 * MILLI, MILLI);
         }
-        assert!(
-            (latency.read(101 * SECOND) - 1_000.0).abs() < 60.0,
-            "{}",
-            latency.read(101 * SECOND)
-        );
+        let later = known(&latency, 101 * SECOND);
+        assert!((later - 1_000.0).abs() < 60.0, "{later}");
     }
 
     #[test]
-    fn an_answer_that_nobody_waited_for_raises_it_and_never_lowers_it() {
-        let latency = Latency::default();
-        latency.at_least(SECOND, MILLI);
-        assert_eq!(
-            latency.read(SECOND),
-            UNKNOWN,
-            "a thousandth of a second says nothing of an unknown one"
-        );
+    fn a_request_that_was_given_up_raises_it_and_never_lowers_it() {
+        let latency = PeakLatency::default();
+        latency.record(SECOND, MILLI);
         latency.at_least(SECOND, 200 * MILLI);
-        assert!((latency.read(SECOND) - 200_000.0).abs() < 1.0);
+        assert!((known(&latency, SECOND) - 200_000.0).abs() < 1.0);
         latency.at_least(2 * SECOND, 50 * MILLI);
-        assert!(latency.read(2 * SECOND) > 150_000.0);
+        assert!(known(&latency, 2 * SECOND) > 150_000.0);
         latency.at_least(60 * SECOND, 50 * MILLI);
         assert!(
-            (latency.read(60 * SECOND) - 50_000.0).abs() < 1.0,
+            (known(&latency, 60 * SECOND) - 50_000.0).abs() < 1.0,
             "it had fallen below that"
         );
     }
 
     #[test]
+    fn only_an_answer_makes_it_known() {
+        let latency = PeakLatency::default();
+        latency.at_least(SECOND, 200 * MILLI);
+        latency.at_least(SECOND, MILLI);
+        latency.failed(SECOND, 900 * MILLI);
+        let Estimate::AtLeast(micros) = latency.read(SECOND) else {
+            panic!("nothing was answered");
+        };
+        assert!((micros - 200_000.0).abs() < 1.0);
+        latency.record(SECOND, 3 * MILLI);
+        assert!((known(&latency, SECOND) - 3_000.0).abs() < 1.0);
+    }
+
+    #[test]
+    fn a_failure_raises_it_little_and_a_fast_one_changes_nothing() {
+        let latency = PeakLatency::default();
+        latency.record(SECOND, 5 * MILLI);
+        latency.failed(SECOND, MILLI);
+        assert!((known(&latency, SECOND) - 5_000.0).abs() < 1.0);
+        latency.failed(SECOND, 15 * SECOND);
+        assert!((known(&latency, SECOND) - 20_000.0).abs() < 1.0);
+        latency.failed(SECOND, 30 * MILLI);
+        assert!((known(&latency, SECOND) - 30_000.0).abs() < 1.0);
+    }
+
+    #[test]
     fn what_is_not_asked_becomes_cheap_in_time() {
-        let latency = Latency::default();
+        let latency = PeakLatency::default();
         latency.record(0, 100 * MILLI);
-        let after = |seconds: u64| latency.read(seconds * SECOND);
+        let after = |seconds: u64| known(&latency, seconds * SECOND);
         assert!(after(10) < 0.4 * after(0) && after(10) > 0.3 * after(0));
         assert!(after(100) < 0.001 * after(0));
     }
@@ -147,12 +192,12 @@ mod tests {
     #[test]
     fn the_weight_of_a_sample_does_not_depend_on_how_many_there_are() {
         let [often, seldom] = [10, 1_000].map(|millis| {
-            let latency = Latency::default();
+            let latency = PeakLatency::default();
             latency.record(0, 100 * MILLI);
             for at in 1..=10_000 / millis {
                 latency.record(at * millis * MILLI, MILLI);
             }
-            latency.read(10 * SECOND)
+            known(&latency, 10 * SECOND)
         });
         assert!((often - seldom).abs() < 0.1 * often, "{often} {seldom}");
     }

@@ -81,7 +81,7 @@ impl<S, Req, P: Policy<Req>, C> Balance<S, Req, P, C> {
             looks,
             limits.max_in_flight,
             strikes,
-            P::COUNTS_TOTAL,
+            policy.counts_total(),
             Instant::now(),
         );
         let shared = Arc::new(Shared {

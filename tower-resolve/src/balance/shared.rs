@@ -13,7 +13,7 @@ use tower_service::Service;
 
 use super::{
     Stamp,
-    slot::{Hub, InFlight, Look, Slot, Stats, UNTIMED, WARM},
+    slot::{Hub, InFlight, Look, Slot, Stats, UNTIMED},
     tier::{Share, View},
 };
 use crate::{
@@ -180,9 +180,6 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
                 shown.count(),
             );
             let slot = shown.slot(index);
-            if step < most - 1 && !P::KEEPS_UNREADY && is_too_cold(&slot.stats) {
-                continue;
-            }
             if let Some(chosen) = self.ask(slot, *panics, request) {
                 return Some(chosen);
             }
@@ -248,12 +245,6 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
         guard.undo();
         None
     }
-}
-
-/// A new endpoint is passed over more often the newer it is.
-fn is_too_cold(stats: &Stats) -> bool {
-    let warmth = stats.warmth();
-    warmth < WARM && fastrand::u8(..) >= warmth
 }
 
 /// Where a key is among the tiers: spread, for it may be a small number, and in another way than policies do, so that what a

@@ -3,7 +3,7 @@ use std::{array, sync::Arc};
 use super::slot::Slot;
 use crate::{
     Endpoint,
-    policy::{Candidates, Turn},
+    policy::{Candidates, Estimate, Turn},
 };
 
 /// The endpoints to pick from, without gaps, in pieces that what is published shares with what comes next. A change
@@ -101,8 +101,8 @@ impl<S> Candidates for Shown<S> {
         self.slot(index).stats.in_flight()
     }
 
-    fn cost(&self, index: usize) -> u64 {
-        self.slot(index).stats.cost()
+    fn penalty(&self, index: usize) -> u32 {
+        self.slot(index).stats.penalty()
     }
 
     fn weight(&self, index: usize) -> u32 {
@@ -117,7 +117,11 @@ impl<S> Candidates for Shown<S> {
         self.total_weight
     }
 
-    fn latency(&self, index: usize, turn: &Turn) -> f32 {
+    fn warmth(&self, index: usize) -> f32 {
+        self.slot(index).stats.warmth()
+    }
+
+    fn latency(&self, index: usize, turn: &Turn) -> Estimate {
         self.slot(index).stats.latency(turn.nanos())
     }
 

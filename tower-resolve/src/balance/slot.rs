@@ -16,9 +16,10 @@ use tokio::{
 };
 use tower_outcome::{EjectionBudget, Outcome, Settle, Verdict};
 
-use super::latency::Latency;
+use super::latency::PeakLatency;
 use crate::{
     Endpoint, EndpointId, Phase,
+    policy::Estimate,
     stripe::Sum,
     sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64},
 };
@@ -58,7 +59,7 @@ pub(super) struct Stats {
     failing: AtomicU16,
     /// How far a new one has come, of 255.
     warmth: AtomicU8,
-    latency: Latency,
+    latency: PeakLatency,
     failures: AtomicU64,
     returned: AtomicU32,
     /// Ended without a verdict: given up by whoever asked, or refused by ourselves.
@@ -154,7 +155,7 @@ impl Stats {
             weight: AtomicU32::new(1),
             failing: AtomicU16::new(0),
             warmth: AtomicU8::new(WARM),
-            latency: Latency::default(),
+            latency: PeakLatency::default(),
             failures: AtomicU64::new(0),
             returned: AtomicU32::new(0),
             unjudged: AtomicU32::new(0),
@@ -246,30 +247,29 @@ impl Stats {
         self.weight.load(Relaxed)
     }
 
-    pub(super) fn latency(&self, now: u64) -> f32 {
+    pub(super) fn latency(&self, now: u64) -> Estimate {
         self.latency.read(now)
-    }
-
-    pub(super) fn known_latency(&self, now: u64) -> Option<f32> {
-        self.latency.is_known().then(|| self.latency.read(now))
     }
 
     pub(super) fn hub(&self) -> &Hub {
         &self.hub
     }
 
-    /// What one more request would have to share it with, times `1 / (1 - f)²` for its failures, rounded down: an endpoint
-    /// that fails fast looks idle, and would draw all traffic; one that failed once or twice is none.
-    pub(super) fn cost(&self) -> u64 {
-        let requests = u64::from(self.in_flight()) + 1;
-        match u64::from(self.failing.load(Relaxed)) {
-            0 => requests,
-            failing => requests * ((1 << 20) / (1024 - failing).pow(2)),
+    /// `1 / (1 - f)²` for its failures, rounded down: an endpoint that fails fast looks idle, and would draw all traffic;
+    /// one that failed once or twice does not.
+    pub(super) fn penalty(&self) -> u32 {
+        match u32::from(self.failing.load(Relaxed)) {
+            0 => 1,
+            failing => (1 << 20) / (1024 - failing).pow(2),
         }
     }
 
-    pub(super) fn warmth(&self) -> u8 {
-        self.warmth.load(Relaxed)
+    /// The part of its weight that counts.
+    pub(super) fn warmth(&self) -> f32 {
+        match self.warmth.load(Relaxed) {
+            WARM => 1.0,
+            warmth => f32::from(warmth.max(COLD)) / f32::from(WARM),
+        }
     }
 
     pub(super) fn warm_to(&self, warmth: u8) {
@@ -423,24 +423,20 @@ impl InFlight {
         &self.stats
     }
 
-    /// Takes the time to the head of a response, or to a failure, which is never a reason to come back soon. What we
-    /// refused ourselves says nothing.
+    /// Takes the time to the head of a response, or to a failure, which says nothing about how fast an answer is. A
+    /// rejection of our own says nothing at all.
     pub(super) fn took(&mut self, verdict: Verdict) {
         let began = std::mem::replace(&mut self.began, UNTIMED);
-        if began == UNTIMED || verdict == Verdict::Ignore {
+        if began == UNTIMED {
             return;
         }
-        let now = self.stats.hub.nanos();
+        let (now, latency) = (self.stats.hub.nanos(), &self.stats.latency);
         let took = now.saturating_sub(began);
-        let is_bad = matches!(verdict, Verdict::Failure | Verdict::Soft);
-        self.stats.latency.record(
-            now,
-            if is_bad {
-                took.max(FAILURE_TAKES)
-            } else {
-                took
-            },
-        );
+        match verdict {
+            Verdict::Success => latency.record(now, took),
+            Verdict::Failure | Verdict::Soft => latency.failed(now, took),
+            Verdict::Ignore => {}
+        }
     }
 
     /// It was not ready after all.
@@ -517,10 +513,10 @@ pub(super) const UNTIMED: u64 = u64::MAX;
 /// As dear as 16 384 requests in flight.
 const MOST_FAILING: u16 = 1016;
 
-/// What a failure is taken for, at least: a second, in nanoseconds. A slow success is better.
-const FAILURE_TAKES: u64 = 1_000_000_000;
-
 pub(super) const WARM: u8 = u8::MAX;
+
+/// A tenth of the weight: what a new endpoint begins with.
+pub(super) const COLD: u8 = WARM / 10;
 
 #[cfg(all(test, loom))]
 mod loom {
@@ -621,7 +617,8 @@ mod loom {
             threads
                 .into_iter()
                 .for_each(|thread| thread.join().unwrap());
-            assert!(stats.latency(1 << 20) > 89_999.0);
+            let latency = stats.latency(1 << 20);
+            assert!(matches!(latency, Estimate::Known(micros) if micros > 89_999.0));
         });
     }
 }

@@ -1,7 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::shared::Shared;
-use crate::{Endpoint, Generation};
+use crate::{Endpoint, Generation, policy::Estimate};
 
 /// A [`Balance`](super::Balance) at one moment.
 #[derive(Clone, Debug)]
@@ -36,7 +36,8 @@ pub struct EndpointSnapshot {
     /// How many of those ended in an error, were handed back unsent, or broke off in the body; also answers that asked for
     /// less (`429`).
     pub failures: u64,
-    /// Its latency as [`PeakEwma`](crate::policy::PeakEwma) sees it; `None` with another policy.
+    /// Its latency as [`PeakEwma`](crate::policy::PeakEwma) sees it; `None` before the first answer, and with another
+    /// policy.
     pub latency: Option<Duration>,
     /// How far it has come in its slow start, of 1.
     pub warmth: f32,
@@ -55,11 +56,11 @@ impl BalanceSnapshot {
             in_flight: slot.stats.in_flight(),
             picks: slot.stats.picks(),
             failures: slot.stats.failures(),
-            latency: slot
-                .stats
-                .known_latency(now)
-                .map(|micros| Duration::from_secs_f32(micros / 1e6)),
-            warmth: f32::from(slot.stats.warmth()) / f32::from(u8::MAX),
+            latency: match slot.stats.latency(now) {
+                Estimate::Known(micros) => Some(Duration::from_secs_f32(micros / 1e6)),
+                Estimate::AtLeast(_) => None,
+            },
+            warmth: slot.stats.warmth(),
         });
         Self {
             generation: published.generation(),

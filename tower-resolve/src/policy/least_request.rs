@@ -1,16 +1,22 @@
-use super::{Candidates, Policy, Turn, two};
+use super::{Candidates, Load, Policy, Turn, Weights};
 
 /// Of two candidates at random, the one with fewer requests in flight for its weight ("power of two choices").
 ///
 /// The default: it evens out slow endpoints by itself, never herds onto the one that looks best, and costs the same for
 /// two endpoints and for ten thousand. See the [module](super) for what a failing one looks like to it.
+///
+/// Both candidates are drawn by weight. The first is taken, unless the second would have no more in flight for its weight
+/// with this request than the first has without it; so the shares of idle endpoints are exactly their weights, and where
+/// all weigh the same the less loaded of the two is always taken. Where the first is the lighter of the two, it may have
+/// one request more than that: one request is a large part of what a light endpoint may have, and without this one of
+/// weight 1 beside one of weight 99 would get two thirds of its share at 50 requests in flight.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LeastRequest;
 
 // === impl LeastRequest ===
 
 impl LeastRequest {
-    /// The policy; it has no knobs.
+    /// The policy; it has no settings.
     #[must_use]
     pub const fn new() -> Self {
         Self
@@ -18,26 +24,19 @@ impl LeastRequest {
 }
 
 impl<Req> Policy<Req> for LeastRequest {
-    type Table = ();
+    type Table = Weights;
 
-    fn table<C: Candidates>(&self, _: &C) {}
+    fn table<C: Candidates>(&self, candidates: &C) -> Weights {
+        Weights::of(candidates)
+    }
 
-    fn pick<C: Candidates>(&self, (): &(), candidates: &C, _: &Turn) -> usize {
-        let count = candidates.count();
-        if count < 2 {
+    fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, _: &Turn) -> usize {
+        if candidates.count() < 2 {
             return 0;
         }
-        let (one, other) = two(count);
-        let cost = |of: usize, beside: usize| {
-            candidates
-                .cost(of)
-                .saturating_mul(candidates.weight(beside).into())
-        };
-        if cost(other, one) < cost(one, other) {
-            other
-        } else {
-            one
-        }
+        let (one, other) = weights.pair(candidates);
+        let [first, second] = [one, other].map(|index| Load::of(candidates, index));
+        if second.is_below(&first) { other } else { one }
     }
 }
 
@@ -74,15 +73,27 @@ mod tests {
     }
 
     #[test]
+    fn idle_ones_are_picked_by_weight() {
+        for weights in [&[1, 2][..], &[1, 4], &[1, 99], &[1, 2, 3, 4]] {
+            let total: u32 = weights.iter().sum();
+            let picked = picks(&LeastRequest, &Some::of(weights), 50_000);
+            for (picked, weight) in picked.into_iter().zip(weights) {
+                let share = f64::from(*weight) / f64::from(total);
+                assert!(is_about(picked, share, 50_000), "{weights:?}: {picked}");
+            }
+        }
+    }
+
+    #[test]
     fn a_heavy_one_may_have_more_in_flight() {
         let mut candidates = Some::of(&[4, 1]);
-        candidates.in_flight = vec![2, 0];
+        candidates.in_flight = vec![2, 2];
         assert_eq!(
             picks(&LeastRequest, &candidates, 100),
             [100, 0],
-            "3 of 4 is less than 1 of 1"
+            "3 of 4 is less than 2 of 1, even with one to spare"
         );
-        candidates.in_flight = vec![4, 0];
+        candidates.in_flight = vec![8, 0];
         assert_eq!(picks(&LeastRequest, &candidates, 100), [0, 100]);
     }
 }

@@ -50,7 +50,10 @@ where
     type Table = Places;
 
     const KEEPS_UNREADY: bool = true;
-    const COUNTS_TOTAL: bool = true;
+
+    fn counts_total(&self) -> bool {
+        self.bound != Bound::NONE
+    }
 
     fn table<C: Candidates>(&self, candidates: &C) -> Places {
         places(candidates)

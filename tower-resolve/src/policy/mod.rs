@@ -1,26 +1,33 @@
 //! Which of the eligible endpoints gets the next request.
 //!
-//! | policy | picks | cost | looks at the weight |
-//! |---|---|---|---|
-//! | [`LeastRequest`] (default) | of two at random, the one with fewer requests in flight | two random numbers, two loads | as the measure of load |
-//! | [`PeakEwma`] | of two at random, the one that answers sooner, by its latency and its load | as above, and the clock, twice | as the measure of load |
-//! | [`RoundRobin`] | one after the other | one counter | no |
-//! | [`WeightedRoundRobin`] | one after the other, by weight | a counter, and as many steps as the heaviest is above the mean | yes |
-//! | [`Random`] | any | a random number, and as above | yes |
-//! | [`RingHash`] | by a key of the request | a binary search | yes |
-//! | [`Maglev`] | by a key of the request | one look into a table | yes |
+//! | policy | picks | cost of a pick |
+//! |---|---|---|
+//! | [`LeastRequest`] (default) | of two at random, the one with fewer requests in flight for its weight | one or two random numbers, two loads |
+//! | [`PeakEwma`] | of two at random, the one that answers sooner, by its latency and its load | as above, and the clock, twice |
+//! | [`RoundRobin`] | one after the other | a counter |
+//! | [`Random`] | any | a random number or two |
+//! | [`RingHash`] | by a key of the request | a binary search |
+//! | [`Maglev`] | by a key of the request | one lookup in a table |
 //!
 //! All cost the same for two endpoints and for ten thousand, but the ring, whose search is logarithmic. A policy only
 //! picks. Whether an endpoint may be used at all is readiness and health, and is decided before and after it; which of
 //! several sets is picked from (zones, priorities) is decided before it.
+//!
+//! # A weight is a share
+//!
+//! Under every policy, an endpoint's part of the requests is its [weight](crate::Endpoint::with_weight) divided by the sum
+//! of the weights, whether there are many requests in flight or hardly any. The policies that compare loads depart from
+//! it only to give less to an endpoint that is slower, fuller for its weight, or failing. With keys, it is the part of all
+//! keys. During [slow start](crate::balance::BalanceBuilder::slow_start) the weight that counts is a part of it.
 //!
 //! # Failing fast must not pay
 //!
 //! An endpoint that fails at once has nothing in flight and the best latency. So both choices of two multiply the load by
 //! `1 / (1 - f)²`, rounded down, where `f` is the share of failures among its last answers (each counts for an eighth;
 //! forgotten within half a minute). So one or two failures cost nothing, eight in a row as much as eight requests in
-//! flight, and a black hole as much as thousands. One that says when to come back (`Retry-After`, `grpc-retry-pushback-ms`) is as dear as one that
-//! always fails until then. The others do not look at the load, so there is nothing to be drawn by.
+//! flight, and a black hole as much as thousands. One that sends when to come back (`Retry-After`,
+//! `grpc-retry-pushback-ms`) costs as much as one that always fails until then. The other policies do not look at the
+//! load, so failing fast draws nothing to it.
 
 mod hash;
 mod least_request;
@@ -29,7 +36,7 @@ mod peak_ewma;
 mod random;
 mod ring_hash;
 mod round_robin;
-mod weighted_round_robin;
+mod weights;
 
 pub(crate) use self::hash::mixed;
 pub use self::{
@@ -40,7 +47,7 @@ pub use self::{
     random::Random,
     ring_hash::{Ring, RingHash},
     round_robin::RoundRobin,
-    weighted_round_robin::WeightedRoundRobin,
+    weights::Weights,
 };
 use crate::Endpoint;
 
@@ -73,8 +80,11 @@ pub trait Policy<Req>: Send + Sync + 'static {
     /// Whether it looks at [`latency`](Candidates::latency), which costs reading the clock twice a request. Default: no.
     const MEASURES_LATENCY: bool = false;
 
-    /// Whether it looks at [`total_in_flight`](Candidates::total_in_flight), which costs counting it. Default: no.
-    const COUNTS_TOTAL: bool = false;
+    /// Whether it looks at [`total_in_flight`](Candidates::total_in_flight), which costs counting it. Default: no. Called
+    /// once, when the balance is built.
+    fn counts_total(&self) -> bool {
+        false
+    }
 
     /// Computes the table. Called by the driver when the set of candidates, or a weight, has changed; there is at least
     /// one.
@@ -105,11 +115,15 @@ pub trait Candidates {
     /// How many requests one has in flight, sent by this balance and its clones.
     fn in_flight(&self, index: usize) -> u32;
 
-    /// The load of one, failures included: (in flight + 1) × ⌊1 / (1 - f)²⌋, see the [module](self).
-    fn cost(&self, index: usize) -> u64;
+    /// What the failures of one multiply its load by: ⌊1 / (1 - f)²⌋, see the [module](self). 1 for one that is well.
+    fn penalty(&self, index: usize) -> u32;
 
     /// The weight of one.
     fn weight(&self, index: usize) -> u32;
+
+    /// The part of its weight that one has come to in its slow start: above 0, and 1 when that is over. It changes without
+    /// the table's being made anew.
+    fn warmth(&self, index: usize) -> f32;
 
     /// The largest weight among them.
     fn heaviest(&self) -> u32;
@@ -117,13 +131,21 @@ pub trait Candidates {
     /// The sum of their weights.
     fn total_weight(&self) -> u64;
 
-    /// The latency of one in microseconds: as its worst answers lately, decaying over 10 s; 30 ms before its first
-    /// answer. Only kept where the policy [`MEASURES_LATENCY`](Policy::MEASURES_LATENCY).
-    fn latency(&self, index: usize, turn: &Turn) -> f32;
+    /// The latency of one. Only kept where the policy [`MEASURES_LATENCY`](Policy::MEASURES_LATENCY).
+    fn latency(&self, index: usize, turn: &Turn) -> Estimate;
 
     /// How many requests all endpoints of the balance have in flight together. Only kept where the policy
-    /// [`COUNTS_TOTAL`](Policy::COUNTS_TOTAL).
+    /// [counts the total](Policy::counts_total).
     fn total_in_flight(&self) -> u64;
+}
+
+/// What is known of an endpoint's latency, in microseconds. It decays by two thirds in 10 s.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Estimate {
+    /// As its slowest answers lately.
+    Known(f32),
+    /// It has not answered yet. A request was given up after this time; 0 where none was.
+    AtLeast(f32),
 }
 
 /// One request's turn to be given an endpoint.
@@ -166,6 +188,55 @@ impl Turn {
     }
 }
 
+/// The load of a candidate, to be compared with that of another one.
+#[derive(Clone, Copy)]
+struct Load {
+    in_flight: f64,
+    penalty: f64,
+    weight: f64,
+    /// What one request counts for.
+    unit: f64,
+}
+
+// === impl Load ===
+
+impl Load {
+    fn of<C: Candidates>(candidates: &C, index: usize) -> Self {
+        Self {
+            in_flight: candidates.in_flight(index).into(),
+            penalty: candidates.penalty(index).into(),
+            weight: weights::effective(candidates, index),
+            unit: 1.0,
+        }
+    }
+
+    fn times(self, unit: f64) -> Self {
+        Self { unit, ..self }
+    }
+
+    fn is_failing(&self) -> bool {
+        self.penalty > 1.0
+    }
+
+    /// In requests, with one more.
+    fn cost(&self) -> f64 {
+        (self.in_flight + 1.0) * self.penalty
+    }
+
+    /// Whether it has no more for its weight with one more request than `first`, which was drawn before it, has without.
+    /// A lighter `first` may have one request more.
+    fn is_below(&self, first: &Self) -> bool {
+        let slack = if first.weight < self.weight { 1.0 } else { 0.0 };
+        let (mine, theirs) = (self.cost() - slack, first.cost() - 1.0 - slack);
+        mine * self.unit * first.weight <= theirs * first.unit * self.weight
+    }
+
+    /// Whether it has no more for its weight than `first`, each with one more request.
+    fn is_at_most(&self, first: &Self) -> bool {
+        self.cost() * self.unit * first.weight <= first.cost() * first.unit * self.weight
+    }
+}
+
 /// Two different candidates at random, of at least two and fewer than 2³²: each half of one random number, scaled.
 fn two(count: usize) -> (usize, usize) {
     let (random, count) = (fastrand::u64(..), count as u64);
@@ -186,7 +257,9 @@ mod testing {
     pub(super) struct Some {
         pub(super) endpoints: Vec<Endpoint>,
         pub(super) in_flight: Vec<u32>,
-        pub(super) latency: Vec<f32>,
+        pub(super) penalty: Vec<u32>,
+        pub(super) warmth: Vec<f32>,
+        pub(super) latency: Vec<Estimate>,
     }
 
     impl Some {
@@ -204,7 +277,9 @@ mod testing {
             Self {
                 endpoints,
                 in_flight: vec![0; ids.len()],
-                latency: vec![30_000.0; ids.len()],
+                penalty: vec![1; ids.len()],
+                warmth: vec![1.0; ids.len()],
+                latency: vec![Estimate::AtLeast(0.0); ids.len()],
             }
         }
 
@@ -229,8 +304,8 @@ mod testing {
             self.in_flight[index]
         }
 
-        fn cost(&self, index: usize) -> u64 {
-            u64::from(self.in_flight[index] + 1)
+        fn penalty(&self, index: usize) -> u32 {
+            self.penalty[index]
         }
 
         fn weight(&self, index: usize) -> u32 {
@@ -250,7 +325,11 @@ mod testing {
                 .sum()
         }
 
-        fn latency(&self, index: usize, _: &Turn) -> f32 {
+        fn warmth(&self, index: usize) -> f32 {
+            self.warmth[index]
+        }
+
+        fn latency(&self, index: usize, _: &Turn) -> Estimate {
             self.latency[index]
         }
 

@@ -1,19 +1,32 @@
-use super::{Candidates, Policy, Turn, two};
+use super::{Candidates, Estimate, Load, Policy, Turn, Weights};
 
 /// Of two candidates at random, the one that will answer sooner: the latency of its worst answers lately, times what it
 /// has in flight (Finagle's peak EWMA).
 ///
-/// For endpoints that differ in speed, or are slow at times. The latency is that to the head of a response; a failure
-/// counts as a second at least, and see the [module](super) for what else it costs. A request that is given up before its
-/// answer counts for as long as it was waited for, if that is longer than what was known, so that an endpoint that never
-/// answers is not taken for a fast one. Costs reading the clock twice a request.
+/// For endpoints that differ in speed, or are slow at times. The latency is that to the head of a response. It rises with
+/// a slow answer at once and falls by two thirds in 10 s, so one answer that took a hundred times as long as usual keeps
+/// an endpoint out of the picks for about 45 s. A request that is given up before its answer counts for as long as it was
+/// waited for, if that is longer than what was known, so that an endpoint that never answers is not taken for a fast
+/// one. Costs reading the clock twice a request.
+///
+/// Both candidates are drawn by weight, and their loads, times the latencies, are compared as those of
+/// [`LeastRequest`](super::LeastRequest) are. Besides, the second is taken where it answers in two thirds of the time and
+/// its load for its weight allows. So endpoints of about the same speed get their weights' shares, also when they are
+/// idle.
+///
+/// **A new endpoint** is taken to be as fast as the one that it is compared with, and gets one request at a time until
+/// the first answer.
+///
+/// **A failure** says how long the endpoint takes to fail, which is nothing to choose it for. It counts by the factor
+/// described in the [module](super); one that took long also raises the latency, to four times what was known at most.
+/// An endpoint that keeps failing is never taken to be faster than the one that it is compared with.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PeakEwma;
 
 // === impl PeakEwma ===
 
 impl PeakEwma {
-    /// The policy; it has no knobs.
+    /// The policy; it has no settings.
     #[must_use]
     pub const fn new() -> Self {
         Self
@@ -21,26 +34,57 @@ impl PeakEwma {
 }
 
 impl<Req> Policy<Req> for PeakEwma {
-    type Table = ();
+    type Table = Weights;
 
     const MEASURES_LATENCY: bool = true;
 
-    fn table<C: Candidates>(&self, _: &C) {}
+    fn table<C: Candidates>(&self, candidates: &C) -> Weights {
+        Weights::of(candidates)
+    }
 
-    fn pick<C: Candidates>(&self, (): &(), candidates: &C, turn: &Turn) -> usize {
-        let count = candidates.count();
-        if count < 2 {
+    fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, turn: &Turn) -> usize {
+        if candidates.count() < 2 {
             return 0;
         }
-        let (one, other) = two(count);
-        let cost = |index: usize| {
-            // One microsecond at least: what decayed to nothing still has its load.
-            let latency = candidates.latency(index, turn).max(1.0);
-            latency * candidates.cost(index) as f32 / candidates.weight(index) as f32
-        };
-        if cost(other) < cost(one) { other } else { one }
+        let (one, other) = weights.pair(candidates);
+        let [first, second] = [one, other].map(|index| Load::of(candidates, index));
+        let [known, against] = [one, other].map(|index| candidates.latency(index, turn));
+        // One that was asked and has not answered yet is waited for.
+        match (known, against) {
+            (Estimate::AtLeast(_), Estimate::Known(_)) if first.in_flight > 0.0 => return other,
+            (Estimate::Known(_), Estimate::AtLeast(_)) if second.in_flight > 0.0 => return one,
+            _ => {}
+        }
+        let (mut first_takes, mut second_takes) = (takes(known, against), takes(against, known));
+        if first.is_failing() {
+            first_takes = first_takes.max(second_takes);
+        }
+        if second.is_failing() {
+            second_takes = second_takes.max(first_takes);
+        }
+        let is_faster = second_takes * FASTER <= first_takes;
+        let (first, second) = (first.times(first_takes), second.times(second_takes));
+        if second.is_below(&first) || is_faster && second.is_at_most(&first) {
+            other
+        } else {
+            one
+        }
     }
 }
+
+/// In microseconds. One that never answered is as fast as the other one, and one at least: what decayed to nothing still
+/// has its load.
+fn takes(latency: Estimate, against: Estimate) -> f64 {
+    let micros = match (latency, against) {
+        (Estimate::AtLeast(waited), Estimate::Known(other)) => waited.max(other),
+        (Estimate::Known(micros) | Estimate::AtLeast(micros), _) => micros,
+    };
+    f64::from(micros).max(1.0)
+}
+
+/// How much faster the other one must be to be taken when both have about nothing in flight. Latencies of equal endpoints
+/// differ by less than that most of the time, and then their shares are those of their weights.
+const FASTER: f64 = 1.5;
 
 #[cfg(test)]
 mod tests {
@@ -50,16 +94,46 @@ mod tests {
     #[test]
     fn of_two_idle_ones_the_faster_is_picked_until_its_load_outweighs_that() {
         let mut candidates = Some::of(&[1, 1]);
-        candidates.latency = vec![10_000.0, 2_000.0];
+        candidates.latency = vec![Estimate::Known(10_000.0), Estimate::Known(2_000.0)];
         assert_eq!(picks(&PeakEwma, &candidates, 100), [0, 100]);
         candidates.in_flight = vec![0, 5];
         assert_eq!(picks(&PeakEwma, &candidates, 100), [100, 0]);
     }
 
     #[test]
-    fn unknown_ones_are_picked_evenly() {
-        for picked in picks(&PeakEwma, &Some::of(&[1; 10]), 10_000) {
-            assert!(is_about(picked, 0.1, 10_000), "{picked}");
+    fn idle_ones_of_about_the_same_speed_are_picked_by_weight() {
+        for weights in [&[1; 10][..], &[1, 2], &[1, 99], &[1, 2, 3, 4]] {
+            let mut candidates = Some::of(weights);
+            for first in [Estimate::AtLeast(0.0), Estimate::Known(1_300.0)] {
+                candidates.latency.fill(Estimate::Known(1_000.0));
+                candidates.latency[0] = first;
+                let total: u32 = weights.iter().sum();
+                for (picked, weight) in picks(&PeakEwma, &candidates, 50_000).iter().zip(weights) {
+                    let share = f64::from(*weight) / f64::from(total);
+                    assert!(is_about(*picked, share, 50_000), "{weights:?}: {picked}");
+                }
+            }
         }
+    }
+
+    #[test]
+    fn a_new_one_is_as_good_as_the_other_until_it_is_asked_and_then_waited_for() {
+        let mut candidates = Some::of(&[1, 1]);
+        for micros in [1.0, 30_000.0, 5_000_000.0] {
+            candidates.latency = vec![Estimate::Known(micros), Estimate::AtLeast(0.0)];
+            candidates.in_flight = vec![0, 0];
+            let picked = picks(&PeakEwma, &candidates, 1_000)[1];
+            assert!(is_about(picked, 0.5, 1_000), "{picked}");
+            candidates.in_flight = vec![7, 1];
+            assert_eq!(picks(&PeakEwma, &candidates, 100), [100, 0]);
+        }
+    }
+
+    #[test]
+    fn one_that_keeps_failing_is_not_fast() {
+        let mut candidates = Some::of(&[1, 1]);
+        candidates.latency = vec![Estimate::Known(50_000.0), Estimate::Known(1.0)];
+        candidates.penalty[1] = 7;
+        assert_eq!(picks(&PeakEwma, &candidates, 100), [100, 0]);
     }
 }

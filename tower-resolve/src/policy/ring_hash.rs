@@ -70,7 +70,10 @@ where
     type Table = Ring;
 
     const KEEPS_UNREADY: bool = true;
-    const COUNTS_TOTAL: bool = true;
+
+    fn counts_total(&self) -> bool {
+        self.bound != Bound::NONE
+    }
 
     fn table<C: Candidates>(&self, candidates: &C) -> Ring {
         let mut points = Vec::new();

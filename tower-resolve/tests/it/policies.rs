@@ -24,10 +24,7 @@ use tower_outcome::{BoxError, EjectionBudget, Outcome, Unsent, classify};
 use tower_resolve::{
     Balance, Endpoint, NoEndpoints, Topology, Update,
     balance::{BalanceBuilder, Stamp, Subset},
-    policy::{
-        self, Bound, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin,
-        WeightedRoundRobin,
-    },
+    policy::{self, Bound, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin},
 };
 
 use crate::support::{endpoint, generation, request, rig, settle, snapshot, source, timed};
@@ -203,10 +200,13 @@ async fn every_policy_keeps_to_its_shares_through_the_whole_balance() {
         }
     }
     check(RoundRobin::new(), &[1; 6], true).await;
-    check(WeightedRoundRobin::new(), &[3, 2, 1], true).await;
+    check(RoundRobin::new(), &[3, 2, 1], true).await;
     check(Random, &[1; 6], false).await;
     check(Random, &[3, 2, 1], false).await;
-    check(LeastRequest, &[1; 6], false).await;
+    for weights in [&[1; 6][..], &[1, 2], &[1, 99], &[3, 2, 1]] {
+        check(LeastRequest, weights, false).await;
+        check(PeakEwma, weights, false).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -507,9 +507,7 @@ async fn keys_spill_over_as_requests_without_do_and_stay_where_they_are() {
     let zoned = |id: usize| endpoint(&name(id)).with_zone(if id < 10 { "here" } else { "there" });
     // Small numbers, as the ids of a table of users are.
     let by_number = |request: &Request<String>| request.body().parse().ok();
-    let policy = RingHash::new(by_number)
-        .points(NonZeroU32::new(1_000).unwrap())
-        .bound(Bound::NONE);
+    let policy = RingHash::new(by_number).points(NonZeroU32::new(1_000).unwrap());
     let all = Replicas::new(
         Balance::builder().policy(policy).zone("here"),
         (0..20).map(zoned).collect(),

@@ -8,7 +8,6 @@ use tower_benches::{
 };
 use tower_resolve::policy::{
     Candidates, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin, Turn,
-    WeightedRoundRobin,
 };
 
 /// One case for each number of endpoints, beside the service that does nothing or beside another one.
@@ -67,7 +66,6 @@ pub(crate) fn cases() -> Vec<Case> {
     [
         sizes!("balance", |calls, count| balance(calls, count, LeastRequest)),
         sizes!("balance-rr", |calls, count| balance(calls, count, RoundRobin::new())),
-        sizes!("balance-wrr", |calls, count| balance(calls, count, WeightedRoundRobin::new())),
         sizes!("balance-random", |calls, count| balance(calls, count, Random)),
         sizes!("balance-ewma", |calls, count| balance(calls, count, PeakEwma)),
         sizes!("balance-ring", |calls, count| balance(calls, count, RingHash::new(key))),
@@ -88,7 +86,10 @@ impl<P: Policy<u32>> Policy<u32> for Twice<P> {
 
     const KEEPS_UNREADY: bool = P::KEEPS_UNREADY;
     const MEASURES_LATENCY: bool = P::MEASURES_LATENCY;
-    const COUNTS_TOTAL: bool = P::COUNTS_TOTAL;
+
+    fn counts_total(&self) -> bool {
+        self.0.counts_total()
+    }
 
     fn table<C: Candidates>(&self, candidates: &C) -> P::Table {
         self.0.table(candidates)
