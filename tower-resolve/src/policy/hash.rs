@@ -1,20 +1,22 @@
 use super::{Candidates, Turn};
 
 /// How much more than the mean an endpoint may have in flight before its keys go to the next one ("consistent hashing
-/// with bounded loads", Mirrokni, Thorup and Zadimoghaddam, 2017).
+/// with bounded loads", Mirrokni, Thorup and Zadimoghaddam, 2017). Off by default.
 ///
-/// It keeps one popular key from burning down its endpoint, at the price that this key then has two homes.
+/// It keeps one popular key from overloading its endpoint, at the price that this key then has two homes. With little in
+/// flight the bound is one request, so a client that sends several requests at once reaches several endpoints: not for
+/// sessions, nor for caches that are filled by whoever asks first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound(u32);
 
 // === impl Bound ===
 
 impl Bound {
-    /// No bound: a key goes to its endpoint as long as that is ready.
+    /// No bound: a key goes to its endpoint as long as that is ready. The default.
     pub const NONE: Self = Self(u32::MAX);
 
-    /// So many percent more than the mean. Default of the policies: 25, of which the paper shows that a change then moves
-    /// few more keys than it must.
+    /// So many percent more than the mean. The paper shows that with 25 a change of the set moves few more keys than it
+    /// must.
     #[must_use]
     pub const fn percent(more: u32) -> Self {
         Self(more)
@@ -34,12 +36,12 @@ impl Bound {
 
 impl Default for Bound {
     fn default() -> Self {
-        Self::percent(25)
+        Self::NONE
     }
 }
 
 /// A key of some bytes of a request: a user's name, a cookie, a path. The same in every process and every version, so
-/// that all clients agree on whose it is.
+/// that all clients agree on where it belongs.
 ///
 /// FNV-1a, with the finalizer of MurmurHash3 to spread it. Not for keys that an attacker chooses to collide: that would
 /// send them all to one endpoint, which the [`Bound`] then limits.
@@ -64,6 +66,14 @@ pub(super) fn key_of(turn: &Turn) -> u64 {
     turn.key().map_or_else(|| fastrand::u64(..), mixed)
 }
 
+/// Whether this key is one of those that have not come to this endpoint yet, because it is in its slow start. Each key
+/// comes once, at a warmth of its own.
+pub(super) fn is_to_come<C: Candidates>(candidates: &C, index: usize, key: u64) -> bool {
+    let warmth = candidates.warmth(index);
+    // Spread in another way than on the ring.
+    warmth < 1.0 && (mixed(key.rotate_left(32)) >> 40) as f32 >= warmth * (1 << 24) as f32
+}
+
 /// How far a pick looks for an endpoint below its bound. By the bound's definition at least a fifth of all are.
 pub(super) const LOOKS: usize = 32;
 
@@ -82,7 +92,8 @@ mod tests {
 
     #[test]
     fn the_bound_is_above_the_mean_and_rounded_up() {
-        let over = |loads: &[u32], index| Bound::default().is_over(&Some::with_loads(loads), index);
+        let over =
+            |loads: &[u32], index| Bound::percent(25).is_over(&Some::with_loads(loads), index);
         assert!(!over(&[0, 0, 0, 0], 0), "one request is always allowed");
         assert!(over(&[1, 0, 0, 0], 0), "ceil(1.25 x 2 / 4) = 1");
         assert!(!over(&[4, 4, 4, 4], 0), "ceil(1.25 x 17 / 4) = 6");

@@ -1,6 +1,6 @@
 use super::{
     Bound, Candidates, Policy, Turn,
-    hash::{LOOKS, key, key_of, mixed},
+    hash::{LOOKS, is_to_come, key, key_of, mixed},
 };
 
 /// Keeps each key at one endpoint, by a table in which each endpoint has its share of places (Eisenbud and others,
@@ -10,15 +10,17 @@ use super::{
 /// but when the set changes, a few keys move that need not (less than 2 % of them beyond the unavoidable, with 100 places
 /// an endpoint), and the table costs more to make. A request without a key goes anywhere.
 ///
-/// The table has 65 537 places for up to 655 endpoints, and 655 357 beyond, of 4 bytes each. It is made anew when the set
-/// changes, not when readiness does.
+/// The table has 65 537 places for up to 655 endpoints, and 655 357 beyond, of 4 bytes each. It is built when the set or a
+/// weight changes, not when readiness does, on a thread for blocking work, while requests use the one before. That takes
+/// time in proportion to the places and the endpoints, whatever the weights are. Each endpoint has one place at least, so
+/// one that weighs less than a place's part gets a little more than its share.
 #[derive(Clone, Debug)]
 pub struct Maglev<F> {
     key: F,
     bound: Bound,
 }
 
-/// The table of [`Maglev`]: whose each place is.
+/// The table of [`Maglev`]: the candidate of each place.
 #[derive(Debug)]
 pub struct Places(Box<[u32]>);
 
@@ -32,11 +34,12 @@ impl<F> Maglev<F> {
     {
         Self {
             key,
-            bound: Bound::percent(25),
+            bound: Bound::NONE,
         }
     }
 
-    /// How much more than the mean an endpoint may have. Default: 25 %.
+    /// How much more than the mean an endpoint may have in flight. Default: [`Bound::NONE`], so that keys stay where they
+    /// are.
     #[must_use]
     pub fn bound(self, bound: Bound) -> Self {
         Self { bound, ..self }
@@ -75,7 +78,10 @@ where
             };
             let index = places[(place % places.len() as u64) as usize] as usize;
             let first = *first.get_or_insert(index);
-            if look > 0 && index == first || self.bound.is_over(candidates, index) {
+            let is_passed_over = self.bound.is_over(candidates, index)
+                || is_to_come(candidates, index, key)
+                || look > 0 && index == first;
+            if is_passed_over {
                 continue;
             }
             if below == turn.step() {
@@ -87,7 +93,7 @@ where
     }
 }
 
-/// Each in turn takes the next free place of its own permutation of them all, the light ones less often.
+/// Each in turn takes the next free place of its own permutation of them all, until it has as many as its weight gives it.
 fn places<C: Candidates>(candidates: &C) -> Places {
     // In the order of the names, because all clients must come to one table.
     let mut order: Vec<u32> = (0..candidates.count() as u32).collect();
@@ -99,18 +105,14 @@ fn places<C: Candidates>(candidates: &C) -> Places {
     };
     let mut walks: Vec<Walk> = order
         .iter()
-        .map(|index| Walk::of(candidates, *index, size))
+        .zip(seats(candidates, &order, size))
+        .filter(|(_, seats)| *seats > 0)
+        .map(|(index, seats)| Walk::of(candidates, *index, seats, size))
         .collect();
-    let heaviest = u64::from(candidates.heaviest());
     let mut places = vec![u32::MAX; size as usize];
-    let mut free = size;
-    loop {
+    // In each round all take one place that have not all of theirs, so the rounds take as many steps as there are places.
+    while !walks.is_empty() {
         for walk in &mut walks {
-            walk.credit += u64::from(walk.weight);
-            if walk.credit < heaviest {
-                continue;
-            }
-            walk.credit -= heaviest;
             let place = loop {
                 let place = walk.next as usize;
                 walk.next = (walk.next + walk.skip) % size;
@@ -119,26 +121,58 @@ fn places<C: Candidates>(candidates: &C) -> Places {
                 }
             };
             places[place] = walk.index;
-            free -= 1;
-            if free == 0 {
-                return Places(places.into());
-            }
+            walk.seats -= 1;
+        }
+        walks.retain(|walk| walk.seats > 0);
+    }
+    Places(places.into())
+}
+
+/// How many places each gets, in this order: its part of them, rounded so that all are given away (largest remainders).
+/// One at least, as long as there are enough, which the heaviest ones give.
+fn seats<C: Candidates>(candidates: &C, order: &[u32], size: u64) -> Vec<u64> {
+    let total = u128::from(candidates.total_weight());
+    let parts = order.iter().map(|index| {
+        let part = u128::from(candidates.weight(*index as usize)) * u128::from(size);
+        ((part / total) as u64, (part % total) as u64)
+    });
+    let (mut seats, remainders): (Vec<u64>, Vec<u64>) = parts.unzip();
+    let mut by_remainder: Vec<usize> = (0..order.len()).collect();
+    // Stable, so that of equals the first by name gets one.
+    by_remainder.sort_by_key(|index| std::cmp::Reverse(remainders[*index]));
+    let left = size - seats.iter().sum::<u64>();
+    for index in &by_remainder[..left as usize] {
+        seats[*index] += 1;
+    }
+    let heaviest = seats.iter().copied().max().unwrap_or_default();
+    let mut rich = (0..seats.len())
+        .filter(|index| 2 * seats[*index] >= heaviest)
+        .collect::<Vec<_>>()
+        .into_iter()
+        .cycle();
+    for index in 0..seats.len() {
+        if seats[index] == 0
+            && let Some(rich) = rich.next().filter(|rich| seats[*rich] > 1)
+        {
+            seats[rich] -= 1;
+            seats[index] = 1;
         }
     }
+    seats
 }
 
 struct Walk {
     index: u32,
     next: u64,
     skip: u64,
-    weight: u32,
-    credit: u64,
+    /// How many places it still gets.
+    seats: u64,
 }
 
 // === impl Walk ===
 
 impl Walk {
-    fn of<C: Candidates>(candidates: &C, index: u32, size: u64) -> Self {
+    fn of<C: Candidates>(candidates: &C, index: u32, seats: u64, size: u64) -> Self {
         let seed = key(candidates.endpoint(index as usize).id().as_str().as_bytes());
         // The size is a prime, so every skip reaches every place.
         let (next, skip) = (seed % size, mixed(seed ^ 1) % (size - 1) + 1);
@@ -146,8 +180,7 @@ impl Walk {
             index,
             next,
             skip,
-            weight: candidates.weight(index as usize),
-            credit: 0,
+            seats,
         }
     }
 }
@@ -187,16 +220,56 @@ mod tests {
     }
 
     #[test]
-    fn the_shares_are_even_and_those_of_the_weights() {
-        let candidates = Some::of(&[1, 1, 2, 4]);
-        let mut shares = [0; 4];
-        places(&candidates)
+    fn the_shares_are_those_of_the_weights_to_the_place() {
+        let light = [&[1; 999][..], &[65_535]].concat();
+        for weights in [
+            &[1; 7][..],
+            &[1, 1, 2, 4],
+            &[1, 99],
+            &[3, 1_000, 7_000],
+            &light,
+        ] {
+            let total: u64 = weights.iter().copied().map(u64::from).sum();
+            let table = places(&Some::of(weights));
+            let mut shares = vec![0_u64; weights.len()];
+            table
+                .0
+                .iter()
+                .for_each(|index| shares[*index as usize] += 1);
+            for (share, weight) in shares.into_iter().zip(weights) {
+                let exact = table.0.len() as f64 * f64::from(*weight) / total as f64;
+                assert!(
+                    (share as f64 - exact).abs() <= 1.0,
+                    "{weight}: {share}, not {exact}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn each_has_a_place_however_light_it_is() {
+        let weights = [&[u32::MAX; 2][..], &[1; 600]].concat();
+        let mut has = vec![0_u32; weights.len()];
+        places(&Some::of(&weights))
             .0
             .iter()
-            .for_each(|index| shares[*index as usize] += 1);
-        for (share, weight) in shares.into_iter().zip([1, 1, 2, 4]) {
-            assert!((share - 65_537 * weight / 8_i32).abs() <= 655, "{shares:?}");
-        }
+            .for_each(|index| has[*index as usize] += 1);
+        assert!(has[2..].iter().all(|has| *has == 1), "{has:?}");
+        assert!(has[0].abs_diff(has[1]) < 2, "{:?}", &has[..2]);
+    }
+
+    #[test]
+    fn uneven_weights_cost_no_more_steps_than_even_ones() {
+        // A round that also visits those that have all their places takes places times endpoints: here minutes.
+        let weights = [&[1; 20_000][..], &[65_535]].concat();
+        let start = std::time::Instant::now();
+        let table = places(&Some::of(&weights));
+        assert_eq!(table.0.len() as u64, LARGE);
+        assert!(
+            start.elapsed() < std::time::Duration::from_secs(20),
+            "{:?}",
+            start.elapsed()
+        );
     }
 
     #[test]
@@ -223,16 +296,22 @@ mod tests {
     }
 
     #[test]
-    fn a_full_home_gives_its_keys_to_another_and_so_does_one_that_is_not_ready() {
+    fn a_full_home_gives_its_keys_to_another_where_there_is_a_bound() {
         let mut candidates = Some::of(&[1; 4]);
         let table = Policy::<u64>::table(&policy(), &candidates);
         let turn = Turn::new(Option::Some(7), 0);
-        let pick = |candidates: &Some, step| {
-            Policy::<u64>::pick(&policy(), &table, candidates, &turn.at(step))
+        let pick = |policy: Maglev<_>, candidates: &Some, step| {
+            Policy::<u64>::pick(&policy, &table, candidates, &turn.at(step))
         };
-        let home = pick(&candidates, 0);
-        assert_ne!(home, pick(&candidates, 1));
+        let home = pick(policy(), &candidates, 0);
+        assert_ne!(
+            home,
+            pick(policy(), &candidates, 1),
+            "where it is not ready"
+        );
         candidates.in_flight[home] = 10;
-        assert_ne!(home, pick(&candidates, 0));
+        assert_eq!(home, pick(policy(), &candidates, 0));
+        let bounded = policy().bound(Bound::percent(25));
+        assert_ne!(home, pick(bounded, &candidates, 0));
     }
 }

@@ -2,7 +2,7 @@ use std::num::NonZeroU32;
 
 use super::{
     Bound, Candidates, Policy, Turn,
-    hash::{LOOKS, key, key_of, mixed},
+    hash::{LOOKS, is_to_come, key, key_of, mixed},
 };
 
 /// Keeps each key at one endpoint: the next one on a ring of hashes (consistent hashing).
@@ -21,21 +21,40 @@ use super::{
 /// # let _ = by_user;
 /// ```
 ///
-/// A pick costs a binary search. The ring has 100 points for each endpoint of weight 1, which gives each its share to within
-/// 10 % (the standard deviation is one over the root of the points), and costs 16 bytes a point: 1.6 kB an endpoint. It is
-/// made anew when the set changes, not when readiness does.
+/// # The ring
+///
+/// A pick costs a binary search. An endpoint has [`points`](Self::points) on the ring for each unit of its weight, 100 by
+/// default, where the unit is the greatest common divisor of all weights: 1000 : 2000 : 3000 is the ring of 1 : 2 : 3. Its
+/// share is right to one part in the root of its points (the standard deviation), so to 10 % for the lightest. A point
+/// costs 16 bytes, so with equal weights an endpoint costs 1.6 kB.
+///
+/// An endpoint's points do not depend on the other endpoints, so that keys move to and from the one that changes and not
+/// between others; that is why small sets are not filled up to some minimum. Weights without a common divisor would make
+/// the ring large. One of more than [`MIN_CUT`](Self::MIN_CUT) points therefore has its unit doubled until an endpoint has
+/// at most 16 times `points` on average, and the ring at most [`max_ring_size`](Self::max_ring_size); a `debug` event says
+/// so. The shares stay as they are, but become less exact, and an endpoint always has one point. A change of the
+/// weights that changes the unit moves many keys.
+///
+/// The ring is built when the set or a weight changes, not when readiness does; a large one on a thread for blocking
+/// work, while requests use the one before.
 #[derive(Clone, Debug)]
 pub struct RingHash<F> {
     key: F,
     points: NonZeroU32,
+    max_size: NonZeroU32,
     bound: Bound,
 }
 
-/// The table of [`RingHash`]: the points of all candidates, in order, and whose they are.
+/// The table of [`RingHash`]: the points of all candidates, in order, each with the index of its candidate.
 #[derive(Debug)]
 pub struct Ring(Box<[(u64, u32)]>);
 
 // === impl RingHash ===
+
+impl RingHash<()> {
+    /// A ring of so many points, 1 MB, is never cut.
+    pub const MIN_CUT: u32 = 65_536;
+}
 
 impl<F> RingHash<F> {
     /// The policy for keys that `key` takes from the request. [`policy::key`](key) makes one of bytes.
@@ -46,20 +65,69 @@ impl<F> RingHash<F> {
         Self {
             key,
             points: const { NonZeroU32::new(100).unwrap() },
-            bound: Bound::percent(25),
+            max_size: const { NonZeroU32::new(1 << 20).unwrap() },
+            bound: Bound::NONE,
         }
     }
 
-    /// How many points an endpoint of mean weight has. Default: 100. More are more even, and dearer to make and to keep.
+    /// How many points an endpoint has for each unit of its weight. Default: 100. More are more even, and cost more to build
+    /// and to keep.
     #[must_use]
     pub fn points(self, points: NonZeroU32) -> Self {
         Self { points, ..self }
     }
 
-    /// How much more than the mean an endpoint may have. Default: 25 %.
+    /// How many points the ring has at most, but for one that each endpoint has in any case. Default: 1 048 576, which
+    /// are 16 MB and enough for 10 000 endpoints.
+    #[must_use]
+    pub fn max_ring_size(self, points: NonZeroU32) -> Self {
+        Self {
+            max_size: points,
+            ..self
+        }
+    }
+
+    /// How much more than the mean an endpoint may have in flight. Default: [`Bound::NONE`], so that keys stay where they
+    /// are.
     #[must_use]
     pub fn bound(self, bound: Bound) -> Self {
         Self { bound, ..self }
+    }
+
+    /// The points for a weight of 1, as a numerator and a denominator.
+    fn scale<C: Candidates>(&self, candidates: &C) -> (u64, u64) {
+        let points = u64::from(self.points.get());
+        let mut unit = (0..candidates.count())
+            .map(|index| u64::from(candidates.weight(index)))
+            .reduce(gcd)
+            .unwrap_or(1);
+        let size =
+            |unit| u128::from(points) * u128::from(candidates.total_weight()) / u128::from(unit);
+        let most = (CUT_ABOVE * points)
+            .saturating_mul(candidates.count() as u64)
+            .max(RingHash::MIN_CUT.into())
+            .min(self.max_size.get().into());
+        let full = size(unit);
+        while size(unit) > most.into() {
+            unit *= 2;
+        }
+        if size(unit) < full {
+            tracing::debug!(
+                endpoints = candidates.count(),
+                full = %full,
+                points = %size(unit),
+                "the ring was cut, its shares are less exact"
+            );
+        }
+        (points, unit)
+    }
+}
+
+const fn gcd(one: u64, other: u64) -> u64 {
+    if other == 0 {
+        one
+    } else {
+        gcd(other, one % other)
     }
 }
 
@@ -76,12 +144,11 @@ where
     }
 
     fn table<C: Candidates>(&self, candidates: &C) -> Ring {
+        let (scale, unit) = self.scale(candidates);
         let mut points = Vec::new();
         for index in 0..candidates.count() {
             let seed = key(candidates.endpoint(index).id().as_str().as_bytes());
-            // By the weight itself and not by its share: another's weight must not move this one's points.
-            let count =
-                u64::from(self.points.get()) * u64::from(candidates.weight(index)).min(HEAVIEST);
+            let count = (u64::from(candidates.weight(index)) * scale / unit).max(1);
             points.extend((0..count).map(|point| (mixed(seed ^ mixed(point + 1)), index as u32)));
         }
         points.sort_unstable();
@@ -100,12 +167,12 @@ where
             .chain(&points[..start])
             .map(|(_, index)| *index as usize);
         nth_below(around, turn.step(), |index| {
-            self.bound.is_over(candidates, index)
+            self.bound.is_over(candidates, index) || is_to_come(candidates, index, key)
         })
     }
 }
 
-/// The `step`th of those that are below their bound, each counted once; the first where there is none.
+/// The `step`th of those that are not over their bound, each counted once; the first where there is none.
 fn nth_below(
     around: impl Iterator<Item = usize>,
     step: usize,
@@ -132,8 +199,8 @@ fn nth_below(
     seen[step.min(count - 1)]
 }
 
-/// What weights count for at most, so that a ring stays small.
-const HEAVIEST: u64 = 128;
+/// How many times its points an endpoint of mean weight may have before the ring is cut.
+const CUT_ABOVE: u64 = 16;
 
 #[cfg(test)]
 mod tests {
@@ -149,7 +216,7 @@ mod tests {
         let table = Policy::<u64>::table(&policy(), &candidates);
         let pick = |request| {
             ids[Policy::<u64>::pick(
-                &policy().bound(Bound::NONE),
+                &policy(),
                 &table,
                 &candidates,
                 &Turn::new(Option::Some(request), 0),
@@ -184,10 +251,94 @@ mod tests {
         }
     }
 
+    fn ring(weights: &[u32]) -> Ring {
+        Policy::<u64>::table(&policy(), &Some::of(weights))
+    }
+
     #[test]
-    fn weights_are_kept() {
-        let picked = picks(&policy(), &Some::of(&[1, 3]), 20_000);
-        assert!((3_500..6_500).contains(&picked[0]), "{picked:?}");
+    fn weights_are_shares_also_large_and_uneven_ones() {
+        for weights in [
+            &[1, 3][..],
+            &[1, 99],
+            &[100, 200],
+            &[1_000, 2_000, 3_000],
+            &[7, 1_000, 9_001],
+        ] {
+            let total: u32 = weights.iter().sum();
+            for (picked, weight) in picks(&policy(), &Some::of(weights), 50_000)
+                .iter()
+                .zip(weights)
+            {
+                let share = *picked as f64 / 50_000.0 * f64::from(total) / f64::from(*weight);
+                // Three standard deviations of the lightest one's 100 points.
+                assert!(
+                    (0.7..1.3).contains(&share),
+                    "{weights:?}: {weight} has {share} of its share"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_proportion_of_the_weights_counts() {
+        assert_eq!(ring(&[1, 2, 3]).0, ring(&[1_000, 2_000, 3_000]).0);
+        assert_eq!(ring(&[100; 100]).0.len(), 10_000);
+    }
+
+    #[test]
+    fn no_weights_make_the_ring_larger_than_its_maximum() {
+        let uneven: Vec<u32> = (0..500).map(|index| 65_535 - 7 * index % 997).collect();
+        let ring = ring(&uneven);
+        assert!(ring.0.len() <= 500 * 1_600, "{}", ring.0.len());
+        let small = policy().max_ring_size(1_000.try_into().unwrap());
+        for weights in [&[1; 20][..], &[1, 65_535], &uneven] {
+            let table = Policy::<u64>::table(&small, &Some::of(weights));
+            assert!(table.0.len() <= 1_000 + weights.len());
+            let mut indices: Vec<_> = table.0.iter().map(|(_, index)| *index).collect();
+            indices.sort_unstable();
+            indices.dedup();
+            assert_eq!(indices.len(), weights.len(), "each has a point");
+        }
+    }
+
+    #[test]
+    fn a_heavy_one_that_comes_moves_only_the_keys_that_it_takes() {
+        let owners = |weights: &[u32]| {
+            let candidates = Some::of(weights);
+            let table = Policy::<u64>::table(&policy(), &candidates);
+            let turn = |key| Turn::new(Option::Some(key), 0);
+            (0..5_000)
+                .map(|key| Policy::<u64>::pick(&policy(), &table, &candidates, &turn(key)))
+                .collect::<Vec<_>>()
+        };
+        let (before, after) = (owners(&[100, 200, 100]), owners(&[100, 200, 100, 2_000]));
+        for (before, after) in before.iter().zip(&after) {
+            assert!(before == after || *after == 3, "{before} -> {after}");
+        }
+    }
+
+    #[test]
+    fn keys_come_to_a_cold_one_one_by_one_and_stay() {
+        let mut candidates = Some::of(&[1; 4]);
+        let table = Policy::<u64>::table(&policy(), &candidates);
+        let mut owners = |warmth| {
+            candidates.warmth[2] = warmth;
+            let pick = |key| {
+                let turn = Turn::new(Option::Some(key), 0);
+                Policy::<u64>::pick(&policy(), &table, &candidates, &turn)
+            };
+            (0..20_000).map(pick).collect::<Vec<_>>()
+        };
+        let (cold, half, warm) = (owners(0.1), owners(0.5), owners(1.0));
+        let count = |owners: &[usize]| owners.iter().filter(|owner| **owner == 2).count() as f64;
+        for (part, owners) in [(0.1, &cold), (0.5, &half)] {
+            let share = count(owners) / count(&warm);
+            assert!((share - part).abs() < 0.03, "{share} at {part}");
+        }
+        for ((cold, half), warm) in cold.iter().zip(&half).zip(&warm) {
+            assert!(*cold != 2 || *half == 2, "what came stays");
+            assert!(*warm == 2 || cold == warm && half == warm);
+        }
     }
 
     #[test]
@@ -205,18 +356,17 @@ mod tests {
     }
 
     #[test]
-    fn a_full_home_gives_its_keys_to_the_next() {
+    fn a_full_home_gives_its_keys_to_the_next_where_there_is_a_bound() {
         let mut candidates = Some::of(&[1; 4]);
         let table = Policy::<u64>::table(&policy(), &candidates);
         let turn = Turn::new(Option::Some(7), 0);
-        let home = Policy::<u64>::pick(&policy(), &table, &candidates, &turn);
+        let pick = |policy: RingHash<_>, candidates: &Some| {
+            Policy::<u64>::pick(&policy, &table, candidates, &turn)
+        };
+        let home = pick(policy(), &candidates);
         candidates.in_flight[home] = 10;
-        let next = Policy::<u64>::pick(&policy(), &table, &candidates, &turn);
-        assert_ne!(home, next);
-        assert_eq!(
-            home,
-            Policy::<u64>::pick(&policy().bound(Bound::NONE), &table, &candidates, &turn)
-        );
+        assert_eq!(home, pick(policy(), &candidates));
+        assert_ne!(home, pick(policy().bound(Bound::percent(25)), &candidates));
     }
 
     #[test]
