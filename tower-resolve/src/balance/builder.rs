@@ -148,8 +148,14 @@ impl<P, C> BalanceBuilder<P, C> {
     }
 
     /// How long a new endpoint takes to get its full share, beginning with a tenth of it: for caches to fill, for code to
-    /// be compiled. Default: none. Not for the endpoints of the first set, which are all as new, nor for policies that
-    /// tie requests to endpoints.
+    /// be compiled. Default: none.
+    ///
+    /// It is a factor of the endpoint's weight under every policy; where requests are tied to endpoints by a key, keys come
+    /// to the new endpoint one by one. The clock starts when the endpoint may be picked for the first time: it is in phase
+    /// [`Ready`](crate::Phase::Ready), its service is ready, and its health does not speak against it. One that was
+    /// restarted under its id (with another epoch or address) is new, too, and one that was ejected begins anew. Endpoints
+    /// that become eligible within a tenth of this time after the very first one get their full share at once, for all
+    /// of them are new.
     #[must_use]
     pub fn slow_start(mut self, window: Duration) -> Self {
         self.follows.slow_start = window.min(FOR_EVER);

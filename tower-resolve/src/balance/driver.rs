@@ -248,7 +248,7 @@ where
                     changed = change.changed.len(),
                     "topology"
                 );
-                self.change(shared, change, before.is_none());
+                self.change(shared, change);
             }
             Applied::Unchanged => {}
             Applied::Stale => {
@@ -294,17 +294,14 @@ where
     }
 
     /// New ones first; all of it shows at once, when it is published.
-    fn change(&mut self, shared: &Shared<S, P::Table, P, C>, change: Change, is_first: bool) {
+    fn change(&mut self, shared: &Shared<S, P::Table, P, C>, change: Change) {
         self.is_stale = true;
         let change = match (&mut self.part, self.fold.topology()) {
             (Some(part), Some(all)) => part.change(change, all),
             _ => change,
         };
         for endpoint in change.added {
-            let stats = self.insert(shared, endpoint);
-            if !is_first {
-                self.ease.warm(&stats, Instant::now());
-            }
+            self.insert(shared, endpoint);
         }
         for (_, endpoint) in &change.changed {
             self.describe(shared, endpoint.clone());
@@ -322,23 +319,19 @@ where
     }
 
     /// A new instance, with a service and a history of its own.
-    fn insert(
-        &mut self,
-        shared: &Shared<S, P::Table, P, C>,
-        endpoint: Arc<Endpoint>,
-    ) -> Arc<Stats> {
+    fn insert(&mut self, shared: &Shared<S, P::Table, P, C>, endpoint: Arc<Endpoint>) {
         let stats = Arc::new(Stats::new(endpoint.clone(), self.hub.clone()));
+        self.ease.add(&stats);
         self.tiers.know(&endpoint);
         let budget = self.tiers.budget(&endpoint);
         let service = (self.make)(&endpoint, &budget);
         if let Some(checkups) = &mut self.checkups {
             checkups.add(endpoint.clone(), stats.clone(), Instant::now());
         }
-        let slot = Arc::new(Slot::new(endpoint, stats.clone(), service, budget));
+        let slot = Arc::new(Slot::new(endpoint, stats, service, budget));
         self.put(&slot);
         shared.slots().insert(slot.clone());
         self.ask(&slot);
-        stats
     }
 
     /// The same id, described anew: another instance starts afresh, the same one keeps what it has. But for its service, if
@@ -582,7 +575,9 @@ where
 impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
     /// Puts an endpoint where its readiness and its health say.
     fn put(&mut self, slot: &Arc<Slot<S>>) {
-        self.tiers.put(slot, P::KEEPS_UNREADY);
+        if self.tiers.put(slot, P::KEEPS_UNREADY) {
+            self.ease.eligible(&slot.stats, Instant::now());
+        }
         self.is_stale = true;
     }
 

@@ -2,17 +2,20 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::slot::{COLD, Stats, WARM};
+use super::slot::{COLD, Stats, TO_COME, WARM};
 
-/// What only time heals: failures are forgotten, new endpoints come up slowly, and who asked for a pause has had it.
+/// Timed recovery: the decay of failures, slow start, and the end of `Retry-After`.
 #[derive(Debug, Default)]
 pub(super) struct Ease {
     failing: Vec<Arc<Stats>>,
     forgive_at: Option<Instant>,
     held: Vec<(Instant, Arc<Stats>)>,
+    /// Those in their slow start, and since when.
     warming: Vec<(Instant, Arc<Stats>)>,
     warm_at: Option<Instant>,
     window: Duration,
+    /// When the first endpoint of all was eligible.
+    began: Option<Instant>,
 }
 
 // === impl Ease ===
@@ -35,13 +38,37 @@ impl Ease {
         self.held.push((now + time.min(HELD_AT_MOST), stats));
     }
 
-    /// A new endpoint gets a tenth of its share at first, and all of it when the window is over.
+    /// A new instance, whose slow start begins when it is eligible first.
+    pub(super) fn add(&self, stats: &Stats) {
+        if !self.window.is_zero() {
+            stats.warm_to(TO_COME);
+        }
+    }
+
+    /// It may be picked from now on. That is the first time for some.
+    pub(super) fn eligible(&mut self, stats: &Arc<Stats>, now: Instant) {
+        if !stats.is_to_come() {
+            return;
+        }
+        let began = *self.began.get_or_insert(now);
+        if now < began + self.window / 10 {
+            // As new as all others.
+            stats.warm_to(WARM);
+        } else {
+            self.warm(stats, now);
+        }
+    }
+
+    /// It gets a tenth of its share at first, and all of it when the window is over.
     pub(super) fn warm(&mut self, stats: &Arc<Stats>, now: Instant) {
         if self.window.is_zero() {
             return;
         }
+        if stats.is_warming() {
+            // Once more, so it is known already.
+            self.warming.retain(|(_, known)| !Arc::ptr_eq(known, stats));
+        }
         stats.warm_to(COLD);
-        self.warming.retain(|(_, known)| !Arc::ptr_eq(known, stats));
         self.warming.push((now, stats.clone()));
         self.warm_at.get_or_insert(now + self.step());
     }
@@ -71,6 +98,9 @@ impl Ease {
         if self.warm_at.is_some_and(|at| at <= now) {
             let window = self.window;
             self.warming.retain(|(since, stats)| {
+                if stats.is_retired() {
+                    return false;
+                }
                 let part = now.duration_since(*since).as_secs_f64() / window.as_secs_f64();
                 let warmth = (part * f64::from(WARM)).min(f64::from(WARM)) as u8;
                 stats.warm_to(warmth.max(COLD));
@@ -85,8 +115,69 @@ impl Ease {
     }
 }
 
-/// An eighth of what is left, twice a second: all is forgotten in half a minute.
+/// An eighth of what is left, twice a second: everything is forgotten in half a minute.
 const FORGIVE_EVERY: Duration = Duration::from_millis(500);
 
 /// linkerd's cap on what a server may ask for is of this order; a server that needs longer will say so again.
 const HELD_AT_MOST: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{Endpoint, balance::slot::Hub};
+
+    const WINDOW: Duration = Duration::from_secs(100);
+
+    fn stats(ease: &Ease, start: Instant) -> Arc<Stats> {
+        let (looks, _) = mpsc::unbounded_channel();
+        let hub = Arc::new(Hub::new(looks, u32::MAX, 0, false, start));
+        let endpoint = Arc::new(Endpoint::new("a", ([127, 0, 0, 1], 80).into()));
+        let stats = Arc::new(Stats::new(endpoint, hub));
+        ease.add(&stats);
+        stats
+    }
+
+    #[test]
+    fn the_clock_of_a_slow_start_begins_when_an_endpoint_is_eligible_first() {
+        let (mut ease, start) = (Ease::new(WINDOW), Instant::now());
+        ease.eligible(&stats(&ease, start), start);
+        let late = stats(&ease, start);
+        for seconds in [150, 160] {
+            let now = start + Duration::from_secs(seconds);
+            ease.pass(now);
+            assert!((0.09..0.11).contains(&late.warmth()), "{}", late.warmth());
+            ease.eligible(&late, now);
+        }
+        ease.pass(start + Duration::from_secs(200));
+        assert!((0.48..0.52).contains(&late.warmth()), "{}", late.warmth());
+        assert!(ease.next().is_some());
+        ease.pass(start + Duration::from_secs(250));
+        assert_eq!((late.warmth(), ease.next()), (1.0, None));
+    }
+
+    #[test]
+    fn the_first_endpoints_are_all_as_new() {
+        let (mut ease, start) = (Ease::new(WINDOW), Instant::now());
+        for millis in [0, 3_000, 9_999] {
+            let stats = stats(&ease, start);
+            ease.eligible(&stats, start + Duration::from_millis(millis));
+            assert_eq!(stats.warmth(), 1.0, "after {millis} ms");
+        }
+    }
+
+    #[test]
+    fn what_was_removed_while_it_warmed_up_is_forgotten_at_the_next_step() {
+        let (mut ease, start) = (Ease::new(WINDOW), Instant::now());
+        ease.eligible(&stats(&ease, start), start);
+        for turn in 0..1_000 {
+            let now = start + Duration::from_secs(20 + turn);
+            ease.pass(now);
+            let stats = stats(&ease, start);
+            ease.eligible(&stats, now);
+            stats.retire();
+            assert!(ease.warming.len() <= 4, "{}", ease.warming.len());
+        }
+    }
+}

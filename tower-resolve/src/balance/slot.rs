@@ -57,7 +57,7 @@ pub(super) struct Stats {
     weight: AtomicU32,
     /// The share of failures lately, of 1 024.
     failing: AtomicU16,
-    /// How far a new one has come, of 255.
+    /// The part of its weight that it has come to in its slow start, of 255; 0 before that.
     warmth: AtomicU8,
     latency: PeakLatency,
     failures: AtomicU64,
@@ -270,6 +270,16 @@ impl Stats {
             WARM => 1.0,
             warmth => f32::from(warmth.max(COLD)) / f32::from(WARM),
         }
+    }
+
+    /// Whether its slow start has yet to begin.
+    pub(super) fn is_to_come(&self) -> bool {
+        self.warmth.load(Relaxed) == TO_COME
+    }
+
+    /// Whether it is in its slow start.
+    pub(super) fn is_warming(&self) -> bool {
+        !matches!(self.warmth.load(Relaxed), TO_COME | WARM)
     }
 
     pub(super) fn warm_to(&self, warmth: u8) {
@@ -514,6 +524,9 @@ pub(super) const UNTIMED: u64 = u64::MAX;
 const MOST_FAILING: u16 = 1016;
 
 pub(super) const WARM: u8 = u8::MAX;
+
+/// Its slow start begins when it is eligible first.
+pub(super) const TO_COME: u8 = 0;
 
 /// A tenth of the weight: what a new endpoint begins with.
 pub(super) const COLD: u8 = WARM / 10;

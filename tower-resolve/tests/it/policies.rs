@@ -22,7 +22,7 @@ use tokio::{
 use tower::Service;
 use tower_outcome::{BoxError, EjectionBudget, Outcome, Unsent, classify};
 use tower_resolve::{
-    Balance, Endpoint, NoEndpoints, Topology, Update,
+    Balance, Endpoint, NoEndpoints, Phase, Topology, Update,
     balance::{BalanceBuilder, Stamp, Subset},
     policy::{self, Bound, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin},
 };
@@ -123,6 +123,12 @@ where
 
     fn die(&self, id: usize) {
         self.of(id).is_dead.store(true, SeqCst);
+    }
+
+    fn revive(&self, id: usize) {
+        self.of(id).is_dead.store(false, SeqCst);
+        let waker = self.of(id).waker.lock().unwrap().take();
+        waker.into_iter().for_each(Waker::wake);
     }
 
     /// How many each of the first so many served since it was last asked.
@@ -625,6 +631,7 @@ async fn a_new_endpoint_comes_up_slowly_and_the_first_ones_do_not() {
     let mut all = Replicas::new(builder, endpoints(4)).await;
     all.send(400).await;
     assert_eq!(all.served(4), [100; 4]);
+    sleep(Duration::from_secs(2)).await;
     all.set(endpoints(5)).await;
     let share = async |all: &Replicas<_>| {
         all.send(2_000).await;
@@ -637,6 +644,106 @@ async fn a_new_endpoint_comes_up_slowly_and_the_first_ones_do_not() {
     assert!((0.08..0.17).contains(&halfway), "{halfway}");
     sleep(Duration::from_secs(6)).await;
     assert_eq!(share(&all).await, 0.2);
+}
+
+/// The part that the fifth of five gets of its full share, from 20 clients.
+async fn part_of_the_fifth<P: Policy<Request<String>>>(all: &Replicas<P>) -> f64 {
+    (0..5).for_each(|id| all.of(id).millis.store(10, SeqCst));
+    all.served(5);
+    assert_eq!(all.load(20, 100).await, 0);
+    all.served(5)[4] as f64 / 400.0
+}
+
+/// What a fifth at a tenth of its weight gets of 2 000 requests, give or take five standard deviations.
+fn is_cold(part: f64) -> bool {
+    let share = 0.1 / 4.1;
+    (part - 5.0 * share).abs() < 5.0 * (share / 2_000.0_f64).sqrt() * 5.0
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_was_restarted_under_its_id_comes_up_slowly() {
+    let window = Duration::from_secs(100);
+    let mut all = Replicas::new(Balance::builder().slow_start(window), endpoints(5)).await;
+    let part = part_of_the_fifth(&all).await;
+    assert!((0.8..1.2).contains(&part), "the first set: {part}");
+    sleep(window).await;
+    let with = |last: Endpoint| endpoints(4).into_iter().chain([last]).collect::<Vec<_>>();
+    let restarts = [
+        endpoint(&name(4)).with_epoch(std::num::NonZeroU64::new(7)),
+        Endpoint::new(name(4), ([127, 0, 0, 9], 80).into()),
+    ];
+    for restarted in restarts {
+        all.set(with(restarted)).await;
+        let part = part_of_the_fifth(&all).await;
+        assert!(is_cold(part), "{part}");
+        sleep(window).await;
+        let part = part_of_the_fifth(&all).await;
+        assert!((0.8..1.2).contains(&part), "{part}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_slow_start_of_an_endpoint_begins_when_it_may_be_picked() {
+    let window = Duration::from_secs(100);
+    let fifth = |phase| {
+        let fifth = endpoint(&name(4)).with_phase(phase);
+        endpoints(4).into_iter().chain([fifth]).collect::<Vec<_>>()
+    };
+    // In the first set and later; not yet meant to serve, and not yet ready.
+    for is_first in [true, false] {
+        for starts in [true, false] {
+            let phase = if starts {
+                Phase::Starting
+            } else {
+                Phase::Ready
+            };
+            let first = if is_first { fifth(phase) } else { endpoints(4) };
+            let builder = Balance::builder().slow_start(window);
+            let mut all = Replicas::new(builder, Vec::new()).await;
+            if !starts {
+                all.die(4);
+            }
+            all.set(first).await;
+            sleep(Duration::from_secs(20)).await;
+            all.set(fifth(phase)).await;
+            sleep(Duration::from_secs(150)).await;
+            assert_eq!(part_of_the_fifth(&all).await, 0.0);
+            if starts {
+                all.set(fifth(Phase::Ready)).await;
+            } else {
+                all.revive(4);
+                settle().await;
+            }
+            let part = part_of_the_fifth(&all).await;
+            assert!(is_cold(part), "first: {is_first}, starts: {starts}: {part}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cold_endpoint_is_not_picked_because_it_is_idle() {
+    async fn check<P: Policy<Request<String>>>(policy: impl Fn() -> P) {
+        for warm in [1, 2, 4, 9] {
+            let window = Duration::from_secs(1_000);
+            let builder = Balance::builder().policy(policy()).slow_start(window);
+            let mut all = Replicas::new(builder, endpoints(warm)).await;
+            (0..=warm).for_each(|id| all.of(id).millis.store(10, SeqCst));
+            sleep(window).await;
+            all.set(endpoints(warm + 1)).await;
+            all.load(20, 100).await;
+            let served = all.served(warm + 1)[warm] as f64;
+            let share = 0.1 / (warm as f64 + 0.1);
+            assert!(
+                (served - 2_000.0 * share).abs() < 5.0 * (2_000.0 * share).sqrt(),
+                "{warm} + 1: {served}, not {}",
+                2_000.0 * share
+            );
+        }
+    }
+    check(|| LeastRequest).await;
+    check(|| PeakEwma).await;
+    check(RoundRobin::new).await;
+    check(|| Random).await;
 }
 
 // === limits ===
