@@ -1,13 +1,12 @@
 //! What the policies, tiers and limits do to the traffic of a whole balance, in paused time.
 
 use std::{
-    collections::BTreeMap,
     num::{NonZeroU32, NonZeroUsize},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -15,178 +14,22 @@ use futures_util::future::BoxFuture;
 use http::Request;
 use testkit::{Answer, Script, Step};
 use tokio::{
-    sync::mpsc,
     task::JoinSet,
     time::{sleep, timeout},
 };
 use tower::Service;
-use tower_outcome::{BoxError, EjectionBudget, Outcome, Unsent, classify};
+use tower_outcome::{BoxError, EjectionBudget, Outcome, classify};
 use tower_resolve::{
-    Balance, Endpoint, NoEndpoints, Phase, Topology, Update,
-    balance::{BalanceBuilder, Stamp, Subset},
-    policy::{self, Bound, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin},
+    Balance, Endpoint, NoEndpoints, Phase,
+    balance::{Stamp, Subset},
+    policy::{Bound, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin},
 };
 
-use crate::support::{endpoint, generation, request, rig, settle, snapshot, source, timed};
-
-/// An endpoint that answers after a time, or fails, or dies; all of that can be changed while it is in use.
-#[derive(Clone, Default)]
-struct Replica(Arc<Inner>);
-
-#[derive(Default)]
-struct Inner {
-    calls: AtomicUsize,
-    millis: AtomicUsize,
-    fails: AtomicBool,
-    is_dead: AtomicBool,
-    waker: std::sync::Mutex<Option<Waker>>,
-}
-
-impl Service<Request<String>> for Replica {
-    type Response = &'static str;
-    type Error = BoxError;
-    type Future = BoxFuture<'static, Result<&'static str, BoxError>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // The driver's clone is the last to ask.
-        *self.0.waker.lock().unwrap() = Some(cx.waker().clone());
-        if self.0.is_dead.load(SeqCst) {
-            Poll::Pending
-        } else {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    fn call(&mut self, request: Request<String>) -> Self::Future {
-        let inner = self.0.clone();
-        Box::pin(async move {
-            // A connection is made first; that is when a dead one is found out.
-            tokio::task::yield_now().await;
-            if inner.is_dead.load(SeqCst) {
-                return Err(Unsent::new(request, "connection refused").into());
-            }
-            inner.calls.fetch_add(1, SeqCst);
-            if inner.fails.load(SeqCst) {
-                return Err("broken".into());
-            }
-            sleep(Duration::from_millis(inner.millis.load(SeqCst) as u64)).await;
-            Ok("served")
-        })
-    }
-}
-
-/// A balance over replicas.
-struct Replicas<P: Policy<Request<String>>> {
-    balance: Balance<Replica, Request<String>, P>,
-    source: mpsc::UnboundedSender<Update>,
-    all: BTreeMap<String, Replica>,
-    generation: u64,
-}
-
-impl<P: Policy<Request<String>>> Replicas<P>
-where
-    P: Policy<Request<String>>,
-{
-    async fn new(builder: BalanceBuilder<P>, endpoints: Vec<Endpoint>) -> Self {
-        let (source, updates) = source();
-        let all: BTreeMap<_, _> = (0..200).map(|id| (name(id), Replica::default())).collect();
-        let replicas = all.clone();
-        let (balance, driver) = builder
-            .build(updates, move |endpoint: &Endpoint, _: &EjectionBudget| {
-                replicas[endpoint.id().as_str()].clone()
-            });
-        tokio::spawn(driver);
-        let mut this = Self {
-            balance,
-            source,
-            all,
-            generation: 0,
-        };
-        this.set(endpoints).await;
-        this
-    }
-
-    async fn set(&mut self, endpoints: Vec<Endpoint>) {
-        self.generation += 1;
-        self.source
-            .send(Update::Snapshot(Topology::new(
-                generation(self.generation),
-                endpoints,
-            )))
-            .unwrap();
-        settle().await;
-    }
-
-    fn of(&self, id: usize) -> &Inner {
-        &self.all[&name(id)].0
-    }
-
-    fn die(&self, id: usize) {
-        self.of(id).is_dead.store(true, SeqCst);
-    }
-
-    fn revive(&self, id: usize) {
-        self.of(id).is_dead.store(false, SeqCst);
-        let waker = self.of(id).waker.lock().unwrap().take();
-        waker.into_iter().for_each(Waker::wake);
-    }
-
-    /// How many each of the first so many served since it was last asked.
-    fn served(&self, count: usize) -> Vec<u64> {
-        (0..count)
-            .map(|id| self.of(id).calls.swap(0, SeqCst) as u64)
-            .collect()
-    }
-
-    async fn send(&self, requests: usize) {
-        for _ in 0..requests {
-            self.balance.clone().call(request()).await.unwrap();
-        }
-    }
-
-    /// So many clients, each with so many requests, one after the other. Returns how many failed.
-    async fn load(&self, clients: usize, requests: usize) -> usize {
-        let mut all = JoinSet::new();
-        for _ in 0..clients {
-            let mut balance = self.balance.clone();
-            all.spawn(async move {
-                let mut failed = 0;
-                for _ in 0..requests {
-                    failed += usize::from(balance.call(request()).await.is_err());
-                }
-                failed
-            });
-        }
-        all.join_all().await.into_iter().sum()
-    }
-}
-
-fn name(id: usize) -> String {
-    format!("e{id:03}")
-}
-
-fn endpoints(count: usize) -> Vec<Endpoint> {
-    (0..count).map(|id| endpoint(&name(id))).collect()
-}
-
-fn weighted(weights: &[u32]) -> Vec<Endpoint> {
-    let weighted = |(id, weight): (usize, &u32)| {
-        endpoint(&name(id)).with_weight(NonZeroU32::new(*weight).unwrap())
-    };
-    weights.iter().enumerate().map(weighted).collect()
-}
-
-fn by_header(request: &Request<String>) -> Option<u64> {
-    request
-        .headers()
-        .get("x-user")
-        .map(|user| policy::key(user.as_bytes()))
-}
-
-/// Within five standard deviations of a random pick.
-fn is_about(picked: u64, share: f64, times: f64) -> bool {
-    (picked as f64 - times * share).abs() <= 5.0 * (times * share * (1.0 - share)).sqrt() + 1.0
-}
+use crate::support::{
+    endpoint,
+    replica::{Replicas, by_header, endpoints, is_about, name, weighted},
+    request, rig, settle, snapshot, source, timed,
+};
 
 // === shares ===
 
@@ -435,8 +278,7 @@ async fn a_user_stays_at_an_endpoint_and_few_move_when_one_leaves() {
                 .all(|(before, now)| before == now || *before == 7)
         );
         assert!(!meanwhile.contains(&7));
-        all.of(7).is_dead.store(false, SeqCst);
-        all.of(7).waker.lock().unwrap().take().unwrap().wake();
+        all.revive(7);
         settle().await;
         assert_eq!(before, homes(&all).await);
         // One that left gives them away.

@@ -1,5 +1,7 @@
 //! What the tests of the balance share: a source that says what the test tells it to, and endpoints that count.
 
+pub(crate) mod replica;
+
 use std::{
     collections::BTreeMap,
     future::Future,
