@@ -96,8 +96,8 @@ impl<P, C> BalanceBuilder<P, C> {
         }
     }
 
-    /// How many requests may wait for an endpoint at once; one more is refused. Default: 1 024, which is what a second
-    /// of a busy server holds, in a few hundred kilobytes.
+    /// How many requests may wait for an endpoint at once; one more is rejected. Default: 1 024, which is what a second
+    /// of a busy server holds, in a few hundred kilobytes. Those that wait are served in the order in which they came.
     #[must_use]
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.limits.max_waiting = requests;

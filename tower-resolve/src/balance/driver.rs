@@ -104,6 +104,7 @@ impl<S, Req, P: Policy<Req>, U, M, C> Driver<S, Req, P, U, M, C> {
     ) -> Self {
         let max_ejected = follows.outlier.as_ref();
         let max_ejected = max_ejected.map_or(HALF, Outlier::max_ejected_percent);
+        let ease = Ease::new(follows.slow_start, ends.hub.clone());
         let pool = Pool {
             shared: ends.shared,
             hub: ends.hub,
@@ -118,7 +119,7 @@ impl<S, Req, P: Policy<Req>, U, M, C> Driver<S, Req, P, U, M, C> {
             ward: Ward::new(follows.outlier),
             panic_below: follows.panic_below,
             checkups: follows.check.map(Checkups::new),
-            ease: Ease::new(follows.slow_start),
+            ease,
             is_stale: false,
         };
         Self {
@@ -448,6 +449,7 @@ where
                     self.judge(&slot, true, "consecutive failures");
                 }
             }
+            Look::Waiting => self.ease.waiting(now),
             Look::Gone => {}
         }
     }
@@ -663,7 +665,8 @@ impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
             .map_or(Life::Pending, |topology| Life::Known(topology.generation()));
         let counts = self.tiers.counts();
         let shares = self.tiers.shares(&shared.policy);
-        let is_final = !shares.is_empty() || (matches!(life, Life::Known(_)) && counts.known == 0);
+        let has_any = !shares.is_empty();
+        let is_empty = matches!(life, Life::Known(_)) && counts.known == 0;
         let degraded = self.fold.degraded().is_some();
         let published = Published {
             life,
@@ -677,8 +680,10 @@ impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
         shared
             .generations
             .send_if_modified(|known| std::mem::replace(known, generation) != generation);
-        if is_final {
-            shared.hub.freed.notify_one();
+        if is_empty {
+            shared.hub.queue.close();
+        } else if has_any {
+            shared.hub.queue.open();
         }
     }
 }
@@ -693,7 +698,7 @@ impl<S, Req, P: Policy<Req>, M, C> Drop for Pool<S, Req, P, M, C> {
                 .store(Arc::new(Published::empty(Life::Stopped)));
             let slots = std::mem::take(&mut *shared.slots());
             drop(slots);
-            shared.hub.freed.notify_one();
+            shared.hub.queue.close();
         }
     }
 }

@@ -2,10 +2,13 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::slot::{COLD, Stats, TO_COME, WARM};
+use super::{
+    queue::TURN,
+    slot::{COLD, Hub, Stats, TO_COME, WARM},
+};
 
-/// Timed recovery: the decay of failures, slow start, and the end of `Retry-After`.
-#[derive(Debug, Default)]
+/// Timed recovery: the decay of failures, slow start, the end of `Retry-After`, and turns that nothing takes.
+#[derive(Debug)]
 pub(super) struct Ease {
     failing: Vec<Arc<Stats>>,
     forgive_at: Option<Instant>,
@@ -16,17 +19,31 @@ pub(super) struct Ease {
     window: Duration,
     /// When the first endpoint of all was eligible.
     began: Option<Instant>,
+    hub: Arc<Hub>,
+    lapse_at: Option<Instant>,
 }
 
 // === impl Ease ===
 
 impl Ease {
     /// With a slow start of so long; zero for none.
-    pub(super) fn new(window: Duration) -> Self {
+    pub(super) fn new(window: Duration, hub: Arc<Hub>) -> Self {
         Self {
+            failing: Vec::new(),
+            forgive_at: None,
+            held: Vec::new(),
+            warming: Vec::new(),
+            warm_at: None,
             window,
-            ..Self::default()
+            began: None,
+            hub,
+            lapse_at: None,
         }
+    }
+
+    /// Requests wait, so turns of theirs may lapse.
+    pub(super) fn waiting(&mut self, now: Instant) {
+        self.lapse_at.get_or_insert(now + TURN);
     }
 
     pub(super) fn failing(&mut self, stats: Arc<Stats>, now: Instant) {
@@ -75,7 +92,7 @@ impl Ease {
 
     pub(super) fn next(&self) -> Option<Instant> {
         let released = self.held.iter().map(|(until, _)| *until).min();
-        [self.forgive_at, self.warm_at, released]
+        [self.forgive_at, self.warm_at, self.lapse_at, released]
             .into_iter()
             .flatten()
             .min()
@@ -90,6 +107,9 @@ impl Ease {
             }
             !is_over
         });
+        if self.lapse_at.is_some_and(|at| at <= now) {
+            self.lapse_at = self.hub.queue.lapse(now).then(|| now + TURN);
+        }
         if self.forgive_at.is_some_and(|at| at <= now) {
             self.failing
                 .retain(|stats| stats.is_held() || stats.forgive());
@@ -126,24 +146,28 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::{Endpoint, balance::slot::Hub};
+    use crate::Endpoint;
 
     const WINDOW: Duration = Duration::from_secs(100);
 
-    fn stats(ease: &Ease, start: Instant) -> Arc<Stats> {
+    fn ease(start: Instant) -> Ease {
         let (looks, _) = mpsc::unbounded_channel();
-        let hub = Arc::new(Hub::new(looks, u32::MAX, 0, false, start));
+        Ease::new(WINDOW, Arc::new(Hub::new(looks, u32::MAX, 0, false, start)))
+    }
+
+    fn stats(ease: &Ease) -> Arc<Stats> {
         let endpoint = Arc::new(Endpoint::new("a", ([127, 0, 0, 1], 80).into()));
-        let stats = Arc::new(Stats::new(endpoint, hub));
+        let stats = Arc::new(Stats::new(endpoint, ease.hub.clone()));
         ease.add(&stats);
         stats
     }
 
     #[test]
     fn the_clock_of_a_slow_start_begins_when_an_endpoint_is_eligible_first() {
-        let (mut ease, start) = (Ease::new(WINDOW), Instant::now());
-        ease.eligible(&stats(&ease, start), start);
-        let late = stats(&ease, start);
+        let start = Instant::now();
+        let mut ease = ease(start);
+        ease.eligible(&stats(&ease), start);
+        let late = stats(&ease);
         for seconds in [150, 160] {
             let now = start + Duration::from_secs(seconds);
             ease.pass(now);
@@ -159,9 +183,10 @@ mod tests {
 
     #[test]
     fn the_first_endpoints_are_all_as_new() {
-        let (mut ease, start) = (Ease::new(WINDOW), Instant::now());
+        let start = Instant::now();
+        let mut ease = ease(start);
         for millis in [0, 3_000, 9_999] {
-            let stats = stats(&ease, start);
+            let stats = stats(&ease);
             ease.eligible(&stats, start + Duration::from_millis(millis));
             assert_eq!(stats.warmth(), 1.0, "after {millis} ms");
         }
@@ -169,12 +194,13 @@ mod tests {
 
     #[test]
     fn what_was_removed_while_it_warmed_up_is_forgotten_at_the_next_step() {
-        let (mut ease, start) = (Ease::new(WINDOW), Instant::now());
-        ease.eligible(&stats(&ease, start), start);
+        let start = Instant::now();
+        let mut ease = ease(start);
+        ease.eligible(&stats(&ease), start);
         for turn in 0..1_000 {
             let now = start + Duration::from_secs(20 + turn);
             ease.pass(now);
-            let stats = stats(&ease, start);
+            let stats = stats(&ease);
             ease.eligible(&stats, now);
             stats.retire();
             assert!(ease.warming.len() <= 4, "{}", ease.warming.len());

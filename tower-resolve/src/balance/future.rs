@@ -2,18 +2,12 @@ use std::{
     fmt,
     num::NonZeroU32,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use pin_project::pin_project;
-use tokio::{
-    sync::futures::OwnedNotified,
-    time::{Instant, Sleep, sleep_until},
-};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tower_outcome::{
     BoxError, Class, Outcome, Refusal, Settle, Unsent, Verdict,
     classify::{Classify, ClassifyResponse, Judge, Judged, Scope},
@@ -22,7 +16,9 @@ use tower_service::Service;
 
 use super::{
     InFlight, Stamp,
+    queue::Ticket,
     shared::{Chosen, Nothing, Shared},
+    slot::Stats,
 };
 use crate::{
     error::{Stopped, Unreachable},
@@ -58,9 +54,7 @@ enum State<F, Req, J> {
 #[pin_project]
 struct Waiting<Req> {
     request: Option<Req>,
-    _place: Place,
-    #[pin]
-    freed: OwnedNotified,
+    ticket: Option<Ticket>,
     #[pin]
     deadline: Sleep,
 }
@@ -72,12 +66,11 @@ struct Trail {
     tried: u32,
     /// …and why the last of them did.
     cause: Option<BoxError>,
-    /// Ends all waits together. Set by the first.
+    /// Ends all waits together. Set by the first…
     deadline: Option<Instant>,
+    /// …with the number by which the longest waiting is known.
+    number: Option<u64>,
 }
-
-/// One of the bounded number of waiting requests, given up by being dropped.
-struct Place(Arc<AtomicUsize>);
 
 // === impl ResponseFuture ===
 
@@ -89,7 +82,12 @@ where
 {
     pub(super) fn new(shared: Held<Shared<S, P::Table, P, C>>, request: Req) -> Self {
         let mut trail = Trail::default();
-        let state = State::begin(&shared.0, request, &mut trail);
+        let state = if shared.0.hub.queue.is_waited_in() {
+            // Behind those that wait, whatever is free: that is theirs.
+            State::wait(&shared.0, request, &mut trail)
+        } else {
+            State::begin(&shared.0, request, &mut trail)
+        };
         Self {
             shared,
             state,
@@ -145,15 +143,18 @@ where
                 }
                 StateProj::Waiting(waiting) => {
                     let mut waiting = waiting.as_mut().project();
-                    let is_late = waiting.deadline.poll(cx).is_ready();
-                    if !is_late {
-                        ready!(waiting.freed.as_mut().poll(cx));
-                        // A new one before the look: what changes in between finds it, or leaves it a permit.
-                        waiting.freed.set(shared.hub.freed.clone().notified_owned());
-                    }
-                    match State::woken(shared, waiting.request, is_late, this.trail) {
-                        Some(next) => next,
-                        None => continue,
+                    let is_late = waiting.deadline.as_mut().poll(cx).is_ready();
+                    let ticket = waiting.ticket.as_mut().expect("a waiting request");
+                    let freed = ready!(ticket.poll_turn(cx, is_late)).freed.clone();
+                    match State::woken(shared, waiting.request, freed, is_late, this.trail) {
+                        Some(next) => {
+                            waiting.ticket.take().into_iter().for_each(Ticket::done);
+                            next
+                        }
+                        None => {
+                            ticket.wait_on(cx);
+                            continue;
+                        }
                     }
                 }
                 StateProj::Refused(error) => {
@@ -195,7 +196,7 @@ impl<F, Req, J> State<F, Req, J> {
         P: Policy<Req, Table = T>,
         C: Stamp<Req, Classifier = J>,
     {
-        match shared.choose(&mut request) {
+        match shared.choose(&mut request, None) {
             Ok(chosen) => Self::call(shared, chosen, request),
             Err(Nothing::Yet) => Self::wait(shared, request, trail),
             Err(nothing) => Self::refused(shared, &nothing, trail),
@@ -278,6 +279,7 @@ impl<F, Req, J> State<F, Req, J> {
     fn woken<S, T, P, C>(
         shared: &Shared<S, T, P, C>,
         waiting: &mut Option<Req>,
+        freed: Option<Arc<Stats>>,
         is_late: bool,
         trail: &mut Trail,
     ) -> Option<Self>
@@ -287,40 +289,28 @@ impl<F, Req, J> State<F, Req, J> {
         C: Stamp<Req, Classifier = J>,
     {
         let mut request = waiting.take().expect("a waiting request");
-        match shared.choose(&mut request) {
-            Ok(chosen) => {
-                // There may be as much for the next one.
-                shared.hub.freed.notify_one();
-                Some(Self::call(shared, chosen, request))
-            }
+        match shared.choose(&mut request, freed.as_ref()) {
+            Ok(chosen) => Some(Self::call(shared, chosen, request)),
             Err(Nothing::Yet) if !is_late => {
                 *waiting = Some(request);
                 None
             }
-            Err(nothing) => {
-                if !matches!(nothing, Nothing::Yet) {
-                    // It is everybody's last word.
-                    shared.hub.freed.notify_one();
-                }
-                Some(Self::refused(shared, &nothing, trail))
-            }
+            Err(nothing) => Some(Self::refused(shared, &nothing, trail)),
         }
     }
 
     /// Waits, if there is room.
     fn wait<S, T, P, C>(shared: &Shared<S, T, P, C>, request: Req, trail: &mut Trail) -> Self {
-        let Some(place) = Place::take(&shared.waiting, shared.limits.max_waiting) else {
+        let Some(ticket) = Ticket::new(&shared.hub, shared.limits.max_waiting, trail.number) else {
             return Self::refused(shared, &Nothing::Yet, trail);
         };
+        trail.number = Some(ticket.number());
         let deadline = *trail
             .deadline
             .get_or_insert_with(|| Instant::now() + shared.limits.max_wait);
-        let freed = shared.hub.freed.clone().notified_owned();
-        let request = Some(request);
         Self::Waiting(Box::pin(Waiting {
-            request,
-            _place: place,
-            freed,
+            request: Some(request),
+            ticket: Some(ticket),
             deadline: sleep_until(deadline),
         }))
     }
@@ -336,23 +326,5 @@ impl<F, Req, J> State<F, Req, J> {
             _ => shared.no_endpoints().into(),
         };
         Self::Refused(Some(error))
-    }
-}
-
-// === impl Place ===
-
-impl Place {
-    fn take(waiting: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
-        if waiting.fetch_add(1, Relaxed) >= limit {
-            waiting.fetch_sub(1, Relaxed);
-            return None;
-        }
-        Some(Self(waiting.clone()))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
     }
 }

@@ -21,9 +21,16 @@
 //! - With nothing eligible the request waits: [`max_waiting`](BalanceBuilder::max_waiting) requests at most, for
 //!   [`max_wait`](BalanceBuilder::max_wait) at most. Then, or at once when the set is known to be empty, the answer is
 //!   [`NoEndpoints`](crate::NoEndpoints).
-//!
 //! - With [`max_in_flight`](BalanceBuilder::max_in_flight), an endpoint that has as many as it may is passed over, without
-//!   the driver's being troubled; the request that makes room wakes one that waits.
+//!   the driver's being involved.
+//!
+//! # Who waits
+//!
+//! A place that becomes free goes to the request that waits longest. A request that comes while others wait queues behind
+//! them and looks at no endpoint, so it cannot overtake them, and a rejection because the queue is full costs the same
+//! for any number of endpoints. A request has 50 ms to take its turn; one that is not polled meanwhile keeps its place in
+//! the queue, but the turn goes to the next, so a future that its caller forgot holds up no other request. One that an
+//! endpoint handed back does not queue again, unless there is nothing for it.
 //!
 //! # Which endpoints
 //!
@@ -52,14 +59,15 @@
 //!
 //! # Cancel safety
 //!
-//! A dropped response future drops the endpoint's future, gives its place in flight up, or its place among the waiting;
-//! a wake-up meant for it goes to the next.
+//! A dropped response future drops the endpoint's future and gives up its place in flight, or its place in the queue; a
+//! turn that it had goes to the next one. The same when it panics.
 
 mod builder;
 mod driver;
 mod ease;
 mod future;
 mod latency;
+mod queue;
 mod service;
 mod shared;
 mod shelf;

@@ -3,7 +3,7 @@ use std::{
     marker::PhantomData,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Acquire},
+        atomic::{AtomicBool, Ordering::Acquire},
     },
     task::{Context, Poll},
 };
@@ -90,7 +90,6 @@ impl<S, Req, P: Policy<Req>, C> Balance<S, Req, P, C> {
             classify,
             limits,
             hub: Arc::new(hub),
-            waiting: Arc::new(AtomicUsize::new(0)),
             is_stopped: AtomicBool::new(false),
             generations: watch::Sender::new(None),
             slots: Mutex::new(Chunks::default()),

@@ -1,8 +1,5 @@
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -14,7 +11,7 @@ use tower_service::Service;
 use super::{
     Stamp,
     slot::{Hub, InFlight, Look, Slot, Stats, UNTIMED},
-    tier::{Share, View},
+    tier::{Share, View, index},
 };
 use crate::{
     Generation,
@@ -30,7 +27,6 @@ pub(super) struct Shared<S, T, P, C> {
     pub(super) classify: C,
     pub(super) limits: Limits,
     pub(super) hub: Arc<Hub>,
-    pub(super) waiting: Arc<AtomicUsize>,
     /// The driver is gone. Beside `current`, because it is asked before each request.
     pub(super) is_stopped: AtomicBool,
     pub(super) generations: watch::Sender<Option<Generation>>,
@@ -93,10 +89,6 @@ impl<S, T, P, C> Shared<S, T, P, C> {
         NoEndpoints::new(published.generation(), published.counts)
     }
 
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting.load(Relaxed)
-    }
-
     pub(super) fn slots(&self) -> MutexGuard<'_, Slots<S>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,7 +109,13 @@ impl<S, T, P, C> Shared<S, T, P, C> {
     ///
     /// One snapshot serves the whole pick, and the service is taken from the place that was picked, so no index can go
     /// stale in between.
-    pub(super) fn choose<Req>(&self, request: &mut Req) -> Result<Chosen<S>, Nothing>
+    ///
+    /// `freed` is an endpoint that is known to have room for it.
+    pub(super) fn choose<Req>(
+        &self,
+        request: &mut Req,
+        freed: Option<&Arc<Stats>>,
+    ) -> Result<Chosen<S>, Nothing>
     where
         S: Service<Req> + Clone,
         P: Policy<Req, Table = T>,
@@ -140,8 +138,9 @@ impl<S, T, P, C> Shared<S, T, P, C> {
             published: &published,
             turn,
         };
-        picks
-            .try_at(first, request)
+        freed
+            .and_then(|stats| picks.try_freed(stats, request))
+            .or_else(|| picks.try_at(first, request))
             .or_else(|| picks.try_elsewhere(first, request))
             .ok_or(Nothing::Yet)
     }
@@ -185,6 +184,23 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
             }
         }
         None
+    }
+
+    /// Where a place is free while all others are taken, there is nothing to pick.
+    #[cold]
+    fn try_freed<Req>(&self, freed: &Arc<Stats>, request: &mut Req) -> Option<Chosen<S>>
+    where
+        S: Service<Req> + Clone,
+        P: Policy<Req, Table = T>,
+        C: Stamp<Req>,
+    {
+        let index = index(freed)?;
+        let mut slots = self.published.shares.iter().filter_map(|share| {
+            let shown = &share.view.shown;
+            (index < shown.count()).then(|| (share.panics, shown.slot(index)))
+        });
+        let (panics, slot) = slots.find(|(_, slot)| Arc::ptr_eq(&slot.stats, freed))?;
+        self.ask(slot, panics, request)
     }
 
     /// Few are left, and the driver has not caught up yet: one after the other, a flag each; then in the other tiers.

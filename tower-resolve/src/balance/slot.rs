@@ -10,13 +10,10 @@ use std::{
 };
 
 use http::HeaderValue;
-use tokio::{
-    sync::{Notify, mpsc},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 use tower_outcome::{EjectionBudget, Outcome, Settle, Verdict};
 
-use super::latency::PeakLatency;
+use super::{latency::PeakLatency, queue::Queue};
 use crate::{
     Endpoint, EndpointId, Phase,
     policy::Estimate,
@@ -78,8 +75,7 @@ pub(super) struct Stats {
 /// What all endpoints of a balance share, whatever their services are.
 #[derive(Debug)]
 pub(super) struct Hub {
-    /// Wakes one waiting request; each that gets an endpoint, or its last word, wakes the next.
-    pub(super) freed: Arc<Notify>,
+    pub(super) queue: Queue,
     looks: mpsc::UnboundedSender<Look>,
     /// Of all endpoints, where the policy wants to know.
     total: Option<Sum>,
@@ -102,6 +98,8 @@ pub(super) enum Look {
     Asked(Arc<Stats>, Duration),
     /// It failed so many times in a row, in this term.
     Struck(Arc<Stats>, u32),
+    /// A request waits for an endpoint, and nothing watches the [`Queue`] yet.
+    Waiting,
     /// The last handle is gone.
     Gone,
 }
@@ -382,7 +380,7 @@ impl Hub {
     ) -> Self {
         let total = counts_total.then(Sum::default);
         Self {
-            freed: Arc::new(Notify::new()),
+            queue: Queue::new(),
             looks,
             total,
             max_in_flight,
@@ -501,11 +499,12 @@ impl Drop for InFlight {
     }
 }
 
-/// The one that makes room tells those who wait; also one that was too many, for it may have hidden the room.
-fn give_back(stats: &Stats) {
+/// Whatever makes room gives a waiting request a turn; also a request that was too many, for it may have hidden the room.
+fn give_back(stats: &Arc<Stats>) {
     let hub = &stats.hub;
-    if stats.in_flight.fetch_sub(1, AcqRel) == hub.max_in_flight {
-        hub.freed.notify_one();
+    let before = stats.in_flight.fetch_sub(1, AcqRel);
+    if before <= hub.max_in_flight && hub.max_in_flight < u32::MAX {
+        hub.queue.freed(stats);
     }
 }
 
@@ -533,10 +532,11 @@ pub(super) const COLD: u8 = WARM / 10;
 
 #[cfg(all(test, loom))]
 mod loom {
-    use ::loom::thread;
-    use futures_util::FutureExt;
+    use std::task::{Context, Waker};
 
-    use super::*;
+    use ::loom::thread;
+
+    use super::{super::queue::Ticket, *};
 
     fn stats(max_in_flight: u32) -> (Arc<Stats>, mpsc::UnboundedReceiver<Look>) {
         let (looks, looked) = mpsc::unbounded_channel();
@@ -545,24 +545,85 @@ mod loom {
         (Arc::new(Stats::new(endpoint, hub)), looked)
     }
 
+    /// What a request does for an endpoint that may be full. Returns its ticket while it waits.
+    fn request(stats: &Arc<Stats>) -> Option<Ticket> {
+        let cx = Context::from_waker(Waker::noop());
+        if InFlight::begin(stats, UNTIMED).is_some() {
+            return None;
+        }
+        let mut ticket = Ticket::new(&stats.hub, 8, None)?;
+        while ticket.poll_turn(&cx, false).is_ready() {
+            if InFlight::begin(stats, UNTIMED).is_some() {
+                ticket.done();
+                return None;
+            }
+            ticket.wait_on(&cx);
+        }
+        Some(ticket)
+    }
+
+    /// There is room, so of those that wait one has a turn, and then the next.
+    fn all_get_their_turn(stats: &Arc<Stats>, tickets: impl IntoIterator<Item = Option<Ticket>>) {
+        let cx = Context::from_waker(Waker::noop());
+        assert_eq!(stats.in_flight(), 0);
+        let mut tickets: Vec<_> = tickets.into_iter().flatten().collect();
+        while !tickets.is_empty() {
+            let next = tickets
+                .iter_mut()
+                .position(|ticket| ticket.poll_turn(&cx, false).is_ready())
+                .expect("room, and no request knows of it");
+            let guard = InFlight::begin(stats, UNTIMED).expect("room");
+            tickets.swap_remove(next).done();
+            drop(guard);
+        }
+        assert_eq!(
+            (stats.hub.queue.len(), stats.hub.queue.is_waited_in()),
+            (0, false)
+        );
+    }
+
     #[test]
-    fn whoever_is_refused_for_the_limit_is_told_of_the_room() {
+    fn a_request_that_finds_an_endpoint_full_hears_of_the_room() {
         ::loom::model(|| {
             let (stats, _looks) = stats(1);
-            let tries: Vec<_> = (0..2)
-                .map(|_| {
-                    let stats = stats.clone();
-                    thread::spawn(move || InFlight::begin(&stats, UNTIMED).is_none())
-                })
-                .collect();
-            let mine = InFlight::begin(&stats, UNTIMED).is_none();
-            let refused = tries
-                .into_iter()
-                .map(|other| other.join().unwrap())
-                .fold(mine, |any, other| any | other);
-            assert_eq!(stats.in_flight(), 0);
-            let is_told = stats.hub.freed.notified().now_or_never().is_some();
-            assert!(!refused || is_told, "room, and nobody knows");
+            let guard = InFlight::begin(&stats, UNTIMED);
+            let thread = thread::spawn(move || drop(guard));
+            let ticket = request(&stats);
+            thread.join().unwrap();
+            all_get_their_turn(&stats, [ticket]);
+        });
+    }
+
+    #[test]
+    fn requests_that_hide_the_room_from_each_other_hear_of_it() {
+        let mut builder = ::loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let (stats, _looks) = stats(1);
+            let guard = InFlight::begin(&stats, UNTIMED);
+            let other = {
+                let stats = stats.clone();
+                thread::spawn(move || request(&stats))
+            };
+            let thread = thread::spawn(move || drop(guard));
+            let mine = request(&stats);
+            thread.join().unwrap();
+            all_get_their_turn(&stats, [mine, other.join().unwrap()]);
+        });
+    }
+
+    #[test]
+    fn a_turn_of_a_request_that_goes_away_is_the_next_ones() {
+        let mut builder = ::loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let (stats, _looks) = stats(1);
+            let guard = InFlight::begin(&stats, UNTIMED);
+            let [first, second] = [request(&stats), request(&stats)];
+            let thread = thread::spawn(move || drop(guard));
+            drop(first);
+            thread.join().unwrap();
+            all_get_their_turn(&stats, [second]);
         });
     }
 

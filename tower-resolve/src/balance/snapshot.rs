@@ -66,7 +66,7 @@ impl BalanceSnapshot {
             generation: published.generation(),
             degraded: published.degraded,
             panics: published.panics,
-            waiting: shared.waiting(),
+            waiting: shared.hub.queue.len(),
             endpoints: endpoints.collect(),
         }
     }

@@ -9,7 +9,7 @@ use tower_outcome::EjectionBudget;
 
 use super::{
     shelf::{Shelf, Shown},
-    slot::Slot,
+    slot::{Slot, Stats},
 };
 use crate::{Endpoint, Phase, error::Counts, policy::Policy};
 
@@ -509,6 +509,14 @@ impl Place {
             place.index as u32 * 4 + u32::from(place.is_eligible) * 2 + u32::from(place.is_usable)
         });
         slot.stats.place.store(place, Relaxed);
+    }
+}
+
+/// Where an endpoint is on the shelf of its tier, as the driver put it there last.
+pub(super) fn index(stats: &Stats) -> Option<usize> {
+    match stats.place.load(Relaxed) {
+        NOWHERE => None,
+        place => Some((place / 4) as usize),
     }
 }
 

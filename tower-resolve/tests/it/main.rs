@@ -17,3 +17,4 @@ mod policies;
 mod support;
 #[cfg(feature = "hyper")]
 mod upstream;
+mod waiting;
