@@ -104,6 +104,8 @@ impl<S, Req, P: Policy<Req>, U, M, C> Driver<S, Req, P, U, M, C> {
     ) -> Self {
         let max_ejected = follows.outlier.as_ref();
         let max_ejected = max_ejected.map_or(HALF, Outlier::max_ejected_percent);
+        let zone = follows.zone.clone();
+        let part = follows.subset.map(|subset| Part::new(subset, zone));
         let ease = Ease::new(follows.slow_start, ends.hub.clone());
         let pool = Pool {
             shared: ends.shared,
@@ -112,7 +114,7 @@ impl<S, Req, P: Policy<Req>, U, M, C> Driver<S, Req, P, U, M, C> {
             make,
             fold: Fold::new(),
             older: 0,
-            part: follows.subset.map(Part::new),
+            part,
             tiers: Tiers::new(follows.zone, max_ejected),
             watches: FuturesUnordered::new(),
             cares: HashMap::new(),

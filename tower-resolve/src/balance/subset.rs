@@ -9,29 +9,32 @@ use crate::{Endpoint, EndpointId, Phase, Topology, diff::Change, policy::key};
 /// Uses only some of the endpoints: a part of its own for each client, so that many clients of many endpoints do not keep
 /// a connection each to each.
 ///
-/// The part is chosen by rendezvous hashing (highest random weight): an endpoint that comes or goes changes the parts of
-/// only as many clients as have it or get it, and by one endpoint. Parts overlap at random, so endpoints are used by more
-/// or fewer clients by about the root of the mean (gRFC A68 says the same of its own).
+/// Each [priority](Endpoint::priority) has a part of its own, and so have the [own zone](super::BalanceBuilder::zone) and
+/// the others; so a client always has endpoints that are preferred, and some to fail over to. The part is chosen by
+/// rendezvous hashing (highest random weight): an endpoint that comes or goes changes the parts of only as many clients
+/// as have it or get it, and by one endpoint. Parts overlap at random, so endpoints are used by more or fewer clients by
+/// about the root of the mean (gRFC A68 says the same of its own).
 #[derive(Clone, Debug)]
 pub struct Subset {
     client: u64,
     size: NonZeroUsize,
 }
 
-/// The part in use, and the order from which it is taken: the heart.
+/// The part in use, and the order from which it is taken.
 #[derive(Debug)]
 pub(super) struct Part {
     subset: Subset,
-    /// The most wanted last.
-    ranks: BTreeSet<(u64, EndpointId)>,
+    zone: Option<Arc<str>>,
+    /// By priority and whether it is another zone; the most wanted last.
+    tiers: BTreeMap<(u16, bool), BTreeSet<(u64, EndpointId)>>,
     chosen: BTreeMap<EndpointId, Arc<Endpoint>>,
 }
 
 // === impl Subset ===
 
 impl Subset {
-    /// The part of the client of this name, which should be its own and stay: a host name, an instance id. 20 endpoints,
-    /// and all of them while there are fewer than 40.
+    /// The part of the client of this name, which should be its own and stay: a host name, an instance id. 20 endpoints of
+    /// each priority and zone, and all of them while there are fewer than 40.
     #[must_use]
     pub fn new(client: &str) -> Self {
         Self {
@@ -40,7 +43,8 @@ impl Subset {
         }
     }
 
-    /// How many endpoints. Default: 20. With fewer than twice as many there is no point, and all are used.
+    /// How many endpoints of each priority, in the own zone and in others. Default: 20. With fewer than twice as many there
+    /// is no point, and all are used.
     #[must_use]
     pub fn size(self, endpoints: NonZeroUsize) -> Self {
         Self {
@@ -61,10 +65,12 @@ impl Subset {
 // === impl Part ===
 
 impl Part {
-    pub(super) const fn new(subset: Subset) -> Self {
+    /// For a client in this zone.
+    pub(super) const fn new(subset: Subset, zone: Option<Arc<str>>) -> Self {
         Self {
             subset,
-            ranks: BTreeSet::new(),
+            zone,
+            tiers: BTreeMap::new(),
             chosen: BTreeMap::new(),
         }
     }
@@ -76,7 +82,13 @@ impl Part {
             .iter()
             .chain(change.changed.iter().map(|(before, _)| before))
         {
-            self.ranks.remove(&self.subset.rank(endpoint));
+            let tier = self.tier(endpoint);
+            if let Some(ranks) = self.tiers.get_mut(&tier) {
+                ranks.remove(&self.subset.rank(endpoint));
+                if ranks.is_empty() {
+                    self.tiers.remove(&tier);
+                }
+            }
         }
         for endpoint in change
             .added
@@ -84,20 +96,22 @@ impl Part {
             .chain(change.changed.iter().map(|(_, after)| after))
         {
             if is_wanted(endpoint) {
-                self.ranks.insert(self.subset.rank(endpoint));
+                let ranks = self.tiers.entry(self.tier(endpoint)).or_default();
+                ranks.insert(self.subset.rank(endpoint));
             }
         }
         let size = self.subset.size.get();
-        let count = if self.ranks.len() < 2 * size {
-            self.ranks.len()
-        } else {
-            size
+        let first = |ranks: &BTreeSet<_>| {
+            if ranks.len() < 2 * size {
+                ranks.len()
+            } else {
+                size
+            }
         };
         let wanted: BTreeSet<_> = self
-            .ranks
-            .iter()
-            .rev()
-            .take(count)
+            .tiers
+            .values()
+            .flat_map(|ranks| ranks.iter().rev().take(first(ranks)))
             .map(|(_, id)| id)
             .collect();
 
@@ -131,6 +145,12 @@ impl Part {
         }
         own
     }
+
+    fn tier(&self, endpoint: &Endpoint) -> (u16, bool) {
+        let own = self.zone.as_deref();
+        let is_far = own.is_some_and(|own| endpoint.zone() != Some(own));
+        (endpoint.priority(), is_far)
+    }
 }
 
 fn is_wanted(endpoint: &Endpoint) -> bool {
@@ -157,7 +177,7 @@ mod tests {
             let subset = Subset::new(client).size(NonZeroUsize::new(5).unwrap());
             let all = Topology::new(Generation::new(SourceId::new(1), 1), [] as [Endpoint; 0]);
             Self {
-                part: Part::new(subset),
+                part: Part::new(subset, Some("here".into())),
                 all,
                 own: BTreeSet::new(),
             }
@@ -191,6 +211,28 @@ mod tests {
         assert_eq!(rig.own.len(), 5);
         rig.set((0..9).map(endpoint));
         assert_eq!(rig.own.len(), 9);
+    }
+
+    #[test]
+    fn each_priority_and_the_own_zone_have_a_part_of_their_own() {
+        let placed = |id: usize| {
+            let (priority, zone) = (u16::from(id >= 100), ["here", "there"][id / 50 % 2]);
+            endpoint(id).with_priority(priority).with_zone(zone)
+        };
+        for client in 0..50 {
+            let mut rig = Rig::new(&client.to_string());
+            rig.set((0..200).map(placed));
+            let mut parts = [0; 4];
+            for id in &rig.own {
+                parts[id[1..].parse::<usize>().unwrap() / 50] += 1;
+            }
+            assert_eq!(parts, [5; 4]);
+            // One that goes over to another tier makes room in its own.
+            let first: usize = rig.own.first().unwrap()[1..].parse().unwrap();
+            let moved = |id| placed(id).with_priority(u16::from(id >= 100 || id == first));
+            rig.set((0..200).map(moved));
+            assert_eq!(rig.own.len(), 20);
+        }
     }
 
     #[test]

@@ -466,6 +466,27 @@ async fn only_a_part_is_used_and_one_that_leaves_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_subset_has_endpoints_of_the_preferred_tier_for_every_client() {
+    // Ten primaries of 200 would be in no part of 20 at all for a client in four.
+    for client in 0..30 {
+        let subset = Subset::new(&client.to_string());
+        let ranked = |id: usize| endpoint(&name(id)).with_priority(u16::from(id >= 10));
+        let zoned = |id: usize| endpoint(&name(id)).with_zone(["here", "there"][id.min(10) / 10]);
+        for all in [
+            (0..200).map(ranked).collect(),
+            (0..200).map(zoned).collect::<Vec<_>>(),
+        ] {
+            let builder = Balance::builder().subset(subset.clone()).zone("here");
+            let all = Replicas::new(builder, all).await;
+            all.send(50).await;
+            let served = all.served(200);
+            assert_eq!(served[..10].iter().sum::<u64>(), 50, "client {client}");
+            assert_eq!(all.balance.snapshot().endpoints.len(), 30);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_endpoint_comes_up_slowly_and_the_first_ones_do_not() {
     let builder = Balance::builder()
         .policy(RoundRobin::new())
