@@ -182,7 +182,7 @@ where
                 }
             }
             this.pool.pass(&shared, cx);
-            this.pool.publish(&shared);
+            this.pool.publish(&shared, cx);
             // The balance may go while it is held here; then the word of it comes again.
             drop(shared);
             match this.pool.next() {
@@ -654,11 +654,21 @@ impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
             .min()
     }
 
-    /// The one door to what requests see.
-    fn publish(&mut self, shared: &Shared<S, P::Table, P, C>) {
-        if !self.is_stale {
-            return;
+    /// Publishes what changed, again when a table that it needs has been built.
+    fn publish(&mut self, shared: &Shared<S, P::Table, P, C>, cx: &mut Context<'_>) {
+        loop {
+            if self.is_stale {
+                self.publish_now(shared);
+            }
+            if !self.tiers.poll_builds(cx) {
+                return;
+            }
+            self.is_stale = true;
         }
+    }
+
+    /// The only way to what requests see.
+    fn publish_now(&mut self, shared: &Shared<S, P::Table, P, C>) {
         self.weigh(shared, Instant::now());
         self.is_stale = false;
         let life = self

@@ -44,8 +44,12 @@
 //!
 //! A delta of the source that changes one endpoint costs the driver that endpoint, two pieces of 64 pointers, and the list
 //! of pieces: some microseconds for ten thousand endpoints. A snapshot of all costs a comparison of all, but of the pieces
-//! only that it does not share with the last. Tables of hashes are made anew in full, but only when the set changes, not
-//! when readiness does; requests go on with the old one meanwhile.
+//! only that it does not share with the last.
+//!
+//! The tables of [`RingHash`](crate::policy::RingHash) and [`Maglev`](crate::policy::Maglev) are built anew in full, but
+//! only when the set changes, not when readiness does. A [large](crate::policy::LARGE_TABLE) one is built on a thread for
+//! blocking work, one at a time; what changes meanwhile goes into the next. Until it is there, requests use the one before:
+//! they go round what was removed, and do not know yet what was added.
 //!
 //! # What an endpoint costs
 //!
@@ -75,6 +79,7 @@ mod slot;
 mod snapshot;
 mod subset;
 mod tier;
+mod view;
 mod watch;
 
 pub use self::{

@@ -86,7 +86,7 @@ impl<S, Req, P: Policy<Req>, C> Balance<S, Req, P, C> {
         );
         let shared = Arc::new(Shared {
             current: ArcSwap::from_pointee(Published::empty(Life::Pending)),
-            policy,
+            policy: Arc::new(policy),
             classify,
             limits,
             hub: Arc::new(hub),

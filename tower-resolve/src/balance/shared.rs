@@ -11,7 +11,8 @@ use tower_service::Service;
 use super::{
     Stamp,
     slot::{Hub, InFlight, Look, Slot, Stats, UNTIMED},
-    tier::{Share, View, index},
+    tier::{Share, index},
+    view::View,
 };
 use crate::{
     Generation,
@@ -23,7 +24,8 @@ use crate::{
 /// What a balance, its clones, its requests and its driver share. Requests read `current`; only the driver writes it.
 pub(super) struct Shared<S, T, P, C> {
     pub(super) current: ArcSwap<Published<S, T>>,
-    pub(super) policy: P,
+    /// Apart from the rest, because a table may be built by another thread.
+    pub(super) policy: Arc<P>,
     pub(super) classify: C,
     pub(super) limits: Limits,
     pub(super) hub: Arc<Hub>,

@@ -88,6 +88,32 @@ impl<S> Shown<S> {
     }
 }
 
+impl<S> Shown<S> {
+    /// Puts another description of an endpoint in the place of this one. Returns whether it is here; costs a walk.
+    pub(super) fn replace(&mut self, after: &Arc<Slot<S>>) -> bool {
+        let is_same = |slot: &Option<Arc<Slot<S>>>| {
+            slot.as_ref()
+                .is_some_and(|slot| Arc::ptr_eq(&slot.stats, &after.stats))
+        };
+        for piece in &mut self.pieces {
+            if let Some(index) = piece.iter().position(is_same) {
+                Arc::make_mut(piece)[index] = Some(after.clone());
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl<S> Clone for Shown<S> {
+    fn clone(&self) -> Self {
+        Self {
+            pieces: self.pieces.clone(),
+            ..*self
+        }
+    }
+}
+
 impl<S> Candidates for Shown<S> {
     fn count(&self) -> usize {
         self.count

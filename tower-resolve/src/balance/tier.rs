@@ -1,6 +1,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -8,8 +9,9 @@ use tokio::time::Instant;
 use tower_outcome::EjectionBudget;
 
 use super::{
-    shelf::{Shelf, Shown},
+    shelf::Shelf,
     slot::{Slot, Stats},
+    view::{Builds, View, Views},
 };
 use crate::{Endpoint, Phase, error::Counts, policy::Policy};
 
@@ -29,6 +31,7 @@ pub(super) struct Tiers<S, T> {
     /// The share of each level that may be out for what it answered.
     max_ejected: u8,
     counts: Counts,
+    builds: Builds<Rank, T>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,8 +66,7 @@ struct Tier<S, T> {
     /// Out for their health, of those known.
     out: usize,
     panic: Option<Panic>,
-    /// As it was published, if that is still true.
-    view: Option<Arc<View<S, T>>>,
+    views: Views<S, T>,
 }
 
 /// A tier's health is not believed.
@@ -82,13 +84,6 @@ pub(super) struct Weighed {
     pub(super) panics: bool,
     pub(super) out: usize,
     pub(super) known: usize,
-}
-
-/// A tier as requests see it.
-#[derive(Debug)]
-pub(super) struct View<S, T> {
-    pub(super) shown: Shown<S>,
-    pub(super) table: T,
 }
 
 /// A tier's part of the requests: those whose number is below this, and not below the one before's.
@@ -110,6 +105,7 @@ impl<S, T> Tiers<S, T> {
             levels: BTreeMap::new(),
             max_ejected,
             counts: Counts::default(),
+            builds: Builds::new(),
         }
     }
 
@@ -278,12 +274,16 @@ impl<S, T> Tiers<S, T> {
         {
             return false;
         }
-        if let (Some(place), Some(rank)) = (Place::of(after), rank)
-            && let Some(tier) = self.tiers.get_mut(&rank)
-        {
-            tier.uncount(before.endpoint.weight().get());
-            tier.count(after.endpoint.weight().get());
-            tier.shelf.replace(place.index, after.clone());
+        if let Some(tier) = rank.and_then(|rank| self.tiers.get_mut(&rank)) {
+            if let Some(place) = Place::of(after) {
+                let [before, now] = [&before.endpoint, &after.endpoint].map(|of| of.weight().get());
+                if before != now {
+                    tier.uncount(before);
+                    tier.count(now);
+                }
+                tier.shelf.replace(place.index, after.clone());
+            }
+            tier.views.replaced(after);
         }
         true
     }
@@ -309,8 +309,11 @@ impl<S, T> Tiers<S, T> {
     /// What requests pick from. Tiers that did not change are shared with what was published before.
     pub(super) fn shares<Req, P: Policy<Req, Table = T>>(
         &mut self,
-        policy: &P,
-    ) -> Box<[Share<S, T>]> {
+        policy: &Arc<P>,
+    ) -> Box<[Share<S, T>]>
+    where
+        T: Send + 'static,
+    {
         let mut health = self.health();
         if health.iter().all(|health| *health == 0.0) {
             // Nobody is well: where that is not believed, those who are ready take it all.
@@ -323,15 +326,18 @@ impl<S, T> Tiers<S, T> {
         let mut parts = spread(health.into_iter());
         let mut below = 0.0;
         let mut shares = Vec::with_capacity(1);
-        for tier in self.tiers.values_mut() {
+        for (rank, tier) in &mut self.tiers {
             below += parts.next().unwrap_or_default();
-            if tier.eligible > 0 {
+            // One whose first table is being built cannot be picked from yet.
+            if tier.eligible > 0
+                && let Some(view) = tier.view(policy, (*rank, &mut self.builds))
+            {
                 // Rounded to the full range at the end, so that the last one with a part takes what is left of it.
                 let below = (below * f64::from(u32::MAX)).round() as u32;
                 shares.push(Share {
                     below,
                     panics: tier.panic.is_some(),
-                    view: tier.view(policy),
+                    view,
                 });
             }
         }
@@ -357,6 +363,17 @@ impl<S, T> Tiers<S, T> {
         {
             budget.set_members(self.tiers.get(&rank).map_or(0, |tier| tier.known));
         }
+    }
+
+    /// Whether a table that was built elsewhere is there, so that what requests pick from changed.
+    pub(super) fn poll_builds(&mut self, cx: &mut Context<'_>) -> bool {
+        let Poll::Ready((rank, table)) = self.builds.poll(cx) else {
+            return false;
+        };
+        if let Some(tier) = self.tiers.get_mut(&rank) {
+            tier.views.built(table);
+        }
+        true
     }
 
     fn rank(&self, endpoint: &Endpoint) -> Option<Rank> {
@@ -409,7 +426,7 @@ impl<S, T> Tier<S, T> {
     fn count(&mut self, weight: u32) {
         *self.weights.entry(weight).or_default() += 1;
         self.total_weight += u64::from(weight);
-        self.view = None;
+        self.views.changed();
     }
 
     fn uncount(&mut self, weight: u32) {
@@ -420,7 +437,7 @@ impl<S, T> Tier<S, T> {
                 self.weights.remove(&weight);
             }
         }
-        self.view = None;
+        self.views.changed();
     }
 
     fn uncount_place(&mut self, place: Place) {
@@ -455,14 +472,19 @@ impl<S, T> Tier<S, T> {
         }
     }
 
-    fn view<Req, P: Policy<Req, Table = T>>(&mut self, policy: &P) -> Arc<View<S, T>> {
+    fn view<Req, P: Policy<Req, Table = T>>(
+        &mut self,
+        policy: &Arc<P>,
+        builds: (Rank, &mut Builds<Rank, T>),
+    ) -> Option<Arc<View<S, T>>>
+    where
+        T: Send + 'static,
+    {
         let show = || {
             let heaviest = self.weights.keys().next_back().copied().unwrap_or(1);
-            let shown = self.shelf.show(heaviest, self.total_weight);
-            let table = policy.table(&shown);
-            Arc::new(View { shown, table })
+            self.shelf.show(heaviest, self.total_weight)
         };
-        self.view.get_or_insert_with(show).clone()
+        self.views.latest(show, policy, builds)
     }
 }
 
@@ -477,7 +499,7 @@ impl<S, T> Default for Tier<S, T> {
             eligible: 0,
             out: 0,
             panic: None,
-            view: None,
+            views: Views::new(),
         }
     }
 }

@@ -30,6 +30,10 @@ impl<Req> Policy<Req> for LeastRequest {
         Weights::of(candidates)
     }
 
+    fn table_size<C: Candidates>(&self, candidates: &C) -> usize {
+        Weights::size(candidates)
+    }
+
     fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, _: &Turn) -> usize {
         if candidates.count() < 2 {
             return 0;

@@ -62,6 +62,10 @@ where
         places(candidates)
     }
 
+    fn table_size<C: Candidates>(&self, candidates: &C) -> usize {
+        size(candidates.count()) as usize
+    }
+
     fn key(&self, request: &Req) -> Option<u64> {
         (self.key)(request)
     }
@@ -98,11 +102,7 @@ fn places<C: Candidates>(candidates: &C) -> Places {
     // In the order of the names, because all clients must come to one table.
     let mut order: Vec<u32> = (0..candidates.count() as u32).collect();
     order.sort_unstable_by_key(|index| candidates.endpoint(*index as usize).id());
-    let size = if candidates.count() <= SMALL as usize / 100 {
-        SMALL
-    } else {
-        LARGE
-    };
+    let size = size(candidates.count());
     let mut walks: Vec<Walk> = order
         .iter()
         .zip(seats(candidates, &order, size))
@@ -126,6 +126,14 @@ fn places<C: Candidates>(candidates: &C) -> Places {
         walks.retain(|walk| walk.seats > 0);
     }
     Places(places.into())
+}
+
+const fn size(endpoints: usize) -> u64 {
+    if endpoints <= SMALL as usize / 100 {
+        SMALL
+    } else {
+        LARGE
+    }
 }
 
 /// How many places each gets, in this order: its part of them, rounded so that all are given away (largest remainders).

@@ -86,9 +86,17 @@ pub trait Policy<Req>: Send + Sync + 'static {
         false
     }
 
-    /// Computes the table. Called by the driver when the set of candidates, or a weight, has changed; there is at least
-    /// one.
+    /// Computes the table. Called when the set of candidates, or a weight, has changed; there is at least one. It is to look
+    /// at what the candidates are, not at what they do.
     fn table<C: Candidates>(&self, candidates: &C) -> Self::Table;
+
+    /// How many entries the table will have. Default: 0. One of more than [`LARGE_TABLE`] is built on a thread for blocking
+    /// work, while requests go on with the one before, and the driver with its own work; one table at a time. In a
+    /// balance that is driven outside of a Tokio runtime, the driver builds it.
+    fn table_size<C: Candidates>(&self, candidates: &C) -> usize {
+        let _ = candidates;
+        0
+    }
 
     /// What ties a request to an endpoint, for the policies that do so. Default: nothing. Called once a request.
     fn key(&self, request: &Req) -> Option<u64> {
@@ -102,6 +110,10 @@ pub trait Policy<Req>: Send + Sync + 'static {
     /// ready. It must not block, and should cost the same for any number of candidates.
     fn pick<C: Candidates>(&self, table: &Self::Table, candidates: &C, turn: &Turn) -> usize;
 }
+
+/// A table with more entries than this is not built by the driver, see [`Policy::table_size`]: 16 384 points of a ring take
+/// about a millisecond to compute and sort, which is as long as a task should hold its thread.
+pub const LARGE_TABLE: usize = 16_384;
 
 /// The endpoints that a [`Policy`] may pick: at least one, in no particular order, but always in the same one beside a
 /// table that was made of them.

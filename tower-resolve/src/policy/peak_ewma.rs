@@ -42,6 +42,10 @@ impl<Req> Policy<Req> for PeakEwma {
         Weights::of(candidates)
     }
 
+    fn table_size<C: Candidates>(&self, candidates: &C) -> usize {
+        Weights::size(candidates)
+    }
+
     fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, turn: &Turn) -> usize {
         if candidates.count() < 2 {
             return 0;

@@ -24,6 +24,10 @@ impl<Req> Policy<Req> for Random {
         Weights::of(candidates)
     }
 
+    fn table_size<C: Candidates>(&self, candidates: &C) -> usize {
+        Weights::size(candidates)
+    }
+
     fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, _: &Turn) -> usize {
         weights.draw(candidates)
     }

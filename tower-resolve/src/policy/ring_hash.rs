@@ -94,8 +94,9 @@ impl<F> RingHash<F> {
         Self { bound, ..self }
     }
 
-    /// The points for a weight of 1, as a numerator and a denominator.
-    fn scale<C: Candidates>(&self, candidates: &C) -> (u64, u64) {
+    /// The weight that has [`points`](Self::points), how many points the ring has with that, and with the greatest common
+    /// divisor.
+    fn unit<C: Candidates>(&self, candidates: &C) -> (u64, [u128; 2]) {
         let points = u64::from(self.points.get());
         let mut unit = (0..candidates.count())
             .map(|index| u64::from(candidates.weight(index)))
@@ -111,15 +112,7 @@ impl<F> RingHash<F> {
         while size(unit) > most.into() {
             unit *= 2;
         }
-        if size(unit) < full {
-            tracing::debug!(
-                endpoints = candidates.count(),
-                full = %full,
-                points = %size(unit),
-                "the ring was cut, its shares are less exact"
-            );
-        }
-        (points, unit)
+        (unit, [size(unit), full])
     }
 }
 
@@ -144,8 +137,13 @@ where
     }
 
     fn table<C: Candidates>(&self, candidates: &C) -> Ring {
-        let (scale, unit) = self.scale(candidates);
-        let mut points = Vec::new();
+        let (unit, [size, full]) = self.unit(candidates);
+        if size < full {
+            let endpoints = candidates.count();
+            tracing::debug!(endpoints, %full, %size, "the ring was cut, its shares are less exact");
+        }
+        let scale = u64::from(self.points.get());
+        let mut points = Vec::with_capacity(size as usize + candidates.count());
         for index in 0..candidates.count() {
             let seed = key(candidates.endpoint(index).id().as_str().as_bytes());
             let count = (u64::from(candidates.weight(index)) * scale / unit).max(1);
@@ -153,6 +151,10 @@ where
         }
         points.sort_unstable();
         Ring(points.into())
+    }
+
+    fn table_size<C: Candidates>(&self, candidates: &C) -> usize {
+        self.unit(candidates).1[0] as usize
     }
 
     fn key(&self, request: &Req) -> Option<u64> {

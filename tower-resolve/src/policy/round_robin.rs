@@ -47,6 +47,10 @@ impl<Req> Policy<Req> for RoundRobin {
         Weights::of(candidates)
     }
 
+    fn table_size<C: Candidates>(&self, candidates: &C) -> usize {
+        Weights::size(candidates)
+    }
+
     fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, _: &Turn) -> usize {
         let (count, heaviest) = (candidates.count() as u64, u64::from(candidates.heaviest()));
         let (next, is_even) = (self.next.own(), is_even(candidates));

@@ -22,10 +22,15 @@ struct Column {
 
 impl Weights {
     pub(super) fn of<C: Candidates>(candidates: &C) -> Self {
-        let count = candidates.count() as u64;
-        let heaviest = u128::from(candidates.heaviest()) * u128::from(count);
+        Self((Self::size(candidates) > 0).then(|| columns(candidates)))
+    }
+
+    /// How many columns there are.
+    pub(super) fn size<C: Candidates>(candidates: &C) -> usize {
+        let count = candidates.count();
+        let heaviest = u128::from(candidates.heaviest()) * count as u128;
         let is_skewed = heaviest > SKEWED * u128::from(candidates.total_weight());
-        Self(is_skewed.then(|| columns(candidates)))
+        if is_skewed { count } else { 0 }
     }
 
     /// A candidate at random, by weight and warmth.

@@ -15,6 +15,7 @@ mod model;
 mod partition;
 mod policies;
 mod support;
+mod tables;
 #[cfg(feature = "hyper")]
 mod upstream;
 mod waiting;
