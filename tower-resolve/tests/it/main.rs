@@ -14,6 +14,7 @@ mod health;
 mod model;
 mod partition;
 mod policies;
+mod scenarios;
 mod support;
 mod tables;
 #[cfg(feature = "hyper")]
