@@ -18,7 +18,7 @@ use crate::{
     Generation,
     chunks::{Chunks, Named},
     error::{Counts, NoEndpoints},
-    policy::{Candidates, Policy, Turn, mixed},
+    policy::{Candidates, PickContext, Policy, mixed},
 };
 
 /// What a balance, its clones, its requests and its driver share. Requests read `current`; only the driver writes it.
@@ -124,7 +124,7 @@ impl<S, T, P, C> Shared<S, T, P, C> {
         C: Stamp<Req>,
     {
         let published = self.current.load();
-        let turn = Turn::new(
+        let context = PickContext::new(
             self.policy.key(request),
             if P::MEASURES_LATENCY {
                 self.hub.nanos()
@@ -132,13 +132,13 @@ impl<S, T, P, C> Shared<S, T, P, C> {
                 0
             },
         );
-        let Some(first) = published.first(&turn) else {
+        let Some(first) = published.first(&context) else {
             return Err(published.nothing());
         };
         let picks = Picks {
             shared: self,
             published: &published,
-            turn,
+            context,
         };
         freed
             .and_then(|stats| picks.try_freed(stats, request))
@@ -159,7 +159,7 @@ impl<S, T, P, C> Drop for Shared<S, T, P, C> {
 struct Picks<'a, S, T, P, C> {
     shared: &'a Shared<S, T, P, C>,
     published: &'a Published<S, T>,
-    turn: Turn,
+    context: PickContext,
 }
 
 // === impl Picks ===
@@ -177,7 +177,9 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
         let most = if P::KEEPS_UNREADY { KEYED_PICKS } else { PICKS };
         for step in 0..most {
             let index = within(
-                self.shared.policy.pick(table, shown, &self.turn.at(step)),
+                self.shared
+                    .policy
+                    .pick(table, shown, &self.context.at(step)),
                 shown.count(),
             );
             let slot = shown.slot(index);
@@ -240,7 +242,7 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
             return None;
         }
         let began = if P::MEASURES_LATENCY {
-            self.turn.nanos()
+            self.context.nanos()
         } else {
             UNTIMED
         };
@@ -297,12 +299,12 @@ impl<S, T> Published<S, T> {
     }
 
     /// The tier for this request. One that is tied to an endpoint is tied to its tier as well.
-    fn first(&self, turn: &Turn) -> Option<usize> {
+    fn first(&self, context: &PickContext) -> Option<usize> {
         match &*self.shares {
             [] => None,
             [_] => Some(0),
             shares => {
-                let number = turn.key().map_or_else(|| fastrand::u32(..), tier_of);
+                let number = context.key().map_or_else(|| fastrand::u32(..), tier_of);
                 Some(
                     shares
                         .iter()

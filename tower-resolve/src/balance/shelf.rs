@@ -3,7 +3,7 @@ use std::{array, sync::Arc};
 use super::slot::Slot;
 use crate::{
     Endpoint,
-    policy::{Candidates, Estimate, Turn},
+    policy::{Candidates, Estimate, PickContext},
 };
 
 /// The endpoints to pick from, without gaps, in pieces that what is published shares with what comes next. A change
@@ -147,8 +147,8 @@ impl<S> Candidates for Shown<S> {
         self.slot(index).stats.warmth()
     }
 
-    fn latency(&self, index: usize, turn: &Turn) -> Estimate {
-        self.slot(index).stats.latency(turn.nanos())
+    fn latency(&self, index: usize, context: &PickContext) -> Estimate {
+        self.slot(index).stats.latency(context.nanos())
     }
 
     fn total_in_flight(&self) -> u64 {

@@ -9,7 +9,7 @@ use tokio::{runtime::Handle, task::JoinHandle};
 use super::{shelf::Shown, slot::Slot};
 use crate::{
     Endpoint,
-    policy::{Candidates, Estimate, LARGE_TABLE, Policy, Turn},
+    policy::{Candidates, Estimate, LARGE_TABLE, PickContext, Policy},
 };
 
 /// A tier as requests see it.
@@ -269,7 +269,7 @@ impl Candidates for Described {
         self.total_weight
     }
 
-    fn latency(&self, _: usize, _: &Turn) -> Estimate {
+    fn latency(&self, _: usize, _: &PickContext) -> Estimate {
         Estimate::AtLeast(0.0)
     }
 

@@ -1,4 +1,4 @@
-use super::{Candidates, Turn};
+use super::{Candidates, PickContext};
 
 /// How much more than the mean an endpoint may have in flight before its keys go to the next one ("consistent hashing
 /// with bounded loads", Mirrokni, Thorup and Zadimoghaddam, 2017). Off by default.
@@ -62,8 +62,8 @@ pub(crate) const fn mixed(mut hash: u64) -> u64 {
 }
 
 /// The key of a request; one without gets any endpoint.
-pub(super) fn key_of(turn: &Turn) -> u64 {
-    turn.key().map_or_else(|| fastrand::u64(..), mixed)
+pub(super) fn key_of(context: &PickContext) -> u64 {
+    context.key().map_or_else(|| fastrand::u64(..), mixed)
 }
 
 /// Whether this key is one of those that have not come to this endpoint yet, because it is in its slow start. Each key

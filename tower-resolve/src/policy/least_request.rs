@@ -1,4 +1,4 @@
-use super::{Candidates, Load, Policy, Turn, Weights};
+use super::{Candidates, Load, PickContext, Policy, Weights};
 
 /// Of two candidates at random, the one with fewer requests in flight for its weight ("power of two choices").
 ///
@@ -34,7 +34,7 @@ impl<Req> Policy<Req> for LeastRequest {
         Weights::size(candidates)
     }
 
-    fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, _: &Turn) -> usize {
+    fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, _: &PickContext) -> usize {
         if candidates.count() < 2 {
             return 0;
         }

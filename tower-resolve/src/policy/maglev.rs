@@ -1,5 +1,5 @@
 use super::{
-    Bound, Candidates, Policy, Turn,
+    Bound, Candidates, PickContext, Policy,
     hash::{LOOKS, is_to_come, key, key_of, mixed},
 };
 
@@ -70,8 +70,13 @@ where
         (self.key)(request)
     }
 
-    fn pick<C: Candidates>(&self, Places(places): &Places, candidates: &C, turn: &Turn) -> usize {
-        let key = key_of(turn);
+    fn pick<C: Candidates>(
+        &self,
+        Places(places): &Places,
+        candidates: &C,
+        context: &PickContext,
+    ) -> usize {
+        let key = key_of(context);
         let (mut first, mut below) = (None, 0);
         // Another place for each further look, the same for this key each time.
         for look in 0..LOOKS as u64 {
@@ -88,12 +93,12 @@ where
             if is_passed_over {
                 continue;
             }
-            if below == turn.step() {
+            if below == context.step() {
                 return index;
             }
             below += 1;
         }
-        first.unwrap_or_default() + turn.step()
+        first.unwrap_or_default() + context.step()
     }
 }
 
@@ -307,9 +312,9 @@ mod tests {
     fn a_full_home_gives_its_keys_to_another_where_there_is_a_bound() {
         let mut candidates = Some::of(&[1; 4]);
         let table = Policy::<u64>::table(&policy(), &candidates);
-        let turn = Turn::new(Option::Some(7), 0);
+        let context = PickContext::new(Option::Some(7), 0);
         let pick = |policy: Maglev<_>, candidates: &Some, step| {
-            Policy::<u64>::pick(&policy, &table, candidates, &turn.at(step))
+            Policy::<u64>::pick(&policy, &table, candidates, &context.at(step))
         };
         let home = pick(policy(), &candidates, 0);
         assert_ne!(

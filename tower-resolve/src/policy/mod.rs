@@ -54,7 +54,7 @@ use crate::Endpoint;
 /// Picks among candidates.
 ///
 /// ```
-/// use tower_resolve::policy::{Candidates, Policy, Turn};
+/// use tower_resolve::policy::{Candidates, Policy, PickContext};
 ///
 /// /// Always the first, and the next one while that is not ready.
 /// struct First;
@@ -64,8 +64,8 @@ use crate::Endpoint;
 ///
 ///     fn table<C: Candidates>(&self, _: &C) {}
 ///
-///     fn pick<C: Candidates>(&self, (): &(), _: &C, turn: &Turn) -> usize {
-///         turn.step()
+///     fn pick<C: Candidates>(&self, (): &(), _: &C, context: &PickContext) -> usize {
+///         context.step()
 ///     }
 /// }
 /// ```
@@ -106,9 +106,14 @@ pub trait Policy<Req>: Send + Sync + 'static {
 
     /// Picks the index of a candidate. What is out of range wraps around.
     ///
-    /// Called once a request, and again with the next [`step`](Turn::step) for each pick that turned out not to be
+    /// Called once a request, and again with the next [`step`](PickContext::step) for each pick that turned out not to be
     /// ready. It must not block, and should cost the same for any number of candidates.
-    fn pick<C: Candidates>(&self, table: &Self::Table, candidates: &C, turn: &Turn) -> usize;
+    fn pick<C: Candidates>(
+        &self,
+        table: &Self::Table,
+        candidates: &C,
+        context: &PickContext,
+    ) -> usize;
 }
 
 /// A table with more entries than this is not built by the driver, see [`Policy::table_size`]: 16 384 points of a ring take
@@ -144,7 +149,7 @@ pub trait Candidates {
     fn total_weight(&self) -> u64;
 
     /// The latency of one. Only kept where the policy [`MEASURES_LATENCY`](Policy::MEASURES_LATENCY).
-    fn latency(&self, index: usize, turn: &Turn) -> Estimate;
+    fn latency(&self, index: usize, context: &PickContext) -> Estimate;
 
     /// How many requests all endpoints of the balance have in flight together. Only kept where the policy
     /// [counts the total](Policy::counts_total).
@@ -160,17 +165,17 @@ pub enum Estimate {
     AtLeast(f32),
 }
 
-/// One request's turn to be given an endpoint.
+/// What a policy is told of the request that it picks for.
 #[derive(Clone, Copy, Debug)]
-pub struct Turn {
+pub struct PickContext {
     step: usize,
     key: Option<u64>,
     nanos: u64,
 }
 
-// === impl Turn ===
+// === impl PickContext ===
 
-impl Turn {
+impl PickContext {
     pub(crate) const fn new(key: Option<u64>, nanos: u64) -> Self {
         Self {
             step: 0,
@@ -341,7 +346,7 @@ mod testing {
             self.warmth[index]
         }
 
-        fn latency(&self, index: usize, _: &Turn) -> Estimate {
+        fn latency(&self, index: usize, _: &PickContext) -> Estimate {
             self.latency[index]
         }
 
@@ -355,8 +360,11 @@ mod testing {
         let table = policy.table(candidates);
         let mut picks = vec![0; candidates.count()];
         for request in 0..times {
-            picks[policy.pick(&table, candidates, &Turn::new(policy.key(&request), 0))
-                % candidates.count()] += 1;
+            picks[policy.pick(
+                &table,
+                candidates,
+                &PickContext::new(policy.key(&request), 0),
+            ) % candidates.count()] += 1;
         }
         picks
     }

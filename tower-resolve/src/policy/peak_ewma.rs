@@ -1,4 +1,4 @@
-use super::{Candidates, Estimate, Load, Policy, Turn, Weights};
+use super::{Candidates, Estimate, Load, PickContext, Policy, Weights};
 
 /// Of two candidates at random, the one that will answer sooner: the latency of its worst answers lately, times what it
 /// has in flight (Finagle's peak EWMA).
@@ -46,13 +46,18 @@ impl<Req> Policy<Req> for PeakEwma {
         Weights::size(candidates)
     }
 
-    fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, turn: &Turn) -> usize {
+    fn pick<C: Candidates>(
+        &self,
+        weights: &Weights,
+        candidates: &C,
+        context: &PickContext,
+    ) -> usize {
         if candidates.count() < 2 {
             return 0;
         }
         let (one, other) = weights.pair(candidates);
         let [first, second] = [one, other].map(|index| Load::of(candidates, index));
-        let [known, against] = [one, other].map(|index| candidates.latency(index, turn));
+        let [known, against] = [one, other].map(|index| candidates.latency(index, context));
         // One that was asked and has not answered yet is waited for.
         match (known, against) {
             (Estimate::AtLeast(_), Estimate::Known(_)) if first.in_flight > 0.0 => return other,

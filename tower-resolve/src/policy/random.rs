@@ -1,4 +1,4 @@
-use super::{Candidates, Policy, Turn, Weights};
+use super::{Candidates, PickContext, Policy, Weights};
 
 /// Any candidate, each as often as its weight says.
 ///
@@ -28,7 +28,7 @@ impl<Req> Policy<Req> for Random {
         Weights::size(candidates)
     }
 
-    fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, _: &Turn) -> usize {
+    fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, _: &PickContext) -> usize {
         weights.draw(candidates)
     }
 }

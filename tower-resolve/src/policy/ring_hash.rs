@@ -1,7 +1,7 @@
 use std::num::NonZeroU32;
 
 use super::{
-    Bound, Candidates, Policy, Turn,
+    Bound, Candidates, PickContext, Policy,
     hash::{LOOKS, is_to_come, key, key_of, mixed},
 };
 
@@ -161,14 +161,19 @@ where
         (self.key)(request)
     }
 
-    fn pick<C: Candidates>(&self, Ring(points): &Ring, candidates: &C, turn: &Turn) -> usize {
-        let key = key_of(turn);
+    fn pick<C: Candidates>(
+        &self,
+        Ring(points): &Ring,
+        candidates: &C,
+        context: &PickContext,
+    ) -> usize {
+        let key = key_of(context);
         let start = points.partition_point(|(point, _)| *point < key);
         let around = points[start..]
             .iter()
             .chain(&points[..start])
             .map(|(_, index)| *index as usize);
-        nth_below(around, turn.step(), |index| {
+        nth_below(around, context.step(), |index| {
             self.bound.is_over(candidates, index) || is_to_come(candidates, index, key)
         })
     }
@@ -221,7 +226,7 @@ mod tests {
                 &policy(),
                 &table,
                 &candidates,
-                &Turn::new(Option::Some(request), 0),
+                &PickContext::new(Option::Some(request), 0),
             )]
         };
         (0..keys).map(pick).collect()
@@ -308,9 +313,9 @@ mod tests {
         let owners = |weights: &[u32]| {
             let candidates = Some::of(weights);
             let table = Policy::<u64>::table(&policy(), &candidates);
-            let turn = |key| Turn::new(Option::Some(key), 0);
+            let context = |key| PickContext::new(Option::Some(key), 0);
             (0..5_000)
-                .map(|key| Policy::<u64>::pick(&policy(), &table, &candidates, &turn(key)))
+                .map(|key| Policy::<u64>::pick(&policy(), &table, &candidates, &context(key)))
                 .collect::<Vec<_>>()
         };
         let (before, after) = (owners(&[100, 200, 100]), owners(&[100, 200, 100, 2_000]));
@@ -326,8 +331,8 @@ mod tests {
         let mut owners = |warmth| {
             candidates.warmth[2] = warmth;
             let pick = |key| {
-                let turn = Turn::new(Option::Some(key), 0);
-                Policy::<u64>::pick(&policy(), &table, &candidates, &turn)
+                let context = PickContext::new(Option::Some(key), 0);
+                Policy::<u64>::pick(&policy(), &table, &candidates, &context)
             };
             (0..20_000).map(pick).collect::<Vec<_>>()
         };
@@ -348,9 +353,9 @@ mod tests {
         let candidates = Some::of(&[1; 10]);
         let table = Policy::<u64>::table(&policy(), &candidates);
         for request in 0..100 {
-            let turn = Turn::new(Option::Some(request), 0);
+            let context = PickContext::new(Option::Some(request), 0);
             let steps: Vec<_> = (0..4)
-                .map(|step| Policy::<u64>::pick(&policy(), &table, &candidates, &turn.at(step)))
+                .map(|step| Policy::<u64>::pick(&policy(), &table, &candidates, &context.at(step)))
                 .collect();
             let distinct: std::collections::BTreeSet<_> = steps.iter().collect();
             assert_eq!(distinct.len(), 4, "{steps:?}");
@@ -361,9 +366,9 @@ mod tests {
     fn a_full_home_gives_its_keys_to_the_next_where_there_is_a_bound() {
         let mut candidates = Some::of(&[1; 4]);
         let table = Policy::<u64>::table(&policy(), &candidates);
-        let turn = Turn::new(Option::Some(7), 0);
+        let context = PickContext::new(Option::Some(7), 0);
         let pick = |policy: RingHash<_>, candidates: &Some| {
-            Policy::<u64>::pick(&policy, &table, candidates, &turn)
+            Policy::<u64>::pick(&policy, &table, candidates, &context)
         };
         let home = pick(policy(), &candidates);
         candidates.in_flight[home] = 10;

@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::{
-    Candidates, Policy, Turn, Weights,
+    Candidates, PickContext, Policy, Weights,
     weights::{is_accepted, is_even},
 };
 use crate::stripe::Stripes;
@@ -51,7 +51,7 @@ impl<Req> Policy<Req> for RoundRobin {
         Weights::size(candidates)
     }
 
-    fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, _: &Turn) -> usize {
+    fn pick<C: Candidates>(&self, weights: &Weights, candidates: &C, _: &PickContext) -> usize {
         let (count, heaviest) = (candidates.count() as u64, u64::from(candidates.heaviest()));
         let (next, is_even) = (self.next.own(), is_even(candidates));
         let mut index = 0;
@@ -140,7 +140,7 @@ mod tests {
         let candidates = Some::of(&[4, 1, 1]);
         let table = Policy::<u64>::table(&policy, &candidates);
         let order: Vec<_> = (0..60)
-            .map(|_| Policy::<u64>::pick(&policy, &table, &candidates, &Turn::new(None, 0)))
+            .map(|_| Policy::<u64>::pick(&policy, &table, &candidates, &PickContext::new(None, 0)))
             .collect();
         assert_eq!(order.iter().filter(|picked| **picked == 0).count(), 40);
         assert!(

@@ -20,7 +20,7 @@ use tower::Service;
 use tower_outcome::{BoxError, Class, EjectionBudget, Refusal, header::LEASE_EPOCH};
 use tower_resolve::{
     Balance, Endpoint, NoEndpoints, Phase, Stopped, Topology, Unreachable, Update,
-    policy::{Candidates, Policy, RoundRobin, Turn},
+    policy::{Candidates, PickContext, Policy, RoundRobin},
 };
 
 use crate::support::{
@@ -315,7 +315,7 @@ impl<Req> Policy<Req> for Always {
         candidates.count()
     }
 
-    fn pick<C: Candidates>(&self, table: &usize, candidates: &C, _: &Turn) -> usize {
+    fn pick<C: Candidates>(&self, table: &usize, candidates: &C, _: &PickContext) -> usize {
         assert_eq!(
             *table,
             candidates.count(),

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use tower::Service;
 use tower_resolve::{
     Balance, Stopped,
-    policy::{self, Candidates, LARGE_TABLE, Maglev, Policy, Turn},
+    policy::{self, Candidates, LARGE_TABLE, Maglev, PickContext, Policy},
 };
 
 use crate::support::{Rig, generation, request, rig, snapshot};
@@ -71,9 +71,14 @@ impl<Req> Policy<Req> for Slow {
         LARGE_TABLE + 1
     }
 
-    fn pick<C: Candidates>(&self, table: &Vec<String>, candidates: &C, turn: &Turn) -> usize {
+    fn pick<C: Candidates>(
+        &self,
+        table: &Vec<String>,
+        candidates: &C,
+        context: &PickContext,
+    ) -> usize {
         assert_eq!(*table, ids(candidates), "a table is of its candidates");
-        turn.step()
+        context.step()
     }
 }
 
@@ -175,7 +180,7 @@ async fn a_policy_that_panics_over_its_table_stops_the_balance() {
             usize::MAX
         }
 
-        fn pick<C: Candidates>(&self, (): &(), _: &C, _: &Turn) -> usize {
+        fn pick<C: Candidates>(&self, (): &(), _: &C, _: &PickContext) -> usize {
             0
         }
     }

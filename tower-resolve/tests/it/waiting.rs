@@ -22,7 +22,7 @@ use tower::{Service, limit::ConcurrencyLimit};
 use tower_outcome::{BoxError, EjectionBudget};
 use tower_resolve::{
     Balance, Endpoint, NoEndpoints,
-    policy::{Candidates, LeastRequest, Maglev, PeakEwma, Policy, RoundRobin, Turn},
+    policy::{Candidates, LeastRequest, Maglev, PeakEwma, PickContext, Policy, RoundRobin},
 };
 
 use crate::support::{
@@ -159,9 +159,9 @@ impl<Req> Policy<Req> for Counted {
 
     fn table<C: Candidates>(&self, _: &C) {}
 
-    fn pick<C: Candidates>(&self, (): &(), _: &C, turn: &Turn) -> usize {
+    fn pick<C: Candidates>(&self, (): &(), _: &C, context: &PickContext) -> usize {
         self.0.fetch_add(1, SeqCst);
-        turn.step()
+        context.step()
     }
 }
 
@@ -310,7 +310,7 @@ async fn a_policy_that_panics_in_a_turn_gives_it_to_the_next() {
 
         fn table<C: Candidates>(&self, _: &C) {}
 
-        fn pick<C: Candidates>(&self, (): &(), _: &C, _: &Turn) -> usize {
+        fn pick<C: Candidates>(&self, (): &(), _: &C, _: &PickContext) -> usize {
             assert_ne!(self.0.fetch_add(1, SeqCst), 0, "made by the test");
             0
         }

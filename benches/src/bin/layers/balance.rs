@@ -7,7 +7,7 @@ use tower_benches::{
     drive::{self, Case},
 };
 use tower_resolve::policy::{
-    Candidates, LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin, Turn,
+    Candidates, LeastRequest, Maglev, PeakEwma, PickContext, Policy, Random, RingHash, RoundRobin,
 };
 
 /// One case for each number of endpoints, beside the service that does nothing or beside another one.
@@ -95,9 +95,14 @@ impl<P: Policy<u32>> Policy<u32> for Twice<P> {
         self.0.table(candidates)
     }
 
-    fn pick<C: Candidates>(&self, table: &P::Table, candidates: &C, turn: &Turn) -> usize {
-        black_box(self.0.pick(table, candidates, turn));
-        self.0.pick(table, candidates, turn)
+    fn pick<C: Candidates>(
+        &self,
+        table: &P::Table,
+        candidates: &C,
+        context: &PickContext,
+    ) -> usize {
+        black_box(self.0.pick(table, candidates, context));
+        self.0.pick(table, candidates, context)
     }
 }
 
