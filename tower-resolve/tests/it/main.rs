@@ -1,5 +1,6 @@
 //! The crate as its users see it: resolvers, balances and upstreams, over scripted sources, real servers and simulated hosts.
 
+mod allocation;
 mod balance;
 mod budget;
 mod cache;
