@@ -3,8 +3,9 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fmt,
+    future::ready,
     num::NonZeroU32,
     rc::Rc,
     sync::{
@@ -24,7 +25,12 @@ use tokio::{
 };
 use tower::Service;
 use tower_outcome::{BoxError, EjectionBudget};
-use tower_resolve::{Balance, Endpoint, Topology, Update, balance::BalanceBuilder, policy::Policy};
+use tower_resolve::{
+    Balance, Endpoint, Topology, Update,
+    balance::BalanceBuilder,
+    health::{self, ActiveCheck},
+    policy::Policy,
+};
 
 use crate::support::{endpoint, generation, settle, source};
 
@@ -144,6 +150,29 @@ impl Service<Request> for Node {
             sleep(Duration::from_micros(micros * fastrand::u64(67..134) / 100)).await;
             Ok(())
         })
+    }
+}
+
+/// What active checks find: the endpoints that are ill.
+#[derive(Clone, Default)]
+pub(super) struct Ill(Arc<Mutex<BTreeSet<usize>>>);
+
+// === impl Ill ===
+
+impl Ill {
+    /// A check once a second, which is believed after three failures and after two successes.
+    pub(super) fn check(&self) -> ActiveCheck {
+        let ill = self.0.clone();
+        let check = ActiveCheck::new(health::from_fn(move |endpoint: &Endpoint| {
+            let id = endpoint.id().as_str()[1..].parse().expect("a number");
+            let is_ill = ill.lock().unwrap().contains(&id);
+            ready(if is_ill { Err("ill".into()) } else { Ok(()) })
+        }));
+        check.interval(Duration::from_secs(1))
+    }
+
+    pub(super) fn set(&self, ids: impl IntoIterator<Item = usize>) {
+        *self.0.lock().unwrap() = ids.into_iter().collect();
     }
 }
 

@@ -12,11 +12,11 @@ use std::{
 
 use tokio::time::sleep;
 use tower_resolve::{
-    Balance,
+    Balance, Endpoint,
     policy::{LeastRequest, Maglev, PeakEwma, Policy, Random, RingHash, RoundRobin},
 };
 
-use self::lab::{Kind, Lab, NO_PAUSE, Request, endpoints, name, under_every_policy, weighted};
+use self::lab::{Ill, Kind, Lab, NO_PAUSE, Request, endpoints, name, under_every_policy, weighted};
 use crate::support::endpoint;
 
 fn seconds(seconds: f64) -> Duration {
@@ -240,6 +240,66 @@ async fn one_failure_costs_an_endpoint_nothing() {
             .has_shares(&[1.0; 5], "after a failure");
     }
     under_every_policy!(scenario());
+}
+
+/// Endpoints 0 to 7 are preferred to 8 to 11, and become ill all at once.
+async fn loses_the_first_eight<P: Policy<Request>>(
+    kind: Kind,
+    policy: impl Fn() -> P,
+    placed: impl Fn(Endpoint, bool) -> Endpoint,
+) {
+    let ill = Ill::default();
+    let builder = Balance::builder()
+        .policy(policy())
+        .zone("here")
+        .active_check(ill.check());
+    let set = endpoints(12).into_iter().enumerate();
+    let set = set.map(|(id, endpoint)| placed(endpoint, id < 8)).collect();
+    let mut lab = Lab::new(kind, builder, set).await;
+    let [first, second] = [8, 4].map(|count| vec![1.0; count]);
+    let (first, second) = (
+        [first, vec![0.0; 4]].concat(),
+        [vec![0.0; 8], second].concat(),
+    );
+    lab.clients(20, NO_PAUSE);
+    lab.watch(12, seconds(1.0))
+        .await
+        .has_shares(&first, "all are well");
+
+    ill.set(0..8);
+    (0..8).for_each(|id| lab.fails(id, true));
+    lab.rest(seconds(5.0)).await;
+    // A panic would believe none of it, for fewer than half of all are well; but the four can take it all.
+    let seen = lab.watch(12, seconds(1.0)).await;
+    seen.has_shares(&second, "the first are ill");
+    assert_eq!(
+        (seen.failed, seen.served[..8].iter().sum::<u64>()),
+        (0, 0),
+        "{seen}"
+    );
+
+    ill.set([]);
+    (0..8).for_each(|id| lab.fails(id, false));
+    lab.rest(seconds(5.0)).await;
+    lab.watch(12, seconds(1.0))
+        .await
+        .has_shares(&first, "well again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_zone_that_is_lost_gets_nothing_and_another_one_gets_it_all() {
+    fn zoned(endpoint: Endpoint, is_first: bool) -> Endpoint {
+        endpoint.with_zone(if is_first { "here" } else { "there" })
+    }
+    under_every_policy!(loses_the_first_eight(zoned));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_standby_that_is_smaller_than_its_primary_takes_over() {
+    fn ranked(endpoint: Endpoint, is_first: bool) -> Endpoint {
+        endpoint.with_priority(u16::from(!is_first))
+    }
+    under_every_policy!(loses_the_first_eight(ranked));
 }
 
 // === overload ===
