@@ -275,7 +275,7 @@ mod tests {
     fn uneven_weights_cost_no_more_steps_than_even_ones() {
         // A round that also visits those that have all their places takes places times endpoints: here minutes.
         let weights = [&[1; 20_000][..], &[65_535]].concat();
-        let start = std::time::Instant::now();
+        let start = tokio::time::Instant::now();
         let table = places(&Some::of(&weights));
         assert_eq!(table.0.len() as u64, LARGE);
         assert!(
