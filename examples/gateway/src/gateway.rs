@@ -102,8 +102,8 @@ async fn serve<P: Policy<Request<RequestBody>>>(
 
     // What each endpoint has for itself: a pool of connections, and a circuit before it that closes the gate.
     let (circuits, own) = (gateway.circuits.clone(), config.clone());
-    let make = move |endpoint: &Endpoint, _: &EjectionBudget| {
-        let circuit = circuit(&own, endpoint);
+    let make = move |endpoint: &Endpoint, budget: &EjectionBudget| {
+        let circuit = circuit(&own, endpoint, budget);
         circuits.put(endpoint, &circuit);
         // To backends it speaks HTTP/1, which cannot carry gRPC: its status codes are all there is to judge by.
         let circuit = CircuitGateLayer::new(circuit).classify(classify::Http::new());
@@ -182,7 +182,7 @@ fn updates(config: &Config, demo: Option<&Demo>) -> BoxStream<'static, Update> {
     }
 }
 
-fn circuit(config: &Config, endpoint: &Endpoint) -> Circuit {
+fn circuit(config: &Config, endpoint: &Endpoint, budget: &EjectionBudget) -> Circuit {
     let config::Circuit {
         consecutive_failures,
         open_for,
@@ -195,6 +195,8 @@ fn circuit(config: &Config, endpoint: &Endpoint) -> Circuit {
         .probe_deadline(probe_deadline)
         // Clients come and go; an endpoint that hangs is found by its timeout, which is inside.
         .cancelled_after(None)
+        // What one client makes every endpoint answer must not shut all of them for the others.
+        .ejection_budget(budget)
         .build()
 }
 

@@ -255,3 +255,35 @@ async fn backends_that_are_all_dead_are_told_in_bounded_time() {
     let answer = gateway.get(1, "/").await;
     assert_eq!(answer.status, 503, "{}", answer.text);
 }
+
+/// Three backends whose `POST` is 501, as Python's `http.server` has it, or whose `/bug` is 500.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_client_makes_every_backend_answer_refuses_no_other_client() {
+    for (request, status) in [("/post", 501), ("/bug", 500)] {
+        let mut backends = Vec::new();
+        for _ in 0..3 {
+            let backend = Backend::new(move |asked| {
+                let is_bad = asked.uri().path() == request;
+                async move {
+                    let mut answer = http::Response::new(crate::common::full("fine"));
+                    if is_bad {
+                        *answer.status_mut() = http::StatusCode::from_u16(status).unwrap();
+                    }
+                    answer
+                }
+            });
+            backends.push(backend.await);
+        }
+        let addresses: Vec<_> = backends.iter().map(|backend| backend.address).collect();
+        let gateway = Gateway::with_backends(&addresses, "").await;
+        let (mut bad, mut good) = (gateway.connect(1).await, gateway.connect(2).await);
+        for _ in 0..40 {
+            for _ in 0..5 {
+                let answer = send(&mut bad, get(request)).await.unwrap();
+                assert_eq!(answer.status, status, "{}", answer.text);
+            }
+            let answer = send(&mut good, get("/fine")).await.unwrap();
+            assert_eq!(answer.status, 200, "{request}: {}", answer.text);
+        }
+    }
+}
