@@ -28,9 +28,9 @@ use tower_service::Service;
 
 use super::{
     Settings,
-    body::{Answered, RequestBody, Telling},
+    body::{Answered, RequestBody, ResponseBody},
     info::ConnectionInfo,
-    life::Doing,
+    lifecycle::Activity,
 };
 use crate::{
     accepted::Accepted,
@@ -41,7 +41,7 @@ use crate::{
 
 /// What a connection is doing: shared by its stream, its requests and its future, which for HTTP/1 are one task.
 #[derive(Debug)]
-pub(super) struct Conversation {
+pub(super) struct ConnShared {
     shared: Arc<Shared>,
     pub(super) settings: Arc<Settings>,
     info: ConnectionInfo,
@@ -72,20 +72,20 @@ pub(super) enum Ping {
 }
 
 /// The app as hyper wants it.
-pub(super) struct Hosted<App> {
+pub(super) struct HyperAdapter<App> {
     app: App,
-    conversation: Arc<Conversation>,
+    conn: Arc<ConnShared>,
 }
 
 /// An answer on its way.
 #[pin_project]
-pub(super) struct Answering<App: Service<Request<RequestBody>>> {
+pub(super) struct ResponseFuture<App: Service<Request<RequestBody>>> {
     #[pin]
     step: Step<App, App::Future>,
     closable: Closable,
     version: Version,
     answered: Option<Answered>,
-    busy: Option<Busy>,
+    guard: Option<RequestGuard>,
 }
 
 /// hyper keeps room for one of these as long as the connection lives, so what is rare is boxed.
@@ -99,14 +99,14 @@ enum Step<App, F> {
 }
 
 /// A request under way, until its answer's end or drop.
-pub(super) struct Busy(Arc<Conversation>);
+pub(super) struct RequestGuard(Arc<ConnShared>);
 
 /// The body that hyper gets.
-pub(super) type Answer<B> = Telling<GuardedBody<B, Busy>>;
+pub(super) type Answer<B> = ResponseBody<GuardedBody<B, RequestGuard>>;
 
-// === impl Conversation ===
+// === impl ConnShared ===
 
-impl Conversation {
+impl ConnShared {
     pub(super) fn new<Io>(
         drain: &Drain,
         settings: Arc<Settings>,
@@ -132,13 +132,13 @@ impl Conversation {
         &self.shared
     }
 
-    pub(super) fn doing(&self) -> Doing {
+    pub(super) fn activity(&self) -> Activity {
         if self.under_way.load(Relaxed) > 0 {
-            Doing::Request
+            Activity::Request
         } else if self.head_began.load(Relaxed) {
-            Doing::Head
+            Activity::Head
         } else {
-            Doing::Idle
+            Activity::Idle
         }
     }
 
@@ -203,11 +203,11 @@ impl Conversation {
         }
     }
 
-    fn take_request(self: &Arc<Self>) -> Busy {
+    fn take_request(self: &Arc<Self>) -> RequestGuard {
         self.under_way.fetch_add(1, AcqRel);
         self.requests.fetch_add(1, Relaxed);
         self.head_began.store(false, Relaxed);
-        Busy(self.clone())
+        RequestGuard(self.clone())
     }
 
     fn upgrade(&self) {
@@ -234,44 +234,40 @@ impl Conversation {
     }
 }
 
-// === impl Hosted ===
+// === impl HyperAdapter ===
 
-impl<App> Hosted<App> {
-    pub(super) const fn new(app: App, conversation: Arc<Conversation>) -> Self {
-        Self { app, conversation }
+impl<App> HyperAdapter<App> {
+    pub(super) const fn new(app: App, conn: Arc<ConnShared>) -> Self {
+        Self { app, conn }
     }
 }
 
-impl<App, B> hyper::service::Service<Request<Incoming>> for Hosted<App>
+impl<App, B> hyper::service::Service<Request<Incoming>> for HyperAdapter<App>
 where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: Body,
 {
     type Response = Response<Answer<B>>;
     type Error = BoxError;
-    type Future = Answering<App>;
+    type Future = ResponseFuture<App>;
 
-    fn call(&self, request: Request<Incoming>) -> Answering<App> {
-        let busy = self.conversation.take_request();
+    fn call(&self, request: Request<Incoming>) -> ResponseFuture<App> {
+        let guard = self.conn.take_request();
         let (closable, version) = (Closable::of(&request), request.version());
         let (mut parts, incoming) = request.into_parts();
-        let body = RequestBody::new(
-            incoming,
-            &parts.headers,
-            Some(self.conversation.settings.pace),
-        );
-        self.conversation.info.insert_into(&mut parts.extensions);
+        let body = RequestBody::new(incoming, &parts.headers, Some(self.conn.settings.pace));
+        self.conn.info.insert_into(&mut parts.extensions);
         parts
             .extensions
-            .insert(Cancellation::new(self.conversation.shared.clone()));
+            .insert(Cancellation::new(self.conn.shared.clone()));
         let answered = body.answered();
         let step = Step::begin(self.app.clone(), Request::from_parts(parts, body));
-        Answering {
+        ResponseFuture {
             step,
             closable,
             version,
             answered,
-            busy: Some(busy),
+            guard: Some(guard),
         }
     }
 }
@@ -289,9 +285,9 @@ impl<App: Service<Request<RequestBody>, Error: Into<BoxError>>> Step<App, App::F
     }
 }
 
-// === impl Answering ===
+// === impl ResponseFuture ===
 
-impl<App, B> Future for Answering<App>
+impl<App, B> Future for ResponseFuture<App>
 where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>>,
     B: Body,
@@ -317,29 +313,29 @@ where
         if let Some(answered) = this.answered {
             answered.tell();
         }
-        let busy = this.busy.take().expect("polled after it was ready");
-        busy.0.finish(&mut response, *this.closable, *this.version);
+        let guard = this.guard.take().expect("polled after it was ready");
+        guard.0.finish(&mut response, *this.closable, *this.version);
         Poll::Ready(Ok(
-            response.map(|body| Telling::new(GuardedBody::new(body, busy)))
+            response.map(|body| ResponseBody::new(GuardedBody::new(body, guard)))
         ))
     }
 }
 
-// === impl Busy ===
+// === impl RequestGuard ===
 
-impl OnEnd for Busy {
+impl OnEnd for RequestGuard {
     fn on_end(self, _: End<'_>) {}
 }
 
-impl Drop for Busy {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.0.under_way.fetch_sub(1, AcqRel);
     }
 }
 
-impl fmt::Debug for Busy {
+impl fmt::Debug for RequestGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Busy")
+        f.write_str("RequestGuard")
     }
 }
 

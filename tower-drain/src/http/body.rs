@@ -27,7 +27,7 @@ use super::pace::{Limits, Pace};
 ///
 /// A client that sends nothing for 30 s, or less than 240 bytes a second after the first five, ends it with
 /// [`TooSlow`]. Time in which the app does not read does not count, so an upload may go to a slow disk. Off by itself
-/// for gRPC, and from the moment the answer has begun: then it is a conversation, and silence is part of it.
+/// for gRPC, and from the moment the answer has begun: then it is a conn, and silence is part of it.
 ///
 /// It costs nothing until the app has to wait for the first time; then one allocation with a timer. A request that
 /// brings a body costs one more, for the mark that its answer has begun.
@@ -59,7 +59,7 @@ struct Watch {
 /// hyper stands between the two and tells neither, but polls both in one breath; hence a thread's own note rather than a
 /// shared allocation per request.
 #[pin_project]
-pub(super) struct Telling<B>(#[pin] B);
+pub(super) struct ResponseBody<B>(#[pin] B);
 
 /// What a body said when it was last asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,15 +198,15 @@ impl Answered {
     }
 }
 
-// === impl Telling ===
+// === impl ResponseBody ===
 
-impl<B> Telling<B> {
+impl<B> ResponseBody<B> {
     pub(super) const fn new(body: B) -> Self {
         Self(body)
     }
 }
 
-impl<B: Body> Body for Telling<B> {
+impl<B: Body> Body for ResponseBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -231,9 +231,9 @@ impl<B: Body> Body for Telling<B> {
     }
 }
 
-impl<B> fmt::Debug for Telling<B> {
+impl<B> fmt::Debug for ResponseBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Telling")
+        f.write_str("ResponseBody")
     }
 }
 

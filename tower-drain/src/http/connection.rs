@@ -20,10 +20,10 @@ use tower_outcome::BoxError;
 use tower_service::Service;
 
 use super::{
-    app::{Conversation, Hosted, Ping},
+    app::{ConnShared, HyperAdapter, Ping},
     body::RequestBody,
     late::{self, Late},
-    life::{Doing, Facts, Life, Next},
+    lifecycle::{Activity, ConnLifecycle, Next, Observation},
     stream::{Protocol, Stream},
     streams::Streams,
 };
@@ -42,13 +42,13 @@ where
     B: Body + 'static,
 {
     stage: Stage<App, Io, B>,
-    life: Life,
+    life: ConnLifecycle,
     #[pin]
     closing: Heard,
     /// Set to the next thing that is due, or earlier.
     #[pin]
     alarm: Option<Sleep>,
-    conversation: Arc<Conversation>,
+    conn: Arc<ConnShared>,
 }
 
 /// HTTP/2 is boxed: it is twice as large, and ten thousand idle HTTP/1 connections should not pay for it.
@@ -70,8 +70,8 @@ where
     Over,
 }
 
-type Http1<App, Io> = http1::UpgradeableConnection<TokioIo<Stream<Io>>, Hosted<App>>;
-type Http2<App, Io> = http2::Connection<TokioIo<Stream<Io>>, Hosted<App>, Streams>;
+type Http1<App, Io> = http1::UpgradeableConnection<TokioIo<Stream<Io>>, HyperAdapter<App>>;
+type Http2<App, Io> = http2::Connection<TokioIo<Stream<Io>>, HyperAdapter<App>, Streams>;
 
 // === impl Connection ===
 
@@ -80,20 +80,15 @@ where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: Body + 'static,
 {
-    pub(super) fn new(
-        stream: Stream<Io>,
-        app: App,
-        conversation: Arc<Conversation>,
-        born: Instant,
-    ) -> Self {
-        let closing = conversation.shared().closing.heard();
-        let life = Life::new(born, jittered_age(conversation.settings.life.age));
+    pub(super) fn new(stream: Stream<Io>, app: App, conn: Arc<ConnShared>, born: Instant) -> Self {
+        let closing = conn.shared().closing.heard();
+        let life = ConnLifecycle::new(born, jittered_age(conn.settings.life.age));
         Self {
             stage: Stage::Sniffing(stream, app),
             life,
             closing,
             alarm: None,
-            conversation,
+            conn,
         }
     }
 }
@@ -124,7 +119,7 @@ where
                     if let Poll::Ready(result) = connection.as_mut().poll(cx) {
                         return Poll::Ready(result.map_err(Into::into));
                     }
-                    this.conversation.forget_head();
+                    this.conn.forget_head();
                     Poll::Pending
                 }
                 Stage::Late(late) => return Pin::new(late).poll(cx).map_err(Into::into),
@@ -155,9 +150,9 @@ where
         let Stage::Sniffing(mut stream, app) = std::mem::replace(this.stage, Stage::Over) else {
             return;
         };
-        let settings = &this.conversation.settings;
-        let hosted = Hosted::new(app, this.conversation.clone());
-        if !settings.spoken.includes(protocol) {
+        let settings = &this.conn.settings;
+        let hosted = HyperAdapter::new(app, this.conn.clone());
+        if !settings.protocols.includes(protocol) {
             // A client that speaks only HTTP/2 would not understand the answer.
             let answer = if protocol == Protocol::Http1 {
                 late::NOT_SPOKEN
@@ -195,38 +190,32 @@ where
             matches!(this.stage, Stage::Http2(_)),
         );
         loop {
-            let conversation = &**this.conversation;
-            let facts = Facts {
-                doing: if sniffing {
-                    Doing::Silent
+            let conn = &**this.conn;
+            let seen = Observation {
+                activity: if sniffing {
+                    Activity::Silent
                 } else {
-                    conversation.doing()
+                    conn.activity()
                 },
-                requests: conversation.requests(),
-                stalled_since: conversation.stalled_since(),
+                requests: conn.requests(),
+                stalled_since: conn.stalled_since(),
                 told: closing.then(|| {
                     if http2 {
                         Duration::ZERO
                     } else {
-                        last_chance(conversation)
+                        last_chance(conn)
                     }
                 }),
                 chance: if http2 {
                     Duration::ZERO
                 } else {
-                    conversation.settings.last_chance
+                    conn.settings.last_chance
                 },
-                ping: if http2 {
-                    conversation.ping()
-                } else {
-                    Ping::Answered
-                },
+                ping: if http2 { conn.ping() } else { Ping::Answered },
             };
-            let next = this
-                .life
-                .next(&conversation.settings.life, &facts, Instant::now());
+            let next = this.life.next(&conn.settings.life, &seen, Instant::now());
             if !this.life.stays() {
-                conversation.leave();
+                conn.leave();
             }
             match next {
                 Next::Wait(None) => return Poll::Pending,
@@ -258,7 +247,7 @@ where
         let this = self.project();
         match (next, &mut *this.stage) {
             (Next::Wait(_), _) => {}
-            (Next::Answer, _) => this.conversation.set_ping(Ping::Wanted),
+            (Next::Answer, _) => this.conn.set_ping(Ping::Wanted),
             (Next::Cut, _) => return Err("cut: it does not read, or it is too old".into()),
             (Next::Goodbye, Stage::Http1(connection)) => Pin::new(connection).graceful_shutdown(),
             (Next::Goodbye, Stage::Http2(connection)) => connection.as_mut().graceful_shutdown(),
@@ -305,13 +294,12 @@ where
 
 /// Not longer than what is left of the phase, and up to a quarter longer than it says: ten thousand clients should not
 /// all come back in the same moment.
-fn last_chance(conversation: &Conversation) -> Duration {
-    let (_, deadline) = conversation.shared().look();
+fn last_chance(conn: &ConnShared) -> Duration {
+    let (_, deadline) = conn.shared().look();
     let left = deadline.map_or(Duration::ZERO, |deadline| {
         deadline.saturating_duration_since(Instant::now())
     });
-    conversation
-        .settings
+    conn.settings
         .last_chance
         .mul_f32(1.0 + fastrand::f32() / 4.0)
         .min(left)

@@ -6,7 +6,7 @@ mod connection;
 mod frames;
 mod info;
 mod late;
-mod life;
+mod lifecycle;
 mod pace;
 mod serve;
 mod stream;
@@ -32,7 +32,7 @@ use tower_outcome::BoxError;
 use tower_service::Service;
 
 use self::{
-    app::Conversation,
+    app::ConnShared,
     stream::{Protocol, Stream},
     streams::Streams,
 };
@@ -128,8 +128,8 @@ pub struct Http<App> {
 
 #[derive(Clone, Debug)]
 struct Settings {
-    spoken: Spoken,
-    life: life::Limits,
+    protocols: Protocols,
+    life: lifecycle::Limits,
     last_chance: Duration,
     linger: Duration,
     pace: pace::Limits,
@@ -143,9 +143,9 @@ struct Settings {
     ping_within: Duration,
 }
 
-/// The protocols that are spoken.
+/// The protocols that are protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Spoken {
+enum Protocols {
     Both,
     Http1,
     Http2,
@@ -166,13 +166,13 @@ impl<App> Http<App> {
     /// Speaks HTTP/1 and nothing else: a connection that begins HTTP/2 is closed. Default: both.
     #[must_use]
     pub fn http1_only(self) -> Self {
-        self.set(|settings| settings.spoken = Spoken::Http1)
+        self.set(|settings| settings.protocols = Protocols::Http1)
     }
 
     /// Speaks HTTP/2 and nothing else: a connection that does not begin so gets a `505`. Default: both.
     #[must_use]
     pub fn http2_only(self) -> Self {
-        self.set(|settings| settings.spoken = Spoken::Http2)
+        self.set(|settings| settings.protocols = Protocols::Http2)
     }
 
     /// How long a connection may be silent before its first byte. Default: 10 s.
@@ -330,14 +330,14 @@ where
 
     fn call(&mut self, accepted: Accepted<Io>) -> Self::Future {
         let born = Instant::now();
-        let conversation = Arc::new(Conversation::new(
+        let conn = Arc::new(ConnShared::new(
             &self.drain,
             self.settings.clone(),
             &accepted,
             born,
         ));
-        let stream = Stream::new(accepted, conversation.clone());
-        Connection::new(stream, self.app.clone(), conversation, born)
+        let stream = Stream::new(accepted, conn.clone());
+        Connection::new(stream, self.app.clone(), conn, born)
     }
 }
 
@@ -387,7 +387,7 @@ impl Settings {
     }
 }
 
-impl Spoken {
+impl Protocols {
     const fn includes(self, heard: Protocol) -> bool {
         match self {
             Self::Both => true,
@@ -406,7 +406,7 @@ impl Default for Settings {
             .timer(TokioTimer::new())
             .header_read_timeout(None)
             .max_header_size(HEADER_BYTES as usize);
-        let life = life::Limits {
+        let life = lifecycle::Limits {
             first_byte: FIRST_BYTE,
             head: HEADER,
             idle: IDLE,
@@ -416,7 +416,7 @@ impl Default for Settings {
             goaway: GOAWAY,
         };
         Self {
-            spoken: Spoken::Both,
+            protocols: Protocols::Both,
             life,
             last_chance: LAST_CHANCE,
             linger: LINGER,

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    app::{Conversation, Ping},
+    app::{ConnShared, Ping},
     frames::Frames,
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
 pub(super) struct Stream<Io> {
     io: Io,
     sniffed: Sniffed,
-    conversation: Arc<Conversation>,
+    conn: Arc<ConnShared>,
     /// Set only for an upgraded connection, which has left the future that would be cut. Its halves may be in two tasks,
     /// and both must hear of it.
     cut: [Option<Pin<Box<Heard>>>; 2],
@@ -73,14 +73,14 @@ struct Sniffed {
 // === impl Stream ===
 
 impl<Io> Stream<Io> {
-    pub(super) fn new(accepted: Accepted<Io>, conversation: Arc<Conversation>) -> Self {
+    pub(super) fn new(accepted: Accepted<Io>, conn: Arc<ConnShared>) -> Self {
         let (io, rest) = accepted.split();
         let (sniffed, place) = (Sniffed::default(), rest.into_place());
         let (cut, close) = ([None, None], Close::Open);
         Self {
             io,
             sniffed,
-            conversation,
+            conn,
             cut,
             frames: None,
             close,
@@ -96,11 +96,10 @@ impl<Io> Stream<Io> {
 
     /// An upgraded connection lives in a task of the user's, where only its stream can end it.
     fn check(&mut self, half: usize, cx: &mut Context<'_>) -> io::Result<()> {
-        if !self.conversation.is_upgraded() {
+        if !self.conn.is_upgraded() {
             return Ok(());
         }
-        let cut =
-            self.cut[half].get_or_insert_with(|| Box::pin(self.conversation.shared().done.heard()));
+        let cut = self.cut[half].get_or_insert_with(|| Box::pin(self.conn.shared().done.heard()));
         match cut.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
@@ -116,17 +115,17 @@ impl<Io> Stream<Io> {
             return Ok(());
         }
         let Some(frames) = &mut self.frames else {
-            self.conversation.heard();
+            self.conn.heard();
             return Ok(());
         };
         frames
-            .read(bytes, &self.conversation.settings.frames, Instant::now())
+            .read(bytes, &self.conn.settings.frames, Instant::now())
             .map_err(|flood| {
                 tracing::debug!(flood = flood.as_str(), "connection cut");
                 io::Error::new(io::ErrorKind::ConnectionAborted, flood.as_str())
             })?;
-        if frames.is_acknowledged() && self.conversation.ping() == Ping::Unanswered {
-            self.conversation.set_ping(if frames.is_hidden() {
+        if frames.is_acknowledged() && self.conn.ping() == Ping::Unanswered {
+            self.conn.set_ping(if frames.is_hidden() {
                 Ping::Hidden
             } else {
                 Ping::Answered
@@ -141,9 +140,9 @@ impl<Io> Stream<Io> {
         let Some(frames) = &mut self.frames else {
             return false;
         };
-        if frames.is_between() && self.conversation.ping() == Ping::Wanted {
+        if frames.is_between() && self.conn.ping() == Ping::Wanted {
             frames.answer();
-            self.conversation.set_ping(Ping::Answered);
+            self.conn.set_ping(Ping::Answered);
         }
         self.say(buf)
     }
@@ -161,13 +160,13 @@ impl<Io> Stream<Io> {
     fn note_write<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         // hyper flushes before each time that it asks for the end, and nothing that is flushed is no progress.
         if polled.is_pending() || !self.ending {
-            self.conversation.set_stalled(polled.is_pending());
+            self.conn.set_stalled(polled.is_pending());
         }
         polled
     }
 
     fn linger(&self) -> Close {
-        match self.conversation.settings.linger {
+        match self.conn.settings.linger {
             Duration::ZERO => Close::Closed,
             linger => Close::Lingering(Box::pin(sleep(linger))),
         }
@@ -247,7 +246,7 @@ impl<Io: AsyncWrite + Unpin> Stream<Io> {
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.ending = true;
         let ended = Pin::new(&mut self.io).poll_shutdown(cx);
-        self.conversation.set_stalled(ended.is_pending());
+        self.conn.set_stalled(ended.is_pending());
         ended
     }
 }
@@ -287,7 +286,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         // A tunnel's halves close each by itself.
-        if this.conversation.is_upgraded() {
+        if this.conn.is_upgraded() {
             return Pin::new(&mut this.io).poll_shutdown(cx);
         }
         loop {
@@ -314,7 +313,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
 
 impl<Io> Drop for Stream<Io> {
     fn drop(&mut self) {
-        self.conversation.ended();
+        self.conn.ended();
     }
 }
 
@@ -399,17 +398,17 @@ mod tests {
         use crate::{Addr, Drain};
         let (drain, (mut client, server)) = (Drain::new(), tokio::io::duplex(64));
         let accepted = Accepted::new(&drain, server, Addr::Other, Addr::Other);
-        let conversation = Arc::new(Conversation::new(
+        let conn = Arc::new(ConnShared::new(
             &drain,
             Arc::default(),
             &accepted,
             Instant::now(),
         ));
-        let mut stream = Stream::new(accepted, conversation.clone());
+        let mut stream = Stream::new(accepted, conn.clone());
         stream.expect_frames();
         client.write_all(PREFACE).await.unwrap();
         stream.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
-        conversation.set_ping(Ping::Wanted);
+        conn.set_ping(Ping::Wanted);
         let (mut head, mut payload, mut settings) = ([0; 9], [0; 8], [7; 9]);
         stream.read_exact(&mut head).await.unwrap();
         client
@@ -422,7 +421,7 @@ mod tests {
             (head[3..5].to_vec(), payload[0], settings[3..5].to_vec()),
             (vec![6, 1], 0x0b, vec![4, 0])
         );
-        assert_eq!(conversation.ping(), Ping::Answered);
+        assert_eq!(conn.ping(), Ping::Answered);
     }
 
     #[test]

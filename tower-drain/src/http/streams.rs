@@ -101,7 +101,7 @@ mod tests {
     use tokio_test::{assert_pending, assert_ready, task};
 
     use super::*;
-    use crate::http::body::Telling;
+    use crate::http::body::ResponseBody;
 
     const STALL: Duration = Duration::from_secs(30);
 
@@ -119,7 +119,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_whose_body_gave_something_that_is_not_taken_is_reset() {
-        let mut body = Box::pin(Telling::new(Full::new(bytes::Bytes::from("piece"))));
+        let mut body = Box::pin(ResponseBody::new(Full::new(bytes::Bytes::from("piece"))));
         let (held, mut given) = (Arc::new(()), false);
         let inside = Arc::downgrade(&held);
         let mut task = running(poll_fn(move |cx| {
@@ -142,7 +142,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_whose_body_has_nothing_to_give_lives() {
         // Server-sent events, or a gRPC stream without news.
-        let mut body = Box::pin(Telling::new(
+        let mut body = Box::pin(ResponseBody::new(
             testkit::Script::new([testkit::Step::Hang]).map_err(|error| error),
         ));
         let mut task = running(poll_fn(move |cx| {

@@ -1,4 +1,4 @@
-//! The heart of a connection: how long it may go on as it is, and when it must leave.
+//! The state machine of a connection's lifetime: how long it may go on as it is, and when it must end.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use super::app::Ping;
 
 /// What is known about one connection's time.
 #[derive(Debug)]
-pub(super) struct Life {
-    doing: Doing,
+pub(super) struct ConnLifecycle {
+    activity: Activity,
     since: Instant,
-    /// How many requests it had when `doing` was noted: a short one comes and goes between two looks.
+    /// How many requests it had when `activity` was noted: a short one comes and goes between two looks.
     requests: u32,
-    leave: Leave,
+    stage: ShutdownStage,
     /// When it is old enough to leave.
     old: Instant,
     /// It leaves for its age.
@@ -34,8 +34,8 @@ pub(super) struct Limits {
 
 /// What is seen at a look.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Facts {
-    pub(super) doing: Doing,
+pub(super) struct Observation {
+    pub(super) activity: Activity,
     pub(super) requests: u32,
     pub(super) stalled_since: Option<Instant>,
     /// How long the last chance is, once closing has begun.
@@ -47,7 +47,7 @@ pub(super) struct Facts {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Doing {
+pub(super) enum Activity {
     /// Not a byte so far, or not enough to know its protocol.
     Silent,
     /// Nothing.
@@ -75,7 +75,7 @@ pub(super) enum Next {
 
 /// How far it is on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leave {
+enum ShutdownStage {
     /// -> `Chance` when closing begins, or at its age; `Left` when it was idle too long.
     Stay,
     /// -> `Left` when a request comes, or at `until` if it is idle. Half a head has its own time.
@@ -88,106 +88,106 @@ enum Leave {
     Answered,
 }
 
-// === impl Life ===
+// === impl ConnLifecycle ===
 
-impl Life {
+impl ConnLifecycle {
     /// `age`: how old this one may get, jitter and all.
     pub(super) fn new(now: Instant, age: Duration) -> Self {
         Self {
-            doing: Doing::Silent,
+            activity: Activity::Silent,
             since: now,
             requests: 0,
-            leave: Leave::Stay,
+            stage: ShutdownStage::Stay,
             old: now + age,
             aged: false,
         }
     }
 
     pub(super) const fn stays(&self) -> bool {
-        matches!(self.leave, Leave::Stay)
+        matches!(self.stage, ShutdownStage::Stay)
     }
 
-    pub(super) fn next(&mut self, limits: &Limits, facts: &Facts, now: Instant) -> Next {
-        self.note(facts, now);
-        self.decide(limits, facts, now);
-        if self.must_cut(limits, facts, now) {
+    pub(super) fn next(&mut self, limits: &Limits, seen: &Observation, now: Instant) -> Next {
+        self.note(seen, now);
+        self.decide(limits, seen, now);
+        if self.must_cut(limits, seen, now) {
             return Next::Cut;
         }
-        match self.leave {
-            Leave::Chance { until } if self.ends_chance(until, now) => {
-                self.leave = Leave::Left { said: now };
+        match self.stage {
+            ShutdownStage::Chance { until } if self.ends_chance(until, now) => {
+                self.stage = ShutdownStage::Left { said: now };
                 Next::Goodbye
             }
-            Leave::Left { said }
-                if facts.ping == Ping::Unanswered && now >= said + limits.goaway =>
+            ShutdownStage::Left { said }
+                if seen.ping == Ping::Unanswered && now >= said + limits.goaway =>
             {
                 self.answer()
             }
-            Leave::Heeded { until } if now >= until => self.answer(),
-            _ if self.late(limits, facts).is_some_and(|late| now >= late) => Next::Late,
-            _ => Next::Wait(self.deadline(limits, facts)),
+            ShutdownStage::Heeded { until } if now >= until => self.answer(),
+            _ if self.late(limits, seen).is_some_and(|late| now >= late) => Next::Late,
+            _ => Next::Wait(self.deadline(limits, seen)),
         }
     }
 
     fn answer(&mut self) -> Next {
-        self.leave = Leave::Answered;
+        self.stage = ShutdownStage::Answered;
         Next::Answer
     }
 
-    fn note(&mut self, facts: &Facts, now: Instant) {
-        if facts.doing != self.doing || facts.requests != self.requests {
-            (self.doing, self.since, self.requests) = (facts.doing, now, facts.requests);
+    fn note(&mut self, seen: &Observation, now: Instant) {
+        if seen.activity != self.activity || seen.requests != self.requests {
+            (self.activity, self.since, self.requests) = (seen.activity, now, seen.requests);
         }
     }
 
-    fn decide(&mut self, limits: &Limits, facts: &Facts, now: Instant) {
-        if let (Leave::Left { .. }, Ping::Hidden) = (self.leave, facts.ping) {
-            self.leave = Leave::Heeded {
+    fn decide(&mut self, limits: &Limits, seen: &Observation, now: Instant) {
+        if let (ShutdownStage::Left { .. }, Ping::Hidden) = (self.stage, seen.ping) {
+            self.stage = ShutdownStage::Heeded {
                 until: now + STRAGGLERS,
             };
         }
-        if self.leave != Leave::Stay {
+        if self.stage != ShutdownStage::Stay {
             return;
         }
-        if let Some(chance) = facts.told {
-            self.leave = Leave::Chance {
+        if let Some(chance) = seen.told {
+            self.stage = ShutdownStage::Chance {
                 until: now + chance,
             };
         } else if now >= self.old {
-            self.leave = Leave::Chance {
-                until: now + facts.chance,
+            self.stage = ShutdownStage::Chance {
+                until: now + seen.chance,
             };
             self.aged = true;
         } else if self.patience(limits).is_some_and(|end| now >= end) {
-            self.leave = Leave::Chance { until: now };
+            self.stage = ShutdownStage::Chance { until: now };
         }
     }
 
     /// How long a connection that does nothing may do so.
     fn patience(&self, limits: &Limits) -> Option<Instant> {
-        match self.doing {
-            Doing::Silent => Some(self.since + limits.first_byte),
-            Doing::Idle => Some(self.since + limits.idle),
-            Doing::Head | Doing::Request => None,
+        match self.activity {
+            Activity::Silent => Some(self.since + limits.first_byte),
+            Activity::Idle => Some(self.since + limits.idle),
+            Activity::Head | Activity::Request => None,
         }
     }
 
     /// When half a head is late. Not while an answer before it is still held: what we had to say would come in its middle.
-    fn late(&self, limits: &Limits, facts: &Facts) -> Option<Instant> {
-        let free = self.doing == Doing::Head && facts.stalled_since.is_none();
+    fn late(&self, limits: &Limits, seen: &Observation) -> Option<Instant> {
+        let free = self.activity == Activity::Head && seen.stalled_since.is_none();
         free.then(|| self.since + limits.head)
     }
 
     fn ends_chance(&self, until: Instant, now: Instant) -> bool {
-        match self.doing {
-            Doing::Request => true,
-            Doing::Head => false,
-            Doing::Silent | Doing::Idle => now >= until,
+        match self.activity {
+            Activity::Request => true,
+            Activity::Head => false,
+            Activity::Silent | Activity::Idle => now >= until,
         }
     }
 
-    fn must_cut(&self, limits: &Limits, facts: &Facts, now: Instant) -> bool {
-        let stalled = facts
+    fn must_cut(&self, limits: &Limits, seen: &Observation, now: Instant) -> bool {
+        let stalled = seen
             .stalled_since
             .is_some_and(|since| now >= since + limits.write_stall);
         stalled || self.cut(limits).is_some_and(|cut| now >= cut)
@@ -198,21 +198,23 @@ impl Life {
         self.aged.then(|| self.old + limits.age_grace)
     }
 
-    fn deadline(&self, limits: &Limits, facts: &Facts) -> Option<Instant> {
-        let doing = match self.doing {
-            Doing::Head => self.late(limits, facts),
+    fn deadline(&self, limits: &Limits, seen: &Observation) -> Option<Instant> {
+        let activity = match self.activity {
+            Activity::Head => self.late(limits, seen),
             _ if self.stays() => self.patience(limits),
             _ => None,
         };
-        let leave = match self.leave {
-            Leave::Stay => Some(self.old),
-            Leave::Chance { until } if self.doing != Doing::Head => Some(until),
-            Leave::Left { said } if facts.ping == Ping::Unanswered => Some(said + limits.goaway),
-            Leave::Heeded { until } => Some(until),
+        let stage = match self.stage {
+            ShutdownStage::Stay => Some(self.old),
+            ShutdownStage::Chance { until } if self.activity != Activity::Head => Some(until),
+            ShutdownStage::Left { said } if seen.ping == Ping::Unanswered => {
+                Some(said + limits.goaway)
+            }
+            ShutdownStage::Heeded { until } => Some(until),
             _ => None,
         };
-        let stall = facts.stalled_since.map(|since| since + limits.write_stall);
-        [doing, leave, stall, self.cut(limits)]
+        let stall = seen.stalled_since.map(|since| since + limits.write_stall);
+        [activity, stage, stall, self.cut(limits)]
             .into_iter()
             .flatten()
             .min()
@@ -243,8 +245,8 @@ mod tests {
         goaway: secs(1),
     };
 
-    const CALM: Facts = Facts {
-        doing: Doing::Idle,
+    const CALM: Observation = Observation {
+        activity: Activity::Idle,
         requests: 1,
         stalled_since: None,
         told: None,
@@ -252,24 +254,24 @@ mod tests {
         ping: Ping::Answered,
     };
 
-    fn doing(doing: Doing) -> Facts {
-        Facts { doing, ..CALM }
+    fn while_in(activity: Activity) -> Observation {
+        Observation { activity, ..CALM }
     }
 
-    fn told(facts: Facts) -> Facts {
-        Facts {
+    fn told(seen: Observation) -> Observation {
+        Observation {
             told: Some(secs(1)),
-            ..facts
+            ..seen
         }
     }
 
-    fn at(life: &mut Life, start: Instant, at: u64, facts: Facts) -> Next {
-        life.next(&LIMITS, &facts, start + secs(at))
+    fn at(life: &mut ConnLifecycle, start: Instant, at: u64, seen: Observation) -> Next {
+        life.next(&LIMITS, &seen, start + secs(at))
     }
 
-    fn life() -> (Life, Instant) {
+    fn life() -> (ConnLifecycle, Instant) {
         let start = Instant::now();
-        (Life::new(start, LIMITS.age), start)
+        (ConnLifecycle::new(start, LIMITS.age), start)
     }
 
     #[test]
@@ -281,30 +283,36 @@ mod tests {
                 &mut life,
                 start,
                 0,
-                Facts {
+                Observation {
                     requests: 0,
-                    ..doing(Doing::Silent)
+                    ..while_in(Activity::Silent)
                 }
             ),
             wait(10)
         );
         assert_eq!(
-            at(&mut life, start, 4, doing(Doing::Head)),
+            at(&mut life, start, 4, while_in(Activity::Head)),
             wait(14),
             "from its first byte"
         );
         assert_eq!(
-            at(&mut life, start, 9, doing(Doing::Head)),
+            at(&mut life, start, 9, while_in(Activity::Head)),
             wait(14),
             "and not from each"
         );
         assert_eq!(
-            at(&mut life, start, 9, doing(Doing::Request)),
+            at(&mut life, start, 9, while_in(Activity::Request)),
             wait(3600),
             "a handler may take its time"
         );
-        assert_eq!(at(&mut life, start, 100, doing(Doing::Idle)), wait(175));
-        assert_eq!(at(&mut life, start, 175, doing(Doing::Idle)), Next::Goodbye);
+        assert_eq!(
+            at(&mut life, start, 100, while_in(Activity::Idle)),
+            wait(175)
+        );
+        assert_eq!(
+            at(&mut life, start, 175, while_in(Activity::Idle)),
+            Next::Goodbye
+        );
     }
 
     #[test]
@@ -315,7 +323,7 @@ mod tests {
             &mut life,
             start,
             70,
-            Facts {
+            Observation {
                 requests: 2,
                 ..CALM
             },
@@ -325,19 +333,19 @@ mod tests {
 
     #[test]
     fn a_late_head_is_told_so_even_while_leaving() {
-        for facts in [doing(Doing::Head), told(doing(Doing::Head))] {
+        for seen in [while_in(Activity::Head), told(while_in(Activity::Head))] {
             let (mut life, start) = life();
-            at(&mut life, start, 0, facts);
-            assert_eq!(at(&mut life, start, 10, facts), Next::Late);
+            at(&mut life, start, 0, seen);
+            assert_eq!(at(&mut life, start, 10, seen), Next::Late);
         }
     }
 
     #[test]
     fn half_a_head_behind_an_answer_that_is_still_held_is_not_told_in_its_middle() {
         let (mut life, start) = life();
-        let stalled = |since| Facts {
+        let stalled = |since| Observation {
             stalled_since: Some(start + secs(since)),
-            ..doing(Doing::Head)
+            ..while_in(Activity::Head)
         };
         at(&mut life, start, 0, stalled(0));
         assert_eq!(
@@ -345,7 +353,7 @@ mod tests {
             Next::Wait(Some(start + secs(41)))
         );
         assert_eq!(
-            at(&mut life, start, 20, doing(Doing::Head)),
+            at(&mut life, start, 20, while_in(Activity::Head)),
             Next::Late,
             "once it is gone"
         );
@@ -361,11 +369,11 @@ mod tests {
         );
         assert_eq!(at(&mut life, start, 6, told(CALM)), Next::Goodbye);
 
-        let mut life = Life::new(start, LIMITS.age);
+        let mut life = ConnLifecycle::new(start, LIMITS.age);
         at(&mut life, start, 5, told(CALM));
         let used = life.next(
             &LIMITS,
-            &told(doing(Doing::Request)),
+            &told(while_in(Activity::Request)),
             start + Duration::from_millis(5500),
         );
         assert_eq!(used, Next::Goodbye, "after this request");
@@ -378,10 +386,10 @@ mod tests {
     #[test]
     fn a_silent_one_waits_for_the_end_of_its_chance_and_for_nothing_that_is_past() {
         let (mut life, start) = life();
-        at(&mut life, start, 0, doing(Doing::Silent));
-        let told = Facts {
+        at(&mut life, start, 0, while_in(Activity::Silent));
+        let told = Observation {
             told: Some(secs(3)),
-            ..doing(Doing::Silent)
+            ..while_in(Activity::Silent)
         };
         assert_eq!(
             at(&mut life, start, 9, told),
@@ -394,13 +402,13 @@ mod tests {
     #[test]
     fn half_a_head_outlives_the_last_chance() {
         let (mut life, start) = life();
-        at(&mut life, start, 5, told(doing(Doing::Head)));
+        at(&mut life, start, 5, told(while_in(Activity::Head)));
         assert_eq!(
-            at(&mut life, start, 8, told(doing(Doing::Head))),
+            at(&mut life, start, 8, told(while_in(Activity::Head))),
             Next::Wait(Some(start + secs(15)))
         );
         assert_eq!(
-            at(&mut life, start, 9, told(doing(Doing::Request))),
+            at(&mut life, start, 9, told(while_in(Activity::Request))),
             Next::Goodbye
         );
     }
@@ -408,9 +416,9 @@ mod tests {
     #[test]
     fn a_goaway_that_is_not_answered_is_answered_for_the_peer_once() {
         let (mut life, start) = life();
-        let deaf = Facts {
+        let deaf = Observation {
             ping: Ping::Unanswered,
-            ..told(doing(Doing::Request))
+            ..told(while_in(Activity::Request))
         };
         assert_eq!(at(&mut life, start, 0, deaf), Next::Goodbye);
         assert_eq!(
@@ -424,10 +432,10 @@ mod tests {
     #[test]
     fn a_goaway_that_is_answered_leaves_time_for_streams_on_their_way() {
         let (mut life, start) = life();
-        let at_ms = |life: &mut Life, ms, ping| {
+        let at_ms = |life: &mut ConnLifecycle, ms, ping| {
             life.next(
                 &LIMITS,
-                &Facts { ping, ..told(CALM) },
+                &Observation { ping, ..told(CALM) },
                 start + Duration::from_millis(ms),
             )
         };
@@ -454,22 +462,25 @@ mod tests {
             Next::Wait(Some(start + secs(3602)))
         );
         assert_eq!(
-            at(&mut life, start, 3601, doing(Doing::Request)),
+            at(&mut life, start, 3601, while_in(Activity::Request)),
             Next::Goodbye
         );
         assert_eq!(
-            at(&mut life, start, 3602, doing(Doing::Request)),
+            at(&mut life, start, 3602, while_in(Activity::Request)),
             Next::Wait(Some(start + secs(3660)))
         );
-        assert_eq!(at(&mut life, start, 3660, doing(Doing::Request)), Next::Cut);
+        assert_eq!(
+            at(&mut life, start, 3660, while_in(Activity::Request)),
+            Next::Cut
+        );
     }
 
     #[test]
     fn one_that_does_not_read_is_cut_and_one_that_reads_a_little_is_not() {
         let (mut life, start) = life();
-        let stalled = |since| Facts {
+        let stalled = |since| Observation {
             stalled_since: Some(start + secs(since)),
-            ..doing(Doing::Request)
+            ..while_in(Activity::Request)
         };
         assert_eq!(
             at(&mut life, start, 10, stalled(5)),
@@ -489,13 +500,13 @@ mod tests {
         ) {
             let (mut life, start) = life();
             let (mut now, mut goodbyes, mut told) = (start, 0, false);
-            for (doing, wait, tell, acknowledged) in looks {
+            for (activity, wait, tell, acknowledged) in looks {
                 now += secs(wait);
                 told |= tell;
-                let doing = [Doing::Silent, Doing::Idle, Doing::Head, Doing::Request][doing as usize];
+                let activity = [Activity::Silent, Activity::Idle, Activity::Head, Activity::Request][activity as usize];
                 let ping = if acknowledged { Ping::Hidden } else { Ping::Unanswered };
-                let facts = Facts { doing, told: told.then_some(secs(1)), ping, ..CALM };
-                match life.next(&LIMITS, &facts, now) {
+                let seen = Observation { activity, told: told.then_some(secs(1)), ping, ..CALM };
+                match life.next(&LIMITS, &seen, now) {
                     // Else the alarm would ring for ever.
                     Next::Wait(deadline) => prop_assert!(deadline.is_none_or(|deadline| deadline > now)),
                     Next::Goodbye => goodbyes += 1,
