@@ -20,10 +20,11 @@ use tower_outcome::BoxError;
 use tower_service::Service;
 
 use super::{
-    app::{ConnShared, HyperAdapter, Ping},
+    app::HyperAdapter,
     body::RequestBody,
     late::{self, Late},
     lifecycle::{Activity, ConnLifecycle, Next, Observation},
+    shared::{ConnShared, Ping},
     stream::{Protocol, Stream},
     streams::Streams,
 };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::app::Ping;
+use super::shared::Ping;
 
 /// What is known about one connection's time.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ mod late;
 mod lifecycle;
 mod pace;
 mod serve;
+mod shared;
 mod stream;
 mod streams;
 
@@ -31,14 +32,14 @@ use tokio::{
 use tower_outcome::BoxError;
 use tower_service::Service;
 
-use self::{
-    app::ConnShared,
-    stream::{Protocol, Stream},
-    streams::Streams,
-};
 pub use self::{
     body::{RequestBody, TooSlow},
     connection::Connection,
+};
+use self::{
+    shared::ConnShared,
+    stream::{Protocol, Stream},
+    streams::Streams,
 };
 use crate::{
     accepted::Accepted,

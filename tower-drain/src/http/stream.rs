@@ -16,8 +16,8 @@ use tokio::{
 };
 
 use super::{
-    app::{ConnShared, Ping},
     frames::Frames,
+    shared::{ConnShared, Ping},
 };
 use crate::{
     accepted::{Accepted, Place},
