@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::server::conn::{http1, http2};
@@ -22,7 +23,9 @@ use tower_service::Service;
 use super::{
     app::HyperAdapter,
     body::RequestBody,
+    frames::Reason,
     late::{self, Late},
+    lent::{Lent, Owner, lend},
     lifecycle::{Activity, ConnLifecycle, Next, Observation},
     shared::{ConnShared, Ping},
     stream::{Protocol, Stream},
@@ -66,13 +69,14 @@ where
     Sniffing(Stream<Io>, App),
     /// -> `Late` when a head takes too long.
     Http1(Http1<App, Io>),
-    Http2(Pin<Box<Http2<App, Io>>>),
+    /// -> `Late` when the peer misbehaves.
+    Http2(Pin<Box<Http2<App, Io>>>, Owner<Io>),
     Late(Late<Io>),
     Over,
 }
 
 type Http1<App, Io> = http1::UpgradeableConnection<TokioIo<Stream<Io>>, HyperAdapter<App>>;
-type Http2<App, Io> = http2::Connection<TokioIo<Stream<Io>>, HyperAdapter<App>, Streams>;
+type Http2<App, Io> = http2::Connection<TokioIo<Lent<Io>>, HyperAdapter<App>, Streams>;
 
 // === impl Connection ===
 
@@ -116,9 +120,13 @@ where
                     }
                     Poll::Pending
                 }
-                Stage::Http2(connection) => {
+                Stage::Http2(connection, _) => {
                     if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-                        return Poll::Ready(result.map_err(Into::into));
+                        let Some(late) = this.stage.after_flood() else {
+                            return Poll::Ready(result.map_err(Into::into));
+                        };
+                        *this.stage = Stage::Late(late);
+                        continue;
                     }
                     this.conn.forget_head();
                     Poll::Pending
@@ -160,7 +168,7 @@ where
             } else {
                 b""
             };
-            *this.stage = Stage::Late(Late::new(stream, answer));
+            *this.stage = Stage::Late(Late::new(stream, Bytes::from_static(answer)));
             return;
         }
         *this.stage = match protocol {
@@ -172,11 +180,11 @@ where
             ),
             Protocol::Http2 => {
                 stream.expect_frames();
-                Stage::Http2(Box::pin(
-                    settings
-                        .http2()
-                        .serve_connection(TokioIo::new(stream), hosted),
-                ))
+                let (lent, owner) = lend(stream);
+                let connection = settings
+                    .http2()
+                    .serve_connection(TokioIo::new(lent), hosted);
+                Stage::Http2(Box::pin(connection), owner)
             }
             Protocol::Nothing => Stage::Over,
         };
@@ -188,7 +196,7 @@ where
         let closing = this.life.stays() && this.closing.as_mut().poll(cx).is_ready();
         let (sniffing, http2) = (
             matches!(this.stage, Stage::Sniffing(..)),
-            matches!(this.stage, Stage::Http2(_)),
+            matches!(this.stage, Stage::Http2(..)),
         );
         loop {
             let conn = &**this.conn;
@@ -251,7 +259,7 @@ where
             (Next::Answer, _) => this.conn.set_ping(Ping::Wanted),
             (Next::Cut, _) => return Err("cut: it does not read, or it is too old".into()),
             (Next::Goodbye, Stage::Http1(connection)) => Pin::new(connection).graceful_shutdown(),
-            (Next::Goodbye, Stage::Http2(connection)) => connection.as_mut().graceful_shutdown(),
+            (Next::Goodbye, Stage::Http2(connection, _)) => connection.as_mut().graceful_shutdown(),
             // Nothing was asked, so there is nothing to say.
             (Next::Goodbye, Stage::Sniffing(..)) => this.stage.be_late(b""),
             (Next::Late, Stage::Http1(_)) => this.stage.be_late(late::TIMEOUT),
@@ -288,7 +296,27 @@ where
             _ => None,
         };
         if let Some(stream) = stream {
-            *self = Self::Late(Late::new(stream, answer));
+            *self = Self::Late(Late::new(stream, Bytes::from_static(answer)));
+        }
+    }
+
+    /// What is left to do once hyper has ended an HTTP/2 connection because of a flood.
+    fn after_flood(&mut self) -> Option<Late<Io>> {
+        let stream = self.reclaim()?;
+        let flood = stream.flood()?.as_str();
+        tracing::debug!(flood, "connection cut");
+        let goaway = stream.goaway(Reason::EnhanceYourCalm, flood)?;
+        Some(Late::new(stream, goaway.into()))
+    }
+
+    /// Takes the stream of an HTTP/2 connection from hyper.
+    fn reclaim(&mut self) -> Option<Stream<Io>> {
+        match std::mem::replace(self, Self::Over) {
+            Self::Http2(connection, owner) => {
+                drop(connection);
+                owner.take()
+            }
+            _ => None,
         }
     }
 }

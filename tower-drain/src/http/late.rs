@@ -1,5 +1,5 @@
-//! The end of a connection that is not served any further: it has not spoken in time, its head took too long, or it is not
-//! in a protocol that is spoken here. hyper would close without a word, and with a reset.
+//! The end of a connection that is not served any further: nothing came in time, a head took too long, the protocol is
+//! not spoken here, or an HTTP/2 peer misbehaves. hyper would close without a word, and with a reset.
 
 use std::{
     future::Future,
@@ -8,6 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{Sleep, sleep},
@@ -16,17 +17,17 @@ use tokio::{
 use super::stream::Stream;
 use crate::limit::PATIENCE;
 
-/// Says so, closes, lingers.
+/// Writes the last bytes, closes, lingers.
 pub(super) struct Late<Io> {
     stream: Stream<Io>,
-    unwritten: &'static [u8],
+    unwritten: Bytes,
     alarm: Pin<Box<Sleep>>,
 }
 
 // === impl Late ===
 
 impl<Io> Late<Io> {
-    pub(super) fn new(stream: Stream<Io>, answer: &'static [u8]) -> Self {
+    pub(super) fn new(stream: Stream<Io>, answer: Bytes) -> Self {
         Self {
             stream,
             unwritten: answer,
@@ -44,9 +45,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Future for Late<Io> {
             return Poll::Ready(Ok(()));
         }
         while !this.unwritten.is_empty() {
-            match ready!(Pin::new(&mut this.stream).poll_write(cx, this.unwritten))? {
+            match ready!(Pin::new(&mut this.stream).poll_write(cx, &this.unwritten))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => this.unwritten = &this.unwritten[written..],
+                written => this.unwritten.advance(written),
             }
         }
         Pin::new(&mut this.stream).poll_shutdown(cx)

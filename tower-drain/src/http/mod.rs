@@ -6,6 +6,7 @@ mod connection;
 mod frames;
 mod info;
 mod late;
+mod lent;
 mod lifecycle;
 mod pace;
 mod serve;
@@ -98,8 +99,8 @@ use crate::{
 /// | answer that is not taken | 30 s without progress | only while unsent bytes are held: SSE and gRPC live |
 /// | HTTP/2 streams | 100 | what RFC 9113 recommends at least |
 /// | HTTP/2 windows | 256 KiB a stream, 1 MiB a connection | bounds what a peer can make us hold |
-/// | HTTP/2 resets | 100 in 10 s | rapid reset |
-/// | HTTP/2 pings, settings, priorities, empty data | 1 000 in 10 s together | floods that cost their sender nothing |
+/// | HTTP/2 resets | 250 early ones in 10 s, less those answered | rapid reset |
+/// | HTTP/2 pings, settings, priorities, empty data | 1 000 together without a stream's frame between them | floods that cost their sender nothing |
 /// | HTTP/2 ping of ours | every 20 s, answered within 10 s | finds peers that are gone |
 /// | age | 1 h, ± 10 % | lets load move to new machines; what is under way is not cut |
 /// | last chance | 1 s, up to a quarter more | see below |
@@ -237,15 +238,27 @@ impl<App> Http<App> {
         self.set(|settings| settings.max_streams = max)
     }
 
-    /// How many streams an HTTP/2 peer may reset in ten seconds. Default: 100. The connection of one that does so more
-    /// often is cut.
+    /// How many more streams an HTTP/2 peer may reset early in ten seconds than it lets be answered. Default: 250.
+    ///
+    /// A reset is early before the response has begun, and within a second of the request: asking and taking it back
+    /// costs the peer nothing, and the server a handler (CVE-2023-44487). Each stream that is answered gives one back, so
+    /// a client that cancels some of its requests is served however many it has, and so is one whose deadlines pass. The
+    /// default leaves room for two pages of 100 requests each that are left before they were answered.
+    ///
+    /// The connection of a peer that goes beyond it is closed with a GOAWAY (`ENHANCE_YOUR_CALM`).
     #[must_use]
     pub fn max_resets(self, max: u32) -> Self {
         self.set(|settings| settings.frames.resets = max)
     }
 
-    /// How many frames that cost it nothing an HTTP/2 peer may send in ten seconds: pings, settings, priorities, empty
-    /// data. Default: 1 000.
+    /// How many frames that cost it nothing an HTTP/2 peer may send in ten seconds while no stream moves: pings, settings,
+    /// priorities, empty data, unknown ones. Default: 1 000. Ten window updates count as one of them.
+    ///
+    /// The count begins anew with each HEADERS and DATA frame of either side, because clients send such frames in
+    /// proportion to their traffic (grpc-go pings for each message, to measure its bandwidth). Acknowledgements of our own
+    /// frames do not count.
+    ///
+    /// The connection of a peer that goes beyond it is closed with a GOAWAY (`ENHANCE_YOUR_CALM`).
     #[must_use]
     pub fn max_control_frames(self, max: u32) -> Self {
         self.set(|settings| settings.frames.controls = max)
@@ -461,7 +474,7 @@ const AGE: Duration = Duration::from_secs(3600);
 const STREAMS: u32 = 100;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-const RESETS: u32 = 100;
+const RESETS: u32 = 250;
 const CONTROLS: u32 = 1000;
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_WITHIN: Duration = Duration::from_secs(10);

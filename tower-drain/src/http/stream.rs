@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    frames::Frames,
+    frames::{Flood, Frames, Reason},
     shared::{ConnShared, Ping},
 };
 use crate::{
@@ -34,6 +34,8 @@ pub(super) struct Stream<Io> {
     cut: [Option<Pin<Box<Heard>>>; 2],
     /// Set only for HTTP/2.
     frames: Option<Box<Frames>>,
+    /// What the peer has sent too much of.
+    flood: Option<Flood>,
     close: Close,
     /// The end of our half has been asked for, and nothing is written but that.
     ending: bool,
@@ -83,6 +85,7 @@ impl<Io> Stream<Io> {
             conn,
             cut,
             frames: None,
+            flood: None,
             close,
             ending: false,
             _place: place,
@@ -92,6 +95,16 @@ impl<Io> Stream<Io> {
     /// From now on the bytes that come are frames.
     pub(super) fn expect_frames(&mut self) {
         self.frames = Some(Box::new(Frames::new()));
+    }
+
+    /// What the peer has sent too much of, if that is why the connection ended.
+    pub(super) const fn flood(&self) -> Option<Flood> {
+        self.flood
+    }
+
+    /// The last frame for an HTTP/2 peer, if one can be sent now.
+    pub(super) fn goaway(&self, reason: Reason, debug: &str) -> Option<Vec<u8>> {
+        self.frames.as_ref()?.goaway(reason, debug)
     }
 
     /// An upgraded connection lives in a task of the user's, where only its stream can end it.
@@ -118,12 +131,13 @@ impl<Io> Stream<Io> {
             self.conn.heard();
             return Ok(());
         };
-        frames
-            .read(bytes, &self.conn.settings.frames, Instant::now())
-            .map_err(|flood| {
-                tracing::debug!(flood = flood.as_str(), "connection cut");
-                io::Error::new(io::ErrorKind::ConnectionAborted, flood.as_str())
-            })?;
+        if let Err(flood) = frames.receive(bytes, &self.conn.settings.frames, Instant::now()) {
+            self.flood = Some(flood);
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                flood.as_str(),
+            ));
+        }
         if frames.is_acknowledged() && self.conn.ping() == Ping::Unanswered {
             self.conn.set_ping(if frames.is_hidden() {
                 Ping::Hidden
@@ -259,6 +273,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
     ) -> Poll<io::Result<usize>> {
         self.check(WRITE, cx)?;
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        if let (Some(frames), Poll::Ready(Ok(written))) = (&mut self.frames, &written) {
+            frames.send(&buf[..*written]);
+        }
         self.note_write(written)
     }
 
@@ -269,6 +286,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
     ) -> Poll<io::Result<usize>> {
         self.check(WRITE, cx)?;
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        if let (Some(frames), Poll::Ready(Ok(written))) = (&mut self.frames, &written) {
+            let mut left = *written;
+            for buf in bufs {
+                let sent = &buf[..buf.len().min(left)];
+                frames.send(sent);
+                left -= sent.len();
+            }
+        }
         self.note_write(written)
     }
 

@@ -6,84 +6,10 @@ use axum::{Router, body::Bytes, routing::get};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 use tower_drain::{Drain, Http, Server};
 
-use crate::support::*;
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RESET: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-/// A peer that sends the frames it is told to, and answers nothing by itself.
-struct Peer(DuplexStream);
-
-struct Frame {
-    kind: u8,
-    stream: u32,
-    payload: Vec<u8>,
-}
-
-impl Peer {
-    async fn open(dial: &Dial) -> Self {
-        let mut peer = Self(dial.connect().0);
-        peer.0.write_all(PREFACE).await.unwrap();
-        peer.send(SETTINGS, 0, 0, &[]).await;
-        peer
-    }
-
-    async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        assert!(
-            self.try_send(kind, flags, stream, payload).await,
-            "the connection is there"
-        );
-    }
-
-    async fn try_send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
-        let mut frame = vec![0, 0, payload.len() as u8, kind, flags];
-        frame.extend(stream.to_be_bytes());
-        frame.extend(payload);
-        self.0.write_all(&frame).await.is_ok()
-    }
-
-    /// `GET /` on `http://test`, with a header block of indexed fields.
-    async fn get(&mut self, stream: u32) -> bool {
-        let fields = [0x82, 0x86, 0x84, 0x41, 4, b't', b'e', b's', b't'];
-        self.try_send(HEADERS, END_STREAM | END_HEADERS, stream, &fields)
-            .await
-    }
-
-    async fn read(&mut self) -> Option<Frame> {
-        let mut head = [0; 9];
-        self.0.read_exact(&mut head).await.ok()?;
-        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-        self.0.read_exact(&mut payload).await.ok()?;
-        Some(Frame {
-            kind: head[3],
-            stream: u32::from_be_bytes(head[5..].try_into().unwrap()),
-            payload,
-        })
-    }
-
-    async fn wait_for(&mut self, kind: u8) -> Option<Frame> {
-        loop {
-            let frame = self.read().await?;
-            if frame.kind == kind {
-                return Some(frame);
-            }
-        }
-    }
-}
+use crate::support::{peer::*, *};
 
 fn serve(drain: &Drain, app: Router, knobs: impl FnOnce(Http<Router>) -> Http<Router>) -> Dial {
     let (dial, listener) = wire();
@@ -93,10 +19,6 @@ fn serve(drain: &Drain, app: Router, knobs: impl FnOnce(Http<Router>) -> Http<Ro
 
 fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
-}
-
-fn last_stream(goaway: &Frame) -> u32 {
-    u32::from_be_bytes(goaway.payload[..4].try_into().unwrap())
 }
 
 #[tokio::test(start_paused = true)]
@@ -161,47 +83,178 @@ async fn a_hundred_streams_may_be_open_and_the_next_one_is_refused() {
     assert_eq!(drain.snapshot().guests, 1);
 }
 
+/// What a GOAWAY gives as its reason.
+fn reason(goaway: &Frame) -> u32 {
+    u32::from_be_bytes(goaway.payload[4..8].try_into().unwrap())
+}
+
+const CANCEL: &[u8] = &[0, 0, 0, 8];
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+fn slow(time: Duration) -> Router {
+    Router::new().route("/", get(move || sleep(time)))
+}
+
+/// No pings, so that a peer need not answer them.
+fn unasked(http: Http<Router>) -> Http<Router> {
+    http.ping(Duration::MAX, secs(10))
+}
+
 #[tokio::test(start_paused = true)]
-async fn rapid_reset_ends_the_connection() {
+async fn rapid_reset_ends_the_connection_with_a_goaway() {
     let drain = Drain::new();
-    let slow = Router::new().route("/", get(async || sleep(secs(1000)).await));
-    let dial = serve(&drain, slow, |http| http);
+    let dial = serve(&drain, slow(secs(1000)), unasked);
     let mut peer = Peer::open(&dial).await;
-    let mut sent = 0;
-    while sent < 300 {
-        let stream = sent * 2 + 1;
-        if !peer.get(stream).await || !peer.try_send(RESET, 0, stream, &[0, 0, 0, 8]).await {
+    for request in 0..400 {
+        let stream = request * 2 + 1;
+        if !peer.get(stream).await || !peer.try_send(RESET, 0, stream, CANCEL).await {
             break;
         }
-        sent += 1;
         tokio::task::yield_now().await;
     }
+    let goaway = peer.wait_for(GOAWAY).await.expect("a reason");
+    assert_eq!(
+        (reason(&goaway), last_stream(&goaway), &goaway.payload[8..]),
+        (
+            ENHANCE_YOUR_CALM,
+            2 * 250 + 1,
+            &b"too many streams reset"[..]
+        )
+    );
+    drop(peer);
     sleep(secs(2)).await;
     assert_eq!(drain.snapshot().guests, 0);
+}
 
-    // An honest client that cancels now and then lives.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_cancels_some_of_its_requests_is_served() {
+    // A map that is panned: 55 requests a second, 15 of them cancelled.
+    let drain = Drain::new();
+    let dial = serve(&drain, slow(ms(100)), unasked);
     let mut peer = Peer::open(&dial).await;
-    for request in 0..300 {
-        assert!(peer.get(request * 2 + 1).await);
-        peer.send(RESET, 0, request * 2 + 1, &[0, 0, 0, 8]).await;
-        sleep(ms(200)).await;
+    for request in 0..55 * 60 {
+        let stream = request * 2 + 1;
+        assert!(peer.get(stream).await, "cut after {request} requests");
+        sleep(ms(18)).await;
+        if request % 11 < 3 {
+            peer.send(RESET, 0, stream, CANCEL).await;
+        }
     }
     assert_eq!(drain.snapshot().guests, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_pings_ends_the_connection() {
+async fn a_client_whose_deadlines_pass_is_served() {
     let drain = Drain::new();
-    let dial = serve(&drain, app(), |http| http.max_control_frames(50));
+    let dial = serve(&drain, slow(secs(1000)), unasked);
     let mut peer = Peer::open(&dial).await;
-    for _ in 0..60 {
-        if !peer.try_send(PING, 0, 0, &[7; 8]).await {
+    for request in 0..50 * 60 {
+        assert!(
+            peer.get(request * 2 + 1).await,
+            "cut after {request} requests"
+        );
+        sleep(ms(20)).await;
+        if request >= 60 {
+            peer.send(RESET, 0, (request - 60) * 2 + 1, CANCEL).await;
+        }
+    }
+    assert_eq!(drain.snapshot().guests, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_sends_a_ping_for_each_response_is_served() {
+    // grpc-go measures its bandwidth like that.
+    for pause in [ms(5), ms(0)] {
+        let drain = Drain::new();
+        let dial = serve(&drain, app(), unasked);
+        let mut peer = Peer::open(&dial).await;
+        for call in 0..3000 {
+            assert!(peer.get(call * 2 + 1).await, "cut after {call} calls");
+            let data = peer.wait_for(DATA).await;
+            assert!(data.is_some(), "cut after {call} calls");
+            assert!(peer.try_send(PING, 0, 0, &[7; 8]).await);
+            sleep(pause).await;
+        }
+        assert_eq!(drain.snapshot().guests, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn acknowledgements_of_our_own_frames_cost_nothing() {
+    let drain = Drain::new();
+    let dial = serve(&drain, slow(Duration::MAX), |http| {
+        http.ping(secs(1), secs(10)).max_control_frames(2)
+    });
+    let mut peer = Peer::open(&dial).await;
+    assert!(peer.get(1).await);
+    for _ in 0..100 {
+        let ping = peer.wait_for(PING).await.expect("not cut");
+        peer.send(PING, ACK, 0, &ping.payload).await;
+    }
+    // Those of frames that we have not sent do.
+    for _ in 0..3 {
+        peer.send(PING, ACK, 0, &[7; 8]).await;
+    }
+    let goaway = peer.wait_for(GOAWAY).await.expect("a reason");
+    assert_eq!(reason(&goaway), ENHANCE_YOUR_CALM);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_frames_that_cost_nothing_ends_the_connection_with_a_goaway() {
+    const PRIORITY: u8 = 2;
+    for (flood, at_most) in [
+        ((PING, 0, &[7; 8][..]), 60),
+        ((SETTINGS, 0, &[]), 60),
+        ((PRIORITY, 1, &[0, 0, 0, 3, 7]), 60),
+        ((0xbe, 0, b"unknown"), 60),
+        ((WINDOW_UPDATE, 0, &[0, 0, 0, 1]), 600),
+    ] {
+        let drain = Drain::new();
+        let dial = serve(&drain, slow(Duration::MAX), |http| {
+            http.max_control_frames(50)
+        });
+        let mut peer = Peer::open(&dial).await;
+        assert!(peer.get(1).await && peer.get(3).await);
+        let (kind, stream, payload) = flood;
+        for _ in 0..at_most {
+            if !peer.try_send(kind, 0, stream, payload).await {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let goaway = peer.wait_for(GOAWAY).await.expect("a reason");
+        assert_eq!(
+            (reason(&goaway), last_stream(&goaway)),
+            (ENHANCE_YOUR_CALM, 3),
+            "{kind}"
+        );
+        assert!(peer.read().await.is_none(), "and the end");
+        drop(peer);
+        sleep(secs(2)).await;
+        assert_eq!(drain.snapshot().guests, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn window_updates_in_proportion_to_the_data_are_no_flood() {
+    let drain = Drain::new();
+    let pieces = || {
+        let pieces = (0..3000).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![0; 100])));
+        axum::body::Body::from_stream(futures_util::stream::iter(pieces))
+    };
+    let app = Router::new().route("/", get(async move || pieces()));
+    let dial = serve(&drain, app, |http| http.max_control_frames(200));
+    let mut peer = Peer::open(&dial).await;
+    assert!(peer.get(1).await);
+    loop {
+        let data = peer.wait_for(DATA).await.expect("not cut");
+        if data.flags & END_STREAM != 0 {
             break;
         }
-        tokio::task::yield_now().await;
+        let length = (data.payload.len() as u32).to_be_bytes();
+        peer.send(WINDOW_UPDATE, 0, 0, &length).await;
+        peer.send(WINDOW_UPDATE, 0, 1, &length).await;
     }
-    sleep(secs(2)).await;
-    assert_eq!(drain.snapshot().guests, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,7 @@
 //! What the tests on sockets share: a server to drain, and a client that sees every byte.
 
+pub(crate) mod peer;
+
 use std::{
     future::Future,
     io,
