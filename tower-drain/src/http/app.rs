@@ -11,11 +11,12 @@ use http::{Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use pin_project::pin_project;
-use tower_outcome::{BoxError, body::GuardedBody};
+use tower_outcome::BoxError;
 use tower_service::Service;
 
 use super::{
-    body::{Answered, RequestBody, ResponseBody},
+    body::{Answered, RequestBody},
+    response::ResponseBody,
     shared::{ConnShared, RequestGuard},
 };
 use crate::{cancel::Cancellation, close::Closable};
@@ -47,9 +48,6 @@ enum Step<App, F> {
     Failed(Option<BoxError>),
 }
 
-/// The body that hyper gets.
-pub(super) type Answer<B> = ResponseBody<GuardedBody<B, RequestGuard>>;
-
 // === impl HyperAdapter ===
 
 impl<App> HyperAdapter<App> {
@@ -63,7 +61,7 @@ where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: Body,
 {
-    type Response = Response<Answer<B>>;
+    type Response = Response<ResponseBody<B>>;
     type Error = BoxError;
     type Future = ResponseFuture<App>;
 
@@ -108,7 +106,7 @@ where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>>,
     B: Body,
 {
-    type Output = Result<Response<Answer<B>>, BoxError>;
+    type Output = Result<Response<ResponseBody<B>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
@@ -130,9 +128,12 @@ where
             answered.tell();
         }
         let guard = this.guard.take().expect("polled after it was ready");
-        guard.0.finish(&mut response, *this.closable, *this.version);
+        guard
+            .conn()
+            .finish(&mut response, *this.closable, *this.version);
+        let http2 = !this.closable.is_http1();
         Poll::Ready(Ok(
-            response.map(|body| ResponseBody::new(GuardedBody::new(body, guard)))
+            response.map(|body| ResponseBody::new(body, guard, http2))
         ))
     }
 }

@@ -1,7 +1,6 @@
-//! Request bodies that must get on, and answers that say what they wait for.
+//! Request bodies that must get on.
 
 use std::{
-    cell::Cell,
     error::Error,
     fmt,
     future::Future,
@@ -13,7 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::{HeaderMap, header::CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -52,26 +51,6 @@ struct Watch {
     pace: Pace,
     #[pin]
     alarm: Sleep,
-}
-
-/// A body that notes for the task that polls it whether it had something to give.
-///
-/// hyper stands between the two and tells neither, but polls both in one breath; hence a thread's own note rather than a
-/// shared allocation per request.
-#[pin_project]
-pub(super) struct ResponseBody<B>(#[pin] B);
-
-/// What a body said when it was last asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    /// Nothing there yet.
-    Waiting,
-    /// So many bytes, which are on their way now.
-    Gave(usize),
-}
-
-thread_local! {
-    static SAID: Cell<Option<Said>> = const { Cell::new(None) };
 }
 
 // === impl RequestBody ===
@@ -196,50 +175,4 @@ impl Answered {
     fn is_told(&self) -> bool {
         self.0.load(Relaxed)
     }
-}
-
-// === impl ResponseBody ===
-
-impl<B> ResponseBody<B> {
-    pub(super) const fn new(body: B) -> Self {
-        Self(body)
-    }
-}
-
-impl<B: Body> Body for ResponseBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let frame = self.project().0.poll_frame(cx);
-        SAID.set(Some(match &frame {
-            Poll::Ready(Some(Ok(frame))) => Said::Gave(frame.data_ref().map_or(0, Buf::remaining)),
-            _ => Said::Waiting,
-        }));
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
-    }
-}
-
-impl<B> fmt::Debug for ResponseBody<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ResponseBody")
-    }
-}
-
-/// Runs `poll`, and tells what the body that it polled said last, if it polled one.
-pub(super) fn listen<T>(poll: impl FnOnce() -> T) -> (T, Option<Said>) {
-    SAID.set(None);
-    let output = poll();
-    (output, SAID.take())
 }

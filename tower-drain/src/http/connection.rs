@@ -128,7 +128,6 @@ where
                         *this.stage = Stage::Late(late);
                         continue;
                     }
-                    this.conn.forget_head();
                     Poll::Pending
                 }
                 Stage::Late(late) => return Pin::new(late).poll(cx).map_err(Into::into),
@@ -182,7 +181,7 @@ where
                 stream.expect_frames();
                 let (lent, owner) = lend(stream);
                 let connection = settings
-                    .http2()
+                    .http2(this.conn.clone())
                     .serve_connection(TokioIo::new(lent), hosted);
                 Stage::Http2(Box::pin(connection), owner)
             }
@@ -200,13 +199,15 @@ where
         );
         loop {
             let conn = &**this.conn;
+            let activity = if sniffing {
+                Activity::Silent
+            } else {
+                conn.activity()
+            };
             let seen = Observation {
-                activity: if sniffing {
-                    Activity::Silent
-                } else {
-                    conn.activity()
-                },
+                activity,
                 requests: conn.requests(),
+                progress: conn.progress(activity),
                 stalled_since: conn.stalled_since(),
                 told: closing.then(|| {
                     if http2 {
@@ -263,7 +264,9 @@ where
             // Nothing was asked, so there is nothing to say.
             (Next::Goodbye, Stage::Sniffing(..)) => this.stage.be_late(b""),
             (Next::Late, Stage::Http1(_)) => this.stage.be_late(late::TIMEOUT),
-            (Next::Goodbye | Next::Late, _) => *this.stage = Stage::Over,
+            (Next::End, Stage::Http1(_)) => this.stage.be_late(b""),
+            (Next::End, Stage::Http2(..)) => this.stage.end_http2(),
+            (Next::Goodbye | Next::Late | Next::End, _) => *this.stage = Stage::Over,
         }
         Ok(())
     }
@@ -307,6 +310,15 @@ where
         tracing::debug!(flood, "connection cut");
         let goaway = stream.goaway(Reason::EnhanceYourCalm, flood)?;
         Some(Late::new(stream, goaway.into()))
+    }
+
+    /// Ends an HTTP/2 connection that hyper would keep.
+    fn end_http2(&mut self) {
+        if let Some(stream) = self.reclaim()
+            && let Some(goaway) = stream.goaway(Reason::NoError, "")
+        {
+            *self = Self::Late(Late::new(stream, goaway.into()));
+        }
     }
 
     /// Takes the stream of an HTTP/2 connection from hyper.

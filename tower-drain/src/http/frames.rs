@@ -54,7 +54,6 @@ pub(super) enum Flood {
 /// Why a GOAWAY is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
-    #[allow(dead_code, reason = "for the next step")]
     NoError,
     EnhanceYourCalm,
 }
@@ -159,13 +158,11 @@ impl Frames {
         self.received.is_between() && self.block.is_none()
     }
 
-    #[allow(dead_code, reason = "for the next step")]
     pub(super) const fn totals(&self) -> Totals {
         self.totals
     }
 
     /// Whether the peer takes no more data on any stream.
-    #[allow(dead_code, reason = "for the next step")]
     pub(super) const fn is_window_shut(&self) -> bool {
         self.window <= 0
     }

@@ -11,13 +11,12 @@ use super::shared::Ping;
 pub(super) struct ConnLifecycle {
     activity: Activity,
     since: Instant,
-    /// How many requests it had when `activity` was noted: a short one comes and goes between two looks.
+    /// What these were when `activity` was noted: a short request comes and goes between two looks.
     requests: u32,
+    progress: u32,
     stage: ShutdownStage,
     /// When it is old enough to leave.
     old: Instant,
-    /// It leaves for its age.
-    aged: bool,
 }
 
 /// The durations it goes by.
@@ -37,6 +36,8 @@ pub(super) struct Limits {
 pub(super) struct Observation {
     pub(super) activity: Activity,
     pub(super) requests: u32,
+    /// Changes whenever the activity gets on.
+    pub(super) progress: u32,
     pub(super) stalled_since: Option<Instant>,
     /// How long the last chance is, once closing has begun.
     pub(super) told: Option<Duration>,
@@ -56,6 +57,10 @@ pub(super) enum Activity {
     Head,
     /// At least one request is under way.
     Request,
+    /// HTTP/2: the app is done, but the peer has not taken all of its responses.
+    Held,
+    /// Responses have left, but a request has not come to its end.
+    Upload,
 }
 
 /// What to do now.
@@ -69,6 +74,8 @@ pub(super) enum Next {
     Late,
     /// HTTP/2: the peer has not answered the first GOAWAY, or has done so a while ago. Let hyper have the answer.
     Answer,
+    /// Nothing is under way that could come to an end: close without hyper.
+    End,
     /// It does not read what it asked for, or outstays its age: end at once.
     Cut,
 }
@@ -97,9 +104,9 @@ impl ConnLifecycle {
             activity: Activity::Silent,
             since: now,
             requests: 0,
+            progress: 0,
             stage: ShutdownStage::Stay,
             old: now + age,
-            aged: false,
         }
     }
 
@@ -124,7 +131,9 @@ impl ConnLifecycle {
                 self.answer()
             }
             ShutdownStage::Heeded { until } if now >= until => self.answer(),
+            ShutdownStage::Answered if self.is_stuck(seen) => Next::End,
             _ if self.late(limits, seen).is_some_and(|late| now >= late) => Next::Late,
+            _ if self.overdue(limits, seen).is_some_and(|due| now >= due) => Next::End,
             _ => Next::Wait(self.deadline(limits, seen)),
         }
     }
@@ -135,8 +144,11 @@ impl ConnLifecycle {
     }
 
     fn note(&mut self, seen: &Observation, now: Instant) {
-        if seen.activity != self.activity || seen.requests != self.requests {
-            (self.activity, self.since, self.requests) = (seen.activity, now, seen.requests);
+        let noted = (self.activity, self.requests, self.progress);
+        if noted != (seen.activity, seen.requests, seen.progress) {
+            (self.activity, self.requests, self.progress) =
+                (seen.activity, seen.requests, seen.progress);
+            self.since = now;
         }
     }
 
@@ -157,7 +169,6 @@ impl ConnLifecycle {
             self.stage = ShutdownStage::Chance {
                 until: now + seen.chance,
             };
-            self.aged = true;
         } else if self.patience(limits).is_some_and(|end| now >= end) {
             self.stage = ShutdownStage::Chance { until: now };
         }
@@ -168,7 +179,7 @@ impl ConnLifecycle {
         match self.activity {
             Activity::Silent => Some(self.since + limits.first_byte),
             Activity::Idle => Some(self.since + limits.idle),
-            Activity::Head | Activity::Request => None,
+            Activity::Head | Activity::Request | Activity::Held | Activity::Upload => None,
         }
     }
 
@@ -178,9 +189,22 @@ impl ConnLifecycle {
         free.then(|| self.since + limits.head)
     }
 
+    /// When a connection that only waits for its peer has waited long enough. While bytes cannot be written, that is for
+    /// the write stall to tell.
+    fn overdue(&self, limits: &Limits, seen: &Observation) -> Option<Instant> {
+        let waits = self.activity == Activity::Held && seen.stalled_since.is_none();
+        waits.then(|| self.since + limits.write_stall)
+    }
+
+    /// Whether hyper cannot end this connection though nothing is under way: it reads no answer to its GOAWAY while a
+    /// frame of the peer's is not whole.
+    fn is_stuck(&self, seen: &Observation) -> bool {
+        self.activity == Activity::Idle && seen.ping == Ping::Wanted
+    }
+
     fn ends_chance(&self, until: Instant, now: Instant) -> bool {
         match self.activity {
-            Activity::Request => true,
+            Activity::Request | Activity::Held | Activity::Upload => true,
             Activity::Head => false,
             Activity::Silent | Activity::Idle => now >= until,
         }
@@ -190,17 +214,18 @@ impl ConnLifecycle {
         let stalled = seen
             .stalled_since
             .is_some_and(|since| now >= since + limits.write_stall);
-        stalled || self.cut(limits).is_some_and(|cut| now >= cut)
+        stalled || now >= self.outlived(limits)
     }
 
-    /// Closing has its own end.
-    fn cut(&self, limits: &Limits) -> Option<Instant> {
-        self.aged.then(|| self.old + limits.age_grace)
+    /// However far it is on its way out.
+    fn outlived(&self, limits: &Limits) -> Instant {
+        self.old + limits.age_grace
     }
 
     fn deadline(&self, limits: &Limits, seen: &Observation) -> Option<Instant> {
         let activity = match self.activity {
             Activity::Head => self.late(limits, seen),
+            Activity::Held => self.overdue(limits, seen),
             _ if self.stays() => self.patience(limits),
             _ => None,
         };
@@ -214,7 +239,7 @@ impl ConnLifecycle {
             _ => None,
         };
         let stall = seen.stalled_since.map(|since| since + limits.write_stall);
-        [activity, stage, stall, self.cut(limits)]
+        [activity, stage, stall, Some(self.outlived(limits))]
             .into_iter()
             .flatten()
             .min()
@@ -248,6 +273,7 @@ mod tests {
     const CALM: Observation = Observation {
         activity: Activity::Idle,
         requests: 1,
+        progress: 0,
         stalled_since: None,
         told: None,
         chance: secs(2),
@@ -448,8 +474,8 @@ mod tests {
         );
         assert_eq!(at_ms(&mut life, 1120, Ping::Hidden), Next::Answer);
         assert!(matches!(
-            at_ms(&mut life, 1130, Ping::Wanted),
-            Next::Wait(None)
+            at_ms(&mut life, 1130, Ping::Answered),
+            Next::Wait(_)
         ));
     }
 
@@ -493,24 +519,105 @@ mod tests {
         assert_eq!(at(&mut life, start, 50, stalled(20)), Next::Cut);
     }
 
+    #[test]
+    fn responses_that_are_not_taken_end_the_connection_and_those_that_are_do_not() {
+        for answered in [Ping::Answered, Ping::Unanswered] {
+            let (mut life, start) = life();
+            let held = |progress| Observation {
+                progress,
+                ping: answered,
+                ..while_in(Activity::Held)
+            };
+            assert_eq!(
+                at(&mut life, start, 0, held(0)),
+                Next::Wait(Some(start + secs(30)))
+            );
+            assert_eq!(
+                at(&mut life, start, 29, held(1)),
+                Next::Wait(Some(start + secs(59)))
+            );
+            let blocked = Observation {
+                stalled_since: Some(start + secs(50)),
+                ..held(1)
+            };
+            assert_eq!(
+                at(&mut life, start, 60, blocked),
+                Next::Wait(Some(start + secs(80))),
+                "that is for the write stall to tell"
+            );
+            assert_eq!(at(&mut life, start, 61, held(1)), Next::End);
+        }
+    }
+
+    #[test]
+    fn responses_that_are_not_taken_end_a_connection_that_has_left() {
+        let (mut life, start) = life();
+        let held = told(while_in(Activity::Held));
+        assert_eq!(at(&mut life, start, 0, held), Next::Goodbye);
+        assert_eq!(
+            at(&mut life, start, 0, held),
+            Next::Wait(Some(start + secs(30)))
+        );
+        assert_eq!(at(&mut life, start, 30, held), Next::End);
+    }
+
+    #[test]
+    fn an_answer_that_hyper_does_not_read_ends_an_idle_connection_and_no_other() {
+        let (mut life, start) = life();
+        let busy = |ping| Observation {
+            ping,
+            ..told(while_in(Activity::Request))
+        };
+        assert_eq!(
+            at(&mut life, start, 0, busy(Ping::Unanswered)),
+            Next::Goodbye
+        );
+        assert_eq!(
+            at(&mut life, start, 1, busy(Ping::Unanswered)),
+            Next::Answer
+        );
+        assert!(matches!(
+            at(&mut life, start, 1, busy(Ping::Wanted)),
+            Next::Wait(_)
+        ));
+        let idle = Observation {
+            ping: Ping::Wanted,
+            ..told(CALM)
+        };
+        assert_eq!(at(&mut life, start, 9, idle), Next::End);
+    }
+
+    #[test]
+    fn one_that_has_left_before_is_cut_at_its_age_too() {
+        let (mut life, start) = life();
+        at(&mut life, start, 0, CALM);
+        assert_eq!(at(&mut life, start, 75, CALM), Next::Goodbye);
+        let stream = while_in(Activity::Request);
+        assert_eq!(
+            at(&mut life, start, 3600, stream),
+            Next::Wait(Some(start + secs(3660)))
+        );
+        assert_eq!(at(&mut life, start, 3660, stream), Next::Cut);
+    }
+
     proptest! {
         #[test]
         fn who_waits_for_what_it_says_always_gets_on(
-            looks in proptest::collection::vec((0_u8..4, 0_u64..20, any::<bool>(), any::<bool>()), 1..30),
+            looks in proptest::collection::vec((0_u8..6, 0_u64..20, any::<bool>(), any::<bool>()), 1..30),
         ) {
             let (mut life, start) = life();
             let (mut now, mut goodbyes, mut told) = (start, 0, false);
             for (activity, wait, tell, acknowledged) in looks {
                 now += secs(wait);
                 told |= tell;
-                let activity = [Activity::Silent, Activity::Idle, Activity::Head, Activity::Request][activity as usize];
+                let activity = [Activity::Silent, Activity::Idle, Activity::Head, Activity::Request, Activity::Held, Activity::Upload][activity as usize];
                 let ping = if acknowledged { Ping::Hidden } else { Ping::Unanswered };
                 let seen = Observation { activity, told: told.then_some(secs(1)), ping, ..CALM };
                 match life.next(&LIMITS, &seen, now) {
                     // Else the alarm would ring for ever.
                     Next::Wait(deadline) => prop_assert!(deadline.is_none_or(|deadline| deadline > now)),
                     Next::Goodbye => goodbyes += 1,
-                    Next::Late | Next::Answer | Next::Cut => {}
+                    Next::Late | Next::Answer | Next::End | Next::Cut => {}
                 }
             }
             prop_assert!(goodbyes <= 1);

@@ -9,6 +9,7 @@ mod late;
 mod lent;
 mod lifecycle;
 mod pace;
+mod response;
 mod serve;
 mod shared;
 mod stream;
@@ -96,13 +97,13 @@ use crate::{
 /// | head | 32 KiB, 100 fields, else `431` | a quarter of what peers take, and more than browsers send |
 /// | idle between requests | 75 s; `Keep-Alive: timeout=70` says less | a client that leaves first never loses a request |
 /// | request body | 30 s without a byte; 240 B/s after 5 s | see [`RequestBody`] |
-/// | answer that is not taken | 30 s without progress | only while unsent bytes are held: SSE and gRPC live |
+/// | response that is not taken | 30 s without progress | only while unsent bytes are held: SSE and gRPC live |
 /// | HTTP/2 streams | 100 | what RFC 9113 recommends at least |
 /// | HTTP/2 windows | 256 KiB a stream, 1 MiB a connection | bounds what a peer can make us hold |
 /// | HTTP/2 resets | 250 early ones in 10 s, less those answered | rapid reset |
 /// | HTTP/2 pings, settings, priorities, empty data | 1 000 together without a stream's frame between them | floods that cost their sender nothing |
 /// | HTTP/2 ping of ours | every 20 s, answered within 10 s | finds peers that are gone |
-/// | age | 1 h, ± 10 % | lets load move to new machines; what is under way is not cut |
+/// | age | 1 h, ± 10 % | lets load move to new machines; what is under way is not cut, unless there is a `max_age_grace` |
 /// | last chance | 1 s, up to a quarter more | see below |
 /// | lingering | 1 s | an answer is not lost for bytes that still come |
 ///
@@ -113,7 +114,7 @@ use crate::{
 ///            idle, or silent so far ── last chance ────► end            (a request in time is answered as above)
 ///            half a head ── until it is whole, or its time is over ──► as above, or 408
 ///   HTTP/2   GOAWAY at once; streams under way complete ─► end          (a peer that does not answer it: after 1 s,
-///            we act as if it had)
+///            we act as if it had; one that stands in the middle of a frame gets the last GOAWAY, and the end)
 ///   upgraded lives on until its own end, or until the drain is done
 /// ```
 ///
@@ -225,8 +226,9 @@ impl<App> Http<App> {
 
     /// How long a peer may take none of the bytes that are held for it. Default: 30 s.
     ///
-    /// For HTTP/1 those are the connection's, for HTTP/2 also each stream's, whose last piece hyper hands over before
-    /// it is taken. A large piece has a second more for each 4 KiB.
+    /// For HTTP/1 those are the connection's; it is closed. For HTTP/2 a stream that does not get on is reset, unless it
+    /// waits for its turn on a connection that does. Up to 16 KiB at a response's end are out of a stream's reach; a
+    /// connection that has nothing else left, and of that nothing is taken, is closed.
     #[must_use]
     pub fn write_stall(self, stall: Duration) -> Self {
         self.set(|settings| settings.life.write_stall = bounded(stall))
@@ -385,10 +387,8 @@ impl<App> fmt::Debug for Http<App> {
 
 impl Settings {
     /// One per connection: hyper ties a builder to its executor. It is boxed with the connection.
-    fn http2(&self) -> http2::Builder<Streams> {
-        let mut http2 = http2::Builder::new(Streams {
-            stall: self.life.write_stall,
-        });
+    fn http2(&self, conn: Arc<ConnShared>) -> http2::Builder<Streams> {
+        let mut http2 = http2::Builder::new(Streams { conn });
         http2
             .timer(TokioTimer::new())
             .max_header_list_size(self.max_header_bytes)

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{
             AtomicBool, AtomicU8, AtomicU32, AtomicU64,
             Ordering::{AcqRel, Relaxed},
@@ -14,9 +14,8 @@ use std::{
 
 use http::{HeaderName, Response, Version};
 use tokio::time::Instant;
-use tower_outcome::body::{End, OnEnd};
 
-use super::{Settings, info::ConnectionInfo, lifecycle::Activity};
+use super::{Settings, frames::Totals, info::ConnectionInfo, lifecycle::Activity};
 use crate::{
     accepted::Accepted,
     close::Closable,
@@ -30,18 +29,53 @@ pub(super) struct ConnShared {
     pub(super) settings: Arc<Settings>,
     pub(super) info: ConnectionInfo,
     born: Instant,
-    /// Requests that were taken, and whose answers are not at their end.
+    http2: OnceLock<Box<Http2Shared>>,
+    /// Guards of requests: until their response's end, and for HTTP/2 that of the task that sends it.
     under_way: AtomicU32,
     /// Requests so far; it may wrap.
     requests: AtomicU32,
-    /// Bytes came while no request was under way: the beginning of a head.
+    /// HTTP/1: bytes came while no request was under way, the beginning of a head.
     head_began: AtomicBool,
     upgraded: AtomicBool,
     /// It ends though the drain has not begun.
     leaving: AtomicBool,
-    /// Since when bytes wait to be written: milliseconds since `born`, and one. `0`: none do.
-    stalled: AtomicU64,
+    stalled: Moment,
+}
+
+/// What only HTTP/2 has.
+#[derive(Debug)]
+struct Http2Shared {
+    /// When the whole connection last kept its streams waiting, and got on.
+    congested: Moment,
+    /// What is on its streams.
+    frames: FrameTotals,
+    /// Count up when a peer takes some of a response. A response has one of them, and may share it: it is thought to get
+    /// on then while the other one does.
+    taken: [AtomicU32; SLOTS],
     ping: AtomicU8,
+}
+
+/// Which of the counters is a response's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slot(u8);
+
+/// A piece of a response, of which something may be taken.
+#[derive(Debug)]
+pub(super) struct Taken {
+    conn: Arc<ConnShared>,
+    slot: Slot,
+}
+
+/// An instant: milliseconds since the connection was born, and one. `0`: none.
+#[derive(Debug)]
+struct Moment(AtomicU64);
+
+#[derive(Debug, Default)]
+struct FrameTotals {
+    responses: AtomicU32,
+    uploads: AtomicU32,
+    sent: AtomicU32,
+    received: AtomicU32,
 }
 
 /// The ping of the first GOAWAY.
@@ -55,8 +89,11 @@ pub(super) enum Ping {
     Answered,
 }
 
-/// A request under way, until its answer's end or drop.
-pub(super) struct RequestGuard(pub(super) Arc<ConnShared>);
+/// A request under way, until its response's end or drop.
+pub(super) struct RequestGuard {
+    conn: Arc<ConnShared>,
+    slot: Slot,
+}
 
 // === impl ConnShared ===
 
@@ -72,13 +109,13 @@ impl ConnShared {
             settings,
             info: ConnectionInfo::of(accepted),
             born,
+            http2: OnceLock::new(),
             under_way: AtomicU32::new(0),
             requests: AtomicU32::new(0),
             head_began: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
-            stalled: AtomicU64::new(0),
-            ping: AtomicU8::new(0),
+            stalled: Moment::none(),
         }
     }
 
@@ -86,13 +123,46 @@ impl ConnShared {
         &self.shared
     }
 
+    #[cfg(test)]
+    pub(super) fn for_test() -> Arc<Self> {
+        use crate::listen::Addr::Other;
+        let drain = Drain::new();
+        let accepted = Accepted::new(&drain, (), Other, Other);
+        Arc::new(Self::new(&drain, Arc::default(), &accepted, Instant::now()))
+    }
+
+    /// It is known which protocol it is.
+    pub(super) fn speak_http2(&self) {
+        self.http2.get_or_init(|| {
+            Box::new(Http2Shared {
+                congested: Moment::none(),
+                frames: FrameTotals::default(),
+                taken: [const { AtomicU32::new(0) }; SLOTS],
+                ping: AtomicU8::new(0),
+            })
+        });
+    }
+
     pub(super) fn activity(&self) -> Activity {
         if self.under_way.load(Relaxed) > 0 {
-            Activity::Request
-        } else if self.head_began.load(Relaxed) {
+            return Activity::Request;
+        }
+        if let Some(http2) = self.http2.get() {
+            return http2.activity();
+        }
+        if self.head_began.load(Relaxed) {
             Activity::Head
         } else {
             Activity::Idle
+        }
+    }
+
+    /// Changes whenever what it does gets on.
+    pub(super) fn progress(&self, activity: Activity) -> u32 {
+        match (self.http2.get(), activity) {
+            (Some(http2), Activity::Held) => http2.frames.sent.load(Relaxed),
+            (Some(http2), Activity::Upload) => http2.frames.received.load(Relaxed),
+            _ => 0,
         }
     }
 
@@ -104,16 +174,11 @@ impl ConnShared {
         self.upgraded.load(Relaxed)
     }
 
-    /// Bytes came.
+    /// Bytes of HTTP/1 came.
     pub(super) fn heard(&self) {
         if self.under_way.load(Relaxed) == 0 {
             self.head_began.store(true, Relaxed);
         }
-    }
-
-    /// HTTP/2 has frames of its own accord: bytes are no head there.
-    pub(super) fn forget_head(&self) {
-        self.head_began.store(false, Relaxed);
     }
 
     /// Answers end the connection from now on.
@@ -123,31 +188,66 @@ impl ConnShared {
 
     /// Bytes wait to be written, or do so no longer.
     pub(super) fn set_stalled(&self, stalled: bool) {
-        let since = self.stalled.load(Relaxed);
-        if !stalled && since != 0 {
-            self.stalled.store(0, Relaxed);
-        } else if stalled && since == 0 {
-            self.stalled
-                .store(self.born.elapsed().as_millis() as u64 + 1, Relaxed);
+        match (self.stalled.is_set(), stalled) {
+            (false, true) => self.stalled.set(self.born),
+            (true, false) => {
+                self.stalled.clear();
+                if let Some(http2) = self.http2.get() {
+                    http2.congested.set(self.born);
+                }
+            }
+            _ => {}
         }
     }
 
     pub(super) fn stalled_since(&self) -> Option<Instant> {
-        let since = self.stalled.load(Relaxed).checked_sub(1)?;
-        Some(self.born + Duration::from_millis(since))
+        self.stalled.get(self.born)
     }
 
-    pub(super) fn ping(&self) -> Ping {
-        match self.ping.load(Relaxed) {
-            0 => Ping::Unanswered,
-            1 => Ping::Hidden,
-            2 => Ping::Wanted,
-            _ => Ping::Answered,
+    /// What is on the streams of HTTP/2 has changed.
+    pub(super) fn note_frames(&self, totals: Totals, congested: bool) {
+        let Some(http2) = self.http2.get() else {
+            return;
+        };
+        http2.frames.note(totals);
+        if congested {
+            http2.congested.set(self.born);
         }
     }
 
+    /// Since when a stream of HTTP/2 would have got on, if its peer took what is there for it. That is not so while the
+    /// connection is the one that waits: then its streams have their turn only now and then.
+    pub(super) fn uncongested_since(&self) -> Option<Instant> {
+        if self.stalled.is_set() {
+            Some(Instant::now())
+        } else {
+            self.http2.get()?.congested.get(self.born)
+        }
+    }
+
+    /// Changes whenever some of a response with this slot is taken.
+    pub(super) fn taken(&self, slot: Slot) -> u32 {
+        self.http2
+            .get()
+            .map_or(0, |http2| http2.taken(slot).load(Relaxed))
+    }
+
+    /// For HTTP/1 as if there were none to wait for.
+    pub(super) fn ping(&self) -> Ping {
+        self.http2
+            .get()
+            .map_or(Ping::Answered, |http2| match http2.ping.load(Relaxed) {
+                0 => Ping::Unanswered,
+                1 => Ping::Hidden,
+                2 => Ping::Wanted,
+                _ => Ping::Answered,
+            })
+    }
+
     pub(super) fn set_ping(&self, ping: Ping) {
-        self.ping.store(ping as u8, Relaxed);
+        if let Some(http2) = self.http2.get() {
+            http2.ping.store(ping as u8, Relaxed);
+        }
     }
 
     /// The stream is gone.
@@ -158,10 +258,22 @@ impl ConnShared {
     }
 
     pub(super) fn take_request(self: &Arc<Self>) -> RequestGuard {
-        self.under_way.fetch_add(1, AcqRel);
-        self.requests.fetch_add(1, Relaxed);
+        let nth = self.requests.fetch_add(1, Relaxed);
         self.head_began.store(false, Relaxed);
-        RequestGuard(self.clone())
+        self.guard_of(Slot((nth % SLOTS as u32) as u8))
+    }
+
+    /// One more, for what goes on with a request that is counted.
+    pub(super) fn guard(self: &Arc<Self>) -> RequestGuard {
+        self.guard_of(Slot(0))
+    }
+
+    fn guard_of(self: &Arc<Self>, slot: Slot) -> RequestGuard {
+        self.under_way.fetch_add(1, AcqRel);
+        RequestGuard {
+            conn: self.clone(),
+            slot,
+        }
     }
 
     fn upgrade(&self) {
@@ -193,15 +305,92 @@ impl ConnShared {
     }
 }
 
+// === impl Http2Shared ===
+
+impl Http2Shared {
+    fn activity(&self) -> Activity {
+        if self.frames.responses.load(Relaxed) > 0 {
+            Activity::Held
+        } else if self.frames.uploads.load(Relaxed) > 0 {
+            Activity::Upload
+        } else {
+            Activity::Idle
+        }
+    }
+
+    fn taken(&self, slot: Slot) -> &AtomicU32 {
+        &self.taken[usize::from(slot.0)]
+    }
+}
+
+// === impl FrameTotals ===
+
+impl FrameTotals {
+    fn note(&self, totals: Totals) {
+        self.responses.store(totals.responses, Relaxed);
+        self.uploads.store(totals.uploads, Relaxed);
+        self.sent.store(totals.sent, Relaxed);
+        self.received.store(totals.received, Relaxed);
+    }
+}
+
+// === impl Taken ===
+
+impl Taken {
+    pub(super) fn note(&self) {
+        if let Some(http2) = self.conn.http2.get() {
+            http2.taken(self.slot).fetch_add(1, Relaxed);
+        }
+    }
+}
+
+// === impl Moment ===
+
+impl Moment {
+    const fn none() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Relaxed) != 0
+    }
+
+    fn set(&self, born: Instant) {
+        self.0.store(born.elapsed().as_millis() as u64 + 1, Relaxed);
+    }
+
+    fn clear(&self) {
+        self.0.store(0, Relaxed);
+    }
+
+    fn get(&self, born: Instant) -> Option<Instant> {
+        let millis = self.0.load(Relaxed).checked_sub(1)?;
+        Some(born + Duration::from_millis(millis))
+    }
+}
+
 // === impl RequestGuard ===
 
-impl OnEnd for RequestGuard {
-    fn on_end(self, _: End<'_>) {}
+impl RequestGuard {
+    pub(super) fn conn(&self) -> &ConnShared {
+        &self.conn
+    }
+
+    pub(super) const fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    pub(super) fn taken(&self) -> Taken {
+        Taken {
+            conn: self.conn.clone(),
+            slot: self.slot,
+        }
+    }
 }
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, AcqRel);
+        self.conn.under_way.fetch_sub(1, AcqRel);
     }
 }
 
@@ -211,4 +400,6 @@ impl fmt::Debug for RequestGuard {
     }
 }
 
+/// As many responses are told apart.
+const SLOTS: usize = 64;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");

@@ -94,6 +94,7 @@ impl<Io> Stream<Io> {
 
     /// From now on the bytes that come are frames.
     pub(super) fn expect_frames(&mut self) {
+        self.conn.speak_http2();
         self.frames = Some(Box::new(Frames::new()));
     }
 
@@ -138,6 +139,7 @@ impl<Io> Stream<Io> {
                 flood.as_str(),
             ));
         }
+        self.conn.note_frames(frames.totals(), false);
         if frames.is_acknowledged() && self.conn.ping() == Ping::Unanswered {
             self.conn.set_ping(if frames.is_hidden() {
                 Ping::Hidden
@@ -169,6 +171,23 @@ impl<Io> Stream<Io> {
             .map_or(&[][..], |frames| frames.say(buf.remaining()));
         buf.put_slice(piece);
         !piece.is_empty()
+    }
+
+    fn note_sent(&mut self, bufs: &[io::IoSlice<'_>], written: &Poll<io::Result<usize>>) {
+        let (Some(frames), Poll::Ready(Ok(written))) = (&mut self.frames, written) else {
+            return;
+        };
+        let (mut left, before) = (*written, frames.totals());
+        for buf in bufs {
+            let sent = &buf[..buf.len().min(left)];
+            frames.send(sent);
+            left -= sent.len();
+        }
+        let totals = frames.totals();
+        if totals != before {
+            // What this data leaves of the window, the streams that wait may not use.
+            self.conn.note_frames(totals, frames.is_window_shut());
+        }
     }
 
     fn note_write<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -273,9 +292,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
     ) -> Poll<io::Result<usize>> {
         self.check(WRITE, cx)?;
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
-        if let (Some(frames), Poll::Ready(Ok(written))) = (&mut self.frames, &written) {
-            frames.send(&buf[..*written]);
-        }
+        self.note_sent(&[io::IoSlice::new(buf)], &written);
         self.note_write(written)
     }
 
@@ -286,14 +303,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
     ) -> Poll<io::Result<usize>> {
         self.check(WRITE, cx)?;
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        if let (Some(frames), Poll::Ready(Ok(written))) = (&mut self.frames, &written) {
-            let mut left = *written;
-            for buf in bufs {
-                let sent = &buf[..buf.len().min(left)];
-                frames.send(sent);
-                left -= sent.len();
-            }
-        }
+        self.note_sent(bufs, &written);
         self.note_write(written)
     }
 

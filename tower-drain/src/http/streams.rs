@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -11,13 +12,15 @@ use hyper::rt::Executor;
 use pin_project::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::body::{Said, listen};
+use super::{
+    response::{Said, listen},
+    shared::{ConnShared, RequestGuard, Slot},
+};
 
 /// Spawns the streams of a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Streams {
-    /// How long a piece of an answer may wait for the peer to take it.
-    pub(super) stall: Duration,
+    pub(super) conn: Arc<ConnShared>,
 }
 
 /// One stream's task. Dropping what is inside resets the stream.
@@ -26,12 +29,22 @@ enum Task<F> {
     Running {
         #[pin]
         stream: F,
-        stall: Duration,
-        /// Set while a piece is on its way.
+        guard: RequestGuard,
+        /// Some while a piece is on its way.
+        piece: Option<OnItsWay>,
         #[pin]
         alarm: Option<Sleep>,
     },
     Reset,
+}
+
+/// A piece of a response that hyper was given and has not got rid of.
+struct OnItsWay {
+    slot: Slot,
+    /// What the slot's counter was when it was last looked at.
+    taken: u32,
+    /// When some of the piece was taken, or the piece given.
+    moved: Instant,
 }
 
 // === impl Streams ===
@@ -41,15 +54,22 @@ where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        tokio::spawn(Task::Running {
-            stream,
-            stall: self.stall,
-            alarm: None,
-        });
+        tokio::spawn(Task::new(stream, &self.conn));
     }
 }
 
 // === impl Task ===
+
+impl<F> Task<F> {
+    fn new(stream: F, conn: &Arc<ConnShared>) -> Self {
+        Self::Running {
+            stream,
+            guard: conn.guard(),
+            piece: None,
+            alarm: None,
+        }
+    }
+}
 
 impl<F: Future> Future for Task<F> {
     type Output = ();
@@ -57,7 +77,8 @@ impl<F: Future> Future for Task<F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let TaskProj::Running {
             stream,
-            stall,
+            guard,
+            piece,
             mut alarm,
         } = self.as_mut().project()
         else {
@@ -67,49 +88,94 @@ impl<F: Future> Future for Task<F> {
         if polled.is_ready() {
             return Poll::Ready(());
         }
+        let conn = guard.conn();
         match said {
             // hyper asks for the next piece only when it has got rid of the last one.
-            Some(Said::Gave(bytes)) => {
-                alarm.set(Some(sleep_until(Instant::now() + allowance(*stall, bytes))))
+            Some(Said::Gave(slot)) => {
+                let begun = piece.insert(OnItsWay::new(conn, slot));
+                alarm.set(Some(sleep_until(begun.moved + stall(conn) / LOOKS)));
             }
-            Some(Said::Waiting) => alarm.set(None),
+            Some(Said::Waiting) => {
+                *piece = None;
+                alarm.set(None);
+            }
             None => {}
         }
-        let stalled = alarm
-            .as_pin_mut()
-            .is_some_and(|alarm| alarm.poll(cx).is_ready());
-        if stalled {
-            tracing::debug!("stream reset: its peer does not take the answer");
-            self.set(Self::Reset);
-            return Poll::Ready(());
+        while let (Some(piece), Some(ringing)) = (piece.as_mut(), alarm.as_mut().as_pin_mut()) {
+            if ringing.poll(cx).is_pending() {
+                break;
+            }
+            let Some(next) = piece.look(conn, Instant::now()) else {
+                tracing::debug!("stream reset: its peer does not take the response");
+                self.set(Self::Reset);
+                return Poll::Ready(());
+            };
+            alarm.set(Some(sleep_until(next)));
         }
         Poll::Pending
     }
 }
 
-/// A large piece may take longer: at least 4 KiB a second.
-fn allowance(stall: Duration, bytes: usize) -> Duration {
-    stall + Duration::from_secs(bytes as u64 / 4096)
+// === impl OnItsWay ===
+
+impl OnItsWay {
+    fn new(conn: &ConnShared, slot: Slot) -> Self {
+        Self {
+            slot,
+            taken: conn.taken(slot),
+            moved: Instant::now(),
+        }
+    }
+
+    /// When to look again: not at all, if the peer has taken none of it for too long.
+    fn look(&mut self, conn: &ConnShared, now: Instant) -> Option<Instant> {
+        let taken = conn.taken(self.slot);
+        if taken != self.taken {
+            (self.taken, self.moved) = (taken, now);
+        }
+        let free = conn.uncongested_since();
+        let end = free.map_or(self.moved, |free| free.max(self.moved)) + stall(conn);
+        (now < end).then(|| end.min(now + stall(conn) / LOOKS))
+    }
 }
+
+fn stall(conn: &ConnShared) -> Duration {
+    conn.settings.life.write_stall
+}
+
+/// How often a piece is looked at before it is given up.
+const LOOKS: u32 = 4;
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, sync::Arc};
+    use std::future::poll_fn;
 
     use http_body::Body;
     use http_body_util::{BodyExt, Full};
     use tokio_test::{assert_pending, assert_ready, task};
 
     use super::*;
-    use crate::http::body::ResponseBody;
-
-    const STALL: Duration = Duration::from_secs(30);
+    use crate::http::response::ResponseBody;
 
     fn running<F: Future>(stream: F) -> task::Spawn<Task<F>> {
-        task::spawn(Task::Running {
-            stream,
-            stall: STALL,
-            alarm: None,
+        running_on(&ConnShared::for_test(), stream)
+    }
+
+    fn running_on<F: Future>(conn: &Arc<ConnShared>, stream: F) -> task::Spawn<Task<F>> {
+        task::spawn(Task::new(stream, conn))
+    }
+
+    /// A stream that has given a piece which is not taken.
+    fn giving() -> impl Future<Output = ()> {
+        let guard = ConnShared::for_test().take_request();
+        let piece = Full::new(bytes::Bytes::from("piece"));
+        let (mut body, mut given) = (Box::pin(ResponseBody::new(piece, guard, true)), false);
+        poll_fn(move |cx| {
+            if !given {
+                assert!(body.as_mut().poll_frame(cx).is_ready());
+                given = true;
+            }
+            Poll::<()>::Pending
         })
     }
 
@@ -119,17 +185,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_whose_body_gave_something_that_is_not_taken_is_reset() {
-        let mut body = Box::pin(ResponseBody::new(Full::new(bytes::Bytes::from("piece"))));
-        let (held, mut given) = (Arc::new(()), false);
-        let inside = Arc::downgrade(&held);
-        let mut task = running(poll_fn(move |cx| {
-            let _held = &held;
-            if !given {
-                assert!(body.as_mut().poll_frame(cx).is_ready());
-                given = true;
-            }
-            Poll::<()>::Pending
-        }));
+        let held = Arc::new(());
+        let (inside, giving) = (Arc::downgrade(&held), giving());
+        let mut task = running(async move {
+            giving.await;
+            drop(held);
+        });
         assert_pending!(task.poll());
         pass(29).await;
         assert_pending!(task.poll());
@@ -144,6 +205,8 @@ mod tests {
         // Server-sent events, or a gRPC stream without news.
         let mut body = Box::pin(ResponseBody::new(
             testkit::Script::new([testkit::Step::Hang]).map_err(|error| error),
+            ConnShared::for_test().take_request(),
+            true,
         ));
         let mut task = running(poll_fn(move |cx| {
             assert!(body.as_mut().poll_frame(cx).is_pending());
@@ -162,9 +225,23 @@ mod tests {
         assert_pending!(task.poll());
     }
 
-    #[test]
-    fn a_large_piece_has_more_time() {
-        assert_eq!(allowance(STALL, 100), STALL);
-        assert_eq!(allowance(STALL, 4096 * 600), STALL * 21);
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_not_reset_for_the_time_in_which_the_connection_waited() {
+        let conn = ConnShared::for_test();
+        conn.speak_http2();
+        let mut task = running_on(&conn, giving());
+        assert_pending!(task.poll());
+        pass(10).await;
+        conn.set_stalled(true);
+        pass(50).await;
+        assert_pending!(task.poll());
+        conn.set_stalled(false);
+        pass(29).await;
+        assert_pending!(task.poll());
+        conn.note_frames(Default::default(), true);
+        pass(29).await;
+        assert_pending!(task.poll());
+        pass(2).await;
+        assert_ready!(task.poll());
     }
 }

@@ -1,12 +1,21 @@
 //! The same for HTTP/2, with peers that speak it by hand.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use axum::{Router, body::Bytes, routing::get};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::AsyncWriteExt,
+    time::{Instant, sleep},
+};
 use tower_drain::{Drain, Http, Server};
 
 use crate::support::{peer::*, *};
@@ -318,4 +327,204 @@ async fn an_idle_connection_ends_with_a_goaway() {
         "{:?}",
         start.elapsed()
     );
+}
+
+/// How many bytes of responses there are.
+#[derive(Clone, Default)]
+struct Held(Arc<AtomicUsize>);
+
+struct Counted(Held, Vec<u8>);
+
+impl Held {
+    fn response(&self, length: usize) -> Bytes {
+        self.0.fetch_add(length, SeqCst);
+        Bytes::from_owner(Counted(self.clone(), vec![b'x'; length]))
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.load(SeqCst)
+    }
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.1
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(self.1.len(), SeqCst);
+    }
+}
+
+/// Responses in one piece each, which is what most are.
+fn pieces(length: usize) -> (Router, Held) {
+    let held = Held::default();
+    let counted = held.clone();
+    let handler = async move || counted.response(length);
+    (Router::new().route("/", get(handler)), held)
+}
+
+const INITIAL_WINDOW_SIZE: u16 = 4;
+
+#[tokio::test(start_paused = true)]
+async fn responses_in_one_piece_that_are_not_taken_are_given_up() {
+    let drain = Drain::new();
+    let (app, held) = pieces(1 << 20);
+    let dial = serve(&drain, app, |http| http);
+    let mut peer = Peer::open_with(&dial, &[(INITIAL_WINDOW_SIZE, 1)]).await;
+    for request in 0..100 {
+        assert!(peer.get(request * 2 + 1).await);
+    }
+    let start = Instant::now();
+    let peer = tokio::spawn(async move {
+        // It answers what it is asked, and takes nothing.
+        while let Some(frame) = peer.read().await {
+            if frame.kind == PING && frame.flags & ACK == 0 {
+                peer.send(PING, ACK, 0, &frame.payload).await;
+            }
+        }
+        start.elapsed()
+    });
+    sleep(secs(29)).await;
+    assert_eq!(held.bytes(), 100 << 20);
+    sleep(secs(9)).await;
+    assert_eq!((held.bytes(), drain.snapshot().guests), (0, 1));
+    let ended = peer.await.unwrap();
+    assert!((75..120).contains(&ended.as_secs()), "{ended:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_responses_that_are_not_taken_end_their_connection() {
+    let drain = Drain::new();
+    let (app, held) = pieces(10_000);
+    let dial = serve(&drain, app, unasked);
+    let mut peer = Peer::open_with(&dial, &[(INITIAL_WINDOW_SIZE, 1)]).await;
+    for request in 0..100 {
+        assert!(peer.get(request * 2 + 1).await);
+    }
+    let start = Instant::now();
+    let goaway = peer.wait_for(GOAWAY).await.expect("a reason");
+    assert_eq!((reason(&goaway), start.elapsed().as_secs()), (0, 30));
+    assert_eq!(held.bytes(), 0);
+    drop(peer);
+    sleep(secs(2)).await;
+    assert_eq!(drain.snapshot().guests, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_takes_its_responses_slowly_gets_them() {
+    for length in [10_000, 200_000] {
+        let drain = Drain::new();
+        let (app, held) = pieces(length);
+        let dial = serve(&drain, app, unasked);
+        let mut peer = Peer::open_with(&dial, &[(INITIAL_WINDOW_SIZE, 1000)]).await;
+        for stream in [1, 3, 5, 7] {
+            assert!(peer.get(stream).await);
+        }
+        let (mut ended, mut read) = (0, 0);
+        while ended < 4 {
+            let frame = peer.read().await.expect("not cut");
+            assert_ne!(frame.kind, RESET, "after {read} bytes");
+            if frame.kind == DATA {
+                read += frame.payload.len();
+                ended += u32::from(frame.flags & END_STREAM);
+                sleep(secs(5)).await;
+                // It opens the window of one after the other, by little.
+                for stream in [0, frame.stream] {
+                    peer.try_send(WINDOW_UPDATE, 0, stream, &[0, 0, 39, 16])
+                        .await;
+                }
+            }
+        }
+        assert_eq!((read, held.bytes()), (4 * length, 0));
+    }
+}
+
+/// A client on a slow line, with many requests at once: a stream has its turn only now and then.
+async fn slow_line(app: Router, window: impl Fn(usize) -> Option<u32>) {
+    let drain = Drain::new();
+    let dial = serve(&drain, app, unasked);
+    let mut peer = Peer::open_with(&dial, &[(INITIAL_WINDOW_SIZE, 1 << 20)]).await;
+    for request in 0..100 {
+        assert!(peer.get(request * 2 + 1).await);
+    }
+    if let Some(all) = window(0) {
+        peer.send(WINDOW_UPDATE, 0, 0, &all.to_be_bytes()).await;
+    }
+    let (start, mut ended) = (Instant::now(), 0);
+    while ended < 100 {
+        let frame = peer.read().await.expect("not cut");
+        assert_ne!(frame.kind, RESET, "after {:?}", start.elapsed());
+        if frame.kind == DATA {
+            ended += u32::from(frame.flags & END_STREAM);
+            let length = frame.payload.len();
+            sleep(Duration::from_millis(length as u64 / 16)).await;
+            if let Some(more) = window(length).filter(|_| length > 0) {
+                peer.try_send(WINDOW_UPDATE, 0, 0, &more.to_be_bytes())
+                    .await;
+            }
+        }
+    }
+    assert!(start.elapsed() > secs(390), "{:?}", start.elapsed());
+}
+
+/// Of 64 KiB, in one piece and in eight.
+fn downloads() -> [Router; 2] {
+    let pieces = || (0..8).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![0; 8 * 1024])));
+    let stream = move || axum::body::Body::from_stream(futures_util::stream::iter(pieces()));
+    [
+        Router::new().route("/", get(async || vec![0; 64 * 1024])),
+        Router::new().route("/", get(async move || stream())),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_wait_for_a_slow_line_are_not_reset() {
+    for app in downloads() {
+        slow_line(app, |length| (length == 0).then_some(16 << 20)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_wait_for_the_connections_window_are_not_reset() {
+    for app in downloads() {
+        slow_line(app, |length| (length > 0).then_some(length as u32)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_in_the_middle_of_a_frame_does_not_hold_the_drain_up() {
+    let head = [0, 0, 9, HEADERS, 0, 0, 0, 0, 3];
+    for middle in [&[0, 0, 8, 6, 0][..], &head, b"\0\0\x01\x01\0\0\0\0\x03\x82"] {
+        let drain = Drain::builder().announce(secs(0)).build();
+        let dial = serve(&drain, app(), |http| http);
+        let mut peer = Peer::open(&dial).await;
+        assert!(peer.get(1).await);
+        peer.wait_for(DATA).await.expect("served");
+        peer.0.write_all(middle).await.unwrap();
+        sleep(ms(1)).await;
+        drain.shutdown();
+        let first = peer.wait_for(GOAWAY).await.unwrap();
+        assert_eq!(last_stream(&first), 0x7fff_ffff);
+        let last = peer.wait_for(GOAWAY).await.expect("what it has done");
+        assert_eq!((last_stream(&last), reason(&last)), (1, 0));
+        let report = drain.done().await;
+        assert!(report.is_clean() && report.took < secs(3), "{report}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_in_the_middle_of_a_frame_gets_the_responses_under_way() {
+    let drain = Drain::builder().announce(secs(0)).build();
+    let dial = serve(&drain, slow(secs(10)), |http| http);
+    let mut peer = Peer::open(&dial).await;
+    assert!(peer.get(1).await);
+    sleep(secs(1)).await;
+    peer.0.write_all(&[0, 0, 8, 6, 0]).await.unwrap();
+    drain.shutdown();
+    assert_eq!(peer.wait_for(HEADERS).await.expect("its answer").stream, 1);
+    let report = drain.done().await;
+    assert!(report.is_clean() && report.took < secs(11), "{report}");
 }
