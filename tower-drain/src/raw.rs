@@ -1,5 +1,6 @@
-//! The three things that no safe library offers: descriptors that the environment names by number, a filter that chooses
-//! among the sockets of a port, and the least TTL of what a socket receives. Nothing else in this crate is unsafe.
+//! The four things that no safe library offers: descriptors that the environment names by number, a filter that chooses
+//! among the sockets of a port, the least TTL of what a socket receives, and how much of what it sent is acknowledged.
+//! Nothing else in this crate is unsafe.
 #![expect(unsafe_code, reason = "see above")]
 #![cfg_attr(
     not(feature = "handoff"),
@@ -36,6 +37,26 @@ fn set_least_ttl(socket: impl AsFd, least: libc::c_int) -> io::Result<()> {
             Err(error)
         }
     }))
+}
+
+/// How many bytes in a connection's send queue its peer has not acknowledged, sent or not.
+#[cfg(feature = "http")]
+pub(crate) fn unacknowledged(connection: impl AsFd) -> Option<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: for a socket, which is open while it is borrowed, the kernel writes one integer, which lives until the call
+    // returns. Another descriptor refuses the request, or writes an integer too.
+    let result = unsafe {
+        libc::ioctl(
+            connection.as_fd().as_raw_fd(),
+            libc::TIOCOUTQ,
+            &raw mut bytes,
+        )
+    };
+    if result == 0 {
+        u32::try_from(bytes).ok()
+    } else {
+        None
+    }
 }
 
 /// Takes the descriptors from 3 on that `LISTEN_FDS` counts, the first time it is called; later there are none. A number

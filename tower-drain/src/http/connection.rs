@@ -209,6 +209,7 @@ where
                 requests: conn.requests(),
                 progress: conn.progress(activity),
                 stalled_since: conn.stalled_since(),
+                unacknowledged: conn.take_unacknowledged(),
                 told: closing.then(|| {
                     if http2 {
                         Duration::ZERO
@@ -258,6 +259,7 @@ where
         match (next, &mut *this.stage) {
             (Next::Wait(_), _) => {}
             (Next::Answer, _) => this.conn.set_ping(Ping::Wanted),
+            (Next::Ask, _) => this.conn.ask_unacknowledged(),
             (Next::Cut, _) => return Err("cut: it does not read, or it is too old".into()),
             (Next::Goodbye, Stage::Http1(connection)) => Pin::new(connection).graceful_shutdown(),
             (Next::Goodbye, Stage::Http2(connection, _)) => connection.as_mut().graceful_shutdown(),

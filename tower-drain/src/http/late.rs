@@ -36,7 +36,7 @@ impl<Io> Late<Io> {
     }
 }
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> Future for Late<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin + 'static> Future for Late<Io> {
     type Output = io::Result<()>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -65,7 +65,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Lent<Io> {
     }
 }
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lent<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin + 'static> AsyncWrite for Lent<Io> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -17,6 +17,19 @@ pub(super) struct ConnLifecycle {
     stage: ShutdownStage,
     /// When it is old enough to leave.
     old: Instant,
+    stall: Option<Stall>,
+}
+
+/// Bytes that cannot be written.
+#[derive(Debug)]
+struct Stall {
+    since: Instant,
+    /// When the peer was seen to take some.
+    moved: Instant,
+    /// How much the peer had not acknowledged when that was known last.
+    unacknowledged: Option<u32>,
+    ask: Instant,
+    asked: bool,
 }
 
 /// The durations it goes by.
@@ -39,6 +52,8 @@ pub(super) struct Observation {
     /// Changes whenever the activity gets on.
     pub(super) progress: u32,
     pub(super) stalled_since: Option<Instant>,
+    /// What was asked for with [`Next::Ask`], if it is known.
+    pub(super) unacknowledged: Option<u32>,
     /// How long the last chance is, once closing has begun.
     pub(super) told: Option<Duration>,
     /// The last chance of one that leaves for its age.
@@ -74,6 +89,8 @@ pub(super) enum Next {
     Late,
     /// HTTP/2: the peer has not answered the first GOAWAY, or has done so a while ago. Let hyper have the answer.
     Answer,
+    /// Find out how much the peer has not acknowledged, and look again.
+    Ask,
     /// Nothing is under way that could come to an end: close without hyper.
     End,
     /// It does not read what it asked for, or outstays its age: end at once.
@@ -107,6 +124,7 @@ impl ConnLifecycle {
             progress: 0,
             stage: ShutdownStage::Stay,
             old: now + age,
+            stall: None,
         }
     }
 
@@ -117,7 +135,10 @@ impl ConnLifecycle {
     pub(super) fn next(&mut self, limits: &Limits, seen: &Observation, now: Instant) -> Next {
         self.note(seen, now);
         self.decide(limits, seen, now);
-        if self.must_cut(limits, seen, now) {
+        if let Some(next) = self.look_at_stall(limits, seen, now) {
+            return next;
+        }
+        if now >= self.outlived(limits) {
             return Next::Cut;
         }
         match self.stage {
@@ -210,11 +231,18 @@ impl ConnLifecycle {
         }
     }
 
-    fn must_cut(&self, limits: &Limits, seen: &Observation, now: Instant) -> bool {
-        let stalled = seen
-            .stalled_since
-            .is_some_and(|since| now >= since + limits.write_stall);
-        stalled || now >= self.outlived(limits)
+    fn look_at_stall(&mut self, limits: &Limits, seen: &Observation, now: Instant) -> Option<Next> {
+        let Some(since) = seen.stalled_since else {
+            self.stall = None;
+            return None;
+        };
+        let limit = limits.write_stall;
+        match &mut self.stall {
+            Some(stall) if stall.since == since => stall.look(limit, seen.unacknowledged, now),
+            stall => stall
+                .insert(Stall::new(since, limit))
+                .look(limit, None, now),
+        }
     }
 
     /// However far it is on its way out.
@@ -238,7 +266,10 @@ impl ConnLifecycle {
             ShutdownStage::Heeded { until } => Some(until),
             _ => None,
         };
-        let stall = seen.stalled_since.map(|since| since + limits.write_stall);
+        let stall = self
+            .stall
+            .as_ref()
+            .map(|stall| stall.due(limits.write_stall));
         [activity, stage, stall, Some(self.outlived(limits))]
             .into_iter()
             .flatten()
@@ -246,6 +277,40 @@ impl ConnLifecycle {
     }
 }
 
+// === impl Stall ===
+
+impl Stall {
+    fn new(since: Instant, limit: Duration) -> Self {
+        Self {
+            since,
+            moved: since,
+            unacknowledged: None,
+            ask: since + limit / ASKED,
+            asked: false,
+        }
+    }
+
+    /// The peer is asked for before it is cut, and a few times before that: it may read, and still leave no room.
+    fn look(&mut self, limit: Duration, unacknowledged: Option<u32>, now: Instant) -> Option<Next> {
+        if std::mem::take(&mut self.asked) {
+            let moved = self.unacknowledged.zip(unacknowledged);
+            if moved.is_some_and(|(before, after)| after < before) {
+                self.moved = now;
+            }
+            (self.unacknowledged, self.ask) = (unacknowledged, now + limit / ASKED);
+            return (now >= self.moved + limit).then_some(Next::Cut);
+        }
+        self.asked = now >= self.due(limit);
+        self.asked.then_some(Next::Ask)
+    }
+
+    fn due(&self, limit: Duration) -> Instant {
+        self.ask.min(self.moved + limit)
+    }
+}
+
+/// How often, before a peer that takes nothing is cut.
+const ASKED: u32 = 4;
 /// How long streams may still come that a client had queued before it heard of the GOAWAY. hyper's own sends such ones
 /// after its answer to the ping; refused by the second GOAWAY they would be errors to most of its users.
 const STRAGGLERS: Duration = Duration::from_millis(100);
@@ -275,6 +340,7 @@ mod tests {
         requests: 1,
         progress: 0,
         stalled_since: None,
+        unacknowledged: None,
         told: None,
         chance: secs(2),
         ping: Ping::Answered,
@@ -292,7 +358,14 @@ mod tests {
     }
 
     fn at(life: &mut ConnLifecycle, start: Instant, at: u64, seen: Observation) -> Next {
-        life.next(&LIMITS, &seen, start + secs(at))
+        match life.next(&LIMITS, &seen, start + secs(at)) {
+            Next::Ask => life.next(&LIMITS, &seen, start + secs(at)),
+            next => next,
+        }
+    }
+
+    const fn half_secs(half: u64) -> Duration {
+        Duration::from_millis(500 * half)
     }
 
     fn life() -> (ConnLifecycle, Instant) {
@@ -376,7 +449,7 @@ mod tests {
         at(&mut life, start, 0, stalled(0));
         assert_eq!(
             at(&mut life, start, 12, stalled(11)),
-            Next::Wait(Some(start + secs(41)))
+            Next::Wait(Some(start + half_secs(37)))
         );
         assert_eq!(
             at(&mut life, start, 20, while_in(Activity::Head)),
@@ -510,13 +583,42 @@ mod tests {
         };
         assert_eq!(
             at(&mut life, start, 10, stalled(5)),
-            Next::Wait(Some(start + secs(35)))
+            Next::Wait(Some(start + half_secs(25)))
         );
         assert_eq!(
             at(&mut life, start, 35, stalled(20)),
+            Next::Wait(Some(start + half_secs(85))),
+            "some was written"
+        );
+        assert_eq!(
+            at(&mut life, start, 49, stalled(20)),
             Next::Wait(Some(start + secs(50)))
         );
         assert_eq!(at(&mut life, start, 50, stalled(20)), Next::Cut);
+    }
+
+    #[test]
+    fn one_that_reads_and_leaves_no_room_is_not_cut_until_it_reads_no_more() {
+        let (mut life, start) = life();
+        let mut left = 1_000_000;
+        let mut look = |at: u64, takes| {
+            let seen = |unacknowledged| Observation {
+                stalled_since: Some(start),
+                unacknowledged,
+                ..while_in(Activity::Request)
+            };
+            left -= takes;
+            let now = start + secs(at);
+            match life.next(&LIMITS, &seen(None), now) {
+                Next::Ask => life.next(&LIMITS, &seen(Some(left)), now),
+                next => next,
+            }
+        };
+        for second in (0..600).step_by(5) {
+            assert!(matches!(look(second, 1000), Next::Wait(_)), "{second}");
+        }
+        let cut = (600..).find(|second| look(*second, 0) == Next::Cut);
+        assert!(cut.is_some_and(|cut| (623..=630).contains(&cut)), "{cut:?}");
     }
 
     #[test]
@@ -542,7 +644,7 @@ mod tests {
             };
             assert_eq!(
                 at(&mut life, start, 60, blocked),
-                Next::Wait(Some(start + secs(80))),
+                Next::Wait(Some(start + half_secs(135))),
                 "that is for the write stall to tell"
             );
             assert_eq!(at(&mut life, start, 61, held(1)), Next::End);
@@ -617,7 +719,7 @@ mod tests {
                     // Else the alarm would ring for ever.
                     Next::Wait(deadline) => prop_assert!(deadline.is_none_or(|deadline| deadline > now)),
                     Next::Goodbye => goodbyes += 1,
-                    Next::Late | Next::Answer | Next::End | Next::Cut => {}
+                    Next::Late | Next::Answer | Next::Ask | Next::End | Next::Cut => {}
                 }
             }
             prop_assert!(goodbyes <= 1);

@@ -5,6 +5,7 @@ mod body;
 mod connection;
 mod frames;
 mod info;
+mod kernel;
 mod late;
 mod lent;
 mod lifecycle;
@@ -95,6 +96,7 @@ use crate::{
 /// | first byte | 10 s | hyper-util waits for ever while it sniffs |
 /// | head, from its first byte | 10 s in all, then `408` | counting each read would let a byte a minute hold a slot |
 /// | head | 32 KiB, 100 fields, else `431` | a quarter of what peers take, and more than browsers send |
+/// | buffers | 64 KiB for a connection's response, and for its request | a client that reads nothing holds that much |
 /// | idle between requests | 75 s; `Keep-Alive: timeout=70` says less | a client that leaves first never loses a request |
 /// | request body | 30 s without a byte; 240 B/s after 5 s | see [`RequestBody`] |
 /// | response that is not taken | 30 s without progress | only while unsent bytes are held: SSE and gRPC live |
@@ -142,6 +144,7 @@ struct Settings {
     http1: http1::Builder,
     max_streams: u32,
     max_header_bytes: u32,
+    max_buffer_bytes: u32,
     ping_every: Duration,
     ping_within: Duration,
 }
@@ -208,6 +211,22 @@ impl<App> Http<App> {
         self.set(|settings| {
             settings.http1.max_header_size(max as usize);
             settings.max_header_bytes = max;
+            settings.bound_buffers();
+        })
+    }
+
+    /// How much hyper may keep of a response that its peer does not take yet, and of a request that the app does not
+    /// read yet: for each HTTP/1 connection, and for each response of HTTP/2, in bytes. Default: 64 KiB. At least 8 KiB,
+    /// and for HTTP/1 as much as [`max_header_bytes`](Self::max_header_bytes).
+    ///
+    /// A body waits when the buffer is full, but a piece that was begun is kept whole. hyper's own default is 408 KiB, so
+    /// that the 10 000 connections of a default [`ConnectionLimit`](crate::ConnectionLimit) could keep 4 GB for clients
+    /// that read nothing; with 64 KiB throughput is the same.
+    #[must_use]
+    pub fn max_buffer_bytes(self, max: u32) -> Self {
+        self.set(|settings| {
+            settings.max_buffer_bytes = max.max(LEAST_BUFFER);
+            settings.bound_buffers();
         })
     }
 
@@ -225,6 +244,10 @@ impl<App> Http<App> {
     }
 
     /// How long a peer may take none of the bytes that are held for it. Default: 30 s.
+    ///
+    /// On Linux, for a TCP or Unix socket, with [`TlsLayer`](crate::TlsLayer) or without, it takes some whenever its
+    /// kernel acknowledges some, so a client that reads slowly gets all of its response. Else it takes some whenever
+    /// some can be written, which a kernel with large buffers allows only now and then.
     ///
     /// For HTTP/1 those are the connection's; it is closed. For HTTP/2 a stream that does not get on is reset, unless it
     /// waits for its turn on a connection that does. Up to 16 KiB at a response's end are out of a stream's reach; a
@@ -386,6 +409,12 @@ impl<App> fmt::Debug for Http<App> {
 // === impl Settings ===
 
 impl Settings {
+    /// hyper looks for the end of a head in its buffer only.
+    fn bound_buffers(&mut self) {
+        let bytes = self.max_buffer_bytes.max(self.max_header_bytes);
+        self.http1.max_buf_size(bytes as usize);
+    }
+
     /// One per connection: hyper ties a builder to its executor. It is boxed with the connection.
     fn http2(&self, conn: Arc<ConnShared>) -> http2::Builder<Streams> {
         let mut http2 = http2::Builder::new(Streams { conn });
@@ -395,6 +424,7 @@ impl Settings {
             .max_concurrent_streams(self.max_streams)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(self.max_buffer_bytes as usize)
             .keep_alive_interval(self.ping_every)
             .keep_alive_timeout(self.ping_within);
         http2
@@ -429,7 +459,7 @@ impl Default for Settings {
             age_grace: bounded(Duration::MAX),
             goaway: GOAWAY,
         };
-        Self {
+        let mut settings = Self {
             protocols: Protocols::Both,
             life,
             last_chance: LAST_CHANCE,
@@ -447,9 +477,12 @@ impl Default for Settings {
             http1,
             max_streams: STREAMS,
             max_header_bytes: HEADER_BYTES,
+            max_buffer_bytes: BUFFER_BYTES,
             ping_every: PING_EVERY,
             ping_within: PING_WITHIN,
-        }
+        };
+        settings.bound_buffers();
+        settings
     }
 }
 
@@ -465,6 +498,9 @@ fn advertised(idle: Duration) -> Option<HeaderValue> {
 const FIRST_BYTE: Duration = Duration::from_secs(10);
 const HEADER: Duration = Duration::from_secs(10);
 const HEADER_BYTES: u32 = 32 * 1024;
+const BUFFER_BYTES: u32 = 64 * 1024;
+/// hyper takes no less.
+const LEAST_BUFFER: u32 = 8 * 1024;
 const IDLE: Duration = Duration::from_secs(75);
 const BODY_IDLE: Duration = Duration::from_secs(30);
 const BODY_GRACE: Duration = Duration::from_secs(5);

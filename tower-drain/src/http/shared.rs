@@ -40,7 +40,13 @@ pub(super) struct ConnShared {
     /// It ends though the drain has not begun.
     leaving: AtomicBool,
     stalled: Moment,
+    /// How much the peer has not acknowledged, for a lifecycle that asks.
+    sample: Sample,
 }
+
+/// `0`: not asked for. `1`: asked for. Else a number of bytes, and two.
+#[derive(Debug, Default)]
+struct Sample(AtomicU64);
 
 /// What only HTTP/2 has.
 #[derive(Debug)]
@@ -116,6 +122,7 @@ impl ConnShared {
             upgraded: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             stalled: Moment::none(),
+            sample: Sample::default(),
         }
     }
 
@@ -202,6 +209,26 @@ impl ConnShared {
 
     pub(super) fn stalled_since(&self) -> Option<Instant> {
         self.stalled.get(self.born)
+    }
+
+    /// The stream is asked how much the peer has not acknowledged, when it is written to next.
+    pub(super) fn ask_unacknowledged(&self) {
+        self.sample.0.store(1, Relaxed);
+    }
+
+    pub(super) fn is_asked(&self) -> bool {
+        self.sample.0.load(Relaxed) == 1
+    }
+
+    pub(super) fn set_unacknowledged(&self, bytes: Option<u32>) {
+        let sample = bytes.map_or(0, |bytes| u64::from(bytes) + 2);
+        self.sample.0.store(sample, Relaxed);
+    }
+
+    /// What the stream knew, once.
+    pub(super) fn take_unacknowledged(&self) -> Option<u32> {
+        let bytes = self.sample.0.swap(0, Relaxed).checked_sub(2)?;
+        u32::try_from(bytes).ok()
     }
 
     /// What is on the streams of HTTP/2 has changed.

@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     frames::{Flood, Frames, Reason},
+    kernel::unacknowledged,
     shared::{ConnShared, Ping},
 };
 use crate::{
@@ -190,12 +191,25 @@ impl<Io> Stream<Io> {
         }
     }
 
-    fn note_write<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn note_write<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>>
+    where
+        Io: 'static,
+    {
         // hyper flushes before each time that it asks for the end, and nothing that is flushed is no progress.
         if polled.is_pending() || !self.ending {
             self.conn.set_stalled(polled.is_pending());
         }
+        self.answer_lifecycle(polled.is_pending());
         polled
+    }
+
+    fn answer_lifecycle(&self, stalled: bool)
+    where
+        Io: 'static,
+    {
+        if stalled && self.conn.is_asked() {
+            self.conn.set_unacknowledged(unacknowledged(&self.io));
+        }
     }
 
     fn linger(&self) -> Close {
@@ -274,17 +288,18 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Stream<Io> {
     }
 }
 
-impl<Io: AsyncWrite + Unpin> Stream<Io> {
+impl<Io: AsyncWrite + Unpin + 'static> Stream<Io> {
     /// Closes our half, for which TLS has something to write.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.ending = true;
         let ended = Pin::new(&mut self.io).poll_shutdown(cx);
         self.conn.set_stalled(ended.is_pending());
+        self.answer_lifecycle(ended.is_pending());
         ended
     }
 }
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin + 'static> AsyncWrite for Stream<Io> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

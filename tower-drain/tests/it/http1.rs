@@ -394,6 +394,21 @@ async fn a_head_too_long_is_answered_431() {
 }
 
 #[tokio::test]
+async fn a_head_may_be_longer_than_the_buffers_if_that_is_allowed() {
+    let drain = quick();
+    let server = serve_with(&drain, app(), |http| {
+        http.max_header_bytes(200 * 1024).max_buffer_bytes(0)
+    })
+    .await;
+    let mut client = server.client().await;
+    let mut long = "GET / HTTP/1.1\r\nhost: test\r\n".to_owned();
+    for field in 0..3 {
+        long += &format!("x-{field}: {}\r\n", "x".repeat(50 * 1024));
+    }
+    assert!(client.ask(&(long + "\r\n")).await.ok());
+}
+
+#[tokio::test]
 async fn more_than_a_hundred_fields_are_answered_431() {
     let drain = quick();
     let server = serve(&drain, app()).await;

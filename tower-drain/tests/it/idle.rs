@@ -1,4 +1,5 @@
-//! Ten thousand idle connections: what one costs, beside the same on hyper alone, each server in a process of its own.
+//! What a connection costs: an idle one beside the same on hyper alone, and one whose client does not read. Each server is a
+//! process of its own.
 
 use std::{
     convert::Infallible,
@@ -13,7 +14,7 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower::service_fn;
 use tower_drain::{ConnectionLimit, Drain, Http, Server};
 
@@ -60,6 +61,10 @@ async fn serve(kind: &str) {
                 start.elapsed().as_millis()
             );
         }
+        "downloads" => {
+            tokio::spawn(drain.serve(listener, service_fn(download)));
+            tell(|| drain.snapshot().guests);
+        }
         _ => {
             let app = hyper::service::service_fn(hello);
             tokio::spawn(async move {
@@ -95,6 +100,13 @@ async fn hello<B>(_: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(answer
         .body(Full::new(Bytes::from_static(b"hello")))
         .unwrap())
+}
+
+/// 30 MB, made as they are asked for.
+async fn download<B>(_: Request<B>) -> Result<Response<axum::body::Body>, Infallible> {
+    let pieces = (0..960).map(|_| Ok::<_, Infallible>(Bytes::from(vec![1; 32 * 1024])));
+    let pieces = futures_util::stream::iter(pieces);
+    Ok(Response::new(axum::body::Body::from_stream(pieces)))
 }
 
 /// Resident bytes of this process.
@@ -170,6 +182,14 @@ impl Drop for Process {
     }
 }
 
+/// What all sockets of this network hold.
+fn kernel_memory() -> usize {
+    let stat = std::fs::read_to_string("/proc/net/sockstat").unwrap();
+    let tcp = stat.lines().find(|line| line.starts_with("TCP:")).unwrap();
+    let pages = tcp.rsplit(' ').next().unwrap();
+    pages.parse::<usize>().unwrap() * rustix::param::page_size()
+}
+
 async fn connect_all(addr: SocketAddr, count: usize) -> Vec<Client> {
     let mut clients = Vec::new();
     for _ in 0..count {
@@ -190,6 +210,33 @@ async fn measure(server: &mut Process) -> (usize, Vec<Client>) {
     let each = (after - before) / clients.len();
     clients.extend(warm);
     (each, clients)
+}
+
+#[tokio::test]
+async fn a_thousand_clients_that_read_nothing_cost_a_quarter_of_a_megabyte_each() {
+    const CLIENTS: usize = 1000;
+    many_files();
+    let mut server = Process::start("downloads");
+    let addr: SocketAddr = server.hears().parse().unwrap();
+    let (before, kernel_before) = (server.memory(), kernel_memory());
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let socket = TcpSocket::new_v4().unwrap();
+        // What its own kernel takes for it is no cost of the server's.
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut client = Client(socket.connect(addr).await.unwrap());
+        client.send(GET).await;
+        clients.push(client);
+    }
+    // Until it writes no more.
+    let mut last = 0;
+    while server.memory() != std::mem::replace(&mut last, server.memory()) {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let each = (last - before) / CLIENTS / 1024;
+    let kernel = kernel_memory().saturating_sub(kernel_before) / CLIENTS / 1024;
+    eprintln!("KiB per client that reads nothing: {each}, and {kernel} in the kernel");
+    assert!(each + kernel <= 250, "{each} + {kernel} KiB");
 }
 
 #[tokio::test]

@@ -34,6 +34,8 @@ mod proxy;
 mod server;
 #[cfg(all(feature = "signal", unix))]
 mod signal;
+#[cfg(all(feature = "http", target_os = "linux"))]
+mod slow_readers;
 #[cfg(feature = "http")]
 mod support;
 #[cfg(all(feature = "http", feature = "tls"))]
