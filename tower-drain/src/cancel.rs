@@ -2,6 +2,8 @@ use std::{fmt, sync::Arc};
 
 use http::Extensions;
 
+#[cfg(feature = "http")]
+use crate::http::Exchange;
 use crate::{
     drain::{Drain, Shared},
     phase::Phase,
@@ -27,32 +29,58 @@ use crate::{
 /// }
 /// ```
 #[derive(Clone)]
-pub struct Cancellation(Arc<Shared>);
+pub struct Cancellation {
+    shared: Arc<Shared>,
+    /// It is in a request's extensions anyway, so what a route may tell of the request's body goes with it.
+    #[cfg(feature = "http")]
+    exchange: Option<Arc<Exchange>>,
+}
 
 // === impl Cancellation ===
 
 impl Cancellation {
     pub(crate) const fn new(shared: Arc<Shared>) -> Self {
-        Self(shared)
+        Self {
+            shared,
+            #[cfg(feature = "http")]
+            exchange: None,
+        }
+    }
+
+    #[cfg(feature = "http")]
+    pub(crate) fn with_exchange(self, exchange: Option<Arc<Exchange>>) -> Self {
+        Self { exchange, ..self }
+    }
+
+    #[cfg(feature = "http")]
+    pub(crate) fn allow_silence(&self) {
+        if let Some(exchange) = &self.exchange {
+            exchange.allow_silence();
+        }
     }
 
     /// Not a second time where a server of this drain or another layer has done so.
-    pub(crate) fn insert_into(self, extensions: &mut Extensions) {
-        let is_ours = |there: &Self| Arc::ptr_eq(&there.0, &self.0);
-        if !extensions.get().is_some_and(is_ours) {
-            extensions.insert(self);
+    #[cfg_attr(not(feature = "http"), allow(unused_mut))]
+    pub(crate) fn insert_into(mut self, extensions: &mut Extensions) {
+        if let Some(there) = extensions.get::<Self>() {
+            if Arc::ptr_eq(&there.shared, &self.shared) {
+                return;
+            }
+            #[cfg(feature = "http")]
+            self.exchange.clone_from(&there.exchange);
         }
+        extensions.insert(self);
     }
 
     /// Ready once it has fired. Dropping the future changes nothing.
     pub fn cancelled(&self) -> Reached {
-        Reached::new(self.0.clone(), Phase::Forced)
+        Reached::new(self.shared.clone(), Phase::Forced)
     }
 
     /// Whether it has fired.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.0.look().0 >= Phase::Forced
+        self.shared.look().0 >= Phase::Forced
     }
 }
 
@@ -67,7 +95,7 @@ impl Drain {
 impl fmt::Debug for Cancellation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cancellation")
-            .field("phase", &self.0.told())
+            .field("phase", &self.shared.told())
             .finish()
     }
 }

@@ -75,6 +75,9 @@
 //! # Ok(()) }
 //! ```
 //!
+//! Under [`Drain::serve`] a tonic server has the limits of [`Http`] too, and its calls may be silent for as long as they
+//! like with a [`StreamingLayer`]: `drain.serve(listener, StreamingLayer::new().layer(routes.prepare()))`.
+//!
 //! # WebSocket, `CONNECT`, and streams without end
 //!
 //! Under an accept loop of this crate an upgraded connection is waited for until its own end, or until the drain is
@@ -174,7 +177,7 @@ mod wait;
 
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
-pub use self::http::{Connection, Http, RequestBody, TooSlow};
+pub use self::http::{Connection, Http, RequestBody, StreamingLayer, StreamingService, TooSlow};
 pub use self::{
     accepted::Accepted,
     body::DrainBody,

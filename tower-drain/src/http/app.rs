@@ -15,7 +15,8 @@ use tower_outcome::BoxError;
 use tower_service::Service;
 
 use super::{
-    body::{Answered, RequestBody},
+    body::RequestBody,
+    exchange::{Ending, Exchange},
     response::ResponseBody,
     shared::{ConnShared, RequestGuard},
 };
@@ -34,7 +35,7 @@ pub(super) struct ResponseFuture<App: Service<Request<RequestBody>>> {
     step: Step<App, App::Future>,
     closable: Closable,
     version: Version,
-    answered: Option<Answered>,
+    exchange: Option<Arc<Exchange>>,
     guard: Option<RequestGuard>,
 }
 
@@ -69,18 +70,19 @@ where
         let guard = self.conn.take_request();
         let (closable, version) = (Closable::of(&request), request.version());
         let (mut parts, incoming) = request.into_parts();
-        let body = RequestBody::new(incoming, &parts.headers, Some(self.conn.settings.pace));
+        let body = RequestBody::new(incoming, &self.conn);
+        let exchange = body.exchange();
+        let for_route = exchange.clone().filter(|_| !closable.is_http1());
         self.conn.info.insert_into(&mut parts.extensions);
         parts
             .extensions
-            .insert(Cancellation::new(self.conn.shared().clone()));
-        let answered = body.answered();
+            .insert(Cancellation::new(self.conn.shared().clone()).with_exchange(for_route));
         let step = Step::begin(self.app.clone(), Request::from_parts(parts, body));
         ResponseFuture {
             step,
             closable,
             version,
-            answered,
+            exchange,
             guard: Some(guard),
         }
     }
@@ -124,8 +126,9 @@ where
                 StepProj::Called(call) => break ready!(call.poll(cx)).map_err(Into::into)?,
             }
         };
-        if let Some(answered) = this.answered {
-            answered.tell();
+        let ending = Ending(this.exchange.take());
+        if let Some(exchange) = &ending.0 {
+            exchange.begin_response();
         }
         let guard = this.guard.take().expect("polled after it was ready");
         guard
@@ -133,7 +136,7 @@ where
             .finish(&mut response, *this.closable, *this.version);
         let http2 = !this.closable.is_http1();
         Poll::Ready(Ok(
-            response.map(|body| ResponseBody::new(body, guard, http2))
+            response.map(|body| ResponseBody::new(body, guard, ending, http2))
         ))
     }
 }

@@ -5,35 +5,40 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, header::CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower_outcome::BoxError;
 
-use super::pace::{Limits, Pace};
+use super::{
+    exchange::{Exchange, Owes},
+    pace::{Limits, Pace},
+    shared::ConnShared,
+};
 
 /// The body of a request: hyper's, with a clock that runs while the app waits for it.
 ///
 /// A client that sends nothing for 30 s, or less than 240 bytes a second after the first five, ends it with
-/// [`TooSlow`]. Time in which the app does not read does not count, so an upload may go to a slow disk. Off by itself
-/// for gRPC, and from the moment the answer has begun: then it is a conn, and silence is part of it.
+/// [`TooSlow`]. Time in which the app does not read does not count, so an upload may go to a slow disk.
+///
+/// No header turns the clock off, but the server may: for all requests with
+/// [`Http::body_timeout`](crate::Http::body_timeout) and [`Http::body_rate`](crate::Http::body_rate), for a route over
+/// HTTP/2 with a [`StreamingLayer`](crate::StreamingLayer), and for a request by beginning its response: then it is a
+/// conversation, and silence is part of it. Once the response has ended, what is left of the body has
+/// [`Http::upload_linger`](crate::Http::upload_linger), 5 s, between two pieces.
 ///
 /// It costs nothing until the app has to wait for the first time; then one allocation with a timer. A request that
-/// brings a body costs one more, for the mark that its answer has begun.
+/// brings a body costs one more, for what its body and its response know of each other.
 pub struct RequestBody {
-    incoming: Incoming,
-    limits: Option<Limits>,
-    answered: Option<Answered>,
+    /// Gone at its end, so that what is behind it is free though the app may keep this.
+    incoming: Option<Incoming>,
+    upload: Option<Upload>,
     watch: Option<Pin<Box<Watch>>>,
 }
 
@@ -42,12 +47,16 @@ pub struct RequestBody {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooSlow(());
 
-/// Told once the answer to a request has begun.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Answered(Arc<AtomicBool>);
+/// A body that has not come to its end.
+struct Upload {
+    conn: Arc<ConnShared>,
+    exchange: Arc<Exchange>,
+}
 
 #[pin_project]
 struct Watch {
+    /// What it watches over.
+    owes: Owes,
     pace: Pace,
     #[pin]
     alarm: Sleep,
@@ -56,43 +65,69 @@ struct Watch {
 // === impl RequestBody ===
 
 impl RequestBody {
-    pub(super) fn new(incoming: Incoming, headers: &HeaderMap, limits: Option<Limits>) -> Self {
-        let limits = limits.filter(|_| !incoming.is_end_stream() && !is_grpc(headers));
-        let answered = limits.map(|_| Answered::default());
+    pub(super) fn new(incoming: Incoming, conn: &Arc<ConnShared>) -> Self {
+        let upload = (!incoming.is_end_stream()).then(|| Upload::begin(conn));
         Self {
-            incoming,
-            limits,
-            answered,
+            incoming: Some(incoming),
+            upload,
             watch: None,
         }
     }
 
-    pub(super) fn answered(&self) -> Option<Answered> {
-        self.answered.clone()
+    pub(super) fn exchange(&self) -> Option<Arc<Exchange>> {
+        Some(self.upload.as_ref()?.exchange.clone())
     }
 
     /// Ready when the client has had its time.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(limits) = &self.limits else {
+        let Some(Upload { conn, exchange }) = &self.upload else {
             return Poll::Pending;
         };
-        if self.answered.as_ref().is_some_and(Answered::is_told) {
-            (self.limits, self.watch) = (None, None);
-            return Poll::Pending;
-        }
+        exchange.register(cx.waker());
+        let owes = exchange.owes();
+        let limits = match owes {
+            Owes::Request => conn.settings.pace,
+            Owes::Rest => Limits {
+                idle: conn.settings.life.upload,
+                ..conn.settings.pace
+            },
+            Owes::Nothing => {
+                self.watch = None;
+                return Poll::Pending;
+            }
+        };
         let now = Instant::now();
-        let watch = self.watch.get_or_insert_with(|| {
-            Box::pin(Watch {
+        let watch = match &mut self.watch {
+            Some(watch) if watch.owes == owes => watch,
+            watch => watch.insert(Box::pin(Watch {
+                owes,
                 pace: Pace::new(),
                 alarm: sleep_until(now),
-            })
-        });
+            })),
+        };
         let mut watch = watch.as_mut().project();
-        let until = watch.pace.wait(limits, now);
+        let until = watch.pace.wait(&limits, now);
         if watch.alarm.deadline() != until {
             watch.alarm.as_mut().reset(until);
         }
         watch.alarm.poll(cx)
+    }
+
+    fn note_read(&mut self, frame: &Frame<Bytes>) {
+        if let Some(upload) = &self.upload {
+            upload.conn.note_read();
+        }
+        if let Some(watch) = &mut self.watch {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            watch.as_mut().project().pace.read(bytes, Instant::now());
+        }
+        if self.incoming.as_ref().is_none_or(Body::is_end_stream) {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        (self.incoming, self.upload, self.watch) = (None, None, None);
     }
 }
 
@@ -104,28 +139,30 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        let Some(incoming) = &mut self.incoming else {
+            return Poll::Ready(None);
+        };
+        let frame = Pin::new(incoming).poll_frame(cx);
         match &frame {
             Poll::Pending if self.poll_patience(cx).is_ready() => {
+                self.end();
                 return Poll::Ready(Some(Err(TooSlow(()).into())));
             }
-            Poll::Ready(Some(Ok(frame))) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                if let Some(watch) = &mut self.watch {
-                    watch.as_mut().project().pace.read(bytes, Instant::now());
-                }
-            }
-            _ => {}
+            Poll::Pending => {}
+            Poll::Ready(Some(Ok(frame))) => self.note_read(frame),
+            Poll::Ready(None | Some(Err(_))) => self.end(),
         }
         frame.map_err(Into::into)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.incoming
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
@@ -133,9 +170,8 @@ impl From<Incoming> for RequestBody {
     /// Without a clock.
     fn from(incoming: Incoming) -> Self {
         Self {
-            incoming,
-            limits: None,
-            answered: None,
+            incoming: Some(incoming),
+            upload: None,
             watch: None,
         }
     }
@@ -149,10 +185,22 @@ impl fmt::Debug for RequestBody {
     }
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+// === impl Upload ===
+
+impl Upload {
+    fn begin(conn: &Arc<ConnShared>) -> Self {
+        conn.begin_upload();
+        Self {
+            conn: conn.clone(),
+            exchange: Arc::default(),
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.conn.end_upload();
+    }
 }
 
 // === impl TooSlow ===
@@ -164,15 +212,3 @@ impl fmt::Display for TooSlow {
 }
 
 impl Error for TooSlow {}
-
-// === impl Answered ===
-
-impl Answered {
-    pub(super) fn tell(&self) {
-        self.0.store(true, Relaxed);
-    }
-
-    fn is_told(&self) -> bool {
-        self.0.load(Relaxed)
-    }
-}

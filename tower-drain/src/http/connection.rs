@@ -222,7 +222,8 @@ where
                 } else {
                     conn.settings.last_chance
                 },
-                ping: if http2 { conn.ping() } else { Ping::Answered },
+                http2,
+                ping: conn.ping(),
             };
             let next = this.life.next(&conn.settings.life, &seen, Instant::now());
             if !this.life.stays() {

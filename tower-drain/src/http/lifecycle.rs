@@ -39,6 +39,8 @@ pub(super) struct Limits {
     pub(super) head: Duration,
     pub(super) idle: Duration,
     pub(super) write_stall: Duration,
+    /// How long a request may make no progress once its response has left.
+    pub(super) upload: Duration,
     pub(super) age: Duration,
     pub(super) age_grace: Duration,
     pub(super) goaway: Duration,
@@ -58,6 +60,7 @@ pub(super) struct Observation {
     pub(super) told: Option<Duration>,
     /// The last chance of one that leaves for its age.
     pub(super) chance: Duration,
+    pub(super) http2: bool,
     /// HTTP/2: the ping of the first GOAWAY.
     pub(super) ping: Ping,
 }
@@ -142,7 +145,7 @@ impl ConnLifecycle {
             return Next::Cut;
         }
         match self.stage {
-            ShutdownStage::Chance { until } if self.ends_chance(until, now) => {
+            ShutdownStage::Chance { until } if self.ends_chance(seen, until, now) => {
                 self.stage = ShutdownStage::Left { said: now };
                 Next::Goodbye
             }
@@ -190,16 +193,18 @@ impl ConnLifecycle {
             self.stage = ShutdownStage::Chance {
                 until: now + seen.chance,
             };
-        } else if self.patience(limits).is_some_and(|end| now >= end) {
+        } else if self.patience(limits, seen).is_some_and(|end| now >= end) {
             self.stage = ShutdownStage::Chance { until: now };
         }
     }
 
     /// How long a connection that does nothing may do so.
-    fn patience(&self, limits: &Limits) -> Option<Instant> {
+    fn patience(&self, limits: &Limits, seen: &Observation) -> Option<Instant> {
         match self.activity {
             Activity::Silent => Some(self.since + limits.first_byte),
             Activity::Idle => Some(self.since + limits.idle),
+            // Other streams may come, so it is told first.
+            Activity::Upload if seen.http2 => Some(self.since + limits.upload),
             Activity::Head | Activity::Request | Activity::Held | Activity::Upload => None,
         }
     }
@@ -213,8 +218,15 @@ impl ConnLifecycle {
     /// When a connection that only waits for its peer has waited long enough. While bytes cannot be written, that is for
     /// the write stall to tell.
     fn overdue(&self, limits: &Limits, seen: &Observation) -> Option<Instant> {
-        let waits = self.activity == Activity::Held && seen.stalled_since.is_none();
-        waits.then(|| self.since + limits.write_stall)
+        let patience = match self.activity {
+            _ if seen.stalled_since.is_some() => return None,
+            Activity::Held => limits.write_stall,
+            Activity::Upload if !seen.http2 || self.stage == ShutdownStage::Answered => {
+                limits.upload
+            }
+            _ => return None,
+        };
+        Some(self.since + patience)
     }
 
     /// Whether hyper cannot end this connection though nothing is under way: it reads no answer to its GOAWAY while a
@@ -223,11 +235,21 @@ impl ConnLifecycle {
         self.activity == Activity::Idle && seen.ping == Ping::Wanted
     }
 
-    fn ends_chance(&self, until: Instant, now: Instant) -> bool {
+    fn ends_chance(&self, seen: &Observation, until: Instant, now: Instant) -> bool {
         match self.activity {
-            Activity::Request | Activity::Held | Activity::Upload => true,
-            Activity::Head => false,
+            _ if self.has_its_own_time(seen) => false,
             Activity::Silent | Activity::Idle => now >= until,
+            _ => true,
+        }
+    }
+
+    /// Whether the last chance lasts until this is over. hyper may end a connection of HTTP/1 in the middle of an upload
+    /// that has its response.
+    fn has_its_own_time(&self, seen: &Observation) -> bool {
+        match self.activity {
+            Activity::Head => true,
+            Activity::Upload => !seen.http2,
+            _ => false,
         }
     }
 
@@ -254,12 +276,13 @@ impl ConnLifecycle {
         let activity = match self.activity {
             Activity::Head => self.late(limits, seen),
             Activity::Held => self.overdue(limits, seen),
-            _ if self.stays() => self.patience(limits),
+            Activity::Upload if !self.stays() || !seen.http2 => self.overdue(limits, seen),
+            _ if self.stays() => self.patience(limits, seen),
             _ => None,
         };
         let stage = match self.stage {
             ShutdownStage::Stay => Some(self.old),
-            ShutdownStage::Chance { until } if self.activity != Activity::Head => Some(until),
+            ShutdownStage::Chance { until } if !self.has_its_own_time(seen) => Some(until),
             ShutdownStage::Left { said } if seen.ping == Ping::Unanswered => {
                 Some(said + limits.goaway)
             }
@@ -330,6 +353,7 @@ mod tests {
         head: secs(10),
         idle: secs(75),
         write_stall: secs(30),
+        upload: secs(5),
         age: secs(3600),
         age_grace: secs(60),
         goaway: secs(1),
@@ -343,6 +367,7 @@ mod tests {
         unacknowledged: None,
         told: None,
         chance: secs(2),
+        http2: false,
         ping: Ping::Answered,
     };
 

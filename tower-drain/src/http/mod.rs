@@ -3,6 +3,7 @@
 mod app;
 mod body;
 mod connection;
+mod exchange;
 mod frames;
 mod info;
 mod kernel;
@@ -14,6 +15,7 @@ mod response;
 mod serve;
 mod shared;
 mod stream;
+mod streaming;
 mod streams;
 
 use std::{
@@ -35,9 +37,11 @@ use tokio::{
 use tower_outcome::BoxError;
 use tower_service::Service;
 
+pub(crate) use self::exchange::Exchange;
 pub use self::{
     body::{RequestBody, TooSlow},
     connection::Connection,
+    streaming::{StreamingLayer, StreamingService},
 };
 use self::{
     shared::ConnShared,
@@ -99,6 +103,7 @@ use crate::{
 /// | buffers | 64 KiB for a connection's response, and for its request | a client that reads nothing holds that much |
 /// | idle between requests | 75 s; `Keep-Alive: timeout=70` says less | a client that leaves first never loses a request |
 /// | request body | 30 s without a byte; 240 B/s after 5 s | see [`RequestBody`] |
+/// | request that goes on after its response | 5 s without progress | what is left of it holds the connection |
 /// | response that is not taken | 30 s without progress | only while unsent bytes are held: SSE and gRPC live |
 /// | HTTP/2 streams | 100 | what RFC 9113 recommends at least |
 /// | HTTP/2 windows | 256 KiB a stream, 1 MiB a connection | bounds what a peer can make us hold |
@@ -241,6 +246,17 @@ impl<App> Http<App> {
     #[must_use]
     pub fn body_rate(self, rate: Option<NonZeroU32>) -> Self {
         self.set(|settings| settings.pace.rate = rate.map_or(0, NonZeroU32::get))
+    }
+
+    /// How long a request that has its response may get on with nothing: its client sends no more of the body, or the app
+    /// reads no more. Default: 5 s.
+    ///
+    /// An app may answer early and still read the upload, for as long as it gets on. One that does not keeps the
+    /// connection from its next request and from its end, so it is closed then; over HTTP/2 the stream is reset, if the
+    /// app waits for the body, or else the connection ends once nothing else is under way.
+    #[must_use]
+    pub fn upload_linger(self, linger: Duration) -> Self {
+        self.set(|settings| settings.life.upload = bounded(linger))
     }
 
     /// How long a peer may take none of the bytes that are held for it. Default: 30 s.
@@ -455,6 +471,7 @@ impl Default for Settings {
             head: HEADER,
             idle: IDLE,
             write_stall: WRITE_STALL,
+            upload: UPLOAD,
             age: AGE,
             age_grace: bounded(Duration::MAX),
             goaway: GOAWAY,
@@ -505,6 +522,7 @@ const IDLE: Duration = Duration::from_secs(75);
 const BODY_IDLE: Duration = Duration::from_secs(30);
 const BODY_GRACE: Duration = Duration::from_secs(5);
 const BODY_RATE: u32 = 240;
+const UPLOAD: Duration = Duration::from_secs(5);
 const WRITE_STALL: Duration = Duration::from_secs(30);
 const AGE: Duration = Duration::from_secs(3600);
 const STREAMS: u32 = 100;

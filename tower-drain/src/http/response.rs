@@ -12,7 +12,10 @@ use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
-use super::shared::{RequestGuard, Slot, Taken};
+use super::{
+    exchange::Ending,
+    shared::{RequestGuard, Slot, Taken},
+};
 
 /// A body whose pieces are not larger than hyper should have at once, and that notes for the task that polls it whether
 /// it had one to give.
@@ -28,8 +31,9 @@ pub(super) struct ResponseBody<B: Body> {
     body: B,
     /// What is left of a piece that was too large.
     rest: Option<B::Data>,
-    /// Gone with the body: hyper drops it at its end.
+    /// These are gone with the body: hyper drops it at its end.
     guard: RequestGuard,
+    _ending: Ending,
     http2: bool,
 }
 
@@ -63,11 +67,12 @@ thread_local! {
 // === impl ResponseBody ===
 
 impl<B: Body> ResponseBody<B> {
-    pub(super) const fn new(body: B, guard: RequestGuard, http2: bool) -> Self {
+    pub(super) const fn new(body: B, guard: RequestGuard, ending: Ending, http2: bool) -> Self {
         Self {
             body,
             rest: None,
             guard,
+            _ending: ending,
             http2,
         }
     }
@@ -205,7 +210,12 @@ mod tests {
         let conn = ConnShared::for_test();
         conn.speak_http2();
         let data: Bytes = (0..40_000_u32).flat_map(u32::to_be_bytes).collect();
-        let body = ResponseBody::new(Full::new(data.clone()), conn.take_request(), true);
+        let body = ResponseBody::new(
+            Full::new(data.clone()),
+            conn.take_request(),
+            Ending(None),
+            true,
+        );
         let (mut body, mut read, mut counted) = (task::spawn(body), Vec::new(), 0);
         assert_eq!(body.size_hint().exact(), Some(160_000));
         while !body.is_end_stream() {
@@ -232,7 +242,12 @@ mod tests {
     #[tokio::test]
     async fn over_http_1_a_piece_comes_whole() {
         let guard = ConnShared::for_test().take_request();
-        let mut body = ResponseBody::new(Full::new(Bytes::from(vec![0; 160_000])), guard, false);
+        let mut body = ResponseBody::new(
+            Full::new(Bytes::from(vec![0; 160_000])),
+            guard,
+            Ending(None),
+            false,
+        );
         let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
         assert!(matches!(piece.data, Data::Whole(data) if data.len() == 160_000));
     }

@@ -34,6 +34,10 @@ pub(super) struct ConnShared {
     under_way: AtomicU32,
     /// Requests so far; it may wrap.
     requests: AtomicU32,
+    /// Bodies of requests that have not come to their end and are not dropped.
+    uploads: AtomicU32,
+    /// Frames of such bodies that were read; it may wrap.
+    read: AtomicU32,
     /// HTTP/1: bytes came while no request was under way, the beginning of a head.
     head_began: AtomicBool,
     upgraded: AtomicBool,
@@ -118,6 +122,8 @@ impl ConnShared {
             http2: OnceLock::new(),
             under_way: AtomicU32::new(0),
             requests: AtomicU32::new(0),
+            uploads: AtomicU32::new(0),
+            read: AtomicU32::new(0),
             head_began: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
@@ -154,21 +160,26 @@ impl ConnShared {
         if self.under_way.load(Relaxed) > 0 {
             return Activity::Request;
         }
-        if let Some(http2) = self.http2.get() {
-            return http2.activity();
-        }
-        if self.head_began.load(Relaxed) {
-            Activity::Head
-        } else {
-            Activity::Idle
+        match self
+            .http2
+            .get()
+            .map_or(Activity::Idle, |http2| http2.activity())
+        {
+            Activity::Idle if self.uploads.load(Relaxed) > 0 => Activity::Upload,
+            Activity::Idle if self.head_began.load(Relaxed) => Activity::Head,
+            activity => activity,
         }
     }
 
     /// Changes whenever what it does gets on.
     pub(super) fn progress(&self, activity: Activity) -> u32 {
-        match (self.http2.get(), activity) {
-            (Some(http2), Activity::Held) => http2.frames.sent.load(Relaxed),
-            (Some(http2), Activity::Upload) => http2.frames.received.load(Relaxed),
+        let http2 = self.http2.get().map(|http2| &http2.frames);
+        match activity {
+            Activity::Held => http2.map_or(0, |frames| frames.sent.load(Relaxed)),
+            Activity::Upload => {
+                let received = http2.map_or(0, |frames| frames.received.load(Relaxed));
+                self.read.load(Relaxed).wrapping_add(received)
+            }
             _ => 0,
         }
     }
@@ -181,11 +192,26 @@ impl ConnShared {
         self.upgraded.load(Relaxed)
     }
 
-    /// Bytes of HTTP/1 came.
-    pub(super) fn heard(&self) {
-        if self.under_way.load(Relaxed) == 0 {
+    /// Bytes of HTTP/1 came. Line ends may come before a head (RFC 9112, 2.2), and begin none.
+    pub(super) fn heard(&self, bytes: &[u8]) {
+        let waits = self.under_way.load(Relaxed) == 0 && self.uploads.load(Relaxed) == 0;
+        if waits && bytes.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
             self.head_began.store(true, Relaxed);
         }
+    }
+
+    /// A request's body begins.
+    pub(super) fn begin_upload(&self) {
+        self.uploads.fetch_add(1, AcqRel);
+    }
+
+    pub(super) fn end_upload(&self) {
+        self.uploads.fetch_sub(1, AcqRel);
+    }
+
+    /// Some of a request's body was read.
+    pub(super) fn note_read(&self) {
+        self.read.fetch_add(1, Relaxed);
     }
 
     /// Answers end the connection from now on.

@@ -130,7 +130,7 @@ impl<Io> Stream<Io> {
             return Ok(());
         }
         let Some(frames) = &mut self.frames else {
-            self.conn.heard();
+            self.conn.heard(bytes);
             return Ok(());
         };
         if let Err(flood) = frames.receive(bytes, &self.conn.settings.frames, Instant::now()) {

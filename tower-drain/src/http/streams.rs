@@ -155,7 +155,7 @@ mod tests {
     use tokio_test::{assert_pending, assert_ready, task};
 
     use super::*;
-    use crate::http::response::ResponseBody;
+    use crate::http::{exchange::Ending, response::ResponseBody};
 
     fn running<F: Future>(stream: F) -> task::Spawn<Task<F>> {
         running_on(&ConnShared::for_test(), stream)
@@ -169,7 +169,10 @@ mod tests {
     fn giving() -> impl Future<Output = ()> {
         let guard = ConnShared::for_test().take_request();
         let piece = Full::new(bytes::Bytes::from("piece"));
-        let (mut body, mut given) = (Box::pin(ResponseBody::new(piece, guard, true)), false);
+        let (mut body, mut given) = (
+            Box::pin(ResponseBody::new(piece, guard, Ending(None), true)),
+            false,
+        );
         poll_fn(move |cx| {
             if !given {
                 assert!(body.as_mut().poll_frame(cx).is_ready());
@@ -206,6 +209,7 @@ mod tests {
         let mut body = Box::pin(ResponseBody::new(
             testkit::Script::new([testkit::Step::Hang]).map_err(|error| error),
             ConnShared::for_test().take_request(),
+            Ending(None),
             true,
         ));
         let mut task = running(poll_fn(move |cx| {

@@ -40,3 +40,5 @@ mod slow_readers;
 mod support;
 #[cfg(all(feature = "http", feature = "tls"))]
 mod tls;
+#[cfg(feature = "http")]
+mod uploads;

@@ -1,0 +1,91 @@
+use std::task::{Context, Poll};
+
+use http::Request;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::cancel::Cancellation;
+
+/// Marks the requests of a service as streams, whose bodies may be silent for as long as they like.
+///
+/// A client that stops in the middle of a request's body is cut off by [`Http`](crate::Http) after 30 s (see
+/// [`RequestBody`](crate::RequestBody)). That is wrong for a gRPC call with a stream of requests, which may have nothing
+/// to say for hours, and only the server knows which of its routes are like that: a client could say so of any.
+///
+/// ```
+/// use axum::{Router, routing::post};
+/// use tower_drain::StreamingLayer;
+///
+/// # async fn upload() {}
+/// # async fn chat() {}
+/// let app: Router = Router::new()
+///     .route("/chat", post(chat))
+///     .route_layer(StreamingLayer::new())
+///     .route("/upload", post(upload)); // has its clock
+/// # let _ = app;
+/// ```
+///
+/// A whole tonic server takes one line:
+///
+/// ```no_run
+/// # async fn run(drain: tower_drain::Drain, listener: tokio::net::TcpListener, routes: tonic::service::Routes) -> std::io::Result<()> {
+/// use tower_drain::StreamingLayer;
+/// use tower_layer::Layer;
+///
+/// let report = drain.serve(listener, StreamingLayer::new().layer(routes.prepare())).await?;
+/// # let _ = report;
+/// # Ok(()) }
+/// ```
+///
+/// It holds for HTTP/2 only, where a connection is pinged, has a window of bounded size for each stream, and may have other
+/// streams. A silent request of HTTP/1 has a connection, and its place in a limit, for itself. A call whose response has
+/// begun needs no mark, over either: until the response has ended too, silence is part of it.
+///
+/// Under a server that is not this crate's it does nothing. It costs one look into a request's extensions.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StreamingLayer {
+    _private: (),
+}
+
+/// A service whose requests are streams. Made by [`StreamingLayer`].
+#[derive(Clone, Copy, Debug)]
+pub struct StreamingService<S> {
+    inner: S,
+}
+
+// === impl StreamingLayer ===
+
+impl StreamingLayer {
+    /// Marks all requests of the services it is put around.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { _private: () }
+    }
+}
+
+impl<S> Layer<S> for StreamingLayer {
+    type Service = StreamingService<S>;
+
+    fn layer(&self, inner: S) -> StreamingService<S> {
+        StreamingService { inner }
+    }
+}
+
+// === impl StreamingService ===
+
+impl<S: Service<Request<B>>, B> Service<Request<B>> for StreamingService<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> S::Future {
+        if let Some(cancellation) = request.extensions().get::<Cancellation>() {
+            cancellation.allow_silence();
+        }
+        self.inner.call(request)
+    }
+}
