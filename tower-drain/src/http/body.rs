@@ -51,6 +51,8 @@ pub struct TooSlow(());
 struct Upload {
     conn: Arc<ConnShared>,
     exchange: Arc<Exchange>,
+    /// It has come to its end after all.
+    whole: bool,
 }
 
 #[pin_project]
@@ -80,7 +82,7 @@ impl RequestBody {
 
     /// Ready when the client has had its time.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(Upload { conn, exchange }) = &self.upload else {
+        let Some(Upload { conn, exchange, .. }) = &self.upload else {
             return Poll::Pending;
         };
         exchange.register(cx.waker());
@@ -122,11 +124,14 @@ impl RequestBody {
             watch.as_mut().project().pace.read(bytes, Instant::now());
         }
         if self.incoming.as_ref().is_none_or(Body::is_end_stream) {
-            self.end();
+            self.end(true);
         }
     }
 
-    fn end(&mut self) {
+    fn end(&mut self, whole: bool) {
+        if let Some(upload) = &mut self.upload {
+            upload.whole = whole;
+        }
         (self.incoming, self.upload, self.watch) = (None, None, None);
     }
 }
@@ -139,18 +144,22 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(upload) = &self.upload {
+            upload.conn.note_reading();
+        }
         let Some(incoming) = &mut self.incoming else {
             return Poll::Ready(None);
         };
         let frame = Pin::new(incoming).poll_frame(cx);
         match &frame {
             Poll::Pending if self.poll_patience(cx).is_ready() => {
-                self.end();
+                self.end(false);
                 return Poll::Ready(Some(Err(TooSlow(()).into())));
             }
             Poll::Pending => {}
             Poll::Ready(Some(Ok(frame))) => self.note_read(frame),
-            Poll::Ready(None | Some(Err(_))) => self.end(),
+            Poll::Ready(None) => self.end(true),
+            Poll::Ready(Some(Err(_))) => self.end(false),
         }
         frame.map_err(Into::into)
     }
@@ -193,13 +202,14 @@ impl Upload {
         Self {
             conn: conn.clone(),
             exchange: Arc::default(),
+            whole: false,
         }
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.conn.end_upload();
+        self.conn.end_upload(self.whole);
     }
 }
 

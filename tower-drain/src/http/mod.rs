@@ -1,5 +1,6 @@
 //! The HTTP runner: one connection, HTTP/1 or HTTP/2, from the first byte to the last.
 
+mod ahead;
 mod app;
 mod body;
 mod connection;
@@ -150,6 +151,7 @@ struct Settings {
     max_streams: u32,
     max_header_bytes: u32,
     max_buffer_bytes: u32,
+    half_close: bool,
     ping_every: Duration,
     ping_within: Duration,
 }
@@ -352,10 +354,14 @@ impl<App> Http<App> {
     ///
     /// RFC 9112 wants the answer delivered, and `printf .. | nc -N` needs it. But a client that hangs up looks the same
     /// until something is written to it, so with `true` its handler runs to the end for nobody.
+    ///
+    /// With `false` a client that closes, and with either one that resets, is seen at once and its handler dropped, though
+    /// it may have sent the next request, or a body that is not read, up to 16 KiB of it.
     #[must_use]
     pub fn half_close(self, allowed: bool) -> Self {
         self.set(|settings| {
             settings.http1.half_close(allowed);
+            settings.half_close = allowed;
         })
     }
 
@@ -495,6 +501,7 @@ impl Default for Settings {
             max_streams: STREAMS,
             max_header_bytes: HEADER_BYTES,
             max_buffer_bytes: BUFFER_BYTES,
+            half_close: false,
             ping_every: PING_EVERY,
             ping_within: PING_WITHIN,
         };

@@ -40,6 +40,12 @@ pub(super) struct ConnShared {
     read: AtomicU32,
     /// HTTP/1: bytes came while no request was under way, the beginning of a head.
     head_began: AtomicBool,
+    /// HTTP/1: hyper has kept bytes behind the request under way, the beginning of a head too.
+    behind: AtomicBool,
+    /// HTTP/1: the app reads the body of the request under way.
+    reading: AtomicBool,
+    /// HTTP/1: a body was given up before its end, so what hyper keeps may be some of it.
+    abandoned: AtomicBool,
     upgraded: AtomicBool,
     /// It ends though the drain has not begun.
     leaving: AtomicBool,
@@ -125,6 +131,9 @@ impl ConnShared {
             uploads: AtomicU32::new(0),
             read: AtomicU32::new(0),
             head_began: AtomicBool::new(false),
+            behind: AtomicBool::new(false),
+            reading: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             stalled: Moment::none(),
@@ -166,7 +175,9 @@ impl ConnShared {
             .map_or(Activity::Idle, |http2| http2.activity())
         {
             Activity::Idle if self.uploads.load(Relaxed) > 0 => Activity::Upload,
-            Activity::Idle if self.head_began.load(Relaxed) => Activity::Head,
+            Activity::Idle if self.head_began.load(Relaxed) || self.behind.load(Relaxed) => {
+                Activity::Head
+            }
             activity => activity,
         }
     }
@@ -205,8 +216,32 @@ impl ConnShared {
         self.uploads.fetch_add(1, AcqRel);
     }
 
-    pub(super) fn end_upload(&self) {
+    pub(super) fn end_upload(&self, whole: bool) {
+        if !whole {
+            self.abandoned.store(true, Relaxed);
+        }
         self.uploads.fetch_sub(1, AcqRel);
+    }
+
+    /// The app asks for a request's body.
+    pub(super) fn note_reading(&self) {
+        self.reading.store(true, Relaxed);
+    }
+
+    /// HTTP/1: whether the peer must be watched while hyper reads nothing. An app that reads a body will see for itself.
+    pub(super) fn must_watch(&self) -> bool {
+        let has_body = self.uploads.load(Relaxed) > 0;
+        self.under_way.load(Relaxed) > 0
+            && !self.is_upgraded()
+            && !(has_body && self.reading.load(Relaxed))
+    }
+
+    /// HTTP/1: hyper has not asked for more since it got bytes that do not end with a line, so it keeps some of them.
+    pub(super) fn note_behind(&self) {
+        let body = self.uploads.load(Relaxed) > 0 || self.abandoned.load(Relaxed);
+        if !body && !self.settings.half_close {
+            self.behind.store(true, Relaxed);
+        }
     }
 
     /// Some of a request's body was read.
@@ -312,7 +347,14 @@ impl ConnShared {
 
     pub(super) fn take_request(self: &Arc<Self>) -> RequestGuard {
         let nth = self.requests.fetch_add(1, Relaxed);
-        self.head_began.store(false, Relaxed);
+        for flag in [
+            &self.head_began,
+            &self.behind,
+            &self.reading,
+            &self.abandoned,
+        ] {
+            flag.store(false, Relaxed);
+        }
         self.guard_of(Slot((nth % SLOTS as u32) as u8))
     }
 

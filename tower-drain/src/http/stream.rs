@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::{
+    ahead::{Ahead, Peer},
     frames::{Flood, Frames, Reason},
     kernel::unacknowledged,
     shared::{ConnShared, Ping},
@@ -29,6 +30,13 @@ use crate::{
 pub(super) struct Stream<Io> {
     io: Io,
     sniffed: Sniffed,
+    ahead: Ahead,
+    /// hyper was told that nothing is there, and is woken when something is: since the last flush, and since it got the
+    /// last bytes.
+    asked: bool,
+    emptied: bool,
+    /// The last bytes that hyper got end with a line.
+    line_ended: bool,
     conn: Arc<ConnShared>,
     /// Set only for an upgraded connection, which has left the future that would be cut. Its halves may be in two tasks,
     /// and both must hear of it.
@@ -83,6 +91,10 @@ impl<Io> Stream<Io> {
         Self {
             io,
             sniffed,
+            ahead: Ahead::default(),
+            asked: false,
+            emptied: true,
+            line_ended: true,
             conn,
             cut,
             frames: None,
@@ -131,6 +143,8 @@ impl<Io> Stream<Io> {
         }
         let Some(frames) = &mut self.frames else {
             self.conn.heard(bytes);
+            self.emptied = false;
+            self.line_ended = bytes.ends_with(b"\n");
             return Ok(());
         };
         if let Err(flood) = frames.receive(bytes, &self.conn.settings.frames, Instant::now()) {
@@ -240,7 +254,7 @@ impl<Io: AsyncRead + Unpin> Stream<Io> {
     /// What was sniffed and what follows it, in one go: hyper wants 8 KiB of space for each read, so after a first one of
     /// 24 bytes it would double its buffer, which lasts as long as the connection.
     fn poll_bytes(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let given = self.sniffed.give(buf);
+        let given = self.sniffed.give(buf) | self.ahead.give(buf);
         if given && buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
@@ -249,6 +263,27 @@ impl<Io: AsyncRead + Unpin> Stream<Io> {
             Poll::Ready(Err(_)) | Poll::Pending if given => Poll::Ready(Ok(())),
             read => read,
         }
+    }
+
+    /// Sees that the peer of an HTTP/1 request is gone while hyper does not read. hyper reads nothing in the middle of a
+    /// request while it has bytes behind it, be it a line end, and nothing of a body that the app does not ask for.
+    fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let asked = std::mem::take(&mut self.asked);
+        if self.frames.is_some() {
+            return Ok(());
+        }
+        if !self.emptied && !self.line_ended {
+            self.conn.note_behind();
+        }
+        if asked || !self.conn.must_watch() {
+            return Ok(());
+        }
+        let peer = self.ahead.read(&mut self.io, cx)?;
+        if peer == Peer::Closed && !self.conn.settings.half_close {
+            let gone = "the client closed the connection before its response";
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, gone));
+        }
+        Ok(())
     }
 
     /// Reads what the peer still sends, and throws it away.
@@ -283,7 +318,10 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Stream<Io> {
             Poll::Ready(()) if room == 0 => Poll::Ready(Ok(())),
             Poll::Ready(()) => Poll::Ready(self.note_read(&mut buf.filled_mut()[before..])),
             Poll::Pending if self.answer_ping(buf) => Poll::Ready(Ok(())),
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                (self.asked, self.emptied) = (true, true);
+                Poll::Pending
+            }
         }
     }
 }
@@ -308,6 +346,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + 'static> AsyncWrite for Stream<Io> {
         self.check(WRITE, cx)?;
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
         self.note_sent(&[io::IoSlice::new(buf)], &written);
+        if written.is_pending() {
+            self.watch(cx)?;
+        }
         self.note_write(written)
     }
 
@@ -319,6 +360,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + 'static> AsyncWrite for Stream<Io> {
         self.check(WRITE, cx)?;
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
         self.note_sent(bufs, &written);
+        if written.is_pending() {
+            self.watch(cx)?;
+        }
         self.note_write(written)
     }
 
@@ -329,6 +373,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + 'static> AsyncWrite for Stream<Io> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check(WRITE, cx)?;
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.watch(cx)?;
         self.note_write(flushed)
     }
 

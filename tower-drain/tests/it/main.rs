@@ -10,6 +10,8 @@ mod bound;
 mod connect_info;
 #[cfg(all(feature = "http", unix))]
 mod descriptors;
+#[cfg(feature = "http")]
+mod disconnects;
 #[cfg(all(feature = "handoff", feature = "http", target_os = "linux"))]
 mod handoff;
 #[cfg(all(feature = "handoff", feature = "http", target_os = "linux"))]

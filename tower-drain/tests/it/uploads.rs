@@ -331,3 +331,30 @@ async fn line_ends_between_two_requests_are_no_head() {
     assert!(client.head().await.starts_with("HTTP/1.1 408 "));
     assert_eq!(start.elapsed().as_secs(), 10);
 }
+
+#[tokio::test(start_paused = true)]
+async fn half_a_head_behind_a_request_has_its_ten_seconds_from_the_response() {
+    for request in [GET.to_owned(), post_of(3) + "abc"] {
+        let app = get(async || "hello").post(async |body: Bytes| body.len().to_string());
+        let served = serve(Router::new().route("/", app), |http| http);
+        let mut client = served.dial.connect();
+        client.ask(&format!("{request}GET / HT")).await;
+        let start = Instant::now();
+        assert!(
+            client.head().await.starts_with("HTTP/1.1 408 "),
+            "{request}"
+        );
+        assert_eq!(start.elapsed().as_secs(), 10, "{request}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_the_app_does_not_read_is_no_head_either() {
+    let served = serve(Router::new().route("/", post(async || "no")), |http| http);
+    let mut client = served.dial.connect();
+    for _ in 0..3 {
+        assert!(client.ask(&(post_of(3) + "abc")).await.ok());
+        sleep(secs(60)).await;
+    }
+    assert_eq!(said(&mut client).await, "nothing");
+}

@@ -1,0 +1,92 @@
+//! What was read of an HTTP/1 connection before hyper asked for it.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Bytes that wait for hyper. Without any it has no allocation.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    bytes: Vec<u8>,
+    given: usize,
+}
+
+/// How the peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    There,
+    /// It sends no more.
+    Closed,
+}
+
+// === impl Ahead ===
+
+impl Ahead {
+    /// Gives bytes to hyper; `false` if there are none.
+    pub(super) fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let bytes = &self.bytes[self.given..];
+        let given = bytes.len().min(buf.remaining());
+        buf.put_slice(&bytes[..given]);
+        self.given += given;
+        if self.given == self.bytes.len() {
+            *self = Self::default();
+        }
+        given > 0
+    }
+
+    /// Reads until nothing is there, the peer's end is, or the bytes that wait are too many. An error is the peer's end too.
+    pub(super) fn read<Io: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut Io,
+        cx: &mut Context<'_>,
+    ) -> io::Result<Peer> {
+        let mut bytes = [0; 1024];
+        while self.bytes.len() < MOST {
+            let mut buf = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut *io).poll_read(cx, &mut buf)? {
+                Poll::Ready(()) if buf.filled().is_empty() => return Ok(Peer::Closed),
+                Poll::Ready(()) => self.bytes.extend_from_slice(buf.filled()),
+                Poll::Pending => break,
+            }
+        }
+        Ok(Peer::There)
+    }
+}
+
+/// A few requests of the usual size; a client may not have us hold more.
+const MOST: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_bounded_and_loses_nothing() {
+        let (mut client, mut server) = tokio::io::duplex(1 << 20);
+        let sent: Vec<u8> = (0..50_000_u32).map(|at| at as u8).collect();
+        client.write_all(&sent).await.unwrap();
+        drop(client);
+        let (mut ahead, mut read, mut ended) = (Ahead::default(), Vec::new(), false);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        while !ended || !ahead.bytes.is_empty() {
+            ended = ahead.read(&mut server, &mut cx).unwrap() == Peer::Closed;
+            assert!(ahead.bytes.len() < MOST + 1024);
+            let mut space = [0; 700];
+            loop {
+                let mut buf = ReadBuf::new(&mut space);
+                if !ahead.give(&mut buf) {
+                    break;
+                }
+                read.extend_from_slice(buf.filled());
+            }
+        }
+        assert_eq!(read, sent);
+        assert_eq!(ahead.bytes.capacity(), 0);
+    }
+}
