@@ -270,6 +270,7 @@ fn r8_a_late_answer_counts_from_its_own_request() {
 
 #[test]
 fn r9_renewals_come_early_and_retries_at_once_then_with_a_pause() {
+    let mut early = 0;
     for seed in 0..100 {
         let mut core = Core::new(Terms::default(), ClaimId::from_u128(0), true, seed);
         let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
@@ -279,12 +280,17 @@ fn r9_renewals_come_early_and_retries_at_once_then_with_a_pause() {
             (ms(2_000)..=ms(2_500)).contains(&at),
             "period/4 × [0.8, 1.0]: {at:?}"
         );
+        early += u32::from(at < ms(2_250));
         let outputs = core.on(Input::Renewed(sent, Err(Fault::Unknown)), at);
         let sent = renew_in(&outputs).expect("the first retry is immediate");
         core.on(Input::Renewed(sent, Err(Fault::Unknown)), at);
         let pause = core.deadline().unwrap().since(at).as_millis();
         assert!((100..=500).contains(&pause), "{pause} ms");
     }
+    assert!(
+        (25..75).contains(&early),
+        "{early} of 100 came in the earlier half: keepers that started together do not stay together"
+    );
 }
 
 #[test]

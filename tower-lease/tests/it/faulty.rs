@@ -271,6 +271,50 @@ async fn r20_a_handover_that_cannot_be_is_told() {
     assert_eq!(told, Err(NotHandedOver::Lost(Lost::Gone)));
 }
 
+/// What is left of a lost epoch is taken away by its claim, so another's is left alone.
+#[tokio::test(start_paused = true)]
+async fn r26_who_comes_back_takes_nothing_away_from_its_successor() {
+    let store = faulty(7);
+    let (first, _one) = spawn(builder(&store).reacquire(true));
+    soon(first.held()).await.unwrap();
+    store.set(Faults::unreachable());
+    let (second, _two) = spawn(builder(store.get_ref()));
+    let token = soon(second.held()).await.unwrap();
+    assert!(!first.is_held());
+    // Until it has asked without an answer: that is to be taken away too.
+    sleep(ms(4_000)).await;
+    store.set(Faults::none());
+    for _ in 0..600 {
+        sleep(ms(100)).await;
+        assert_eq!(second.token().as_ref(), Some(&token));
+    }
+    assert!(matches!(first.state(), State::Acquiring));
+}
+
+/// It is not known that the old record has gone, so it is taken away again, and its TTL is not waited for.
+#[tokio::test(start_paused = true)]
+async fn r26_an_old_record_that_could_not_be_taken_away_is_not_forgotten() {
+    let store = faulty(7);
+    let (lease, _keeper) = spawn(builder(&store).reacquire(true));
+    let old = soon(lease.held()).await.unwrap();
+    // The store extends, and nobody hears of it.
+    store.set(Faults::none().lose_answers(1000));
+    let mut states = lease.subscribe();
+    soon(states.wait_for(|state| matches!(state, State::Fenced { .. })))
+        .await
+        .unwrap();
+    store.set(Faults::none().fail(Fault::Unknown));
+    sleep(ms(2_000)).await;
+    let record = store.get_ref().inspect(&key()).await.unwrap().unwrap();
+    assert_eq!(record.token(), &old);
+    assert!(record.expires_in().unwrap() > ms(6_000));
+    store.set(Faults::none());
+    let start = Instant::now();
+    let new = soon(lease.held()).await.unwrap();
+    assert!(old.compare(&new).unwrap().is_lt());
+    assert!(start.elapsed() < ms(4_000), "{:?}", start.elapsed());
+}
+
 /// A caller whose handover to one successor was cut short by a timeout, say, and who tries the next one.
 #[tokio::test(start_paused = true)]
 async fn r20_of_two_handovers_at_once_the_first_decides_and_has_the_token() {

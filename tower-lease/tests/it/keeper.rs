@@ -5,7 +5,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,7 +16,9 @@ use tower_lease::{
     TokioClock, Watch, WatchEvent,
 };
 
-use crate::common::{Flaky, TTL, VALID, Way, builder, held, key, ms, settle, soon, spawn};
+use crate::common::{
+    Flaky, Suspending, TTL, VALID, Way, builder, held, key, ms, settle, soon, spawn,
+};
 
 /// Runs a keeper just until its lease is held, and then never again.
 async fn held_and_then_stuck<F: Future<Output = State>>(
@@ -104,32 +106,14 @@ async fn r2_the_ttl_in_a_renewals_answer_counts() {
     }
 }
 
-#[derive(Clone, Debug)]
-struct Suspending {
-    clock: TokioClock,
-    asleep: Arc<AtomicU64>,
-}
-
-impl Clock for Suspending {
-    fn now(&self) -> BootInstant {
-        self.clock
-            .now()
-            .after(Duration::from_nanos(self.asleep.load(Ordering::SeqCst)))
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn r3_a_machine_that_slept_past_the_end_finds_its_gate_closed_at_the_first_look() {
     let store = MemoryStore::new();
-    let clock = Suspending {
-        clock: TokioClock::new(),
-        asleep: Arc::default(),
-    };
-    let asleep = clock.asleep.clone();
-    let (lease, keeper) = builder(&store).clock(clock).build().unwrap();
+    let clock = Suspending::new();
+    let (lease, keeper) = builder(&store).clock(clock.clone()).build().unwrap();
     tokio::spawn(keeper.run());
     soon(lease.held()).await.unwrap();
-    asleep.store(10_000_000_000, Ordering::SeqCst);
+    clock.suspend(Duration::from_secs(10));
     assert!(
         !lease.is_held(),
         "Tokio's clock has not moved, and nobody has run"

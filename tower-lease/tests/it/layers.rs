@@ -24,7 +24,7 @@ use tower_lease::{
 };
 use tower_outcome::{BoxError, Class, Refusal, Unsent};
 
-use crate::common::{Flaky, VALID, Way, builder, held, key, ms, settle, soon, spawn};
+use crate::common::{Flaky, Suspending, VALID, Way, builder, held, key, ms, settle, soon, spawn};
 
 fn request() -> Request<String> {
     Request::new(String::new())
@@ -1412,6 +1412,61 @@ async fn i3_no_frame_leaves_after_the_end_of_validity_not_even_the_end() {
         ending.frame().await.unwrap().unwrap_err().is::<LeaseLost>(),
         "a cut answer must not look whole"
     );
+}
+
+/// The work itself may take until after the end, or the process be stopped in the midst of it.
+#[tokio::test(start_paused = true)]
+async fn i3_what_was_good_at_the_beginning_of_a_poll_is_looked_at_again_at_its_end() {
+    let clock = Suspending::new();
+    let lease = || async {
+        let (lease, keeper) = builder(&MemoryStore::new())
+            .clock(clock.clone())
+            .build()
+            .unwrap();
+        let keeper = tokio::spawn(keeper.run());
+        soon(lease.held()).await.unwrap();
+        (lease, keeper)
+    };
+    let (ours, _keeper) = lease().await;
+    let slow = service_fn(|()| {
+        let clock = clock.clone();
+        async move {
+            clock.suspend(VALID);
+            Ok::<_, BoxError>(())
+        }
+    });
+    let answer = ask(&mut LeaseLayer::new(&ours).layer(slow), ()).await;
+    assert!(answer.unwrap_err().is::<LeaseLost>());
+    // The same of a frame, and of the end.
+    for frames in [1, 0] {
+        let (ours, _keeper) = lease().await;
+        let slow = service_fn(|_: Request<String>| {
+            let body = Sleepy(clock.clone(), frames);
+            async move { Ok::<_, BoxError>(Response::new(body)) }
+        });
+        let mut service = LeaseLayer::new(&ours).http().layer(slow);
+        let mut body = ask(&mut service, request()).await.unwrap().into_body();
+        let frame = soon(body.frame()).await.unwrap();
+        assert!(frame.unwrap_err().is::<LeaseLost>(), "{frames}");
+    }
+}
+
+/// The machine sleeps while it makes a frame, or its end.
+struct Sleepy(Suspending, usize);
+
+impl Body for Sleepy {
+    type Data = bytes::Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Infallible>>> {
+        self.0.suspend(VALID);
+        let left = self.1.checked_sub(1);
+        self.1 = left.unwrap_or(0);
+        Poll::Ready(left.map(|_| Ok(http_body::Frame::data(bytes::Bytes::from_static(b"x")))))
+    }
 }
 
 #[tokio::test(start_paused = true)]

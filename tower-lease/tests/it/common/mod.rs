@@ -3,15 +3,18 @@
 use std::{
     collections::VecDeque,
     future::pending,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
 use tokio::{task::JoinHandle, time::sleep};
 use tower_lease::{
-    Acquired, Capabilities, Claim, Fault, FencingToken, Holder, Lease, LeaseBuilder, LeaseKey,
-    LeaseStore, Listing, MemoryStore, MemoryWatch, Record, Revision, State, StoreError, TokioClock,
-    Watch, WatchEvent,
+    Acquired, BootInstant, Capabilities, Claim, Clock, Fault, FencingToken, Holder, Lease,
+    LeaseBuilder, LeaseKey, LeaseStore, Listing, MemoryStore, MemoryWatch, Record, Revision, State,
+    StoreError, TokioClock, Watch, WatchEvent,
 };
 
 pub(crate) const TTL: Duration = Duration::from_secs(10);
@@ -257,6 +260,35 @@ impl Watch for FlakyWatch {
                 () = sleep(Duration::from_millis(20)) => {}
             }
         }
+    }
+}
+
+/// A clock that counts a suspension which Tokio's does not.
+#[derive(Clone, Debug)]
+pub(crate) struct Suspending {
+    clock: TokioClock,
+    asleep: Arc<AtomicU64>,
+}
+
+impl Suspending {
+    pub(crate) fn new() -> Self {
+        Self {
+            clock: TokioClock::new(),
+            asleep: Arc::default(),
+        }
+    }
+
+    pub(crate) fn suspend(&self, slept: Duration) {
+        self.asleep
+            .fetch_add(slept.as_nanos().try_into().unwrap(), SeqCst);
+    }
+}
+
+impl Clock for Suspending {
+    fn now(&self) -> BootInstant {
+        self.clock
+            .now()
+            .after(Duration::from_nanos(self.asleep.load(SeqCst)))
     }
 }
 
