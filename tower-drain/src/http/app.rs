@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    marker::PhantomData,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
@@ -17,26 +18,32 @@ use tower_service::Service;
 use super::{
     body::RequestBody,
     exchange::{Ending, Exchange},
-    response::ResponseBody,
+    response::{Held, Http1Body, Http2Body},
     shared::{ConnShared, RequestGuard},
 };
 use crate::{cancel::Cancellation, close::Closable};
 
-/// The app as hyper wants it.
-pub(super) struct HyperAdapter<App> {
+/// The app as hyper wants it for a protocol.
+pub(super) struct HyperAdapter<App, P> {
     app: App,
     conn: Arc<ConnShared>,
+    _protocol: PhantomData<P>,
 }
+
+/// The protocols, whose bodies differ.
+pub(super) enum Http1 {}
+pub(super) enum Http2 {}
 
 /// An answer on its way.
 #[pin_project]
-pub(super) struct ResponseFuture<App: Service<Request<RequestBody>>> {
+pub(super) struct ResponseFuture<App: Service<Request<RequestBody>>, P> {
     #[pin]
     step: Step<App, App::Future>,
     closable: Closable,
     version: Version,
     exchange: Option<Arc<Exchange>>,
     guard: Option<RequestGuard>,
+    _protocol: PhantomData<P>,
 }
 
 /// hyper keeps room for one of these as long as the connection lives, so what is rare is boxed.
@@ -51,22 +58,19 @@ enum Step<App, F> {
 
 // === impl HyperAdapter ===
 
-impl<App> HyperAdapter<App> {
+impl<App, P> HyperAdapter<App, P> {
     pub(super) const fn new(app: App, conn: Arc<ConnShared>) -> Self {
-        Self { app, conn }
+        Self {
+            app,
+            conn,
+            _protocol: PhantomData,
+        }
     }
-}
 
-impl<App, B> hyper::service::Service<Request<Incoming>> for HyperAdapter<App>
-where
-    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
-    B: Body,
-{
-    type Response = Response<ResponseBody<B>>;
-    type Error = BoxError;
-    type Future = ResponseFuture<App>;
-
-    fn call(&self, request: Request<Incoming>) -> ResponseFuture<App> {
+    fn begin<B>(&self, request: Request<Incoming>) -> ResponseFuture<App, P>
+    where
+        App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
+    {
         let guard = self.conn.take_request();
         let (closable, version) = (Closable::of(&request), request.version());
         let (mut parts, incoming) = request.into_parts();
@@ -84,7 +88,36 @@ where
             version,
             exchange,
             guard: Some(guard),
+            _protocol: PhantomData,
         }
+    }
+}
+
+impl<App, B> hyper::service::Service<Request<Incoming>> for HyperAdapter<App, Http1>
+where
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
+    B: Body,
+{
+    type Response = Response<Http1Body<B>>;
+    type Error = BoxError;
+    type Future = ResponseFuture<App, Http1>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.begin(request)
+    }
+}
+
+impl<App, B> hyper::service::Service<Request<Incoming>> for HyperAdapter<App, Http2>
+where
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
+    B: Body,
+{
+    type Response = Response<Http2Body<B>>;
+    type Error = BoxError;
+    type Future = ResponseFuture<App, Http2>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.begin(request)
     }
 }
 
@@ -103,14 +136,15 @@ impl<App: Service<Request<RequestBody>, Error: Into<BoxError>>> Step<App, App::F
 
 // === impl ResponseFuture ===
 
-impl<App, B> Future for ResponseFuture<App>
+impl<App, B, P> ResponseFuture<App, P>
 where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>>,
-    B: Body,
 {
-    type Output = Result<Response<ResponseBody<B>>, BoxError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+    /// The response, and what goes with its body.
+    fn poll_response(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(Response<B>, Held), BoxError>> {
         let mut this = self.project();
         let mut response = loop {
             match this.step.as_mut().project() {
@@ -134,9 +168,36 @@ where
         guard
             .conn()
             .finish(&mut response, *this.closable, *this.version);
-        let http2 = !this.closable.is_http1();
-        Poll::Ready(Ok(
-            response.map(|body| ResponseBody::new(body, guard, ending, http2))
-        ))
+        let held = Held {
+            guard,
+            _ending: ending,
+        };
+        Poll::Ready(Ok((response, held)))
+    }
+}
+
+impl<App, B> Future for ResponseFuture<App, Http1>
+where
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>>,
+    B: Body,
+{
+    type Output = Result<Response<Http1Body<B>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let (response, held) = ready!(self.poll_response(cx))?;
+        Poll::Ready(Ok(response.map(|body| Http1Body::new(body, held))))
+    }
+}
+
+impl<App, B> Future for ResponseFuture<App, Http2>
+where
+    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>>,
+    B: Body,
+{
+    type Output = Result<Response<Http2Body<B>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let (response, held) = ready!(self.poll_response(cx))?;
+        Poll::Ready(Ok(response.map(|body| Http2Body::new(body, held))))
     }
 }

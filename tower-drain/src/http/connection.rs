@@ -21,7 +21,7 @@ use tower_outcome::BoxError;
 use tower_service::Service;
 
 use super::{
-    app::HyperAdapter,
+    app::{self, HyperAdapter},
     body::RequestBody,
     frames::Reason,
     late::{self, Late},
@@ -75,8 +75,9 @@ where
     Over,
 }
 
-type Http1<App, Io> = http1::UpgradeableConnection<TokioIo<Stream<Io>>, HyperAdapter<App>>;
-type Http2<App, Io> = http2::Connection<TokioIo<Lent<Io>>, HyperAdapter<App>, Streams>;
+type Http1<App, Io> =
+    http1::UpgradeableConnection<TokioIo<Stream<Io>>, HyperAdapter<App, app::Http1>>;
+type Http2<App, Io> = http2::Connection<TokioIo<Lent<Io>>, HyperAdapter<App, app::Http2>, Streams>;
 
 // === impl Connection ===
 
@@ -159,7 +160,6 @@ where
             return;
         };
         let settings = &this.conn.settings;
-        let hosted = HyperAdapter::new(app, this.conn.clone());
         if !settings.protocols.includes(protocol) {
             // A client that speaks only HTTP/2 would not understand the answer.
             let answer = if protocol == Protocol::Http1 {
@@ -174,15 +174,19 @@ where
             Protocol::Http1 => Stage::Http1(
                 settings
                     .http1
-                    .serve_connection(TokioIo::new(stream), hosted)
+                    .serve_connection(
+                        TokioIo::new(stream),
+                        HyperAdapter::new(app, this.conn.clone()),
+                    )
                     .with_upgrades(),
             ),
             Protocol::Http2 => {
                 stream.expect_frames();
                 let (lent, owner) = lend(stream);
-                let connection = settings
-                    .http2(this.conn.clone())
-                    .serve_connection(TokioIo::new(lent), hosted);
+                let connection = settings.http2(this.conn.clone()).serve_connection(
+                    TokioIo::new(lent),
+                    HyperAdapter::new(app, this.conn.clone()),
+                );
                 Stage::Http2(Box::pin(connection), owner)
             }
             Protocol::Nothing => Stage::Over,

@@ -17,7 +17,8 @@ pub(super) struct ConnLifecycle {
     stage: ShutdownStage,
     /// When it is old enough to leave.
     old: Instant,
-    stall: Option<Stall>,
+    /// Kept for the next one: most connections never have one.
+    stall: Option<Box<Stall>>,
 }
 
 /// Bytes that cannot be written.
@@ -254,15 +255,16 @@ impl ConnLifecycle {
     }
 
     fn look_at_stall(&mut self, limits: &Limits, seen: &Observation, now: Instant) -> Option<Next> {
-        let Some(since) = seen.stalled_since else {
-            self.stall = None;
-            return None;
-        };
+        let since = seen.stalled_since?;
         let limit = limits.write_stall;
         match &mut self.stall {
             Some(stall) if stall.since == since => stall.look(limit, seen.unacknowledged, now),
-            stall => stall
-                .insert(Stall::new(since, limit))
+            Some(stall) => {
+                **stall = Stall::new(since, limit);
+                stall.look(limit, None, now)
+            }
+            none => none
+                .insert(Box::new(Stall::new(since, limit)))
                 .look(limit, None, now),
         }
     }
@@ -289,10 +291,8 @@ impl ConnLifecycle {
             ShutdownStage::Heeded { until } => Some(until),
             _ => None,
         };
-        let stall = self
-            .stall
-            .as_ref()
-            .map(|stall| stall.due(limits.write_stall));
+        let stall = seen.stalled_since.zip(self.stall.as_ref());
+        let stall = stall.map(|(_, stall)| stall.due(limits.write_stall));
         [activity, stage, stall, Some(self.outlived(limits))]
             .into_iter()
             .flatten()

@@ -1,4 +1,4 @@
-//! Response bodies as hyper gets them: in pieces of a bounded size, and with a note of whether there is one.
+//! Response bodies as hyper gets them. For HTTP/2 they come in pieces of a bounded size, with a note of whether there is one.
 
 use std::{
     cell::Cell,
@@ -17,8 +17,16 @@ use super::{
     shared::{RequestGuard, Slot, Taken},
 };
 
-/// A body whose pieces are not larger than hyper should have at once, and that notes for the task that polls it whether
-/// it had one to give.
+/// A body over HTTP/1, which writes one response at a time, from where it is.
+#[pin_project]
+pub(super) struct Http1Body<B> {
+    #[pin]
+    body: B,
+    _held: Held,
+}
+
+/// A body over HTTP/2: its pieces are not larger than hyper should have at once, and it notes for the task that polls it
+/// whether it had one to give.
 ///
 /// hyper hands a piece to h2 as a whole once a single byte of it may be sent, and then the piece is beyond its reach and
 /// ours for as long as the peer likes. Of a large one h2 therefore gets a part at a time.
@@ -26,15 +34,19 @@ use super::{
 /// hyper stands between a body and its task and reports neither, but polls both in one breath; hence a thread's own note
 /// rather than a shared allocation per request.
 #[pin_project]
-pub(super) struct ResponseBody<B: Body> {
+pub(super) struct Http2Body<B: Body> {
     #[pin]
     body: B,
     /// What is left of a piece that was too large.
     rest: Option<B::Data>,
-    /// These are gone with the body: hyper drops it at its end.
-    guard: RequestGuard,
-    _ending: Ending,
-    http2: bool,
+    held: Held,
+}
+
+/// What goes with a body: hyper drops it at its end.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) guard: RequestGuard,
+    pub(super) _ending: Ending,
 }
 
 /// A piece of a body.
@@ -64,21 +76,53 @@ thread_local! {
     static SAID: Cell<Option<Said>> = const { Cell::new(None) };
 }
 
-// === impl ResponseBody ===
+// === impl Http1Body ===
 
-impl<B: Body> ResponseBody<B> {
-    pub(super) const fn new(body: B, guard: RequestGuard, ending: Ending, http2: bool) -> Self {
+impl<B> Http1Body<B> {
+    pub(super) const fn new(body: B, held: Held) -> Self {
+        Self { body, _held: held }
+    }
+}
+
+impl<B: Body> Body for Http1Body<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<B> fmt::Debug for Http1Body<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Http1Body")
+    }
+}
+
+// === impl Http2Body ===
+
+impl<B: Body> Http2Body<B> {
+    pub(super) const fn new(body: B, held: Held) -> Self {
         Self {
             body,
             rest: None,
-            guard,
-            _ending: ending,
-            http2,
+            held,
         }
     }
 }
 
-impl<B: Body> Body for ResponseBody<B> {
+impl<B: Body> Body for Http2Body<B> {
     type Data = Piece<B::Data>;
     type Error = B::Error;
 
@@ -92,20 +136,16 @@ impl<B: Body> Body for ResponseBody<B> {
             None => this.body.as_mut().poll_frame(cx),
         };
         SAID.set(Some(match frame {
-            Poll::Ready(Some(Ok(_))) => Said::Gave(this.guard.slot()),
+            Poll::Ready(Some(Ok(_))) => Said::Gave(this.held.guard.slot()),
             _ => Said::Waiting,
         }));
         frame.map_ok(|frame| {
             frame.map_data(|data| {
-                // HTTP/1 writes one response at a time, from where it is.
-                if !*this.http2 {
-                    return Piece::http1(data);
-                }
                 let (data, rest) = split(data);
                 *this.rest = rest;
                 // With the last one the stream's task is done.
                 let is_last = this.rest.is_none() && this.body.is_end_stream();
-                let taken = (!is_last).then(|| this.guard.taken());
+                let taken = (!is_last).then(|| this.held.guard.taken());
                 Piece { data, taken }
             })
         })
@@ -128,9 +168,9 @@ impl<B: Body> Body for ResponseBody<B> {
     }
 }
 
-impl<B: Body> fmt::Debug for ResponseBody<B> {
+impl<B: Body> fmt::Debug for Http2Body<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ResponseBody")
+        f.write_str("Http2Body")
     }
 }
 
@@ -144,15 +184,6 @@ fn split<D: Buf>(mut data: D) -> (Data<D>, Option<D>) {
 }
 
 // === impl Piece ===
-
-impl<D> Piece<D> {
-    const fn http1(data: D) -> Self {
-        Self {
-            data: Data::Whole(data),
-            taken: None,
-        }
-    }
-}
 
 impl<D: Buf> Buf for Piece<D> {
     fn remaining(&self) -> usize {
@@ -205,17 +236,19 @@ mod tests {
     use super::*;
     use crate::http::shared::ConnShared;
 
+    fn held(conn: &std::sync::Arc<ConnShared>) -> Held {
+        Held {
+            guard: conn.take_request(),
+            _ending: Ending(None),
+        }
+    }
+
     #[test]
     fn a_large_piece_comes_in_parts_and_is_whole_in_the_end() {
         let conn = ConnShared::for_test();
         conn.speak_http2();
         let data: Bytes = (0..40_000_u32).flat_map(u32::to_be_bytes).collect();
-        let body = ResponseBody::new(
-            Full::new(data.clone()),
-            conn.take_request(),
-            Ending(None),
-            true,
-        );
+        let body = Http2Body::new(Full::new(data.clone()), held(&conn));
         let (mut body, mut read, mut counted) = (task::spawn(body), Vec::new(), 0);
         assert_eq!(body.size_hint().exact(), Some(160_000));
         while !body.is_end_stream() {
@@ -241,14 +274,9 @@ mod tests {
 
     #[tokio::test]
     async fn over_http_1_a_piece_comes_whole() {
-        let guard = ConnShared::for_test().take_request();
-        let mut body = ResponseBody::new(
-            Full::new(Bytes::from(vec![0; 160_000])),
-            guard,
-            Ending(None),
-            false,
-        );
+        let held = held(&ConnShared::for_test());
+        let mut body = Http1Body::new(Full::new(Bytes::from(vec![0; 160_000])), held);
         let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
-        assert!(matches!(piece.data, Data::Whole(data) if data.len() == 160_000));
+        assert_eq!(piece.len(), 160_000);
     }
 }

@@ -155,7 +155,17 @@ mod tests {
     use tokio_test::{assert_pending, assert_ready, task};
 
     use super::*;
-    use crate::http::{exchange::Ending, response::ResponseBody};
+    use crate::http::{
+        exchange::Ending,
+        response::{Held, Http2Body},
+    };
+
+    fn held() -> Held {
+        Held {
+            guard: ConnShared::for_test().take_request(),
+            _ending: Ending(None),
+        }
+    }
 
     fn running<F: Future>(stream: F) -> task::Spawn<Task<F>> {
         running_on(&ConnShared::for_test(), stream)
@@ -167,12 +177,8 @@ mod tests {
 
     /// A stream that has given a piece which is not taken.
     fn giving() -> impl Future<Output = ()> {
-        let guard = ConnShared::for_test().take_request();
         let piece = Full::new(bytes::Bytes::from("piece"));
-        let (mut body, mut given) = (
-            Box::pin(ResponseBody::new(piece, guard, Ending(None), true)),
-            false,
-        );
+        let (mut body, mut given) = (Box::pin(Http2Body::new(piece, held())), false);
         poll_fn(move |cx| {
             if !given {
                 assert!(body.as_mut().poll_frame(cx).is_ready());
@@ -206,11 +212,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_whose_body_has_nothing_to_give_lives() {
         // Server-sent events, or a gRPC stream without news.
-        let mut body = Box::pin(ResponseBody::new(
+        let mut body = Box::pin(Http2Body::new(
             testkit::Script::new([testkit::Step::Hang]).map_err(|error| error),
-            ConnShared::for_test().take_request(),
-            Ending(None),
-            true,
+            held(),
         ));
         let mut task = running(poll_fn(move |cx| {
             assert!(body.as_mut().poll_frame(cx).is_pending());
