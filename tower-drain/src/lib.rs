@@ -122,7 +122,7 @@
 //! # What it costs
 //!
 //! The accept loop: one task, one small shared allocation, and a place in a list per connection; an HTTP/1 connection is
-//! not boxed, an HTTP/2 one is, once. Ten thousand idle ones take 2 to 5 % more memory than with hyper alone.
+//! not boxed, an HTTP/2 one is, once. Ten thousand idle ones take some 7 % more memory than with hyper alone.
 //!
 //! A request under [`Drain::serve`], whatever its limits are, takes 13,084<!-- =serve/drain.request_instructions --> instructions and
 //! 15<!-- =serve/drain.request_allocations --> allocations, beside 10,609<!-- =serve/hyper.request_instructions --> and 11.9<!-- =serve/hyper.request_allocations --> with hyper-util: mostly
