@@ -230,10 +230,10 @@ async fn a_second_signal_forces_the_end_and_the_report_says_what_was_cut() {
         "an end that cut something is told by the exit code: {told}"
     );
     assert!(told.contains("1 "), "{told}");
-    assert!(
-        request.await.unwrap().is_err(),
-        "the client sees a broken connection, not an answer"
-    );
+    // What is cut is answered 503 if there is time to write it; otherwise the connection breaks.
+    if let Ok(answer) = request.await.unwrap() {
+        assert_eq!(answer.status, 503, "{}", answer.text);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
