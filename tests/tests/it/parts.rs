@@ -24,7 +24,7 @@ pub(crate) const fn n(count: u32) -> NonZeroU32 {
 pub(crate) fn circuit() -> Circuit {
     Circuit::builder()
         .trip(Trip::consecutive(n(2)))
-        .cooldown(Cooldown::new(Duration::from_secs(60)))
+        .cooldown(Cooldown::fixed(Duration::from_secs(60)))
         .build()
 }
 
