@@ -111,7 +111,7 @@ impl<S, L, R, M> Bucket<S, L, R, M> {
         self.limit.count_denied(ask, denial.by());
         let answer = self
             .refuse
-            .refuse(self.refuse.see(request), denial.exhausted());
+            .refuse(self.refuse.context(request), denial.exhausted());
         (answer, self.limit.note(ask, Err(denial)))
     }
 }

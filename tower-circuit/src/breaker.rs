@@ -1230,7 +1230,10 @@ mod tests {
     #[test]
     fn a_soft_or_slow_probe_closes_nothing() {
         for (ending, reason) in [
-            (ending(Verdict::Soft, Instant::now()), Reason::ProbeFailed),
+            (
+                ending(Verdict::Throttled, Instant::now()),
+                Reason::ProbeFailed,
+            ),
             (
                 Ending {
                     slow: true,
@@ -1290,7 +1293,7 @@ mod tests {
             breaker.look(now, 0).last_reason
         };
         assert_eq!(judged(Verdict::Failure, 2), None, "three calls are too few");
-        assert_eq!(judged(Verdict::Soft, 3), None, "two of five");
+        assert_eq!(judged(Verdict::Throttled, 3), None, "two of five");
         assert_eq!(judged(Verdict::Failure, 3), Some(Reason::FailureRatio));
     }
 

@@ -567,7 +567,7 @@ impl Shared {
             }
             Verdict::Success => self.end(ticket, started, outcome, now, Count::Succeeded),
             Verdict::Failure => self.end(ticket, started, outcome, now, Count::Failed),
-            Verdict::Soft => self.end(ticket, started, outcome, now, Count::Soft),
+            Verdict::Throttled => self.end(ticket, started, outcome, now, Count::Soft),
             Verdict::Ignore => self.ignore(ticket),
         });
     }

@@ -152,7 +152,7 @@ impl Core {
                 _ if ticket.is_probe() => 0,
                 Verdict::Success => self.word.forgive(generation),
                 Verdict::Failure => self.word.add_failure(generation),
-                Verdict::Soft | Verdict::Ignore => self.word().failures_in_row(),
+                Verdict::Throttled | Verdict::Ignore => self.word().failures_in_row(),
             };
             let succeeded = if ending.judged {
                 self.succeeded(generation, turn)

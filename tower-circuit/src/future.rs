@@ -30,7 +30,7 @@ where
     R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error>,
 {
     #[pin]
-    answer: Answer<S::Future, C::Classifier, R, R::Seen>,
+    answer: Answer<S::Future, C::Classifier, R, R::Context>,
     request: PhantomData<fn(Req)>,
 }
 
@@ -80,7 +80,7 @@ where
         }
     }
 
-    pub(crate) fn refused(refuse: R, seen: R::Seen, open: Open) -> Self {
+    pub(crate) fn refused(refuse: R, seen: R::Context, open: Open) -> Self {
         Self {
             answer: Answer::Refused { refuse, seen, open },
             request: PhantomData,
@@ -218,7 +218,7 @@ where
             None => {
                 let (classifier, mut permit) =
                     (slot.take().expect(POLLED_AGAIN), Permit::from(leave.take()));
-                permit.answered();
+                permit.head_received();
                 Ok(K::Scope::attach(response, Judge::new(classifier, permit)))
             }
         },

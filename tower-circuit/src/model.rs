@@ -422,7 +422,7 @@ impl Model {
             .results
             .iter()
             .rev()
-            .filter(|result| result.verdict != Verdict::Soft);
+            .filter(|result| result.verdict != Verdict::Throttled);
         hard.take_while(|result| result.verdict == Verdict::Failure)
             .count() as u32
     }
@@ -664,7 +664,7 @@ impl Pair {
             (ours.succeeded, ours.failed),
             (count(Verdict::Success), count(Verdict::Failure))
         );
-        assert_eq!((ours.soft, ours.slow), (count(Verdict::Soft), slow));
+        assert_eq!((ours.soft, ours.slow), (count(Verdict::Throttled), slow));
     }
 }
 
@@ -713,7 +713,7 @@ fn settings() -> impl Strategy<Value = Settings> {
 
 fn step() -> impl Strategy<Value = Step> {
     let which = any::<usize>();
-    let verdict = prop_oneof![3 => Just(Verdict::Success), 3 => Just(Verdict::Failure), 1 => Just(Verdict::Soft)];
+    let verdict = prop_oneof![3 => Just(Verdict::Success), 3 => Just(Verdict::Failure), 1 => Just(Verdict::Throttled)];
     let ending = (which, verdict, any::<bool>(), option::of(0..100_u64));
     let wait = prop_oneof![
         0..5_u64,

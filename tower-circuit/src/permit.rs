@@ -68,7 +68,7 @@ impl From<Leave> for Permit {
 }
 
 impl Settle for Permit {
-    fn answered(&mut self) {
+    fn head_received(&mut self) {
         self.answered = true;
         self.leave.answered();
     }

@@ -154,7 +154,7 @@ where
                 ResponseFuture::admitted(call, classifier, leave)
             }
             Err(open) => {
-                ResponseFuture::refused(self.refuse.clone(), self.refuse.see(&request), open)
+                ResponseFuture::refused(self.refuse.clone(), self.refuse.context(&request), open)
             }
         }
     }

@@ -286,7 +286,7 @@ impl Told {
         let counts = self.at(turn);
         let count = match verdict {
             Verdict::Success => &mut counts.succeeded,
-            Verdict::Soft => &mut counts.soft,
+            Verdict::Throttled => &mut counts.soft,
             Verdict::Failure | Verdict::Ignore => &mut counts.failed,
         };
         *count = count.saturating_add(1);
@@ -544,7 +544,7 @@ mod tests {
             for step in turns {
                 turn += step * step;
                 add(&ring, 1, turn, true);
-                told.add(turn, Verdict::Soft, false);
+                told.add(turn, Verdict::Throttled, false);
                 list.push(turn);
                 let within = list.iter().filter(|&&then| then + 10 > turn).count() as u64;
                 prop_assert_eq!((ring.sum(1, turn), told.sum(turn).soft), (within, within));

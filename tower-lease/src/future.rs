@@ -107,7 +107,7 @@ where
     F: Future<Output = Result<Res, E>>,
     C: Clock,
     P: Carry<Req, Res, C>,
-    R: Refuse<Req, P::Response, E, Seen = K>,
+    R: Refuse<Req, P::Response, E, Context = K>,
     K: Copy,
 {
     type Output = Result<R::Response, R::Error>;

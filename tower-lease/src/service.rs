@@ -111,7 +111,7 @@ where
 {
     type Response = R::Response;
     type Error = R::Error;
-    type Future = ResponseFuture<S::Future, Req, R::Seen, C, R, P>;
+    type Future = ResponseFuture<S::Future, Req, R::Context, C, R, P>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), R::Error>> {
         self.is_ready = false;
@@ -128,7 +128,7 @@ where
     }
 
     fn call(&mut self, mut request: Req) -> Self::Future {
-        let (refuse, seen) = (self.refuse.clone(), self.refuse.see(&request));
+        let (refuse, seen) = (self.refuse.clone(), self.refuse.context(&request));
         match self.admit(&mut request) {
             Ok(ticket) => {
                 self.is_ready = false;

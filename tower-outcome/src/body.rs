@@ -1,5 +1,5 @@
-//! Bodies: of a response, one that carries a guard to the end of the stream and one that can be a refusal; of a request,
-//! one whose failure is marked as the client's.
+//! Body wrappers. For responses: [`GuardedBody`] carries a guard to the end of the stream, [`RespondBody`] is either the inner
+//! body or a rejection. For requests: [`ClientBody`] marks a failed body as the client's fault.
 
 use std::{
     error::Error,
@@ -15,59 +15,58 @@ use pin_project::{pin_project, pinned_drop};
 
 use crate::{BoxError, Class, Refusal};
 
-/// How a body came to its end.
+/// How a body ended.
 #[derive(Clone, Copy, Debug)]
 pub enum End<'a> {
     /// All of it was delivered, with these trailers.
     Complete(Option<&'a HeaderMap>),
-    /// It broke off with an error; `Some` if that was a refusal of our own (a lost lease, a forced drain).
+    /// It ended early, with an error or a panic. `Some` if the error is a local rejection (a lost lease, a forced drain).
     Broken(Option<&'a Refusal>),
 }
 
-/// Is told how a body ended.
+/// A callback for the end of a body.
 ///
-/// A value dropped without [`on_end`](OnEnd::on_end) belongs to a body that was dropped before its end: its reader
-/// went away.
+/// A value that is dropped without a call to [`on_end`](OnEnd::on_end) belongs to a body that was dropped before its end,
+/// for example because the client disconnected.
 pub trait OnEnd {
-    /// Takes the end. Called at most once, as soon as the end is known.
+    /// Records the end. Called at most once, as soon as the end is known.
     fn on_end(self, end: End<'_>);
 }
 
 /// A body that carries a guard until its end, its error or its drop. A panic of the inner body counts as an error.
 ///
-/// The end is seen at once where the inner body tells it with `is_end_stream`, because servers drop such bodies without
-/// polling them again. They drop a body too once as many bytes have come as its `size_hint` or the head's `Content-Length`
-/// says, so a classification [at the end](crate::classify::AtEnd) takes that for the end, and an end before it for a body
-/// that broke off. `size_hint` and `is_end_stream` are the inner
-/// body's, so framing does not change.
+/// Servers drop a body without polling it again once its `is_end_stream` returns true, or once it has yielded as many bytes
+/// as its `size_hint` or the head's `Content-Length` announced. So a classification [at the end](crate::classify::AtEnd)
+/// takes either for the end, and counts a body that ends before the announced length as broken off. `size_hint` and
+/// `is_end_stream` are those of the inner body, so framing does not change.
 #[pin_project(PinnedDrop)]
 pub struct GuardedBody<B, G: OnEnd> {
     #[pin]
     inner: B,
     guard: Option<G>,
-    /// The inner body's code is running: what drops this now is its panic.
+    /// Set while the inner body is polled: a drop during that time is caused by its panic.
     inside: bool,
-    /// How many bytes are still to come; [`UNKNOWN`] where nobody has said so.
+    /// Bytes still to come, or [`UNKNOWN`].
     left: u64,
 }
 
-/// The inner service's body, or the few bytes of a refusal.
+/// The inner service's body, or the text of a rejection.
 #[pin_project]
 #[derive(Debug)]
 pub struct RespondBody<B>(#[pin] Either<B>);
 
-/// A request's body whose failure is marked as the client's: a refusal of [`Class::BadRequest`].
+/// A request body whose errors are marked as the client's fault: a [`Refusal`] of [`Class::BadRequest`].
 ///
-/// An HTTP client reports an upload that broke off as an error of its own, with the body's error in the chain. To a
-/// circuit around that client it looks like any failure of the upstream, so clients that break their uploads off would
-/// open it for all others. With this body around what a server has read, the chain has a [`Refusal`], which every
+/// When an upload breaks off, an HTTP client returns an error with the body's error in its chain. A circuit around that
+/// client cannot distinguish it from a failure of the upstream, so clients that break off their uploads could open the circuit
+/// for every client. With this wrapper around the incoming body the chain contains a [`Refusal`], which every preset
 /// classification ignores.
 ///
 /// ```
 /// use http::Request;
 /// use tower_outcome::body::ClientBody;
 ///
-/// // In a stack, between the circuit and the client. A classification sees into boxed errors only:
+/// // In a stack, between the circuit and the client. A classification can search boxed errors only:
 /// // `.map_err(BoxError::from).map_request(|request: Request<_>| request.map(ClientBody::new))`
 /// let request = Request::new(String::from("body")).map(ClientBody::new);
 /// # let _ = request;
@@ -76,10 +75,10 @@ pub struct RespondBody<B>(#[pin] Either<B>);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ClientBody<B>(#[pin] B);
 
-/// The error of a [`ClientBody`]: the request's body broke off.
+/// The error of a [`ClientBody`]: the request body broke off.
 ///
-/// Its `source()` is the refusal, so that [`Refusal::find`] finds it; the body's own error is in its text and behind
-/// [`get_ref`](Self::get_ref).
+/// Its `source()` is the [`Refusal`], so that [`Refusal::find`] finds it. The error of the inner body is part of the message
+/// and available from [`get_ref`](Self::get_ref).
 #[derive(Debug)]
 pub struct ClientBodyError {
     error: BoxError,
@@ -96,12 +95,12 @@ enum Either<B> {
 // === impl GuardedBody ===
 
 impl<B: Body, G: OnEnd> GuardedBody<B, G> {
-    /// Attaches `guard` to `inner`. A body that is already at its end tells the guard now.
+    /// Attaches `guard` to `inner`. If the body is already at its end, the guard is called now.
     pub fn new(inner: B, guard: G) -> Self {
         Self::of_length(inner, guard, None)
     }
 
-    /// As [`new`](Self::new), for a body that is at its end after so many bytes, whatever it says itself.
+    /// Like [`new`](Self::new), for a body that ends after `length` bytes even if its `is_end_stream` does not report it.
     pub(crate) fn of_length(inner: B, guard: G, length: Option<u64>) -> Self {
         if inner.is_end_stream() || length == Some(0) {
             guard.on_end(End::Complete(None));
@@ -186,7 +185,7 @@ where
 
 #[pinned_drop]
 impl<B, G: OnEnd> PinnedDrop for GuardedBody<B, G> {
-    /// A panic of the inner body is an end, as an error is; otherwise the guard goes with its reader.
+    /// A panic of the inner body ends it, as an error does. In any other case the guard is dropped with its reader.
     fn drop(self: Pin<&mut Self>) {
         let this = self.project();
         if *this.inside
@@ -197,7 +196,7 @@ impl<B, G: OnEnd> PinnedDrop for GuardedBody<B, G> {
     }
 }
 
-/// Counts a frame's bytes down.
+/// Subtracts the bytes of a frame; true when none are left.
 fn is_last<D: Buf>(left: &mut u64, frame: &Frame<D>) -> bool {
     if *left != UNKNOWN {
         *left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.remaining() as u64));
@@ -224,12 +223,12 @@ impl<B: Default, G: OnEnd> Default for GuardedBody<B, G> {
 // === impl ClientBody ===
 
 impl<B> ClientBody<B> {
-    /// Marks the failures of `body`.
+    /// Marks the errors of `body` as the client's fault.
     pub const fn new(body: B) -> Self {
         Self(body)
     }
 
-    /// The body itself.
+    /// The inner body.
     pub fn into_inner(self) -> B {
         self.0
     }
@@ -266,12 +265,12 @@ impl ClientBodyError {
     fn new(error: impl Into<BoxError>) -> Self {
         let error = error.into();
         let broke_off = Refusal::new(Class::BadRequest, "request-body-broke-off");
-        // What our own server says of it (too slow, too large) is more exact.
+        // A refusal from the server that read the body (too slow, too large) is more precise.
         let refusal = Refusal::find(&*error).copied().unwrap_or(broke_off);
         Self { error, refusal }
     }
 
-    /// The error of the body itself.
+    /// The error of the inner body.
     #[must_use]
     pub fn get_ref(&self) -> &(dyn Error + Send + Sync + 'static) {
         &*self.error
@@ -293,12 +292,12 @@ impl Error for ClientBodyError {
 // === impl RespondBody ===
 
 impl<B> RespondBody<B> {
-    /// The inner service's own body.
+    /// Wraps the inner service's body.
     pub fn inner(body: B) -> Self {
         Self(Either::Inner(body))
     }
 
-    /// The text of a refusal; empty for a gRPC trailers-only answer.
+    /// The text of a rejection; empty for a gRPC trailers-only response.
     pub fn refusal(text: impl Into<Bytes>) -> Self {
         Self(Either::Refusal(
             Some(text.into()).filter(|text| !text.is_empty()),
@@ -338,7 +337,7 @@ impl<B: Body<Data = Bytes>> Body for RespondBody<B> {
 }
 
 impl<B: Default> Default for RespondBody<B> {
-    /// The inner body's default: empty, for every body in use.
+    /// The default of the inner body, which is empty for all common bodies.
     fn default() -> Self {
         Self::inner(B::default())
     }

@@ -11,19 +11,18 @@ use std::{
 
 /// How many endpoints of a set may be out of service at once, because of what they answered.
 ///
-/// Several mechanisms take endpoints out: a circuit per endpoint, an outlier detector. Each sees only its own endpoint,
-/// so together they could take out all of them, and one client with a request that every endpoint answers with `500`
-/// would turn the service off for the others. This handle is the one place that counts. A balancer makes one per
-/// priority and zone, keeps its [members](Self::set_members) up to date and gives each endpoint
-/// [its own handle](Self::for_member), for the mechanisms that ask it
-/// [before they take that endpoint out](Self::try_eject).
+/// Several mechanisms eject endpoints: a circuit per endpoint, an outlier detector. Each considers one endpoint only, so
+/// together they could eject all of them, and a single client with a request to which every endpoint answers `500` would
+/// turn off the service for all clients. This handle holds the common count. A balancer creates one per priority and zone,
+/// keeps the number of [members](Self::set_members) current and gives each endpoint [a handle](Self::for_member);
+/// mechanisms call [`try_eject`](Self::try_eject) on it before they eject that endpoint.
 ///
-/// At most half of the members may be out by default, at least one may where there are two or more, and **the last
-/// one never**. What is out for a reason that cannot be answered (a refused connection, a vacant lease) does not ask
-/// and is not counted: sending requests there would help no client. While [another set](Self::set_standby) can take all of
-/// the load, all may be out: requests to failing endpoints would help no client either.
+/// By default at most half of the members may be out, at least one of two or more, and **never the last one**. Endpoints
+/// that cannot serve at all (connection refused, lease vacant) are not counted and need no permission, because sending
+/// requests to them would help no client. While [another set](Self::set_standby) can take the whole load, all members
+/// may be out.
 ///
-/// Clones share the count. A call is one or two atomic operations; none is made for an admitted request.
+/// Clones share the count. Each call is one or two atomic operations; none is made for an admitted request.
 ///
 /// ```
 /// use tower_outcome::EjectionBudget;
@@ -41,30 +40,30 @@ use std::{
 #[derive(Clone)]
 pub struct EjectionBudget {
     shared: Arc<Shared>,
-    /// Whose handle this is, if it is one member's.
+    /// Set on the handle of one member.
     member: Option<Arc<Member>>,
 }
 
-/// An endpoint that is out of service. Dropping this gives its place in the budget back.
-#[must_use = "dropping it says that the endpoint is back in service"]
+/// An ejected endpoint. Dropping this returns it to service and frees its place in the budget.
+#[must_use = "dropping it returns the endpoint to service"]
 pub struct Ejected {
     shared: Arc<Shared>,
     member: Option<Arc<Member>>,
 }
 
 struct Shared {
-    /// Members in the upper half, those that are out in the lower. All changes are read-modify-write on this one word,
-    /// so it is consistent at any time.
+    /// The number of members in the upper half, of those that are out in the lower. All changes are read-modify-write
+    /// operations on this word, so the two numbers are always consistent.
     word: AtomicU64,
     max_percent: u8,
-    /// Beside the word: the share is a rule of thumb, and whoever sets this has seen the other set before.
+    /// Not part of the word: a decision that races with a change of this flag may use either value.
     has_standby: AtomicBool,
 }
 
 /// One member of the set.
 ///
-/// The word counts its guards; [`AWAY`] marks that it is not meant to serve. While it serves and has guards, it has one
-/// place in the budget: taken before the first guard is counted, given back after the last one was.
+/// The word counts the member's guards; [`AWAY`] is set while it is not meant to serve. While it serves and has guards, it
+/// holds one place in the budget: taken before the first guard is counted, given back after the last one is dropped.
 struct Member {
     word: AtomicU32,
 }
@@ -72,14 +71,14 @@ struct Member {
 // === impl EjectionBudget ===
 
 impl EjectionBudget {
-    /// Half of the members at most, which is where Envoy's panic threshold is by default. Has no members yet.
+    /// At most half of the members may be out, like Envoy's default panic threshold. The set is empty at first.
     #[must_use]
     pub fn new() -> Self {
         Self::with_max_percent(50)
     }
 
-    /// The largest share of the members that may be out at once, in percent, rounded down but at least one; more than 100
-    /// means 100. The last member always stays. Has no members yet.
+    /// At most `percent` of the members may be out, rounded down, but at least one; values above 100 mean 100. The last member
+    /// always stays in service. The set is empty at first.
     #[must_use]
     pub fn with_max_percent(percent: u8) -> Self {
         Self {
@@ -92,9 +91,9 @@ impl EjectionBudget {
         }
     }
 
-    /// A handle for one member of the set, and for its clones. However many mechanisms take that member out at once, it is
-    /// out once, and [when it leaves](Self::set_serving) its place is free at once, even if a request that is still in
-    /// flight keeps its [`Ejected`] alive.
+    /// A handle for one member of the set; its clones stand for the same member. A member that several mechanisms eject at
+    /// the same time counts once. When it [leaves](Self::set_serving), its place is free at once, even if a request in
+    /// flight keeps an [`Ejected`] alive.
     #[must_use]
     pub fn for_member(&self) -> Self {
         let word = AtomicU32::new(0);
@@ -104,56 +103,55 @@ impl EjectionBudget {
         }
     }
 
-    /// Whether the [member](Self::for_member) of this handle is meant to serve; it is at first. One that is not has no
-    /// place in the budget: what took it out before is not counted, and it cannot be taken out. Without effect on the
-    /// handle of a whole set.
+    /// Sets whether the [member](Self::for_member) of this handle is meant to serve; initially it is. A member that is not
+    /// holds no place in the budget and cannot be ejected. No effect on the handle of a whole set.
     pub fn set_serving(&self, is_serving: bool) {
         if let Some(member) = &self.member {
             member.set_serving(is_serving, &self.shared);
         }
     }
 
-    /// Whether the [member](Self::for_member) of this handle is out. Never with the handle of a whole set.
+    /// Whether the [member](Self::for_member) of this handle is ejected. Always false on the handle of a whole set.
     #[must_use]
     pub fn is_out(&self) -> bool {
         let word = self.member.as_ref().map(|member| member.word.load(Acquire));
         word.is_some_and(|word| word & !AWAY > 0)
     }
 
-    /// Whether other endpoints, outside of the set, can take all of its load; they cannot at first. While they can, all
-    /// members may be out, the last one too.
+    /// Sets whether endpoints outside of this set can take its whole load; initially they cannot. While they can, all
+    /// members may be out, including the last one.
     pub fn set_standby(&self, has_standby: bool) {
         self.shared.has_standby.store(has_standby, Release);
     }
 
-    /// Sets how many endpoints the set has: those that are meant to serve, in or out. What is out stays out when the set
-    /// shrinks; nothing more can go out until enough have come back.
+    /// Sets the number of endpoints that are meant to serve, ejected ones included. Ejected endpoints stay ejected when the
+    /// set shrinks; no more can be ejected until enough of them are back.
     pub fn set_members(&self, members: usize) {
         let members = u32::try_from(members).unwrap_or(u32::MAX);
         let set = |word| Some(pack(members, unpack(word).1));
-        // Never fails: `set` always answers.
+        // Never fails: `set` always returns `Some`.
         let _ = self.shared.word.fetch_update(AcqRel, Acquire, set);
     }
 
-    /// How many endpoints the set has.
+    /// The number of endpoints in the set.
     #[must_use]
     pub fn members(&self) -> usize {
         unpack(self.shared.word.load(Acquire)).0 as usize
     }
 
-    /// How many of them are out.
+    /// The number of ejected endpoints.
     #[must_use]
     pub fn out(&self) -> usize {
         unpack(self.shared.word.load(Acquire)).1 as usize
     }
 
-    /// How many of them may be out at once, with as many members as there are now.
+    /// How many endpoints may be out at once with the current number of members.
     #[must_use]
     pub fn max_out(&self) -> usize {
         self.shared.max_out(self.members() as u32) as usize
     }
 
-    /// Asks to take one endpoint out. `None`: too many are out already, so it has to stay in service.
+    /// Ejects one endpoint, or returns `None` if too many are out already: the endpoint has to stay in service.
     pub fn try_eject(&self) -> Option<Ejected> {
         let may = match &self.member {
             Some(member) => member.take(&self.shared),
@@ -212,8 +210,8 @@ impl Shared {
     }
 
     fn give_back(&self) {
-        // The lower half counts the places that are taken, so it is at least one here and nothing is borrowed from the
-        // upper.
+        // The lower half counts the taken places, so it is at least one here and the subtraction does not borrow from
+        // the upper half.
         self.word.fetch_sub(1, AcqRel);
     }
 
@@ -250,7 +248,7 @@ impl Member {
     }
 
     fn give_back(&self, shared: &Shared) {
-        // The last guard of one that serves; of one that is away, the place is free already.
+        // The last guard of a member that serves. While it is away, its place is free already.
         if self.word.fetch_sub(1, AcqRel) == 1 {
             shared.give_back();
         }
@@ -270,7 +268,7 @@ impl Member {
                 return;
             }
             let guards = before & !AWAY;
-            // What is out is out, be it one too many.
+            // It is still ejected, so it takes a place even if that is one more than allowed.
             if guards > 0 {
                 shared.word.fetch_add(1, AcqRel);
             }
@@ -383,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_leaves_gives_its_place_back_whoever_holds_the_guard() {
+    fn a_member_that_leaves_frees_its_place_even_if_a_guard_is_still_held() {
         let budget = of(50, 4);
         let members: Vec<_> = (0..4).map(|_| budget.for_member()).collect();
         let held = [&members[0], &members[1]].map(|member| member.try_eject().unwrap());

@@ -1,18 +1,18 @@
-//! The header names that the crates share.
+//! Header names used by several of the crates.
 
 use http::HeaderName;
 
 /// The lease epoch of the endpoint that a request was meant for, as a decimal integer.
 ///
-/// A balancer writes it; the replica's lease gate refuses another epoch than its own ([`Class::Misdirected`]), so a
-/// request never reaches an instance that merely got the same address later.
+/// Set by a balancer. The lease gate of the replica rejects a request for another epoch ([`Class::Misdirected`]), so a
+/// request never reaches an instance that was given the same address later.
 ///
 /// [`Class::Misdirected`]: crate::Class::Misdirected
 pub const LEASE_EPOCH: HeaderName = HeaderName::from_static("x-lease-epoch");
 
 /// The fencing token of the lease under which a request is sent, as `<key>;<epoch>`.
 ///
-/// Whoever acts under a lease writes it; the resource refuses a lower epoch than the highest it has seen of the key
+/// Set by the holder of the lease. The resource rejects an epoch lower than the highest one it has received for that key
 /// ([`Class::Stale`]). In gRPC it is metadata of the same name.
 ///
 /// [`Class::Stale`]: crate::Class::Stale
@@ -24,5 +24,5 @@ pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// gRPC's status message, percent-encoded.
 pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// When to come back, in milliseconds (gRFC A6); a negative value means "do not retry".
+/// The delay before a retry, in milliseconds (gRFC A6). A negative value means "do not retry".
 pub const GRPC_RETRY_PUSHBACK_MS: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");

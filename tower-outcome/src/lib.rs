@@ -1,20 +1,33 @@
-//! What became of a request, and how a refusal is told: the vocabulary that the resilience crates share.
+//! Request outcomes and rejections: classification, `Retry-After`, HTTP and gRPC status. The types that the resilience crates
+//! have in common.
 //!
-//! You rarely need this crate by itself: the layers re-use its types in their own builders. It is for those who write
-//! a layer of their own, a retry policy, or a classification.
+//! A retry policy that does not repeat requests which a local layer rejected:
 //!
-//! - [`Verdict`] and [`Outcome`]: how a request counts. [`classify`]: who says so, at the end of the body rather than at
-//!   the status line.
-//! - [`Settle`]: the guard that wants to know, and that is cancelled when it is dropped.
-//! - [`Refusal`]: why a request was refused, found in any error chain. [`refuse`]: how that is told, as an error, as HTTP
-//!   or as gRPC.
-//! - [`readiness`]: whether this process should be sent new requests, for probes and health services.
-//! - [`RespondLayer`]: any error of a service as a response, with `Infallible` as the error type.
-//! - [`Unsent`]: a request that was never written, handed back so that it can go elsewhere.
+//! ```
+//! use tower_outcome::{BoxError, Refusal};
 //!
-//! It costs nothing of its own: no task, no lock, no allocation but those of an answer that refuses.
+//! fn may_retry(error: &BoxError) -> bool {
+//!     Refusal::find(&**error).is_none()
+//! }
+//! # assert!(may_retry(&"reset".into()));
+//! ```
 //!
-//! # Example
+//! Applications rarely need this crate by name, because the layers re-export what their settings need. It is for authors of
+//! layers, retry policies and classifications.
+//!
+//! - [`Verdict`] and [`Outcome`]: how a request counts. [`classify`]: how that is decided, at the head of the response and at
+//!   the end of its body.
+//! - [`Settle`]: a guard that records an outcome; a guard that is dropped without one was cancelled.
+//! - [`Refusal`]: why a request was rejected, found in any error chain. [`refuse`]: rejections as errors, as HTTP or as gRPC
+//!   responses.
+//! - [`EjectionBudget`]: how many endpoints of a set may be out of service at once.
+//! - [`readiness`]: whether this process should receive new requests, for probes and health services.
+//! - [`RespondLayer`]: turns the errors of a service into responses, with `Infallible` as the error type.
+//! - [`Unsent`]: a request that was never written, returned so that it can be sent to another endpoint.
+//!
+//! Costs: no task, no lock, and no allocation except in the response of a rejection.
+//!
+//! # Writing a layer
 //!
 //! A guard that counts failures, driven by hand as a layer would do it:
 //!
@@ -34,20 +47,9 @@
 //! let request = Request::new(());
 //! let judge = Judge::new(Http::new().classify(&request), Count(&mut failures));
 //! let response = Response::builder().status(500).body(String::new()).unwrap();
-//! let answer = judge.answer::<_, std::convert::Infallible>(Ok(response));
-//! drop(answer);
+//! let response = judge.attach::<_, std::convert::Infallible>(Ok(response));
+//! drop(response);
 //! assert_eq!(failures, 1);
-//! ```
-//!
-//! A retry policy that leaves local refusals alone:
-//!
-//! ```
-//! use tower_outcome::{BoxError, Refusal};
-//!
-//! fn may_retry(error: &BoxError) -> bool {
-//!     Refusal::find(&**error).is_none()
-//! }
-//! # assert!(may_retry(&"reset".into()));
 //! ```
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

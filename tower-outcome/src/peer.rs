@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 
 /// The address a connection came from, in a request's extensions.
 ///
-/// An accept loop writes it; a per-client limit reads it. It is the peer of the *connection*: behind a proxy that is
-/// the proxy.
+/// Set by the server that accepted the connection; read by per-client limits. This is the peer of the *connection*: behind a
+/// proxy it is the address of the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PeerAddr(pub SocketAddr);

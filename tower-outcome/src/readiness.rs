@@ -1,8 +1,8 @@
 //! Readiness: whether this process should be sent new requests, for the probes of orchestrators and load balancers.
 //!
-//! A drain is not ready once it has begun, a lease is not while another process holds it. Each of those handles has a
-//! `readiness()`; [`Readiness::and`] joins them. The result answers HTTP probes as a service, and
-//! [follows](Readiness::follow) changes for what is notified instead of asked, such as gRPC's health service.
+//! A drain is not ready once it has begun; a lease is not ready while another process holds it. Their handles have a method
+//! `readiness()`, and [`Readiness::and`] combines several. The result is a [`Service`] that answers HTTP probes, and
+//! [`Readiness::follow`] reports changes to APIs that are notified instead of polled, such as gRPC's health service.
 //!
 //! # Example
 //!
@@ -10,7 +10,7 @@
 //! use std::{future, pin::Pin};
 //! use tower_outcome::{Class, Refusal, readiness::{Readiness, Ready}};
 //!
-//! /// Ready from the start, and it stays so.
+//! /// Always ready.
 //! struct Always;
 //!
 //! impl Ready for Always {
@@ -57,23 +57,24 @@ use tower_service::Service;
 
 use crate::{Refusal, body::RespondBody, refuse};
 
-/// A state that readiness depends on.
+/// Something that readiness depends on.
 pub trait Ready: Send + Sync + 'static {
-    /// Whether it is ready now, and if not, why.
+    /// Returns whether it is ready now.
     ///
     /// # Errors
     ///
-    /// The reason, in the form in which requests would be rejected.
+    /// The reason why it is not ready, as the refusal with which requests would be rejected.
     fn check(&self) -> Result<(), Refusal>;
 
-    /// Completes when [`check`](Self::check) may have a new result since this method was called (and not since the first
-    /// poll), also by the mere passing of time. A future of a state that does not change any more stays pending.
+    /// Completes when the result of [`check`](Self::check) may have changed since this method was called (not since the
+    /// first poll), also when it changes by the passing of time alone. If the state can no longer change, the future stays
+    /// pending.
     fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
-/// Whether to send requests here: one or several states, all of which must be ready.
+/// The readiness of this process: ready if each of its parts is.
 ///
-/// A cheap handle. As a [`Service`] it answers any request with `200` or, with the reason, `503`; both are marked
+/// Cheap to clone. As a [`Service`] it answers any request with `200`, or with `503` and the reason; both carry
 /// `Cache-Control: no-store`.
 #[derive(Clone)]
 pub struct Readiness {
@@ -83,14 +84,14 @@ pub struct Readiness {
 // === impl Readiness ===
 
 impl Readiness {
-    /// Readiness that depends on one state.
+    /// Readiness that depends on `state` alone.
     pub fn new(state: impl Ready) -> Self {
         Self {
             states: Arc::new([Arc::new(state)]),
         }
     }
 
-    /// Ready only if both are. The reason given is that of the first that is not.
+    /// Ready only if both are. The reason is that of the first part that is not ready.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         let states = self.states.iter().chain(other.states.iter()).cloned();
@@ -99,20 +100,20 @@ impl Readiness {
         }
     }
 
-    /// Whether all of it is ready now.
+    /// Returns whether all parts are ready now.
     ///
     /// # Errors
     ///
-    /// The reason of the first state that is not ready.
+    /// The reason of the first part that is not ready.
     pub fn check(&self) -> Result<(), Refusal> {
         self.states.iter().try_for_each(|state| state.check())
     }
 
-    /// Completes when [`check`](Self::check) may have a new result since this method was called.
+    /// Completes when the result of [`check`](Self::check) may have changed since this method was called.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing: the next one begins with what the state is then.
+    /// Dropping the future loses nothing; the next one starts from the state at that time.
     pub fn changed(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut changes: Vec<_> = self.states.iter().map(|state| state.changed()).collect();
         poll_fn(move |cx| {
@@ -124,10 +125,10 @@ impl Readiness {
         })
     }
 
-    /// Calls `report` with what [`check`](Self::check) says, now and at every change. Runs until it is dropped: spawn it.
+    /// Calls `report` with the result of [`check`](Self::check), now and after every change. Never completes: spawn it.
     ///
-    /// The next change is looked at after the future of the last report is done, so reports are never out of order; what
-    /// changes back in the meantime is not reported.
+    /// The future of one report is awaited before the next is made, so reports are in order. A change that is reverted in
+    /// the meantime is not reported.
     pub async fn follow<F, Fut>(self, mut report: F)
     where
         F: FnMut(Result<(), Refusal>) -> Fut,
@@ -163,7 +164,7 @@ impl<B> Service<Request<B>> for Readiness {
                 response.headers_mut().insert(CONTENT_TYPE, text);
                 response
             }
-            Err(refusal) => refuse::Http::new().answer(&refusal, refusal),
+            Err(refusal) => refuse::Http::new().response(&refusal, refusal),
         };
         let no_store = HeaderValue::from_static("no-store");
         response.headers_mut().insert(CACHE_CONTROL, no_store);
@@ -262,7 +263,7 @@ mod tests {
         settled().await;
         drain.send_replace(false);
         settled().await;
-        drop(drain); // a state that ends does not end or spin the others
+        drop(drain); // a part that can no longer change neither ends the future nor makes it spin
         settled().await;
         lease.send_replace(true);
         settled().await;

@@ -2,10 +2,10 @@ use std::{any::Any, error::Error, fmt, sync::Mutex, time::Duration};
 
 use http::StatusCode;
 
-/// The error type of every layer that refuses with an error, as is Tower's custom: reordering layers changes no types.
+/// The error type of every layer that rejects with an error, as in Tower: reordering layers changes no types.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Why a request was refused, in the few classes that decide how it is told.
+/// Why a request was rejected. The class decides the HTTP and the gRPC status.
 ///
 /// | class | HTTP | gRPC |
 /// |---|---|---|
@@ -23,31 +23,31 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Class {
-    /// Not able to serve just now: a circuit is open, a lease is not held, no endpoint is there, we are draining.
+    /// Temporarily unable to serve: a circuit is open, a lease is not held, there is no endpoint, the process is draining.
     Unavailable,
-    /// The caller asks for more than was agreed.
+    /// The client exceeded its rate limit.
     Limited,
-    /// Our own capacity is used up, whoever asks.
+    /// The server's own capacity is used up, independent of the client.
     Exhausted,
-    /// No answer in the time given.
+    /// No response within the time limit.
     TimedOut,
-    /// The upstream broke: it closed the connection or spoke nonsense.
+    /// The upstream failed: it closed the connection or sent an invalid response.
     BadUpstream,
-    /// Meant for another instance, which had this address before (RFC 9110 section 15.5.20).
+    /// Meant for another instance that had this address before (RFC 9110 section 15.5.20).
     Misdirected,
-    /// Carries a fencing token lower than one already seen.
+    /// The request carries a lower fencing token than an earlier one did.
     Stale,
-    /// Broken by its sender: malformed, or a body that broke off.
+    /// The client's fault: the request is malformed, or its body broke off.
     BadRequest,
-    /// A fault of this process itself.
+    /// A fault of this process.
     Internal,
 }
 
-/// The core of every refusal: its class, a code that programs can match on, and when to come back.
+/// A rejection by a local layer: its class, a code for programs to match on, and the delay before a retry.
 ///
-/// Each crate has an error type named by the state that refuses (`Open`, `Exhausted`, `NotHeld` …) whose `source()`
-/// is its `Refusal`. So one function, [`Refusal::find`], tells a local refusal from an upstream's failure in any
-/// error chain, whatever crates the refusal came through. Retry layers use it to skip what was refused here.
+/// Each crate has an error type named after the state that rejects (`Open`, `Exhausted`, `NotHeld` …) whose `source()` is
+/// its `Refusal`. [`Refusal::find`] searches an error chain for it and so distinguishes a local rejection from a failure of
+/// the upstream, independent of the layers in between. Retry layers use it to skip requests that were rejected locally.
 ///
 /// ```
 /// use tower_outcome::{BoxError, Class, Refusal};
@@ -62,17 +62,17 @@ pub struct Refusal {
     retry_after: Option<Duration>,
 }
 
-/// A crate's own refusal type: an error that knows its [`Refusal`].
+/// An error type that contains a [`Refusal`].
 pub trait Refused: Error + Send + Sync + 'static {
-    /// The core of this refusal.
+    /// The refusal.
     fn refusal(&self) -> &Refusal;
 }
 
-/// A request that was never written to a connection, handed back inside an error.
+/// A request that was never written to a connection, returned inside an error.
 ///
-/// A gate that closes between readiness and `call`, or a pool that could not connect, answers with this error, so
-/// that a balancer can give the very same request to another endpoint. That is failover, not a retry: nobody has
-/// seen a byte of it. The cause is the `source()`.
+/// A gate that closes between readiness and `call`, or a pool that cannot connect, returns this error, so that a balancer
+/// can send the same request to another endpoint. That is failover, not a retry: no byte of the request was sent. The
+/// cause is the `source()`.
 ///
 /// ```
 /// use tower_outcome::{BoxError, Class, Refusal, Unsent};
@@ -83,7 +83,7 @@ pub trait Refused: Error + Send + Sync + 'static {
 /// assert!(cause.is::<Refusal>());
 /// ```
 pub struct Unsent<Req> {
-    // Never locked: it makes the error `Sync` for requests whose bodies are not.
+    // Never locked. It makes the error `Sync` for requests that are not.
     request: Mutex<Req>,
     cause: BoxError,
 }
@@ -91,7 +91,7 @@ pub struct Unsent<Req> {
 // === impl Class ===
 
 impl Class {
-    /// The HTTP status that tells this class.
+    /// The HTTP status of this class.
     #[must_use]
     pub const fn status(self) -> StatusCode {
         match self {
@@ -106,7 +106,7 @@ impl Class {
         }
     }
 
-    /// The gRPC status code that tells this class.
+    /// The gRPC status code of this class.
     #[must_use]
     pub const fn grpc_status(self) -> u8 {
         match self {
@@ -136,7 +136,8 @@ impl Class {
 // === impl Refusal ===
 
 impl Refusal {
-    /// A refusal without a hint. `code` is lower-case words joined by `-`, such as `circuit-open`; programs match on it.
+    /// A refusal without a retry hint. `code` is for programs to match on: lower-case words joined by `-`, such as
+    /// `circuit-open`.
     #[must_use]
     pub const fn new(class: Class, code: &'static str) -> Self {
         Self {
@@ -146,7 +147,7 @@ impl Refusal {
         }
     }
 
-    /// Says when coming back makes sense; `None` when that is not known.
+    /// Sets the delay before a retry; `None` if it is not known.
     #[must_use]
     pub const fn with_retry_after(self, after: Option<Duration>) -> Self {
         Self {
@@ -155,30 +156,30 @@ impl Refusal {
         }
     }
 
-    /// The class, which decides the status.
+    /// The class.
     #[must_use]
     pub const fn class(&self) -> Class {
         self.class
     }
 
-    /// The code, for programs.
+    /// The code for programs to match on.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         self.code
     }
 
-    /// How long to wait before coming back, where that is known.
+    /// The delay before a retry, if it is known.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// Finds the refusal in an error's chain of sources. Costs a walk down the chain, and only on the error's path.
+    /// Finds a refusal in an error or its chain of sources. Costs one downcast per link of the chain.
     #[must_use]
     pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         let mut next = Some(error);
         while let Some(error) = next {
-            // Tower's own wrappers and ours put a box into the chain as it is, so one downcast per link is enough.
+            // Tower's wrappers return the boxed error itself as their source, so one downcast per link is enough.
             if let Some(refusal) = error.downcast_ref() {
                 return Some(refusal);
             }
@@ -187,10 +188,10 @@ impl Refusal {
         None
     }
 
-    /// As [`find`](Self::find), for an error of any type that a generic layer meets.
+    /// Like [`find`](Self::find), for the error type of a generic layer.
     ///
-    /// It sees into a [`BoxError`] and a bare `Refusal`. It cannot see into other concrete error types, because a
-    /// layer that asked for `Error` could not take a [`BoxError`] (which is not one): there the answer is `None`.
+    /// Searches a [`BoxError`] and recognizes a bare `Refusal`. For any other type it returns `None`: a layer that required
+    /// `Error` to search it could not accept a [`BoxError`], which does not implement `Error`.
     #[must_use]
     pub fn of<E: 'static>(error: &E) -> Option<&Self> {
         let error: &dyn Any = error;
@@ -218,7 +219,7 @@ impl Refused for Refusal {
 // === impl Unsent ===
 
 impl<Req> Unsent<Req> {
-    /// Hands `request` back because of `cause`.
+    /// Returns `request` because of `cause`.
     pub fn new(request: Req, cause: impl Into<BoxError>) -> Self {
         Self {
             request: Mutex::new(request),
@@ -226,7 +227,7 @@ impl<Req> Unsent<Req> {
         }
     }
 
-    /// The request and the reason it was not sent.
+    /// The request and the reason why it was not sent.
     pub fn into_parts(self) -> (Req, BoxError) {
         let request = self
             .request
@@ -237,12 +238,12 @@ impl<Req> Unsent<Req> {
 }
 
 impl<Req: Send + 'static> Unsent<Req> {
-    /// Takes the request back out of an error.
+    /// Takes the request out of an error.
     ///
     /// # Errors
     ///
-    /// Gives the error back when it carries no request of this type at its top: then the request may have been
-    /// written, and sending it again would be a retry.
+    /// Returns the error unchanged if its outermost type is not `Unsent<Req>`: the request may have been written, and sending
+    /// it again would be a retry.
     pub fn recover(error: BoxError) -> Result<(Req, BoxError), BoxError> {
         error.downcast::<Self>().map(|unsent| unsent.into_parts())
     }

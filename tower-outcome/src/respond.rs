@@ -18,11 +18,11 @@ use crate::{
     refuse::{self, Refuse},
 };
 
-/// Answers errors as responses, so that a service that rejects with errors fits into an axum `Router`.
+/// Turns errors into responses, so that a service that rejects with errors can be used in an axum `Router`.
 ///
-/// Any [`Refusal`] in an error's chain is told by its class: a balance without an endpoint is a 503, a timeout a 504, and
-/// in gRPC the status that belongs to it. Any other error is what [`otherwise`](Self::otherwise) says: by default a
-/// 502, because what is behind this layer is mostly an upstream. The text of other errors is not sent to the client.
+/// The class of a [`Refusal`] in the error's chain decides the status: 503 if a balance has no endpoint, 504 for a timeout, and
+/// the corresponding status in gRPC. All other errors become the refusal set with [`otherwise`](Self::otherwise), by default
+/// a 502, because the service behind this layer is usually an upstream. Their text is not sent to the client.
 ///
 /// The error type of the service is `Infallible`.
 ///
@@ -51,20 +51,20 @@ use crate::{
 /// # }
 /// ```
 ///
-/// A response that tells a refusal has it [in its extensions](crate::refuse). One that tells another error has not: a
-/// circuit further out counts it as the failure that it is.
+/// A response made from a refusal has it [in its extensions](crate::refuse). A response made from another error has not, so a
+/// circuit further out counts it as a failure.
 #[derive(Clone, Copy, Debug)]
 pub struct RespondLayer<R = refuse::Auto> {
     refuse: R,
     otherwise: Refusal,
 }
 
-/// Answers errors as responses. Made by [`RespondLayer`].
+/// Turns errors into responses. Created by [`RespondLayer`].
 pub struct RespondService<S, R = refuse::Auto> {
     inner: S,
     refuse: R,
     otherwise: Refusal,
-    /// What `poll_ready` met; the next `call` answers it.
+    /// The error of `poll_ready`, which the next `call` turns into a response.
     failed: Option<BoxError>,
 }
 
@@ -90,7 +90,7 @@ enum State<F> {
 // === impl RespondLayer ===
 
 impl RespondLayer {
-    /// Refusals by the protocol of the request ([`refuse::Auto`]); other errors as 502 with the code `upstream-failed`.
+    /// Responds in the protocol of the request ([`refuse::Auto`]); other errors become a 502 with the code `upstream-failed`.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -101,7 +101,7 @@ impl RespondLayer {
 }
 
 impl<R> RespondLayer<R> {
-    /// Tells refusals in another way, for example by [`refuse::Custom`] or `refuse::Http::new().problem_json()`.
+    /// Renders refusals with `refuse`, for example [`refuse::Custom`] or `refuse::Http::new().problem_json()`.
     #[must_use]
     pub fn with<R2>(self, refuse: R2) -> RespondLayer<R2> {
         RespondLayer {
@@ -110,8 +110,8 @@ impl<R> RespondLayer<R> {
         }
     }
 
-    /// What errors without a refusal are told as, for example `Refusal::new(Class::Internal, "internal")` where what
-    /// is behind this layer is no upstream but the application.
+    /// The refusal to render for errors that contain none, for example `Refusal::new(Class::Internal, "internal")` if the
+    /// service behind this layer is the application and not an upstream.
     #[must_use]
     pub const fn otherwise(mut self, refusal: Refusal) -> Self {
         self.otherwise = refusal;
@@ -154,9 +154,9 @@ where
 {
     type Response = Response<RespondBody<B>>;
     type Error = Infallible;
-    type Future = RespondFuture<S::Future, R, R::Seen, A>;
+    type Future = RespondFuture<S::Future, R, R::Context, A>;
 
-    /// An error of the inner service is kept for the next `call`, which answers it without calling the inner service.
+    /// Keeps an error of the inner service for the next `call`, which responds without calling the inner service.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         if self.failed.is_none() {
             self.failed = ready!(self.inner.poll_ready(cx)).err().map(Into::into);
@@ -166,7 +166,7 @@ where
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
         RespondFuture {
-            seen: self.refuse.see(&request),
+            seen: self.refuse.context(&request),
             state: match self.failed.take() {
                 Some(error) => State::Failed(error),
                 None => State::Called(self.inner.call(request)),
@@ -179,7 +179,7 @@ where
 }
 
 impl<S: Clone, R: Clone> Clone for RespondService<S, R> {
-    /// The clone has not been polled ready, so an error that `poll_ready` met stays behind.
+    /// The clone has not been polled for readiness, so it does not get an error that `poll_ready` returned.
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
@@ -200,7 +200,7 @@ impl<S: fmt::Debug, R> fmt::Debug for RespondService<S, R> {
 
 // === impl RespondFuture ===
 
-impl<F, R, A, B, E> Future for RespondFuture<F, R, R::Seen, A>
+impl<F, R, A, B, E> Future for RespondFuture<F, R, R::Context, A>
 where
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,

@@ -1,69 +1,69 @@
 use std::time::Duration;
 
-/// How a request counts for whoever keeps score.
+/// How a request counts in statistics about the service that answered it.
 ///
 /// ```text
-///              lowers a success ratio   counts as a failure in a row
+///              lowers a success ratio   counts as a consecutive failure
 ///   Success            no                        resets
 ///   Failure            yes                       yes
-///   Soft               yes                       no, and does not reset
+///   Throttled             yes                       no, and does not reset
 ///   Ignore             not counted               not counted
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// The other side did its job; a `404` is a success in this sense.
+    /// The service worked; a `404` is a success in this sense.
     Success,
-    /// The other side failed, or could not be reached.
+    /// The service failed or could not be reached.
     Failure,
-    /// The other side is well but asks for less: `429`, `RESOURCE_EXHAUSTED`.
-    Soft,
-    /// Says nothing about the other side; a refusal of our own, for example.
+    /// The service works but limits the rate: `429`, `RESOURCE_EXHAUSTED`.
+    Throttled,
+    /// No statement about the service, for example because a local layer rejected the request.
     Ignore,
 }
 
-/// A [`Verdict`], and when the other side said to come back.
+/// A [`Verdict`] and the delay before a retry that the service asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Outcome {
     verdict: Verdict,
     retry_after: Option<Duration>,
 }
 
-/// Is told the outcome of the one request it stands for.
+/// A guard that records the outcome of one request.
 ///
-/// This is what a layer implements for its guard: a permit, a probe, a counter. The contract is that a value **dropped
-/// without [`settle`](Settle::settle) was cancelled**: the caller went away, timed out, or panicked before the answer
-/// was known. So cancellation needs no code of its own; it is what `Drop` finds.
+/// Layers implement this for a permit, a probe or a counter. A value that is **dropped without [`settle`](Settle::settle) was
+/// cancelled**: the caller disconnected, timed out or panicked before the outcome was known. Implement `Drop` to record
+/// that.
 ///
 /// ```text
-///   sent ──► answered() ──► settle(..)     a good head, and the outcome at the end of its body
-///     │          └────────► dropped        a good head, and its reader went away
-///     ├───────────────────► settle(..)     the outcome is known at the head, or from an error
-///     └───────────────────► dropped        nobody waited for an answer
+///   sent ──► head_received() ──► settle(..)     good head; the outcome is known at the end of the body
+///     │          └────────► dropped        good head; the body was dropped before its end
+///     ├───────────────────► settle(..)     the outcome is known from the head or from an error
+///     └───────────────────► dropped        the call was dropped before a response
 /// ```
 pub trait Settle {
-    /// A head has come that is not bad, and the rest is on its way; only the end will tell the outcome.
+    /// A response head was received that is not a failure; the outcome depends on the end of the body.
     ///
-    /// Called at most once, and before the outcome. A stream may go on for hours from here: whoever gives an answer a time
-    /// to come in learns that it has come. Default: does nothing.
-    fn answered(&mut self) {}
+    /// Called at most once, before [`settle`](Settle::settle). A stream may last for hours after this, so a guard that limits
+    /// the time to the first response stops its timer here. Does nothing by default.
+    fn head_received(&mut self) {}
 
-    /// Takes the outcome. Called at most once, and then the value is gone.
+    /// Records the outcome.
     fn settle(self, outcome: Outcome);
 }
 
 // === impl Outcome ===
 
 impl Outcome {
-    /// [`Verdict::Success`] without a hint.
+    /// [`Verdict::Success`] without a retry hint.
     pub const SUCCESS: Self = Self::new(Verdict::Success);
-    /// [`Verdict::Failure`] without a hint.
+    /// [`Verdict::Failure`] without a retry hint.
     pub const FAILURE: Self = Self::new(Verdict::Failure);
-    /// [`Verdict::Soft`] without a hint.
-    pub const SOFT: Self = Self::new(Verdict::Soft);
-    /// [`Verdict::Ignore`] without a hint.
+    /// [`Verdict::Throttled`] without a retry hint.
+    pub const THROTTLED: Self = Self::new(Verdict::Throttled);
+    /// [`Verdict::Ignore`] without a retry hint.
     pub const IGNORE: Self = Self::new(Verdict::Ignore);
 
-    /// An outcome without a hint.
+    /// An outcome without a retry hint.
     #[must_use]
     pub const fn new(verdict: Verdict) -> Self {
         Self {
@@ -72,7 +72,7 @@ impl Outcome {
         }
     }
 
-    /// Adds what the other side said about when to come back; `None` leaves the outcome without a hint.
+    /// Sets the delay before a retry that the service asked for; `None` if it did not.
     #[must_use]
     pub const fn with_retry_after(self, after: Option<Duration>) -> Self {
         Self {
@@ -81,13 +81,13 @@ impl Outcome {
         }
     }
 
-    /// How it counts.
+    /// The verdict.
     #[must_use]
     pub const fn verdict(&self) -> Verdict {
         self.verdict
     }
 
-    /// When the other side said to come back: `Retry-After` or `grpc-retry-pushback-ms`.
+    /// The delay before a retry, from `Retry-After` or `grpc-retry-pushback-ms`.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         self.retry_after

@@ -128,7 +128,9 @@ where
                 Err(error) => refused(*protocol, &error),
             },
             StateProj::Stopped(why) => stopped(*why),
-            StateProj::Ended(protocol) => REFUSE.answer(*protocol, &ENDED, "the gateway has ended"),
+            StateProj::Ended(protocol) => {
+                REFUSE.response(*protocol, &ENDED, "the gateway has ended")
+            }
         }))
     }
 }
@@ -137,18 +139,18 @@ fn passed_on<B>(response: Response<B>, protocol: Protocol) -> Response<RespondBo
     let (mut head, body) = response.into_parts();
     match head::response(&mut head) {
         Ok(()) => Response::from_parts(head, RespondBody::inner(PassedOn(body))),
-        Err(why) => REFUSE.answer(protocol, &BAD_UPSTREAM, why),
+        Err(why) => REFUSE.response(protocol, &BAD_UPSTREAM, why),
     }
 }
 
 /// Tells a refusal of our own layers in their words; any other error is the upstream's, and its words are not for clients.
 fn refused<B>(protocol: Protocol, error: &BoxError) -> Response<RespondBody<B>> {
     match Refusal::find(&**error) {
-        Some(refusal) => REFUSE.answer(protocol, refusal, error),
-        None if error.is::<NoAnswer>() => REFUSE.answer(protocol, &TIMED_OUT, NoAnswer),
+        Some(refusal) => REFUSE.response(protocol, refusal, error),
+        None if error.is::<NoAnswer>() => REFUSE.response(protocol, &TIMED_OUT, NoAnswer),
         None => {
             tracing::debug!(error = %chain(error), "the upstream failed");
-            REFUSE.answer(protocol, &BAD_UPSTREAM, "the upstream failed")
+            REFUSE.response(protocol, &BAD_UPSTREAM, "the upstream failed")
         }
     }
 }

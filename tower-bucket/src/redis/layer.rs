@@ -291,7 +291,7 @@ where
                 let state = match decision {
                     Ok(_) => State::Called(self.inner.call(request)),
                     Err(exhausted) => {
-                        State::Refused(Some(refuse.refuse(refuse.see(&request), exhausted)))
+                        State::Refused(Some(refuse.refuse(refuse.context(&request), exhausted)))
                     }
                 };
                 RedisFuture {
@@ -371,7 +371,7 @@ where
                     this.state.set(match decision {
                         Ok(_) => State::Called(service.call(request)),
                         Err(exhausted) => {
-                            State::Refused(Some(refuse.refuse(refuse.see(&request), exhausted)))
+                            State::Refused(Some(refuse.refuse(refuse.context(&request), exhausted)))
                         }
                     });
                 }

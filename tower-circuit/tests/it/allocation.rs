@@ -124,7 +124,7 @@ fn memory(builder: CircuitBuilder) -> (i64, i64) {
             let outcome = [
                 Outcome::SUCCESS,
                 Outcome::FAILURE,
-                Outcome::SOFT,
+                Outcome::THROTTLED,
                 Outcome::IGNORE,
             ][index % 4];
             circuit

@@ -123,8 +123,8 @@ fn there_are_as_many_events_as_transitions_however_they_come_about() {
                         2 => circuit.reset(),
                         3 => drop(circuit.snapshot()),
                         outcome => {
-                            let outcome =
-                                [Outcome::SUCCESS, Outcome::FAILURE, Outcome::SOFT][outcome - 4];
+                            let outcome = [Outcome::SUCCESS, Outcome::FAILURE, Outcome::THROTTLED]
+                                [outcome - 4];
                             circuit
                                 .admit()
                                 .into_iter()

@@ -180,12 +180,15 @@ async fn a_window_may_be_longer_and_want_more_or_fewer_calls() {
 async fn soft_answers_lower_the_ratio_and_are_no_row() {
     let circuit = Circuit::new();
     calls(&circuit, 10, Outcome::SUCCESS);
-    calls(&circuit, 9, Outcome::SOFT);
+    calls(&circuit, 9, Outcome::THROTTLED);
     assert_eq!(
         (circuit.state(), circuit.snapshot().failures_in_row),
         (State::Closed, 0)
     );
-    call(&circuit, Outcome::SOFT.with_retry_after(Some(20 * SECOND)));
+    call(
+        &circuit,
+        Outcome::THROTTLED.with_retry_after(Some(20 * SECOND)),
+    );
     assert_eq!(reason(&circuit), Some(Reason::FailureRatio));
     let open_for = until(&circuit).duration_since(tokio::time::Instant::now());
     assert!(
@@ -361,7 +364,7 @@ async fn a_policy_of_ones_own_opens_it_and_is_asked_outside_of_the_lock_about_ba
     for outcome in [
         Outcome::SUCCESS,
         Outcome::FAILURE,
-        Outcome::SOFT,
+        Outcome::THROTTLED,
         Outcome::SUCCESS,
         Outcome::FAILURE,
     ] {
@@ -379,7 +382,7 @@ async fn a_policy_of_ones_own_opens_it_and_is_asked_outside_of_the_lock_about_ba
     let seen = nosy.seen.lock().unwrap().clone();
     let expected = [
         (Verdict::Failure, 2),
-        (Verdict::Soft, 3),
+        (Verdict::Throttled, 3),
         (Verdict::Failure, 5),
         (Verdict::Failure, 6),
     ];

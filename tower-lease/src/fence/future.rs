@@ -60,7 +60,7 @@ impl<S: Service<Req>, Req, R, K> FenceFuture<S, Req, R, K> {
     }
 }
 
-impl<S, B, R> Future for FenceFuture<S, Request<B>, R, R::Seen>
+impl<S, B, R> Future for FenceFuture<S, Request<B>, R, R::Context>
 where
     S: Service<Request<B>>,
     R: Refuse<Request<B>, S::Response, S::Error>,

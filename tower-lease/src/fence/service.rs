@@ -56,7 +56,7 @@ where
 {
     type Response = R::Response;
     type Error = R::Error;
-    type Future = FenceFuture<S, Request<B>, R, R::Seen>;
+    type Future = FenceFuture<S, Request<B>, R, R::Context>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), R::Error>> {
         match self.inner.poll_ready(cx) {
@@ -67,7 +67,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let (refuse, seen) = (self.refuse.clone(), self.refuse.see(&request));
+        let (refuse, seen) = (self.refuse.clone(), self.refuse.context(&request));
         // From outside it would be a forgery.
         request.extensions_mut().remove::<FencePass>();
         if self.missing == Missing::Allow && !request.headers().contains_key(LEASE_TOKEN) {

@@ -1,23 +1,23 @@
 use super::{AtHead, Classify, ClassifyEnd, ClassifyResponse, broken};
 use crate::{Outcome, Refusal, body::End};
 
-/// Any `Err` is a failure, any response a success: for every protocol, and the default of every layer.
+/// Any `Err` is a failure and any response a success. Works for every protocol; the default of all layers.
 ///
-/// An `Err` with a [`Refusal`] in its chain is ignored, as far as [`Refusal::of`] can see into the type.
+/// An `Err` in which [`Refusal::of`] finds a refusal is ignored.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AnyErr;
 
-/// A classification by the user's own function. Made by [`from_fn`].
+/// A classification by a function. Created by [`from_fn`].
 #[derive(Clone, Copy, Debug)]
 pub struct FromFn<F>(F);
 
-/// Judges the result as it comes back, with a function of the user's.
+/// Classifies the result of a call with a function.
 ///
 /// ```
 /// use tower_outcome::{Outcome, classify};
 ///
 /// let slow_down = classify::from_fn(|result: Result<&u16, &std::io::Error>| match result {
-///     Ok(429) => Outcome::SOFT,
+///     Ok(429) => Outcome::THROTTLED,
 ///     Ok(_) => Outcome::SUCCESS,
 ///     Err(_) => Outcome::FAILURE,
 /// });
@@ -95,7 +95,7 @@ mod tests {
     use crate::{BoxError, Class, Verdict};
 
     #[test]
-    fn an_error_is_a_failure_and_a_refusal_of_our_own_is_not() {
+    fn an_error_is_a_failure_and_a_local_rejection_is_not() {
         let classifier = Classify::<()>::classify(&AnyErr, &());
         let broken: BoxError = "connection reset".into();
         let refused: BoxError = Refusal::new(Class::Limited, "rate").into();
@@ -105,14 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn a_users_function_sees_both_sides() {
+    fn a_function_classifies_responses_and_errors() {
         let classifier = from_fn(|result: Result<&u8, &u8>| match result {
             Ok(1) => Outcome::SUCCESS,
-            Ok(_) => Outcome::SOFT,
+            Ok(_) => Outcome::THROTTLED,
             Err(_) => Outcome::FAILURE,
         });
         assert_eq!(classifier.head(&1), Some(Outcome::SUCCESS));
-        assert_eq!(classifier.head(&2), Some(Outcome::SOFT));
+        assert_eq!(classifier.head(&2), Some(Outcome::THROTTLED));
         assert_eq!(classifier.error(&0), Outcome::FAILURE);
     }
 }

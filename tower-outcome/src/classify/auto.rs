@@ -8,35 +8,35 @@ use crate::{Outcome, Refusal, body::End};
 
 /// [`Grpc`] when both the request and the response are gRPC by their content type, otherwise [`Http`].
 ///
-/// Both must say so: a client that calls its request gRPC would otherwise make a failure of each answer that is not, and
-/// a gRPC server always answers in its own words. What a proxy says in `text/html` is read by its status. Costs a look at
-/// the content type of `POST` requests; no other method can be gRPC.
+/// Both are required: otherwise a client could turn every plain response into a failure by labelling its request as gRPC.
+/// A gRPC server always responds with a gRPC content type; the `text/html` of a proxy in front of it is classified by its
+/// HTTP status. Costs a comparison of the content type for `POST` requests; other methods cannot be gRPC.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Auto {
     http: Http,
 }
 
-/// One request's classifier of [`Auto`].
+/// The classifier of one request, created by [`Auto`].
 #[derive(Clone, Copy, Debug)]
 pub struct AutoClassifier(Protocol);
 
 #[derive(Clone, Copy, Debug)]
 enum Protocol {
     Http(HttpClassifier),
-    /// As far as the request goes.
+    /// The request is gRPC; the response decides.
     Grpc(HttpClassifier),
 }
 
 // === impl Auto ===
 
 impl Auto {
-    /// `Http::new()` for what is not gRPC.
+    /// Classifies requests that are not gRPC with `Http::new()`.
     #[must_use]
     pub const fn new() -> Self {
         Self { http: Http::new() }
     }
 
-    /// Another reading of HTTP status codes.
+    /// Classifies requests that are not gRPC with `http`.
     #[must_use]
     pub const fn http(self, http: Http) -> Self {
         Self { http }
@@ -71,7 +71,7 @@ impl<B, E: 'static> ClassifyResponse<Response<B>, E> for AutoClassifier {
             Protocol::Grpc(_) if is_grpc(response.headers()) => {
                 Grpc::at_head(response.status(), response.headers())
             }
-            // Without a status at its end there is nothing to wait for.
+            // No gRPC status will come at the end, so the head decides.
             Protocol::Grpc(http) => http
                 .at_head(response.status(), response.headers())
                 .or(Some(Outcome::SUCCESS)),

@@ -9,17 +9,17 @@ use crate::{
     header::{GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS},
 };
 
-/// gRPC by status code: 2 `UNKNOWN`, 4 `DEADLINE_EXCEEDED`, 13 `INTERNAL`, 14 `UNAVAILABLE` and 15 `DATA_LOSS` fail,
-/// 8 `RESOURCE_EXHAUSTED` is soft, all else succeeds.
+/// Classifies gRPC by status code: 2 `UNKNOWN`, 4 `DEADLINE_EXCEEDED`, 13 `INTERNAL`, 14 `UNAVAILABLE` and 15 `DATA_LOSS`
+/// are failures, 8 `RESOURCE_EXHAUSTED` is throttled, all other codes are successes.
 ///
-/// The status is looked for in the head (trailers-only), then in the trailers. **A stream that ends without one has
-/// failed**: somebody cut it. A status that does not parse is `UNKNOWN`, a status above 16 too; an HTTP status other
-/// than 200 is translated as gRPC's `http-grpc-status-mapping.md` says. `grpc-retry-pushback-ms` is read with it.
+/// The status is read from the head (trailers-only) or from the trailers. **A stream that ends without a status is a
+/// failure**: it was cut. A status that does not parse or is above 16 counts as `UNKNOWN`. An HTTP status other than 200 is
+/// mapped as in gRPC's `http-grpc-status-mapping.md`. The retry hint is read from `grpc-retry-pushback-ms`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Grpc;
 
-/// Whether these headers are of gRPC itself: `application/grpc`, `application/grpc+proto` and the like, in upper or lower
-/// case (RFC 9110 section 8.3.1), but not `application/grpc-web`, which is another protocol.
+/// Returns whether the content type is gRPC: `application/grpc`, `application/grpc+proto` and so on, in upper or lower case
+/// (RFC 9110 section 8.3.1), but not `application/grpc-web`, which is another protocol.
 #[must_use]
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers
@@ -90,7 +90,7 @@ fn by_headers(headers: Option<&HeaderMap>) -> Outcome {
     let Some(status) = headers.and_then(|headers| headers.get(GRPC_STATUS)) else {
         return Outcome::FAILURE;
     };
-    // Digits only: Rust would take `+0` for a success.
+    // Digits only: `parse` would accept `+0`.
     let digits = status
         .to_str()
         .ok()
@@ -102,16 +102,16 @@ fn by_headers(headers: Option<&HeaderMap>) -> Outcome {
     }
 }
 
-/// linkerd's reading of the codes, less `PERMISSION_DENIED`: that one is about the caller.
+/// The same codes as linkerd, without `PERMISSION_DENIED`, which depends on the caller.
 fn by_code(code: u8) -> Verdict {
     match code {
-        8 => Verdict::Soft,
+        8 => Verdict::Throttled,
         2 | 4 | 13..=15 | 17.. => Verdict::Failure,
         _ => Verdict::Success,
     }
 }
 
-/// gRFC A6: milliseconds; a negative value or nonsense means "do not retry", which is no time to come back at.
+/// gRFC A6: milliseconds. A negative or invalid value means "do not retry", which is not a delay.
 fn pushback(headers: &HeaderMap) -> Option<Duration> {
     let millis = headers
         .get(GRPC_RETRY_PUSHBACK_MS)?
@@ -142,7 +142,7 @@ mod tests {
     fn each_code_has_its_verdict() {
         for code in 0..=20_u8 {
             let expected = match code {
-                8 => Verdict::Soft,
+                8 => Verdict::Throttled,
                 2 | 4 | 13 | 14 | 15 | 17.. => Verdict::Failure,
                 _ => Verdict::Success,
             };
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn pushback_is_read_and_do_not_retry_is_no_time() {
+    fn pushback_is_a_retry_hint_and_do_not_retry_is_none() {
         let outcome = |value| end(&[("grpc-status", "14"), ("grpc-retry-pushback-ms", value)]);
         assert_eq!(
             outcome("250"),
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_without_a_grpc_status_is_read_by_its_http_status() {
+    fn a_head_without_a_grpc_status_is_classified_by_its_http_status() {
         let head = |status: StatusCode| {
             Grpc::at_head(status, &HeaderMap::new()).map(|outcome| outcome.verdict())
         };
@@ -187,18 +187,24 @@ mod tests {
 
     #[test]
     fn grpc_web_is_another_protocol() {
-        let said = |value| is_grpc(&headers(&[("content-type", value)]));
+        let is_grpc_type = |value| is_grpc(&headers(&[("content-type", value)]));
         assert!(
-            said("application/grpc")
-                && said("application/grpc+proto")
-                && said("application/grpc;x=y")
+            is_grpc_type("application/grpc")
+                && is_grpc_type("application/grpc+proto")
+                && is_grpc_type("application/grpc;x=y")
         );
-        assert!(said("Application/GRPC") && said("application/grpc ; charset=utf-8"));
-        assert!(!said("application/grpcx") && !said("application") && !said("application/grp"));
         assert!(
-            !said("application/grpc-web")
-                && !said("application/grpc-web+proto")
-                && !said("text/html")
+            is_grpc_type("Application/GRPC") && is_grpc_type("application/grpc ; charset=utf-8")
+        );
+        assert!(
+            !is_grpc_type("application/grpcx")
+                && !is_grpc_type("application")
+                && !is_grpc_type("application/grp")
+        );
+        assert!(
+            !is_grpc_type("application/grpc-web")
+                && !is_grpc_type("application/grpc-web+proto")
+                && !is_grpc_type("text/html")
         );
         assert!(!is_grpc(&HeaderMap::new()));
     }

@@ -5,23 +5,22 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header::RETRY_AFTER
 use super::{AtEnd, Classify, ClassifyEnd, ClassifyResponse, broken, refused};
 use crate::{Outcome, Refusal, Verdict, body::End};
 
-/// HTTP by status code: 5xx and broken bodies fail, 429 is soft, all else succeeds. A status above 599 is invalid and
-/// counts as 5xx (RFC 9110 section 15).
+/// Classifies HTTP by status code: 5xx and broken bodies are failures, 429 is throttled, all other codes are successes. A status
+/// above 599 is invalid and counts as 5xx (RFC 9110 section 15).
 ///
-/// Three of the 5xx are ignored, because they say nothing about the health of the other side and a client can have them
-/// at will: 501 (a method that the server does not implement, RFC 9110 section 15.6.2), 505 (a version that it does not
-/// support, section 15.6.6) and 511 (sent by a captive portal on the way, RFC 6585 section 6). They are no successes either, so
-/// they do not end a run of failures.
+/// Three of the 5xx are ignored, because any client can cause them on a healthy server: 501 (method not implemented, RFC 9110
+/// section 15.6.2), 505 (version not supported, section 15.6.6) and 511 (sent by a captive portal, RFC 6585 section 6). They
+/// are no successes either, so they do not reset consecutive failures.
 ///
-/// A success waits for the end of the body, because a download that breaks off is no success. What cannot have a body
-/// (the answer to `HEAD`, a tunnel that `CONNECT` opened, 101, 204, 304; RFC 9110 section 6.4.1) is settled at the head. `Retry-After` (seconds or a
-/// date, RFC 9110 section 10.2.3) is read from answers that are not successes.
+/// A success is recorded at the end of the body, because a download that breaks off is a failure. Responses without a body
+/// (to `HEAD`, to a `CONNECT` that succeeded, 101, 204, 304; RFC 9110 section 6.4.1) are recorded at the head. The retry hint
+/// is read from `Retry-After` (seconds or a date, RFC 9110 section 10.2.3) of responses that are not successes.
 #[derive(Clone, Copy, Debug)]
 pub struct Http {
     status: fn(StatusCode) -> Verdict,
 }
 
-/// One request's classifier of [`Http`].
+/// The classifier of one request, created by [`Http`].
 #[derive(Clone, Copy, Debug)]
 pub struct HttpClassifier {
     status: fn(StatusCode) -> Verdict,
@@ -32,14 +31,13 @@ pub struct HttpClassifier {
 // === impl Http ===
 
 impl Http {
-    /// The preset: 5xx is a failure but for 501, 505 and 511, which are ignored; 429 is soft.
+    /// 5xx are failures except for 501, 505 and 511, which are ignored; 429 is throttled.
     #[must_use]
     pub const fn new() -> Self {
         Self { status: by_status }
     }
 
-    /// Judges status codes with a function of the user's, for example to let `500` pass on a server whose
-    /// clients can cause it.
+    /// Classifies status codes with `judge`, for example to accept `500` from a server whose clients can cause it.
     #[must_use]
     pub const fn status(self, judge: fn(StatusCode) -> Verdict) -> Self {
         Self { status: judge }
@@ -114,7 +112,7 @@ impl ClassifyEnd for HttpClassifier {
 
 fn by_status(status: StatusCode) -> Verdict {
     match status {
-        StatusCode::TOO_MANY_REQUESTS => Verdict::Soft,
+        StatusCode::TOO_MANY_REQUESTS => Verdict::Throttled,
         StatusCode::NOT_IMPLEMENTED
         | StatusCode::HTTP_VERSION_NOT_SUPPORTED
         | StatusCode::NETWORK_AUTHENTICATION_REQUIRED => Verdict::Ignore,
@@ -123,11 +121,11 @@ fn by_status(status: StatusCode) -> Verdict {
     }
 }
 
-/// `Retry-After`, in either form. A date in the past is now; what does not parse is no hint.
+/// `Retry-After` in either form. A date in the past is a delay of zero; an invalid value is no hint.
 fn retry_after(headers: &HeaderMap, now: impl FnOnce() -> SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than fit is a very long time, not nonsense.
+        // A number that does not fit is valid and very long.
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     let date = httpdate::parse_http_date(value).ok()?;
@@ -176,11 +174,11 @@ mod tests {
                 "{status}"
             );
         }
-        assert_eq!(head(Method::GET, 429), Some(Verdict::Soft));
+        assert_eq!(head(Method::GET, 429), Some(Verdict::Throttled));
     }
 
     #[test]
-    fn what_any_client_can_have_answered_says_nothing_about_the_server() {
+    fn statuses_that_any_client_can_cause_are_ignored() {
         for status in [501, 505, 511] {
             assert_eq!(
                 head(Method::POST, status),
@@ -191,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_in_both_forms_and_nonsense_is_no_hint() {
+    fn retry_after_is_read_in_both_forms_and_an_invalid_value_is_no_hint() {
         let now = || httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
         let read = |value: &str| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
@@ -208,13 +206,13 @@ mod tests {
             Some(Duration::from_secs(60))
         );
         assert_eq!(read("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
-        for nonsense in ["", "-1", "1.5", "soon", "Sun, 99 Nov 1994 08:00:00 GMT"] {
-            assert_eq!(read(nonsense), None, "{nonsense:?}");
+        for invalid in ["", "-1", "1.5", "soon", "Sun, 99 Nov 1994 08:00:00 GMT"] {
+            assert_eq!(read(invalid), None, "{invalid:?}");
         }
     }
 
     #[test]
-    fn a_users_own_reading_of_status_codes_is_used() {
+    fn a_function_for_status_codes_replaces_the_preset() {
         let lenient = Http::new().status(|status| {
             if status == 500 {
                 Verdict::Success

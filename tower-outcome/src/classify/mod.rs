@@ -1,23 +1,24 @@
-//! What became of a request, judged in two steps: at the head, then at the end.
+//! Classification of request outcomes, in two steps: at the head of the response and at the end of its body.
 //!
-//! The status line of a response is not yet the answer: a gRPC call fails in its trailers, a download breaks off
-//! halfway. So a classifier is asked twice, and the layer's guard rides in the body in between.
+//! The status line alone does not decide: a gRPC call fails in its trailers, a download breaks off halfway. So a classifier is
+//! called at the head and at the end, and the layer's guard stays in the body in between.
 //!
 //! ```text
-//!   request ── classify() ──► classifier ── head() ──► Some(outcome): known now, the body is left alone
-//!                                  │           └─────► None: answered(), rides in the body ── end() ──► outcome
+//!   request ── classify() ──► classifier ── head() ──► Some(outcome): known now, the body carries no guard
+//!                                  │           └─────► None: head_received(), guard in the body ── end() ──► outcome
 //!                                  └── error() ──► outcome                  body dropped before its end: cancelled
 //! ```
 //!
-//! | preset | failure | soft | needs the body |
+//! | preset | failure | throttled | wraps the body |
 //! |---|---|---|---|
-//! | [`AnyErr`] | any `Err` | | no, and works for any response type |
+//! | [`AnyErr`] | any `Err` | | no: it works for any response type |
 //! | [`Http`] | any `Err`, 5xx but 501, 505 and 511, a body that breaks off | 429 | yes |
 //! | [`Grpc`] | any `Err`, codes 2, 4, 13, 14, 15, a missing status, a body that breaks off | 8 | yes |
 //! | [`Auto`] | as `Grpc` if request and response are gRPC, else as `Http` | | yes |
 //!
-//! In all of them a refusal of our own ([`Refusal`]) is [`Verdict::Ignore`](crate::Verdict), whether it comes as an error
-//! or, but for [`AnyErr`], as a response that has it in its extensions: it says nothing about the other side. Write your own with [`from_fn`], or [`Http::status`] for HTTP status codes.
+//! All presets classify a local rejection ([`Refusal`]) as [`Verdict::Ignore`](crate::Verdict), whether it is an error or, except
+//! for [`AnyErr`], a response with the refusal in its extensions. For a custom classification use [`from_fn`], or
+//! [`Http::status`] for HTTP status codes.
 
 mod any;
 mod auto;
@@ -38,63 +39,64 @@ use crate::{
     body::{End, GuardedBody, OnEnd},
 };
 
-/// Makes a classifier for each request.
+/// Creates a classifier for each request.
 pub trait Classify<Req> {
-    /// Judges one request; what it needs to know of the request, it takes along.
+    /// The classifier of one request; it keeps what it needs of the request.
     type Classifier: ClassifyEnd;
 
-    /// Looks at the request before it is sent.
+    /// Creates the classifier before the request is sent.
     fn classify(&self, request: &Req) -> Self::Classifier;
 }
 
-/// The first step: the head of the response, or the error instead of one.
+/// The first step: classifies the head of a response, or the error in its place.
 pub trait ClassifyResponse<Res, E>: ClassifyEnd {
-    /// Where the answer is known: [`AtHead`] leaves the response type alone, [`AtEnd`] wraps an HTTP body.
+    /// When the outcome is known: [`AtHead`] keeps the response type, [`AtEnd`] wraps the HTTP body.
     type Scope;
 
-    /// Judges the head. `None`: it is not bad, and only the end will tell; the guard is
-    /// [told so](crate::Settle::answered).
+    /// Classifies the head. `None` if it is not a failure and the outcome depends on the end of the body; then
+    /// [`head_received`](crate::Settle::head_received) of the guard is called.
     fn head(&self, response: &Res) -> Option<Outcome>;
 
-    /// Judges an error that came instead of a response.
+    /// Classifies an error.
     fn error(&self, error: &E) -> Outcome;
 }
 
-/// The second step: the end of the body.
+/// The second step: classifies the end of the body.
 pub trait ClassifyEnd {
-    /// Judges the end. Not called for a body dropped before its end: that was a cancellation, and is the guard's business.
+    /// Classifies the end. Not called for a body that is dropped before its end: that is a cancellation, and the guard is
+    /// dropped.
     fn end(self, end: End<'_>) -> Outcome;
 }
 
-/// The answer is known at the response itself, whose type stays as it is.
+/// The outcome is known at the head. The response type does not change.
 #[derive(Clone, Copy, Debug)]
 pub enum AtHead {}
 
-/// The answer is known at the end of an HTTP body, which is wrapped in a [`GuardedBody`]. The end is also where the head's
-/// `Content-Length` puts it, but for gRPC.
+/// The outcome is known at the end of an HTTP body, which is wrapped in a [`GuardedBody`]. Except for gRPC, the
+/// `Content-Length` of the head marks the end too.
 #[derive(Clone, Copy, Debug)]
 pub enum AtEnd {}
 
-/// How a guard is attached to a response: the two ways are [`AtHead`] and [`AtEnd`].
+/// How a guard is attached to a response: [`AtHead`] or [`AtEnd`].
 pub trait Scope<Res, G>: sealed::Sealed {
     /// The response with the guard attached.
     type Response;
 
-    /// Attaches the guard, which is told the end.
+    /// Attaches the guard, whose [`OnEnd::on_end`] will be called at the end.
     fn attach(response: Res, guard: G) -> Self::Response;
 
-    /// The same type without a guard.
+    /// Returns the same type without a guard.
     fn detached(response: Res) -> Self::Response;
 }
 
-/// A layer's guard together with the classifier that will tell it the outcome.
+/// A layer's guard and the classifier that decides its outcome.
 #[derive(Debug)]
 pub struct Judge<C, G> {
     classifier: C,
     guard: G,
 }
 
-/// What [`Judge::answer`] makes of a response.
+/// The response type of [`Judge::attach`].
 pub type Judged<C, G, Res, E> =
     <<C as ClassifyResponse<Res, E>>::Scope as Scope<Res, Judge<C, G>>>::Response;
 
@@ -124,7 +126,7 @@ impl<B: Body, G: OnEnd> Scope<Response<B>, G> for AtEnd {
     type Response = Response<GuardedBody<B, G>>;
 
     fn attach(response: Response<B>, guard: G) -> Self::Response {
-        let length = promised(&response);
+        let length = announced_length(&response);
         response.map(|body| GuardedBody::of_length(body, guard, length))
     }
 
@@ -133,10 +135,10 @@ impl<B: Body, G: OnEnd> Scope<Response<B>, G> for AtEnd {
     }
 }
 
-/// How long the body is by its own word or the head's. A server sends that many bytes and drops the body without polling
-/// it again, so the end is counted down even where `is_end_stream` does not report it: a wrapper that has the default of
-/// that method, or the stream of a file. A gRPC call ends with its trailers, whatever was promised.
-fn promised<B: Body>(response: &Response<B>) -> Option<u64> {
+/// The length of the body according to its size hint or the head. A server sends that many bytes and drops the body without
+/// polling it again, so bytes are counted even if `is_end_stream` does not report the end, as in a wrapper with the default of
+/// that method. A gRPC call always ends with its trailers.
+fn announced_length<B: Body>(response: &Response<B>) -> Option<u64> {
     if is_grpc(response.headers()) {
         return None;
     }
@@ -150,17 +152,17 @@ fn promised<B: Body>(response: &Response<B>) -> Option<u64> {
 // === impl Judge ===
 
 impl<C, G: Settle> Judge<C, G> {
-    /// Pairs a request's classifier with the guard that wants to know.
+    /// Combines the classifier of a request with its guard.
     pub fn new(classifier: C, guard: G) -> Self {
         Self { classifier, guard }
     }
 
-    /// Judges the answer; or tells the guard that there is one, and goes along with its body to the end.
+    /// Classifies the result of the call and settles the guard, or attaches it to the response until the end of its body.
     ///
     /// # Errors
     ///
-    /// Passes the error through, judged.
-    pub fn answer<Res, E>(mut self, result: Result<Res, E>) -> Result<Judged<C, G, Res, E>, E>
+    /// Returns the error of the call, after it was classified.
+    pub fn attach<Res, E>(mut self, result: Result<Res, E>) -> Result<Judged<C, G, Res, E>, E>
     where
         C: ClassifyResponse<Res, E>,
         C::Scope: Scope<Res, Self>,
@@ -172,7 +174,7 @@ impl<C, G: Settle> Judge<C, G> {
                     C::Scope::detached(response)
                 }
                 None => {
-                    self.guard.answered();
+                    self.guard.head_received();
                     C::Scope::attach(response, self)
                 }
             }),
@@ -190,7 +192,7 @@ impl<C: ClassifyEnd, G: Settle> OnEnd for Judge<C, G> {
     }
 }
 
-/// The verdict of the presets on an error or a broken body: a failure, unless we refused it ourselves.
+/// How the presets classify an error or a broken body: as a failure, or ignored if it is a local rejection.
 fn broken(refusal: Option<&Refusal>) -> Outcome {
     if refusal.is_some() {
         Outcome::IGNORE
@@ -199,8 +201,8 @@ fn broken(refusal: Option<&Refusal>) -> Outcome {
     }
 }
 
-/// What the presets say of a response that a layer of this process made of a refusal: nothing about the other side.
-/// Costs a look at whether there are extensions.
+/// How the presets classify a response that a local layer made from a refusal: they ignore it. Without extensions this is one
+/// null check.
 fn refused(extensions: &Extensions) -> Option<Outcome> {
     extensions.get::<Refusal>().map(|_| Outcome::IGNORE)
 }
@@ -214,7 +216,7 @@ mod tests {
     use super::*;
     use crate::{BoxError, Class, Refused, Verdict, refuse, refuse::Refuse};
 
-    /// What each preset says of what each way of telling a refusal makes of `refusal`.
+    /// The verdict of each preset on the responses that all implementations of `Refuse` make of one refusal.
     fn verdicts(method: Method, content_type: &str) -> Vec<Option<Verdict>> {
         let request = Request::builder()
             .method(method)
@@ -227,19 +229,19 @@ mod tests {
             *page.status_mut() = refusal.class().status();
             page
         });
-        fn told<R>(how: &R, request: &Request<()>, refusal: Refusal) -> R::Response
+        fn respond<R>(how: &R, request: &Request<()>, refusal: Refusal) -> R::Response
         where
             R: Refuse<Request<()>, Response<String>, Infallible, Error = Infallible>,
         {
-            let seen = how.see(request);
-            how.refuse(seen, refusal).unwrap()
+            let context = how.context(request);
+            how.refuse(context, refusal).unwrap()
         }
         let responses = [
-            told(&refuse::Http::new(), &request, refusal),
-            told(&refuse::Http::new().problem_json(), &request, refusal),
-            told(&refuse::Grpc, &request, refusal),
-            told(&refuse::Auto::new(), &request, refusal),
-            told(&page, &request, refusal),
+            respond(&refuse::Http::new(), &request, refusal),
+            respond(&refuse::Http::new().problem_json(), &request, refusal),
+            respond(&refuse::Grpc, &request, refusal),
+            respond(&refuse::Auto::new(), &request, refusal),
+            respond(&page, &request, refusal),
         ];
         let mut verdicts = Vec::new();
         for response in &responses {
@@ -261,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_told_as_a_response_by_a_layer_further_in_is_ignored() {
+    fn a_rejection_response_of_an_inner_layer_is_ignored() {
         for (method, content_type) in [
             (Method::GET, "text/plain"),
             (Method::POST, "application/grpc"),

@@ -11,7 +11,7 @@ pub struct Auto {
     http: Http,
 }
 
-/// Which protocol a request speaks.
+/// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// Plain HTTP.
@@ -23,29 +23,28 @@ pub enum Protocol {
 // === impl Auto ===
 
 impl Auto {
-    /// Plain text for what is not gRPC.
+    /// Responds to requests that are not gRPC in plain text.
     #[must_use]
     pub const fn new() -> Self {
         Self { http: Http::new() }
     }
 
-    /// Another way to tell what is not gRPC, such as `Http::new().problem_json()`.
+    /// Responds to requests that are not gRPC with `http`, for example `Http::new().problem_json()`.
     #[must_use]
     pub const fn http(self, http: Http) -> Self {
         Self { http }
     }
 
-    /// The answer itself, for those who have no layer to give it. `detail` is for the reader: the error's own words.
-    /// The refusal is in its extensions.
-    pub fn answer<B>(
+    /// Creates the response, for code outside of a layer. `detail` is its text. The refusal is in its extensions.
+    pub fn response<B>(
         &self,
-        seen: Protocol,
+        protocol: Protocol,
         refusal: &Refusal,
         detail: impl Display,
     ) -> Response<RespondBody<B>> {
-        match seen {
-            Protocol::Http => self.http.answer(refusal, detail),
-            Protocol::Grpc => Grpc.answer(refusal, detail),
+        match protocol {
+            Protocol::Http => self.http.response(refusal, detail),
+            Protocol::Grpc => Grpc.response(refusal, detail),
         }
     }
 }
@@ -53,14 +52,14 @@ impl Auto {
 impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Auto {
     type Response = Response<RespondBody<B>>;
     type Error = E;
-    type Seen = Protocol;
+    type Context = Protocol;
 
-    fn see(&self, request: &Request<A>) -> Protocol {
+    fn context(&self, request: &Request<A>) -> Protocol {
         Protocol::of(request)
     }
 
-    fn refuse<X: Refused>(&self, seen: Protocol, refused: X) -> Result<Self::Response, E> {
-        Ok(self.answer(seen, refused.refusal(), &refused))
+    fn refuse<X: Refused>(&self, protocol: Protocol, refused: X) -> Result<Self::Response, E> {
+        Ok(self.response(protocol, refused.refusal(), &refused))
     }
 
     fn pass(result: Result<Response<B>, E>) -> Result<Self::Response, E> {
@@ -71,7 +70,7 @@ impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Auto {
 // === impl Protocol ===
 
 impl Protocol {
-    /// Tells by the content type. Only a `POST` can be gRPC.
+    /// Detects the protocol by method and content type. Only a `POST` can be gRPC.
     pub fn of<B>(request: &Request<B>) -> Self {
         if request.method() == Method::POST && is_grpc(request.headers()) {
             Self::Grpc

@@ -6,7 +6,7 @@ use http::{Request, Response};
 use super::{Protocol, Refuse};
 use crate::{Refusal, Refused, body::RespondBody};
 
-/// Tells a refusal with a function of the user's.
+/// Responds with a function.
 ///
 /// ```
 /// use http::Response;
@@ -28,9 +28,9 @@ impl<F> Custom<F>
 where
     F: Fn(&Refusal, Protocol) -> Response<Bytes>,
 {
-    /// Answers with what `answer` makes of a refusal and the protocol of the request.
-    pub const fn new(answer: F) -> Self {
-        Self(answer)
+    /// `respond` creates the response from a refusal and the protocol of the request.
+    pub const fn new(respond: F) -> Self {
+        Self(respond)
     }
 }
 
@@ -40,15 +40,15 @@ where
 {
     type Response = Response<RespondBody<B>>;
     type Error = E;
-    type Seen = Protocol;
+    type Context = Protocol;
 
-    fn see(&self, request: &Request<A>) -> Protocol {
+    fn context(&self, request: &Request<A>) -> Protocol {
         Protocol::of(request)
     }
 
-    fn refuse<X: Refused>(&self, seen: Protocol, refused: X) -> Result<Self::Response, E> {
+    fn refuse<X: Refused>(&self, protocol: Protocol, refused: X) -> Result<Self::Response, E> {
         let refusal = *refused.refusal();
-        let mut response = (self.0)(&refusal, seen).map(RespondBody::refusal);
+        let mut response = (self.0)(&refusal, protocol).map(RespondBody::refusal);
         response.extensions_mut().insert(refusal);
         Ok(response)
     }

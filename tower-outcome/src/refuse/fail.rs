@@ -1,16 +1,16 @@
 use super::Refuse;
 use crate::{BoxError, Refused};
 
-/// Tells a refusal as a boxed error, found again with `downcast_ref` or [`Refusal::find`](crate::Refusal::find).
+/// Rejects with a boxed error, for `downcast_ref` or [`Refusal::find`](crate::Refusal::find).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fail;
 
 impl<Req, Res, E: Into<BoxError>> Refuse<Req, Res, E> for Fail {
     type Response = Res;
     type Error = BoxError;
-    type Seen = ();
+    type Context = ();
 
-    fn see(&self, _: &Req) {}
+    fn context(&self, _: &Req) {}
 
     fn refuse<X: Refused>(&self, (): (), refused: X) -> Result<Res, BoxError> {
         Err(refused.into())

@@ -9,18 +9,17 @@ use crate::{
     header::{GRPC_MESSAGE, GRPC_RETRY_PUSHBACK_MS, GRPC_STATUS},
 };
 
-/// Tells a refusal as a gRPC trailers-only answer: HTTP 200, `grpc-status` and `grpc-message` in the head, no body.
+/// Responds with a gRPC trailers-only response: HTTP 200, `grpc-status` and `grpc-message` in the head, no body.
 ///
-/// When to come back is told in `grpc-retry-pushback-ms` (gRFC A6), rounded up to a whole millisecond.
+/// The retry hint is sent as `grpc-retry-pushback-ms` (gRFC A6), rounded up to a whole millisecond.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Grpc;
 
 // === impl Grpc ===
 
 impl Grpc {
-    /// The answer itself, for those who have no layer to give it. `detail` is for the reader: the error's own words.
-    /// The refusal is in its extensions.
-    pub fn answer<B>(&self, refusal: &Refusal, detail: impl Display) -> Response<RespondBody<B>> {
+    /// Creates the response, for code outside of a layer. `detail` is its message. The refusal is in its extensions.
+    pub fn response<B>(&self, refusal: &Refusal, detail: impl Display) -> Response<RespondBody<B>> {
         let mut response = Response::new(RespondBody::refusal(""));
         response.extensions_mut().insert(*refusal);
         let headers = response.headers_mut();
@@ -34,7 +33,7 @@ impl Grpc {
         }
         if let Some(after) = refusal.retry_after() {
             let millis = after.as_nanos().div_ceil(1_000_000);
-            // A Java or Go client reads it as a signed 32-bit or 64-bit number; a day is as good as never.
+            // Java and Go clients parse a signed 32-bit or 64-bit number, so it is limited to one day.
             let millis = u64::try_from(millis).unwrap_or(u64::MAX).min(86_400_000);
             headers.insert(GRPC_RETRY_PUSHBACK_MS, HeaderValue::from(millis));
         }
@@ -45,12 +44,12 @@ impl Grpc {
 impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Grpc {
     type Response = Response<RespondBody<B>>;
     type Error = E;
-    type Seen = ();
+    type Context = ();
 
-    fn see(&self, _: &Request<A>) {}
+    fn context(&self, _: &Request<A>) {}
 
     fn refuse<X: Refused>(&self, (): (), refused: X) -> Result<Self::Response, E> {
-        Ok(self.answer(refused.refusal(), &refused))
+        Ok(self.response(refused.refusal(), &refused))
     }
 
     fn pass(result: Result<Response<B>, E>) -> Result<Self::Response, E> {
@@ -58,7 +57,7 @@ impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Grpc {
     }
 }
 
-/// The encoding of `grpc-message` (gRPC's PROTOCOL-HTTP2.md): all but printable ASCII and `%` itself is escaped.
+/// The encoding of `grpc-message` (gRPC's PROTOCOL-HTTP2.md): escapes `%` and everything but printable ASCII.
 fn percent_encoded(message: &str) -> String {
     let mut text = String::with_capacity(message.len());
     for byte in message.bytes() {
@@ -81,15 +80,18 @@ mod tests {
     use crate::Class;
 
     #[test]
-    fn an_answer_is_trailers_only() {
+    fn a_response_is_trailers_only() {
         let refusal = Refusal::new(Class::Limited, "rate")
             .with_retry_after(Some(Duration::from_micros(1500)));
-        let answer = Grpc.answer::<String>(&refusal, refusal);
-        assert_eq!(answer.status(), 200);
-        assert_eq!(answer.headers()["grpc-status"], "8");
-        assert_eq!(answer.headers()["grpc-message"], "too many requests (rate)");
-        assert_eq!(answer.headers()["grpc-retry-pushback-ms"], "2");
-        assert!(answer.body().is_end_stream());
+        let response = Grpc.response::<String>(&refusal, refusal);
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["grpc-status"], "8");
+        assert_eq!(
+            response.headers()["grpc-message"],
+            "too many requests (rate)"
+        );
+        assert_eq!(response.headers()["grpc-retry-pushback-ms"], "2");
+        assert!(response.body().is_end_stream());
     }
 
     #[test]

@@ -11,10 +11,10 @@ use http::{
 use super::Refuse;
 use crate::{Refusal, Refused, body::RespondBody};
 
-/// Tells a refusal as an HTTP answer: the class's status, `Retry-After`, and a line of text or problem+json.
+/// Responds with an HTTP response: the status of the class, `Retry-After`, and a line of text or problem+json.
 ///
-/// `Retry-After` is in seconds, rounded **up** and at least 1 (RFC 9110 section 10.2.3): a client told 0 comes back at
-/// once and is refused again. It is left out where no time is known.
+/// `Retry-After` is in seconds, rounded **up** and at least 1 (RFC 9110 section 10.2.3), because a client that receives 0
+/// retries at once and is rejected again. Without a retry hint the header is omitted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Http {
     problem_json: bool,
@@ -31,7 +31,7 @@ impl Http {
         }
     }
 
-    /// Answers with `application/problem+json` (RFC 9457) instead of a line of text. Default: off.
+    /// Responds with `application/problem+json` (RFC 9457) instead of a line of text. Default: off.
     ///
     /// ```json
     /// {"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the circuit is open","code":"circuit-open"}
@@ -41,9 +41,8 @@ impl Http {
         Self { problem_json: true }
     }
 
-    /// The answer itself, for those who have no layer to give it. `detail` is for the reader: the error's own words.
-    /// The refusal is in its extensions.
-    pub fn answer<B>(&self, refusal: &Refusal, detail: impl Display) -> Response<RespondBody<B>> {
+    /// Creates the response, for code outside of a layer. `detail` is its text. The refusal is in its extensions.
+    pub fn response<B>(&self, refusal: &Refusal, detail: impl Display) -> Response<RespondBody<B>> {
         let status = refusal.class().status();
         let (content_type, text) = if self.problem_json {
             (
@@ -68,12 +67,12 @@ impl Http {
 impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Http {
     type Response = Response<RespondBody<B>>;
     type Error = E;
-    type Seen = ();
+    type Context = ();
 
-    fn see(&self, _: &Request<A>) {}
+    fn context(&self, _: &Request<A>) {}
 
     fn refuse<X: Refused>(&self, (): (), refused: X) -> Result<Self::Response, E> {
-        Ok(self.answer(refused.refusal(), &refused))
+        Ok(self.response(refused.refusal(), &refused))
     }
 
     fn pass(result: Result<Response<B>, E>) -> Result<Self::Response, E> {
@@ -132,20 +131,20 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_has_the_status_of_its_class_and_the_hint() {
+    fn a_response_has_the_status_of_its_class_and_the_retry_hint() {
         let refusal =
             Refusal::new(Class::Limited, "rate").with_retry_after(Some(Duration::from_millis(200)));
-        let answer = Http::new().answer::<String>(&refusal, "slow down");
-        assert_eq!(answer.status(), 429);
-        assert_eq!(answer.headers()["retry-after"], "1");
-        let answer =
-            Http::new().answer::<String>(&Refusal::new(Class::Unavailable, "circuit-open"), "open");
-        assert_eq!(answer.status(), 503);
-        assert!(!answer.headers().contains_key("retry-after"));
+        let response = Http::new().response::<String>(&refusal, "slow down");
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()["retry-after"], "1");
+        let response = Http::new()
+            .response::<String>(&Refusal::new(Class::Unavailable, "circuit-open"), "open");
+        assert_eq!(response.status(), 503);
+        assert!(!response.headers().contains_key("retry-after"));
     }
 
     #[test]
-    fn a_problem_is_told_as_rfc_9457_says() {
+    fn a_problem_document_follows_rfc_9457() {
         assert_eq!(
             problem(
                 &Refusal::new(Class::Unavailable, "circuit-open"),

@@ -1,18 +1,18 @@
-//! How a refusal is told: as an error, or as an answer that keeps the inner error type as it was.
+//! How a layer rejects: with an error, or with a response that leaves the inner service's error type unchanged.
 //!
-//! A layer that refuses is generic over one of these, so "reject" and "respond" are types and not a `bool`:
+//! A layer that rejects is generic over one of these types:
 //!
 //! | | the caller gets | error type | for |
 //! |---|---|---|---|
-//! | [`Fail`] | `Err(refusal)`, boxed | [`BoxError`](crate::BoxError) | clients: something above decides |
+//! | [`Fail`] | `Err(refusal)`, boxed | [`BoxError`](crate::BoxError) | clients: the caller decides |
 //! | [`Http`] | 503, 429 …, with `Retry-After` | the inner service's | servers: axum's stays `Infallible` |
-//! | [`Grpc`] | a trailers-only status, with a pushback hint | the inner service's | tonic servers |
+//! | [`Grpc`] | a trailers-only status, with a retry hint | the inner service's | tonic servers |
 //! | [`Auto`] | `Grpc` if the request is gRPC, else `Http` | the inner service's | servers of both |
-//! | [`Custom`] | what your function makes of it | the inner service's | your own error pages |
+//! | [`Custom`] | the response of a function | the inner service's | custom error pages |
 //!
-//! A response that tells a refusal has the [`Refusal`](crate::Refusal) in its extensions. So a layer further out can tell it
-//! from an answer of the inner service: the presets of [`classify`](crate::classify) ignore it, and an application can make
-//! error pages and metric labels of it.
+//! The response of a rejection has the [`Refusal`](crate::Refusal) in its extensions, so that an outer layer can distinguish it
+//! from a response of the inner service: the presets of [`classify`](crate::classify) ignore it, and an application can
+//! use it for error pages and metric labels.
 
 mod auto;
 mod custom;
@@ -29,35 +29,35 @@ pub use self::{
 };
 use crate::Refused;
 
-/// Turns a refusal into what the caller gets, and makes the inner service's answers fit beside it.
+/// Turns a refusal into the result of a call, and converts results of the inner service to the same type.
 pub trait Refuse<Req, Res, E> {
-    /// The response type with room for a refusal.
+    /// The response type of the layer.
     type Response;
 
-    /// The error type with room for a refusal.
+    /// The error type of the layer.
     type Error;
 
-    /// What must be remembered of a request to refuse it after it is gone. Usually nothing.
-    type Seen: Copy + Send + Sync + 'static;
+    /// What is needed of a request to reject it after it was passed on, such as its [`Protocol`]. Usually nothing.
+    type Context: Copy + Send + Sync + 'static;
 
-    /// Looks at a request that may be refused later.
-    fn see(&self, request: &Req) -> Self::Seen;
+    /// Creates the context of a request that may be rejected later.
+    fn context(&self, request: &Req) -> Self::Context;
 
-    /// Refuses.
+    /// Rejects a request.
     ///
     /// # Errors
     ///
-    /// The refusal itself, where it is told as an error.
+    /// The refusal, if this type rejects with errors.
     fn refuse<X: Refused>(
         &self,
-        seen: Self::Seen,
+        context: Self::Context,
         refused: X,
     ) -> Result<Self::Response, Self::Error>;
 
-    /// Passes an answer of the inner service on.
+    /// Converts a result of the inner service.
     ///
     /// # Errors
     ///
-    /// The inner service's.
+    /// The error of the inner service.
     fn pass(result: Result<Res, E>) -> Result<Self::Response, Self::Error>;
 }

@@ -1,4 +1,4 @@
-//! The guard in the body: settled at the end, at an error, or cancelled by a drop; once, and never late.
+//! The guard in the body: settled once, at the end or at an error, or cancelled by a drop.
 
 use std::{
     convert::Infallible,
@@ -17,11 +17,11 @@ use tower_outcome::{
     classify::{AnyErr, Auto, AutoClassifier, Classify, ClassifyResponse, Judge, Judged, Scope},
 };
 
-/// Tells the test what it was told; `None` for a guard that was dropped. The second is told of good heads.
-struct Tell(Option<mpsc::Sender<Option<Outcome>>>, mpsc::Sender<()>);
+/// Sends its outcome, or `None` if it is dropped without one, to the first channel, and calls of `head_received` to the second.
+struct Recorder(Option<mpsc::Sender<Option<Outcome>>>, mpsc::Sender<()>);
 
-impl Settle for Tell {
-    fn answered(&mut self) {
+impl Settle for Recorder {
+    fn head_received(&mut self) {
         assert!(self.0.is_some(), "never after the outcome");
         let _ = self.1.send(());
     }
@@ -31,7 +31,7 @@ impl Settle for Tell {
     }
 }
 
-impl Drop for Tell {
+impl Drop for Recorder {
     fn drop(&mut self) {
         if let Some(sender) = self.0.take() {
             let _ = sender.send(None);
@@ -39,29 +39,33 @@ impl Drop for Tell {
     }
 }
 
-type Told = mpsc::Receiver<Option<Outcome>>;
-type Answer<C, Res, E> = (Result<Judged<C, Tell, Res, E>, E>, Told);
-type AnswerAndHead<C, Res, E> = (Result<Judged<C, Tell, Res, E>, E>, Told, mpsc::Receiver<()>);
+type Outcomes = mpsc::Receiver<Option<Outcome>>;
+type Attached<C, Res, E> = (Result<Judged<C, Recorder, Res, E>, E>, Outcomes);
+type AttachedAndHeads<C, Res, E> = (
+    Result<Judged<C, Recorder, Res, E>, E>,
+    Outcomes,
+    mpsc::Receiver<()>,
+);
 
-fn answer<C, Res, E>(classifier: C, result: Result<Res, E>) -> Answer<C, Res, E>
+fn attach<C, Res, E>(classifier: C, result: Result<Res, E>) -> Attached<C, Res, E>
 where
     C: ClassifyResponse<Res, E>,
-    C::Scope: Scope<Res, Judge<C, Tell>>,
+    C::Scope: Scope<Res, Judge<C, Recorder>>,
 {
-    let (answer, told, _) = answer_and_head(classifier, result);
-    (answer, told)
+    let (result, outcomes, _) = attach_and_heads(classifier, result);
+    (result, outcomes)
 }
 
-/// And what was told of a good head.
-fn answer_and_head<C, Res, E>(classifier: C, result: Result<Res, E>) -> AnswerAndHead<C, Res, E>
+/// Also returns the calls of `head_received`.
+fn attach_and_heads<C, Res, E>(classifier: C, result: Result<Res, E>) -> AttachedAndHeads<C, Res, E>
 where
     C: ClassifyResponse<Res, E>,
-    C::Scope: Scope<Res, Judge<C, Tell>>,
+    C::Scope: Scope<Res, Judge<C, Recorder>>,
 {
-    let ((sender, told), (head, heads)) = (mpsc::channel(), mpsc::channel());
+    let ((sender, outcomes), (head, heads)) = (mpsc::channel(), mpsc::channel());
     (
-        Judge::new(classifier, Tell(Some(sender), head)).answer(result),
-        told,
+        Judge::new(classifier, Recorder(Some(sender), head)).attach(result),
+        outcomes,
         heads,
     )
 }
@@ -87,38 +91,38 @@ fn grpc_body(steps: impl IntoIterator<Item = Step>) -> Result<Response<Script>, 
 }
 
 #[tokio::test]
-async fn a_success_is_told_at_the_end_of_the_body_and_not_before() {
-    let (response, told) = answer(http(), body([Step::Data("a"), Step::Data("b")]));
+async fn a_success_is_recorded_at_the_end_of_the_body_and_not_before() {
+    let (response, outcomes) = attach(http(), body([Step::Data("a"), Step::Data("b")]));
     let mut body = response.unwrap().into_body();
     for _ in 0..2 {
         body.frame().await.unwrap().unwrap();
-        assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+        assert_eq!(outcomes.try_recv(), Err(mpsc::TryRecvError::Empty));
     }
     assert!(body.frame().await.is_none());
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::SUCCESS)));
     assert!(
         body.frame().await.is_none(),
-        "polled past its end, it says so again and tells nobody"
+        "polled past its end, it ends again and records nothing"
     );
-    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+    assert_eq!(outcomes.try_recv(), Err(mpsc::TryRecvError::Disconnected));
 }
 
 #[tokio::test]
-async fn a_good_head_is_told_once_and_before_the_end() {
-    let (response, told, heads) = answer_and_head(http(), body([Step::Data("a")]));
+async fn a_good_head_is_reported_once_and_before_the_end() {
+    let (response, outcomes, heads) = attach_and_heads(http(), body([Step::Data("a")]));
     assert_eq!(
-        (heads.try_iter().count(), told.try_recv()),
+        (heads.try_iter().count(), outcomes.try_recv()),
         (1, Err(mpsc::TryRecvError::Empty))
     );
     response.unwrap().into_body().collect().await.unwrap();
     assert_eq!(
-        (heads.try_iter().count(), told.try_recv()),
+        (heads.try_iter().count(), outcomes.try_recv()),
         (0, Ok(Some(Outcome::SUCCESS)))
     );
 }
 
 #[test]
-fn a_head_that_is_bad_or_says_all_is_told_as_the_outcome_only() {
+fn a_head_that_decides_the_outcome_is_not_reported_separately() {
     let response = |status| {
         Ok::<_, Infallible>(
             Response::builder()
@@ -128,58 +132,54 @@ fn a_head_that_is_bad_or_says_all_is_told_as_the_outcome_only() {
         )
     };
     for (status, heads) in [(200, 1), (404, 1), (204, 0), (500, 0), (429, 0)] {
-        let (_response, _told, told) = answer_and_head(http(), response(status));
-        assert_eq!(told.try_iter().count(), heads, "{status}");
+        let (_response, _told, outcomes) = attach_and_heads(http(), response(status));
+        assert_eq!(outcomes.try_iter().count(), heads, "{status}");
     }
-    let (_, _, heads) = answer_and_head::<_, u8, BoxError>(AnyErr, Ok(7));
-    assert_eq!(
-        heads.try_iter().count(),
-        0,
-        "it has no body to go along with"
-    );
+    let (_, _, heads) = attach_and_heads::<_, u8, BoxError>(AnyErr, Ok(7));
+    assert_eq!(heads.try_iter().count(), 0, "there is no body to wait for");
     let (_, _, heads) =
-        answer_and_head::<_, Response<Script>, BoxError>(http(), Err("reset".into()));
+        attach_and_heads::<_, Response<Script>, BoxError>(http(), Err("reset".into()));
     assert_eq!(heads.try_iter().count(), 0);
 }
 
 #[tokio::test]
-async fn a_body_that_tells_its_end_is_settled_with_its_last_frame() {
+async fn a_body_that_reports_its_end_is_settled_with_its_last_frame() {
     // A server drops such a body without polling it again.
     let script = Script::new([Step::Data("a"), Step::Data("b")]).telling_end();
-    let (response, told) = answer::<_, _, Infallible>(http(), Ok(Response::new(script)));
+    let (response, outcomes) = attach::<_, _, Infallible>(http(), Ok(Response::new(script)));
     let mut body = response.unwrap().into_body();
     body.frame().await;
-    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+    assert_eq!(outcomes.try_recv(), Err(mpsc::TryRecvError::Empty));
     body.frame().await;
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::SUCCESS)));
 }
 
 #[tokio::test]
-async fn a_body_of_promised_length_is_settled_with_its_last_byte_though_it_does_not_tell() {
-    // A file's stream: hyper sends as much as `Content-Length` says, and drops it without polling it again.
-    let promised = |length: &str| Response::builder().header("content-length", length);
+async fn a_body_with_a_content_length_is_settled_with_its_last_byte_without_an_end_report() {
+    // hyper sends the number of bytes in `Content-Length` and drops the body without polling it again.
+    let with_length = |length: &str| Response::builder().header("content-length", length);
     let script = Script::new([Step::Data("abc"), Step::Data("de"), Step::Hang]);
-    let (response, told) =
-        answer::<_, _, Infallible>(http(), Ok(promised("5").body(script).unwrap()));
+    let (response, outcomes) =
+        attach::<_, _, Infallible>(http(), Ok(with_length("5").body(script).unwrap()));
     let mut body = response.unwrap().into_body();
     body.frame().await;
-    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+    assert_eq!(outcomes.try_recv(), Err(mpsc::TryRecvError::Empty));
     body.frame().await;
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::SUCCESS)));
 
-    let (_response, told) =
-        answer::<_, _, Infallible>(http(), Ok(promised("0").body(Script::new([])).unwrap()));
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+    let (_response, outcomes) =
+        attach::<_, _, Infallible>(http(), Ok(with_length("0").body(Script::new([])).unwrap()));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::SUCCESS)));
 
-    let short = promised("5")
+    let short = with_length("5")
         .body(Script::new([Step::Data("abc"), Step::Break]))
         .unwrap();
-    let (response, told) = answer::<_, _, Infallible>(http(), Ok(short));
+    let (response, outcomes) = attach::<_, _, Infallible>(http(), Ok(short));
     response.unwrap().into_body().collect().await.unwrap_err();
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::FAILURE)));
 }
 
-/// A wrapper written by hand: it knows its length and has the default `is_end_stream`.
+/// A wrapper with an exact size hint and the default `is_end_stream`.
 struct Sized(Script, u64);
 
 impl Body for Sized {
@@ -202,12 +202,12 @@ impl Body for Sized {
 async fn a_body_that_knows_its_length_is_settled_with_its_last_byte() {
     let script = Script::new([Step::Data("abc"), Step::Data("de"), Step::Hang]);
     let response = Response::new(Sized(script, 5));
-    let (response, told) = answer::<_, _, Infallible>(http(), Ok(response));
+    let (response, outcomes) = attach::<_, _, Infallible>(http(), Ok(response));
     let mut body = response.unwrap().into_body();
     body.frame().await;
-    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+    assert_eq!(outcomes.try_recv(), Err(mpsc::TryRecvError::Empty));
     body.frame().await;
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::SUCCESS)));
 }
 
 #[tokio::test]
@@ -216,93 +216,94 @@ async fn a_body_that_ends_short_of_its_length_is_a_failure() {
         .header("content-length", "5")
         .body(Script::new([Step::Data("abc")]))
         .unwrap();
-    let (response, told) = answer::<_, _, Infallible>(http(), Ok(short));
+    let (response, outcomes) = attach::<_, _, Infallible>(http(), Ok(short));
     response.unwrap().into_body().collect().await.unwrap();
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::FAILURE)));
 }
 
 #[tokio::test]
-async fn a_grpc_call_ends_with_its_trailers_whatever_length_was_promised() {
+async fn a_grpc_call_ends_with_its_trailers_even_if_a_length_was_announced() {
     let response = Response::builder()
         .header("content-type", "application/grpc")
         .header("content-length", "1");
     let script = Script::new([Step::Data("a"), Step::grpc_status("0")]);
-    let (response, told) = answer::<_, _, Infallible>(grpc(), Ok(response.body(script).unwrap()));
+    let (response, outcomes) =
+        attach::<_, _, Infallible>(grpc(), Ok(response.body(script).unwrap()));
     response.unwrap().into_body().collect().await.unwrap();
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::SUCCESS)));
 }
 
 #[test]
 fn an_empty_body_is_settled_at_the_head() {
     let response = Response::new(Script::new([]).telling_end());
-    let (response, told) = answer::<_, _, Infallible>(http(), Ok(response));
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+    let (response, outcomes) = attach::<_, _, Infallible>(http(), Ok(response));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::SUCCESS)));
     assert!(response.unwrap().body().is_end_stream());
 }
 
 #[tokio::test]
 async fn a_body_that_breaks_off_is_a_failure() {
-    let (response, told) = answer(http(), body([Step::Data("a"), Step::Break]));
+    let (response, outcomes) = attach(http(), body([Step::Data("a"), Step::Break]));
     response.unwrap().into_body().collect().await.unwrap_err();
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::FAILURE)));
 }
 
 #[tokio::test]
-async fn a_body_that_we_broke_off_ourselves_is_ignored() {
+async fn a_body_cut_by_a_local_rejection_is_ignored() {
     const LOST: Refusal = Refusal::new(Class::Unavailable, "lease-lost");
     let cut = Script::new([Step::Break]).map_err(|Broken| BoxError::from(LOST));
-    let (response, told) = answer::<_, _, Infallible>(http(), Ok(Response::new(cut)));
+    let (response, outcomes) = attach::<_, _, Infallible>(http(), Ok(Response::new(cut)));
     response.unwrap().into_body().collect().await.unwrap_err();
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::IGNORE)));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::IGNORE)));
 }
 
 #[tokio::test]
 async fn a_body_dropped_halfway_cancels_its_guard() {
-    let (response, told) = answer(http(), body([Step::Data("a"), Step::Hang]));
+    let (response, outcomes) = attach(http(), body([Step::Data("a"), Step::Hang]));
     let mut body = response.unwrap().into_body();
     body.frame().await;
-    assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+    assert_eq!(outcomes.try_recv(), Err(mpsc::TryRecvError::Empty));
     drop(body);
-    assert_eq!(told.try_recv(), Ok(None));
+    assert_eq!(outcomes.try_recv(), Ok(None));
 }
 
 #[test]
-fn a_failure_is_told_at_the_head() {
+fn a_failure_is_recorded_at_the_head() {
     let response = Response::builder()
         .status(500)
         .body(Script::new([Step::Hang]))
         .unwrap();
-    let (_response, told) = answer::<_, _, Infallible>(http(), Ok(response));
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
+    let (_response, outcomes) = attach::<_, _, Infallible>(http(), Ok(response));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::FAILURE)));
 }
 
 #[tokio::test]
-async fn a_grpc_call_is_judged_by_its_trailers() {
+async fn a_grpc_call_is_classified_by_its_trailers() {
     for (code, expected) in [
         ("0", Outcome::SUCCESS),
         ("14", Outcome::FAILURE),
-        ("8", Outcome::SOFT),
+        ("8", Outcome::THROTTLED),
     ] {
-        let (response, told) = answer(
+        let (response, outcomes) = attach(
             grpc(),
             grpc_body([Step::Data("a"), Step::grpc_status(code)]),
         );
         response.unwrap().into_body().collect().await.unwrap();
-        assert_eq!(told.try_recv(), Ok(Some(expected)), "{code}");
+        assert_eq!(outcomes.try_recv(), Ok(Some(expected)), "{code}");
     }
-    let (response, told) = answer(grpc(), grpc_body([Step::Data("a")]));
+    let (response, outcomes) = attach(grpc(), grpc_body([Step::Data("a")]));
     response.unwrap().into_body().collect().await.unwrap();
     assert_eq!(
-        told.try_recv(),
+        outcomes.try_recv(),
         Ok(Some(Outcome::FAILURE)),
         "a stream cut before its status"
     );
 }
 
 #[test]
-fn a_client_cannot_make_failures_of_plain_answers_by_calling_its_requests_grpc() {
-    let (_, told) = answer(grpc(), body([Step::Data("a")]));
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::SUCCESS)));
+fn a_client_cannot_turn_plain_responses_into_failures_by_labelling_its_requests_as_grpc() {
+    let (_, outcomes) = attach(grpc(), body([Step::Data("a")]));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::SUCCESS)));
     for (status, expected) in [
         (404, Outcome::SUCCESS),
         (415, Outcome::SUCCESS),
@@ -312,18 +313,21 @@ fn a_client_cannot_make_failures_of_plain_answers_by_calling_its_requests_grpc()
             .status(status)
             .body(Script::new([]))
             .unwrap();
-        let (_, told) = answer::<_, _, Infallible>(grpc(), Ok(response));
-        assert_eq!(told.try_recv(), Ok(Some(expected)), "{status}");
+        let (_, outcomes) = attach::<_, _, Infallible>(grpc(), Ok(response));
+        assert_eq!(outcomes.try_recv(), Ok(Some(expected)), "{status}");
     }
 }
 
 #[test]
-fn a_neutral_classification_leaves_the_response_type_alone() {
-    let (response, told) = answer::<_, u8, BoxError>(AnyErr, Ok(7));
+fn a_classification_at_the_head_keeps_the_response_type() {
+    let (response, outcomes) = attach::<_, u8, BoxError>(AnyErr, Ok(7));
     let seven: u8 = response.unwrap();
-    assert_eq!((seven, told.try_recv()), (7, Ok(Some(Outcome::SUCCESS))));
-    let (_, told) = answer::<_, u8, BoxError>(AnyErr, Err("reset".into()));
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
+    assert_eq!(
+        (seven, outcomes.try_recv()),
+        (7, Ok(Some(Outcome::SUCCESS)))
+    );
+    let (_, outcomes) = attach::<_, u8, BoxError>(AnyErr, Err("reset".into()));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::FAILURE)));
 }
 
 #[tokio::test]
@@ -339,12 +343,12 @@ async fn a_refusals_text_is_a_body_of_known_length() {
 #[test]
 fn bodies_are_send_and_unpin_as_their_inner_ones_are() {
     fn check<T: Send + Sync + Unpin>() {}
-    check::<tower_outcome::body::GuardedBody<String, Judge<AutoClassifier, Tell>>>();
+    check::<tower_outcome::body::GuardedBody<String, Judge<AutoClassifier, Recorder>>>();
     check::<RespondBody<String>>();
 }
 
 #[tokio::test]
-async fn a_broken_upload_is_found_as_the_clients_in_the_error_of_the_client_that_sent_it() {
+async fn a_broken_upload_is_the_clients_fault_in_the_error_chain_of_an_http_client() {
     let mut body = ClientBody::new(Script::new([Step::Data("a"), Step::Break]));
     body.frame().await.unwrap().unwrap();
     let error: BoxError = body.frame().await.unwrap().unwrap_err().into();
@@ -353,11 +357,11 @@ async fn a_broken_upload_is_found_as_the_clients_in_the_error_of_the_client_that
         (refusal.class(), refusal.code()),
         (Class::BadRequest, "request-body-broke-off")
     );
-    let (_, told) = answer::<_, Response<Script>, BoxError>(http(), Err(error));
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::IGNORE)));
+    let (_, outcomes) = attach::<_, Response<Script>, BoxError>(http(), Err(error));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::IGNORE)));
 }
 
-/// Panics on its first poll, as a body whose code is broken.
+/// Panics on its first poll.
 struct Panics;
 
 impl Body for Panics {
@@ -374,21 +378,21 @@ impl Body for Panics {
 
 #[tokio::test]
 async fn a_body_that_panics_is_a_failure() {
-    let (response, told) = answer::<_, _, Infallible>(http(), Ok(Response::new(Panics)));
+    let (response, outcomes) = attach::<_, _, Infallible>(http(), Ok(Response::new(Panics)));
     let body = response.unwrap().into_body();
     let reader = tokio::spawn(async move { body.collect().await.map(drop) });
     assert!(reader.await.unwrap_err().is_panic());
-    assert_eq!(told.try_recv(), Ok(Some(Outcome::FAILURE)));
+    assert_eq!(outcomes.try_recv(), Ok(Some(Outcome::FAILURE)));
 }
 
 #[tokio::test]
 async fn a_body_dropped_by_another_panic_is_cancelled() {
-    let (response, told) = answer(http(), body([Step::Data("a"), Step::Hang]));
+    let (response, outcomes) = attach(http(), body([Step::Data("a"), Step::Hang]));
     let mut body = response.unwrap().into_body();
     let reader = tokio::spawn(async move {
         body.frame().await.unwrap().unwrap();
         panic!("the reader's")
     });
     assert!(reader.await.unwrap_err().is_panic());
-    assert_eq!(told.try_recv(), Ok(None));
+    assert_eq!(outcomes.try_recv(), Ok(None));
 }

@@ -1,4 +1,4 @@
-//! Errors as responses: refusals by their class, anything else as the user says, and never as an error.
+//! `RespondLayer`: refusals by their class, other errors by the setting, never an error.
 
 use std::{
     convert::Infallible,
@@ -51,7 +51,7 @@ fn reset() -> BoxError {
     "connection reset by 10.0.0.7".into()
 }
 
-async fn answer<S, B>(mut service: S, request: Request<()>) -> Response<B>
+async fn respond<S, B>(mut service: S, request: Request<()>) -> Response<B>
 where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
 {
@@ -67,13 +67,13 @@ fn verdict<B>(response: &Response<B>) -> Option<Outcome> {
 }
 
 #[tokio::test]
-async fn a_refusal_has_the_status_of_its_class_wherever_it_comes_from() {
+async fn a_refusal_from_readiness_or_from_a_call_has_the_status_of_its_class() {
     for unready in [false, true] {
         let service = RespondLayer::new().layer(Failing {
             unready,
             error: refused,
         });
-        let response = answer(service, Request::new(())).await;
+        let response = respond(service, Request::new(())).await;
         assert_eq!(response.status(), 503);
         assert_eq!(response.extensions().get(), Some(&NO_ENDPOINTS));
         assert_eq!(verdict(&response), Some(Outcome::IGNORE));
@@ -87,17 +87,17 @@ async fn any_other_error_is_a_502_that_counts_as_a_failure_further_out() {
             unready,
             error: reset,
         });
-        let response = answer(service, Request::new(())).await;
+        let response = respond(service, Request::new(())).await;
         assert_eq!(response.status(), 502);
         assert_eq!(response.extensions().get::<Refusal>(), None);
         assert_eq!(verdict(&response), Some(Outcome::FAILURE));
         let text = format!("{response:?}");
-        assert!(!text.contains("10.0.0.7"), "not the client's business");
+        assert!(!text.contains("10.0.0.7"), "the client must not receive it");
     }
 }
 
 #[tokio::test]
-async fn an_application_says_500_and_tells_it_in_its_own_way() {
+async fn other_errors_and_the_format_of_the_response_can_be_set() {
     let layer = RespondLayer::new()
         .otherwise(Refusal::new(Class::Internal, "internal"))
         .with(refuse::Http::new().problem_json());
@@ -105,7 +105,7 @@ async fn an_application_says_500_and_tells_it_in_its_own_way() {
         unready: false,
         error: reset,
     };
-    let response = answer(layer.layer(failing), Request::new(())).await;
+    let response = respond(layer.layer(failing), Request::new(())).await;
     assert_eq!(response.status(), 500);
     assert_eq!(
         response.headers()["content-type"],
@@ -123,13 +123,13 @@ async fn a_grpc_request_gets_a_grpc_status() {
         unready: false,
         error: refused,
     });
-    let response = answer(service, request).await;
+    let response = respond(service, request).await;
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["grpc-status"], "14");
 }
 
 #[tokio::test]
-async fn an_error_of_readiness_is_answered_once_and_stays_with_its_clone() {
+async fn an_error_of_readiness_becomes_one_response_and_is_not_cloned() {
     let mut service = RespondLayer::new().layer(Failing {
         unready: true,
         error: refused,
@@ -142,5 +142,5 @@ async fn an_error_of_readiness_is_answered_once_and_stays_with_its_clone() {
         503,
         "the inner service is not called"
     );
-    assert_eq!(answer(clone, Request::new(())).await.status(), 503);
+    assert_eq!(respond(clone, Request::new(())).await.status(), 503);
 }

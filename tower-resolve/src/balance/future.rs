@@ -130,7 +130,7 @@ where
                             let judge = Judge::new(classifier, guard);
                             return Poll::Ready(
                                 judge
-                                    .answer(Ok(response))
+                                    .attach(Ok(response))
                                     .map_err(|error: S::Error| error.into()),
                             );
                         }

@@ -442,7 +442,7 @@ impl InFlight {
         let took = now.saturating_sub(began);
         match verdict {
             Verdict::Success => latency.record(now, took),
-            Verdict::Failure | Verdict::Soft => latency.failed(now, took),
+            Verdict::Failure | Verdict::Throttled => latency.failed(now, took),
             Verdict::Ignore => {}
         }
     }
@@ -475,7 +475,7 @@ impl Settle for InFlight {
         match outcome.verdict() {
             Verdict::Success => self.stats.succeeded(),
             Verdict::Failure => self.stats.failed(self.term, false),
-            Verdict::Soft => self.stats.failed(self.term, true),
+            Verdict::Throttled => self.stats.failed(self.term, true),
             Verdict::Ignore => return,
         }
         if let Some(after) = outcome.retry_after() {

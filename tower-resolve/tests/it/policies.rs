@@ -189,7 +189,7 @@ async fn who_says_when_to_come_back_is_left_alone_until_then() {
     let busy = classify::from_fn(
         |result: Result<&http::Response<Script>, &testkit::Broken>| match result {
             Ok(response) if response.status() == 429 => {
-                Outcome::SOFT.with_retry_after(Some(Duration::from_secs(5)))
+                Outcome::THROTTLED.with_retry_after(Some(Duration::from_secs(5)))
             }
             Ok(_) => Outcome::SUCCESS,
             Err(_) => Outcome::FAILURE,

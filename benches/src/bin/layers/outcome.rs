@@ -127,7 +127,7 @@ where
             this.judge
                 .take()
                 .expect("polled after it was ready")
-                .answer(result),
+                .attach(result),
         )
     }
 }
