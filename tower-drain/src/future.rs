@@ -102,7 +102,7 @@ impl<F> fmt::Debug for ResponseFuture<F> {
 /// The answer of a request that was cut. It has no body, since the body's type is the inner service's.
 fn instead<B>(protocol: Protocol) -> Response<DrainBody<B>> {
     let refusal = CUT.with_retry_after(Some(Duration::from_secs(1)));
-    let mut response = Auto::new().answer::<()>(protocol, &refusal, refusal);
+    let mut response = Auto::new().response::<()>(protocol, &refusal, refusal);
     if protocol == Protocol::Http {
         response.headers_mut().remove(CONTENT_LENGTH);
         response.headers_mut().remove(CONTENT_TYPE);

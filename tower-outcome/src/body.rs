@@ -11,7 +11,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use pin_project::{pin_project, pinned_drop};
+use pin_project_lite::pin_project;
 
 use crate::{BoxError, Class, Refusal};
 
@@ -33,47 +33,68 @@ pub trait OnEnd {
     fn on_end(self, end: End<'_>);
 }
 
-/// A body that carries a guard until its end, its error or its drop. A panic of the inner body counts as an error.
-///
-/// Servers drop a body without polling it again once its `is_end_stream` returns true, or once it has yielded as many bytes
-/// as its `size_hint` or the head's `Content-Length` announced. So a classification [at the end](crate::classify::AtEnd)
-/// takes either for the end, and counts a body that ends before the announced length as broken off. `size_hint` and
-/// `is_end_stream` are those of the inner body, so framing does not change.
-#[pin_project(PinnedDrop)]
-pub struct GuardedBody<B, G: OnEnd> {
-    #[pin]
-    inner: B,
-    guard: Option<G>,
-    /// Set while the inner body is polled: a drop during that time is caused by its panic.
-    inside: bool,
-    /// Bytes still to come, or [`UNKNOWN`].
-    left: u64,
+pin_project! {
+    /// A body that carries a guard until its end, its error or its drop. A panic of the inner body counts as an error.
+    ///
+    /// Servers drop a body without polling it again once its `is_end_stream` returns true, or once it has yielded as many bytes
+    /// as its `size_hint` or the head's `Content-Length` announced. So a classification [at the end](crate::classify::AtEnd)
+    /// takes either for the end, and counts a body that ends before the announced length as broken off. `size_hint` and
+    /// `is_end_stream` are those of the inner body, so framing does not change.
+    pub struct GuardedBody<B, G: OnEnd> {
+        #[pin]
+        inner: B,
+        guard: Option<G>,
+        // Set while the inner body is polled: a drop during that time is caused by its panic.
+        inside: bool,
+        // Bytes still to come, or `UNKNOWN`.
+        left: u64,
+    }
+
+    impl<B, G: OnEnd> PinnedDrop for GuardedBody<B, G> {
+        // A panic of the inner body ends it, as an error does. In any other case the guard is dropped with its reader.
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if *this.inside
+                && let Some(guard) = this.guard.take()
+            {
+                guard.on_end(End::Broken(None));
+            }
+        }
+    }
 }
 
-/// The inner service's body, or the text of a rejection.
-#[pin_project]
-#[derive(Debug)]
-pub struct RespondBody<B>(#[pin] Either<B>);
+pin_project! {
+    /// The inner service's body, or the text of a rejection.
+    #[derive(Debug)]
+    pub struct RespondBody<B> {
+        #[pin]
+        either: Either<B>,
+    }
+}
 
-/// A request body whose errors are marked as the client's fault: a [`Refusal`] of [`Class::BadRequest`].
-///
-/// When an upload breaks off, an HTTP client returns an error with the body's error in its chain. A circuit around that
-/// client cannot distinguish it from a failure of the upstream, so clients that break off their uploads could open the circuit
-/// for every client. With this wrapper around the incoming body the chain contains a [`Refusal`], which every preset
-/// classification ignores.
-///
-/// ```
-/// use http::Request;
-/// use tower_outcome::body::ClientBody;
-///
-/// // In a stack, between the circuit and the client. A classification can search boxed errors only:
-/// // `.map_err(BoxError::from).map_request(|request: Request<_>| request.map(ClientBody::new))`
-/// let request = Request::new(String::from("body")).map(ClientBody::new);
-/// # let _ = request;
-/// ```
-#[pin_project]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ClientBody<B>(#[pin] B);
+pin_project! {
+    /// A request body whose errors are marked as the client's fault: a [`Refusal`] of [`Class::BadRequest`].
+    ///
+    /// When an upload breaks off, an HTTP client returns an error with the body's error in its chain. A circuit around that
+    /// client cannot distinguish it from a failure of the upstream, so clients that break off their uploads could open the circuit
+    /// for every client. With this wrapper around the incoming body the chain contains a [`Refusal`], which every preset
+    /// classification ignores.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower_outcome::body::ClientBody;
+    ///
+    /// // In a stack, between the circuit and the client. A classification can search boxed errors only:
+    /// // `.map_err(BoxError::from).map_request(|request: Request<_>| request.map(ClientBody::new))`
+    /// let request = Request::new(String::from("body")).map(ClientBody::new);
+    /// # let _ = request;
+    /// ```
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct ClientBody<B> {
+        #[pin]
+        inner: B,
+    }
+}
 
 /// The error of a [`ClientBody`]: the request body broke off.
 ///
@@ -85,11 +106,18 @@ pub struct ClientBodyError {
     refusal: Refusal,
 }
 
-#[pin_project(project = EitherProj)]
-#[derive(Debug)]
-enum Either<B> {
-    Inner(#[pin] B),
-    Refusal(Option<Bytes>),
+pin_project! {
+    #[project = EitherProj]
+    #[derive(Debug)]
+    enum Either<B> {
+        Inner {
+            #[pin]
+            body: B,
+        },
+        Refusal {
+            text: Option<Bytes>,
+        },
+    }
 }
 
 // === impl GuardedBody ===
@@ -183,19 +211,6 @@ where
     }
 }
 
-#[pinned_drop]
-impl<B, G: OnEnd> PinnedDrop for GuardedBody<B, G> {
-    /// A panic of the inner body ends it, as an error does. In any other case the guard is dropped with its reader.
-    fn drop(self: Pin<&mut Self>) {
-        let this = self.project();
-        if *this.inside
-            && let Some(guard) = this.guard.take()
-        {
-            guard.on_end(End::Broken(None));
-        }
-    }
-}
-
 /// Subtracts the bytes of a frame; true when none are left.
 fn is_last<D: Buf>(left: &mut u64, frame: &Frame<D>) -> bool {
     if *left != UNKNOWN {
@@ -225,12 +240,12 @@ impl<B: Default, G: OnEnd> Default for GuardedBody<B, G> {
 impl<B> ClientBody<B> {
     /// Marks the errors of `body` as the client's fault.
     pub const fn new(body: B) -> Self {
-        Self(body)
+        Self { inner: body }
     }
 
     /// The inner body.
     pub fn into_inner(self) -> B {
-        self.0
+        self.inner
     }
 }
 
@@ -246,16 +261,16 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, ClientBodyError>>> {
-        let frame = ready!(self.project().0.poll_frame(cx));
+        let frame = ready!(self.project().inner.poll_frame(cx));
         Poll::Ready(frame.map(|frame| frame.map_err(ClientBodyError::new)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
+        self.inner.size_hint()
     }
 }
 
@@ -294,14 +309,17 @@ impl Error for ClientBodyError {
 impl<B> RespondBody<B> {
     /// Wraps the inner service's body.
     pub fn inner(body: B) -> Self {
-        Self(Either::Inner(body))
+        Self {
+            either: Either::Inner { body },
+        }
     }
 
     /// The text of a rejection; empty for a gRPC trailers-only response.
     pub fn refusal(text: impl Into<Bytes>) -> Self {
-        Self(Either::Refusal(
-            Some(text.into()).filter(|text| !text.is_empty()),
-        ))
+        let text = Some(text.into()).filter(|text: &Bytes| !text.is_empty());
+        Self {
+            either: Either::Refusal { text },
+        }
     }
 }
 
@@ -313,23 +331,25 @@ impl<B: Body<Data = Bytes>> Body for RespondBody<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        match self.project().0.project() {
-            EitherProj::Inner(body) => body.poll_frame(cx),
-            EitherProj::Refusal(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+        match self.project().either.project() {
+            EitherProj::Inner { body } => body.poll_frame(cx),
+            EitherProj::Refusal { text } => {
+                Poll::Ready(text.take().map(|text| Ok(Frame::data(text))))
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
-            Either::Inner(body) => body.is_end_stream(),
-            Either::Refusal(text) => text.is_none(),
+        match &self.either {
+            Either::Inner { body } => body.is_end_stream(),
+            Either::Refusal { text } => text.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
-            Either::Inner(body) => body.size_hint(),
-            Either::Refusal(text) => {
+        match &self.either {
+            Either::Inner { body } => body.size_hint(),
+            Either::Refusal { text } => {
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
         }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use http::{Request, Response};
-use pin_project::pin_project;
+use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -68,23 +68,33 @@ pub struct RespondService<S, R = refuse::Auto> {
     failed: Option<BoxError>,
 }
 
-/// The future of [`RespondService`].
-///
-/// Cancel safety: dropping it drops the inner future.
-#[pin_project]
-pub struct RespondFuture<F, R, Seen, A> {
-    #[pin]
-    state: State<F>,
-    refuse: R,
-    seen: Seen,
-    otherwise: Refusal,
-    request: PhantomData<fn(A)>,
+pin_project! {
+    /// The future of [`RespondService`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the inner future.
+    pub struct RespondFuture<F, R, C, A> {
+        #[pin]
+        state: State<F>,
+        refuse: R,
+        context: C,
+        otherwise: Refusal,
+        request: PhantomData<fn(A)>,
+    }
 }
 
-#[pin_project(project = StateProj)]
-enum State<F> {
-    Called(#[pin] F),
-    Failed(BoxError),
+pin_project! {
+    #[project = StateProj]
+    enum State<F> {
+        Called {
+            #[pin]
+            inner: F,
+        },
+        Failed {
+            error: BoxError,
+        },
+    }
 }
 
 // === impl RespondLayer ===
@@ -166,10 +176,12 @@ where
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
         RespondFuture {
-            seen: self.refuse.context(&request),
+            context: self.refuse.context(&request),
             state: match self.failed.take() {
-                Some(error) => State::Failed(error),
-                None => State::Called(self.inner.call(request)),
+                Some(error) => State::Failed { error },
+                None => State::Called {
+                    inner: self.inner.call(request),
+                },
             },
             refuse: self.refuse.clone(),
             otherwise: self.otherwise,
@@ -217,15 +229,15 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let found = match this.state.project() {
-            StateProj::Called(inner) => match ready!(inner.poll(cx)) {
+            StateProj::Called { inner } => match ready!(inner.poll(cx)) {
                 Ok(response) => return Poll::Ready(R::pass(Ok(response))),
                 Err(error) => Refusal::find(&*error.into()).copied(),
             },
-            StateProj::Failed(error) => Refusal::find(&**error).copied(),
+            StateProj::Failed { error } => Refusal::find(&**error).copied(),
         };
         let mut response = this
             .refuse
-            .refuse(*this.seen, found.unwrap_or(*this.otherwise))?;
+            .refuse(*this.context, found.unwrap_or(*this.otherwise))?;
         if found.is_none() {
             response.extensions_mut().remove::<Refusal>();
         }
@@ -233,7 +245,7 @@ where
     }
 }
 
-impl<F, R, Seen, A> fmt::Debug for RespondFuture<F, R, Seen, A> {
+impl<F, R, C, A> fmt::Debug for RespondFuture<F, R, C, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RespondFuture").finish_non_exhaustive()
     }

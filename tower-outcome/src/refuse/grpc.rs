@@ -31,10 +31,7 @@ impl Grpc {
         if let Ok(message) = HeaderValue::try_from(percent_encoded(&detail.to_string())) {
             headers.insert(GRPC_MESSAGE, message);
         }
-        if let Some(after) = refusal.retry_after() {
-            let millis = after.as_nanos().div_ceil(1_000_000);
-            // Java and Go clients parse a signed 32-bit or 64-bit number, so it is limited to one day.
-            let millis = u64::try_from(millis).unwrap_or(u64::MAX).min(86_400_000);
+        if let Some(millis) = pushback_millis(refusal) {
             headers.insert(GRPC_RETRY_PUSHBACK_MS, HeaderValue::from(millis));
         }
         response
@@ -55,6 +52,12 @@ impl<A, B, E> Refuse<Request<A>, Response<B>, E> for Grpc {
     fn pass(result: Result<Response<B>, E>) -> Result<Self::Response, E> {
         result.map(|response| response.map(RespondBody::inner))
     }
+}
+
+/// The retry hint, rounded up. Java and Go clients parse a signed 32-bit or 64-bit number, so it is limited to one day.
+pub(super) fn pushback_millis(refusal: &Refusal) -> Option<u64> {
+    let millis = refusal.retry_after()?.as_nanos().div_ceil(1_000_000);
+    Some(u64::try_from(millis).unwrap_or(u64::MAX).min(86_400_000))
 }
 
 /// The encoding of `grpc-message` (gRPC's PROTOCOL-HTTP2.md): escapes `%` and everything but printable ASCII.

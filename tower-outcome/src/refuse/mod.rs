@@ -19,7 +19,11 @@ mod custom;
 mod fail;
 mod grpc;
 mod http;
+#[cfg(feature = "tonic")]
+mod tonic;
 
+#[cfg(feature = "tonic")]
+pub use self::tonic::status;
 pub use self::{
     auto::{Auto, Protocol},
     custom::Custom,
