@@ -107,7 +107,8 @@ impl Queue {
         fence(SeqCst);
         if self.is_waited_in() {
             let mut line = self.line();
-            let wakers: Vec<_> = (0..line.waiting.len())
+            // One more than wait: it is for those that try right now, and may have looked before.
+            let wakers: Vec<_> = (0..=line.waiting.len())
                 .filter_map(|_| line.give(Turn::ANYTHING))
                 .collect();
             drop(line);
@@ -141,7 +142,10 @@ impl Queue {
         for number in late {
             if let Some((turn, _)) = line.turns.remove(&number) {
                 self.active.fetch_sub(1, AcqRel);
-                wakers.extend(line.give(turn));
+                // Two, where there may be room for both: many that are not polled hold up the others for a few turns, and
+                // not for one each.
+                let turns = if turn.spreads { 2 } else { 1 };
+                wakers.extend((0..turns).filter_map(|_| line.give(turn.clone())));
             }
         }
         drop(line);
@@ -150,7 +154,8 @@ impl Queue {
             return true;
         }
         self.is_watched.store(false, Relaxed);
-        // It may have been joined in between, by a request that still saw it watched.
+        // It may have been joined in between, by a request that still saw it watched; see `Ticket::new`.
+        fence(SeqCst);
         self.is_waited_in() && !self.is_watched.swap(true, Relaxed)
     }
 
@@ -361,3 +366,54 @@ impl fmt::Debug for Ticket {
 /// How long a turn lasts. A task that is woken gets to run sooner, where the runtime is not overloaded; and where it is, the
 /// request loses nothing but this turn, because it keeps its number.
 pub(super) const TURN: Duration = Duration::from_millis(50);
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn hub() -> Arc<Hub> {
+        let (looks, _) = mpsc::unbounded_channel();
+        Arc::new(Hub::new(looks, u32::MAX, 0, false, Instant::now()))
+    }
+
+    fn waiting(hub: &Arc<Hub>) -> Ticket {
+        let cx = Context::from_waker(Waker::noop());
+        let mut ticket = Ticket::new(hub, 1_000, None).unwrap();
+        while ticket.poll_turn(&cx, false).is_ready() {
+            ticket.wait_on(&cx);
+        }
+        ticket
+    }
+
+    #[test]
+    fn a_request_that_looked_just_before_the_last_word_looks_again() {
+        let (hub, cx) = (hub(), Context::from_waker(Waker::noop()));
+        let mut ticket = Ticket::new(&hub, 8, None).unwrap();
+        assert!(ticket.poll_turn(&cx, false).is_ready());
+        hub.queue.close();
+        ticket.wait_on(&cx);
+        assert!(ticket.poll_turn(&cx, false).is_ready());
+        ticket.done();
+        assert!(!hub.queue.is_waited_in());
+    }
+
+    #[test]
+    fn requests_that_are_not_polled_hold_up_the_others_for_a_few_turns_and_not_for_one_each() {
+        let (hub, cx) = (hub(), Context::from_waker(Waker::noop()));
+        let idle: Vec<_> = (0..100).map(|_| waiting(&hub)).collect();
+        let mut last = waiting(&hub);
+        hub.queue.open();
+        let mut now = Instant::now();
+        let mut lapses = 0;
+        while last.poll_turn(&cx, false).is_pending() {
+            now += TURN;
+            hub.queue.lapse(now);
+            lapses += 1;
+            assert!(lapses < 10, "it is still held up");
+        }
+        drop((last, idle));
+        assert_eq!((hub.queue.len(), hub.queue.is_waited_in()), (0, false));
+    }
+}
