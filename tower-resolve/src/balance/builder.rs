@@ -98,6 +98,9 @@ impl<P, C> BalanceBuilder<P, C> {
 
     /// How many requests may wait for an endpoint at once; one more is rejected. Default: 1 024, which is what a second
     /// of a busy server holds, in a few hundred kilobytes. Those that wait are served in the order in which they came.
+    ///
+    /// With 0 a request is rejected at once where it finds no endpoint for it. So that this does not cost more the more
+    /// endpoints there are, it then tries at most 128 that are [full](Self::max_in_flight), beginning with a random one.
     #[must_use]
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.limits.max_waiting = requests;

@@ -28,7 +28,7 @@
 //!
 //! A place that becomes free goes to the request that waits longest. A request that comes while others wait queues behind
 //! them and looks at no endpoint, so it cannot overtake them, and a rejection because the queue is full costs the same
-//! for any number of endpoints. A request has 50 ms to take its turn; one that is not polled meanwhile keeps its place in
+//! for any number of endpoints. (Where [none may wait](BalanceBuilder::max_waiting), a request tries 128 that are full.) A request has 50 ms to take its turn; one that is not polled meanwhile keeps its place in
 //! the queue, but the turn goes to the next, so a future that its caller forgot holds up no other request. One that an
 //! endpoint handed back does not queue again, unless there is nothing for it.
 //!

@@ -217,13 +217,28 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
     {
         let shares = &self.published.shares;
         let tiers = std::iter::once(first).chain((0..shares.len()).filter(|tier| *tier != first));
+        // While requests wait, those that come look at no endpoint. Where none may wait, each would look at all that are
+        // full.
+        let mut looks = if self.shared.limits.max_waiting == 0 {
+            LOOKS
+        } else {
+            usize::MAX
+        };
         for Share { panics, view, .. } in tiers.map(|tier| &shares[tier]) {
             let shown = &view.shown;
             let count = shown.count();
             let start = fastrand::usize(..count);
             for index in (start..count).chain(0..start) {
-                if let Some(chosen) = self.ask(shown.slot(index), *panics, request) {
+                let slot = shown.slot(index);
+                if !is_eligible(slot, *panics) {
+                    continue;
+                }
+                if let Some(chosen) = self.ask(slot, *panics, request) {
                     return Some(chosen);
+                }
+                looks -= 1;
+                if looks == 0 {
+                    return None;
                 }
             }
         }
@@ -238,7 +253,7 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
         P: Policy<Req, Table = T>,
         C: Stamp<Req>,
     {
-        if !(slot.stats.is_usable() || panics && slot.stats.is_ready()) {
+        if !is_eligible(slot, panics) {
             return None;
         }
         let began = if P::MEASURES_LATENCY {
@@ -265,6 +280,10 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
         guard.undo();
         None
     }
+}
+
+fn is_eligible<S>(slot: &Slot<S>, panics: bool) -> bool {
+    slot.stats.is_usable() || panics && slot.stats.is_ready()
 }
 
 /// Where a key is among the tiers: spread, for it may be a small number, and in another way than policies do, so that what a
@@ -337,3 +356,6 @@ const PICKS: usize = 3;
 
 /// The same where it picks among those that are not ready, too.
 const KEYED_PICKS: usize = 8;
+
+/// How many endpoints a request tries besides, where it must not wait.
+const LOOKS: usize = 128;

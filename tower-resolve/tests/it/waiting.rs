@@ -195,6 +195,50 @@ async fn a_request_that_comes_while_others_wait_looks_at_no_endpoint() {
         .for_each(|answer| assert!(answer.is_ok()));
 }
 
+/// How many of 400 requests find the one of so many endpoints that has a place left.
+async fn found(endpoints: usize, max_waiting: usize) -> usize {
+    let (source, updates) = source();
+    let builder = Balance::builder()
+        .policy(Counted(Arc::default()))
+        .max_in_flight(limit(1))
+        .max_wait(Duration::ZERO)
+        .max_waiting(max_waiting);
+    let make = |_: &Endpoint, _: &EjectionBudget| {
+        tower::service_fn(async |request: Request<String>| {
+            if request.body() == "stays" {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, BoxError>(())
+        })
+    };
+    let (mut balance, driver) = builder.build(updates, make);
+    tokio::spawn(driver);
+    let ids: Vec<String> = (0..endpoints).map(|id| id.to_string()).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    source.send(snapshot(1, &ids)).unwrap();
+    settle().await;
+    let mut held = Vec::new();
+    while held.len() < endpoints - 1 {
+        let mut call = Box::pin(balance.call(Request::new("stays".into())));
+        if poll_once(call.as_mut()).await.is_pending() {
+            held.push(call);
+        }
+    }
+    let mut found = 0;
+    for _ in 0..400 {
+        found += usize::from(balance.call(request()).await.is_ok());
+    }
+    found
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_none_may_wait_a_rejection_costs_the_same_for_any_number_of_endpoints() {
+    let part = found(1_000, 0).await;
+    assert!((20..120).contains(&part), "128 of 1,000 are tried: {part}");
+    assert_eq!(found(100, 0).await, 400, "few are tried all");
+    assert_eq!(found(1_000, 1).await, 400, "one that may wait tries all");
+}
+
 #[tokio::test(start_paused = true)]
 async fn all_that_wait_go_on_at_once_when_there_is_room_for_all() {
     let rig = rig(Balance::builder());
