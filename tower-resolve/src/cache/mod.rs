@@ -90,19 +90,19 @@ impl<R: Resolve> CachedResolver<R> {
 
     /// How long the source's last word (a snapshot, a delta, a sign of progress) counts before it is asked again.
     /// Default: 5 s. The question goes out when four fifths of that are over, give or take a tenth, so that the answer is
-    /// there in time and many clients do not ask in step. Set it before the first name is followed: it is not told to
-    /// names that are.
+    /// there in time and many clients do not ask in step. At least 10 ms. Set it before the first name is followed: it is
+    /// not told to names that are.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.limits.ttl = ttl.min(FOR_EVER);
+        self.limits.ttl = ttl.clamp(LEAST, FOR_EVER);
         self
     }
 
     /// How long a "does not exist", or a failure, counts before the source is asked again. Default: 1 s: soon enough for
-    /// whoever waits for a name to appear, seldom enough for the source.
+    /// whoever waits for a name to appear, seldom enough for the source. At least 10 ms.
     #[must_use]
     pub fn negative_ttl(mut self, ttl: Duration) -> Self {
-        self.limits.negative = ttl.min(FOR_EVER);
+        self.limits.negative = ttl.clamp(LEAST, FOR_EVER);
         self
     }
 
@@ -217,3 +217,6 @@ impl<R> fmt::Debug for CachedResolver<R> {
             .finish_non_exhaustive()
     }
 }
+
+/// A source that answers at once would otherwise be asked in a loop that never rests.
+const LEAST: Duration = Duration::from_millis(10);

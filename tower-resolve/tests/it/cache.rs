@@ -363,6 +363,23 @@ async fn a_source_that_ends_its_updates_is_asked_again() {
     );
 }
 
+/// In real time: a loop that never rests would keep paused time from passing.
+#[tokio::test]
+async fn with_a_ttl_of_nothing_a_source_is_not_asked_in_a_loop() {
+    for answer in [snapshot(1, &["a"]), Update::degraded("busy")] {
+        let source = Source::default();
+        source.answer([answer]);
+        let cached = CachedResolver::new(source.clone())
+            .ttl(Duration::ZERO)
+            .negative_ttl(Duration::ZERO);
+        let start = std::time::Instant::now();
+        let _updates = cached.resolve("name");
+        sleep(Duration::from_millis(100)).await;
+        let most = 2 + start.elapsed().as_millis() as usize / 7;
+        assert!(source.asked() <= most, "{} of {most}", source.asked());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_great_loss_right_after_trouble_is_asked_for_again_and_then_believed() {
     let (source, cached) = cached([snapshot(1, &["a", "b", "c", "d"])]);
