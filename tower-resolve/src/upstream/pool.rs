@@ -138,6 +138,21 @@ impl<B> Pool<B> {
         None
     }
 
+    /// The idle connections whose last exchange is not over on the wire.
+    fn take_unready(&self) -> Vec<Connection<B>> {
+        let mut idle = self.idle();
+        let all = std::mem::take(&mut idle.connections);
+        let (ready, unready): (VecDeque<_>, VecDeque<_>) = all
+            .into_iter()
+            .partition(|(_, connection)| connection.is_ready());
+        idle.connections = ready;
+        drop(idle);
+        unready
+            .into_iter()
+            .map(|(_, connection)| connection)
+            .collect()
+    }
+
     fn has_ready(&self) -> bool {
         self.idle()
             .connections
@@ -185,6 +200,14 @@ where
         if self.is_ready() {
             return;
         }
+        // One that was put back before its exchange was over tells nobody when it is.
+        self.take_unready().into_iter().for_each(|connection| {
+            tokio::spawn(finish(
+                Arc::downgrade(&self),
+                connection,
+                self.limits.idle_timeout,
+            ));
+        });
         if !self.is_down.load(Acquire) {
             return changed.await;
         }

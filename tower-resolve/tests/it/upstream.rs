@@ -16,15 +16,17 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream},
+    sync::mpsc,
     task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{Service, ServiceExt};
 use tower_outcome::{BoxError, Class, EjectionBudget, Refusal, Unsent};
 use tower_resolve::{
@@ -453,6 +455,47 @@ async fn who_finds_every_connection_taken_waits_for_room() {
     }
     within(async { while clients.join_next().await.transpose().unwrap().is_some() {} }).await;
     assert_eq!(server.accepted.load(SeqCst), 1);
+}
+
+/// An answer may come before its request has been sent: then its connection is free when that is over.
+#[tokio::test]
+async fn who_waits_for_room_gets_a_connection_whose_upload_ends_after_its_answer() {
+    let addr = raw(|mut stream, number| async move {
+        read_head(&mut stream).await?;
+        if number == 0 {
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .await?;
+        }
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+        Ok(())
+    })
+    .await;
+    let mut upstream = Upstream::<()>::builder(addr)
+        .max_connections(NonZeroUsize::new(2).unwrap())
+        .idle_timeout(Duration::from_secs(600))
+        .build();
+    let upload = || {
+        let (frames, body) = mpsc::unbounded_channel::<Result<http_body::Frame<Bytes>, BoxError>>();
+        let body = StreamBody::new(UnboundedReceiverStream::new(body));
+        (frames, Request::post("/").body(body).unwrap())
+    };
+    let (frames, request) = upload();
+    within(upstream.call(request)).await.unwrap();
+    // The other connection is taken, and stays so.
+    let held = tokio::spawn(upstream.call(upload().1));
+    within(async {
+        while upstream.snapshot().open < 2 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let waits = tokio::spawn(async move { poll_fn(|cx| upstream.poll_ready(cx)).await });
+    sleep(Duration::from_millis(20)).await;
+    assert!(!waits.is_finished());
+    drop(frames);
+    within(waits).await.unwrap().unwrap();
+    held.abort();
 }
 
 /// What breaks off the upload is on the client's side, and must open nobody's circuit.
