@@ -329,7 +329,7 @@ where
         let budget = self.tiers.budget(&endpoint);
         let service = (self.make)(&endpoint, &budget);
         if let Some(checkups) = &mut self.checkups {
-            checkups.add(endpoint.clone(), stats.clone(), Instant::now());
+            checkups.add(stats.clone(), Instant::now());
         }
         let slot = Arc::new(Slot::new(endpoint, stats, service, budget));
         self.put(&slot);
@@ -531,12 +531,11 @@ where
         // A panic that is over is weighed again.
         self.is_stale |= self.tiers.next().is_some_and(|at| at <= now);
         while let Some(checkups) = &mut self.checkups
-            && let Poll::Ready(Checkup { whose, is_well }) =
-                checkups.poll(cx, now, |stats| !stats.is_retired())
+            && let Poll::Ready(Checkup { whose, is_well }) = checkups.poll(cx, now, |stats| {
+                slot(shared, stats).map(|slot| slot.endpoint.clone())
+            })
         {
-            if slot(shared, &whose).is_some()
-                && let Some(is_out) = self.ward.checked(whose.id(), is_well)
-            {
+            if let Some(is_out) = self.ward.checked(whose.id(), is_well) {
                 self.verdict(shared, whose.id(), is_out, "checks");
             }
         }

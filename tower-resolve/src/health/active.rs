@@ -59,7 +59,6 @@ pub(crate) struct Checkup<T> {
 
 struct Due<T> {
     at: Instant,
-    endpoint: Arc<Endpoint>,
     whose: T,
     trend: Trend,
 }
@@ -165,11 +164,10 @@ impl<T: Send + 'static> Checkups<T> {
     }
 
     /// Checks this one from now on; the first time soon, spread over a fifth of the interval.
-    pub(crate) fn add(&mut self, endpoint: Arc<Endpoint>, whose: T, now: Instant) {
+    pub(crate) fn add(&mut self, whose: T, now: Instant) {
         let at = now + self.check.interval.mul_f64(fastrand::f64() / 5.0);
         self.due.push(Reverse(Due {
             at,
-            endpoint,
             whose,
             trend: Trend {
                 is_well: None,
@@ -184,23 +182,23 @@ impl<T: Send + 'static> Checkups<T> {
         self.due.peek().filter(|_| has_room).map(|due| due.0.at)
     }
 
-    /// The next verdict that changed. Those that nobody wants any more are forgotten.
+    /// The next verdict that changed. `endpoint` is as it is described now; those without are checked no more.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        is_wanted: impl Fn(&T) -> bool,
+        endpoint: impl Fn(&T) -> Option<Arc<Endpoint>>,
     ) -> Poll<Checkup<T>>
     where
         T: Clone,
     {
         loop {
-            self.start(now, &is_wanted);
+            self.start(now, &endpoint);
             let Poll::Ready(Some((mut due, is_good))) = Pin::new(&mut self.running).poll_next(cx)
             else {
                 return Poll::Pending;
             };
-            if !is_wanted(&due.whose) {
+            if endpoint(&due.whose).is_none() {
                 continue;
             }
             let verdict = due.trend.tell(is_good, self.check.rise, self.check.fall);
@@ -213,18 +211,18 @@ impl<T: Send + 'static> Checkups<T> {
         }
     }
 
-    fn start(&mut self, now: Instant, is_wanted: &impl Fn(&T) -> bool) {
+    fn start(&mut self, now: Instant, endpoint: &impl Fn(&T) -> Option<Arc<Endpoint>>) {
         while self.next().is_some_and(|at| at <= now)
             && let Some(Reverse(due)) = self.due.pop()
         {
-            if !is_wanted(&due.whose) {
+            let Some(endpoint) = endpoint(&due.whose) else {
                 continue;
-            }
-            let probing = timeout(self.check.timeout, (self.check.probe)(&due.endpoint));
+            };
+            let probing = timeout(self.check.timeout, (self.check.probe)(&endpoint));
             self.running.push(Box::pin(async move {
                 let answer = probing.await.unwrap_or_else(|late| Err(BoxError::from(late)));
                 if let Err(error) = &answer {
-                    tracing::debug!(endpoint = %due.endpoint.id(), error = &**error as &dyn std::error::Error, "check");
+                    tracing::debug!(endpoint = %endpoint.id(), error = &**error as &dyn std::error::Error, "check");
                 }
                 (due, answer.is_ok())
             }));

@@ -673,6 +673,34 @@ async fn when_most_are_out_nobody_believes_it_but_below_five_everybody_does() {
     assert_eq!((error.known(), error.ready(), error.ejected()), (4, 0, 4));
 }
 
+/// Where to ask, or for what, may be in the metadata, which changes while the instance stays.
+#[tokio::test(start_paused = true)]
+async fn a_check_sees_the_endpoint_as_it_is_described_now() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sees = seen.clone();
+    let check = ActiveCheck::new(health::from_fn(move |endpoint: &Endpoint| {
+        let version = endpoint.metadata().get("version").cloned();
+        sees.lock().unwrap().push(version.unwrap());
+        std::future::ready(Ok::<_, BoxError>(()))
+    }));
+    let described = |version: u64| {
+        let endpoint = endpoint("a").with_metadata("version", version.to_string());
+        Update::Snapshot(Topology::new(generation(version), [endpoint]))
+    };
+    let rig = told(Balance::builder().active_check(check), described(1)).await;
+    sleep(Duration::from_secs(20)).await;
+    rig.source.send(described(2)).unwrap();
+    settle().await;
+    let before = std::mem::take(&mut *seen.lock().unwrap());
+    assert!(before.iter().all(|version| version == "1"), "{before:?}");
+    sleep(Duration::from_secs(20)).await;
+    let after = seen.lock().unwrap();
+    assert!(
+        after.len() > 2 && after.iter().all(|version| version == "2"),
+        "{after:?}"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_check_that_hangs_is_a_failure() {
     let sick = Sick {
