@@ -16,6 +16,7 @@ mod model;
 mod partition;
 mod policies;
 mod scenarios;
+mod storms;
 mod support;
 mod tables;
 #[cfg(feature = "hyper")]

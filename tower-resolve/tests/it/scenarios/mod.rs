@@ -278,6 +278,19 @@ async fn loses_the_first_eight<P: Policy<Request>>(
         "{seen}"
     );
 
+    // Two of eight take 1.4 times as much as they are, and no request goes to the six, as the others take what is left.
+    ill.set(0..6);
+    (6..8).for_each(|id| lab.fails(id, false));
+    lab.rest(seconds(5.0)).await;
+    let seen = lab.watch(12, seconds(1.0)).await;
+    assert_eq!(
+        (seen.failed, seen.served[..6].iter().sum::<u64>()),
+        (0, 0),
+        "{seen}"
+    );
+    let part = seen.share(6) + seen.share(7);
+    assert!((0.25..0.45).contains(&part), "{part}: {seen}");
+
     ill.set([]);
     (0..8).for_each(|id| lab.fails(id, false));
     lab.rest(seconds(5.0)).await;
