@@ -24,6 +24,8 @@ use tower_layer::Layer;
 use tower_outcome::{BoxError, Class, Refusal, Unsent};
 use tower_service::Service;
 
+use crate::head;
+
 /// Gives up on an answer after this time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AnswerLayer {
@@ -47,7 +49,7 @@ pub(crate) struct AnswerFuture<F, A> {
     body: std::marker::PhantomData<fn() -> A>,
 }
 
-/// A request body that notes how it moves. One that is empty has nothing to note.
+/// A request body that notes how it moves, and whose trailers are fit to be passed on. One that is empty has nothing to note.
 #[pin_project]
 #[derive(Debug)]
 pub(crate) struct Watched<A> {
@@ -185,7 +187,12 @@ impl<A: Body> Body for Watched<A> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<A::Data>, A::Error>>> {
         let this = self.project();
-        let frame = this.inner.poll_frame(cx);
+        let mut frame = this.inner.poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            head::request_trailers(trailers);
+        }
         if let Some(upload) = this.upload {
             upload.note(&frame);
         }

@@ -45,6 +45,7 @@ pub(crate) fn request(
     if !is_plain(&head.headers) {
         return Err(CODING);
     }
+    one_length(&mut head.headers).map_err(|TwoLengths| LENGTHS)?;
     head.uri = origin_form(&head.uri);
     strip_hop_by_hop(&mut head.headers);
     if head.version == Version::HTTP_2 {
@@ -91,12 +92,23 @@ pub(crate) fn response(head: &mut response::Parts) -> Result<(), &'static str> {
     if head.headers.contains_key(TRANSFER_ENCODING) && head.headers.contains_key(CONTENT_LENGTH) {
         return Err("the upstream framed its answer in two ways");
     }
+    one_length(&mut head.headers)
+        .map_err(|TwoLengths| "the upstream gave its answer two lengths")?;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err("the upstream switched protocols unasked");
     }
     strip_hop_by_hop(&mut head.headers);
     head.version = Version::HTTP_11;
     Ok(())
+}
+
+/// Takes out of a request's trailers what must not be there, and what a client must not send in its head either: an
+/// application may merge them with that.
+pub(crate) fn request_trailers(fields: &mut HeaderMap) {
+    trailers(fields);
+    remove_where(fields, |name| {
+        is_untrusted(name) || name == X_FORWARDED_FOR || READ_BY_PROXIES.contains(name)
+    });
 }
 
 /// Takes out of trailers what must not be there (RFC 9110 section 6.5.1); HTTP/2 would refuse to send it.
@@ -114,6 +126,32 @@ fn is_plain(headers: &HeaderMap) -> bool {
         .next()
         .is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
         && codings.next().is_none()
+}
+
+struct TwoLengths;
+
+/// Makes one value of several equal ones, in several fields or in a list (RFC 9110 section 8.6): HTTP/2 refuses to send
+/// them, and recipients differ in which they believe.
+fn one_length(headers: &mut HeaderMap) -> Result<(), TwoLengths> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let (Some(first), more) = (lengths.next(), lengths.next().is_some()) else {
+        return Ok(());
+    };
+    if !more && !first.as_bytes().contains(&b',') {
+        return Ok(());
+    }
+    let mut all = headers
+        .get_all(CONTENT_LENGTH)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii);
+    let first = all.next().unwrap_or_default();
+    if first.is_empty() || !first.iter().all(u8::is_ascii_digit) || all.any(|next| next != first) {
+        return Err(TwoLengths);
+    }
+    let one = HeaderValue::from_bytes(first).map_err(|_| TwoLengths)?;
+    headers.insert(CONTENT_LENGTH, one);
+    Ok(())
 }
 
 /// A path, or `*` for `OPTIONS`, or all of a URI of ours (RFC 9112 section 3.2).
@@ -199,9 +237,8 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| name.trim().parse().ok())
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
             // Nobody may nominate away what the message is read by.
             .filter(|name| name != HOST && name != CONTENT_LENGTH)
             .collect();
@@ -328,6 +365,7 @@ const METHOD: Stopped = Stopped {
 const TARGET: Stopped = bad("request-target", "the target must be a path or an http URI");
 const NO_HOST: Stopped = bad("no-host", "the request names no host that could be one");
 const HOSTS: Stopped = bad("two-hosts", "the request names two hosts");
+const LENGTHS: Stopped = bad("content-length", "the request has two lengths");
 const USERINFO: Stopped = bad(
     "user-information",
     "the target must not carry user information",
@@ -413,6 +451,73 @@ mod tests {
             "what we add cannot be nominated away"
         );
         assert_eq!(head.headers["x-forwarded-for"], "192.0.2.7");
+    }
+
+    #[test]
+    fn one_name_that_is_none_keeps_no_other_field_of_the_connection() {
+        let connection = HeaderValue::from_bytes(b"x-mine, \xff\xfe, a b").unwrap();
+        let sent = get("/")
+            .header("connection", connection)
+            .header("x-mine", "1");
+        assert!(!passed(sent).unwrap().headers.contains_key("x-mine"));
+    }
+
+    #[test]
+    fn several_equal_lengths_are_one_and_two_are_refused() {
+        let sent = |lengths: &[&str]| {
+            let sent = lengths.iter().fold(get("/"), |head, length| {
+                head.header("content-length", *length)
+            });
+            let answer = lengths.iter().fold(Response::builder(), |head, length| {
+                head.header("content-length", *length)
+            });
+            let (head, answer) = (passed_with(sent, true), answered(answer));
+            assert_eq!(head.is_ok(), answer.is_ok());
+            head.map(|head| {
+                let lengths = |headers: HeaderMap| {
+                    headers
+                        .get_all("content-length")
+                        .iter()
+                        .cloned()
+                        .collect::<Vec<_>>()
+                };
+                assert_eq!(
+                    lengths(head.headers.clone()),
+                    lengths(answer.unwrap().headers)
+                );
+                lengths(head.headers)
+            })
+        };
+        assert_eq!(sent(&["5"]), Ok(vec!["5".parse().unwrap()]));
+        for equal in [&["5", "5"][..], &["5, 5"], &["5,5", "5"]] {
+            assert_eq!(sent(equal), Ok(vec!["5".parse().unwrap()]), "{equal:?}");
+        }
+        for two in [&["5", "6"][..], &["5, 6"], &["5,"], &["5, +5"], &["a, a"]] {
+            assert_eq!(sent(two), Err(LENGTHS), "{two:?}");
+        }
+    }
+
+    #[test]
+    fn a_trailer_claims_no_more_than_a_head_may() {
+        let names = [
+            "x-checksum",
+            "x-lease-token",
+            "x-lease-epoch",
+            "x_real_ip",
+            "x-forwarded-for",
+            "x-forwarded-proto",
+            "host",
+            "via",
+        ];
+        let pair = |name| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static("forged"),
+            )
+        };
+        let mut fields = HeaderMap::from_iter(names.map(pair));
+        request_trailers(&mut fields);
+        assert_eq!(fields.keys().collect::<Vec<_>>(), ["x-checksum"]);
     }
 
     #[test]

@@ -161,6 +161,55 @@ async fn nobody_outside_can_speak_for_the_holder_of_a_lease() {
     );
 }
 
+/// Nor in trailers, which some applications merge with the head.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_trailer_speaks_for_nobody_either() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let record = seen.clone();
+    let backend = Backend::new(move |request| {
+        let record = record.clone();
+        async move {
+            let body = request.into_body().collect().await.unwrap();
+            let trailers = body.trailers().cloned().unwrap_or_default();
+            record.lock().unwrap().push(trailers);
+            Response::new(full("ok"))
+        }
+    })
+    .await;
+    let gateway = Gateway::with_backends(&[backend.address], "").await;
+    let upload = "POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\
+        trailer: x-lease-token, x-forwarded-for, x-check\r\n\r\n\
+        2\r\nhi\r\n0\r\nx-lease-token: echo/1;9\r\nx-forwarded-for: 10.0.0.1\r\nx-check: 1\r\n\r\n";
+    let answer = talk(&gateway, &format!("{upload}{LAST}")).await;
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
+    let seen = seen.lock().unwrap();
+    assert_eq!(
+        seen[0].keys().collect::<Vec<_>>(),
+        ["x-check"],
+        "and what is no claim arrives"
+    );
+}
+
+/// HTTP/2 refuses to send it, and HTTP/1 clients differ in what they make of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_response_length_that_is_given_twice_is_passed_on_once() {
+    const TWICE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\n\r\nok";
+    let gateway = Gateway::with_backends(&[scripted(&[TWICE; 2]).await], "").await;
+    let answer = gateway.get(1, "/").await;
+    assert_eq!((answer.status.as_u16(), answer.text.as_str()), (200, "ok"));
+    assert_eq!(answer.headers["content-length"], "2");
+    let mut h2 = connect_h2(gateway.address, 2).await;
+    let request = Request::get(format!("http://{}/", gateway.address));
+    let answer = h2
+        .send_request(request.body(empty()).unwrap())
+        .await
+        .unwrap();
+    let body = timeout(PATIENCE, answer.into_body().collect())
+        .await
+        .unwrap();
+    assert_eq!(body.unwrap().to_bytes(), "ok");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_refused_is_told_as_a_problem_and_goes_no_further() {
     let (gateway, sent, _backend) = recorded().await;
