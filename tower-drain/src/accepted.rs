@@ -1,8 +1,12 @@
 use std::fmt;
+#[cfg(feature = "http")]
+use std::sync::Arc;
 
 use http::Extensions;
 
-use crate::{count::Kind, drain::Drain, guard::Guard, listen::Addr, slots::Permit};
+#[cfg(feature = "http")]
+use crate::eviction::Evictable;
+use crate::{count::Kind, drain::Drain, guard::Guard, listen::Addr, places::Permit};
 
 /// A connection as a request: the stream, where it comes from, and the guard that the drain waits for.
 ///
@@ -34,7 +38,7 @@ pub struct Accepted<Io> {
 #[cfg(feature = "http")]
 pub(crate) struct Place {
     _guard: Guard,
-    _permit: Option<Permit>,
+    permit: Option<Permit>,
 }
 
 // === impl Accepted ===
@@ -138,7 +142,7 @@ impl Accepted<()> {
     pub(crate) fn into_place(self) -> Place {
         Place {
             _guard: self.guard,
-            _permit: self.permit,
+            permit: self.permit,
         }
     }
 
@@ -159,6 +163,20 @@ impl Accepted<()> {
             extensions,
             guard,
             permit,
+        }
+    }
+}
+
+#[cfg(feature = "http")]
+impl Place {
+    /// The limits of this connection may ask it to leave from now on; `waker` is its task's.
+    pub(crate) fn register(
+        &mut self,
+        conn: &Arc<impl Evictable + 'static>,
+        waker: &std::task::Waker,
+    ) {
+        if let Some(permit) = &mut self.permit {
+            permit.register(conn, waker);
         }
     }
 }

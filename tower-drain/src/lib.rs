@@ -144,6 +144,7 @@ mod count;
 mod count_tests;
 mod cut;
 mod drain;
+mod eviction;
 mod fault;
 mod future;
 mod guard;
@@ -158,6 +159,7 @@ mod listen;
 mod lives;
 mod patience;
 mod phase;
+mod places;
 mod proxied;
 pub mod proxy;
 #[cfg(target_os = "linux")]

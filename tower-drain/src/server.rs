@@ -208,6 +208,7 @@ impl<L: Listen, R> Server<L, R> {
     ) -> impl Future<Output = io::Result<Report>> + Send + use<L, S, R>
     where
         S: Service<Accepted<L::Io>, Response = (), Error: Into<BoxError>, Future: Send + 'static>
+            + Clone
             + Send
             + 'static,
         R: Service<Accepted<L::Io>, Response = (), Future: Send + 'static> + Clone + Send + 'static,

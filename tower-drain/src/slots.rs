@@ -18,8 +18,6 @@ pub(crate) struct Slots {
 #[derive(Debug)]
 pub(crate) struct Permit {
     taken: Arc<AtomicUsize>,
-    /// Of another limit around this one, given back with it.
-    outer: Option<Box<Self>>,
 }
 
 // === impl Slots ===
@@ -32,10 +30,7 @@ impl Slots {
         }
     }
 
-    pub(crate) const fn max(&self) -> usize {
-        self.max
-    }
-
+    #[cfg(test)]
     pub(crate) fn taken(&self) -> usize {
         self.taken.load(Relaxed)
     }
@@ -45,18 +40,11 @@ impl Slots {
         self.taken.fetch_update(AcqRel, Relaxed, more).ok()?;
         Some(Permit {
             taken: self.taken.clone(),
-            outer: None,
         })
     }
 }
 
 // === impl Permit ===
-
-impl Permit {
-    pub(crate) fn keep(&mut self, outer: Option<Self>) {
-        self.outer = outer.map(Box::new);
-    }
-}
 
 impl Drop for Permit {
     fn drop(&mut self) {

@@ -31,7 +31,7 @@ use super::{
     stream::{Protocol, Stream},
     streams::Streams,
 };
-use crate::bell::Heard;
+use crate::{bell::Heard, eviction};
 
 /// An HTTP connection's whole life. Made by [`Http`](crate::Http).
 ///
@@ -208,19 +208,19 @@ where
             } else {
                 conn.activity()
             };
+            let evicted = conn.heed_eviction(activity);
             let seen = Observation {
                 activity,
                 requests: conn.requests(),
                 progress: conn.progress(activity),
                 stalled_since: conn.stalled_since(),
                 unacknowledged: conn.take_unacknowledged(),
-                told: closing.then(|| {
-                    if http2 {
-                        Duration::ZERO
-                    } else {
-                        last_chance(conn)
-                    }
-                }),
+                told: match (closing, evicted) {
+                    (false, false) => None,
+                    _ if http2 => Some(Duration::ZERO),
+                    (true, _) => Some(last_chance(conn)),
+                    (false, true) => Some(eviction::GRACE),
+                },
                 chance: if http2 {
                     Duration::ZERO
                 } else {
@@ -228,8 +228,10 @@ where
                 },
                 http2,
                 ping: conn.ping(),
+                goaway: conn.goaway_timeout(),
             };
             let next = this.life.next(&conn.settings.life, &seen, Instant::now());
+            conn.note_since(this.life.since());
             if !this.life.stays() {
                 conn.leave();
             }

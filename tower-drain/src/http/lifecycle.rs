@@ -64,6 +64,8 @@ pub(super) struct Observation {
     pub(super) http2: bool,
     /// HTTP/2: the ping of the first GOAWAY.
     pub(super) ping: Ping,
+    /// How long the peer may take to answer it.
+    pub(super) goaway: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +134,11 @@ impl ConnLifecycle {
         }
     }
 
+    /// Since when it does what it does.
+    pub(super) const fn since(&self) -> Instant {
+        self.since
+    }
+
     pub(super) const fn stays(&self) -> bool {
         matches!(self.stage, ShutdownStage::Stay)
     }
@@ -151,7 +158,7 @@ impl ConnLifecycle {
                 Next::Goodbye
             }
             ShutdownStage::Left { said }
-                if seen.ping == Ping::Unanswered && now >= said + limits.goaway =>
+                if seen.ping == Ping::Unanswered && now >= said + seen.goaway =>
             {
                 self.answer()
             }
@@ -286,7 +293,7 @@ impl ConnLifecycle {
             ShutdownStage::Stay => Some(self.old),
             ShutdownStage::Chance { until } if !self.has_its_own_time(seen) => Some(until),
             ShutdownStage::Left { said } if seen.ping == Ping::Unanswered => {
-                Some(said + limits.goaway)
+                Some(said + seen.goaway)
             }
             ShutdownStage::Heeded { until } => Some(until),
             _ => None,
@@ -369,6 +376,7 @@ mod tests {
         chance: secs(2),
         http2: false,
         ping: Ping::Answered,
+        goaway: LIMITS.goaway,
     };
 
     fn while_in(activity: Activity) -> Observation {

@@ -20,6 +20,7 @@ use crate::{
     accepted::Accepted,
     close::Closable,
     drain::{Drain, Shared},
+    eviction::{self, Evictable, Idle},
 };
 
 /// What a connection is doing: shared by its stream, its requests and its future, which for HTTP/1 are one task.
@@ -49,6 +50,10 @@ pub(super) struct ConnShared {
     upgraded: AtomicBool,
     /// It ends though the drain has not begun.
     leaving: AtomicBool,
+    /// Its limit has asked it to leave, and no request has come since.
+    evicted: AtomicBool,
+    /// Since when it does what it does, as of its last look.
+    since: Moment,
     stalled: Moment,
     /// How much the peer has not acknowledged, for a lifecycle that asks.
     sample: Sample,
@@ -136,6 +141,8 @@ impl ConnShared {
             abandoned: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            evicted: AtomicBool::new(false),
+            since: Moment::none(),
             stalled: Moment::none(),
             sample: Sample::default(),
         }
@@ -254,14 +261,50 @@ impl ConnShared {
         self.leaving.store(true, Relaxed);
     }
 
+    pub(super) fn note_since(&self, since: Instant) {
+        self.since.set(self.born, since);
+    }
+
+    /// Whether its limit has asked it to leave. One that has something to do by then declines.
+    pub(super) fn heed_eviction(&self, activity: Activity) -> bool {
+        if !self.evicted.load(Relaxed) {
+            return false;
+        }
+        let idle = matches!(activity, Activity::Silent | Activity::Idle);
+        if !idle {
+            self.evicted.store(false, Relaxed);
+        }
+        idle
+    }
+
+    /// How long it is read from once it is closed.
+    pub(super) fn linger(&self) -> Duration {
+        let linger = self.settings.linger;
+        if self.evicted.load(Relaxed) {
+            linger.min(eviction::LINGER)
+        } else {
+            linger
+        }
+    }
+
+    /// How long its peer may take to answer the first GOAWAY.
+    pub(super) fn goaway_timeout(&self) -> Duration {
+        let goaway = self.settings.life.goaway;
+        if self.evicted.load(Relaxed) {
+            goaway.min(eviction::GOAWAY)
+        } else {
+            goaway
+        }
+    }
+
     /// Bytes wait to be written, or do so no longer.
     pub(super) fn set_stalled(&self, stalled: bool) {
         match (self.stalled.is_set(), stalled) {
-            (false, true) => self.stalled.set(self.born),
+            (false, true) => self.stalled.set(self.born, Instant::now()),
             (true, false) => {
                 self.stalled.clear();
                 if let Some(http2) = self.http2.get() {
-                    http2.congested.set(self.born);
+                    http2.congested.set(self.born, Instant::now());
                 }
             }
             _ => {}
@@ -299,7 +342,7 @@ impl ConnShared {
         };
         http2.frames.note(totals);
         if congested {
-            http2.congested.set(self.born);
+            http2.congested.set(self.born, Instant::now());
         }
     }
 
@@ -352,6 +395,7 @@ impl ConnShared {
             &self.behind,
             &self.reading,
             &self.abandoned,
+            &self.evicted,
         ] {
             flag.store(false, Relaxed);
         }
@@ -397,6 +441,24 @@ impl ConnShared {
 
     fn is_leaving(&self) -> bool {
         !self.shared.is_serving() || self.leaving.load(Relaxed)
+    }
+}
+
+impl Evictable for ConnShared {
+    fn idle(&self) -> Option<Idle> {
+        let idle = self.activity() == Activity::Idle
+            && !self.stalled.is_set()
+            && !self.is_upgraded()
+            && !self.leaving.load(Relaxed)
+            && !self.evicted.load(Relaxed);
+        idle.then(|| Idle {
+            used: self.requests() > 0,
+            since: self.since.get(self.born).unwrap_or(self.born),
+        })
+    }
+
+    fn evict(&self) {
+        self.evicted.store(true, Relaxed);
     }
 }
 
@@ -450,8 +512,9 @@ impl Moment {
         self.0.load(Relaxed) != 0
     }
 
-    fn set(&self, born: Instant) {
-        self.0.store(born.elapsed().as_millis() as u64 + 1, Relaxed);
+    fn set(&self, born: Instant, moment: Instant) {
+        let millis = moment.saturating_duration_since(born).as_millis() as u64;
+        self.0.store(millis + 1, Relaxed);
     }
 
     fn clear(&self) {

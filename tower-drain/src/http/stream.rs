@@ -48,7 +48,7 @@ pub(super) struct Stream<Io> {
     close: Close,
     /// The end of our half has been asked for, and nothing is written but that.
     ending: bool,
-    _place: Place,
+    place: Place,
 }
 
 /// How far it is closed.
@@ -101,7 +101,7 @@ impl<Io> Stream<Io> {
             flood: None,
             close,
             ending: false,
-            _place: place,
+            place,
         }
     }
 
@@ -227,7 +227,7 @@ impl<Io> Stream<Io> {
     }
 
     fn linger(&self) -> Close {
-        match self.conn.settings.linger {
+        match self.conn.linger() {
             Duration::ZERO => Close::Closed,
             linger => Close::Lingering(Box::pin(sleep(linger))),
         }
@@ -237,6 +237,7 @@ impl<Io> Stream<Io> {
 impl<Io: AsyncRead + Unpin> Stream<Io> {
     /// Reads until it is clear which protocol it is.
     pub(super) fn poll_sniff(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Protocol>> {
+        self.place.register(&self.conn, cx.waker());
         loop {
             if let Some(protocol) = self.sniffed.protocol() {
                 return Poll::Ready(Ok(protocol));

@@ -12,6 +12,8 @@ mod connect_info;
 mod descriptors;
 #[cfg(feature = "http")]
 mod disconnects;
+#[cfg(feature = "http")]
+mod eviction;
 #[cfg(all(feature = "handoff", feature = "http", target_os = "linux"))]
 mod handoff;
 #[cfg(all(feature = "handoff", feature = "http", target_os = "linux"))]
