@@ -207,7 +207,7 @@ impl WaitQueue {
             Turn::Queued(id) => self.admitted.remove(&id),
         };
         let refund = match (came, turn) {
-            (Some(turn), _) => self.move_all_up(ask.ahead(turn, now)),
+            (Some(turn), _) => self.move_all_up(ask.ahead(turn, now), now),
             (None, Turn::Queued(id)) => self.take_out(id),
             (None, Turn::Came(_)) => Refund::NOTHING,
         };
@@ -271,15 +271,19 @@ impl WaitQueue {
     }
 
     /// For what one gives back whose turn had come.
-    fn move_all_up(&mut self, amount: u64) -> Refund {
-        if self.waiters.is_empty() {
+    fn move_all_up(&mut self, amount: u64, now: u64) -> Refund {
+        let Some((_, first)) = self.waiters.first_key_value() else {
             return Refund::of(amount);
-        }
+        };
         if !self.relieved.is_empty() {
             return Refund::NOTHING;
         }
-        self.first_end -= amount;
-        self.last_end -= amount;
+        // One of a deeper quota does not wait where others do. It stands behind them, so what it gives back may be more than
+        // what is before them.
+        let before_first = self.first_end.saturating_sub(first.cost + now);
+        let moved = amount.min(before_first);
+        self.first_end -= moved;
+        self.last_end -= moved;
         Refund::of(amount).not_before(self.last_end)
     }
 

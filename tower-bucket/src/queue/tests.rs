@@ -567,3 +567,25 @@ fn after_a_change_to_a_smaller_quota_nobody_moves_up_by_what_the_bucket_does_not
     }
     assert!(bucket.queues.lock().is_empty());
 }
+
+/// One of a deeper quota passes although others wait, so it stands behind them. What it gives back is not theirs.
+#[test]
+fn what_one_gives_back_that_stands_behind_the_waiters_moves_none_of_them_before_now() {
+    let (bucket, waits_for) = (Bucket::default(), quota(10, 1));
+    let ask = Ask::one(0, waits_for).patience(500);
+    assert_eq!(bucket.take(&ask), Ok(Turn::Came(0)));
+    let Ok(Turn::Queued(first)) = bucket.take(&ask) else {
+        panic!("it waits")
+    };
+    let Ok(Turn::Queued(second)) = bucket.take(&ask) else {
+        panic!("it waits")
+    };
+    let deep = Ask::one(0, quota(3_600, 100)).patience(500);
+    assert_eq!(bucket.take(&deep), Ok(Turn::Came(0)));
+    bucket.leave(&deep, Turn::Came(0), 0);
+    assert_eq!(bucket.cell.debt(0), 30, "and the bucket has it back");
+    let poll = |id, now| bucket.poll(id, now, Arc::<Wakes>::default().into());
+    assert!(matches!(poll(first, 10), Answer::Came(at) if at <= 10));
+    assert!(matches!(poll(second, 20), Answer::Came(at) if at <= 20));
+    assert!(bucket.queues.lock().is_empty());
+}
