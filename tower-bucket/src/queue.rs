@@ -61,6 +61,8 @@ pub(crate) struct WaitQueue {
     relieved: BTreeSet<WaiterId>,
     /// To be woken when the lock is free.
     wake: Vec<Waker>,
+    /// To be dropped when the lock is free: a waker may be the last that holds a task, and so a waiter of this very queue.
+    unused: Option<Waker>,
 }
 
 /// Where a request stands that may wait.
@@ -129,11 +131,12 @@ impl<B: Copy + Eq + Hash> WaitQueues<B> {
         let mut nobody = WaitQueue::default();
         let queue = queues.get_mut(&bucket).unwrap_or(&mut nobody);
         let result = act(queue);
-        let wake = mem::take(&mut queue.wake);
+        let (wake, unused) = (mem::take(&mut queue.wake), queue.unused.take());
         if queue.is_empty() {
             queues.remove(&bucket);
         }
         drop(queues);
+        drop(unused);
         wake.into_iter().for_each(Waker::wake);
         result
     }
@@ -225,8 +228,8 @@ impl WaitQueue {
             && turn <= now
         {
             self.admitted.insert(id, turn);
-            let timer = self.remove(id, 0).and_then(|waiter| waiter.timer);
-            self.wake.extend(timer.map(|(_, waker)| waker));
+            let waker = self.remove(id, 0).and_then(Waiter::into_waker);
+            self.wake.extend(waker);
         }
         self.wake_first_few();
     }
@@ -292,7 +295,7 @@ impl WaitQueue {
         // One that was relieved does not stand where those before it end, so it cannot move up by what they cost. All such come
         // through before the longest wait is over; what is given back before them until then is lost.
         if self.relieved.last() > Some(&id) {
-            self.remove(id, 0);
+            self.unused = self.remove(id, 0).and_then(Waiter::into_waker);
             return Refund::NOTHING;
         }
         let last_end = self.last_end;
@@ -300,7 +303,8 @@ impl WaitQueue {
         let Some(cost) = self.waiters.get(&id).map(|waiter| waiter.cost) else {
             return Refund::NOTHING;
         };
-        self.remove(id, if is_last { 0 } else { cost });
+        let gone = self.remove(id, if is_last { 0 } else { cost });
+        self.unused = gone.and_then(Waiter::into_waker);
         Refund::of(cost).not_before(last_end - cost)
     }
 
@@ -328,6 +332,14 @@ impl WaitQueue {
             }
         }
         Some(waiter)
+    }
+}
+
+// === impl Waiter ===
+
+impl Waiter {
+    fn into_waker(self) -> Option<Waker> {
+        self.timer.map(|(_, waker)| waker)
     }
 }
 

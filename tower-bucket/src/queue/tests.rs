@@ -589,3 +589,40 @@ fn what_one_gives_back_that_stands_behind_the_waiters_moves_none_of_them_before_
     assert!(matches!(poll(second, 20), Answer::Came(at) if at <= 20));
     assert!(bucket.queues.lock().is_empty());
 }
+
+/// A task that is gone with its last waker, and what waits in it for this very queue.
+#[test]
+fn the_waker_of_one_that_leaves_is_dropped_without_the_lock() {
+    struct Last {
+        bucket: Arc<Bucket>,
+        was_free: Arc<AtomicUsize>,
+    }
+    impl Wake for Last {
+        fn wake(self: Arc<Self>) {}
+    }
+    impl Drop for Last {
+        fn drop(&mut self) {
+            let is_free = self.bucket.queues.0.try_lock().is_ok();
+            self.was_free.fetch_add(is_free.into(), SeqCst);
+        }
+    }
+    let (bucket, was_free) = (Arc::new(Bucket::default()), Arc::new(AtomicUsize::new(0)));
+    let ask = Ask::one(100, quota(10, 1)).patience(1_000);
+    bucket.take(&ask).unwrap();
+    let waiters = [(); 3].map(|()| bucket.take(&ask).unwrap());
+    for waiter in waiters {
+        let Turn::Queued(id) = waiter else {
+            panic!("it waits")
+        };
+        let last = Last {
+            bucket: bucket.clone(),
+            was_free: was_free.clone(),
+        };
+        bucket.poll(id, 100, Arc::new(last).into());
+    }
+    let [first, middle, last] = waiters;
+    for waiter in [middle, last, first] {
+        bucket.leave(&ask, waiter, 100);
+    }
+    assert_eq!(was_free.load(SeqCst), 3);
+}
