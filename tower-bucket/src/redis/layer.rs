@@ -40,7 +40,7 @@ use crate::{
 /// // It reconnects by itself.
 /// let connection = redis::Client::open("redis://127.0.0.1/")?.get_connection_manager().await?;
 /// let quota = Quota::per_minute(NonZeroU32::new(600).unwrap());
-/// let limiter = RedisLimiter::<ClientIp, _>::new(connection, "site:", quota);
+/// let limiter = RedisLimiter::<ClientIp, _>::new(connection, "site", quota);
 /// let layer = RedisLayer::new(limiter, PeerIp)
 ///     .cost(|request: &Request<String>| if request.method() == "POST" { 5 } else { 1 })
 ///     .fields(SITE)

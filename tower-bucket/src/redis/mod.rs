@@ -85,7 +85,7 @@ use crate::{
 /// # async fn connect() -> redis::RedisResult<()> {
 /// let connection = redis::Client::open("redis://127.0.0.1/")?.get_connection_manager().await?;
 /// let quota = Quota::per_minute(NonZeroU32::new(600).unwrap());
-/// let limiter = RedisLimiter::<ClientIp, _>::new(connection, "shop:", quota).on_failure(OnFailure::Local);
+/// let limiter = RedisLimiter::<ClientIp, _>::new(connection, "shop", quota).on_failure(OnFailure::Local);
 /// let app: axum::Router = axum::Router::new().layer(RedisLayer::new(limiter, PeerIp).respond());
 /// # let _ = app;
 /// # Ok(())
@@ -152,8 +152,9 @@ struct Asked<'a, K: ?Sized, C> {
 impl<K: ?Sized, C> RedisLimiter<K, C> {
     /// The same quota for each key, over all machines that use the same Redis and prefix.
     ///
-    /// The prefix is what the names of the buckets in Redis begin with, such as `shop:logins:`. It is the limit's name there
-    /// and has no default: two limiters with the same prefix draw from the same buckets, whatever their quotas say.
+    /// The prefix is what the names of the buckets in Redis begin with, such as `shop:logins`. It is the limit's name there
+    /// and has no default: two limiters with the same prefix draw from the same buckets, whatever their quotas say. A zero byte
+    /// stands between it and the key, so that no key, whatever a client writes, is a bucket of a limiter with a longer prefix.
     #[must_use]
     pub fn new(connection: C, prefix: &str, quota: Quota) -> Self {
         Self {
@@ -244,10 +245,8 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
             }
             return First::Decided(decision);
         }
-        let mut full_name = self.prefix.as_bytes().to_vec();
-        name(&mut full_name);
         First::Ask(Question {
-            name: full_name,
+            name: bucket_name(&self.prefix, name),
             drawer,
             terms,
             taken,
@@ -388,6 +387,14 @@ impl<K: ?Sized, C> Drop for Asked<'_, K, C> {
     }
 }
 
+/// The name of a key's bucket in Redis.
+fn bucket_name(prefix: &str, key: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut name = prefix.as_bytes().to_vec();
+    name.push(0);
+    key(&mut name);
+    name
+}
+
 /// Whether the server said so, and not the connection to it.
 fn is_reply(error: &RedisError) -> bool {
     matches!(
@@ -476,6 +483,16 @@ mod tests {
 
     const fn n(number: u32) -> NonZeroU32 {
         NonZeroU32::new(number).unwrap()
+    }
+
+    #[test]
+    fn no_key_is_named_as_one_of_a_limiter_with_a_longer_prefix() {
+        let name = |prefix, key: &str| bucket_name(prefix, |name| key.write_to(name));
+        assert_ne!(
+            name("shop:", "logins:192.0.2.1"),
+            name("shop:logins:", "192.0.2.1")
+        );
+        assert_eq!(name("shop", "alice"), b"shop\0alice");
     }
 
     #[test]

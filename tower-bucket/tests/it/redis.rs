@@ -29,7 +29,7 @@ use crate::common::{from, n, request};
 /// So slow that nothing comes back while a test runs.
 const TEN_AN_HOUR: Quota = Quota::per_hour(n(10));
 
-const PREFIX: &str = "tower-bucket:";
+const PREFIX: &str = "tower-bucket";
 
 type Machine<K = str> = RedisLimiter<K, MultiplexedConnection>;
 
@@ -202,7 +202,7 @@ async fn machines_share_one_quota_by_key() {
     assert_eq!(pass(&two, "alice", 20).await, 6);
     assert_eq!(pass(&one, "alice", 20).await, 0);
     assert_eq!(pass(&one, "bob", 20).await, 10);
-    let other = server.machine_of("other:", TEN_AN_HOUR).await;
+    let other = server.machine_of("other", TEN_AN_HOUR).await;
     assert_eq!(
         pass(&other, "bob", 20).await,
         10,
@@ -321,7 +321,7 @@ async fn tokens_come_back_at_the_rate_and_full_buckets_go_by_themselves() {
     let minutes = server.machine(Quota::per_minute(n(2))).await;
     for (turn, most) in [(1, 30_000), (2, 60_000)] {
         assert_eq!(pass(&minutes, "bob", 1).await, 1);
-        let left: i64 = connection.pttl("tower-bucket:bob").await.unwrap();
+        let left: i64 = connection.pttl("tower-bucket\0bob").await.unwrap();
         assert!(
             left > most - 20_000 && left <= most,
             "{left} ms after {turn}"
@@ -334,13 +334,13 @@ async fn tokens_come_back_at_the_rate_and_full_buckets_go_by_themselves() {
 async fn a_clock_that_was_set_leaves_no_bucket_fuller_than_full_or_emptier_than_empty() {
     let server = Server::start().await;
     let mut connection = server.connect().await;
-    let _: () = connection.set("tower-bucket:past", 1).await.unwrap();
+    let _: () = connection.set("tower-bucket\0past", 1).await.unwrap();
     assert_eq!(
         pass(&server.machine(TEN_AN_HOUR).await, "past", 20).await,
         10
     );
     let _: () = connection
-        .set("tower-bucket:future", 4_000_000_000_000_000_u64)
+        .set("tower-bucket\0future", 4_000_000_000_000_000_u64)
         .await
         .unwrap();
     let refused = server
@@ -361,7 +361,7 @@ async fn a_bucket_far_in_debt_is_refused_for_as_long_as_is_told_and_no_longer() 
     let _: () = server
         .connect()
         .await
-        .set("tower-bucket:future", 4_000_000_000_000_000_u64)
+        .set("tower-bucket\0future", 4_000_000_000_000_000_u64)
         .await
         .unwrap();
     let quota = Quota::every(Duration::from_millis(200)).unwrap();
@@ -784,8 +784,8 @@ async fn a_server_that_is_gone_means_no_where_that_was_chosen() {
 async fn an_error_reply_about_one_key_harms_that_key_and_no_other() {
     let server = Server::start().await;
     let mut connection = server.connect().await;
-    let _: () = connection.lpush("tower-bucket:list", "x").await.unwrap();
-    let _: () = connection.set("tower-bucket:text", "x").await.unwrap();
+    let _: () = connection.lpush("tower-bucket\0list", "x").await.unwrap();
+    let _: () = connection.set("tower-bucket\0text", "x").await.unwrap();
     for (choice, passes) in [
         (OnFailure::Local, true),
         (OnFailure::Open, true),
@@ -808,7 +808,7 @@ async fn an_error_reply_about_one_key_harms_that_key_and_no_other() {
     let closed = closed.on_failure(OnFailure::Closed);
     let refused = closed.check_key("list").await.unwrap_err();
     assert_eq!(refused.to_string(), "rate limit unavailable");
-    let _: u32 = connection.del("tower-bucket:list").await.unwrap();
+    let _: u32 = connection.del("tower-bucket\0list").await.unwrap();
     assert_eq!(
         pass(&closed, "list", 20).await,
         10,
@@ -877,7 +877,7 @@ async fn a_layer_answers_429_over_all_machines_and_calls_the_inner_service_for_t
         [(5, 0, 1); 2]
     );
     let keys: Vec<String> = server.connect().await.keys("*").await.unwrap();
-    assert_eq!(keys, ["tower-bucket:2001:db8::/64"]);
+    assert_eq!(keys, ["tower-bucket\x002001:db8::/64"]);
 
     // All without a key are one, over all machines.
     for turn in 0..12 {
