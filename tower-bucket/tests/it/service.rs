@@ -3,17 +3,19 @@
 use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
-    num::NonZeroU32,
+    num::{NonZeroU8, NonZeroU32},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use futures_util::FutureExt as _;
-use http::{HeaderName, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use testkit::{Answer, Probe, ProbeHandle, Wakes, contract};
 use tower::{BoxError, Layer, Service, ServiceExt as _, util::BoxCloneSyncService};
 use tower_bucket::{
-    BucketLayer, ClientIp, Exhausted, Header, KeyedLimiter, Limiter, OnMissingKey, Quota,
+    BucketLayer, ClientIp, Exhausted, Header, KeyedLimiter, Limiter, OnMissingKey, Path, PeerIp,
+    ProxiedIp, Quota,
 };
 use tower_outcome::{
     Class, PeerAddr, Refusal,
@@ -414,5 +416,84 @@ fn a_client_costs_no_allocation_be_it_known_or_new() {
         let counted = allocation_counter::measure(|| answer = service.call(request).now_or_never());
         assert!(answer.unwrap().is_ok());
         assert_eq!(counted.count_total, 0, "{peer}");
+    }
+}
+
+/// All that the READMEs and the table of the crate's documentation recommend, but for the fields, which say that they cost.
+#[test]
+fn nor_does_a_request_that_passes_under_any_of_the_other_limits() {
+    fn allocations<L>(layer: &L, request: Request<String>) -> u64
+    where
+        L: Layer<Plain>,
+        L::Service: Service<Request<String>>,
+    {
+        let mut service = layer.layer(Plain);
+        let mut answer = None;
+        let counted = allocation_counter::measure(|| answer = service.call(request).now_or_never());
+        assert!(answer.unwrap().is_ok());
+        counted.count_total
+    }
+    let proxied = || {
+        let mut request = from("10.0.0.1");
+        let headers = request.headers_mut();
+        headers.insert(
+            "x-forwarded-for",
+            "198.51.100.7, 192.0.2.1".parse().unwrap(),
+        );
+        headers.insert(
+            "forwarded",
+            "for=198.51.100.7, for=192.0.2.1".parse().unwrap(),
+        );
+        // As in what a server has read, whose values share one allocation: a clone is a reference.
+        headers.insert("x-api-key", HeaderValue::from_static("a"));
+        request
+    };
+    let shared = || BucketLayer::new(Limiter::new(A_MILLION));
+    let behind = || ProxiedIp::behind(NonZeroU8::MIN);
+    let networks = || ProxiedIp::trusting(["10.0.0.0/8".parse().unwrap()]);
+    let api_key = || Header::new(HeaderName::from_static("x-api-key"));
+    assert_eq!(allocations(&shared(), request()), 0);
+    assert_eq!(allocations(&shared().respond(), request()), 0);
+    macro_rules! keyed {
+        ($($key:expr),*) => {$(
+            let layer = BucketLayer::keyed(KeyedLimiter::new(A_MILLION), $key).respond();
+            assert_eq!(allocations(&layer, proxied()), 0, stringify!($key));
+        )*};
+    }
+    keyed!(
+        behind(),
+        behind().forwarded(),
+        networks(),
+        networks().forwarded(),
+        api_key(),
+        Path,
+        (PeerIp, api_key())
+    );
+    let both = shared().and(BucketLayer::per_client(A_MILLION));
+    let tuned = both
+        .clone()
+        .cost(|_: &Request<String>| 2)
+        .plan(|_: &Request<String>| Some(FIVE_A_SECOND))
+        .respond();
+    assert_eq!(allocations(&both, proxied()), 0);
+    assert_eq!(allocations(&tuned, proxied()), 0);
+    assert_eq!(allocations(&shared().shadow(), request()), 0);
+}
+
+/// Answers at once.
+#[derive(Clone)]
+struct Plain;
+
+impl Service<Request<String>> for Plain {
+    type Response = Response<()>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<()>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<String>) -> Self::Future {
+        std::future::ready(Ok(Response::new(())))
     }
 }
