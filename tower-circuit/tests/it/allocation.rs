@@ -3,13 +3,16 @@
 use std::{
     convert::Infallible,
     num::{NonZeroU16, NonZeroUsize},
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker},
 };
 
 use http::{Request, Response};
-use tower::{Layer, Service, service_fn};
+use http_body::{Body, Frame};
+use tower::{BoxError, Layer, Service, service_fn};
 use tower_circuit::{
-    Circuit, CircuitBuilder, CircuitLayer, Evidence, KeyedCircuitLayer, KeyedCircuits, Ratio,
-    State, Trip, TripPolicy,
+    Circuit, CircuitBuilder, CircuitLayer, EjectionBudget, Evidence, KeyedCircuitLayer,
+    KeyedCircuits, Ratio, State, Trip, TripPolicy, classify,
 };
 use tower_outcome::{Outcome, Settle};
 
@@ -54,6 +57,78 @@ fn a_closed_circuit_allocates_nothing_a_call() {
         (circuit.state(), circuit.snapshot().totals.succeeded),
         (State::Closed, 303)
     );
+}
+
+/// A body of two frames.
+fn streamed(_: Request<String>) -> std::future::Ready<Result<Response<Frames>, BoxError>> {
+    std::future::ready(Ok(Response::new(Frames(2))))
+}
+
+#[derive(Default)]
+struct Frames(u8);
+
+impl Body for Frames {
+    type Data = &'static [u8];
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<&'static [u8]>, Infallible>>> {
+        self.0 = self.0.saturating_sub(1);
+        Poll::Ready((self.0 > 0).then(|| Ok(Frame::data(&b"x"[..]))))
+    }
+}
+
+/// As [`allocations`], with a body that is read to its end.
+fn allocations_to_the_end<S, B>(mut service: S) -> u64
+where
+    S: Service<Request<String>, Response = Response<B>>,
+    S::Error: std::fmt::Debug,
+    B: Body,
+{
+    let mut call = || {
+        assert!(is_ready(&mut service));
+        let response = finish(service.call(request())).unwrap();
+        let mut body = pin!(response.into_body());
+        while let Poll::Ready(Some(_)) = body
+            .as_mut()
+            .poll_frame(&mut Context::from_waker(Waker::noop()))
+        {}
+    };
+    call();
+    allocation_counter::measure(|| (0..100).for_each(|_| call())).count_total
+}
+
+#[test]
+fn nor_does_one_that_judges_the_end_of_a_body() {
+    let bare = allocations_to_the_end(service_fn(streamed));
+    let circuit = Circuit::new();
+    let layer = || CircuitLayer::new(&circuit).classify(classify::Auto::new());
+    for allocations in [
+        allocations_to_the_end(layer().layer(service_fn(streamed))),
+        allocations_to_the_end(layer().gate().layer(service_fn(streamed))),
+    ] {
+        assert_eq!(allocations, bare);
+    }
+    assert_eq!(circuit.snapshot().totals.succeeded, 202);
+}
+
+#[test]
+fn nor_does_the_gate_of_an_endpoint_with_a_budget() {
+    let budget = EjectionBudget::new();
+    budget.set_members(3);
+    let endpoints = Circuit::builder().ejection_budget(&budget).per_endpoint();
+    let gate = endpoints.gate("a", service_fn(ok));
+    assert_eq!(allocations(gate), bare());
+}
+
+#[test]
+fn nor_does_one_with_several_keys_that_responds() {
+    let circuits = KeyedCircuits::<usize>::new(Circuit::builder());
+    let by_length = |request: &Request<String>| request.body().len();
+    let layer = KeyedCircuitLayer::new(&circuits, by_length).respond();
+    assert_eq!(allocations(layer.layer(service_fn(ok))), bare());
 }
 
 #[test]
