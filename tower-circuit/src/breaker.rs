@@ -51,8 +51,9 @@ pub(crate) struct Breaker {
     last_probe: NonZeroU32,
     trips: u64,
     last_reason: Option<Reason>,
-    /// When a call was last admitted or ended here. Calls that go well while it is closed need not come here.
-    last_call: Option<Instant>,
+    /// When a call was last admitted or ended here, or an operator decided. Calls that go well while it is closed need not
+    /// come here.
+    last_use: Option<Instant>,
     news: Vec<Transition>,
     kept_closed_news: Option<Reason>,
     stirred: bool,
@@ -167,7 +168,7 @@ impl Breaker {
             last_probe: NonZeroU32::MIN,
             trips: 0,
             last_reason: None,
-            last_call: None,
+            last_use: None,
             news: Vec::new(),
             kept_closed_news: None,
             stirred: false,
@@ -221,7 +222,7 @@ impl Breaker {
 
     /// A call ended, and said something.
     pub(crate) fn end(&mut self, ticket: Ticket, ending: Ending, outside: Outside) -> Ended {
-        self.last_call = Some(ending.now);
+        self.last_use = Some(ending.now);
         self.tick(ending.now);
         if ticket.generation() != self.generation {
             return Ended::Stale;
@@ -305,6 +306,7 @@ impl Breaker {
         if mode == self.mode() {
             return;
         }
+        self.last_use = Some(now);
         let since = self.opened_since().unwrap_or(now);
         let phase = match mode {
             Mode::ForcedOpen => Phase::Open { since, until: None },
@@ -362,7 +364,7 @@ impl Breaker {
         let matters = window
             .saturating_add(self.backoff.cap())
             .saturating_add(self.rules.deadline);
-        self.last_call.filter(|&last| {
+        self.last_use.filter(|&last| {
             !self.forced && is_over && now.saturating_duration_since(last) > matters
         })
     }
@@ -429,7 +431,7 @@ impl Breaker {
     }
 
     fn take(&mut self, now: Instant, running: bool) -> Result<Ticket, Shut> {
-        self.last_call = Some(now);
+        self.last_use = Some(now);
         self.tick(now);
         if let Phase::Open {
             since,

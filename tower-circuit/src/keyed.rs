@@ -627,6 +627,41 @@ mod tests {
         );
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_key_in_use_that_failed_long_ago_is_not_pushed_out() {
+        let keyed =
+            KeyedCircuits::<u32>::new(Circuit::builder()).capacity(NonZeroUsize::new(4).unwrap());
+        for key in 0..4 {
+            call(&keyed, key, Outcome::FAILURE);
+        }
+        for second in 0..200 {
+            for key in 0..4 {
+                call(&keyed, key, Outcome::SUCCESS);
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let made_up = keyed.get(&(1_000 + second)).admit();
+            made_up
+                .into_iter()
+                .for_each(|it| it.settle(Outcome::FAILURE));
+            assert!((0..4).all(|key| knows(&keyed, key)), "after {second} s");
+        }
+        tokio::time::advance(Duration::from_secs(11)).await;
+        drop(keyed.get(&2_000));
+        assert!(knows(&keyed, 2_000), "no longer in use");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_was_handed_back_by_an_operator_and_is_not_called_is_forgotten() {
+        let keyed = keyed(1);
+        keyed.get(&1).force_open();
+        keyed.get(&1).automatic();
+        drop(keyed.get(&2));
+        assert!(knows(&keyed, 1), "it is half-open");
+        tokio::time::advance(Duration::from_secs(81)).await;
+        drop(keyed.get(&2));
+        assert!(knows(&keyed, 2));
+    }
+
     #[test]
     fn there_are_never_more_keys_than_asked_for() {
         for capacity in [1, 7, 999, 1_000, 1_100] {
