@@ -153,7 +153,10 @@ impl Breaker {
             row: rules.trip.row().map(|calls| Row::new(calls.get())),
             trip: rules.trip,
             at_least: rules.at_least,
-            rules: rules.probes,
+            rules: ProbeRules {
+                deadline: rules.probes.deadline.min(FAR),
+                ..rules.probes
+            },
             asks: rules.asks,
             budget: rules.budget,
             ejected: None,
@@ -897,6 +900,20 @@ mod tests {
         assert!(
             matches!(look.state, State::Open { until: Some(until) } if until >= now + 10 * SECOND)
         );
+    }
+
+    #[test]
+    fn a_deadline_without_measure_is_not_taken_for_one_that_callers_have_waited_for() {
+        let mut rules = rules();
+        rules.probes.deadline = Duration::MAX;
+        let (mut breaker, now) = (Breaker::new(rules), Instant::now());
+        breaker.set_mode(Mode::ForcedOpen, now);
+        breaker.set_mode(Mode::Automatic, now);
+        for _ in 0..10 {
+            let probe = breaker.admit(now).unwrap();
+            assert!(breaker.abandon(probe, now + SECOND));
+            assert_eq!(state(&mut breaker, now + SECOND), State::HalfOpen);
+        }
     }
 
     #[test]
