@@ -78,7 +78,11 @@ pub(crate) enum Ended {
     Stale,
     Counted,
     /// By the circuit's own conditions, which may have opened it.
-    Judged(Evidence),
+    Judged {
+        evidence: Evidence,
+        /// It was kept closed, and they would not open it now. The user's policy may.
+        relents: bool,
+    },
 }
 
 /// What is counted outside of the heart, with the call in question in it.
@@ -261,11 +265,20 @@ impl Breaker {
             return Ended::Counted;
         }
         let evidence = self.evidence(ending, outside);
+        let mut relents = false;
         match self.judge(&evidence) {
             Some(reason) => self.open(reason, ending.hint, ending.now),
-            None => self.kept_closed = false,
+            // A success is not judged, and so does not say that it need not open.
+            None => relents = self.kept_closed && evidence.is_bad(),
         }
-        Ended::Judged(evidence)
+        Ended::Judged { evidence, relents }
+    }
+
+    /// Nobody wants it open any more. The next time that it is kept closed is another one.
+    pub(crate) fn relent(&mut self, generation: u32) {
+        if generation == self.generation {
+            self.kept_closed = false;
+        }
     }
 
     /// Somebody else judged this generation, and found that it should open.

@@ -656,19 +656,31 @@ impl Shared {
         match ended {
             Ended::Stale => return Count::Stale,
             Ended::Counted => {}
-            Ended::Judged(evidence) => self.ask_policy(ticket, &evidence, outcome.retry_after()),
+            Ended::Judged { evidence, relents } => {
+                self.ask_policy(ticket, &evidence, outcome.retry_after(), relents);
+            }
         }
         count
     }
 
     /// Outside of the lock: a policy is other people's code. Not if the circuit has opened for a reason of its own.
-    fn ask_policy(&self, ticket: Ticket, evidence: &Evidence, hint: Option<Duration>) {
-        if self.core.is_current(ticket)
-            && let Some(why) = self.policy.judge(evidence)
-        {
-            self.ask(|breaker| {
-                breaker.trip(ticket.generation(), Reason::Policy(why), hint, evidence.now)
-            });
+    fn ask_policy(
+        &self,
+        ticket: Ticket,
+        evidence: &Evidence,
+        hint: Option<Duration>,
+        relents: bool,
+    ) {
+        if !self.core.is_current(ticket) {
+            return;
+        }
+        let generation = ticket.generation();
+        match self.policy.judge(evidence) {
+            Some(why) => self.ask(|breaker| {
+                breaker.trip(generation, Reason::Policy(why), hint, evidence.now);
+            }),
+            None if relents => self.ask(|breaker| breaker.relent(generation)),
+            None => {}
         }
     }
 
