@@ -145,7 +145,7 @@ enum Phase {
         until: Option<Instant>,
     },
     /// As many calls as there are places may try. -> `Closed` on enough successes, `Open` on a failure, at the deadline of
-    /// one that was not answered, or when callers who gave up have waited for as long in all.
+    /// one that was not answered, or when callers whose patience counts have given up and waited for as long in all.
     HalfOpen { since: Instant, probes: Probes },
 }
 
@@ -303,8 +303,9 @@ impl Breaker {
         ticket.id().is_none_or(|id| self.free_place(id.get()))
     }
 
-    /// As [`forget`](Self::forget), for a call that its caller gave up, unanswered. Where each probe is given up before its
-    /// deadline, and none is answered, the other side is as silent as if one of them had waited for all of that time.
+    /// As [`forget`](Self::forget), for a call that was given up, unanswered, by a caller whose patience counts. Where each
+    /// probe is given up before its deadline, and none is answered, the other side is as silent as if one of them had waited
+    /// for all of that time.
     pub(crate) fn abandon(&mut self, ticket: Ticket, now: Instant) -> bool {
         self.tick(now);
         if let (Phase::HalfOpen { probes, .. }, Some(id)) = (&mut self.phase, ticket.id())

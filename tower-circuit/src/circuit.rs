@@ -421,7 +421,8 @@ impl CircuitBuilder {
     /// if it is at least this old; younger ones say nothing, because callers go away for reasons of their own. Default: the
     /// slow-call limit if there is one, else 1 s; **never in front of a server's own service**
     /// ([`respond`](crate::CircuitLayer::respond)), whose clients hang up as they like and must not open the circuit for the
-    /// others. What is set here holds in every mode. `None`: never a failure.
+    /// others. What is set here holds in every mode. `None`: never a failure, and it does not end the half-open state, however
+    /// often probes are given up.
     ///
     /// Once a good head has come, the call is a success, whenever and why ever its reader drops the rest: readers of streams
     /// leave. A body that stalls is seen where a timeout further in makes an error of it.
@@ -568,7 +569,7 @@ impl Shared {
             Verdict::Success => self.end(ticket, started, outcome, now, Count::Succeeded),
             Verdict::Failure => self.end(ticket, started, outcome, now, Count::Failed),
             Verdict::Throttled => self.end(ticket, started, outcome, now, Count::Soft),
-            Verdict::Ignore => self.ignore(ticket),
+            Verdict::Ignore => self.without_verdict(ticket, Count::Ignored, Breaker::forget),
         });
     }
 
@@ -611,9 +612,13 @@ impl Shared {
         let now = Instant::now();
         let old =
             |age| started.is_some_and(|started| now.saturating_duration_since(started) >= age);
-        let count = match self.cancelled_after.of(callers).is_some_and(old) {
-            true => self.end(ticket, started, Outcome::FAILURE, now, Count::Failed),
-            false => self.abandon(ticket),
+        let count = match self.cancelled_after.of(callers) {
+            Some(age) if old(age) => {
+                self.end(ticket, started, Outcome::FAILURE, now, Count::Failed)
+            }
+            Some(_) => self.without_verdict(ticket, Count::Cancelled, Breaker::abandon),
+            // Nor does it open a half-open circuit, however often it is done.
+            None => self.without_verdict(ticket, Count::Cancelled, Breaker::forget),
         };
         lane.count(count);
     }
@@ -684,28 +689,17 @@ impl Shared {
         }
     }
 
-    fn ignore(&self, ticket: Ticket) -> Count {
+    fn without_verdict(
+        &self,
+        ticket: Ticket,
+        count: Count,
+        leave: impl FnOnce(&mut Breaker, Ticket, Instant) -> bool,
+    ) -> Count {
         let current = match ticket.is_probe() {
-            true => self.ask(|breaker| breaker.forget(ticket, Instant::now())),
+            true => self.ask(|breaker| leave(breaker, ticket, Instant::now())),
             false => self.core.is_current(ticket),
         };
-        if current {
-            Count::Ignored
-        } else {
-            Count::Stale
-        }
-    }
-
-    fn abandon(&self, ticket: Ticket) -> Count {
-        let current = match ticket.is_probe() {
-            true => self.ask(|breaker| breaker.abandon(ticket, Instant::now())),
-            false => self.core.is_current(ticket),
-        };
-        if current {
-            Count::Cancelled
-        } else {
-            Count::Stale
-        }
+        if current { count } else { Count::Stale }
     }
 
     /// Tells those who have subscribed, unless the state is over: then another thread tells a later one.

@@ -19,7 +19,8 @@
 //! - **How long it stays open** is a [`Cooldown`]: growing with jitter, fixed, or your own iterator of durations.
 //! - In half-open **there is always a free place for a probe, or a running deadline**: a probe that is cancelled frees its
 //!   place; when its time is up, one that hangs has failed, and one that was answered and whose body goes on has succeeded. Where
-//!   callers give up on one probe after the other, it opens again once they have waited for as long as one probe may take.
+//!   callers give up on one probe after the other, it opens again once they have waited for as long as one probe may take;
+//!   not so where their patience says nothing, as that of a server's clients.
 //! - **A result from before the last transition decides nothing.** Every call carries the generation it was admitted in;
 //!   a slow success from before the trip does not close the circuit, a slow failure does not reopen it.
 //! - **A call that its caller gave up on**, unanswered (a timeout further out), says nothing while it is young and is a
@@ -134,8 +135,9 @@
 //!
 //! # Cancel safety
 //!
-//! Dropping a response future or body at any time, or a panic further in, ends the call in the eyes of the circuit: it is
-//! cancelled, and a probe's place is free again. Dropping a ready gate gives its reservation back.
+//! A response future or body may be dropped at any time, which ends the call and frees a probe's place. A future that is
+//! dropped is a cancelled call, or a failure from [an age](CircuitBuilder::cancelled_after) on; a body that is dropped after a
+//! good head is a success; a panic further in is a failure. Dropping a ready gate gives its reservation back.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

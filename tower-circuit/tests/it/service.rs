@@ -747,6 +747,33 @@ async fn clients_that_hang_up_open_nothing_in_front_of_a_servers_own_service() {
     assert!(set.snapshot().trips > 0, "and what the user has set");
 }
 
+/// One client could hold the circuit open for all others as long as it likes.
+#[tokio::test(start_paused = true)]
+async fn clients_that_hang_up_on_probes_do_not_open_a_half_open_circuit_either() {
+    let hang_up = async |circuit: &Circuit| {
+        cool_down(circuit).await;
+        for _ in 0..30 {
+            let (mut service, probe) = respond(circuit);
+            probe.answer(Answer::Hang);
+            let mut call = pin!(service.ready().await.unwrap().call(request()));
+            if poll_once(call.as_mut()).is_ready() {
+                break;
+            }
+            tokio::time::advance(SECOND - Duration::from_millis(1)).await;
+        }
+        circuit.snapshot()
+    };
+    let served = trips_at(1).build();
+    let snapshot = hang_up(&served).await;
+    assert_eq!((snapshot.state, snapshot.trips), (State::HalfOpen, 1));
+    assert_eq!(snapshot.totals.cancelled, 30);
+    let (mut service, _probe) = respond(&served);
+    finish(service.ready().await.unwrap().call(request())).unwrap();
+    assert_eq!(served.state(), State::Closed);
+    let set = trips_at(1).cancelled_after(SECOND).build();
+    assert!(hang_up(&set).await.trips > 1, "where that is asked for");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_named_classification_is_kept_in_any_order() {
     let teapot = || {
