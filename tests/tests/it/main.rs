@@ -4,6 +4,7 @@
 mod axum;
 mod client;
 mod discovery;
+mod etcdctl;
 mod order;
 mod pairs;
 mod parts;
