@@ -47,6 +47,10 @@ struct Entry {
 
 impl Candidates {
     /// Returns its index.
+    #[cfg_attr(
+        not(feature = "http"),
+        allow(dead_code, reason = "only connections of `Http` can be asked")
+    )]
     pub(crate) fn insert(&self, conn: Arc<dyn Evictable>, waker: Waker) -> u32 {
         let mut entries = self.lock();
         let index = entries.free.pop().unwrap_or_else(|| {
