@@ -119,6 +119,10 @@ where
                     if let Poll::Ready(result) = Pin::new(connection).poll(cx) {
                         return Poll::Ready(result.map_err(Into::into));
                     }
+                    if this.conn.is_head_too_large() {
+                        this.stage.be_late(late::TOO_LARGE);
+                        continue;
+                    }
                     Poll::Pending
                 }
                 Stage::Http2(connection, _) => {

@@ -213,10 +213,12 @@ impl<App> Http<App> {
     }
 
     /// How long the head of a request may be, in bytes. Default: 32 KiB. More is answered with `431`.
+    ///
+    /// Over HTTP/1 a head that was sent before the response to the request in front of it may be longer by what was read
+    /// with that request, up to [`max_buffer_bytes`](Self::max_buffer_bytes) in all.
     #[must_use]
     pub fn max_header_bytes(self, max: u32) -> Self {
         self.set(|settings| {
-            settings.http1.max_header_size(max as usize);
             settings.max_header_bytes = max;
             settings.bound_buffers();
         })
@@ -468,10 +470,7 @@ impl Default for Settings {
         let mut http1 = http1::Builder::new();
         // The time of heads is ours. hyper's 100 fields are what we want, and setting them would cost an allocation per
         // request.
-        http1
-            .timer(TokioTimer::new())
-            .header_read_timeout(None)
-            .max_header_size(HEADER_BYTES as usize);
+        http1.timer(TokioTimer::new()).header_read_timeout(None);
         let life = lifecycle::Limits {
             first_byte: FIRST_BYTE,
             head: HEADER,

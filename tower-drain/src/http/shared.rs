@@ -41,6 +41,10 @@ pub(super) struct ConnShared {
     read: AtomicU32,
     /// HTTP/1: bytes came while no request was under way, the beginning of a head.
     head_began: AtomicBool,
+    /// HTTP/1: how many bytes hyper got while no request was under way, since the last one.
+    head_bytes: AtomicU32,
+    /// HTTP/1: hyper wants more of a head than it may have.
+    head_too_large: AtomicBool,
     /// HTTP/1: hyper has kept bytes behind the request under way, the beginning of a head too.
     behind: AtomicBool,
     /// HTTP/1: the app reads the body of the request under way.
@@ -136,6 +140,8 @@ impl ConnShared {
             uploads: AtomicU32::new(0),
             read: AtomicU32::new(0),
             head_began: AtomicBool::new(false),
+            head_bytes: AtomicU32::new(0),
+            head_too_large: AtomicBool::new(false),
             behind: AtomicBool::new(false),
             reading: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
@@ -212,10 +218,41 @@ impl ConnShared {
 
     /// Bytes of HTTP/1 came. Line ends may come before a head (RFC 9112, 2.2), and begin none.
     pub(super) fn heard(&self, bytes: &[u8]) {
-        let waits = self.under_way.load(Relaxed) == 0 && self.uploads.load(Relaxed) == 0;
-        if waits && bytes.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
+        if !self.awaits_head() {
+            return;
+        }
+        if bytes.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
             self.head_began.store(true, Relaxed);
         }
+        self.head_bytes.fetch_add(bytes.len() as u32, Relaxed);
+    }
+
+    fn awaits_head(&self) -> bool {
+        self.under_way.load(Relaxed) == 0 && self.uploads.load(Relaxed) == 0
+    }
+
+    /// HTTP/1: how many bytes hyper may get now. Without a request it gets no more than a head may have: its own bound is
+    /// that of its buffers.
+    pub(super) fn head_budget(&self) -> usize {
+        let unbounded = !self.awaits_head()
+            || self.http2.get().is_some()
+            || self.is_upgraded()
+            || self.abandoned.load(Relaxed);
+        if unbounded {
+            return usize::MAX;
+        }
+        let given = self.head_bytes.load(Relaxed);
+        self.settings.max_header_bytes.saturating_sub(given) as usize
+    }
+
+    /// HTTP/1: hyper has got all that a head may have, and wants more.
+    pub(super) fn reject_head(&self) {
+        self.head_too_large.store(true, Relaxed);
+    }
+
+    /// Not while a response before it is held: the answer would come in its middle.
+    pub(super) fn is_head_too_large(&self) -> bool {
+        self.head_too_large.load(Relaxed) && !self.stalled.is_set()
     }
 
     /// A request's body begins.
@@ -399,6 +436,7 @@ impl ConnShared {
         ] {
             flag.store(false, Relaxed);
         }
+        self.head_bytes.store(0, Relaxed);
         self.guard_of(Slot((nth % SLOTS as u32) as u8))
     }
 

@@ -266,6 +266,28 @@ impl<Io: AsyncRead + Unpin> Stream<Io> {
         }
     }
 
+    /// Gives hyper no more of a head than it may have.
+    fn poll_bounded(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let budget = self.conn.head_budget();
+        if buf.remaining() <= budget {
+            return self.poll_bytes(cx, buf);
+        }
+        if budget == 0 {
+            // The connection sees to it after this.
+            self.conn.reject_head();
+            return Poll::Pending;
+        }
+        let mut bounded = ReadBuf::new(buf.initialize_unfilled_to(budget));
+        let read = self.poll_bytes(cx, &mut bounded);
+        let given = bounded.filled().len();
+        buf.advance(given);
+        read
+    }
+
     /// Sees that the peer of an HTTP/1 request is gone while hyper does not read. hyper reads nothing in the middle of a
     /// request while it has bytes behind it, be it a line end, and nothing of a body that the app does not ask for.
     fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -315,7 +337,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Stream<Io> {
             return Poll::Ready(Ok(()));
         }
         let (before, room) = (buf.filled().len(), buf.remaining());
-        match self.poll_bytes(cx, buf)? {
+        match self.poll_bounded(cx, buf)? {
             Poll::Ready(()) if room == 0 => Poll::Ready(Ok(())),
             Poll::Ready(()) => Poll::Ready(self.note_read(&mut buf.filled_mut()[before..])),
             Poll::Pending if self.answer_ping(buf) => Poll::Ready(Ok(())),

@@ -10,7 +10,13 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::Extension, response::Response, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    extract::Extension,
+    response::Response,
+    routing::{get, post},
+};
 use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -390,6 +396,61 @@ async fn a_head_too_long_is_answered_431() {
         "x".repeat(33 * 1024)
     );
     client.send(&long).await;
+    assert!(client.head().await.starts_with("HTTP/1.1 431 "));
+}
+
+#[tokio::test]
+async fn the_bound_of_a_head_is_exact_for_each_request_and_does_not_hold_for_a_body() {
+    const MAX: usize = 1000;
+    let drain = quick();
+    let upload = post(async |body: String| body.len().to_string());
+    let app = app().route("/upload", upload);
+    let server = serve_with(&drain, app, |http| http.max_header_bytes(MAX as u32)).await;
+    let head = |request: &str, length: usize| {
+        let begin = format!("{request}\r\nhost: test\r\nx-long: ");
+        let end = "\r\n\r\n";
+        let fill = "x".repeat(length - begin.len() - end.len());
+        begin + &fill + end
+    };
+    for pieces in [1, MAX] {
+        for (length, status) in [(MAX, "200"), (MAX + 1, "431")] {
+            let mut client = server.client().await;
+            let body = "x".repeat(100_000);
+            let upload = format!("POST /upload HTTP/1.1\r\ncontent-length: {}", body.len());
+            client.send(&(head(&upload, MAX) + &body)).await;
+            assert_eq!(client.answer().await.body, "100000");
+            assert!(client.ask(GET).await.ok());
+            let head = head("GET / HTTP/1.1", length);
+            for piece in head.as_bytes().chunks(head.len().div_ceil(pieces)) {
+                // The last byte of a head that is too long may meet the answer.
+                let _ = client.0.write_all(piece).await;
+                tokio::task::yield_now().await;
+            }
+            let answer = client.head().await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{length} bytes: {answer}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_head_too_long_is_not_answered_in_the_middle_of_the_response_before() {
+    let drain = quick();
+    let large = Router::new().route("/", get(async || "x".repeat(20_000_000)));
+    let server = serve_with(&drain, large, |http| http.max_header_bytes(1000)).await;
+    let mut client = server.client().await;
+    client.send(GET).await;
+    sleep(ms(100)).await;
+    // Also beyond the buffers, which may be full of what came with the request before.
+    let long = "x".repeat(10_000);
+    client
+        .send(&format!("GET / HTTP/1.1\r\nx-long: {long}"))
+        .await;
+    let answer = client.answer().await;
+    assert_eq!(answer.body.len(), 20_000_000);
+    client.send(&"x".repeat(100_000)).await;
     assert!(client.head().await.starts_with("HTTP/1.1 431 "));
 }
 
