@@ -10,16 +10,24 @@ use tower_lease::{Fault, StoreError};
 pub(crate) enum Failed {
     TimedOut(Duration),
     Etcd(etcd_client::Error),
-    /// The server said no in words of a stream.
+    /// The server refused in a message of a stream, with this reason.
     Refused(String),
 }
 
-/// What the server says when a token has expired, or was made before the rights were changed.
-const STALE_TOKEN: [&str; 3] = [
-    "etcdserver: invalid auth token",
-    "etcdserver: revision of auth store is old",
-    "etcdserver: user name is empty",
+/// Part of etcd's message when a token has expired, or was made before the rights were changed.
+///
+/// As a status it is `etcdserver: invalid auth token` with the code `Unauthenticated`. The reason why a watch was canceled
+/// is such a status as Go prints it, `rpc error: code = Unauthenticated desc = etcdserver: invalid auth token`. (Before
+/// etcd's change 14322, of 2022, it was `permission denied` for all of them.) An error that etcd did not translate begins
+/// with `auth: ` and has the code `Unknown`; `revision in header is old` exists in that form only.
+const STALE_TOKEN: [&str; 4] = [
+    "invalid auth token",
+    "revision of auth store is old",
+    "revision in header is old",
+    "user name is empty",
 ];
+/// The code, as Go prints it.
+const UNAUTHENTICATED: &str = "code = Unauthenticated";
 
 // === impl Failed ===
 
@@ -34,8 +42,20 @@ impl Failed {
 
     /// Whether another token may help.
     pub(crate) fn is_stale_token(&self) -> bool {
-        self.status()
-            .is_some_and(|(code, message)| code == Code::Unauthenticated || is_stale_token(message))
+        match self {
+            Self::Refused(reason) => is_stale_token(reason),
+            _ => self.status().is_some_and(|(code, message)| {
+                code == Code::Unauthenticated || is_stale_token(message)
+            }),
+        }
+    }
+
+    /// Whether another token may help to open a watch: older versions of etcd cancel one that came with an expired token
+    /// for the same reason as one without the right to the key.
+    pub(crate) fn may_be_stale_token(&self) -> bool {
+        let is_denied =
+            matches!(self, Self::Refused(reason) if reason.contains("permission denied"));
+        is_denied || self.is_stale_token()
     }
 
     /// The id of a lease is taken: by an earlier request of ours, because ids are random.
@@ -109,8 +129,10 @@ impl From<Failed> for StoreError {
     }
 }
 
-pub(crate) fn is_stale_token(message: &str) -> bool {
-    STALE_TOKEN.contains(&message)
+/// Whether a message, or the reason of a canceled watch, is about a token that is not valid any more. More may stand before
+/// and behind it.
+fn is_stale_token(message: &str) -> bool {
+    message.contains(UNAUTHENTICATED) || STALE_TOKEN.iter().any(|known| message.contains(known))
 }
 
 fn fault(error: &etcd_client::Error) -> Fault {
@@ -243,16 +265,76 @@ mod tests {
         );
     }
 
+    /// As etcd 3.4 to 3.6 send it, in a status and as the reason of a canceled watch.
     #[test]
-    fn a_stale_token_is_told_by_code_or_by_words() {
-        assert!(failed(Code::Unauthenticated, "etcdserver: invalid auth token").is_stale_token());
-        assert!(
-            failed(
+    fn a_stale_token_is_recognized_by_code_or_by_message_in_every_form() {
+        let statuses = [
+            (Code::Unauthenticated, "etcdserver: invalid auth token"),
+            (Code::Unauthenticated, "in other words"),
+            (
                 Code::InvalidArgument,
-                "etcdserver: revision of auth store is old"
-            )
-            .is_stale_token()
-        );
-        assert!(!failed(Code::PermissionDenied, "etcdserver: permission denied").is_stale_token());
+                "etcdserver: revision of auth store is old",
+            ),
+            (Code::InvalidArgument, "etcdserver: user name is empty"),
+            // Not translated by etcd, or twice.
+            (Code::Unknown, "auth: invalid auth token"),
+            (Code::Unknown, "auth: revision in header is old"),
+            (Code::Unknown, "auth: user name is empty"),
+            (
+                Code::Unknown,
+                "rpc error: code = InvalidArgument desc = etcdserver: revision of auth store is old",
+            ),
+        ];
+        for (code, message) in statuses {
+            let failed = failed(code, message);
+            assert!(failed.is_stale_token(), "{code:?} {message}");
+            assert_eq!(failed.fault(), Fault::Refused, "{code:?} {message}");
+        }
+        let reasons = [
+            "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+            "rpc error: code = InvalidArgument desc = etcdserver: revision of auth store is old",
+            "rpc error: code = InvalidArgument desc = etcdserver: user name is empty",
+            "rpc error: code = Unauthenticated desc = in other words",
+            // As a proxy of etcd sends them.
+            "etcdserver: invalid auth token",
+            "etcdserver: revision of auth store is old",
+            "etcdserver: user name is empty",
+        ];
+        for reason in reasons {
+            let canceled = Failed::Refused(reason.to_owned());
+            assert!(canceled.is_stale_token(), "{reason}");
+            assert!(canceled.may_be_stale_token(), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_missing_right_is_no_stale_token_but_a_watch_may_have_one_all_the_same() {
+        let denied = "etcdserver: permission denied";
+        let status = failed(Code::PermissionDenied, denied);
+        assert!(!status.is_stale_token() && !status.may_be_stale_token());
+        for reason in [
+            denied,
+            "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+        ] {
+            let canceled = Failed::Refused(reason.to_owned());
+            assert!(!canceled.is_stale_token(), "{reason}");
+            assert!(canceled.may_be_stale_token(), "{reason}");
+        }
+        for (code, message) in [
+            (
+                Code::InvalidArgument,
+                "etcdserver: authentication failed, invalid user ID or password",
+            ),
+            (
+                Code::FailedPrecondition,
+                "etcdserver: authentication is not enabled",
+            ),
+            (Code::Unavailable, "etcdserver: no leader"),
+            (Code::Unknown, "transport error"),
+        ] {
+            assert!(!failed(code, message).is_stale_token(), "{message}");
+        }
+        let other = Failed::Refused("etcdserver: mvcc: watch is slow".to_owned());
+        assert!(!other.may_be_stale_token());
     }
 }

@@ -9,7 +9,7 @@ use tower_lease::{Document, LeaseKey, Revision, StoreError, Watch, WatchEvent};
 
 use crate::{
     codec::decode,
-    fault::{Failed, is_stale_token},
+    fault::Failed,
     keys::Keys,
     pool::{Pool, Taken},
     store::{EtcdStore, Found},
@@ -30,6 +30,9 @@ pub(crate) struct Follow {
     /// What was asked for is forgotten.
     pub(crate) is_compacted: bool,
 }
+
+/// A watch with its first message, and the client it was opened with.
+type Opened = (Taken, WatchStream, WatchResponse);
 
 /// What a [`Follow`] hears.
 pub(crate) enum Heard {
@@ -265,7 +268,7 @@ impl Follow {
             options
         };
         let member = pool.at();
-        let opened = timeout(patience, Self::create(pool, member, key, options));
+        let opened = timeout(patience, Self::open_at(pool, member, key, options));
         let opened = opened.await.unwrap_or(Err(Failed::TimedOut(patience)));
         pool.note(member, opened.as_ref().err()).await;
         let (taken, stream, created) = opened?;
@@ -279,28 +282,49 @@ impl Follow {
         })
     }
 
-    async fn create(
+    /// Once more with another token, if the first one may have been refused.
+    async fn open_at(
         pool: &Pool,
         member: usize,
         key: Vec<u8>,
         options: WatchOptions,
-    ) -> Result<(Taken, WatchStream, WatchResponse), Failed> {
+    ) -> Result<Opened, Failed> {
         let taken = pool.take(member).await?;
+        let taken = match Self::create(taken, key.clone(), options.clone()).await {
+            Err((taken, failed)) if failed.may_be_stale_token() => {
+                pool.refresh(&taken).await?;
+                pool.take(member).await?
+            }
+            opened => return opened.map_err(|(_, failed)| failed),
+        };
+        let opened = Self::create(taken, key, options).await;
+        opened.map_err(|(_, failed)| failed)
+    }
+
+    async fn create(
+        taken: Taken,
+        key: Vec<u8>,
+        options: WatchOptions,
+    ) -> Result<Opened, (Taken, Failed)> {
         // Leaders and the like are asked when the stream opens.
         let mut client = taken
             .client
             .watch_client()
             .max_decoding_message_size(MAX_MESSAGE);
-        let mut stream = client
-            .watch(key, Some(options))
-            .await
-            .map_err(Failed::Etcd)?;
-        let created = stream.message().await.map_err(Failed::Etcd)?;
+        let created = async {
+            let mut stream = client.watch(key, Some(options)).await?;
+            let created = stream.message().await?;
+            Ok((stream, created))
+        };
+        let (stream, created) = match created.await {
+            Ok(created) => created,
+            Err(error) => return Err((taken, Failed::Etcd(error))),
+        };
         let Some(created) = created.filter(WatchResponse::created) else {
-            return Err(broken("the watch was not made"));
+            return Err((taken, broken("the watch was not made")));
         };
         if created.canceled() && created.compact_revision() == 0 {
-            return Err(Self::canceled(pool, &taken, created.cancel_reason()).await);
+            return Err((taken, canceled(created.cancel_reason())));
         }
         Ok((taken, stream, created))
     }
@@ -340,7 +364,7 @@ impl Follow {
             return Ok(Heard::Compacted);
         }
         if message.canceled() {
-            return Err(Self::canceled(&self.pool, &self.taken, message.cancel_reason()).await);
+            return Err(canceled(message.cancel_reason()));
         }
         if message.events().is_empty() {
             return Ok(Heard::Progress(
@@ -358,13 +382,14 @@ impl Follow {
             .map_err(|_| Failed::TimedOut(self.patience))?
             .map_err(Failed::Etcd)
     }
+}
 
-    /// etcd tells an expired token and a missing right with the same words, so another token is fetched for both.
-    async fn canceled(pool: &Pool, taken: &Taken, reason: &str) -> Failed {
-        if is_stale_token(reason) || reason.contains("permission denied") {
-            let _ = pool.refresh(taken).await;
-            return Failed::Refused(reason.to_owned());
-        }
+/// Why etcd ended a watch: a refusal, or something that may be over at the next attempt.
+fn canceled(reason: &str) -> Failed {
+    let refused = Failed::Refused(reason.to_owned());
+    if refused.may_be_stale_token() {
+        refused
+    } else {
         broken(reason)
     }
 }
