@@ -58,6 +58,12 @@ impl Cluster {
             request_timeout: REQUEST_TIMEOUT,
         }
     }
+
+    /// Connects anew at the next use: what is connected may not be what the endpoints lead to now.
+    pub(crate) fn reconnect(&self) {
+        self.shared.calls.reconnect();
+        self.shared.watches.reconnect();
+    }
 }
 
 impl fmt::Debug for Cluster {

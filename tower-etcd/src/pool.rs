@@ -186,4 +186,14 @@ impl Pool {
             link.client = None;
         }
     }
+
+    /// Connects to every member anew at its next use. Requests under way go on where they are.
+    pub(crate) fn reconnect(&self) {
+        for member in &self.members {
+            // One that is connecting now need not do so again.
+            if let Ok(mut link) = member.link.try_lock() {
+                link.client = None;
+            }
+        }
+    }
 }

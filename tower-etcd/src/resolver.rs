@@ -17,7 +17,7 @@ use tower_resolve::{Endpoint, EndpointId, Generation, Resolve, SourceId, Topolog
 
 use crate::{
     Cluster, EtcdStore,
-    store::Found,
+    store::{Found, is_same_cluster},
     watch::{Follow, Heard, Range, revision},
 };
 
@@ -28,7 +28,8 @@ use crate::{
 /// value is an address. [`with_decode`](Self::with_decode) is for others.
 ///
 /// The generation is etcd's revision, and the source the cluster's id; a cluster whose revision goes back (it was
-/// restored from a backup) counts as another source. Compaction costs one more listing, and no removal is lost by it.
+/// restored from a backup) counts as another source. Where the endpoints lead to another cluster than before, a watch that
+/// is opened again notices by that id, and lists anew. Compaction costs one more listing, and no removal is lost by it.
 /// Every two seconds without news comes an [`Update::Progress`].
 #[derive(Clone)]
 pub struct EtcdResolver {
@@ -257,6 +258,11 @@ impl Source {
             .store
             .follow(key, Range::Prefix, Some(Revision::new(known.value)))
             .await?;
+        if !is_same_cluster(follow.cluster, self.cluster) {
+            // Its revisions do not go on from those that are known, though they may be higher.
+            self.list_again();
+            return Ok(());
+        }
         self.counts_well = counts_well(&follow.version().await);
         self.follow = Some(follow);
         Ok(())

@@ -27,6 +27,8 @@ pub(crate) struct Follow {
     taken: Taken,
     stream: WatchStream,
     patience: Duration,
+    /// Which cluster it is of; 0 if the server does not say, as etcd's own proxy.
+    pub(crate) cluster: u64,
     /// What was asked for is forgotten.
     pub(crate) is_compacted: bool,
 }
@@ -273,11 +275,13 @@ impl Follow {
         pool.note(member, opened.as_ref().err()).await;
         let (taken, stream, created) = opened?;
         let is_compacted = created.compact_revision() != 0;
+        let cluster = created.header().map_or(0, ResponseHeader::cluster_id);
         Ok(Self {
             pool: pool.clone(),
             taken,
             stream,
             patience,
+            cluster,
             is_compacted,
         })
     }

@@ -1,4 +1,12 @@
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -19,6 +27,7 @@ use tokio::{
 pub struct Proxy {
     addr: SocketAddr,
     weather: watch::Sender<Weather>,
+    accepted: Arc<AtomicUsize>,
     accepting: AbortHandle,
 }
 
@@ -33,8 +42,10 @@ pub enum Way {
     Both,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Weather {
+    /// Where new connections lead.
+    server: SocketAddr,
     cut_to_server: bool,
     cut_to_client: bool,
     delay: Duration,
@@ -58,11 +69,13 @@ impl Proxy {
     pub async fn start(server: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let addr = listener.local_addr()?;
-        let (weather, told) = watch::channel(Weather::default());
-        let accepting = tokio::spawn(accept(listener, server, told)).abort_handle();
+        let (weather, told) = watch::channel(Weather::before(server));
+        let accepted = Arc::<AtomicUsize>::default();
+        let accepting = tokio::spawn(accept(listener, told, accepted.clone())).abort_handle();
         Ok(Self {
             addr,
             weather,
+            accepted,
             accepting,
         })
     }
@@ -94,6 +107,17 @@ impl Proxy {
         self.weather.send_modify(|weather| weather.generation += 1);
     }
 
+    /// How many connections clients have opened so far.
+    #[must_use]
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// New connections lead to that server; those that are open stay where they are.
+    pub fn lead_to(&self, server: SocketAddr) {
+        self.weather.send_modify(|weather| weather.server = server);
+    }
+
     /// Whether new connections are closed as soon as they are open.
     pub fn refuse(&self, refusing: bool) {
         self.weather
@@ -111,6 +135,18 @@ impl Drop for Proxy {
 // === impl Weather ===
 
 impl Weather {
+    /// A good one.
+    const fn before(server: SocketAddr) -> Self {
+        Self {
+            server,
+            cut_to_server: false,
+            cut_to_client: false,
+            delay: Duration::ZERO,
+            refusing: false,
+            generation: 0,
+        }
+    }
+
     fn set(&mut self, way: Way, cut: bool) {
         if way != Way::ToClient {
             self.cut_to_server = cut;
@@ -129,17 +165,26 @@ impl Weather {
     }
 }
 
-async fn accept(listener: TcpListener, server: SocketAddr, weather: watch::Receiver<Weather>) {
+async fn accept(
+    listener: TcpListener,
+    weather: watch::Receiver<Weather>,
+    accepted: Arc<AtomicUsize>,
+) {
     while let Ok((client, _)) = listener.accept().await {
+        accepted.fetch_add(1, Ordering::Relaxed);
         if !weather.borrow().refusing {
-            tokio::spawn(carry(client, server, weather.clone()));
+            tokio::spawn(carry(client, weather.clone()));
         }
     }
 }
 
 /// One connection's whole life.
-async fn carry(client: TcpStream, server: SocketAddr, weather: watch::Receiver<Weather>) {
-    let born = weather.borrow().generation;
+async fn carry(client: TcpStream, weather: watch::Receiver<Weather>) {
+    let Weather {
+        server,
+        generation: born,
+        ..
+    } = *weather.borrow();
     let Ok(server) = TcpStream::connect(server).await else {
         return;
     };
@@ -241,6 +286,25 @@ mod tests {
             proxy.heal();
             assert_eq!(hears(&mut stream, SOON).await, Some(byte), "{way:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn new_connections_lead_elsewhere_and_old_ones_stay() {
+        let (proxy, silent) = (
+            echo().await,
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        );
+        let mut old = TcpStream::connect(proxy.addr()).await.unwrap();
+        old.write_u8(1).await.unwrap();
+        assert_eq!(hears(&mut old, SOON).await, Some(1));
+        proxy.lead_to(silent.local_addr().unwrap());
+        let mut new = TcpStream::connect(proxy.addr()).await.unwrap();
+        let (mut there, _) = timeout(SOON, silent.accept()).await.unwrap().unwrap();
+        there.write_u8(2).await.unwrap();
+        assert_eq!(hears(&mut new, SOON).await, Some(2));
+        old.write_u8(3).await.unwrap();
+        assert_eq!(hears(&mut old, SOON).await, Some(3));
+        assert_eq!(proxy.accepted(), 2);
     }
 
     #[tokio::test]

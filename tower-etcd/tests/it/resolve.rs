@@ -15,6 +15,7 @@ struct Reader {
     updates: EtcdUpdates,
     known: BTreeMap<String, Arc<Endpoint>>,
     at: Option<Generation>,
+    sources: usize,
     snapshots: usize,
     degraded: usize,
 }
@@ -26,6 +27,7 @@ impl Reader {
             updates,
             known: BTreeMap::new(),
             at: None,
+            sources: 0,
             snapshots: 0,
             degraded: 0,
         }
@@ -40,7 +42,13 @@ impl Reader {
                     .iter()
                     .map(|one| (one.id().to_string(), one.clone()))
                     .collect();
-                topology.generation()
+                let to = topology.generation();
+                // Another source begins anew, with all that it has.
+                if self.at.is_none_or(|at| at.source != to.source) {
+                    self.sources += 1;
+                    self.at = None;
+                }
+                to
             }
             Update::Delta {
                 from,
@@ -171,6 +179,37 @@ async fn a_removal_that_was_compacted_away_is_not_lost() {
     proxy.refuse(false);
     reader.until(&["b"]).await;
     assert_eq!(reader.snapshots, 2, "listed again, once");
+    assert_eq!(reader.sources, 1, "the same history");
+}
+
+/// Whatever the name in the endpoint stands for is another cluster now, whose revision is the higher one.
+#[tokio::test]
+#[ignore = "needs etcd"]
+async fn another_cluster_at_the_same_endpoint_is_another_source() {
+    let (old, new) = (Etcd::start().await, Etcd::start().await);
+    let proxy = Proxy::start(old.addr(0)).await.unwrap();
+    let cluster = Cluster::builder([format!("http://{}", proxy.addr())])
+        .build()
+        .unwrap();
+    let mut reader = Reader::new(&cluster);
+    crate::support::granted(&store(&old), &replica("a")).await;
+    reader.until(&["a"]).await;
+
+    let elsewhere = store(&new);
+    crate::support::granted(&elsewhere, &replica("b")).await;
+    for n in 0..10 {
+        let write = Swap::create(key(&format!("other/{n}")), "");
+        elsewhere.swap(&write).await.unwrap();
+    }
+    let there = elsewhere.list_prefix("").await.unwrap().revision.number();
+    assert!(reader.at.is_some_and(|at| at.value < there));
+    proxy.lead_to(new.addr(0));
+    proxy.drop_connections();
+    reader.until(&["b"]).await;
+    assert_eq!((reader.sources, reader.snapshots), (2, 2));
+    crate::support::granted(&elsewhere, &replica("c")).await;
+    reader.until(&["b", "c"]).await;
+    assert_eq!(reader.snapshots, 2, "and its changes follow");
 }
 
 #[tokio::test]
