@@ -68,9 +68,13 @@ impl SharedSession {
         if let Some(session) = &mut *live
             && let Some(ttl) = self.extend(session, store.within(claim)).await?
         {
-            return Ok((session.lease, ttl));
+            let lease = session.lease;
+            self.let_go(store, lease, ttl, store.within(claim)).await;
+            return Ok((lease, ttl));
         }
         *live = None;
+        // What the others held ended with the etcd lease.
+        self.claims().retain(|id, _| *id == claim.id());
         let (lease, sent) = (lease_of(ClaimId::random()), now());
         let ttl = store.grant(lease, claim).await?;
         *live = Some(Live { lease, ttl, sent });
@@ -95,9 +99,10 @@ impl SharedSession {
         if age < session.ttl / SHARED_FOR {
             return Ok(Some(session.ttl.saturating_sub(age)));
         }
+        let lease = session.lease;
         let ttl = self.extend(session, within).await?;
         match ttl {
-            Some(ttl) => self.let_go(store, ttl, within).await,
+            Some(ttl) => self.let_go(store, lease, ttl, within).await,
             None => *live = None,
         }
         Ok(ttl)
@@ -141,8 +146,9 @@ impl SharedSession {
         Ok(ttl)
     }
 
-    /// Nobody renews for a keeper that has gone: its key goes, though the session lives on for others.
-    async fn let_go(&self, store: &EtcdStore, ttl: Duration, within: Duration) {
+    /// A keeper that has gone renews no more: its key is deleted, and what is bound to it, though the session goes on for
+    /// others. So is a claim that did not get its key.
+    async fn let_go(&self, store: &EtcdStore, lease: i64, ttl: Duration, within: Duration) {
         let now = now();
         let gone: Vec<_> = {
             let claims = self.claims();
@@ -154,11 +160,13 @@ impl SharedSession {
         };
         for (claim, keys) in gone {
             let store = store.clone().naming(keys);
-            if store
-                .txn(within, store.delete(&claim, Session::Shared, false))
-                .await
-                .is_ok()
-            {
+            // If one fails, both are tried again with the next renewal.
+            let ended = async {
+                let delete = store.delete(&claim, Session::Shared, false);
+                store.txn(within, delete).await?;
+                store.unbind(claim.key(), lease, within).await
+            };
+            if ended.await.is_ok() {
                 tracing::debug!(key = %claim.key(), "a claim of a shared session was not renewed");
                 self.claims().remove(&claim.id());
             }

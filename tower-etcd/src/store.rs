@@ -406,7 +406,8 @@ impl EtcdStore {
         }
     }
 
-    /// Deletes what is bound to an epoch of a shared session. (That of a session of its own goes with it.)
+    /// Deletes what is bound to an epoch of a shared session that has ended. (That of a session of its own goes with it.)
+    /// Nothing if a later epoch of the same session has the key.
     pub(crate) async fn unbind(
         &self,
         key: &LeaseKey,
@@ -425,7 +426,9 @@ impl EtcdStore {
             .flat_map(|entry| self.unbind_one(entry, &prefix))
             .collect();
         for ops in ops.chunks(MAX_OPS) {
-            self.txn(within, Txn::new().and_then(ops)).await?;
+            let has_ended = Compare::lease(self.keys.of(key), CompareOp::NotEqual, lease);
+            self.txn(within, Txn::new().when([has_ended]).and_then(ops))
+                .await?;
         }
         Ok(())
     }

@@ -336,7 +336,13 @@ async fn a_shared_session_is_one_etcd_lease_and_ends_with_its_last_key() {
         granted(&store, claim).await;
     }
     assert_eq!(leases(&etcd).await, 1);
-    // One is not renewed any more; the others' renewals must not keep it.
+    let first = granted(&store, &claims[0]).await;
+    let bound = Swap::create(key("bound"), "x").bound_to(first.token());
+    assert!(matches!(
+        store.swap(&bound).await.unwrap(),
+        Swapped::Done(_)
+    ));
+    // One is not renewed any more; the others' renewals must not keep it, nor what is bound to it.
     let start = tokio::time::Instant::now();
     while store.inspect(claims[0].key()).await.unwrap().is_some() {
         assert!(
@@ -349,6 +355,13 @@ async fn a_shared_session_is_one_etcd_lease_and_ends_with_its_last_key() {
         }
         tokio::time::sleep(SHORT / 10).await;
     }
+    soon(async {
+        while store.read(&key("bound")).await.unwrap().is_some() {
+            renewed(&store, &claims[1]).await;
+            tokio::time::sleep(SHORT / 10).await;
+        }
+    })
+    .await;
     assert_eq!(
         known(|| store.renew(&claims[0])).await.unwrap_err().fault(),
         Fault::Lost
