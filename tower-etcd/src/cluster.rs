@@ -221,6 +221,12 @@ mod tests {
         }
     }
 
+    /// etcd's default for `--grpc-keepalive-min-time`.
+    #[test]
+    fn r10_pings_are_no_more_frequent_than_etcd_allows() {
+        assert!(KEEP_ALIVE > Duration::from_secs(5));
+    }
+
     #[test]
     fn a_timeout_is_longer_than_zero() {
         let zero = Cluster::builder(["http://a"])

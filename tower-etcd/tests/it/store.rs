@@ -472,17 +472,3 @@ async fn r10_a_member_that_is_not_there_is_passed_over() {
     }
     let _ = cluster(&etcd);
 }
-
-/// pings go on while nothing is asked, and etcd, which thinks little of that, hangs up after some. Nobody notices.
-#[tokio::test]
-#[ignore = "needs etcd"]
-async fn r10_an_idle_connection_is_good_when_it_is_needed() {
-    let etcd = Etcd::start().await;
-    let (store, ours) = (store(&etcd), claim("a", LONG));
-    granted(&store, &ours).await;
-    for pause in [25, 12] {
-        tokio::time::sleep(Duration::from_secs(pause)).await;
-        assert!(store.inspect(&key("a")).await.unwrap().is_some());
-    }
-    renewed(&store, &ours).await;
-}

@@ -8,13 +8,31 @@ use super::Conformance;
 use crate::{Fault, LeaseStore};
 
 impl<S: LeaseStore> Conformance<S> {
+    /// Each waits for some TTLs, so all of them wait together.
     pub(super) async fn end_by_time(&self) {
-        self.r2_a_lease_lasts_as_long_as_was_granted_and_no_longer()
-            .await;
-        self.r7_a_lease_that_is_renewed_goes_on().await;
-        if self.one.capabilities().transfer() {
-            self.r20_a_transferred_lease_lasts_from_the_transfer().await;
-        }
+        let capabilities = self.one.capabilities();
+        let transfer = async {
+            if capabilities.transfer() {
+                self.r20_a_transferred_lease_lasts_from_the_transfer().await;
+            }
+        };
+        let watch = async {
+            if capabilities.watch() {
+                self.r12_a_watch_tells_an_expiry().await;
+            }
+        };
+        let document = async {
+            if capabilities.documents() {
+                self.a_bound_document_ends_with_an_expiry().await;
+            }
+        };
+        tokio::join!(
+            self.r2_a_lease_lasts_as_long_as_was_granted_and_no_longer(),
+            self.r7_a_lease_that_is_renewed_goes_on(),
+            transfer,
+            watch,
+            document,
+        );
     }
 
     async fn r2_a_lease_lasts_as_long_as_was_granted_and_no_longer(&self) {

@@ -170,12 +170,6 @@ impl<S: LeaseStore> Conformance<S> {
             self.found(&kept).await.is_some(),
             "one that was written since without that stays"
         );
-        let (key, _, grant) = self.held().await;
-        let expiring = self.key();
-        self.written(&Swap::create(expiring.clone(), "x").bound_to(grant.token()))
-            .await;
-        self.until_vacant(&key, grant.ttl() + self.lateness()).await;
-        assert_eq!(self.found(&expiring).await, None, "and with an expiry");
         if self.one.capabilities().transfer() {
             let (key, from, grant) = self.held().await;
             let handed = self.key();
@@ -192,6 +186,19 @@ impl<S: LeaseStore> Conformance<S> {
                 "and with a transfer, once the old holder has let go"
             );
         }
+    }
+
+    pub(super) async fn a_bound_document_ends_with_an_expiry(&self) {
+        let (key, _, grant) = self.held().await;
+        let expiring = self.key();
+        self.written(&Swap::create(expiring.clone(), "x").bound_to(grant.token()))
+            .await;
+        self.until_vacant(&key, grant.ttl() + self.lateness()).await;
+        assert_eq!(
+            self.found(&expiring).await,
+            None,
+            "a bound document ends with an expiry"
+        );
     }
 
     async fn a_key_is_a_lease_or_a_document(&self) {

@@ -1,8 +1,9 @@
 //! Keepers, gates and a store on simulated hosts, with drifting clocks and a network that fails: the fault scenarios
 //! F-01 to F-05, F-08 to F-12 and F-19, as far as this crate goes.
 //!
-//! Each scenario runs over as many seeds as `LEASE_SIM_SEEDS` says (default 42, so 500 in all); a failure prints the
-//! seed, and `LEASE_SIM_SEED` runs that one alone.
+//! Each scenario runs over as many seeds as `LEASE_SIM_SEEDS` says; a failure prints the seed, and `LEASE_SIM_SEED` runs
+//! that one alone. By default that is 14, so 170 in all: without optimization a seed costs about 0.1 s of processor time
+//! per scenario. `.ci/long simulation` runs 20 000, optimized.
 
 mod net;
 mod scenarios;
@@ -28,6 +29,6 @@ fn seeds() -> std::ops::Range<u64> {
     };
     match number("LEASE_SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("LEASE_SIM_SEEDS").unwrap_or(42),
+        None => 0..number("LEASE_SIM_SEEDS").unwrap_or(14),
     }
 }
