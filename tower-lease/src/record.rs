@@ -206,6 +206,12 @@ impl ClaimId {
     pub(crate) const fn numbered(self, serial: u64) -> Self {
         Self(self.0.wrapping_add(serial as u128))
     }
+
+    /// Whether one keeper made both. (By chance, with two keepers, once in 2^63.)
+    pub(crate) const fn is_of_the_keeper_of(self, other: Self) -> bool {
+        let (above, below) = (self.0.wrapping_sub(other.0), other.0.wrapping_sub(self.0));
+        above <= u64::MAX as u128 || below <= u64::MAX as u128
+    }
 }
 
 impl fmt::Debug for ClaimId {

@@ -271,6 +271,22 @@ async fn r20_a_handover_that_cannot_be_is_told() {
     assert_eq!(told, Err(NotHandedOver::Lost(Lost::Gone)));
 }
 
+/// The claim under which it took over is its own though it was used. The store would call that done.
+#[tokio::test(start_paused = true)]
+async fn r20_a_successor_does_not_hand_over_to_itself() {
+    let store = faulty(7);
+    let (first, _one) = spawn(builder(&store));
+    soon(first.held()).await.unwrap();
+    let (second, _two) = spawn(builder(&store));
+    let own = second.handover_claim();
+    soon(first.hand_over(&own)).await.unwrap();
+    soon(second.held()).await.unwrap();
+    assert_ne!(second.handover_claim().id(), own.id(), "for one handover");
+    let refused = soon(second.hand_over(&own)).await;
+    assert_eq!(refused, Err(NotHandedOver::Own));
+    assert!(second.is_held(), "and nothing was done");
+}
+
 /// What is left of a lost epoch is taken away by its claim, so another's is left alone.
 #[tokio::test(start_paused = true)]
 async fn r26_who_comes_back_takes_nothing_away_from_its_successor() {
