@@ -426,7 +426,9 @@ impl Core {
         let first = match &self.phase {
             Phase::Seeking(quest) if quest.claim == sent.claim => quest.first.unwrap_or(sent.at),
             // A claim that was given up: the grant is not used, but taken away.
-            Phase::Seeking(_) | Phase::Held(_) if self.held_claim() != Some(sent.claim) => {
+            Phase::Seeking(_) | Phase::Held(_) | Phase::Fenced { again: Some(_), .. }
+                if self.held_claim() != Some(sent.claim) =>
+            {
                 self.outputs.push(Output::Disown(sent.claim));
                 return;
             }

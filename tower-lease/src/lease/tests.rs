@@ -484,6 +484,30 @@ fn r14_a_grant_for_a_claim_given_up_is_released() {
     assert_eq!(core.state(), State::Acquiring);
 }
 
+/// Its answer comes when the epoch after it is over already.
+#[test]
+fn r14_a_grant_for_a_claim_given_up_is_released_though_nothing_is_asked_for_now() {
+    let mut core = core(reacquiring());
+    let first = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    let reply = Reply::Held {
+        claim: ClaimId::from_u128(1),
+        expires_in: None,
+    };
+    core.on(Input::Acquired(first, Ok(reply)), ms(100));
+    let second = loop {
+        let at = core.deadline().unwrap();
+        if let Some(sent) = acquire_in(&core.on(Input::Timer, at)) {
+            break sent;
+        }
+    };
+    let now = second.at;
+    core.on(Input::Acquired(second, grant(5, TTL)), now);
+    let outputs = core.on(Input::Watched(Seen::Vacant(Revision::new(6))), now);
+    assert!(outputs.contains(&Output::Close));
+    let outputs = core.on(Input::Acquired(first, grant(7, TTL)), now);
+    assert_eq!(disown_in(&outputs), Some(first.claim));
+}
+
 #[test]
 fn r15_an_unknown_acquire_is_repeated_with_the_same_claim_and_counts_from_the_first() {
     let mut core = core(Terms::default());
