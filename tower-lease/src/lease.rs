@@ -1025,7 +1025,7 @@ impl Core {
 
     /// the period counts from the sending, with jitter only to the early side.
     fn renewal_after(&mut self, sent: BootInstant, ttl: Duration, now: BootInstant) -> BootInstant {
-        let period = self.terms.renew_every(ttl);
+        let period = self.terms.renew_every(ttl).max(self.terms.least_period());
         let due = sent.after(period.mul_f64(0.8 + 0.2 * self.rng.f64()));
         due.max(now)
     }

@@ -21,6 +21,8 @@ const TTL: Duration = Duration::from_secs(10);
 const DRIFT_PPM: u32 = 10_000;
 const MIN_GUARD: Duration = Duration::from_millis(250);
 const MAX_ATTEMPT: Duration = Duration::from_secs(1);
+/// As the shortest pause after a failure.
+const MIN_PERIOD: Duration = Duration::from_millis(100);
 
 // === impl Terms ===
 
@@ -73,6 +75,12 @@ impl Terms {
     pub(crate) fn renew_every(&self, ttl: Duration) -> Duration {
         let limit = ttl.saturating_sub(self.margin(ttl)) / 2;
         self.renew_every.unwrap_or(ttl / 4).min(limit)
+    }
+
+    /// A store may grant a TTL that is shorter than its margin, though never asked for one. It is not asked more often than
+    /// after a failure because of that; but for a TTL that was asked for, its own period counts.
+    pub(crate) fn least_period(&self) -> Duration {
+        self.renew_every(self.ttl).min(MIN_PERIOD)
     }
 
     /// How long one attempt may take.

@@ -172,6 +172,27 @@ fn r2_r9_a_renewals_own_ttl_counts() {
     assert_eq!(renewed.1, renewed.0.after(valid));
 }
 
+/// Which is good for nothing, so the period would be zero.
+#[test]
+fn r9_a_ttl_below_the_margin_does_not_make_renewals_follow_one_another() {
+    let (mut core, _) = held(Terms::default(), 0);
+    let (mut sent, mut at) = next_renewal(&mut core);
+    for _ in 0..10 {
+        core.on(Input::Renewed(sent, Ok(Duration::from_millis(100))), at);
+        assert_eq!(until(&core), ms(VALID_MS), "it shortens nothing");
+        let before = at;
+        (sent, at) = next_renewal(&mut core);
+        assert!(at.since(before) >= Duration::from_millis(80), "{at:?}");
+    }
+    // One that was asked for has the period that follows from it.
+    let brief = Terms {
+        ttl: Duration::from_millis(100),
+        guard: Some(Duration::from_millis(10)),
+        ..Terms::default()
+    };
+    assert_eq!(brief.least_period(), Duration::from_millis(25));
+}
+
 /// two attempts must fit into what was granted, whatever was asked for.
 #[test]
 fn r5_r9_a_period_that_was_asked_for_fits_into_the_ttl_that_was_granted() {
