@@ -8,32 +8,33 @@ use std::{
 /// How long an open circuit stays open before it lets a probe through.
 ///
 /// Default: 10 s, and about twice as long after each probe that fails, up to 60 s; 10 s again once it has closed. A
-/// server's hint may raise it.
+/// server's `Retry-After` may raise it.
 #[derive(Clone)]
 pub struct Cooldown {
     steps: Steps,
     cap: Duration,
+    /// The seed of the random factors, in tests. `None`: from the operating system.
     seed: Option<u64>,
-    /// By how much a time may be longer; zero in tests that compute with times.
-    spread: f64,
+    /// The largest share by which a time is extended; zero in tests that compute with times.
+    jitter: f64,
 }
 
 #[derive(Clone)]
 enum Steps {
     Growing(Duration),
     Fixed(Duration),
-    Own(Arc<dyn Fn() -> Durations + Send + Sync>),
+    Custom(Arc<dyn Fn() -> Durations + Send + Sync>),
 }
 
 type Durations = Box<dyn Iterator<Item = Duration> + Send>;
 
-/// Where one circuit stands in its cooldown.
+/// The cooldown of one circuit, in one outage.
 pub(crate) struct Backoff {
     cooldown: Cooldown,
     random: fastrand::Rng,
-    /// Of the present outage; none while closed.
+    /// `None` while closed.
     last: Option<Duration>,
-    own: Option<Durations>,
+    custom: Option<Durations>,
 }
 
 // === impl Cooldown ===
@@ -41,39 +42,29 @@ pub(crate) struct Backoff {
 impl Cooldown {
     /// Stays open this long at first. Default: 10 s, which gives a restarting process time to come back.
     ///
-    /// Each probe that fails doubles the time, more or less: the factor is drawn between 1.6 and 2.4, so that many clients
-    /// of one upstream drift apart. It ends at the [`cap`](Self::cap), and begins anew once the circuit has closed. Each time,
-    /// the first too, is up to a tenth longer than that, drawn anew: a thousand clients that open at the same instant do not
-    /// come back at the same instant.
+    /// Each probe that fails about doubles the time: the factor is random between 1.6 and 2.4, so that many clients of one
+    /// upstream drift apart. The growth ends at the [`cap`](Self::cap), and starts again once the circuit has closed. Each
+    /// time, including the first, is extended by up to a tenth at random: a thousand clients that open at the same instant
+    /// do not probe at the same instant.
     ///
-    /// Zero lets a probe through at once, so only the number of calls at a time is limited.
+    /// Zero allows a probe at once, so only the number of concurrent calls is limited.
     #[must_use]
     pub const fn new(base: Duration) -> Self {
-        Self {
-            steps: Steps::Growing(base),
-            cap: CAP,
-            seed: None,
-            spread: SPREAD,
-        }
+        Self::with(Steps::Growing(base))
     }
 
-    /// Stays open this long each time, however many probes fail: exactly, so clients that open together come back together.
-    /// Only a server's hint is spread, up to a tenth later.
+    /// Stays open exactly this long each time, however many probes fail, so clients that open at the same instant probe at
+    /// the same instant. Only a server's `Retry-After` is extended, by up to a tenth.
     #[must_use]
     pub const fn fixed(time: Duration) -> Self {
-        Self {
-            steps: Steps::Fixed(time),
-            cap: CAP,
-            seed: None,
-            spread: SPREAD,
-        }
+        Self::with(Steps::Fixed(time))
     }
 
-    /// Stays open as long as an iterator of your own says: one item each time the circuit opens, a new iterator once it has
-    /// closed. When it ends, its last item holds (10 s if there was none); a panic is taken for the end. The
-    /// [`cap`](Self::cap) does not bind it.
+    /// Stays open as long as the items of an iterator: one item each time the circuit opens, and a new iterator once it has
+    /// closed. When the iterator ends, its last item is used again (10 s if there was none); a panic is the same as the end.
+    /// The [`cap`](Self::cap) does not apply.
     ///
-    /// Both are called while the circuit opens, under its lock: they must not ask a circuit that they are in themselves.
+    /// Function and iterator are called under the circuit's lock: they must not call a circuit that they belong to.
     ///
     /// ```
     /// use std::{iter, time::Duration};
@@ -89,40 +80,41 @@ impl Cooldown {
         F: Fn() -> I + Send + Sync + 'static,
         I: Iterator<Item = Duration> + Send + 'static,
     {
-        let steps = Steps::Own(Arc::new(move || Box::new(durations())));
+        Self::with(Steps::Custom(Arc::new(move || Box::new(durations()))))
+    }
+
+    const fn with(steps: Steps) -> Self {
         Self {
             steps,
             cap: CAP,
             seed: None,
-            spread: SPREAD,
+            jitter: EXTENSION,
         }
     }
 
-    /// Growth ends here, and a server's hint (`Retry-After`, `grpc-retry-pushback-ms`) on the failure that opens the
-    /// circuit may raise the open time to this at most, and up to a tenth for the spread. Default: 60 s, so that no response
-    /// can switch a client off for a day.
+    /// The longest time that growth leads to, and that a server's `Retry-After` or `grpc-retry-pushback-ms`, on the failure
+    /// that opens the circuit, can raise the time to; a random tenth is added to both. Default: 60 s, so that no response can
+    /// disable a client for a day.
     ///
-    /// A cap below the base leaves the base as it is; there is then no growth, and hints have no effect.
+    /// With a cap below the base the time is the base: there is no growth, and a server's `Retry-After` has no effect.
     #[must_use]
     pub fn cap(self, cap: Duration) -> Self {
         Self { cap, ..self }
-    }
-
-    /// Draws the same factors each time, for tests. Default: a seed from the operating system's randomness.
-    #[must_use]
-    pub fn seed(self, seed: u64) -> Self {
-        Self {
-            seed: Some(seed),
-            ..self
-        }
     }
 }
 
 #[cfg(test)]
 impl Cooldown {
+    pub(crate) fn seed(self, seed: u64) -> Self {
+        Self {
+            seed: Some(seed),
+            ..self
+        }
+    }
+
     pub(crate) fn exact(self) -> Self {
         Self {
-            spread: 0.0,
+            jitter: 0.0,
             ..self
         }
     }
@@ -140,7 +132,7 @@ impl fmt::Debug for Cooldown {
         match &self.steps {
             Steps::Growing(base) => cooldown.field("base", base),
             Steps::Fixed(time) => cooldown.field("fixed", time),
-            Steps::Own(_) => cooldown.field("own", &true),
+            Steps::Custom(_) => cooldown.field("custom", &true),
         };
         cooldown.field("cap", &self.cap).finish()
     }
@@ -149,14 +141,14 @@ impl fmt::Debug for Cooldown {
 const BASE: Duration = Duration::from_secs(10);
 const CAP: Duration = Duration::from_secs(60);
 const FACTOR: f64 = 2.0;
-const JITTER: f64 = 0.2;
-/// By how much each time is longer at most. A tenth keeps a fleet apart by a second where it waits for ten.
-const SPREAD: f64 = 0.1;
+const FACTOR_JITTER: f64 = 0.2;
+/// A tenth distributes a fleet that waits for ten seconds over one second.
+const EXTENSION: f64 = 0.1;
 
 // === impl Backoff ===
 
 impl Backoff {
-    /// The longest that hints and growth lead to.
+    /// The longest time that growth and hints lead to.
     pub(crate) fn cap(&self) -> Duration {
         self.cooldown.cap
     }
@@ -169,7 +161,7 @@ impl Backoff {
             cooldown,
             random,
             last: None,
-            own: None,
+            custom: None,
         }
     }
 
@@ -181,13 +173,13 @@ impl Backoff {
         if hint < next && !matches!(self.cooldown.steps, Steps::Growing(_)) {
             return next;
         }
-        self.spread(next.max(hint))
+        self.extend(next.max(hint))
     }
 
-    /// A little longer, and never shorter: what many clients learn at the same instant must not bring all of them back at the
-    /// same instant, and none before the server wants it.
-    fn spread(&mut self, time: Duration) -> Duration {
-        let factor = 1.0 + self.cooldown.spread * self.random.f64();
+    /// Extends a time at random, and never shortens it: clients that learn it at the same instant must not all return at the
+    /// same instant, and none before the server asked for.
+    fn extend(&mut self, time: Duration) -> Duration {
+        let factor = 1.0 + self.cooldown.jitter * self.random.f64();
         if factor == 1.0 {
             return time;
         }
@@ -198,7 +190,7 @@ impl Backoff {
 
     /// The circuit has closed.
     pub(crate) fn reset(&mut self) {
-        (self.last, self.own) = (None, None);
+        (self.last, self.custom) = (None, None);
     }
 
     fn step(&mut self) -> Duration {
@@ -206,15 +198,16 @@ impl Backoff {
             (Steps::Fixed(time), _) => *time,
             (Steps::Growing(base), None) => *base,
             (Steps::Growing(base), Some(last)) => {
-                let factor = FACTOR * (1.0 - JITTER + 2.0 * JITTER * self.random.f64());
+                let factor =
+                    FACTOR * (1.0 - FACTOR_JITTER + 2.0 * FACTOR_JITTER * self.random.f64());
                 let grown = Duration::try_from_secs_f64(last.as_secs_f64() * factor)
                     .unwrap_or(Duration::MAX);
                 grown.min(self.cooldown.cap).max(*base)
             }
-            (Steps::Own(durations), last) => {
-                // Under the circuit's lock nothing may be left half done.
+            (Steps::Custom(durations), last) => {
+                // A panic under the circuit's lock must not leave a transition unfinished.
                 let next = catch_unwind(AssertUnwindSafe(|| {
-                    self.own.get_or_insert_with(|| durations()).next()
+                    self.custom.get_or_insert_with(|| durations()).next()
                 }));
                 next.ok().flatten().or(last).unwrap_or(BASE)
             }
@@ -237,12 +230,12 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn is_spread(time: Duration, least: Duration) -> bool {
+    fn is_extended(time: Duration, least: Duration) -> bool {
         (least..=least + least / 10).contains(&time)
     }
 
     #[test]
-    fn a_thousand_clients_do_not_come_back_at_the_same_instant() {
+    fn a_thousand_clients_do_not_return_at_the_same_instant() {
         let cooldowns = [
             Cooldown::default(),
             Cooldown::default(),
@@ -250,17 +243,17 @@ mod tests {
         ];
         let hints = [None, Some(30 * SECOND), Some(30 * SECOND)];
         for (cooldown, hint) in cooldowns.into_iter().zip(hints) {
-            let mut times: Vec<_> = (0..1000)
+            let mut copies: Vec<_> = (0..1000)
                 .map(|seed| Backoff::new(cooldown.clone().seed(seed)).next(hint))
                 .collect();
-            times.sort_unstable();
+            copies.sort_unstable();
             let least = hint.unwrap_or(BASE);
-            assert!(times.iter().all(|&time| is_spread(time, least)));
+            assert!(copies.iter().all(|&time| is_extended(time, least)));
             let hundredth = least / 100;
-            let most = times
+            let most = copies
                 .iter()
                 .map(|first| {
-                    times
+                    copies
                         .iter()
                         .filter(|&it| it >= first && *it < *first + hundredth)
                         .count()
@@ -276,28 +269,28 @@ mod tests {
     #[test]
     fn a_hint_raises_the_open_time_up_to_the_cap_and_never_lowers_it() {
         let open_for = |hint| Backoff::new(Cooldown::default()).next(hint);
-        assert!(is_spread(open_for(None), BASE));
-        assert!(is_spread(open_for(Some(Duration::ZERO)), BASE));
-        assert!(is_spread(open_for(Some(30 * SECOND)), 30 * SECOND));
-        assert!(is_spread(open_for(Some(Duration::MAX)), CAP));
+        assert!(is_extended(open_for(None), BASE));
+        assert!(is_extended(open_for(Some(Duration::ZERO)), BASE));
+        assert!(is_extended(open_for(Some(30 * SECOND)), 30 * SECOND));
+        assert!(is_extended(open_for(Some(Duration::MAX)), CAP));
         let low_cap = Cooldown::new(90 * SECOND).cap(CAP);
         let open_for = Backoff::new(low_cap).next(Some(Duration::MAX));
-        assert!(is_spread(open_for, 90 * SECOND));
+        assert!(is_extended(open_for, 90 * SECOND));
     }
 
     #[test]
-    fn it_grows_by_a_jittered_factor_to_the_cap_and_begins_anew_after_closing() {
+    fn it_grows_by_a_random_factor_to_the_cap_and_starts_again_after_closing() {
         let mut seen = Vec::new();
         for seed in 0..50 {
             let mut backoff = Backoff::new(Cooldown::default().seed(seed));
-            assert!(is_spread(backoff.next(None), BASE));
+            assert!(is_extended(backoff.next(None), BASE));
             let second = backoff.next(None);
             assert!((16 * SECOND..27 * SECOND).contains(&second), "{second:?}");
             seen.push(second);
             assert!(backoff.next(None) > second);
-            assert!(is_spread([(); 2].map(|()| backoff.next(None))[1], CAP));
+            assert!(is_extended([(); 2].map(|()| backoff.next(None))[1], CAP));
             backoff.reset();
-            assert!(is_spread(backoff.next(None), BASE));
+            assert!(is_extended(backoff.next(None), BASE));
         }
         seen.sort_unstable();
         seen.dedup();
@@ -305,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_draws_the_same_factors() {
+    fn the_same_seed_gives_the_same_factors() {
         let three = |seed| {
             let mut backoff = Backoff::new(Cooldown::default().seed(seed));
             [(); 3].map(|()| backoff.next(None))
@@ -315,26 +308,26 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_is_not_what_the_next_time_grows_from() {
+    fn the_next_time_does_not_grow_from_a_hint() {
         let mut backoff = Backoff::new(Cooldown::new(SECOND));
-        assert!(is_spread(backoff.next(Some(40 * SECOND)), 40 * SECOND));
+        assert!(is_extended(backoff.next(Some(40 * SECOND)), 40 * SECOND));
         assert!(backoff.next(None) < 3 * SECOND);
     }
 
     #[test]
-    fn a_fixed_one_does_not_grow() {
+    fn a_fixed_cooldown_does_not_grow() {
         let mut backoff = Backoff::new(Cooldown::fixed(SECOND));
         assert_eq!([(); 3].map(|()| backoff.next(None)), [SECOND; 3]);
     }
 
     #[test]
-    fn an_iterator_of_ones_own_is_asked_anew_after_closing_and_its_last_item_holds() {
+    fn a_custom_iterator_is_made_again_after_closing_and_its_last_item_is_repeated() {
         let mut backoff = Backoff::new(Cooldown::from_fn(|| {
             [1, 3].into_iter().map(Duration::from_secs)
         }));
         assert_eq!([(); 3].map(|()| backoff.next(None).as_secs()), [1, 3, 3]);
         backoff.reset();
-        assert!(is_spread(backoff.next(Some(2 * SECOND)), 2 * SECOND));
+        assert!(is_extended(backoff.next(Some(2 * SECOND)), 2 * SECOND));
         assert_eq!(
             Backoff::new(Cooldown::from_fn(std::iter::empty)).next(None),
             BASE
@@ -344,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_without_measure_do_not_overflow() {
+    fn the_longest_durations_do_not_overflow() {
         let mut backoff = Backoff::new(Cooldown::new(Duration::MAX).cap(Duration::MAX));
         assert_eq!(
             [(); 2].map(|()| backoff.next(Some(Duration::MAX))),

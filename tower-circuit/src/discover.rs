@@ -1,31 +1,32 @@
 use std::{
-    fmt,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use futures_core::Stream;
-use pin_project::pin_project;
+use pin_project_lite::pin_project;
 use tower::discover::{Change, Discover};
 use tower_outcome::classify::AnyErr;
 
 use crate::{CircuitGate, PerEndpoint};
 
-/// Endpoints that come and go, each with a circuit of its own. Made by [`PerEndpoint::discover`].
-///
-/// An endpoint that comes again under the same key begins with a new circuit.
-#[pin_project]
-pub struct DiscoverCircuits<D, C = AnyErr> {
-    #[pin]
-    inner: D,
-    circuits: PerEndpoint<C>,
+pin_project! {
+    /// Endpoints that are inserted and removed, each behind a gate with a circuit. Made by [`PerEndpoint::discover`].
+    ///
+    /// An endpoint that is inserted again under the same key gets a new circuit.
+    #[derive(Debug)]
+    pub struct DiscoverCircuits<D, C = AnyErr> {
+        #[pin]
+        inner: D,
+        circuits: PerEndpoint<C>,
+    }
 }
 
 // === impl PerEndpoint ===
 
 impl<C: Clone> PerEndpoint<C> {
-    /// Puts a gate in front of each endpoint that is discovered, with a circuit named after its key. The gate has the load
-    /// of the endpoint, so this goes between the load and the balancer.
+    /// Adds a gate in front of each endpoint that is discovered, with a circuit named after its key. The gate has the load of
+    /// the endpoint, so this belongs between the load and the balancer.
     pub fn discover<D>(&self, endpoints: D) -> DiscoverCircuits<D, C>
     where
         D: Discover,
@@ -60,14 +61,5 @@ where
                 Change::Remove(key) => Change::Remove(key),
             })
         }))
-    }
-}
-
-impl<D: fmt::Debug, C: fmt::Debug> fmt::Debug for DiscoverCircuits<D, C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DiscoverCircuits")
-            .field("inner", &self.inner)
-            .field("circuits", &self.circuits)
-            .finish()
     }
 }

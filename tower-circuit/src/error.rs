@@ -4,7 +4,8 @@ use tower_outcome::{Class, Refusal, Refused};
 
 use crate::Reason;
 
-/// The circuit refused the call: it is open, or half-open with its probes under way. The inner service was not called.
+/// The circuit rejected the call: it is open, or half-open with as many probes in flight as allowed. The inner service was
+/// not called.
 ///
 /// Its class is [`Class::Unavailable`], its code `circuit-open`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +24,7 @@ impl Open {
         }
     }
 
-    /// Time to the next possible probe; the circuit may close sooner. `None` while it is forced open.
+    /// The time to the next possible probe; the circuit may close sooner. `None` while it is forced open.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         self.refusal.retry_after()

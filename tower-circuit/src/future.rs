@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use pin_project::pin_project;
+use pin_project_lite::pin_project;
 use tower_outcome::{
     BoxError, Settle,
     classify::{Classify, ClassifyResponse, Judge, Judged, Scope},
@@ -14,111 +14,112 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use crate::{Open, Permit, permit::Leave};
+use crate::{Open, Permit, permit::RawPermit};
 
-/// The future of [`CircuitService`](crate::CircuitService).
-///
-/// Cancel safety: dropping it cancels the call, which the circuit is told.
-#[pin_project]
-pub struct ResponseFuture<S, C, R, Req>
-where
-    S: Service<Req>,
-    C: Classify<Req>,
-    C::Classifier: ClassifyResponse<S::Response, S::Error>,
-    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
-        Scope<S::Response, Judge<C::Classifier, Permit>>,
-    R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error>,
-{
-    #[pin]
-    answer: Answer<S::Future, C::Classifier, R, R::Context>,
-    request: PhantomData<fn(Req)>,
+pin_project! {
+    /// The future of [`CircuitService`](crate::CircuitService) and [`KeyedCircuitService`](crate::KeyedCircuitService).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it ends the call, and the circuit records that its caller abandoned it.
+    pub struct ResponseFuture<F, K, R, N, Req> {
+        #[pin]
+        state: State<F, K, R, N>,
+        request: PhantomData<fn(Req)>,
+    }
 }
 
-/// The future of [`CircuitGate`](crate::CircuitGate).
-///
-/// Cancel safety: dropping it cancels the call, which the circuit is told.
-#[pin_project]
-pub struct GateFuture<F, K>(#[pin] Gated<F, K>);
-
-/// A call under way, whose answer will be judged.
-#[pin_project]
-struct Watched<F, K> {
-    #[pin]
-    call: F,
-    classifier: Option<K>,
-    leave: Leave,
+pin_project! {
+    /// The future of [`CircuitGate`](crate::CircuitGate).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it ends the call, and the circuit records that its caller abandoned it.
+    pub struct GateFuture<F, K> {
+        #[pin]
+        state: GateState<F, K>,
+    }
 }
 
-#[pin_project(project = AnswerProj)]
-enum Answer<F, K, R, N> {
-    Admitted(#[pin] Watched<F, K>),
-    Refused { refuse: R, seen: N, open: Open },
+pin_project! {
+    #[project = StateProj]
+    enum State<F, K, R, N> {
+        Admitted { #[pin] call: RecordedCall<F, K> },
+        Rejected { refuse: R, context: N, open: Open },
+    }
 }
 
-#[pin_project(project = GatedProj)]
-enum Gated<F, K> {
-    Admitted(#[pin] Watched<F, K>),
-    Unsent(Option<BoxError>),
+pin_project! {
+    #[project = GateStateProj]
+    enum GateState<F, K> {
+        Admitted { #[pin] call: RecordedCall<F, K> },
+        Unsent { error: Option<BoxError> },
+    }
+}
+
+pin_project! {
+    /// An admitted call, whose outcome is recorded.
+    pub(crate) struct RecordedCall<F, K> {
+        #[pin]
+        call: F,
+        classifier: Option<K>,
+        permit: RawPermit,
+    }
 }
 
 // === impl ResponseFuture ===
 
-impl<S, C, R, Req> ResponseFuture<S, C, R, Req>
-where
-    S: Service<Req>,
-    C: Classify<Req>,
-    C::Classifier: ClassifyResponse<S::Response, S::Error>,
-    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
-        Scope<S::Response, Judge<C::Classifier, Permit>>,
-    R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error>,
-{
+impl<F, K, R, N, Req> ResponseFuture<F, K, R, N, Req> {
     #[inline(always)]
-    pub(crate) fn admitted(call: S::Future, classifier: C::Classifier, leave: Leave) -> Self {
+    pub(crate) fn admitted(call: RecordedCall<F, K>) -> Self {
         Self {
-            answer: Answer::Admitted(Watched::new(call, classifier, leave)),
+            state: State::Admitted { call },
             request: PhantomData,
         }
     }
 
-    pub(crate) fn refused(refuse: R, seen: R::Context, open: Open) -> Self {
+    pub(crate) fn rejected<Res, E>(refuse: &R, request: &Req, open: Open) -> Self
+    where
+        R: Refuse<Req, Res, E, Context = N> + Clone,
+    {
+        let (refuse, context) = (refuse.clone(), refuse.context(request));
         Self {
-            answer: Answer::Refused { refuse, seen, open },
+            state: State::Rejected {
+                refuse,
+                context,
+                open,
+            },
             request: PhantomData,
         }
     }
 }
 
-impl<S, C, R, Req> Future for ResponseFuture<S, C, R, Req>
+impl<F, K, R, N, Req, Res, E> Future for ResponseFuture<F, K, R, N, Req>
 where
-    S: Service<Req>,
-    C: Classify<Req>,
-    C::Classifier: ClassifyResponse<S::Response, S::Error>,
-    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
-        Scope<S::Response, Judge<C::Classifier, Permit>>,
-    R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error>,
+    F: Future<Output = Result<Res, E>>,
+    K: ClassifyResponse<Res, E>,
+    K::Scope: Scope<Res, Judge<K, Permit>>,
+    R: Refuse<Req, Judged<K, Permit, Res, E>, E, Context = N>,
+    N: Copy,
 {
     type Output = Result<R::Response, R::Error>;
 
     #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(match self.project().answer.project() {
-            AnswerProj::Admitted(watched) => R::pass(ready!(watched.poll(cx))),
-            AnswerProj::Refused { refuse, seen, open } => refuse.refuse(*seen, *open),
+        Poll::Ready(match self.project().state.project() {
+            StateProj::Admitted { call } => R::pass(ready!(call.poll(cx))),
+            StateProj::Rejected {
+                refuse,
+                context,
+                open,
+            } => refuse.refuse(*context, *open),
         })
     }
 }
 
-impl<S, C, R, Req> fmt::Debug for ResponseFuture<S, C, R, Req>
-where
-    S: Service<Req>,
-    C: Classify<Req>,
-    C::Classifier: ClassifyResponse<S::Response, S::Error>,
-    <C::Classifier as ClassifyResponse<S::Response, S::Error>>::Scope:
-        Scope<S::Response, Judge<C::Classifier, Permit>>,
-    R: Refuse<Req, Judged<C::Classifier, Permit, S::Response, S::Error>, S::Error>,
-{
+impl<F, K, R, N, Req> fmt::Debug for ResponseFuture<F, K, R, N, Req> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let admitted = matches!(self.answer, Answer::Admitted(_));
+        let admitted = matches!(self.state, State::Admitted { .. });
         f.debug_struct("ResponseFuture")
             .field("admitted", &admitted)
             .finish_non_exhaustive()
@@ -129,12 +130,17 @@ where
 
 impl<F, K> GateFuture<F, K> {
     #[inline(always)]
-    pub(crate) fn admitted(call: F, classifier: K, leave: Leave) -> Self {
-        Self(Gated::Admitted(Watched::new(call, classifier, leave)))
+    pub(crate) fn admitted(call: RecordedCall<F, K>) -> Self {
+        Self {
+            state: GateState::Admitted { call },
+        }
     }
 
     pub(crate) fn unsent(error: BoxError) -> Self {
-        Self(Gated::Unsent(Some(error)))
+        let error = Some(error);
+        Self {
+            state: GateState::Unsent { error },
+        }
     }
 }
 
@@ -149,36 +155,48 @@ where
 
     #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(match self.project().0.project() {
-            GatedProj::Admitted(watched) => ready!(watched.poll(cx)).map_err(Into::into),
-            GatedProj::Unsent(error) => Err(error.take().expect(POLLED_AGAIN)),
+        Poll::Ready(match self.project().state.project() {
+            GateStateProj::Admitted { call } => ready!(call.poll(cx)).map_err(Into::into),
+            GateStateProj::Unsent { error } => Err(error.take().expect(POLLED_AGAIN)),
         })
     }
 }
 
 impl<F, K> fmt::Debug for GateFuture<F, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let admitted = matches!(self.0, Gated::Admitted(_));
+        let admitted = matches!(self.state, GateState::Admitted { .. });
         f.debug_struct("GateFuture")
             .field("admitted", &admitted)
             .finish_non_exhaustive()
     }
 }
 
-// === impl Watched ===
+// === impl RecordedCall ===
 
-impl<F, K> Watched<F, K> {
+impl<F, K> RecordedCall<F, K> {
+    /// Calls the inner service.
     #[inline(always)]
-    fn new(call: F, classifier: K, leave: Leave) -> Self {
+    pub(crate) fn new<S, C, Req>(
+        inner: &mut S,
+        classify: &C,
+        request: Req,
+        mut permit: RawPermit,
+    ) -> Self
+    where
+        S: Service<Req, Future = F>,
+        C: Classify<Req, Classifier = K>,
+    {
+        let classifier = Some(classify.classify(&request));
+        let call = permit.run(|| inner.call(request));
         Self {
             call,
-            classifier: Some(classifier),
-            leave,
+            classifier,
+            permit,
         }
     }
 }
 
-impl<F, K, Res, E> Future for Watched<F, K>
+impl<F, K, Res, E> Future for RecordedCall<F, K>
 where
     F: Future<Output = Result<Res, E>>,
     K: ClassifyResponse<Res, E>,
@@ -186,46 +204,34 @@ where
 {
     type Output = Result<Judged<K, Permit, Res, E>, E>;
 
+    /// As [`Judge::answer`], but in place.
     #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Poll::Ready(result) = this.leave.run(|| this.call.poll(cx)) else {
-            this.leave.start();
+        let (slot, permit) = (this.classifier, this.permit);
+        let Poll::Ready(result) = permit.run(|| this.call.poll(cx)) else {
+            permit.start();
             return Poll::Pending;
         };
-        Poll::Ready(answer(this.classifier, this.leave, result))
-    }
-}
-
-/// As [`Judge::answer`], but in place.
-#[inline(always)]
-fn answer<K, Res, E>(
-    slot: &mut Option<K>,
-    leave: &mut Leave,
-    result: Result<Res, E>,
-) -> Result<Judged<K, Permit, Res, E>, E>
-where
-    K: ClassifyResponse<Res, E>,
-    K::Scope: Scope<Res, Judge<K, Permit>>,
-{
-    let classifier = slot.as_ref().expect(POLLED_AGAIN);
-    match result {
-        Ok(response) => match classifier.head(&response) {
-            Some(outcome) => {
-                leave.tell(outcome);
-                Ok(K::Scope::detached(response))
+        let classifier = slot.as_ref().expect(POLLED_AGAIN);
+        Poll::Ready(match result {
+            Ok(response) => match classifier.head(&response) {
+                Some(outcome) => {
+                    permit.settle(outcome);
+                    Ok(K::Scope::detached(response))
+                }
+                None => {
+                    let classifier = slot.take().expect(POLLED_AGAIN);
+                    let mut permit = Permit::from(permit.take());
+                    permit.head_received();
+                    Ok(K::Scope::attach(response, Judge::new(classifier, permit)))
+                }
+            },
+            Err(error) => {
+                permit.settle(classifier.error(&error));
+                Err(error)
             }
-            None => {
-                let (classifier, mut permit) =
-                    (slot.take().expect(POLLED_AGAIN), Permit::from(leave.take()));
-                permit.head_received();
-                Ok(K::Scope::attach(response, Judge::new(classifier, permit)))
-            }
-        },
-        Err(error) => {
-            leave.tell(classifier.error(&error));
-            Err(error)
-        }
+        })
     }
 }
 

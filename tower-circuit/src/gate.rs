@@ -1,6 +1,6 @@
 use std::{
-    fmt,
     future::Future,
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -14,51 +14,54 @@ use tower_service::Service;
 
 use crate::{
     Circuit, GateFuture, Open, Permit,
-    core::Seat,
-    permit::{Leave, Reservation},
+    fast_path::WaiterId,
+    future::RecordedCall,
+    permit::{RawPermit, Reservation},
+    shared::Caller,
 };
 
-/// Is not ready while the circuit is open, so that a balancer looks elsewhere. Made by
+/// Is not ready while the circuit is open, so that a balancer picks another endpoint. Made by
 /// [`CircuitGateLayer`](crate::CircuitGateLayer).
 ///
 /// | | `poll_ready` | `call` |
 /// |---|---|---|
-/// | closed | asks the inner service | asks the circuit once more, then the inner service |
-/// | a probe is possible | reserves it, then asks the inner service | makes the probe |
+/// | closed | polls the inner service | asks the circuit again, then calls the inner service |
+/// | a probe is possible | reserves it, then polls the inner service | makes the probe |
 /// | otherwise | `Pending`; woken by the circuit and by a timer | hands the request back |
 ///
-/// A ready gate may become pending again when it is polled again; tower's balancer does so before each dispatch. What
-/// was ready and is called too late is answered with [`Unsent`], whose cause is [`Open`]: the request has gone nowhere.
+/// A ready gate may become pending when it is polled again; tower's balancer does so before each dispatch. A call that
+/// relies on readiness which has ended fails with [`Unsent`], which contains the request and has [`Open`] as its source.
 ///
-/// A reservation comes back when the gate is dropped, or after the probe deadline if it is not called; the place is held
-/// while the inner service is still getting ready.
+/// A reservation is returned when the gate is dropped, or after the probe deadline if it is not called. It is held while the
+/// inner service is still getting ready.
 ///
 /// # Panics
 ///
 /// Waiting needs a Tokio runtime with its timer enabled; `poll_ready` panics outside of one while the circuit is open.
+#[derive(Debug)]
 pub struct CircuitGate<S, C = AnyErr> {
     inner: S,
     circuit: Circuit,
     classify: C,
-    turn: Turn,
+    readiness: Readiness,
     wait: Option<Wait>,
 }
 
-/// What `poll_ready` found, for the next `call` on this very clone.
+/// The result of `poll_ready`, for the next `call` on this very clone.
 #[derive(Debug)]
-enum Turn {
-    None,
+enum Readiness {
+    NotReady,
     /// The circuit was closed.
-    Pass,
-    /// A probe is ours.
+    Ready,
     Probe(Reservation),
 }
 
-/// A pending gate: its place among those to be woken, and its alarm.
+/// A pending gate: its registration with the circuit, and its timer.
+#[derive(Debug)]
 struct Wait {
     circuit: Circuit,
-    seat: Seat,
-    alarm: Option<Pin<Box<Sleep>>>,
+    waiter: WaiterId,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 // === impl CircuitGate ===
@@ -69,12 +72,12 @@ impl<S, C> CircuitGate<S, C> {
             inner,
             circuit,
             classify,
-            turn: Turn::None,
+            readiness: Readiness::NotReady,
             wait: None,
         }
     }
 
-    /// The circuit it asks.
+    /// The circuit.
     pub fn circuit(&self) -> &Circuit {
         &self.circuit
     }
@@ -84,7 +87,7 @@ impl<S, C> CircuitGate<S, C> {
         &self.inner
     }
 
-    /// The inner service. Calling it goes past the circuit.
+    /// The inner service. Calling it bypasses the circuit.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
@@ -94,35 +97,36 @@ impl<S, C> CircuitGate<S, C> {
         self.inner
     }
 
-    /// Closed, and nothing to be given back.
+    /// The circuit is closed, and there is no reservation or registration to give back.
     #[inline]
-    fn may_pass(&self) -> bool {
-        self.circuit.is_closed() && self.wait.is_none() && !matches!(self.turn, Turn::Probe(_))
+    fn is_ready_fast(&self) -> bool {
+        let reserved = matches!(self.readiness, Readiness::Probe(_));
+        self.circuit.is_closed() && self.wait.is_none() && !reserved
     }
 
     #[cold]
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_circuit(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.circuit.is_closed() {
-            self.turn = Turn::Pass;
-        } else if !self.still_ours() {
-            self.turn = Turn::None;
+            self.readiness = Readiness::Ready;
+        } else if !self.has_reservation() {
+            self.readiness = Readiness::NotReady;
             let wait = self.wait.get_or_insert_with(|| Wait::new(&self.circuit));
-            self.turn = ready!(wait.poll(cx));
+            self.readiness = ready!(wait.poll(cx));
         }
         self.wait = None;
         Poll::Ready(())
     }
 
-    fn still_ours(&self) -> bool {
-        matches!(&self.turn, Turn::Probe(reservation) if reservation.holds(Instant::now()))
+    fn has_reservation(&self) -> bool {
+        matches!(&self.readiness, Readiness::Probe(reservation) if reservation.is_valid(Instant::now()))
     }
 
     #[cold]
-    fn admit(&mut self) -> Result<Leave, Open> {
-        match std::mem::replace(&mut self.turn, Turn::None) {
-            Turn::Pass => self.circuit.admit_call(),
-            Turn::Probe(reservation) => self.circuit.begin(&reservation),
-            Turn::None => panic!("`call` needs `poll_ready` to have said ready on this clone"),
+    fn admit(&mut self) -> Result<RawPermit, Open> {
+        match mem::replace(&mut self.readiness, Readiness::NotReady) {
+            Readiness::Ready => self.circuit.admit_call(Caller::Application),
+            Readiness::Probe(reservation) => self.circuit.begin(&reservation),
+            Readiness::NotReady => panic!("`call` without a successful `poll_ready` of this clone"),
         }
     }
 }
@@ -143,41 +147,41 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        if self.may_pass() {
-            self.turn = Turn::Pass;
+        if self.is_ready_fast() {
+            self.readiness = Readiness::Ready;
         } else {
-            ready!(self.poll_turn(cx));
+            ready!(self.poll_circuit(cx));
         }
         let ready = ready!(self.inner.poll_ready(cx));
         if ready.is_err() {
-            self.turn = Turn::None;
+            self.readiness = Readiness::NotReady;
         }
         Poll::Ready(ready.map_err(Into::into))
     }
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        if let Turn::Pass = self.turn
-            && let Some(mut leave) = self.circuit.admit_simply()
+        if let Readiness::Ready = self.readiness
+            && let Some(permit) = self.circuit.admit_fast(Caller::Application)
         {
-            self.turn = Turn::None;
-            let classifier = self.classify.classify(&request);
-            let call = leave.run(|| self.inner.call(request));
-            return GateFuture::admitted(call, classifier, leave);
+            self.readiness = Readiness::NotReady;
+            let call = RecordedCall::new(&mut self.inner, &self.classify, request, permit);
+            return GateFuture::admitted(call);
         }
         match self.admit() {
-            Ok(mut leave) => {
-                let classifier = self.classify.classify(&request);
-                let call = leave.run(|| self.inner.call(request));
-                GateFuture::admitted(call, classifier, leave)
-            }
+            Ok(permit) => GateFuture::admitted(RecordedCall::new(
+                &mut self.inner,
+                &self.classify,
+                request,
+                permit,
+            )),
             Err(open) => GateFuture::unsent(Unsent::new(request, open).into()),
         }
     }
 }
 
 impl<S: Clone, C: Clone> Clone for CircuitGate<S, C> {
-    /// A clone shares the circuit. It leaves readiness, reservation and place in the queue behind.
+    /// A clone shares the circuit. It is not ready, and has no reservation.
     fn clone(&self) -> Self {
         Self::new(
             self.inner.clone(),
@@ -187,61 +191,50 @@ impl<S: Clone, C: Clone> Clone for CircuitGate<S, C> {
     }
 }
 
-impl<S: fmt::Debug, C: fmt::Debug> fmt::Debug for CircuitGate<S, C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CircuitGate")
-            .field("inner", &self.inner)
-            .field("circuit", &self.circuit)
-            .field("classify", &self.classify)
-            .field("waits", &self.wait.is_some())
-            .finish_non_exhaustive()
-    }
-}
-
 // === impl Wait ===
 
 impl Wait {
     fn new(circuit: &Circuit) -> Self {
         Self {
             circuit: circuit.clone(),
-            seat: Seat::default(),
-            alarm: None,
+            waiter: WaiterId::default(),
+            timer: None,
         }
     }
 
-    /// Pending until the circuit is closed or a probe is ours.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+    /// Pending until the circuit is closed or a probe is reserved.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Readiness> {
         loop {
-            let at = match self
-                .circuit
-                .reserve_or_wait(&mut self.seat, cx.waker(), Instant::now())
-            {
-                Ok(reservation) => return Poll::Ready(reservation.map_or(Turn::Pass, Turn::Probe)),
+            let now = Instant::now();
+            let (waiter, waker) = (&mut self.waiter, cx.waker());
+            let at = match self.circuit.reserve_or_wait(waiter, waker, now) {
+                Ok(Some(reservation)) => return Poll::Ready(Readiness::Probe(reservation)),
+                Ok(None) => return Poll::Ready(Readiness::Ready),
                 Err(at) => at,
             };
-            // Only once the alarm has rung is there something new to ask.
-            ready!(self.poll_alarm(at, cx));
+            // The answer can only differ once the timer has expired.
+            ready!(self.poll_timer(at, cx));
         }
     }
 
-    fn poll_alarm(&mut self, at: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_timer(&mut self, at: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
         let Some(at) = at else {
-            self.alarm = None;
+            self.timer = None;
             return Poll::Pending;
         };
-        let alarm = self
-            .alarm
+        let timer = self
+            .timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-        if alarm.deadline() != at {
-            alarm.as_mut().reset(at);
+        if timer.deadline() != at {
+            timer.as_mut().reset(at);
         }
-        alarm.as_mut().poll(cx)
+        timer.as_mut().poll(cx)
     }
 }
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        self.circuit.leave(&mut self.seat);
+        self.circuit.deregister(&mut self.waiter);
     }
 }
 
@@ -285,7 +278,7 @@ mod tests {
         let (_, waker) = Wakes::new();
         assert!(gate.poll_ready(&mut Context::from_waker(&waker)).is_ready());
         assert!(
-            gate.wait.is_none() && gate.may_pass(),
+            gate.wait.is_none() && gate.is_ready_fast(),
             "and what it waited with is gone, so that it passes by the short way"
         );
     }

@@ -2,7 +2,6 @@ use std::{
     collections::HashMap,
     fmt,
     hash::{BuildHasher, Hash, RandomState},
-    num::NonZeroUsize,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -11,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{Circuit, CircuitBuilder, Trip, circuit::Idle, stripe::Stripes};
+use crate::{Circuit, CircuitBuilder, Trip, circuit::Idle, fast_path::shard::ShardCount};
 
 /// A circuit for each key (a route, a tenant, a host), in bounded memory: a cheap handle, whose clones share it.
 ///
@@ -24,80 +23,83 @@ use crate::{Circuit, CircuitBuilder, Trip, circuit::Idle, stripe::Stripes};
 /// assert!(hosts.get(&"b.example".into()).admit().is_ok());
 /// ```
 ///
-/// Finding a circuit takes a hash and the read side of one of sixteen locks, which writers hold only to take in a new key;
-/// from there on a call costs what it costs in any circuit.
+/// Finding a circuit takes a hash and the read side of one of sixteen locks, which are written only to insert a new key; from
+/// there on a call costs what it costs in any circuit.
 ///
 /// # Memory
 ///
-/// A key takes 1.7 KB and itself, twice: these circuits tell two groups of threads apart, not eight. There are at most
-/// [`capacity`](Self::capacity) of them. When a new one comes and there is no room, one that is **idle** makes way: closed
-/// and automatic, no failure in a row, no call in its window and none under way, no other handle of it, and no subscriber. So
-/// nothing is forgotten but its totals, and a flood of new keys does not push out those in use. If there is none, one makes way that
-/// has failures on record or is open, but was not used for longer than its window, the cap of its
-/// [`Cooldown`](crate::Cooldown) and the deadline of a probe together: what is on record says nothing about the present by then.
-/// The longest unused goes first; one that is forced stays. A new key
-/// looks at up to 64 others; if all of these are active, known keys keep their circuits, and what becomes of the new one
-/// [`WhenFull`] says.
+/// A key takes 1.7 KB and twice its own size: these circuits count in two shards, not in eight. There are at most
+/// [`capacity`](Self::capacity) of them. When a new key does not fit, it replaces one that is
+///
+/// 1. **idle**: closed and automatic, without consecutive failures, without calls in its window or in flight, without another
+///    handle or a subscriber. Only its totals are lost, so a flood of new keys does not replace those in use;
+/// 2. if there is none, **stale**: it has failures on record, or is open, but was not used for longer than its window, the
+///    cap of its [`Cooldown`](crate::Cooldown) and the deadline of a probe together, so that what is on record is no evidence
+///    any more. The longest unused is replaced first, and one that is forced never.
+///
+/// A new key examines up to 64 others. If all of these are active, they keep their circuits, and [`OnFull`] decides about the
+/// new key.
 pub struct KeyedCircuits<K> {
     shared: Arc<Shared<K>>,
 }
 
-/// What becomes of a new key while all others are active.
+/// What happens to a new key while all others are active.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WhenFull {
-    /// All such keys share one circuit with the same settings. A flood of keys that fail harms other newcomers, but nobody
-    /// who is known. The default, because it protects both sides.
+pub enum OnFull {
+    /// All such keys share one circuit with the same settings. A flood of keys that fail affects other new keys, but no known
+    /// key. The default, because it protects both sides.
     #[default]
     Share,
-    /// Their calls pass, and decide nothing.
-    Pass,
-    /// Their calls are refused.
-    Refuse,
+    /// Their calls are admitted, and their outcomes have no effect.
+    Admit,
+    /// Their calls are rejected.
+    Reject,
 }
 
-/// How many keys there are, and what became of the others.
+/// The number of keys, and what happened to others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyedSnapshot {
-    /// Those that have a circuit.
+    /// Keys that have a circuit.
     pub keys: usize,
-    /// How often one made way for another.
+    /// How often a key was replaced by another.
     pub evicted: u64,
-    /// How often a key found no room.
+    /// How often there was no room for a key.
     pub overflowed: u64,
 }
 
 struct Shared<K> {
     settings: Settings<K>,
     hasher: RandomState,
-    shards: [RwLock<Shard<K>>; SHARDS],
+    segments: [RwLock<Segment<K>>; SEGMENTS],
     overflow: Circuit,
-    /// Those that are there, and those for which there is room by now.
+    /// The keys, and those for which capacity is reserved.
     keys: AtomicUsize,
-    /// Where the next search begins.
+    /// Where the next search starts.
     next: AtomicUsize,
     evicted: AtomicU64,
     overflowed: AtomicU64,
 }
 
+#[derive(Clone)]
 struct Settings<K> {
     template: CircuitBuilder,
     capacity: usize,
-    when_full: WhenFull,
+    on_full: OnFull,
     name: Option<Name<K>>,
 }
 
 type Name<K> = Arc<dyn Fn(&K) -> String + Send + Sync>;
 
-struct Shard<K> {
-    places: HashMap<K, usize>,
+struct Segment<K> {
+    index: HashMap<K, usize>,
     entries: Vec<Entry<K>>,
-    /// Where the search for an idle one goes on.
-    hand: usize,
+    /// Where the search for an idle key continues.
+    cursor: usize,
 }
 
-/// Room for one key more, given back unless it is used.
-struct Room<'a>(&'a AtomicUsize);
+/// Capacity for one key more, which is given back unless it is used.
+struct CapacityPermit<'a>(&'a AtomicUsize);
 
 struct Entry<K> {
     key: K,
@@ -108,38 +110,38 @@ struct Entry<K> {
 // === impl KeyedCircuits ===
 
 impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
-    /// A circuit like `template` for each of up to 1 024 keys.
+    /// A circuit with the settings of `template` for each of up to 1,024 keys.
     #[must_use]
     pub fn new(template: CircuitBuilder) -> Self {
         Self::with(Settings {
             template,
             capacity: CAPACITY,
-            when_full: WhenFull::default(),
+            on_full: OnFull::default(),
             name: None,
         })
     }
 
-    /// How many keys have a circuit at most. Default: 1 024, which is 1.8 MB.
+    /// How many keys have a circuit at most. Default: 1,024, which is 1.8 MB. Zero: none has, and [`OnFull`] decides about all.
     ///
-    /// Call this and the other settings first: what they return is new, and shares nothing with earlier clones.
+    /// This and the other setters return a new set without keys, which shares nothing with earlier clones: set them first.
     #[must_use]
-    pub fn capacity(self, keys: NonZeroUsize) -> Self {
+    pub fn capacity(self, keys: usize) -> Self {
         Self::with(Settings {
-            capacity: keys.get(),
+            capacity: keys,
             ..self.shared.settings.clone()
         })
     }
 
-    /// What becomes of a new key while all others are active. Default: [`WhenFull::Share`].
+    /// What happens to a new key while all others are active. Default: [`OnFull::Share`].
     #[must_use]
-    pub fn when_full(self, when_full: WhenFull) -> Self {
+    pub fn on_full(self, on_full: OnFull) -> Self {
         Self::with(Settings {
-            when_full,
+            on_full,
             ..self.shared.settings.clone()
         })
     }
 
-    /// How `tracing` events name the circuit of a key. Default: by the template's name, all the same.
+    /// The name of a key's circuit in `tracing` events. Default: the template's name, for all keys.
     #[must_use]
     pub fn named(self, name: impl Fn(&K) -> String + Send + Sync + 'static) -> Self {
         Self::with(Settings {
@@ -148,17 +150,17 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
         })
     }
 
-    /// The circuit of this key, or the [`overflow`](Self::overflow). As long as somebody holds it, it is not forgotten.
+    /// The circuit of this key, or the [`overflow`](Self::overflow). It is not replaced while a handle exists.
     #[must_use]
     pub fn get(&self, key: &K) -> Circuit {
         let shared = &*self.shared;
-        let shard = shared.shard(key);
-        let find = || read(shard).find(key);
+        let segment = shared.segment(key);
+        let find = || read(segment).find(key);
         if let Some(circuit) = find() {
             return circuit;
         }
-        if !shared.take_room() {
-            // Another thread may have taken it for the same key.
+        if !shared.reserve_capacity() {
+            // Another thread may have used the capacity for the same key.
             if let Some(circuit) = find() {
                 return circuit;
             }
@@ -167,18 +169,18 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
                 return shared.overflow.clone();
             }
         }
-        let room = Room(&shared.keys);
-        // Made before any lock is taken: the name is the user's code, which may panic.
+        let permit = CapacityPermit(&shared.keys);
+        // Made before any lock is taken, because the name function may panic.
         let new = shared.settings.circuit(key);
-        let known = write(shard).take_in(key, &new);
+        let known = write(segment).insert(key, &new);
         if known.is_none() {
-            std::mem::forget(room);
+            std::mem::forget(permit);
         }
-        // Or another thread was quicker, and the room is given back.
+        // If another thread was faster, the capacity is given back.
         known.unwrap_or(new)
     }
 
-    /// The circuit of all keys that found no room: an ordinary one, which can be watched and forced.
+    /// The circuit of all keys for which there was no room: an ordinary one, which can be observed and forced.
     #[must_use]
     pub fn overflow(&self) -> &Circuit {
         &self.shared.overflow
@@ -187,21 +189,27 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
     /// All keys that have a circuit, for status pages, in no order.
     #[must_use]
     pub fn circuits(&self) -> Vec<(K, Circuit)> {
-        let shards = self.shared.shards.iter().map(read);
-        shards
-            .flat_map(|shard| shard.entries.iter().map(Entry::pair).collect::<Vec<_>>())
+        let segments = self.shared.segments.iter().map(read);
+        segments
+            .flat_map(|segment| {
+                segment
+                    .entries
+                    .iter()
+                    .map(Entry::key_and_circuit)
+                    .collect::<Vec<_>>()
+            })
             .collect()
     }
 
-    /// What it has done so far.
+    /// The number of keys, and what happened to others.
     #[must_use]
     pub fn snapshot(&self) -> KeyedSnapshot {
         KeyedSnapshot {
             keys: self
                 .shared
-                .shards
+                .segments
                 .iter()
-                .map(|shard| read(shard).entries.len())
+                .map(|segment| read(segment).entries.len())
                 .sum(),
             evicted: self.shared.evicted.load(Relaxed),
             overflowed: self.shared.overflowed.load(Relaxed),
@@ -210,7 +218,7 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
 
     fn with(settings: Settings<K>) -> Self {
         let overflow = settings.overflow();
-        let shards = std::array::from_fn(|_| RwLock::new(Shard::new()));
+        let segments = std::array::from_fn(|_| RwLock::new(Segment::new()));
         let [keys, next] = [(); 2].map(|()| AtomicUsize::new(0));
         let [evicted, overflowed] = [(); 2].map(|()| AtomicU64::new(0));
         let hasher = RandomState::new();
@@ -218,7 +226,7 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
             shared: Arc::new(Shared {
                 settings,
                 hasher,
-                shards,
+                segments,
                 overflow,
                 keys,
                 next,
@@ -247,7 +255,7 @@ impl<K> fmt::Debug for KeyedCircuits<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeyedCircuits")
             .field("capacity", &self.shared.settings.capacity)
-            .field("when_full", &self.shared.settings.when_full)
+            .field("on_full", &self.shared.settings.on_full)
             .finish_non_exhaustive()
     }
 }
@@ -255,27 +263,27 @@ impl<K> fmt::Debug for KeyedCircuits<K> {
 // === impl Shared ===
 
 impl<K: Hash + Eq> Shared<K> {
-    fn shard(&self, key: &K) -> &RwLock<Shard<K>> {
-        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    fn segment(&self, key: &K) -> &RwLock<Segment<K>> {
+        &self.segments[self.hasher.hash_one(key) as usize % SEGMENTS]
     }
 
-    /// Reserves room for one key more, if there is some.
-    fn take_room(&self) -> bool {
+    /// Reserves capacity for one key more, if there is any.
+    fn reserve_capacity(&self) -> bool {
         let one_more = |keys| (keys < self.settings.capacity).then_some(keys + 1);
         self.keys.fetch_update(Relaxed, Relaxed, one_more).is_ok()
     }
 
-    /// Lets an idle one make way. Each search begins at the next shard, so that all have their turn.
+    /// Removes an idle or stale key. Each search starts at the next segment, so that all are searched equally.
     fn evict(&self) -> bool {
         let (now, first) = (Instant::now(), self.next.fetch_add(1, Relaxed));
         let mut left = SEARCH;
-        let evicted = (0..SHARDS).find_map(|next| {
-            // Nobody's readers wait for a search that is over.
-            let shard = (left > 0).then(|| &self.shards[(first + next) % SHARDS])?;
-            write(shard).evict(now, &mut left)
+        let evicted = (0..SEGMENTS).find_map(|next| {
+            // A search that is over does not lock the other segments.
+            let segment = (left > 0).then(|| &self.segments[(first + next) % SEGMENTS])?;
+            write(segment).evict(now, &mut left)
         });
         self.evicted.fetch_add(evicted.is_some().into(), Relaxed);
-        // Here its circuit is dropped, and no lock is held.
+        // Its circuit is dropped here, where no lock is held.
         evicted.is_some()
     }
 }
@@ -289,15 +297,15 @@ impl<K> Settings<K> {
             Some(name) => template.name(name(key)),
             None => template,
         };
-        named.build_striped(Stripes::FEW)
+        named.build_sharded(ShardCount::FEW)
     }
 
     fn overflow(&self) -> Circuit {
         let template = self.template.clone();
-        match self.when_full {
-            WhenFull::Share => template.build(),
-            WhenFull::Pass => template.trip(Trip::never()).build(),
-            WhenFull::Refuse => {
+        match self.on_full {
+            OnFull::Share => template.build(),
+            OnFull::Admit => template.trip(Trip::never()).build(),
+            OnFull::Reject => {
                 let circuit = template.build();
                 circuit.force_open();
                 circuit
@@ -306,61 +314,44 @@ impl<K> Settings<K> {
     }
 }
 
-impl<K> Clone for Settings<K> {
-    fn clone(&self) -> Self {
-        let Self {
-            template,
-            capacity,
-            when_full,
-            name,
-        } = self;
-        Self {
-            template: template.clone(),
-            capacity: *capacity,
-            when_full: *when_full,
-            name: name.clone(),
-        }
-    }
-}
+// === impl CapacityPermit ===
 
-// === impl Room ===
-
-impl Drop for Room<'_> {
+impl Drop for CapacityPermit<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
 }
 
-// === impl Shard ===
+// === impl Segment ===
 
-impl<K: Hash + Eq> Shard<K> {
+impl<K: Hash + Eq> Segment<K> {
     fn new() -> Self {
         Self {
-            places: HashMap::new(),
+            index: HashMap::new(),
             entries: Vec::new(),
-            hand: 0,
+            cursor: 0,
         }
     }
 
     fn find(&self, key: &K) -> Option<Circuit> {
-        let entry = &self.entries[*self.places.get(key)?];
-        // Most of the time it is set, and then the line stays where it is.
+        let entry = &self.entries[*self.index.get(key)?];
+        // Usually it is set, and then the cache line is not written.
         if !entry.used.load(Relaxed) {
             entry.used.store(true, Relaxed);
         }
         Some(entry.circuit.clone())
     }
 
-    /// Takes in a key for which there is room, unless it is there by now.
-    fn take_in(&mut self, key: &K, new: &Circuit) -> Option<Circuit>
+    /// Inserts a key for which there is capacity, unless it was inserted meanwhile.
+    fn insert(&mut self, key: &K, new: &Circuit) -> Option<Circuit>
     where
         K: Clone,
     {
         let known = self.find(key);
         if known.is_none() {
-            // The user's code first: between the two insertions nothing can panic.
+            // `clone` may panic, so it comes first: nothing panics between the two insertions.
             let (key, own) = (key.clone(), key.clone());
-            self.places.insert(key, self.entries.len());
+            self.index.insert(key, self.entries.len());
             self.entries.push(Entry {
                 key: own,
                 circuit: new.clone(),
@@ -371,64 +362,65 @@ impl<K: Hash + Eq> Shard<K> {
     }
 
     fn evict(&mut self, now: Instant, left: &mut usize) -> Option<Entry<K>> {
-        let place = self.idle(now, left)?;
-        let entry = self.entries.swap_remove(place);
-        self.places.remove(&entry.key);
-        if let Some(moved) = self.entries.get(place) {
-            *self.places.get_mut(&moved.key)? = place;
+        let position = self.idle(now, left)?;
+        let entry = self.entries.swap_remove(position);
+        self.index.remove(&entry.key);
+        if let Some(moved) = self.entries.get(position) {
+            *self.index.get_mut(&moved.key)? = position;
         }
         Some(entry)
     }
 
-    /// An idle one, rather one that is clean and was not used since the hand last came by. Looks at as many as are `left` to look at.
+    /// The position of an idle key, preferably a clean one that was not used since the cursor was last there. Examines at most
+    /// `left` keys.
     fn idle(&mut self, now: Instant, left: &mut usize) -> Option<usize> {
-        // A clean one that was used lately, otherwise the one that has been stale for longest.
+        // Otherwise a clean one that was used lately, otherwise the one that has been stale for longest.
         let (mut used_lately, mut stalest) = (None, None::<(Instant, usize)>);
         for _ in 0..self.entries.len().min(*left) {
             *left -= 1;
-            let place = self.hand % self.entries.len();
-            self.hand = place + 1;
-            let entry = &self.entries[place];
+            let position = self.cursor % self.entries.len();
+            self.cursor = position + 1;
+            let entry = &self.entries[position];
             let used = entry.used.swap(false, Relaxed);
             match entry.circuit.idle(now) {
-                Some(Idle::Clean) if !used => return Some(place),
-                Some(Idle::Clean) => used_lately = used_lately.or(Some(place)),
+                Some(Idle::Clean) if !used => return Some(position),
+                Some(Idle::Clean) => used_lately = used_lately.or(Some(position)),
                 Some(Idle::Stale { since }) if stalest.is_none_or(|(other, _)| since < other) => {
-                    stalest = Some((since, place));
+                    stalest = Some((since, position));
                 }
                 Some(Idle::Stale { .. }) | None => {}
             }
         }
-        used_lately.or(stalest.map(|(_, place)| place))
+        used_lately.or(stalest.map(|(_, position)| position))
     }
 }
 
 // === impl Entry ===
 
 impl<K: Clone> Entry<K> {
-    fn pair(&self) -> (K, Circuit) {
+    fn key_and_circuit(&self) -> (K, Circuit) {
         (self.key.clone(), self.circuit.clone())
     }
 }
 
-// Nothing under these locks panics halfway through a change, unless a key's own `Eq` or `Clone` does; then it is lost.
+// Nothing panics halfway through a change under these locks, unless a key's `Eq` does; then that key is lost.
 
-fn read<K>(shard: &RwLock<Shard<K>>) -> std::sync::RwLockReadGuard<'_, Shard<K>> {
-    shard.read().unwrap_or_else(PoisonError::into_inner)
+fn read<K>(segment: &RwLock<Segment<K>>) -> std::sync::RwLockReadGuard<'_, Segment<K>> {
+    segment.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn write<K>(shard: &RwLock<Shard<K>>) -> std::sync::RwLockWriteGuard<'_, Shard<K>> {
-    shard.write().unwrap_or_else(PoisonError::into_inner)
+fn write<K>(segment: &RwLock<Segment<K>>) -> std::sync::RwLockWriteGuard<'_, Segment<K>> {
+    segment.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 const CAPACITY: usize = 1_024;
-const SHARDS: usize = 16;
-/// How many a new key looks at for one that is idle: some ten microseconds' worth.
+const SEGMENTS: usize = 16;
+/// How many keys a new key examines to find an idle one, which takes some ten microseconds.
 const SEARCH: usize = 64;
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::{num::NonZeroU32, sync::OnceLock, time::Duration};
+    use std::{sync::OnceLock, time::Duration};
 
     use tower_outcome::{Outcome, Settle};
 
@@ -437,8 +429,8 @@ mod tests {
 
     /// Room for this many; opens at the first failure.
     fn keyed(capacity: usize) -> KeyedCircuits<u32> {
-        let template = Circuit::builder().trip(Trip::consecutive(NonZeroU32::MIN));
-        KeyedCircuits::new(template).capacity(NonZeroUsize::new(capacity).unwrap())
+        let template = Circuit::builder().trip(Trip::consecutive(1));
+        KeyedCircuits::new(template).capacity(capacity)
     }
 
     fn call(keyed: &KeyedCircuits<u32>, key: u32, outcome: Outcome) {
@@ -450,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn each_key_has_a_circuit_of_its_own_and_keeps_it() {
+    fn each_key_has_its_own_circuit_and_keeps_it() {
         let keyed = keyed(10);
         call(&keyed, 1, Outcome::FAILURE);
         assert!(matches!(keyed.get(&1).state(), State::Open { .. }));
@@ -470,10 +462,10 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_one_makes_way_and_those_that_are_not_stay() {
+    fn an_idle_key_is_replaced_and_active_ones_stay() {
         let keyed = keyed(4);
         call(&keyed, 0, Outcome::FAILURE);
-        let held = keyed.get(&1);
+        let refs = keyed.get(&1);
         let under_way = keyed.get(&2).admit().unwrap();
         call(&keyed, 3, Outcome::IGNORE);
         for key in 10..20 {
@@ -491,8 +483,8 @@ mod tests {
                 overflowed: 0
             }
         );
-        let followed = held.subscribe();
-        drop((held, under_way));
+        let followed = refs.subscribe();
+        drop((refs, under_way));
         for key in 20..30 {
             call(&keyed, key, Outcome::IGNORE);
         }
@@ -509,29 +501,29 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_used_lately_goes_first() {
-        let (mut shard, now) = (Shard::new(), Instant::now());
+    fn a_key_that_was_not_used_lately_is_replaced_first() {
+        let (mut segment, now) = (Segment::new(), Instant::now());
         for key in [1, 2, 3] {
-            assert!(shard.take_in(&key, &Circuit::new()).is_none());
+            assert!(segment.insert(&key, &Circuit::new()).is_none());
         }
         assert_eq!(
-            shard.idle(now, &mut 64),
+            segment.idle(now, &mut 64),
             Some(0),
             "all were used, so any may go, and all have to be used again"
         );
-        drop(shard.find(&1));
-        assert_eq!(shard.evict(now, &mut 64).map(|entry| entry.key), Some(2));
+        drop(segment.find(&1));
+        assert_eq!(segment.evict(now, &mut 64).map(|entry| entry.key), Some(2));
         assert_eq!(
-            shard.places,
+            segment.index,
             HashMap::from([(1, 0), (3, 1)]),
-            "the last one took its place"
+            "the last one took its position"
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_in_the_window_keeps_its_key_until_it_has_left_the_window() {
-        let trip = Trip::consecutive(NonZeroU32::new(2).unwrap());
-        let keyed = KeyedCircuits::new(Circuit::builder().trip(trip)).capacity(NonZeroUsize::MIN);
+        let trip = Trip::consecutive(2);
+        let keyed = KeyedCircuits::new(Circuit::builder().trip(trip)).capacity(1);
         call(&keyed, 1, Outcome::FAILURE);
         call(&keyed, 1, Outcome::SUCCESS);
         tokio::time::advance(Duration::from_millis(8_999)).await;
@@ -543,18 +535,18 @@ mod tests {
     }
 
     #[test]
-    fn when_all_are_active_newcomers_share_pass_or_are_refused() {
-        for (when_full, opens) in [
-            (WhenFull::Share, true),
-            (WhenFull::Pass, false),
-            (WhenFull::Refuse, true),
+    fn when_all_are_active_new_keys_share_or_are_admitted_or_rejected() {
+        for (on_full, opens) in [
+            (OnFull::Share, true),
+            (OnFull::Admit, false),
+            (OnFull::Reject, true),
         ] {
-            let keyed = keyed(1).when_full(when_full);
+            let keyed = keyed(1).on_full(on_full);
             call(&keyed, 1, Outcome::FAILURE);
-            if when_full != WhenFull::Refuse {
+            if on_full != OnFull::Reject {
                 call(&keyed, 2, Outcome::FAILURE);
             }
-            assert_eq!(keyed.get(&3).admit().is_err(), opens, "{when_full:?}");
+            assert_eq!(keyed.get(&3).admit().is_err(), opens, "{on_full:?}");
             assert_eq!(
                 matches!(keyed.overflow().state(), State::Open { .. }),
                 opens
@@ -565,9 +557,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn keys_that_failed_once_are_forgotten_by_age_the_oldest_first() {
-        let failing =
-            KeyedCircuits::<u32>::new(Circuit::builder()).capacity(NonZeroUsize::new(64).unwrap());
+    async fn keys_that_failed_once_are_replaced_by_age_the_oldest_first() {
+        let failing = KeyedCircuits::<u32>::new(Circuit::builder()).capacity(64);
         let opening = keyed(64);
         for keyed in [failing, opening] {
             for key in 0..64 {
@@ -575,7 +566,7 @@ mod tests {
                 tokio::time::advance(Duration::from_millis(1)).await;
             }
             keyed.get(&7).force_open();
-            let held = keyed.get(&8);
+            let refs = keyed.get(&8);
             let followed = keyed.get(&9).subscribe();
             // The window, the cap of the cooldown and a probe: 10 + 60 + 10 s.
             tokio::time::advance(Duration::from_secs(79)).await;
@@ -585,20 +576,19 @@ mod tests {
             tokio::time::advance(Duration::from_secs(30 * 86_400)).await;
             for new in 1000..1061 {
                 call(&keyed, new, Outcome::SUCCESS);
-                assert!(knows(&keyed, new), "{new} finds room");
+                assert!(knows(&keyed, new), "{new} finds permit");
             }
             assert_eq!(keyed.snapshot().overflowed, 1);
             for kept in [7, 8, 9] {
-                assert!(knows(&keyed, kept), "{kept} is forced, held or followed");
+                assert!(knows(&keyed, kept), "{kept} is forced, refs or followed");
             }
-            drop((held, followed));
+            drop((refs, followed));
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_flood_of_new_keys_that_fail_leaves_the_known_ones_alone() {
-        let keyed =
-            KeyedCircuits::<u32>::new(Circuit::builder()).capacity(NonZeroUsize::new(32).unwrap());
+    async fn a_flood_of_new_keys_that_fail_does_not_affect_known_keys() {
+        let keyed = KeyedCircuits::<u32>::new(Circuit::builder()).capacity(32);
         for key in 0..32 {
             call(&keyed, key, Outcome::FAILURE);
         }
@@ -628,9 +618,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_key_in_use_that_failed_long_ago_is_not_pushed_out() {
-        let keyed =
-            KeyedCircuits::<u32>::new(Circuit::builder()).capacity(NonZeroUsize::new(4).unwrap());
+    async fn a_key_in_use_that_failed_long_ago_is_not_replaced() {
+        let keyed = KeyedCircuits::<u32>::new(Circuit::builder()).capacity(4);
         for key in 0..4 {
             call(&keyed, key, Outcome::FAILURE);
         }
@@ -651,7 +640,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_key_that_was_handed_back_by_an_operator_and_is_not_called_is_forgotten() {
+    async fn a_key_that_is_automatic_again_and_is_not_called_is_replaced() {
         let keyed = keyed(1);
         keyed.get(&1).force_open();
         keyed.get(&1).automatic();
@@ -663,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_never_more_keys_than_asked_for() {
+    fn there_are_never_more_keys_than_the_capacity() {
         for capacity in [1, 7, 999, 1_000, 1_100] {
             let keyed = keyed(capacity);
             for key in 0..3_000 {
@@ -681,7 +670,7 @@ mod tests {
     }
 
     #[test]
-    fn many_threads_and_many_keys_agree_on_each_keys_circuit() {
+    fn many_threads_get_the_same_circuit_for_a_key() {
         let keyed = keyed(128);
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -707,7 +696,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_panics_keeps_no_room() {
+    fn a_name_function_that_panics_takes_no_capacity() {
         let keyed = keyed(1).named(|key| {
             if *key == 1 {
                 panic!("no name")
@@ -722,7 +711,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_second_with_a_key_gives_the_room_back() {
+    fn the_second_thread_with_a_new_key_gives_its_capacity_back() {
         let (first, other) = (
             AtomicBool::new(true),
             Arc::new(OnceLock::<KeyedCircuits<u32>>::new()),
@@ -741,6 +730,14 @@ mod tests {
             (keyed.snapshot().keys, keyed.shared.keys.load(Relaxed)),
             (1, 1)
         );
+    }
+
+    #[test]
+    fn without_capacity_every_key_overflows() {
+        let keyed = keyed(0);
+        call(&keyed, 1, Outcome::FAILURE);
+        assert!(keyed.get(&2).admit().is_err(), "both share a circuit");
+        assert_eq!((keyed.snapshot().keys, keyed.snapshot().overflowed), (0, 2));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 use std::{
     fmt,
     hash::Hash,
-    marker::PhantomData,
-    task::{Context, Poll},
+    mem,
+    task::{Context, Poll, ready},
 };
 
 use tower_layer::Layer;
@@ -12,9 +12,12 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use crate::{KeyedCircuits, Named, Permit, ResponseFuture, Unnamed, permit::Callers};
+use crate::{
+    CustomClassify, DefaultClassify, KeyedCircuits, Permit, ResponseFuture, future::RecordedCall,
+    handling::Handling,
+};
 
-/// Puts [`KeyedCircuits`] in front of a service: each request is admitted or refused by the circuit of its key.
+/// Adds [`KeyedCircuits`] in front of a service: each request is admitted or rejected by the circuit of its key.
 ///
 /// ```
 /// use http::{Request, uri::Authority};
@@ -27,94 +30,78 @@ use crate::{KeyedCircuits, Named, Permit, ResponseFuture, Unnamed, permit::Calle
 ///     .layer(service_fn(async |_: Request<String>| Ok::<_, std::io::Error>(())));
 /// ```
 ///
-/// A key that is cheap to make (a number, an `Arc<str>`, a part of the URI) keeps the admitted path free of allocations.
+/// Nothing is allocated for an admitted request if making its key allocates nothing (a number, an `Arc<str>`, a part of the
+/// URI).
 ///
-/// The last type says whether a classification has been named; [`respond`](Self::respond) keeps one that has.
+/// The last type parameter is whether a classification was set; [`respond`](Self::respond) keeps one that was.
 #[derive(Clone)]
-pub struct KeyedCircuitLayer<K, F, C = AnyErr, R = Fail, N = Unnamed> {
+pub struct KeyedCircuitLayer<K, F, C = AnyErr, R = Fail, N = DefaultClassify> {
     circuits: KeyedCircuits<K>,
     key: F,
-    classify: C,
-    refuse: R,
-    callers: Callers,
-    named: PhantomData<N>,
+    handling: Handling<C, R, N>,
 }
 
 /// Calls the inner service while the circuit of the request's key admits it. Made by [`KeyedCircuitLayer`].
 ///
-/// It is ready when the inner service is: which circuit to ask, only the request will tell. So a request that is refused
-/// leaves the inner service's readiness for the next one.
+/// It is ready when the inner service is, because the circuit depends on the request. A request that is rejected has used up
+/// this readiness.
 pub struct KeyedCircuitService<S, K, F, C = AnyErr, R = Fail> {
     inner: S,
     circuits: KeyedCircuits<K>,
     key: F,
-    classify: C,
-    refuse: R,
-    callers: Callers,
+    handling: Handling<C, R>,
     ready: bool,
 }
 
 // === impl KeyedCircuitLayer ===
 
 impl<K, F> KeyedCircuitLayer<K, F> {
-    /// Refuses with an error, and takes any `Err` for a failure. Takes `circuits` or `&circuits`.
+    /// Rejects with an error, and classifies any `Err` as a failure. Accepts `circuits` or `&circuits`.
     pub fn new(circuits: impl Into<KeyedCircuits<K>>, key: F) -> Self {
         Self {
             circuits: circuits.into(),
             key,
-            classify: AnyErr,
-            refuse: Fail,
-            callers: Callers::Ours,
-            named: PhantomData,
+            handling: Handling::new(),
         }
     }
 }
 
-impl<K, F, C, R> KeyedCircuitLayer<K, F, C, R, Unnamed> {
+impl<K, F, C, R> KeyedCircuitLayer<K, F, C, R, DefaultClassify> {
     /// As [`CircuitLayer::respond`](crate::CircuitLayer::respond).
-    pub fn respond(self) -> KeyedCircuitLayer<K, F, classify::Auto, refuse::Auto, Unnamed> {
+    pub fn respond(self) -> KeyedCircuitLayer<K, F, classify::Auto, refuse::Auto, DefaultClassify> {
         KeyedCircuitLayer {
             circuits: self.circuits,
             key: self.key,
-            classify: classify::Auto::new(),
-            refuse: refuse::Auto::new(),
-            callers: Callers::Clients,
-            named: PhantomData,
+            handling: self.handling.respond(),
         }
     }
 }
 
-impl<K, F, C, R> KeyedCircuitLayer<K, F, C, R, Named> {
-    /// As [`CircuitLayer::respond`](crate::CircuitLayer::respond): keeps the classification that was named.
-    pub fn respond(self) -> KeyedCircuitLayer<K, F, C, refuse::Auto, Named> {
+impl<K, F, C, R> KeyedCircuitLayer<K, F, C, R, CustomClassify> {
+    /// As [`CircuitLayer::respond`](crate::CircuitLayer::respond): keeps the classification that was set.
+    pub fn respond(self) -> KeyedCircuitLayer<K, F, C, refuse::Auto, CustomClassify> {
         self.respond_with(refuse::Auto::new())
     }
 }
 
 impl<K, F, C, R, N> KeyedCircuitLayer<K, F, C, R, N> {
-    /// What counts as a failure. Default: [`AnyErr`], and [`classify::Auto`] with [`respond`](Self::respond). HTTP and gRPC
-    /// users want [`classify::Auto`].
-    pub fn classify<T>(self, classify: T) -> KeyedCircuitLayer<K, F, T, R, Named> {
+    /// What a failure is. Default: [`AnyErr`], and [`classify::Auto`] with [`respond`](Self::respond). HTTP and gRPC clients
+    /// need [`classify::Auto`].
+    pub fn classify<T>(self, classify: T) -> KeyedCircuitLayer<K, F, T, R, CustomClassify> {
         KeyedCircuitLayer {
             circuits: self.circuits,
             key: self.key,
-            classify,
-            refuse: self.refuse,
-            callers: self.callers,
-            named: PhantomData,
+            handling: self.handling.classify(classify),
         }
     }
 
-    /// Answers refused requests in another way, see [`refuse`]. The classification stays as it is; the callers are clients,
-    /// as with [`respond`](Self::respond).
+    /// Rejects with another response, see [`refuse`]. The classification stays as it is; the callers are clients, as with
+    /// [`respond`](Self::respond).
     pub fn respond_with<T>(self, refuse: T) -> KeyedCircuitLayer<K, F, C, T, N> {
         KeyedCircuitLayer {
             circuits: self.circuits,
             key: self.key,
-            classify: self.classify,
-            refuse,
-            callers: Callers::Clients,
-            named: PhantomData,
+            handling: self.handling.respond_with(refuse),
         }
     }
 }
@@ -127,20 +114,19 @@ impl<S, K, F: Clone, C: Clone, R: Clone, N> Layer<S> for KeyedCircuitLayer<K, F,
             inner,
             circuits: self.circuits.clone(),
             key: self.key.clone(),
-            classify: self.classify.clone(),
-            refuse: self.refuse.clone(),
-            callers: self.callers,
+            handling: self.handling.of_service(),
             ready: false,
         }
     }
 }
 
-impl<K, F, C: fmt::Debug, R: fmt::Debug, N> fmt::Debug for KeyedCircuitLayer<K, F, C, R, N> {
+impl<K, F, C: fmt::Debug, R: fmt::Debug, N: fmt::Debug> fmt::Debug
+    for KeyedCircuitLayer<K, F, C, R, N>
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeyedCircuitLayer")
             .field("circuits", &self.circuits)
-            .field("classify", &self.classify)
-            .field("refuse", &self.refuse)
+            .field("handling", &self.handling)
             .finish_non_exhaustive()
     }
 }
@@ -148,7 +134,7 @@ impl<K, F, C: fmt::Debug, R: fmt::Debug, N> fmt::Debug for KeyedCircuitLayer<K, 
 // === impl KeyedCircuitService ===
 
 impl<S, K, F, C, R> KeyedCircuitService<S, K, F, C, R> {
-    /// The circuits it asks.
+    /// The circuits.
     pub fn circuits(&self) -> &KeyedCircuits<K> {
         &self.circuits
     }
@@ -158,7 +144,7 @@ impl<S, K, F, C, R> KeyedCircuitService<S, K, F, C, R> {
         &self.inner
     }
 
-    /// The inner service. Calling it goes past the circuits.
+    /// The inner service. Calling it bypasses the circuits.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
@@ -182,48 +168,45 @@ where
 {
     type Response = R::Response;
     type Error = R::Error;
-    type Future = ResponseFuture<S, C, R, Req>;
+    type Future = ResponseFuture<S::Future, C::Classifier, R, R::Context, Req>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), R::Error>> {
-        let ready = self.inner.poll_ready(cx);
-        self.ready = matches!(ready, Poll::Ready(Ok(())));
-        match ready {
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-            Poll::Ready(Err(error)) => Poll::Ready(R::pass(Err(error)).map(drop)),
-            Poll::Pending => Poll::Pending,
-        }
+        self.ready = false;
+        Poll::Ready(match ready!(self.inner.poll_ready(cx)) {
+            Ok(()) => {
+                self.ready = true;
+                Ok(())
+            }
+            Err(error) => R::pass(Err(error)).map(drop),
+        })
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
         assert!(
-            self.ready,
-            "`call` needs `poll_ready` to have said ready on this clone"
+            mem::take(&mut self.ready),
+            "`call` without a successful `poll_ready` of this clone"
         );
-        self.ready = false;
-        match self.circuits.get(&(self.key)(&request)).admit_call() {
-            Ok(leave) => {
-                let mut leave = leave.of(self.callers);
-                let classifier = self.classify.classify(&request);
-                let call = leave.run(|| self.inner.call(request));
-                ResponseFuture::admitted(call, classifier, leave)
-            }
-            Err(open) => {
-                ResponseFuture::refused(self.refuse.clone(), self.refuse.context(&request), open)
-            }
+        let circuit = self.circuits.get(&(self.key)(&request));
+        match circuit.admit_call(self.handling.caller) {
+            Ok(permit) => ResponseFuture::admitted(RecordedCall::new(
+                &mut self.inner,
+                &self.handling.classify,
+                request,
+                permit,
+            )),
+            Err(open) => ResponseFuture::rejected(&self.handling.refuse, &request, open),
         }
     }
 }
 
 impl<S: Clone, K, F: Clone, C: Clone, R: Clone> Clone for KeyedCircuitService<S, K, F, C, R> {
-    /// A clone shares the circuits and has to ask for readiness itself.
+    /// A clone shares the circuits, and is not ready.
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
             circuits: self.circuits.clone(),
             key: self.key.clone(),
-            classify: self.classify.clone(),
-            refuse: self.refuse.clone(),
-            callers: self.callers,
+            handling: self.handling.of_service(),
             ready: false,
         }
     }
@@ -236,8 +219,7 @@ impl<S: fmt::Debug, K, F, C: fmt::Debug, R: fmt::Debug> fmt::Debug
         f.debug_struct("KeyedCircuitService")
             .field("inner", &self.inner)
             .field("circuits", &self.circuits)
-            .field("classify", &self.classify)
-            .field("refuse", &self.refuse)
+            .field("handling", &self.handling)
             .finish_non_exhaustive()
     }
 }

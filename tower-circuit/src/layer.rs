@@ -1,22 +1,22 @@
-use std::marker::PhantomData;
-
 use tower_layer::Layer;
 use tower_outcome::{
     classify::{self, AnyErr},
     refuse::{self, Fail},
 };
 
-use crate::{Circuit, CircuitGate, CircuitService, permit::Callers};
+use crate::{
+    Circuit, CircuitGate, CircuitService, CustomClassify, DefaultClassify, handling::Handling,
+};
 
-/// Puts a [`Circuit`] in front of a service, which is refused at once while the circuit is open.
+/// Adds a [`Circuit`] in front of a service, which rejects calls while the circuit is open.
 ///
-/// All services it makes share the circuit; for one of its own for each route, tenant or host see
-/// [`KeyedCircuitLayer`](crate::KeyedCircuitLayer). Three ways to refuse, chosen by type:
+/// All services it makes share the circuit; for one circuit for each route, tenant or host see
+/// [`KeyedCircuitLayer`](crate::KeyedCircuitLayer). Three ways to reject, chosen by type:
 ///
 /// | | while open | for |
 /// |---|---|---|
-/// | `CircuitLayer::new(c)` | `call` answers `Err(`[`Open`](crate::Open)`)`, boxed | clients |
-/// | `CircuitLayer::new(c).respond()` | `call` answers 503, or a gRPC status; the error type stays | servers |
+/// | `CircuitLayer::new(c)` | `call` fails with [`Open`](crate::Open), boxed | clients |
+/// | `CircuitLayer::new(c).respond()` | `call` responds with 503, or a gRPC status; the error type stays | servers |
 /// | `CircuitLayer::new(c).gate()` | `poll_ready` is `Pending` | endpoints of a balancer, worker loops |
 ///
 /// ```
@@ -27,26 +27,18 @@ use crate::{Circuit, CircuitGate, CircuitService, permit::Callers};
 /// let service = CircuitLayer::new(&circuit).layer(upstream);
 /// ```
 ///
-/// The third type says whether a classification has been named; [`respond`](Self::respond) keeps one that has.
+/// On an axum `Router` without [`respond`](Self::respond), the compiler reports that
+/// "`From<Box<dyn Error>>` is not implemented for `Infallible`".
+///
+/// The third type parameter is whether a classification was set; [`respond`](Self::respond) keeps one that was.
 #[derive(Clone, Debug)]
-pub struct CircuitLayer<C = AnyErr, R = Fail, N = Unnamed> {
+pub struct CircuitLayer<C = AnyErr, R = Fail, N = DefaultClassify> {
     circuit: Circuit,
-    classify: C,
-    refuse: R,
-    callers: Callers,
-    named: PhantomData<N>,
+    handling: Handling<C, R, N>,
 }
 
-/// Of a layer whose classification is the default.
-#[derive(Clone, Copy, Debug)]
-pub enum Unnamed {}
-
-/// Of a layer whose classification the user has named.
-#[derive(Clone, Copy, Debug)]
-pub enum Named {}
-
-/// Puts a [`Circuit`] in front of a service, which is not ready while the circuit is open. For a circuit of its own for each
-/// endpoint see [`PerEndpoint`](crate::PerEndpoint).
+/// Adds a [`Circuit`] in front of a service, which is not ready while the circuit is open. For a circuit for each endpoint see
+/// [`PerEndpoint`](crate::PerEndpoint).
 #[derive(Clone, Debug)]
 pub struct CircuitGateLayer<C = AnyErr> {
     circuit: Circuit,
@@ -56,74 +48,63 @@ pub struct CircuitGateLayer<C = AnyErr> {
 // === impl CircuitLayer ===
 
 impl CircuitLayer {
-    /// Refuses with an error, and takes any `Err` for a failure. Takes `circuit` or `&circuit`.
+    /// Rejects with an error, and classifies any `Err` as a failure. Accepts `circuit` or `&circuit`.
     pub fn new(circuit: impl Into<Circuit>) -> Self {
         Self {
             circuit: circuit.into(),
-            classify: AnyErr,
-            refuse: Fail,
-            callers: Callers::Ours,
-            named: PhantomData,
+            handling: Handling::new(),
         }
     }
 }
 
-impl<C, R> CircuitLayer<C, R, Unnamed> {
-    /// Answers refused requests with 503 and `Retry-After`, or `UNAVAILABLE` if they are gRPC, and judges the answers of
-    /// the inner service by status and end of body ([`classify::Auto`]). The error type stays the inner service's, so
-    /// this goes on an axum `Router` as it is. A classification that is [named](Self::classify), before or after, is kept.
+impl<C, R> CircuitLayer<C, R, DefaultClassify> {
+    /// Rejects with a response: 503 with `Retry-After`, or `UNAVAILABLE` if the request is gRPC. Classifies responses of the
+    /// inner service by status and end of body ([`classify::Auto`]); a classification that is [set](Self::classify), before
+    /// or after, is kept. The error type stays the inner service's, so this can be added to an axum `Router`.
     ///
-    /// The callers are then clients of this server, who hang up as they like: a call that its caller drops is no failure,
-    /// unless [`cancelled_after`](crate::CircuitBuilder::cancelled_after) is set.
-    pub fn respond(self) -> CircuitLayer<classify::Auto, refuse::Auto, Unnamed> {
+    /// The callers are clients of this server, and may disconnect at any time: an abandoned call is no failure, unless
+    /// [`abandoned_is_failure_after`](crate::CircuitBuilder::abandoned_is_failure_after) is set.
+    pub fn respond(self) -> CircuitLayer<classify::Auto, refuse::Auto, DefaultClassify> {
         CircuitLayer {
             circuit: self.circuit,
-            classify: classify::Auto::new(),
-            refuse: refuse::Auto::new(),
-            callers: Callers::Clients,
-            named: PhantomData,
+            handling: self.handling.respond(),
         }
     }
 }
 
-impl<C, R> CircuitLayer<C, R, Named> {
-    /// As [`respond`](CircuitLayer::respond) of a layer without a named classification, but keeps the one that is named.
-    pub fn respond(self) -> CircuitLayer<C, refuse::Auto, Named> {
+impl<C, R> CircuitLayer<C, R, CustomClassify> {
+    /// As [`respond`](CircuitLayer::respond) of a layer with the default classification, but keeps the one that was set.
+    pub fn respond(self) -> CircuitLayer<C, refuse::Auto, CustomClassify> {
         self.respond_with(refuse::Auto::new())
     }
 }
 
 impl<C, R, N> CircuitLayer<C, R, N> {
-    /// What counts as a failure. Default: [`AnyErr`], for any protocol and response type, and [`classify::Auto`] with
-    /// [`respond`](Self::respond). HTTP and gRPC users want [`classify::Auto`], which waits for the end of the body.
-    pub fn classify<K>(self, classify: K) -> CircuitLayer<K, R, Named> {
+    /// What a failure is. Default: [`AnyErr`], for any protocol and response type, and [`classify::Auto`] with
+    /// [`respond`](Self::respond). HTTP and gRPC clients need [`classify::Auto`], or a 500 is a success; it waits for the end
+    /// of the body.
+    pub fn classify<K>(self, classify: K) -> CircuitLayer<K, R, CustomClassify> {
         CircuitLayer {
             circuit: self.circuit,
-            classify,
-            refuse: self.refuse,
-            callers: self.callers,
-            named: PhantomData,
+            handling: self.handling.classify(classify),
         }
     }
 
-    /// Answers refused requests in another way, see [`refuse`]. The classification stays as it is; the callers are clients,
-    /// as with [`respond`](Self::respond).
+    /// Rejects with another response, see [`refuse`]. The classification stays as it is; the callers are clients, as with
+    /// [`respond`](Self::respond).
     pub fn respond_with<T>(self, refuse: T) -> CircuitLayer<C, T, N> {
         CircuitLayer {
             circuit: self.circuit,
-            classify: self.classify,
-            refuse,
-            callers: Callers::Clients,
-            named: PhantomData,
+            handling: self.handling.respond_with(refuse),
         }
     }
 
-    /// Waits instead of refusing: for endpoints of a balancer and for worker loops. Never on a server, where requests
-    /// would pile up in memory.
+    /// Waits instead of rejecting: for endpoints of a balancer and for worker loops. Not for a server, where requests would
+    /// accumulate in memory.
     pub fn gate(self) -> CircuitGateLayer<C> {
         CircuitGateLayer {
             circuit: self.circuit,
-            classify: self.classify,
+            classify: self.handling.classify,
         }
     }
 }
@@ -132,27 +113,21 @@ impl<S, C: Clone, R: Clone, N> Layer<S> for CircuitLayer<C, R, N> {
     type Service = CircuitService<S, C, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        CircuitService::new(
-            inner,
-            self.circuit.clone(),
-            self.classify.clone(),
-            self.refuse.clone(),
-            self.callers,
-        )
+        CircuitService::new(inner, self.circuit.clone(), self.handling.of_service())
     }
 }
 
 // === impl CircuitGateLayer ===
 
 impl CircuitGateLayer {
-    /// A gate that takes any `Err` for a failure. Takes `circuit` or `&circuit`.
+    /// A gate that classifies any `Err` as a failure. Accepts `circuit` or `&circuit`.
     pub fn new(circuit: impl Into<Circuit>) -> Self {
         CircuitLayer::new(circuit).gate()
     }
 }
 
 impl<C> CircuitGateLayer<C> {
-    /// What counts as a failure. Default: [`AnyErr`]; HTTP and gRPC users want [`classify::Auto`].
+    /// What a failure is. Default: [`AnyErr`]; HTTP and gRPC clients need [`classify::Auto`].
     pub fn classify<K>(self, classify: K) -> CircuitGateLayer<K> {
         CircuitGateLayer {
             circuit: self.circuit,

@@ -1,56 +1,4 @@
-//! Stop calling what keeps failing: a circuit breaker for any Tower service.
-//!
-//! When an upstream is down, every call to it costs a connection, a timeout and a place in somebody's queue, and the
-//! upstream gets no chance to recover. A circuit counts failures, refuses calls for a while once there were too many, and
-//! then lets a single call try whether things are well again.
-//!
-//! ```text
-//!       5 failures in a row, or half of at             10 s, or what the server asked for;
-//!       least 20 calls within 10 s failed              longer after each probe that fails, up to 60 s
-//!   Closed ───────────────────────► Open ───────────────────────────────────────────► HalfOpen
-//!   calls pass      calls are refused ▲                                              one probe at a time
-//!      ▲                              └────── it fails, or takes more than 10 s ──────┘   │
-//!      └───────────────────────────────────── it succeeds ────────────────────────────────┘
-//! ```
-//!
-//! - **When it opens** is a [`Trip`]: failures in a row, a failure ratio over time or over the last calls, a ratio of slow
-//!   calls, a [policy of your own](TripPolicy), and any combination. All is counted exactly, in constant memory, and
-//!   nothing that has left the window counts. [`Reason`] tells which it was.
-//! - **How long it stays open** is a [`Cooldown`]: growing with jitter, fixed, or your own iterator of durations.
-//! - In half-open **there is always a free place for a probe, or a running deadline**: a probe that is cancelled frees its
-//!   place; when its time is up, one that hangs has failed, and one that was answered and whose body goes on has succeeded. Where
-//!   callers give up on one probe after the other, it opens again once they have waited for as long as one probe may take;
-//!   not so where their patience says nothing, as that of a server's clients.
-//! - **A result from before the last transition decides nothing.** Every call carries the generation it was admitted in;
-//!   a slow success from before the trip does not close the circuit, a slow failure does not reopen it.
-//! - **A call that its caller gave up on**, unanswered (a timeout further out), says nothing while it is young and is a
-//!   failure once it is a second old, counted from the first time that it was waited for. Clients of a server
-//!   ([`respond`](CircuitLayer::respond)) hang up as they like: there it is no failure, unless you set an age.
-//! - **A good head is a success**, whatever its reader does with the body, and a panic of the inner service is a failure.
-//! - What a failure is, [`tower_outcome::classify`] says: by default any `Err`; for HTTP and gRPC at the end of the body.
-//!   Refusals of our own, further in, are not held against the upstream.
-//!
-//! # What it costs
-//!
-//! A call that goes well: three loads of one atomic word, a reference, a reading of the clock and a compare-and-swap on a
-//! counter, for the window and the totals alike; a second reading of the clock if the call has to be waited for. No lock,
-//! no allocation, no boxed future, no code of yours but the classification, and threads contend for nothing (eight groups
-//! of them; more share). A failure, a transition and a call that may be a probe take a short lock. A call that is refused
-//! takes none: it is told from two atomic words (unless a policy of yours opened the circuit, whose reason is under the
-//! lock). The README has the numbers.
-//!
-//! Asking for more costs more, and only who asks: [`Trip::slow_ratio`] a reading of the clock for each call,
-//! [`Trip::failure_ratio_of_last`] and [`TripPolicy::wants_successes`] the lock.
-//!
-//! # Which state
-//!
-//! The state is a value that you own ([`Circuit`]); layers only refer to it, so a layer applied to a hundred routes is
-//! still one circuit. For a circuit for each route, tenant or host there is [`KeyedCircuits`], in bounded memory; for one
-//! for each endpoint in a balancer, [`PerEndpoint`].
-//!
-//! # Examples
-//!
-//! A client with the defaults:
+//! A circuit breaker for any Tower service: stops calling an upstream that keeps failing.
 //!
 //! ```
 //! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
@@ -60,7 +8,7 @@
 //! # async fn main() {
 //! let circuit = Circuit::new();
 //! let mut client = ServiceBuilder::new()
-//!     .layer(CircuitLayer::new(&circuit))
+//!     .layer(CircuitLayer::new(&circuit)) // HTTP: .classify(classify::Auto::new())
 //!     .service(service_fn(async |_: ()| Err::<(), _>("connection refused")));
 //!
 //! for _ in 0..5 {
@@ -72,11 +20,47 @@
 //! # }
 //! ```
 //!
-//! A server, tuned, that answers 503 (or a gRPC status) and counts 5xx; its error type stays as it is, so the same layer
-//! goes on an axum `Router` or a tonic `Server`:
+//! When an upstream is down, every call to it costs a connection, a timeout and a place in a queue, and the upstream gets no
+//! chance to recover. A circuit counts failures, rejects calls for a while once there were too many, and then lets a single
+//! call probe whether the upstream has recovered.
+//!
+//! ```text
+//!       5 consecutive failures, or half of             10 s, or the server's Retry-After;
+//!       at least 20 calls within 10 s failed           longer after each probe that fails, up to 60 s
+//!   Closed ───────────────────────► Open ───────────────────────────────────────────► HalfOpen
+//!   calls pass      calls are rejected ▲                                              one probe at a time
+//!      ▲                               └────── it fails, or takes more than 10 s ─────┘   │
+//!      └────────────────────────────────────── it succeeds ───────────────────────────────┘
+//! ```
+//!
+//! It does not help against overload, for which there are rate and concurrency limits. Where calls are rare, there are never
+//! 20 within 10 s, and only consecutive failures open the circuit.
+//!
+//! - **When it opens** is a [`Trip`]: consecutive failures, a failure ratio, a ratio of slow calls, any combination of them, or
+//!   a decision of the application ([`Circuit::trip`]). All counts are exact, in constant memory, and include nothing that has
+//!   left the window. [`Reason`] is which condition it was.
+//! - **How long it stays open** is a [`Cooldown`]: growing with jitter, fixed, or an iterator of durations.
+//! - In half-open **there is always a free slot for a probe, or a deadline**: a probe that is abandoned frees its slot; at its
+//!   deadline a probe without a response has failed, and one with a good response head whose body goes on has succeeded. If
+//!   callers abandon one probe after the other, the circuit opens again once they have waited for the time of one probe (not if
+//!   they are clients of a server).
+//! - **An outcome from before the last transition has no effect.** Every call carries the generation it was admitted in: a
+//!   late success does not close the circuit, and a late failure does not open it again.
+//! - **A call that its caller abandons** without a response (because of a timeout further out) has no effect while it is young,
+//!   and is a failure from an age of one second, measured from when it was first pending. Clients of a server
+//!   ([`respond`](CircuitLayer::respond)) disconnect for reasons of their own: there it is no failure, unless an age is set.
+//! - **A good response head is a success**, whatever its reader does with the body, and a panic of the inner service is a
+//!   failure.
+//! - What a failure is, is decided by the [classification](classify): by default any `Err`; for HTTP and gRPC
+//!   [`classify::Auto`], at the end of the body. Rejections by other layers further in are ignored.
+//!
+//! # A server
+//!
+//! With [`respond`](CircuitLayer::respond) the layer responds with 503 (or a gRPC status), counts 5xx, and leaves the error
+//! type as it is, so that it can be added to an axum `Router` or a tonic `Server`:
 //!
 //! ```
-//! use std::{convert::Infallible, num::NonZeroU32, time::Duration};
+//! use std::{convert::Infallible, time::Duration};
 //! use http::{Request, Response};
 //! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 //! use tower_circuit::{Circuit, CircuitLayer, Cooldown, Trip};
@@ -85,7 +69,7 @@
 //! # async fn main() -> Result<(), Infallible> {
 //! let circuit = Circuit::builder()
 //!     .name("reports")
-//!     .trip(Trip::consecutive(NonZeroU32::new(1).unwrap()))
+//!     .trip(Trip::consecutive(1))
 //!     .cooldown(Cooldown::fixed(Duration::from_secs(2)))
 //!     .probe_deadline(Duration::from_secs(5))
 //!     .build();
@@ -98,12 +82,19 @@
 //!     }));
 //!
 //! assert_eq!(server.ready().await?.call(Request::default()).await?.status(), 502);
-//! let refused = server.ready().await?.call(Request::default()).await?;
-//! assert_eq!(refused.status(), 503);
-//! assert_eq!(refused.headers()["retry-after"], "2");
+//! let rejected = server.ready().await?.call(Request::default()).await?;
+//! assert_eq!(rejected.status(), 503);
+//! assert_eq!(rejected.headers()["retry-after"], "2");
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # State
+//!
+//! The state is a value that the application owns ([`Circuit`]); layers refer to it, so a layer applied to a hundred routes is
+//! one circuit. Give each dependency its own: if one route of a server fails, the circuit rejects all routes behind it. For a
+//! circuit for each route, tenant or host there is [`KeyedCircuits`], in bounded memory; for each endpoint of a balancer,
+//! [`PerEndpoint`].
 //!
 //! # Where to put it
 //!
@@ -113,11 +104,24 @@
 //! | client, many endpoints | retry, timeout, balancer, **gate** for each endpoint ([`PerEndpoint`]), transport |
 //! | server | **circuit, responding**, timeout, handler |
 //!
-//! Retries outside, so that a refusal is not retried in a hurry ([`tower_outcome::Refusal::find`] tells one); timeouts
-//! inside, where they are failures at once.
+//! Retries outside, so that a rejection is not retried at once ([`Refusal::find`] recognizes one); timeouts inside, where they
+//! are failures at once.
 //!
-//! **Do not put the refusing layer inside a balancer**: refusing is fast, and what is fast looks idle, so the broken
-//! endpoint draws the traffic. That is what the gate is for, and why only the gate has a `tower::load::Load`.
+//! **Do not put the rejecting layer inside a balancer**: a rejection is fast, and the endpoint that responds fastest looks
+//! idle, so the broken one attracts the traffic. Use the gate there, which is not ready instead; only the gate has a
+//! `tower::load::Load`.
+//!
+//! A tonic client behind a `CircuitLayer` sees a rejection as `Code::Unknown`, because tonic maps an error that it does not
+//! know. With `CircuitLayer::new(&circuit).classify(classify::Grpc).respond()` around the `Channel` it sees `Unavailable`, with
+//! the time to retry in the metadata.
+//!
+//! # Costs
+//!
+//! A call that succeeds: three loads of one atomic word, a reference count, a reading of the clock and a compare-and-swap on a
+//! counter; a second reading of the clock if the call is ever pending. No lock, no allocation, no boxed future. The only user
+//! code on this path is the classifier. Counters are sharded eight ways. A failure, a transition and a call that may be a probe
+//! take a short lock; a rejection takes none. [`Trip::slow_ratio`] costs a reading of the clock for each call. The README has
+//! the figures.
 //!
 //! # Features
 //!
@@ -125,70 +129,69 @@
 //!
 //! # Errors
 //!
-//! [`Open`], as an error, an answer, or the cause of a request handed back ([`tower_outcome::Unsent`]). Never from
-//! `poll_ready`: that would evict an endpoint from a balancer for good. Errors of the inner service pass through.
+//! [`Open`], as an error, a response, or the source of [`Unsent`], which hands the request back. Never from `poll_ready`: that
+//! would evict an endpoint from a balancer for good. Errors of the inner service pass through.
 //!
 //! # Panics
 //!
-//! `call` panics if `poll_ready` has not said ready on that very clone. A gate that has to wait needs a Tokio runtime with
-//! its timer enabled.
+//! `call` panics without a successful `poll_ready` of the same clone. A gate that has to wait needs a Tokio runtime with its
+//! timer enabled.
 //!
 //! # Cancel safety
 //!
-//! A response future or body may be dropped at any time, which ends the call and frees a probe's place. A future that is
-//! dropped is a cancelled call, or a failure from [an age](CircuitBuilder::cancelled_after) on; a body that is dropped after a
-//! good head is a success; a panic further in is a failure. Dropping a ready gate gives its reservation back.
+//! A response future or body may be dropped at any time, which ends the call and frees the slot of a probe. A future that is
+//! dropped is an abandoned call, or a failure from [some age](CircuitBuilder::abandoned_is_failure_after) on; a body that is
+//! dropped after a good head is a success; a panic further in is a failure. Dropping a ready gate returns its reservation.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod breaker;
+mod builder;
 mod circuit;
 mod cooldown;
-mod core;
 #[cfg(feature = "tower")]
 mod discover;
 mod error;
+mod fast_path;
 mod future;
 mod gate;
+mod handling;
 mod keyed;
 mod keyed_layer;
 mod layer;
 #[cfg(feature = "tower")]
 mod load;
-#[cfg(all(test, loom))]
-mod loom_tests;
-#[cfg(all(test, not(loom)))]
-mod model;
 mod per_endpoint;
 mod permit;
-mod probe;
 mod service;
+mod shared;
 mod state;
-mod stripe;
 mod sync;
 mod trip;
-mod window;
-mod word;
 
-pub use tower_outcome::{EjectionBudget, classify, refuse};
+pub use tower_outcome::{
+    BoxError, EjectionBudget, Outcome, Refusal, Settle, Unsent, Verdict, classify, refuse,
+};
 
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use self::discover::DiscoverCircuits;
 pub use self::{
-    circuit::{Circuit, CircuitBuilder},
+    builder::CircuitBuilder,
+    circuit::Circuit,
     cooldown::Cooldown,
     error::Open,
     future::{GateFuture, ResponseFuture},
     gate::CircuitGate,
-    keyed::{KeyedCircuits, KeyedSnapshot, WhenFull},
+    handling::{CustomClassify, DefaultClassify},
+    keyed::{KeyedCircuits, KeyedSnapshot, OnFull},
     keyed_layer::{KeyedCircuitLayer, KeyedCircuitService},
-    layer::{CircuitGateLayer, CircuitLayer, Named, Unnamed},
+    layer::{CircuitGateLayer, CircuitLayer},
     per_endpoint::PerEndpoint,
     permit::Permit,
     service::CircuitService,
-    state::{Counts, LastCalls, Mode, Reason, Snapshot, State, Totals},
-    trip::{Evidence, Ratio, Trip, TripPolicy},
+    state::{Counts, Mode, Reason, Snapshot, State, Totals},
+    trip::{Ratio, Trip},
 };
 
 #[cfg(doctest)]

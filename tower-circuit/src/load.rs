@@ -2,9 +2,9 @@ use tower::load::Load;
 
 use crate::CircuitGate;
 
-/// The load of the inner service. A gate that is open is not ready, so its load is not asked for.
+/// The load of the inner service. A gate that is open is not ready, so its load is not used.
 ///
-/// Only the gate has one: what refuses at once looks idle, and a balancer would send it the traffic.
+/// Only the gate implements this: a service that rejects at once looks idle, and a balancer would prefer it.
 impl<S: Load, C> Load for CircuitGate<S, C> {
     type Metric = S::Metric;
 

@@ -3,10 +3,10 @@ use tower_outcome::classify::AnyErr;
 
 use crate::{Circuit, CircuitBuilder, CircuitGate, CircuitGateLayer};
 
-/// Makes a circuit of its own for each endpoint of a set, as a gate. Made by [`CircuitBuilder::per_endpoint`].
+/// Makes a gate with a circuit for each endpoint of a set. Made by [`CircuitBuilder::per_endpoint`].
 ///
-/// A layer makes no state, so that one layer is one circuit wherever it is applied. An endpoint in a balancer is the one
-/// place where that is not what is wanted; this is for there, and says so:
+/// A layer creates no state, so one layer is one circuit wherever it is applied. For the endpoints of a balancer, each needs
+/// its own:
 ///
 /// ```
 /// # use tower::service_fn;
@@ -19,26 +19,29 @@ use crate::{Circuit, CircuitBuilder, CircuitGate, CircuitGateLayer};
 /// assert!(endpoints[1].circuit().admit().is_ok());
 /// ```
 ///
-/// The circuit of an endpoint lives as long as its gate, or as somebody who has taken a handle of it.
+/// The circuit of an endpoint lives as long as its gate and all handles of the circuit.
 #[derive(Clone, Debug)]
 pub struct PerEndpoint<C = AnyErr> {
     template: CircuitBuilder,
     classify: C,
 }
 
-// === impl PerEndpoint ===
+// === impl CircuitBuilder ===
 
-impl PerEndpoint {
-    pub(crate) fn new(template: CircuitBuilder) -> Self {
-        Self {
-            template,
+impl CircuitBuilder {
+    /// Makes circuits with these settings, one for each endpoint of a balancer.
+    pub fn per_endpoint(self) -> PerEndpoint {
+        PerEndpoint {
+            template: self,
             classify: AnyErr,
         }
     }
 }
 
+// === impl PerEndpoint ===
+
 impl<C> PerEndpoint<C> {
-    /// What counts as a failure. Default: [`AnyErr`]; HTTP and gRPC users want [`classify::Auto`](crate::classify::Auto).
+    /// What a failure is. Default: [`AnyErr`]; HTTP and gRPC clients need [`classify::Auto`](crate::classify::Auto).
     pub fn classify<K>(self, classify: K) -> PerEndpoint<K> {
         PerEndpoint {
             template: self.template,
@@ -46,7 +49,7 @@ impl<C> PerEndpoint<C> {
         }
     }
 
-    /// A new circuit, for those who put it in front of an endpoint themselves.
+    /// A new circuit, for use without a gate.
     #[must_use]
     pub fn circuit(&self, name: impl Into<String>) -> Circuit {
         self.template.clone().name(name).build()
@@ -54,7 +57,7 @@ impl<C> PerEndpoint<C> {
 }
 
 impl<C: Clone> PerEndpoint<C> {
-    /// Puts a gate with a new circuit in front of an endpoint.
+    /// Adds a gate with a new circuit in front of an endpoint.
     pub fn gate<S>(&self, name: impl Into<String>, endpoint: S) -> CircuitGate<S, C> {
         CircuitGateLayer::new(self.circuit(name))
             .classify(self.classify.clone())

@@ -3,65 +3,63 @@ use std::fmt;
 use tokio::time::Instant;
 use tower_outcome::{Outcome, Settle};
 
-use crate::{circuit::Shared, stripe::Held, word::Ticket};
+use crate::{
+    fast_path::{packed::CallId, shard::StripedRef},
+    shared::{Call, Caller, Shared},
+};
 
-/// Leave for one call, and the guard that tells the circuit how it ended.
+/// An admitted call, and the guard that records its outcome.
 ///
-/// It starts as cancelled: dropped without being settled, it records that the caller went away. Once a good head has
-/// [come](Settle::answered), the other side has done its part: failures in a row are over, and a permit that is dropped
-/// records a success, because what the reader does with a good response says nothing about its sender. A probe in that state
-/// has succeeded at its deadline. A probe's permit frees the probe's slot however it ends.
-#[must_use = "a permit that is dropped is a cancelled call"]
+/// It starts as abandoned: dropped without an outcome, it records that the caller has gone away. Once a good response head
+/// has [arrived](Settle::answered), the other side has done its part: consecutive failures are reset, and a permit that is
+/// dropped records a success, because what the reader does with a good response is not evidence about its sender. The permit
+/// of a probe frees the probe's slot however it ends.
+#[must_use = "a permit that is dropped is an abandoned call"]
 pub struct Permit {
-    leave: Leave,
-    /// A good head has come.
+    raw: RawPermit,
     answered: bool,
 }
 
-/// A permit before anything has been answered.
-pub(crate) struct Leave {
-    /// `None`: settled.
-    circuit: Option<Held<Shared>>,
-    ticket: Ticket,
-    /// Unknown until somebody has to wait for the call: most of its cost would be the clock.
-    started: Option<Instant>,
-    callers: Callers,
-    /// The inner service's code is running: what drops this now is its panic.
-    inside: bool,
+/// A permit before there is a response.
+pub(crate) struct RawPermit {
+    /// `None`: the outcome is recorded.
+    circuit: Option<StripedRef<Shared>>,
+    call: Call,
+    /// The inner service is running: if that drops this, it panics.
+    running: bool,
 }
 
-/// Whose calls they are, which decides what it means that one is dropped unanswered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Callers {
-    /// The application's, which gives up where something takes too long: a failure from some age on.
-    Ours,
-    /// The clients' of a server, who hang up as they like: no failure, unless the user has set an age.
-    Clients,
-    /// The application's, without a service around it: it is dropped in a panic of the call's code, or given up.
-    ByHand,
-}
-
-/// A probe, promised to a gate that is ready. Goes back when dropped.
+/// A probe that is reserved for a ready gate. Returned when dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
-    circuit: Held<Shared>,
-    ticket: Ticket,
+    circuit: StripedRef<Shared>,
+    call: CallId,
 }
 
 // === impl Permit ===
 
 impl Permit {
-    /// Whether this call is one of those that decide a half-open circuit.
+    /// Whether this call is a probe of a half-open circuit.
     #[must_use]
     pub const fn is_probe(&self) -> bool {
-        self.leave.ticket.is_probe()
+        self.raw.call.id.is_probe()
+    }
+
+    /// Records a success. Other outcomes are recorded by [`Settle::settle`].
+    pub fn success(self) {
+        self.settle(Outcome::SUCCESS);
+    }
+
+    /// Records a failure. Other outcomes are recorded by [`Settle::settle`].
+    pub fn failure(self) {
+        self.settle(Outcome::FAILURE);
     }
 }
 
-impl From<Leave> for Permit {
-    fn from(leave: Leave) -> Self {
+impl From<RawPermit> for Permit {
+    fn from(raw: RawPermit) -> Self {
         Self {
-            leave,
+            raw,
             answered: false,
         }
     }
@@ -70,19 +68,19 @@ impl From<Leave> for Permit {
 impl Settle for Permit {
     fn head_received(&mut self) {
         self.answered = true;
-        self.leave.answered();
+        self.raw.answered();
     }
 
     #[inline]
     fn settle(mut self, outcome: Outcome) {
-        self.leave.tell(outcome);
+        self.raw.settle(outcome);
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         if self.answered {
-            self.leave.tell(Outcome::SUCCESS);
+            self.raw.settle(Outcome::SUCCESS);
         }
     }
 }
@@ -91,96 +89,83 @@ impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Permit")
             .field("probe", &self.is_probe())
-            .field("started", &self.leave.started)
+            .field("started", &self.raw.call.started)
             .field("answered", &self.answered)
             .finish_non_exhaustive()
     }
 }
 
-// === impl Leave ===
+// === impl RawPermit ===
 
-impl Leave {
+impl RawPermit {
     #[inline(always)]
-    pub(crate) fn new(circuit: Held<Shared>, ticket: Ticket, started: Option<Instant>) -> Self {
+    pub(crate) fn new(circuit: StripedRef<Shared>, call: Call) -> Self {
         Self {
             circuit: Some(circuit),
-            ticket,
-            started,
-            callers: Callers::Ours,
-            inside: false,
+            call,
+            running: false,
         }
     }
 
-    #[inline(always)]
-    pub(crate) fn of(self, callers: Callers) -> Self {
-        let mut leave = self;
-        leave.callers = callers;
-        leave
-    }
-
-    /// Runs the inner service's code. If that panics, the call has failed.
+    /// Runs the inner service. If that panics, the call has failed.
     #[inline(always)]
     pub(crate) fn run<T>(&mut self, inner: impl FnOnce() -> T) -> T {
-        self.inside = true;
+        self.running = true;
         let result = inner();
-        self.inside = false;
+        self.running = false;
         result
     }
 
-    /// From now on the call takes time, if it did not before.
+    /// The call is pending: its time is measured from now on, if it was not before.
     #[inline(always)]
     pub(crate) fn start(&mut self) {
-        if self.started.is_none() {
-            self.started = Some(Instant::now());
+        if self.call.started.is_none() {
+            self.call.started = Some(Instant::now());
         }
     }
 
-    /// Itself, out of a place where nothing remains of it.
+    /// Moves out, and leaves one behind that records nothing.
     pub(crate) fn take(&mut self) -> Self {
         Self {
             circuit: self.circuit.take(),
-            ticket: self.ticket,
-            started: self.started,
-            callers: self.callers,
-            inside: false,
+            call: self.call,
+            running: false,
         }
     }
 
-    /// How the call ended.
     #[inline(always)]
-    pub(crate) fn tell(&mut self, outcome: Outcome) {
+    pub(crate) fn settle(&mut self, outcome: Outcome) {
         if let Some(circuit) = self.circuit.take() {
-            circuit.settle(&circuit.lane, self.ticket, self.started, outcome);
+            circuit.record(&circuit.shard, &self.call, outcome);
         }
     }
 
     #[cold]
-    fn dropped(&mut self) {
-        let by_hand = self.callers == Callers::ByHand;
-        if self.inside || by_hand && std::thread::panicking() {
-            return self.tell(Outcome::FAILURE);
-        }
-        if let Some(circuit) = self.circuit.take() {
-            circuit.cancel(&circuit.lane, self.ticket, self.started, self.callers);
+    fn record_drop(&mut self) {
+        let by_hand = self.call.caller == Caller::Manual;
+        if self.running || by_hand && std::thread::panicking() {
+            self.settle(Outcome::FAILURE);
+        } else if let Some(circuit) = self.circuit.take() {
+            circuit.record_abandoned(&circuit.shard, &self.call);
         }
     }
 
-    /// A good head has come. How long it took is known now, and what its reader takes from here on does not add to it.
+    /// A good response head has arrived. How long it took is known now, and the time its reader takes is not added.
     #[inline]
     fn answered(&mut self) {
         if let Some(circuit) = &self.circuit
-            && !circuit.answered(self.ticket, self.started)
+            && !circuit.record_head(&self.call)
         {
-            self.started = None;
+            self.call.started = None;
         }
     }
 }
 
-impl Drop for Leave {
+impl Drop for RawPermit {
     #[inline(always)]
     fn drop(&mut self) {
         if self.circuit.is_some() {
-            self.dropped();
+            self.record_drop();
         }
     }
 }
@@ -188,21 +173,23 @@ impl Drop for Leave {
 // === impl Reservation ===
 
 impl Reservation {
-    pub(crate) fn new(circuit: Held<Shared>, ticket: Ticket) -> Self {
-        Self { circuit, ticket }
+    pub(crate) fn new(circuit: StripedRef<Shared>, call: CallId) -> Self {
+        Self { circuit, call }
     }
 
-    pub(crate) fn holds(&self, now: Instant) -> bool {
-        self.circuit.ask(|breaker| breaker.holds(self.ticket, now))
+    pub(crate) fn is_valid(&self, now: Instant) -> bool {
+        self.circuit
+            .with_breaker(|breaker| breaker.is_reserved(self.call, now))
     }
 
-    pub(crate) fn ticket(&self) -> Ticket {
-        self.ticket
+    pub(crate) fn call(&self) -> CallId {
+        self.call
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.circuit.ask(|breaker| breaker.release(self.ticket));
+        self.circuit
+            .with_breaker(|breaker| breaker.release(self.call));
     }
 }

@@ -1,4 +1,7 @@
-use std::task::{Context, Poll};
+use std::{
+    mem,
+    task::{Context, Poll, ready},
+};
 
 use tower_outcome::{
     classify::{AnyErr, Classify, ClassifyResponse, Judge, Judged, Scope},
@@ -7,64 +10,51 @@ use tower_outcome::{
 use tower_service::Service;
 
 use crate::{
-    Circuit, Open, Permit, ResponseFuture,
-    permit::{Callers, Leave},
+    Circuit, Open, Permit, ResponseFuture, future::RecordedCall, handling::Handling,
+    permit::RawPermit,
 };
 
-/// Calls the inner service while the circuit admits it, and answers at once while it does not. Made by
+/// Calls the inner service while the circuit admits it, and rejects at once while it does not. Made by
 /// [`CircuitLayer`](crate::CircuitLayer).
 ///
 /// | | `poll_ready` | `call` |
 /// |---|---|---|
-/// | closed, or a probe is possible | asks the inner service | asks the circuit once more, then the inner service |
-/// | otherwise | ready, the inner service is not asked | [`Open`](crate::Open), told as `R` tells it |
+/// | closed, or a probe is possible | polls the inner service | asks the circuit again, then calls the inner service |
+/// | otherwise | ready, the inner service is not polled | rejects with [`Open`](crate::Open), as `R` renders it |
 ///
-/// Readiness that was given while the circuit refused is spent on a refusal, even if the circuit closes in between: the
-/// inner service has not said that it is ready.
+/// Readiness that was reported while the circuit rejected is used up by a rejection, even if the circuit closes in between,
+/// because the inner service has not reported readiness.
 #[derive(Debug)]
 pub struct CircuitService<S, C = AnyErr, R = Fail> {
     inner: S,
     circuit: Circuit,
-    classify: C,
-    refuse: R,
-    callers: Callers,
-    grant: Grant,
-    /// Beside [`Grant::Refuse`].
-    open: Option<Open>,
+    handling: Handling<C, R>,
+    readiness: Readiness,
 }
 
-/// What `poll_ready` found, for the next `call` on this very clone.
-#[derive(Clone, Copy, Debug)]
-enum Grant {
-    None,
+/// The result of `poll_ready`, for the next `call` on this very clone.
+#[derive(Debug)]
+enum Readiness {
+    NotReady,
     /// The inner service is ready.
-    Pass,
-    /// The inner service was not asked.
-    Refuse,
+    Ready,
+    /// The inner service was not polled.
+    Reject(Open),
 }
 
 // === impl CircuitService ===
 
 impl<S, C, R> CircuitService<S, C, R> {
-    pub(crate) fn new(
-        inner: S,
-        circuit: Circuit,
-        classify: C,
-        refuse: R,
-        callers: Callers,
-    ) -> Self {
+    pub(crate) fn new(inner: S, circuit: Circuit, handling: Handling<C, R>) -> Self {
         Self {
             inner,
             circuit,
-            classify,
-            refuse,
-            callers,
-            grant: Grant::None,
-            open: None,
+            handling,
+            readiness: Readiness::NotReady,
         }
     }
 
-    /// The circuit it asks.
+    /// The circuit.
     pub fn circuit(&self) -> &Circuit {
         &self.circuit
     }
@@ -74,7 +64,7 @@ impl<S, C, R> CircuitService<S, C, R> {
         &self.inner
     }
 
-    /// The inner service. Calling it goes past the circuit.
+    /// The inner service. Calling it bypasses the circuit.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
@@ -86,20 +76,12 @@ impl<S, C, R> CircuitService<S, C, R> {
 
     #[cold]
     #[inline(never)]
-    fn admit_or_refuse(&mut self) -> Result<Leave, Open> {
-        match std::mem::replace(&mut self.grant, Grant::None) {
-            Grant::Pass => self.circuit.admit_call(),
-            Grant::Refuse => {
-                self.circuit.refused();
-                Err(self.open.take().expect("`poll_ready` left it here"))
-            }
-            Grant::None => panic!("`call` needs `poll_ready` to have said ready on this clone"),
+    fn admit(&mut self) -> Result<RawPermit, Open> {
+        match mem::replace(&mut self.readiness, Readiness::NotReady) {
+            Readiness::Ready => self.circuit.admit_call(self.handling.caller),
+            Readiness::Reject(open) => Err(self.circuit.count_rejected(open)),
+            Readiness::NotReady => panic!("`call` without a successful `poll_ready` of this clone"),
         }
-    }
-
-    #[cold]
-    fn refuse(&mut self, open: Open) {
-        (self.grant, self.open) = (Grant::Refuse, Some(open));
     }
 }
 
@@ -114,61 +96,52 @@ where
 {
     type Response = R::Response;
     type Error = R::Error;
-    type Future = ResponseFuture<S, C, R, Req>;
+    type Future = ResponseFuture<S::Future, C::Classifier, R, R::Context, Req>;
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), R::Error>> {
         if let Err(open) = self.circuit.may_admit() {
-            self.refuse(open);
+            self.readiness = Readiness::Reject(open);
             return Poll::Ready(Ok(()));
         }
-        let ready = self.inner.poll_ready(cx);
-        self.grant = if matches!(ready, Poll::Ready(Ok(()))) {
-            Grant::Pass
-        } else {
-            Grant::None
-        };
-        match ready {
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-            Poll::Ready(Err(error)) => Poll::Ready(R::pass(Err(error)).map(drop)),
-            Poll::Pending => Poll::Pending,
-        }
+        self.readiness = Readiness::NotReady;
+        Poll::Ready(match ready!(self.inner.poll_ready(cx)) {
+            Ok(()) => {
+                self.readiness = Readiness::Ready;
+                Ok(())
+            }
+            Err(error) => R::pass(Err(error)).map(drop),
+        })
     }
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        if let Grant::Pass = self.grant
-            && let Some(leave) = self.circuit.admit_simply()
+        if let Readiness::Ready = self.readiness
+            && let Some(permit) = self.circuit.admit_fast(self.handling.caller)
         {
-            self.grant = Grant::None;
-            let mut leave = leave.of(self.callers);
-            let classifier = self.classify.classify(&request);
-            let call = leave.run(|| self.inner.call(request));
-            return ResponseFuture::admitted(call, classifier, leave);
+            self.readiness = Readiness::NotReady;
+            let call = RecordedCall::new(&mut self.inner, &self.handling.classify, request, permit);
+            return ResponseFuture::admitted(call);
         }
-        match self.admit_or_refuse() {
-            Ok(leave) => {
-                let mut leave = leave.of(self.callers);
-                let classifier = self.classify.classify(&request);
-                let call = leave.run(|| self.inner.call(request));
-                ResponseFuture::admitted(call, classifier, leave)
-            }
-            Err(open) => {
-                ResponseFuture::refused(self.refuse.clone(), self.refuse.context(&request), open)
-            }
+        match self.admit() {
+            Ok(permit) => ResponseFuture::admitted(RecordedCall::new(
+                &mut self.inner,
+                &self.handling.classify,
+                request,
+                permit,
+            )),
+            Err(open) => ResponseFuture::rejected(&self.handling.refuse, &request, open),
         }
     }
 }
 
 impl<S: Clone, C: Clone, R: Clone> Clone for CircuitService<S, C, R> {
-    /// A clone shares the circuit and has to ask for readiness itself.
+    /// A clone shares the circuit, and is not ready.
     fn clone(&self) -> Self {
         Self::new(
             self.inner.clone(),
             self.circuit.clone(),
-            self.classify.clone(),
-            self.refuse.clone(),
-            self.callers,
+            self.handling.clone(),
         )
     }
 }

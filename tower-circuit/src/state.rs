@@ -2,24 +2,24 @@ use std::fmt;
 
 use tokio::time::Instant;
 
-/// Which state a circuit is in.
+/// The state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Calls pass.
     Closed,
-    /// Calls are refused.
+    /// Calls are rejected.
     Open {
-        /// The first call at or after this instant is a probe. `None`: forced open, until somebody says otherwise.
+        /// The first call at or after this instant is a probe. `None`: forced open, until an operator changes it.
         until: Option<Instant>,
     },
-    /// As many calls as there are places for probes may try; all others are refused.
+    /// A limited number of calls pass as probes; all others are rejected.
     HalfOpen,
 }
 
-/// Who decides: the circuit, or the operator.
+/// Whether outcomes or an operator decide the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// The circuit decides by what it sees.
+    /// The outcomes of calls decide.
     Automatic,
     /// Held open by [`Circuit::force_open`](crate::Circuit::force_open).
     ForcedOpen,
@@ -31,23 +31,20 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// As many failures in a row as [`Trip::consecutive`](crate::Trip::consecutive) allows.
+    /// As many consecutive failures as set by [`Trip::consecutive`](crate::Trip::consecutive).
     ConsecutiveFailures,
-    /// Too large a share of failures in the time window, see [`Trip::failure_ratio`](crate::Trip::failure_ratio).
+    /// The share of failures in the time window, see [`Trip::failure_ratio`](crate::Trip::failure_ratio).
     FailureRatio,
-    /// Too large a share of the last so many calls, see
-    /// [`Trip::failure_ratio_of_last`](crate::Trip::failure_ratio_of_last).
-    FailureRatioOfLast,
-    /// Too large a share of slow calls in the time window, see [`Trip::slow_ratio`](crate::Trip::slow_ratio).
+    /// The share of slow calls in the time window, see [`Trip::slow_ratio`](crate::Trip::slow_ratio).
     SlowRatio,
-    /// By a [`TripPolicy`](crate::TripPolicy), in its own words.
-    Policy(&'static str),
     /// A probe failed.
     ProbeFailed,
     /// A probe succeeded, but took longer than the slow-call limit.
     ProbeSlow,
-    /// A probe was not answered by its deadline.
+    /// There was no response to a probe by its deadline.
     ProbeTimedOut,
+    /// By [`Circuit::trip`](crate::Circuit::trip).
+    Requested,
     /// By [`Circuit::force_open`](crate::Circuit::force_open).
     Forced,
 }
@@ -58,81 +55,69 @@ pub enum Reason {
 pub struct Snapshot {
     /// The state.
     pub state: State,
-    /// Who decides.
+    /// Whether outcomes or an operator decide the state.
     pub mode: Mode,
     /// Failures since the last success or transition; 0 unless closed.
-    pub failures_in_row: u32,
-    /// The calls of the time window; while it is not closed, those of the time before that are still in it.
+    pub consecutive_failures: u32,
+    /// The calls of the time window. While the circuit is not closed, those from before that are still in it.
     pub window: Counts,
-    /// The last calls, where [`Trip::failure_ratio_of_last`](crate::Trip::failure_ratio_of_last) counts them.
-    pub last_calls: Option<LastCalls>,
     /// How often it opened, forced or not.
     pub trips: u64,
-    /// How often it should have opened and stayed closed, because too many others of its
-    /// [budget](crate::CircuitBuilder::ejection_budget) were out.
+    /// How often a condition was met and the circuit stayed closed, because its
+    /// [budget](crate::CircuitBuilder::ejection_budget) was exhausted.
     pub kept_closed: u64,
     /// Why it opened last.
     pub last_reason: Option<Reason>,
     /// Since when it has not been closed.
-    pub opened_since: Option<Instant>,
+    pub open_since: Option<Instant>,
     /// When the next probe is possible at the latest, unless it is possible now or never (closed, forced).
     pub next_probe_at: Option<Instant>,
-    /// What became of all calls since the circuit was made.
+    /// All calls since the circuit was made.
     pub totals: Totals,
 }
 
-/// What became of the calls in a time window: those that were judged while the circuit was closed, each once.
+/// The calls in a time window that ended while the circuit was closed, each counted once.
 ///
-/// Ignored and cancelled calls are not in it, nor are probes.
+/// Ignored and abandoned calls are not in it, nor are probes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
-    /// Answered, and well.
+    /// Calls that succeeded.
     pub succeeded: u64,
-    /// Failed, or were dropped by their caller past the age limit.
+    /// Calls that failed, or were abandoned past the age limit.
     pub failed: u64,
-    /// Answered with "ask for less".
-    pub soft: u64,
-    /// Of all these, the ones that took longer than the slow-call limit.
+    /// Calls whose response asks for fewer requests (`429`, `RESOURCE_EXHAUSTED`).
+    pub throttled: u64,
+    /// Of all these, the calls that took longer than the slow-call limit.
     pub slow: u64,
 }
 
-/// The last so many calls that were judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LastCalls {
-    /// How many they are; fewer than asked for until there were as many.
-    pub calls: u32,
-    /// How many of them failed, or were answered with "ask for less".
-    pub failed: u32,
-}
-
-/// What became of the calls, in numbers that only grow. Each call is counted once, when it ends.
+/// All calls since the circuit was made, in counters that only grow. Each call is counted once, when it ends.
 ///
-/// Counts of different kinds are read one after the other, so their sum may be off by what ended meanwhile.
+/// Counters are read one after the other, so their sum may differ by calls that end meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Totals {
-    /// Answered, and well; or with a good head whose body was dropped by its reader.
+    /// Calls that succeeded, or whose body was dropped after a good response head.
     pub succeeded: u64,
-    /// Failed, or were dropped by their caller, unanswered and past the age limit.
+    /// Calls that failed, or were abandoned past the age limit.
     pub failed: u64,
-    /// Answered with "ask for less".
-    pub soft: u64,
-    /// Said nothing about the other side, such as a refusal further in.
+    /// Calls whose response asks for fewer requests.
+    pub throttled: u64,
+    /// Calls whose outcome is not evidence about the other side, such as a rejection further in.
     pub ignored: u64,
-    /// Dropped by their caller, unanswered, before the age limit.
-    pub cancelled: u64,
-    /// Ended after the state they were admitted in, and so decided nothing. A probe past its deadline ends here: that decided.
+    /// Calls that were dropped by their caller before there was a response, and before the age limit.
+    pub abandoned: u64,
+    /// Calls that ended after a transition, and so had no effect. Includes a probe that ended past its deadline, which had.
     pub stale: u64,
-    /// Refused. A gate that says `Pending` refuses nothing.
-    pub refused: u64,
+    /// Calls that were rejected. A gate that is `Pending` rejects nothing.
+    pub rejected: u64,
 }
 
 // === impl State ===
 
 impl State {
-    /// The state in lower-case words joined by `-`, for logs and status pages.
+    /// The state in lower-case words joined by `-`, for logs and labels.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -152,46 +137,36 @@ impl Reason {
         match self {
             Self::ConsecutiveFailures => "consecutive-failures",
             Self::FailureRatio => "failure-ratio",
-            Self::FailureRatioOfLast => "failure-ratio-of-last",
             Self::SlowRatio => "slow-ratio",
-            Self::Policy(why) => why,
             Self::ProbeFailed => "probe-failed",
             Self::ProbeSlow => "probe-slow",
             Self::ProbeTimedOut => "probe-timed-out",
+            Self::Requested => "requested",
             Self::Forced => "forced",
         }
     }
 }
 
 impl Reason {
-    /// A number that fits beside the state; zero for what has none.
+    /// A number, not zero, for the packed state.
     pub(crate) const fn code(self) -> u32 {
-        match self {
-            Self::Policy(_) => 0,
-            Self::ConsecutiveFailures => 1,
-            Self::FailureRatio => 2,
-            Self::FailureRatioOfLast => 3,
-            Self::SlowRatio => 4,
-            Self::ProbeFailed => 5,
-            Self::ProbeSlow => 6,
-            Self::ProbeTimedOut => 7,
-            Self::Forced => 8,
-        }
+        self as u32 + 1
     }
 
-    pub(crate) const fn from_code(code: u32) -> Option<Self> {
-        Some(match code {
-            1 => Self::ConsecutiveFailures,
-            2 => Self::FailureRatio,
-            3 => Self::FailureRatioOfLast,
-            4 => Self::SlowRatio,
-            5 => Self::ProbeFailed,
-            6 => Self::ProbeSlow,
-            7 => Self::ProbeTimedOut,
-            8 => Self::Forced,
-            _ => return None,
-        })
+    pub(crate) fn from_code(code: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.code() == code)
     }
+
+    const ALL: [Self; 8] = [
+        Self::ConsecutiveFailures,
+        Self::FailureRatio,
+        Self::SlowRatio,
+        Self::ProbeFailed,
+        Self::ProbeSlow,
+        Self::ProbeTimedOut,
+        Self::Requested,
+        Self::Forced,
+    ];
 }
 
 impl fmt::Display for Reason {
@@ -203,16 +178,16 @@ impl fmt::Display for Reason {
 // === impl Counts ===
 
 impl Counts {
-    /// All of them.
+    /// All calls.
     #[must_use]
     pub const fn calls(&self) -> u64 {
-        self.succeeded + self.failed + self.soft
+        self.succeeded + self.failed + self.throttled
     }
 
-    /// Those that lower the ratio.
+    /// The calls that raise the failure ratio: failed or throttled.
     #[must_use]
     pub const fn bad(&self) -> u64 {
-        self.failed + self.soft
+        self.failed + self.throttled
     }
 
     /// The share of bad calls, from 0 to 1; `None` if there were no calls.
@@ -226,24 +201,15 @@ impl Counts {
     pub fn slow_ratio(&self) -> Option<f64> {
         (self.calls() > 0).then(|| self.slow as f64 / self.calls() as f64)
     }
-
-    pub(crate) const fn plus(self, other: Self) -> Self {
-        Self {
-            succeeded: self.succeeded + other.succeeded,
-            failed: self.failed + other.failed,
-            soft: self.soft + other.soft,
-            slow: self.slow + other.slow,
-        }
-    }
 }
 
 // === impl Totals ===
 
 impl Totals {
-    /// The calls that were admitted and have ended. Those still under way are not counted anywhere.
+    /// The calls that were admitted and have ended. Those in flight are not counted.
     #[must_use]
     pub const fn ended(&self) -> u64 {
-        self.succeeded + self.failed + self.soft + self.ignored + self.cancelled + self.stale
+        self.succeeded + self.failed + self.throttled + self.ignored + self.abandoned + self.stale
     }
 }
 
@@ -252,21 +218,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_that_has_a_code_is_found_by_it() {
+    fn every_reason_is_found_by_its_code() {
         for code in 1..=8 {
             assert_eq!(Reason::from_code(code).unwrap().code(), code);
         }
-        assert_eq!(Reason::from_code(Reason::Policy("mine").code()), None);
-        assert_eq!(Reason::Policy("mine").to_string(), "mine");
+        assert_eq!((Reason::from_code(0), Reason::from_code(9)), (None, None));
     }
 
     #[test]
-    fn ratios_are_shares_of_what_there_is() {
+    fn ratios_are_shares_of_all_calls() {
         assert_eq!(Counts::default().failure_ratio(), None);
         let counts = Counts {
             succeeded: 5,
             failed: 3,
-            soft: 2,
+            throttled: 2,
             slow: 1,
         };
         assert_eq!(

@@ -119,5 +119,5 @@ fn is_ready(drain: &Drain) -> (StatusCode, &'static str) {
 
 fn circuit_status(circuit: &Circuit) -> Value {
     let snapshot = circuit.snapshot();
-    json!({ "state": snapshot.state.as_str(), "failed": snapshot.totals.failed, "refused": snapshot.totals.refused })
+    json!({ "state": snapshot.state.as_str(), "failed": snapshot.totals.failed, "rejected": snapshot.totals.rejected })
 }

@@ -165,7 +165,7 @@ impl Office {
             |at: Instant| at.saturating_duration_since(Instant::now()).as_millis() as u64;
         Some(json!({
             "state": circuit.state.as_str(),
-            "failures_in_row": circuit.failures_in_row,
+            "consecutive_failures": circuit.consecutive_failures,
             "trips": circuit.trips,
             "last_reason": circuit.last_reason.map(|reason| reason.to_string()),
             "next_probe_in_ms": circuit.next_probe_at.map(in_millis),

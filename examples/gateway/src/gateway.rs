@@ -190,11 +190,11 @@ fn circuit(config: &Config, endpoint: &Endpoint, budget: &EjectionBudget) -> Cir
     } = config.circuit;
     Circuit::builder()
         .name(endpoint.id().as_str())
-        .trip(Trip::consecutive(consecutive_failures))
+        .trip(Trip::consecutive(consecutive_failures.get()))
         .cooldown(Cooldown::new(open_for))
         .probe_deadline(probe_deadline)
         // Clients come and go; an endpoint that hangs is found by its timeout, which is inside.
-        .cancelled_after(None)
+        .abandoned_is_failure_after(None)
         // What one client makes every endpoint answer must not shut all of them for the others.
         .ejection_budget(budget)
         .build()

@@ -131,7 +131,7 @@ async fn a_file_of_known_length_is_a_success_like_any_other() {
         assert_eq!(parts::get(&mut connection, "/file").await.body(), "abcde");
     }
     let totals = circuit.snapshot().totals;
-    assert_eq!((totals.succeeded, totals.cancelled), (3, 0));
+    assert_eq!((totals.succeeded, totals.abandoned), (3, 0));
     server.abort();
 }
 

@@ -123,7 +123,7 @@ async fn a_cancelled_request_leaves_nothing_behind_in_any_layer() {
             .is_err()
     );
     assert_eq!((handle.in_flight(), drain.snapshot().requests), (0, 0));
-    assert_eq!(circuit.snapshot().totals.cancelled, 1);
+    assert_eq!(circuit.snapshot().totals.abandoned, 1);
     drain.shutdown();
     assert!(drain.done().await.is_clean());
 }

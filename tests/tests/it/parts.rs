@@ -23,7 +23,7 @@ pub(crate) const fn n(count: u32) -> NonZeroU32 {
 /// Opens at the second failure in a row, for a minute.
 pub(crate) fn circuit() -> Circuit {
     Circuit::builder()
-        .trip(Trip::consecutive(n(2)))
+        .trip(Trip::consecutive(2))
         .cooldown(Cooldown::fixed(Duration::from_secs(60)))
         .build()
 }

@@ -5,8 +5,8 @@ use testkit::Probe;
 use tower::{Layer, Service};
 use tower_circuit::{
     Circuit, CircuitBuilder, CircuitGate, CircuitGateLayer, CircuitLayer, CircuitService, Cooldown,
-    Evidence, KeyedCircuitLayer, KeyedCircuitService, KeyedCircuits, Open, PerEndpoint, Permit,
-    Ratio, Snapshot, State, Totals, Trip, classify, refuse,
+    KeyedCircuitLayer, KeyedCircuitService, KeyedCircuits, Open, PerEndpoint, Permit, Ratio,
+    Snapshot, State, Totals, Trip, classify, refuse,
 };
 
 fn value<T: Send + Sync + Unpin + 'static>() {}
@@ -27,7 +27,6 @@ fn handles_layers_and_services_are_clone_send_and_sync() {
     shared::<KeyedCircuitLayer<String, fn(&Request<String>) -> String>>();
     shared::<KeyedCircuitService<Probe, String, fn(&Request<String>) -> String>>();
     shared::<PerEndpoint<classify::Auto>>();
-    shared::<Evidence>();
     shared::<Ratio>();
     shared::<Open>();
     shared::<Snapshot>();

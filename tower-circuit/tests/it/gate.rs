@@ -8,10 +8,7 @@ use std::{
 
 use testkit::{Answer, Probe, ProbeHandle, Wakes};
 use tower::{Layer, Service, ServiceExt};
-use tower_circuit::{
-    Circuit, CircuitGate, CircuitLayer, EjectionBudget, Evidence, Open, Ratio, State, Trip,
-    TripPolicy,
-};
+use tower_circuit::{Circuit, CircuitGate, CircuitLayer, EjectionBudget, Open, State};
 use tower_outcome::{Outcome, Settle, Unsent};
 
 use crate::common::*;
@@ -484,56 +481,4 @@ async fn a_circuit_that_recovers_by_itself_is_kept_closed_anew_the_next_time() {
             circuits[1].admit().unwrap().settle(Outcome::SUCCESS);
         }
     }
-}
-
-/// It warned of each failure, and counted each, because the circuit's own conditions did not want it open.
-#[tokio::test(start_paused = true)]
-async fn a_circuit_that_a_policy_wants_open_is_kept_closed_once_and_not_at_each_failure() {
-    struct ThreeInARow;
-    impl TripPolicy for ThreeInARow {
-        fn judge(&self, evidence: &Evidence) -> Option<&'static str> {
-            (evidence.failures_in_row >= 3).then_some("three")
-        }
-        fn wants_successes(&self) -> bool {
-            true
-        }
-    }
-    let budget = EjectionBudget::new();
-    budget.set_members(1);
-    let circuit = Circuit::builder()
-        .trip(Trip::policy(ThreeInARow))
-        .ejection_budget(&budget)
-        .build();
-    for time in 1..=3 {
-        answer_500(&circuit, 50);
-        assert_eq!(circuit.snapshot().kept_closed, time);
-        circuit.admit().unwrap().settle(Outcome::SUCCESS);
-    }
-}
-
-/// With the conditions of its own too, a success in between is no recovery.
-#[tokio::test(start_paused = true)]
-async fn successes_that_a_policy_is_shown_do_not_make_being_kept_closed_news_again() {
-    struct Curious;
-    impl TripPolicy for Curious {
-        fn judge(&self, _: &Evidence) -> Option<&'static str> {
-            None
-        }
-        fn wants_successes(&self) -> bool {
-            true
-        }
-    }
-    let budget = EjectionBudget::new();
-    budget.set_members(1);
-    let trip = Trip::failure_ratio(Ratio::HALF).or(Trip::policy(Curious));
-    let circuit = Circuit::builder()
-        .trip(trip)
-        .ejection_budget(&budget)
-        .build();
-    answer_500(&circuit, 40);
-    for _ in 0..20 {
-        circuit.admit().unwrap().settle(Outcome::SUCCESS);
-        answer_500(&circuit, 1);
-    }
-    assert_eq!(circuit.snapshot().kept_closed, 1);
 }

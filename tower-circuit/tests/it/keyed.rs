@@ -1,13 +1,11 @@
 //! A circuit for each key, in front of a service.
 
-use std::num::NonZeroUsize;
-
 use http::Request;
 use testkit::{Answer, Probe, ProbeHandle};
 use tower::{Layer, Service, ServiceExt};
 use tower_circuit::{
-    Circuit, KeyedCircuitLayer, KeyedCircuitService, KeyedCircuits, Open, State, WhenFull,
-    classify, refuse,
+    Circuit, KeyedCircuitLayer, KeyedCircuitService, KeyedCircuits, OnFull, Open, State, classify,
+    refuse,
 };
 
 use crate::common::*;
@@ -86,8 +84,8 @@ async fn readiness_that_a_refusal_did_not_use_is_there_for_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-#[should_panic(expected = "needs `poll_ready`")]
-async fn a_call_without_readiness_is_a_broken_promise() {
+#[should_panic(expected = "without a successful `poll_ready`")]
+async fn a_call_without_readiness_panics() {
     let (mut service, _probe) = respond(&circuits());
     drop(service.call(to("/a")));
 }
@@ -110,9 +108,7 @@ async fn a_probe_closes_its_key_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_keys_takes_nothing_from_those_that_are_known() {
-    let circuits = circuits()
-        .capacity(NonZeroUsize::new(2).unwrap())
-        .when_full(WhenFull::Refuse);
+    let circuits = circuits().capacity(2).on_full(OnFull::Reject);
     let (probe, handle) = Probe::<String>::new();
     let mut service = layer(&circuits).layer(probe);
     for path in ["/a", "/b"] {

@@ -186,7 +186,7 @@ async fn thousands_of_clones_are_one_circuit() {
             .into_iter()
             .all(|refused| refused)
     );
-    assert_eq!(circuit.snapshot().totals.refused, 5_000);
+    assert_eq!(circuit.snapshot().totals.rejected, 5_000);
     drop(clones);
     assert_eq!(handle.clones(), 1);
 }

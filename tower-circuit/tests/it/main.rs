@@ -5,10 +5,10 @@ mod auto_traits;
 mod common;
 #[cfg(feature = "tower")]
 mod endpoints;
+mod events;
 mod faults;
 mod gate;
 mod keyed;
 mod load;
 mod service;
-mod telling;
 mod trips;

@@ -1,6 +1,6 @@
 //! The refusing types: an error for clients, an answer for servers.
 
-use std::{convert::Infallible, num::NonZeroU32, pin::pin, time::Duration};
+use std::{convert::Infallible, pin::pin, time::Duration};
 
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -72,9 +72,9 @@ async fn a_success_starts_the_row_again() {
     for _ in 0..10 {
         probe.answer(Answer::Fail);
         finish(service.ready().await.unwrap().call(request())).unwrap_err();
-        assert_eq!(circuit.snapshot().failures_in_row, 1);
+        assert_eq!(circuit.snapshot().consecutive_failures, 1);
         finish(service.ready().await.unwrap().call(request())).unwrap();
-        assert_eq!(circuit.snapshot().failures_in_row, 0);
+        assert_eq!(circuit.snapshot().consecutive_failures, 0);
     }
     assert_eq!(circuit.state(), State::Closed);
 }
@@ -122,12 +122,12 @@ async fn readiness_from_before_the_trip_does_not_get_through() {
     trip(&circuit);
     assert!(finish(service.call(request())).unwrap_err().is::<Open>());
     assert_eq!(probe.calls(), 0);
-    assert_eq!(circuit.snapshot().totals.refused, 1);
+    assert_eq!(circuit.snapshot().totals.rejected, 1);
 }
 
 #[test]
-#[should_panic(expected = "needs `poll_ready`")]
-fn a_call_without_readiness_is_a_broken_promise() {
+#[should_panic(expected = "without a successful `poll_ready`")]
+fn a_call_without_readiness_panics() {
     let (mut service, _probe) = reject(&Circuit::new());
     drop(service.call(request()));
 }
@@ -308,7 +308,7 @@ async fn callers_that_look_at_the_status_only_do_not_open_the_circuit_by_one_fai
         (
             snapshot.totals.succeeded,
             snapshot.totals.failed,
-            snapshot.totals.cancelled
+            snapshot.totals.abandoned
         ),
         (9_990, 10, 0)
     );
@@ -322,16 +322,16 @@ async fn a_good_head_ends_failures_in_a_row_before_its_body_ends() {
         probe.answer(Answer::Body(500, Script::new([])));
         finish(service.ready().await.unwrap().call(request())).unwrap();
     }
-    assert_eq!(circuit.snapshot().failures_in_row, 4);
+    assert_eq!(circuit.snapshot().consecutive_failures, 4);
     probe.answer(Answer::Body(
         200,
         Script::new([Step::Data("x"), Step::Break]),
     ));
     let response = finish(service.ready().await.unwrap().call(request())).unwrap();
-    assert_eq!(circuit.snapshot().failures_in_row, 0);
+    assert_eq!(circuit.snapshot().consecutive_failures, 0);
     response.into_body().collect().await.unwrap_err();
     assert_eq!(
-        circuit.snapshot().failures_in_row,
+        circuit.snapshot().consecutive_failures,
         1,
         "a body that breaks off is a failure nevertheless"
     );
@@ -341,10 +341,10 @@ async fn a_good_head_ends_failures_in_a_row_before_its_body_ends() {
 #[tokio::test(start_paused = true)]
 async fn a_response_dropped_mid_body_is_a_success_however_long_it_was_read() {
     for trip in [Trip::never(), Trip::slow_ratio(SECOND, Ratio::ALL)] {
-        let trip = trip.or(Trip::consecutive(NonZeroU32::MIN));
+        let trip = trip.or(Trip::consecutive(1));
         let circuit = Circuit::builder()
             .trip(trip)
-            .cancelled_after(SECOND)
+            .abandoned_is_failure_after(SECOND)
             .build();
         let (mut service, probe) = respond(&circuit);
         probe.answer(Answer::Body(
@@ -433,7 +433,7 @@ async fn a_young_call_that_is_dropped_says_nothing_and_an_old_one_only_where_ask
         (Some(Duration::ZERO), Duration::ZERO, true),
         (None, 3600 * SECOND, false),
     ] {
-        let circuit = trips_at(1).cancelled_after(limit).build();
+        let circuit = trips_at(1).abandoned_is_failure_after(limit).build();
         let (mut service, probe) = reject(&circuit);
         probe.answer(Answer::Hang);
         let mut call = Box::pin(service.ready().await.unwrap().call(request()));
@@ -554,10 +554,15 @@ async fn every_call_is_counted_once_when_it_ends() {
     drop(late);
     let totals = circuit.snapshot().totals;
     assert_eq!(
-        (totals.succeeded, totals.failed, totals.soft, totals.ignored),
+        (
+            totals.succeeded,
+            totals.failed,
+            totals.throttled,
+            totals.ignored
+        ),
         (3, 4, 1, 0)
     );
-    assert_eq!((totals.cancelled, totals.stale, totals.refused), (1, 1, 1));
+    assert_eq!((totals.abandoned, totals.stale, totals.rejected), (1, 1, 1));
     assert_eq!(totals.ended(), 10);
 }
 
@@ -597,7 +602,7 @@ async fn a_snapshot_tells_the_whole_story() {
         (1, Some(Reason::ConsecutiveFailures))
     );
     assert_eq!(
-        (snapshot.opened_since, snapshot.next_probe_at),
+        (snapshot.open_since, snapshot.next_probe_at),
         (Some(opened), Some(opened + COOLDOWN))
     );
     tokio::time::advance(COOLDOWN).await;
@@ -608,7 +613,7 @@ async fn a_snapshot_tells_the_whole_story() {
         (snapshot.trips, snapshot.last_reason),
         (2, Some(Reason::ProbeTimedOut))
     );
-    assert_eq!(snapshot.opened_since, Some(opened));
+    assert_eq!(snapshot.open_since, Some(opened));
     drop(probe);
     assert_eq!(circuit.snapshot().totals.stale, 1);
     assert_eq!(
@@ -695,7 +700,7 @@ async fn a_panic_around_a_call_says_nothing_about_the_inner_service() {
         let panicked: Result<(), _> = call.await;
         assert!(panicked.unwrap_err().is_panic());
     }
-    assert_eq!(circuit.snapshot().totals.cancelled, 5);
+    assert_eq!(circuit.snapshot().totals.abandoned, 5);
 }
 
 #[test]
@@ -733,7 +738,7 @@ async fn clients_that_hang_up_open_nothing_in_front_of_a_servers_own_service() {
     let served = Circuit::new();
     hang_up(&served, true).await;
     assert_eq!(
-        (served.state(), served.snapshot().totals.cancelled),
+        (served.state(), served.snapshot().totals.abandoned),
         (State::Closed, 20)
     );
     let called = Circuit::new();
@@ -742,14 +747,16 @@ async fn clients_that_hang_up_open_nothing_in_front_of_a_servers_own_service() {
         called.snapshot().trips > 0,
         "our own callers' patience counts"
     );
-    let set = Circuit::builder().cancelled_after(SECOND).build();
+    let set = Circuit::builder()
+        .abandoned_is_failure_after(SECOND)
+        .build();
     hang_up(&set, true).await;
     assert!(set.snapshot().trips > 0, "and what the user has set");
 }
 
 /// One client could hold the circuit open for all others as long as it likes.
 #[tokio::test(start_paused = true)]
-async fn clients_that_hang_up_on_probes_do_not_open_a_half_open_circuit_either() {
+async fn clients_that_abandon_probes_do_not_open_a_half_open_circuit() {
     let hang_up = async |circuit: &Circuit| {
         cool_down(circuit).await;
         for _ in 0..30 {
@@ -766,11 +773,11 @@ async fn clients_that_hang_up_on_probes_do_not_open_a_half_open_circuit_either()
     let served = trips_at(1).build();
     let snapshot = hang_up(&served).await;
     assert_eq!((snapshot.state, snapshot.trips), (State::HalfOpen, 1));
-    assert_eq!(snapshot.totals.cancelled, 30);
+    assert_eq!(snapshot.totals.abandoned, 30);
     let (mut service, _probe) = respond(&served);
     finish(service.ready().await.unwrap().call(request())).unwrap();
     assert_eq!(served.state(), State::Closed);
-    let set = trips_at(1).cancelled_after(SECOND).build();
+    let set = trips_at(1).abandoned_is_failure_after(SECOND).build();
     assert!(hang_up(&set).await.trips > 1, "where that is asked for");
 }
 

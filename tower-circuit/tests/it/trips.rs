@@ -1,20 +1,11 @@
 //! When a circuit opens, seen from outside: each kind of condition, and the edges of its window.
 
-use std::{
-    num::{NonZeroU16, NonZeroU32},
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use testkit::{Answer, Probe, Script, Step};
 use tower::{Layer, Service, ServiceExt};
-use tower_circuit::{
-    Circuit, CircuitLayer, Cooldown, Evidence, Ratio, Reason, State, Trip, TripPolicy,
-};
-use tower_outcome::{Outcome, Settle, Verdict};
+use tower_circuit::{Circuit, CircuitLayer, Cooldown, Ratio, Reason, State, Trip};
+use tower_outcome::{Outcome, Settle};
 
 use crate::common::*;
 
@@ -161,12 +152,12 @@ async fn time_that_jumps_far_ahead_empties_the_window_and_opens_no_trap() {
 
 #[tokio::test(start_paused = true)]
 async fn a_window_may_be_longer_and_want_more_or_fewer_calls() {
-    let at_least = NonZeroU32::new(3).unwrap();
-    let trip = Trip::failure_ratio(Ratio::new(2, 3).unwrap());
+    let min_calls = 3;
+    let trip = Trip::failure_ratio(Ratio::new(2, 3));
     let circuit = Circuit::builder()
         .trip(trip)
         .window(60 * SECOND)
-        .at_least(at_least)
+        .min_calls(min_calls)
         .build();
     call(&circuit, Outcome::SUCCESS);
     call(&circuit, Outcome::FAILURE);
@@ -182,7 +173,7 @@ async fn soft_answers_lower_the_ratio_and_are_no_row() {
     calls(&circuit, 10, Outcome::SUCCESS);
     calls(&circuit, 9, Outcome::THROTTLED);
     assert_eq!(
-        (circuit.state(), circuit.snapshot().failures_in_row),
+        (circuit.state(), circuit.snapshot().consecutive_failures),
         (State::Closed, 0)
     );
     call(
@@ -205,32 +196,12 @@ async fn ignored_and_cancelled_calls_are_in_no_window() {
     assert_eq!(circuit.snapshot().window.calls(), 0);
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_last_calls_are_judged_however_long_ago_they_were() {
-    let last_ten = Trip::failure_ratio_of_last(NonZeroU16::new(10).unwrap(), Ratio::HALF);
-    let circuit = Circuit::builder().trip(last_ten).build();
-    for _ in 0..9 {
-        call(&circuit, Outcome::FAILURE);
-        tokio::time::advance(3600 * SECOND).await;
-    }
-    assert_eq!(circuit.state(), State::Closed, "nine are not ten");
-    calls(&circuit, 100, Outcome::SUCCESS);
-    calls(&circuit, 4, Outcome::FAILURE);
-    assert_eq!(
-        circuit.snapshot().last_calls.unwrap().failed,
-        4,
-        "the others have been pushed out"
-    );
-    call(&circuit, Outcome::FAILURE);
-    assert_eq!(reason(&circuit), Some(Reason::FailureRatioOfLast));
-}
-
 fn slow_circuit() -> Circuit {
     let trip = Trip::slow_ratio(100 * MILLISECOND, Ratio::HALF);
-    let at_least = NonZeroU32::new(4).unwrap();
+    let min_calls = 4;
     Circuit::builder()
         .trip(trip)
-        .at_least(at_least)
+        .min_calls(min_calls)
         .cooldown(Cooldown::fixed(COOLDOWN))
         .build()
 }
@@ -324,167 +295,78 @@ async fn the_slow_call_limit_is_also_the_age_from_which_a_dropped_call_has_faile
     }
 }
 
-/// Counts what it is asked, and asks the circuit in turn: what would go wrong is a deadlock.
-#[derive(Default)]
-struct Nosy {
-    circuit: OnceLock<Circuit>,
-    seen: Mutex<Vec<(Verdict, u64)>>,
-    all: bool,
-}
-
-impl TripPolicy for Nosy {
-    fn judge(&self, evidence: &Evidence) -> Option<&'static str> {
-        let snapshot = self.circuit.get().unwrap().snapshot();
-        assert_eq!(snapshot.window, evidence.window);
-        self.seen
-            .lock()
-            .unwrap()
-            .push((evidence.verdict, evidence.window.calls()));
-        (evidence.window.failed == 3).then_some("third-time")
-    }
-
-    fn wants_successes(&self) -> bool {
-        self.all
-    }
-}
-
-fn nosy(all: bool) -> (Circuit, Arc<Nosy>) {
-    let nosy = Arc::new(Nosy {
-        all,
-        ..Nosy::default()
-    });
-    let circuit = Circuit::builder().trip(Trip::policy(nosy.clone())).build();
-    nosy.circuit.set(circuit.clone()).unwrap();
-    (circuit, nosy)
-}
-
+/// Such as a health check.
 #[tokio::test(start_paused = true)]
-async fn a_policy_of_ones_own_opens_it_and_is_asked_outside_of_the_lock_about_bad_calls_only() {
-    let (circuit, nosy) = nosy(false);
-    for outcome in [
-        Outcome::SUCCESS,
-        Outcome::FAILURE,
-        Outcome::THROTTLED,
-        Outcome::SUCCESS,
-        Outcome::FAILURE,
-    ] {
-        call(&circuit, outcome);
-    }
+async fn the_application_may_open_a_circuit_which_then_recovers_by_itself() {
+    let circuit = Circuit::builder()
+        .trip(Trip::never())
+        .cooldown(Cooldown::fixed(COOLDOWN))
+        .build();
+    calls(&circuit, 100, Outcome::FAILURE);
     assert_eq!(circuit.state(), State::Closed);
-    call(
-        &circuit,
-        Outcome::FAILURE.with_retry_after(Some(30 * SECOND)),
-    );
-    assert_eq!(reason(&circuit), Some(Reason::Policy("third-time")));
+    circuit.trip();
     let open = circuit.admit().unwrap_err();
-    assert_eq!(open.reason(), Some(Reason::Policy("third-time")));
-    assert!(is_spread(open.retry_after().unwrap(), 30 * SECOND));
-    let seen = nosy.seen.lock().unwrap().clone();
-    let expected = [
-        (Verdict::Failure, 2),
-        (Verdict::Throttled, 3),
-        (Verdict::Failure, 5),
-        (Verdict::Failure, 6),
-    ];
-    assert_eq!(seen, expected);
+    assert_eq!(open.reason(), Some(Reason::Requested));
+    assert_eq!(open.retry_after(), Some(COOLDOWN));
+    tokio::time::advance(COOLDOWN).await;
+    call(&circuit, Outcome::SUCCESS);
+    assert_eq!(circuit.state(), State::Closed);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_policy_that_wants_successes_is_asked_about_them_too() {
-    let (circuit, nosy) = nosy(true);
-    calls(&circuit, 3, Outcome::SUCCESS);
-    calls(&circuit, 2, Outcome::FAILURE);
-    let seen: Vec<_> = nosy
-        .seen
-        .lock()
-        .unwrap()
-        .iter()
-        .map(|(_, calls)| *calls)
-        .collect();
-    assert_eq!(seen, [1, 2, 3, 4, 5]);
-    assert_eq!(circuit.snapshot().totals.succeeded, 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_policy_neither_sees_probes_nor_opens_what_is_held_closed() {
-    struct Always(Arc<AtomicU64>);
-    impl TripPolicy for Always {
-        fn judge(&self, _: &Evidence) -> Option<&'static str> {
-            self.0.fetch_add(1, Relaxed);
-            Some("always")
-        }
-    }
-    let asked = Arc::new(AtomicU64::new(0));
-    let circuit = Circuit::builder()
-        .trip(Trip::policy(Always(asked.clone())))
-        .build();
+async fn the_application_opens_no_circuit_that_is_forced_closed() {
+    let circuit = Circuit::new();
     circuit.force_closed();
+    circuit.trip();
+    assert_eq!(circuit.state(), State::Closed);
+}
+
+/// Less than a second was once the same as a second.
+#[tokio::test(start_paused = true)]
+async fn a_short_window_is_as_short_as_it_was_set() {
+    let circuit = Circuit::builder()
+        .trip(Trip::failure_ratio(Ratio::ALL))
+        .min_calls(2)
+        .window(100 * MILLISECOND)
+        .build();
+    call(&circuit, Outcome::FAILURE);
+    tokio::time::advance(110 * MILLISECOND).await;
     call(&circuit, Outcome::FAILURE);
     assert_eq!(circuit.state(), State::Closed);
-    circuit.force_open();
-    circuit.automatic();
     call(&circuit, Outcome::FAILURE);
-    assert_eq!(
-        (asked.load(Relaxed), reason(&circuit)),
-        (1, Some(Reason::ProbeFailed))
-    );
+    assert!(is_open(&circuit));
 }
 
-/// It must not, but no lock is held then: the panic is its caller's, and the circuit goes on.
 #[tokio::test(start_paused = true)]
-async fn a_policy_that_panics_harms_its_caller_alone() {
-    struct Panics;
-    impl TripPolicy for Panics {
-        fn judge(&self, _: &Evidence) -> Option<&'static str> {
-            panic!("the user's")
-        }
-    }
-    let trip = Trip::policy(Panics).or(Trip::consecutive(NonZeroU32::new(2).unwrap()));
-    let circuit = Circuit::builder().trip(trip).build();
-    let failing = std::panic::AssertUnwindSafe(|| call(&circuit, Outcome::FAILURE));
-    std::panic::catch_unwind(failing).unwrap_err();
-    assert_eq!(
-        (circuit.state(), circuit.snapshot().window.failed),
-        (State::Closed, 1)
-    );
-    call(&circuit, Outcome::FAILURE);
-    assert_eq!(
-        reason(&circuit),
-        Some(Reason::ConsecutiveFailures),
-        "both were counted, and it was not asked again"
-    );
-}
-
-/// A policy that opens the circuit by hand is as good as another thread that does.
-#[tokio::test(start_paused = true)]
-async fn a_policy_may_force_the_circuit_it_judges() {
-    struct Forces(OnceLock<Circuit>);
-    impl TripPolicy for Forces {
-        fn judge(&self, _: &Evidence) -> Option<&'static str> {
-            self.0.get().unwrap().force_open();
-            Some("too-late")
-        }
-    }
-    let forces = Arc::new(Forces(OnceLock::new()));
+async fn numbers_that_are_zero_are_taken_for_one() {
     let circuit = Circuit::builder()
-        .trip(Trip::policy(forces.clone()))
+        .trip(Trip::consecutive(0))
+        .min_calls(0)
+        .max_concurrent_probes(0)
+        .successes_to_close(0)
+        .cooldown(Cooldown::fixed(COOLDOWN))
         .build();
-    forces.0.set(circuit.clone()).unwrap();
-    call(&circuit, Outcome::FAILURE);
-    assert_eq!(
-        (circuit.state(), reason(&circuit)),
-        (State::Open { until: None }, Some(Reason::Forced))
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_circuits_own_conditions_come_before_a_policy() {
-    let (_, nosy) = nosy(false);
-    let trip = Trip::policy(nosy.clone()).or(Trip::consecutive(NonZeroU32::MIN));
-    let circuit = Circuit::builder().trip(trip).build();
+    call(&circuit, Outcome::SUCCESS);
     call(&circuit, Outcome::FAILURE);
     assert_eq!(reason(&circuit), Some(Reason::ConsecutiveFailures));
-    assert!(nosy.seen.lock().unwrap().is_empty());
+    tokio::time::advance(COOLDOWN).await;
+    let probe = circuit.admit().unwrap();
+    assert!(circuit.admit().is_err(), "one probe at a time");
+    probe.success();
+    assert_eq!(circuit.state(), State::Closed, "after one success");
+}
+
+/// The condition that is not set again stays only if it is joined.
+#[tokio::test(start_paused = true)]
+async fn setting_a_trip_replaces_the_default_and_joining_keeps_it() {
+    for (trip, opens) in [
+        (Trip::consecutive(50), false),
+        (Trip::default().or(Trip::consecutive(50)), true),
+    ] {
+        let circuit = Circuit::builder().trip(trip).build();
+        calls(&circuit, 20, Outcome::FAILURE);
+        assert_eq!(is_open(&circuit), opens);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -499,8 +381,8 @@ async fn a_circuit_that_never_trips_is_opened_by_hand_alone() {
 #[tokio::test(start_paused = true)]
 async fn it_stays_open_longer_while_probes_fail_and_as_long_as_before_once_it_has_closed() {
     let circuit = Circuit::builder()
-        .trip(Trip::consecutive(NonZeroU32::MIN))
-        .cooldown(Cooldown::default().seed(1))
+        .trip(Trip::consecutive(1))
+        .cooldown(Cooldown::default())
         .build();
     let open_for = |circuit: &Circuit| until(circuit).duration_since(tokio::time::Instant::now());
     trip(&circuit);

@@ -1,9 +1,6 @@
 //! A circuit: closed, with a window and failures in a row to count, as by default; open; and with many threads in it.
 
-use std::{
-    num::{NonZeroU16, NonZeroU32},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tower_benches::drive::{self, Bare, BareWaits, Case, Contended, EitherWay};
 use tower_circuit::{
@@ -33,12 +30,6 @@ pub(crate) const CASES: &[Case] = &[
         job: JOB,
         bare: "bare",
         run: slow,
-    },
-    Case {
-        name: "circuit-last-100",
-        job: JOB,
-        bare: "bare",
-        run: last_hundred,
     },
     Case {
         name: "circuit-respond",
@@ -94,7 +85,7 @@ fn closed(circuit: Circuit) -> CircuitService<Bare> {
 fn opened() -> Circuit {
     let cooldown = Cooldown::fixed(Duration::from_secs(86_400));
     let circuit = Circuit::builder()
-        .trip(Trip::consecutive(NonZeroU32::MIN))
+        .trip(Trip::consecutive(1))
         .cooldown(cooldown)
         .build();
     circuit
@@ -116,14 +107,6 @@ fn waits(calls: u32) {
 
 fn slow(calls: u32) {
     let trip = Trip::default().or(Trip::slow_ratio(Duration::from_secs(1), Ratio::HALF));
-    drive::calls(calls, closed(Circuit::builder().trip(trip).build()));
-}
-
-fn last_hundred(calls: u32) {
-    let trip = Trip::default().or(Trip::failure_ratio_of_last(
-        NonZeroU16::new(100).expect("not zero"),
-        Ratio::HALF,
-    ));
     drive::calls(calls, closed(Circuit::builder().trip(trip).build()));
 }
 

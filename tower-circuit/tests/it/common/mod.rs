@@ -1,6 +1,5 @@
 use std::{
     future::Future,
-    num::NonZeroU32,
     pin::pin,
     task::{Context, Poll},
     time::Duration,
@@ -17,7 +16,7 @@ pub(crate) const COOLDOWN: Duration = Duration::from_secs(10);
 
 /// Opens at this many failures in a row, for 10 s each time; all else as by default.
 pub(crate) fn trips_at(failures: u32) -> CircuitBuilder {
-    let trip = Trip::consecutive(NonZeroU32::new(failures).unwrap());
+    let trip = Trip::consecutive(failures);
     Circuit::builder()
         .trip(trip)
         .cooldown(Cooldown::fixed(COOLDOWN))

@@ -1,5 +1,5 @@
-//! One `tracing` event for each transition, and none for anything else. Each test in a process of its own: `tracing` asks
-//! whoever comes past an event first whether anybody listens, and keeps the answer for all threads.
+//! One `tracing` event for each transition, and none for anything else. Each test runs in a separate process, because
+//! `tracing` caches whether a subscriber is interested in an event for all threads.
 
 use std::{
     fmt,
@@ -21,7 +21,7 @@ use crate::common::*;
 struct Log {
     lines: Arc<Mutex<Vec<String>>>,
     generations: Arc<Mutex<Vec<u64>>>,
-    /// A circuit that is reset as soon as it is told to have opened: as another thread might do in that moment.
+    /// A circuit that is reset as soon as its opening is reported, as another thread might do in that moment.
     reset: Option<Circuit>,
 }
 
@@ -80,7 +80,7 @@ impl Visit for Line {
 
 #[tokio::test(start_paused = true)]
 async fn each_transition_is_one_event() {
-    if !testkit::alone("telling::each_transition_is_one_event") {
+    if !testkit::alone("events::each_transition_is_one_event") {
         return;
     }
     let log = Log::default();
@@ -92,17 +92,17 @@ async fn each_transition_is_one_event() {
     assert_eq!(
         *log.lines.lock().unwrap(),
         [
-            r#"message=circuit name="users" from="closed" to="open" reason="consecutive-failures" "#,
-            r#"message=circuit name="users" from="open" to="half-open" "#,
-            r#"message=circuit name="users" from="half-open" to="closed" "#,
+            r#"message=circuit opened name="users" from="closed" to="open" reason="consecutive-failures" "#,
+            r#"message=circuit half-open name="users" from="open" to="half-open" "#,
+            r#"message=circuit closed name="users" from="half-open" to="closed" "#,
         ]
     );
 }
 
-/// By hand, by time, by what calls say, and by several threads at once.
+/// By the operator, by time, by outcomes, and by several threads at once.
 #[test]
 fn there_are_as_many_events_as_transitions_however_they_come_about() {
-    if !testkit::alone("telling::there_are_as_many_events_as_transitions_however_they_come_about") {
+    if !testkit::alone("events::there_are_as_many_events_as_transitions_however_they_come_about") {
         return;
     }
     let log = Log::default();
@@ -135,18 +135,18 @@ fn there_are_as_many_events_as_transitions_however_they_come_about() {
             });
         }
     });
-    let mut told: Vec<_> = log.generations.lock().unwrap().clone();
-    told.sort_unstable();
-    assert!(told.len() > 1_000, "{}", told.len());
+    let mut reported: Vec<_> = log.generations.lock().unwrap().clone();
+    reported.sort_unstable();
+    assert!(reported.len() > 1_000, "{}", reported.len());
     assert!(
-        told.iter().copied().eq(1..=told.len() as u64),
-        "each transition has a number, and each is told once"
+        reported.iter().copied().eq(1..=reported.len() as u64),
+        "each transition has a number, and is reported once"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_subscribes_while_another_changes_it_is_told_the_newer_state() {
-    if !testkit::alone("telling::who_subscribes_while_another_changes_it_is_told_the_newer_state") {
+async fn a_subscriber_during_a_change_sees_the_newer_state() {
+    if !testkit::alone("events::a_subscriber_during_a_change_sees_the_newer_state") {
         return;
     }
     let circuit = trips_at(1).build();
@@ -158,7 +158,7 @@ async fn who_subscribes_while_another_changes_it_is_told_the_newer_state() {
         ..Log::default()
     };
     let _default = tracing::subscriber::set_default(log);
-    // The look finds that the probe is past its deadline, and before it is over somebody has closed the circuit.
+    // `subscribe` finds that the probe is past its deadline, and before it returns the circuit is closed.
     let changes = circuit.subscribe();
     assert_eq!(
         (*changes.borrow(), circuit.state()),

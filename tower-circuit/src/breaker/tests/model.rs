@@ -1,11 +1,7 @@
-//! The core against a naive model of the same rules: lists instead of counters, rings and places, and every rule spelled
-//! out.
+//! The core compared with a naive model of the same rules: lists instead of counters, rings and slots, and every rule
+//! spelled out.
 
-use std::{
-    num::{NonZeroU16, NonZeroU32},
-    task::Waker,
-    time::Duration,
-};
+use std::{task::Waker, time::Duration};
 
 use proptest::{option, prelude::*};
 use tokio::time::Instant;
@@ -13,29 +9,29 @@ use tower_outcome::Verdict;
 
 use crate::{
     Cooldown, Mode, Ratio, Reason, Trip,
-    breaker::{Breaker, Ended, Ending, Rules},
-    core::{Core, Seat},
-    probe::ProbeRules,
-    stripe::Stripes,
-    window::instant,
-    word::{Tag, Ticket},
+    breaker::{Breaker, BreakerSettings, CallOutcome, ProbeSettings},
+    fast_path::{
+        Core, WaiterId,
+        packed::{CallId, Tag},
+        shard::ShardCount,
+        window::instant,
+    },
 };
 
 const PROBE_FOR: u64 = 20;
 const TURN: u64 = 100;
 const TURNS: u64 = 10;
-/// What the model's cooldown says, in order; then the last one holds.
+/// The items of the model's cooldown; then the last one is repeated.
 const OPEN_FOR: [u64; 3] = [50, 70, 110];
 const CAP: u64 = 90;
 
-/// What the circuit goes by.
+/// The settings of the circuit.
 #[derive(Clone, Debug)]
 struct Settings {
     consecutive: Option<u32>,
     ratio: Option<(u32, u32)>,
-    last: Option<(u16, (u32, u32))>,
     slow: Option<(u32, u32)>,
-    at_least: u32,
+    min_calls: u32,
     places: u32,
     successes: u32,
 }
@@ -73,7 +69,7 @@ struct Model {
     reason: Option<Reason>,
     forced: bool,
     trips: u64,
-    opened_since: Option<u64>,
+    open_since: Option<u64>,
     /// How often it opened since it was last closed.
     openings: usize,
     /// Each call of the last closed epoch, in order.
@@ -82,7 +78,7 @@ struct Model {
     claims: Vec<Claim>,
     probes_succeeded: u32,
     /// How long those who gave up have waited, without an answer between.
-    silent: u64,
+    unanswered_wait: u64,
     issued: usize,
 }
 
@@ -111,40 +107,31 @@ struct Issued {
 // === impl Settings ===
 
 impl Settings {
-    fn rules(&self) -> Rules {
-        let number = |count| NonZeroU32::new(count).unwrap();
-        let ratio = |(parts, of)| Ratio::new(parts, of).unwrap();
+    fn rules(&self) -> BreakerSettings {
+        let ratio = |(parts, of)| Ratio::new(parts, of);
         let mut trip = Trip::never();
         if let Some(failures) = self.consecutive {
-            trip = trip.or(Trip::consecutive(number(failures)));
+            trip = trip.or(Trip::consecutive(failures));
         }
         if let Some(share) = self.ratio {
             trip = trip.or(Trip::failure_ratio(ratio(share)));
-        }
-        if let Some((calls, share)) = self.last {
-            trip = trip.or(Trip::failure_ratio_of_last(
-                NonZeroU16::new(calls).unwrap(),
-                ratio(share),
-            ));
         }
         if let Some(share) = self.slow {
             trip = trip.or(Trip::slow_ratio(Duration::from_secs(1), ratio(share)));
         }
         let deadline = Duration::from_millis(PROBE_FOR);
-        let probes = ProbeRules {
-            places: number(self.places),
-            successes: number(self.successes),
+        let probes = ProbeSettings {
+            max_concurrent: self.places,
+            successes: self.successes,
             deadline,
         };
         let cooldown = Cooldown::from_fn(|| OPEN_FOR.into_iter().map(Duration::from_millis));
         let cooldown = cooldown.cap(Duration::from_millis(CAP)).exact();
-        let asks = self.last.is_some() || self.slow.is_some();
-        Rules {
+        BreakerSettings {
             trip,
-            at_least: number(self.at_least),
+            min_calls: self.min_calls,
             cooldown,
             probes,
-            asks,
             budget: None,
         }
     }
@@ -163,12 +150,12 @@ impl Model {
             reason: None,
             forced: false,
             trips: 0,
-            opened_since: None,
+            open_since: None,
             openings: 0,
             results: vec![],
             claims: vec![],
             probes_succeeded: 0,
-            silent: 0,
+            unanswered_wait: 0,
             issued: 0,
         }
     }
@@ -178,11 +165,11 @@ impl Model {
         self.state = state;
         self.until = until;
         self.probes_succeeded = 0;
-        self.silent = 0;
+        self.unanswered_wait = 0;
         self.claims.clear();
         if state == Tag::Closed {
             self.openings = 0;
-            self.opened_since = None;
+            self.open_since = None;
             self.results.clear();
         }
     }
@@ -192,7 +179,7 @@ impl Model {
             OPEN_FOR[self.openings.min(OPEN_FOR.len() - 1)].max(hint.unwrap_or(0).min(CAP));
         self.openings += 1;
         self.trips += 1;
-        self.opened_since.get_or_insert(at);
+        self.open_since.get_or_insert(at);
         self.reason = Some(reason);
         self.go(Tag::Open, Some(at + open_for));
     }
@@ -229,7 +216,7 @@ impl Model {
         }
         self.probes_succeeded += answered(false);
         if answered(false) > 0 {
-            self.silent = 0;
+            self.unanswered_wait = 0;
         }
         if answered(false) > 0 && self.probes_succeeded >= self.settings.successes {
             self.go(Tag::Closed, None);
@@ -284,7 +271,7 @@ impl Model {
             .retain(|claim| Some(claim.id) != issued.probe || claim.running);
     }
 
-    fn end(&mut self, issued: Issued, verdict: Verdict, slow: bool, hint: Option<u64>) -> bool {
+    fn record(&mut self, issued: Issued, verdict: Verdict, slow: bool, hint: Option<u64>) -> bool {
         self.pass_time();
         if issued.epoch != self.epoch {
             return false;
@@ -294,7 +281,7 @@ impl Model {
             Some(_) => match (verdict, slow) {
                 (Verdict::Success, false) => {
                     self.probes_succeeded += 1;
-                    self.silent = 0;
+                    self.unanswered_wait = 0;
                     if self.probes_succeeded == self.settings.successes {
                         self.go(Tag::Closed, None);
                     }
@@ -327,9 +314,9 @@ impl Model {
         let mine = |claim: &&Claim| issued.epoch == self.epoch && Some(claim.id) == issued.probe;
         if let Some(claim) = self.claims.iter().find(mine) {
             if claim.running && claim.answered.is_none() {
-                self.silent += PROBE_FOR - (claim.until - self.now);
+                self.unanswered_wait += PROBE_FOR - (claim.until - self.now);
             }
-            if self.silent >= PROBE_FOR {
+            if self.unanswered_wait >= PROBE_FOR {
                 self.open(Reason::ProbeTimedOut, self.now, None);
                 return true;
             }
@@ -350,7 +337,7 @@ impl Model {
             |claim: &&mut Claim| issued.epoch == self.epoch && Some(claim.id) == issued.probe;
         self.claims.iter_mut().filter(mine).for_each(|claim| {
             claim.answered = Some(slow);
-            self.silent = 0;
+            self.unanswered_wait = 0;
         });
     }
 
@@ -362,24 +349,12 @@ impl Model {
         }
     }
 
-    fn last_calls(&self) -> Option<(usize, usize)> {
-        let (calls, _) = self.settings.last?;
-        let row = &self.results[self.results.len().saturating_sub(calls.into())..];
-        Some((
-            row.len(),
-            row.iter()
-                .filter(|result| result.verdict != Verdict::Success)
-                .count(),
-        ))
-    }
-
     fn judge(&self) -> Option<Reason> {
         let Settings {
             consecutive,
             ratio,
-            last,
             slow,
-            at_least,
+            min_calls,
             ..
         } = self.settings.clone();
         let failed = |results: &[Result]| {
@@ -392,21 +367,13 @@ impl Model {
             bad * of as usize >= calls * parts as usize
         };
         let window = self.window();
-        let enough = window.len() >= at_least as usize;
+        let enough = window.len() >= min_calls as usize;
         let slow_calls = window.iter().filter(|result| result.slow).count();
-        if consecutive.is_some_and(|limit| self.failures_in_row() >= limit) {
+        if consecutive.is_some_and(|limit| self.consecutive_failures() >= limit) {
             return Some(Reason::ConsecutiveFailures);
         }
         if ratio.is_some_and(|ratio| enough && reached(failed(&window), window.len(), ratio)) {
             return Some(Reason::FailureRatio);
-        }
-        if let Some((calls, ratio)) = last {
-            let row = &self.results[self.results.len().saturating_sub(calls.into())..];
-            if row.len() >= (at_least as usize).min(calls.into())
-                && reached(failed(row), row.len(), ratio)
-            {
-                return Some(Reason::FailureRatioOfLast);
-            }
         }
         slow.filter(|&ratio| enough && reached(slow_calls, window.len(), ratio))
             .map(|_| Reason::SlowRatio)
@@ -417,7 +384,7 @@ impl Model {
         self.results.iter().copied().filter(within).collect()
     }
 
-    fn failures_in_row(&self) -> u32 {
+    fn consecutive_failures(&self) -> u32 {
         let hard = self
             .results
             .iter()
@@ -444,7 +411,7 @@ impl Model {
             Mode::ForcedOpen => {
                 self.reason = Some(Reason::Forced);
                 self.trips += 1;
-                self.opened_since.get_or_insert(self.now);
+                self.open_since.get_or_insert(self.now);
                 self.go(Tag::Open, None);
             }
             Mode::ForcedClosed => self.go(Tag::Closed, None),
@@ -454,12 +421,12 @@ impl Model {
     }
 }
 
-/// Both, side by side, with the tickets that are out.
+/// Both, side by side, with the calls in flight.
 struct Pair {
     core: Core,
     model: Model,
-    calls: Vec<(Ticket, Issued)>,
-    reserved: Vec<(Ticket, Issued)>,
+    calls: Vec<(CallId, Issued)>,
+    reserved: Vec<(CallId, Issued)>,
 }
 
 // === impl Pair ===
@@ -467,7 +434,7 @@ struct Pair {
 impl Pair {
     fn new(settings: Settings) -> Self {
         let window = Duration::from_millis(TURN * TURNS);
-        let core = Core::new(settings.rules(), window, Stripes::FEW);
+        let core = Core::new(settings.rules(), window, ShardCount::FEW);
         Self {
             core,
             model: Model::new(settings),
@@ -480,8 +447,8 @@ impl Pair {
         at(self.model.now)
     }
 
-    fn ask<T>(&self, question: impl FnOnce(&mut Breaker) -> T) -> T {
-        self.core.ask(question).0
+    fn with_breaker<T>(&self, change: impl FnOnce(&mut Breaker) -> T) -> T {
+        self.core.with_breaker(change).0
     }
 
     fn step(&mut self, step: Step) {
@@ -489,16 +456,17 @@ impl Pair {
         match step {
             Step::Wait(millis) => self.model.now += millis,
             Step::Admit => {
-                let known = self.core.shut(now);
-                let simple = self.core.admit_simply();
-                assert!(simple.is_none_or(|ticket| self.core.admit_closed() == Some(ticket)));
+                let known = self.core.rejection(now);
+                let simple = self.core.state().admit_fast();
+                assert!(simple.is_none_or(|call_id| self.core.state().admit() == Some(call_id)));
                 let admitted = self
                     .core
-                    .admit_closed()
-                    .or_else(|| self.ask(|breaker| breaker.admit(now)).ok());
+                    .state()
+                    .admit()
+                    .or_else(|| self.with_breaker(|breaker| breaker.admit(now)).ok());
                 assert!(
                     known.is_none() || admitted.is_none(),
-                    "what is refused without the lock is refused with it"
+                    "a rejection without the lock is one with it"
                 );
                 let expected = self.model.claim(true);
                 self.calls.extend(same(admitted, expected));
@@ -506,34 +474,36 @@ impl Pair {
             Step::Reserve => {
                 let (answer, _) =
                     self.core
-                        .reserve_or_wait(&mut Seat::default(), Waker::noop().clone(), now);
-                if let Err(shut) = answer
+                        .reserve_or_wait(&mut WaiterId::default(), Waker::noop().clone(), now);
+                if let Err(rejection) = answer
                     && self.model.state != Tag::Open
                 {
                     assert!(
-                        shut.next > Some(now),
-                        "in half-open, a free place or a running deadline"
+                        rejection.next > Some(now),
+                        "in half-open, a free slot or a deadline"
                     );
                 }
                 let expected = self.model.claim(false);
                 self.reserved
-                    .extend(same(answer.ok(), expected).filter(|(ticket, _)| ticket.is_probe()));
+                    .extend(same(answer.ok(), expected).filter(|(call_id, _)| call_id.is_probe()));
             }
             Step::Begin(which) => {
-                let Some((ticket, issued)) = pick(&mut self.reserved, which) else {
+                let Some((call_id, issued)) = pick(&mut self.reserved, which) else {
                     return;
                 };
-                let begun = self.ask(|breaker| breaker.begin(ticket, now)).ok();
+                let begun = self
+                    .with_breaker(|breaker| breaker.begin(call_id, now))
+                    .ok();
                 let expected = self.model.begin(issued);
                 self.calls.extend(same(begun, expected));
-                self.ask(|breaker| breaker.release(ticket));
+                self.with_breaker(|breaker| breaker.release(call_id));
                 self.model.release(issued);
             }
             Step::Release(which) => {
-                let Some((ticket, issued)) = pick(&mut self.reserved, which) else {
+                let Some((call_id, issued)) = pick(&mut self.reserved, which) else {
                     return;
                 };
-                self.ask(|breaker| breaker.release(ticket));
+                self.with_breaker(|breaker| breaker.release(call_id));
                 self.model.release(issued);
             }
             Step::End {
@@ -542,79 +512,70 @@ impl Pair {
                 slow,
                 hint,
             } => {
-                let Some((ticket, issued)) = pick(&mut self.calls, which) else {
+                let Some((call_id, issued)) = pick(&mut self.calls, which) else {
                     return;
                 };
                 let slow = slow && self.model.settings.slow.is_some();
-                let current = self.end(which, ticket, verdict, slow, hint);
-                assert_eq!(current, self.model.end(issued, verdict, slow, hint));
+                let current = self.record(which, call_id, verdict, slow, hint);
+                assert_eq!(current, self.model.record(issued, verdict, slow, hint));
             }
             Step::Answer(which, slow) => {
-                let Some((ticket, issued)) = look(&self.calls, which) else {
+                let Some((call_id, issued)) = peek(&self.calls, which) else {
                     return;
                 };
                 let slow = slow && self.model.settings.slow.is_some();
-                self.ask(|breaker| breaker.answered(ticket, slow, now));
+                self.with_breaker(|breaker| breaker.answered(call_id, slow, now));
                 self.model.answer(issued, slow);
             }
             Step::Abandon(which) => {
-                let Some((ticket, issued)) = pick(&mut self.calls, which) else {
+                let Some((call_id, issued)) = pick(&mut self.calls, which) else {
                     return;
                 };
-                let current = self.ask(|breaker| breaker.abandon(ticket, now));
+                let current = self.with_breaker(|breaker| breaker.abandon(call_id, now));
                 assert_eq!(current, self.model.abandon(issued));
             }
             Step::Forget(which) => {
-                let Some((ticket, issued)) = pick(&mut self.calls, which) else {
+                let Some((call_id, issued)) = pick(&mut self.calls, which) else {
                     return;
                 };
-                let current = self.ask(|breaker| breaker.forget(ticket, now));
+                let current = self.with_breaker(|breaker| breaker.forget(call_id, now));
                 assert_eq!(current, self.model.forget(issued));
             }
             Step::Mode(mode) => {
-                self.ask(|breaker| breaker.set_mode(mode, now));
+                self.with_breaker(|breaker| breaker.set_mode(mode, now));
                 self.model.set_mode(mode);
             }
             Step::Reset => {
-                self.ask(Breaker::reset);
+                self.with_breaker(Breaker::reset);
                 self.model.forced = false;
                 self.model.go(Tag::Closed, None);
             }
         }
     }
 
-    /// As the shell does it: what is simple, without the heart, now on one lane and then on another.
-    fn end(
+    /// As `Shared` does it: plain successes without the lock, in one shard or another.
+    fn record(
         &self,
         which: usize,
-        ticket: Ticket,
+        call_id: CallId,
         verdict: Verdict,
         slow: bool,
         hint: Option<u64>,
     ) -> bool {
         let now = self.now();
-        let lane = self.core.lanes().iter().nth(which % 2).unwrap();
-        if verdict == Verdict::Success && !slow && !ticket.asks() {
-            return self.core.succeed(lane, ticket, || now)
-                || self.core.succeed_late(lane, ticket, now);
+        let shard = self.core.shards().iter().nth(which % 2).unwrap();
+        if verdict == Verdict::Success && !slow && !call_id.is_probe() {
+            return self.core.record_success(shard, call_id, || now)
+                || self.core.record_later_success(shard, call_id, now);
         }
         let hint = hint.map(Duration::from_millis);
-        let judged = slow || verdict != Verdict::Success;
-        !matches!(
-            self.core
-                .end(
-                    ticket,
-                    Ending {
-                        verdict,
-                        slow,
-                        hint,
-                        now,
-                        judged
-                    }
-                )
-                .0,
-            Ended::Stale
-        )
+        let outcome = CallOutcome {
+            verdict,
+            slow,
+            hint,
+            now,
+        };
+        self.core.record(call_id, outcome).0
     }
 
     fn compare(&mut self) {
@@ -622,31 +583,25 @@ impl Pair {
         self.model.pass_time();
         let model = &self.model;
         assert_eq!(snapshot.mode, model.mode());
-        assert_eq!(self.core.word().is_closed(), model.state == Tag::Closed);
+        assert_eq!(self.core.state().is_closed(), model.state == Tag::Closed);
         assert_eq!(snapshot.last_reason, model.reason);
         let until = match snapshot.state {
             crate::State::Open { until } => until,
             _ => None,
         };
         assert_eq!(until, model.until.map(at));
-        // In half-open: a free place, or a running deadline.
+        // In half-open: a free slot, or a deadline.
         assert_eq!(snapshot.next_probe_at, model.next_probe_at().map(at));
         assert!(
             model.state != Tag::HalfOpen
                 || snapshot.next_probe_at.is_none_or(|next| next > self.now())
         );
         assert_eq!(
-            (snapshot.trips, snapshot.opened_since),
-            (model.trips, model.opened_since.map(at))
-        );
-        assert_eq!(
-            snapshot
-                .last_calls
-                .map(|last| (last.calls as usize, last.failed as usize)),
-            model.last_calls()
+            (snapshot.trips, snapshot.open_since),
+            (model.trips, model.open_since.map(at))
         );
         if model.state == Tag::Closed {
-            assert_eq!(snapshot.failures_in_row, model.failures_in_row());
+            assert_eq!(snapshot.consecutive_failures, model.consecutive_failures());
         }
         self.compare_window(snapshot.window);
     }
@@ -664,7 +619,10 @@ impl Pair {
             (ours.succeeded, ours.failed),
             (count(Verdict::Success), count(Verdict::Failure))
         );
-        assert_eq!((ours.soft, ours.slow), (count(Verdict::Throttled), slow));
+        assert_eq!(
+            (ours.throttled, ours.slow),
+            (count(Verdict::Throttled), slow)
+        );
     }
 }
 
@@ -672,9 +630,9 @@ fn at(millis: u64) -> Instant {
     instant(millis * 1_000_000)
 }
 
-fn same(ours: Option<Ticket>, model: Option<Issued>) -> Option<(Ticket, Issued)> {
+fn same(ours: Option<CallId>, model: Option<Issued>) -> Option<(CallId, Issued)> {
     assert_eq!(
-        ours.map(Ticket::is_probe),
+        ours.map(CallId::is_probe),
         model.map(|issued| issued.probe.is_some()),
         "the same decision"
     );
@@ -685,26 +643,23 @@ fn pick<T>(from: &mut Vec<T>, which: usize) -> Option<T> {
     (!from.is_empty()).then(|| from.swap_remove(which % from.len()))
 }
 
-fn look<T: Copy>(at: &[T], which: usize) -> Option<T> {
+fn peek<T: Copy>(at: &[T], which: usize) -> Option<T> {
     (!at.is_empty()).then(|| at[which % at.len()])
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
     let ratio = || (1..=3_u32).prop_map(|parts| (parts, 3));
-    let last = (1..7_u16, ratio());
     let trips = (
         option::of(1..4_u32),
         option::of(ratio()),
-        option::of(last),
         option::of(ratio()),
     );
     (trips, 1..8_u32, 1..4_u32, 1..4_u32).prop_map(
-        |((consecutive, ratio, last, slow), at_least, places, successes)| Settings {
+        |((consecutive, ratio, slow), min_calls, places, successes)| Settings {
             consecutive,
             ratio,
-            last,
             slow,
-            at_least,
+            min_calls,
             places,
             successes,
         },
@@ -714,7 +669,7 @@ fn settings() -> impl Strategy<Value = Settings> {
 fn step() -> impl Strategy<Value = Step> {
     let which = any::<usize>();
     let verdict = prop_oneof![3 => Just(Verdict::Success), 3 => Just(Verdict::Failure), 1 => Just(Verdict::Throttled)];
-    let ending = (which, verdict, any::<bool>(), option::of(0..100_u64));
+    let outcome = (which, verdict, any::<bool>(), option::of(0..100_u64));
     let wait = prop_oneof![
         0..5_u64,
         15..25_u64,
@@ -728,7 +683,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Reserve),
         2 => which.prop_map(Step::Begin),
         1 => which.prop_map(Step::Release),
-        9 => ending.prop_map(|(which, verdict, slow, hint)| Step::End { which, verdict, slow, hint }),
+        9 => outcome.prop_map(|(which, verdict, slow, hint)| Step::End { which, verdict, slow, hint }),
         3 => (which, any::<bool>()).prop_map(|(which, slow)| Step::Answer(which, slow)),
         1 => which.prop_map(Step::Forget),
         2 => which.prop_map(Step::Abandon),
@@ -742,7 +697,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
-    fn the_core_decides_as_the_naive_model_does(
+    fn the_core_decides_as_the_naive_model(
         settings in settings(),
         steps in proptest::collection::vec(step(), 1..120),
     ) {
