@@ -34,7 +34,11 @@ impl Handling<AnyErr, Fail, DefaultClassify> {
 
 impl<C, R> Handling<C, R, DefaultClassify> {
     pub(crate) fn respond(self) -> Handling<classify::Auto, refuse::Auto, DefaultClassify> {
-        Handling::with(classify::Auto::new(), refuse::Auto::new(), Caller::Client)
+        Handling::with(
+            classify::Auto::server(),
+            refuse::Auto::new(),
+            Caller::Client,
+        )
     }
 }
 

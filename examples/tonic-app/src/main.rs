@@ -54,7 +54,7 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         // Three: UNAVAILABLE with a hint, at once, while what is asked keeps failing. A status such as NOT_FOUND is an answer.
         .layer(
             CircuitLayer::new(&circuit)
-                .classify(classify::Grpc)
+                .classify(classify::Grpc::server())
                 .respond(),
         )
         .add_service(WeatherServer::new(Stations {

@@ -161,7 +161,7 @@ async fn tonics_channel_around_each_endpoint() {
             .connect_timeout(Duration::from_secs(1))
             .connect_lazy();
         CircuitGateLayer::new(circuit())
-            .classify(classify::Grpc)
+            .classify(classify::Grpc::new())
             .layer(channel)
     };
     let updates = names(&[one, two]).resolve("echo");

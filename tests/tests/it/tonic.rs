@@ -166,7 +166,7 @@ async fn a_circuit_round_a_channel_sees_statuses() {
     let server = tokio::spawn(server.serve_with_incoming(listener));
 
     let circuit = circuit();
-    let layer = CircuitLayer::new(circuit.clone()).classify(classify::Grpc);
+    let layer = CircuitLayer::new(circuit.clone()).classify(classify::Grpc::new());
     let mut client = HealthClient::new(layer.layer(channel(address).await));
     for _ in 0..2 {
         let request = HealthCheckRequest::default();

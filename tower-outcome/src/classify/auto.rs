@@ -14,6 +14,7 @@ use crate::{Outcome, Refusal, body::End};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Auto {
     http: Http,
+    grpc: Grpc,
 }
 
 /// The classifier of one request, created by [`Auto`].
@@ -24,22 +25,40 @@ pub struct AutoClassifier(Protocol);
 enum Protocol {
     Http(HttpClassifier),
     /// The request is gRPC; the response decides.
-    Grpc(HttpClassifier),
+    Grpc(HttpClassifier, Grpc),
 }
 
 // === impl Auto ===
 
 impl Auto {
-    /// Classifies requests that are not gRPC with `Http::new()`.
+    /// [`Http::new`] and [`Grpc::new`]: for clients.
     #[must_use]
     pub const fn new() -> Self {
-        Self { http: Http::new() }
+        Self {
+            http: Http::new(),
+            grpc: Grpc::new(),
+        }
+    }
+
+    /// [`Http::new`] and [`Grpc::server`]: for servers, where no client may cause a failure. Layers use it with `respond()`.
+    #[must_use]
+    pub const fn server() -> Self {
+        Self {
+            http: Http::new(),
+            grpc: Grpc::server(),
+        }
     }
 
     /// Classifies requests that are not gRPC with `http`.
     #[must_use]
     pub const fn http(self, http: Http) -> Self {
-        Self { http }
+        Self { http, ..self }
+    }
+
+    /// Classifies gRPC with `grpc`.
+    #[must_use]
+    pub const fn grpc(self, grpc: Grpc) -> Self {
+        Self { grpc, ..self }
     }
 }
 
@@ -49,7 +68,7 @@ impl<B> Classify<Request<B>> for Auto {
     fn classify(&self, request: &Request<B>) -> AutoClassifier {
         AutoClassifier(
             if request.method() == Method::POST && is_grpc(request.headers()) {
-                Protocol::Grpc(self.http.classifier(request.method()))
+                Protocol::Grpc(self.http.classifier(request.method()), self.grpc)
             } else {
                 Protocol::Http(self.http.classifier(request.method()))
             },
@@ -68,11 +87,11 @@ impl<B, E: 'static> ClassifyResponse<Response<B>, E> for AutoClassifier {
         }
         match &self.0 {
             Protocol::Http(http) => http.at_head(response.status(), response.headers()),
-            Protocol::Grpc(_) if is_grpc(response.headers()) => {
-                Grpc::at_head(response.status(), response.headers())
+            Protocol::Grpc(_, grpc) if is_grpc(response.headers()) => {
+                grpc.at_head(response.status(), response.headers())
             }
             // No gRPC status will come at the end, so the head decides.
-            Protocol::Grpc(http) => http
+            Protocol::Grpc(http, _) => http
                 .at_head(response.status(), response.headers())
                 .or(Some(Outcome::SUCCESS)),
         }
@@ -87,7 +106,7 @@ impl ClassifyEnd for AutoClassifier {
     fn end(self, end: End<'_>) -> Outcome {
         match self.0 {
             Protocol::Http(http) => http.end(end),
-            Protocol::Grpc(_) => Grpc.end(end),
+            Protocol::Grpc(_, grpc) => grpc.end(end),
         }
     }
 }

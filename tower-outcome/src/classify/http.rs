@@ -73,9 +73,7 @@ impl HttpClassifier {
         match (self.status)(status) {
             Verdict::Success if self.may_have_body(status) => None,
             Verdict::Success => Some(Outcome::SUCCESS),
-            verdict => {
-                Some(Outcome::new(verdict).with_retry_after(retry_after(headers, SystemTime::now)))
-            }
+            verdict => Some(Outcome::new(verdict).with_retry_after(retry_after(headers))),
         }
     }
 
@@ -122,7 +120,11 @@ fn by_status(status: StatusCode) -> Verdict {
 }
 
 /// `Retry-After` in either form. A date in the past is a delay of zero; an invalid value is no hint.
-fn retry_after(headers: &HeaderMap, now: impl FnOnce() -> SystemTime) -> Option<Duration> {
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    retry_after_at(headers, SystemTime::now)
+}
+
+fn retry_after_at(headers: &HeaderMap, now: impl FnOnce() -> SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         // A number that does not fit is valid and very long.
@@ -193,7 +195,7 @@ mod tests {
         let now = || httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
         let read = |value: &str| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
-            retry_after(&headers, now)
+            retry_after_at(&headers, now)
         };
         assert_eq!(read("120"), Some(Duration::from_secs(120)));
         assert_eq!(read(" 0 "), Some(Duration::ZERO));

@@ -14,7 +14,8 @@
 //! | [`AnyErr`] | any `Err` | | no: it works for any response type |
 //! | [`Http`] | any `Err`, 5xx but 501, 505 and 511, a body that breaks off | 429 | yes |
 //! | [`Grpc`] | any `Err`, codes 2, 4, 13, 14, 15, a missing status, a body that breaks off | 8 | yes |
-//! | [`Auto`] | as `Grpc` if request and response are gRPC, else as `Http` | | yes |
+//! | [`Grpc::server`] | as `Grpc` but for 4 and 13, which any client can cause | 8 | yes |
+//! | [`Auto`], [`Auto::server`] | as `Grpc` if request and response are gRPC, else as `Http` | | yes |
 //!
 //! All presets classify a local rejection ([`Refusal`]) as [`Verdict::Ignore`](crate::Verdict), whether it is an error or, except
 //! for [`AnyErr`], a response with the refusal in its extensions. For a custom classification use [`from_fn`], or
@@ -248,7 +249,7 @@ mod tests {
             assert_eq!(response.extensions().get(), Some(refusal.refusal()));
             let (http, grpc, auto) = (
                 Http::new().classify(&request),
-                Grpc.classify(&request),
+                Grpc::new().classify(&request),
                 Auto::new().classify(&request),
             );
             for outcome in [

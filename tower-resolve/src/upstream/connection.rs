@@ -119,10 +119,10 @@ impl Dial {
     }
 }
 
-/// What hyper may hold of a connection in each direction: 64 KiB instead of its 408. A response whose reader has stopped fills
-/// it, so it is paid for by each slow client; throughput does not depend on it (3 × 1 GB took the same CPU time with either).
-/// It is also the largest head of a response.
-const MAX_BUFFER: usize = 64 * 1024;
+/// What hyper may hold of a connection in each direction: 32 KiB instead of its 408. Each slow client of a proxy pays for this
+/// buffer, for one frame in the channel, and for what the server holds: its buffer and one frame. It is also the largest head
+/// of a response.
+const MAX_BUFFER: usize = 32 * 1024;
 
 /// Tells apart what the other side has done from what this process lacks, which says nothing about the other side.
 fn told(error: io::Error) -> BoxError {
