@@ -28,7 +28,7 @@ pub struct Balanced<P: Policy<u32>> {
 // === impl Balanced ===
 
 impl<P: Policy<u32>> Balanced<P> {
-    /// Over so many endpoints, all of them ready.
+    /// Over this number of endpoints, all of them ready.
     ///
     /// # Panics
     ///

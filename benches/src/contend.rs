@@ -1,4 +1,4 @@
-//! Calls on one thread and on two at once. Only time can tell.
+//! Calls on one thread and on two at once, measured by time.
 
 #![expect(
     clippy::disallowed_types,
@@ -22,8 +22,8 @@ use std::{
 
 use tower_service::Service;
 
-/// Calls a second, all threads together, each through a clone of its own, with so much else to do between two calls: so
-/// many multiplications in a row, about a nanosecond each.
+/// Calls per second of all threads together, each with its own clone. Between two calls, a thread does `between` dependent
+/// multiplications of about a nanosecond each.
 ///
 /// # Panics
 ///

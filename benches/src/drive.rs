@@ -1,11 +1,11 @@
 //! A closed loop of calls, polled by hand: no runtime, no task, nothing but the layer between the loop and a service
 //! that does nothing.
 //!
-//! The peers' benchmarks have a lockfile of their own and include this very file, so both are driven alike.
+//! The peers' benchmarks have a separate lock file and include this file, so both are driven in the same way.
 
 #![allow(
     clippy::disallowed_types,
-    reason = "what is measured here has no runtime and no clock of its own"
+    reason = "no runtime and no paused clock in benchmarks"
 )]
 
 use std::{
@@ -35,7 +35,7 @@ pub struct Case {
     pub job: &'static str,
     /// The case to subtract: the same loop without the layer.
     pub bare: &'static str,
-    /// Makes the layer and calls it so many times.
+    /// Creates the layer and calls it `calls` times.
     pub run: fn(u32),
 }
 
@@ -44,7 +44,7 @@ pub struct Case {
 pub struct Contended {
     /// What the command line calls it.
     pub name: &'static str,
-    /// Makes the layer once, and calls clones of it so many times from each of so many threads. How long that took.
+    /// Creates the layer once and calls clones of it from several threads, the same number of times each. Returns the duration.
     pub run: fn(calls: u32, threads: usize) -> Duration,
 }
 
@@ -72,7 +72,7 @@ pub struct EitherWay<S>(pub S);
 #[derive(Debug)]
 pub struct EitherFuture<F>(F);
 
-/// Takes numbers for requests from one of so many clients, to have many threads in a layer that takes HTTP requests.
+/// Turns a number into a request of one of `clients` clients, to call a layer for HTTP requests from many threads.
 #[derive(Clone, Copy, Debug)]
 pub struct FromClients<S, X> {
     /// The layer.
@@ -164,8 +164,8 @@ where
     }
 }
 
-/// Calls clones of a service from so many threads at once, each so many times. How long that took from the first call to
-/// the last. A thread that has to wait for another sleeps.
+/// Calls clones of a service from several threads at once, the same number of times each. Returns the time from the first call to
+/// the last. A thread that has to wait for another one sleeps.
 ///
 /// # Panics
 ///
@@ -212,7 +212,7 @@ where
         - begun
 }
 
-/// Does something so many times that is not a call.
+/// Repeats something that is not a call.
 #[inline(never)]
 pub fn other_calls(times: u32, mut what: impl FnMut(u32)) {
     for index in 0..times {
@@ -258,7 +258,7 @@ pub fn plain(_: u32) -> Request<()> {
     Request::new(())
 }
 
-/// An ordinary request from one of so many clients, which `extension` turns into what a layer looks for.
+/// An ordinary request from one of `clients` clients; `extension` adds what the layer needs.
 pub fn from_clients<X>(clients: u32, extension: fn(SocketAddr) -> X) -> impl Fn(u32) -> Request<()>
 where
     X: Clone + Send + Sync + 'static,

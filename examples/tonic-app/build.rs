@@ -1,4 +1,4 @@
-//! Compiles the service's definition. In Rust throughout, so nobody needs `protoc`.
+//! Compiles the service's definition. With a compiler in Rust, so `protoc` is not needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

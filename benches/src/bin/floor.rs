@@ -1,4 +1,4 @@
-//! The minimal proxy that anybody would write with hyper: what a gateway cannot cost less than.
+//! A minimal proxy with hyper: the lower bound for the cost of a gateway.
 //!
 //! It takes HTTP/1.1 and HTTP/2 without TLS, asks one backend over pooled HTTP/1.1 connections, streams both ways, and
 //! does nothing else: no limit, no balance, no deadline, no header looked at.

@@ -1,6 +1,6 @@
 //! The layers of a server over each other, as an app has them: what a request costs that all of them admit.
 //!
-//! A program of its own, because another user of a layer changes what the compiler inlines where it is measured alone
+//! A separate program, because another use of a layer changes what the compiler inlines where it is measured alone
 //! (`layers`). `layers.py` runs both.
 #![forbid(unsafe_code)]
 

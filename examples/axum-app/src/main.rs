@@ -1,13 +1,13 @@
 //! An ordinary axum app, and what three lines add to it.
 //!
-//! It sells tickets: the seats are in memory, the prices come from elsewhere, slowly or not at all. Then it is made
-//! resilient: a circuit round what depends on the prices, a limit for each client, and a drain that lets everybody finish.
+//! It sells tickets: the seats are in memory, the prices come from another service that may be slow or fail. Three lines make it
+//! resilient: a circuit around the prices, a limit for each client, and a drain that lets requests finish.
 //!
 //! ```console
 //! $ cargo run -p axum-app              # or: cargo run -p axum-app -- 127.0.0.1:3000
 //! $ curl -i localhost:3000/seats
 //! $ curl -i localhost:3000/price/7     # add ?fail for a bad answer; after five in a row: 503 and Retry-After
-//! $ kill -TERM <its pid>               # /ready says 503 from now on, everybody is served, then it ends with a report
+//! $ kill -TERM <its pid>               # /ready returns 503, requests are still served, then it exits with a report
 //! ```
 
 use std::{num::NonZeroU32, process::ExitCode, sync::Arc, time::Duration};
@@ -43,10 +43,10 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let (ready, status) = (drain.clone(), prices.clone());
     let app = Router::new()
         .route("/price/{seat}", get(price))
-        .layer(CircuitLayer::new(&prices).respond()) // one: the routes above it answer 503 while it is open
+        .layer(CircuitLayer::new(&prices).respond()) // one: the route above responds with 503 while it is open
         .route("/seats", get(seats))
         .route("/seats/{seat}", post(buy))
-        .layer(BucketLayer::per_client(each).respond()) // two: 429 for who asks too much, and for nobody else
+        .layer(BucketLayer::per_client(each).respond()) // two: 429 for a client that exceeds its limit
         .route("/ready", get(move || async move { is_ready(&ready) }))
         .route(
             "/circuit",
@@ -62,8 +62,8 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         .map_err(|error| format!("cannot listen on {address}: {error}"))?;
     println!("axum-app listening on http://{}", listener.local_addr()?);
 
-    // Three: SIGTERM lets everybody finish, a second one ends it. In the place of `axum::serve(listener, app)`; with that
-    // instead, give it `drain.closing()` as its shutdown signal and the `Router` a `DrainLayer`.
+    // Three: SIGTERM lets requests finish, a second one forces the end. This replaces `axum::serve(listener, app)`; to keep that,
+    // pass it `drain.closing()` as its shutdown signal and add a `DrainLayer` to the `Router`.
     tokio::spawn(drain.on_signals());
     let report = drain.serve(listener, app).await?;
     println!("ended: {report}");
@@ -74,7 +74,7 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     })
 }
 
-// === the app, which knows nothing of the layers ===
+// === the app, which does not depend on the layers ===
 
 async fn seats(State(seats): State<Seats>) -> Json<Value> {
     let sold = seats.lock().await.iter().filter(|sold| **sold).count();
@@ -82,7 +82,7 @@ async fn seats(State(seats): State<Seats>) -> Json<Value> {
 }
 
 async fn buy(State(seats): State<Seats>, Path(seat): Path<usize>) -> (StatusCode, String) {
-    // Payment takes its time, and nobody wants to be cut off in the middle of it.
+    // Payment takes some time and should not be interrupted.
     sleep(Duration::from_millis(100)).await;
     match seats.lock().await.get_mut(seat) {
         None => (StatusCode::NOT_FOUND, format!("there is no seat {seat}\n")),
@@ -94,7 +94,7 @@ async fn buy(State(seats): State<Seats>, Path(seat): Path<usize>) -> (StatusCode
     }
 }
 
-/// As if it asked another service, which fails when told to.
+/// In place of another service; it fails with the query `fail`.
 async fn price(
     Path(seat): Path<u32>,
     RawQuery(query): RawQuery,

@@ -1,11 +1,11 @@
 //! An ordinary tonic app, and what three lines add to it.
 //!
-//! It tells the weather, once or again and again. Then it is made resilient: a limit for each client, a circuit round what
-//! it depends on, and a drain that lets every call and every stream finish.
+//! It reports the weather, once or as a stream. Three lines make it resilient: a limit for each client, a circuit around its
+//! handlers, and a drain that lets calls and streams finish.
 //!
 //! ```console
 //! $ cargo run -p tonic-app              # or: cargo run -p tonic-app -- 127.0.0.1:50051
-//! $ kill -TERM <its pid>                # streams end with OK, calls are answered, then it ends with a report
+//! $ kill -TERM <its pid>                # streams end with OK, calls finish, then it exits with a report
 //! ```
 
 use std::{num::NonZeroU32, pin::Pin, process::ExitCode, time::Duration};
@@ -45,13 +45,13 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     println!("tonic-app listening on http://{}", listener.local_addr()?);
 
     let (drain, circuit) = (Drain::new(), Circuit::builder().name("stations").build());
-    tokio::spawn(drain.on_signals()); // SIGTERM lets everybody finish, a second one ends it
+    tokio::spawn(drain.on_signals()); // SIGTERM lets calls finish, a second one forces the end
     let server = Server::builder()
         // One: counts each call to its last byte.
         .layer(DrainLayer::new(&drain))
-        // Two: RESOURCE_EXHAUSTED with a hint for who asks too much, and for nobody else.
+        // Two: RESOURCE_EXHAUSTED with a retry hint for a client that exceeds its limit.
         .layer(BucketLayer::per_client(Quota::per_second(TWENTY).burst(TWENTY)).respond())
-        // Three: UNAVAILABLE with a hint, at once, while what is asked keeps failing. A status such as NOT_FOUND is an answer.
+        // Three: UNAVAILABLE with a retry hint while calls keep failing. A status such as NOT_FOUND is not a failure.
         .layer(
             CircuitLayer::new(&circuit)
                 .classify(classify::Grpc::server())
@@ -73,11 +73,11 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     })
 }
 
-// === the app, which knows nothing of the layers ===
+// === the app, which does not depend on the layers ===
 
-/// What measures the weather.
+/// The weather service.
 struct Stations {
-    /// To end streams that have no end of their own.
+    /// Ends streams that would not end otherwise.
     drain: Drain,
 }
 
@@ -118,7 +118,7 @@ impl Weather for Stations {
             reports as usize
         });
         let reports = reports.map(move |(serial, _)| Self::measure(&place, serial as u64 + 1));
-        // Nobody but the app can end it well, so it listens: its clients see a stream that is whole.
+        // Only the app can end the stream with a status, so it listens to the drain.
         Ok(Response::new(
             reports.take_until(self.drain.closing()).boxed(),
         ))

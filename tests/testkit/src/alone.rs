@@ -3,14 +3,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Runs a test again in a process of its own, or tells that this is it. For tests of what a process has once: signals,
-/// limits, the cache of who listens to which `tracing` event. The other tests of a binary are threads beside it.
+/// Runs a test again in a separate process, or returns true in that process. For tests of process-wide state: signals, limits,
+/// the cache of `tracing` subscribers. The other tests of a binary are threads of the same process.
 ///
 /// ```no_run
 /// # // In a file `signal.rs`:
 /// #[test]
-/// fn a_signal_is_heard() {
-///     if !testkit::alone("signal::a_signal_is_heard") {
+/// fn a_signal_is_received() {
+///     if !testkit::alone("signal::a_signal_is_received") {
 ///         return;
 ///     }
 ///     // Here no other test runs.
@@ -32,7 +32,7 @@ pub fn alone(test: &str) -> bool {
     false
 }
 
-/// Runs one test of a test binary by this command, to its end, and prints what it says.
+/// Runs one test of a test binary by this command, to its end, and prints its output.
 ///
 /// # Panics
 ///

@@ -1,5 +1,7 @@
 use std::{
     collections::VecDeque,
+    error::Error,
+    fmt,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -7,8 +9,6 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame};
-
-use crate::Broken;
 
 /// One step of a [`Script`].
 #[derive(Debug)]
@@ -30,10 +30,14 @@ pub struct Script {
     tells_end: bool,
 }
 
+/// The error of a [`Probe`](crate::Probe) and of a broken [`Script`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Broken;
+
 // === impl Script ===
 
 impl Script {
-    /// A body that ends after `steps`, and does not tell so by `is_end_stream` (as a chunked one would not).
+    /// A body that ends after `steps` without reporting it in `is_end_stream`, like a chunked body.
     pub fn new(steps: impl IntoIterator<Item = Step>) -> Self {
         Self {
             steps: steps.into_iter().collect(),
@@ -41,7 +45,7 @@ impl Script {
         }
     }
 
-    /// Makes it tell its end by `is_end_stream`, as a body of known length does.
+    /// Makes `is_end_stream` report the end, as in a body of known length.
     #[must_use]
     pub fn telling_end(self) -> Self {
         Self {
@@ -81,3 +85,13 @@ impl Body for Script {
         self.tells_end && self.steps.is_empty()
     }
 }
+
+// === impl Broken ===
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("broken by the test")
+    }
+}
+
+impl Error for Broken {}

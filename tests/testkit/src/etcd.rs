@@ -15,9 +15,9 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// Real etcd members on loopback, on ports the system chose, in a folder of their own.
+/// Real etcd members on loopback, on ports chosen by the system, in a temporary folder.
 ///
-/// The program is `etcd` from the path, or what the variable `ETCD` names. Its version is told on the error output, past
+/// The program is `etcd` from the path, or the value of the variable `ETCD`. Its version is printed to the error output, past
 /// the test runner's capture. The members are killed by their ids when this is dropped, also by a panic, and by the
 /// kernel when the test's process is killed.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ struct Member {
 const START: Duration = Duration::from_secs(60);
 /// For one look at a member.
 const LOOK: Duration = Duration::from_secs(2);
-/// A port that the system chose may be taken by somebody else before the member binds it.
+/// A port chosen by the system may be taken by another process before the member binds it.
 const TRIES: usize = 3;
 
 // === impl Etcd ===
@@ -85,7 +85,7 @@ impl Etcd {
         }
     }
 
-    /// What the program says of itself: `3.4.23`.
+    /// The version that the program prints: `3.4.23`.
     #[must_use]
     pub fn version() -> String {
         let output = Command::new(program())
@@ -96,7 +96,7 @@ impl Etcd {
         let version = text
             .lines()
             .find_map(|line| line.strip_prefix("etcd Version: "));
-        version.expect("it says its version").to_owned()
+        version.expect("the version is printed").to_owned()
     }
 
     /// The URLs of all members.
@@ -208,7 +208,7 @@ impl EtcdBuilder {
         self
     }
 
-    /// Clients come with TLS and a certificate of their own.
+    /// Clients need TLS and a client certificate.
     #[must_use]
     pub fn tls(self, tls: TlsFiles) -> Self {
         Self {
@@ -345,7 +345,7 @@ impl Member {
         kill_process(Pid::from_child(child), signal).expect("it is ours");
     }
 
-    /// One thread takes the signal and stops the others: on a loaded machine they run on until it gets to run.
+    /// One thread takes the signal and stops the other threads: on a loaded machine they continue until it is scheduled.
     fn wait_until_stopped(&self) {
         let child = self.child.as_ref().expect("the member runs");
         let tasks = format!("/proc/{}/task", child.id());

@@ -1,13 +1,13 @@
-//! What the crates' tests share.
+//! Helpers for the tests of the crates.
 //!
-//! - [`Probe`]: a service that panics when it is called without having said it is ready, answers what the test tells it
-//!   to, and counts everything that happens to it.
+//! - [`Probe`]: a service that panics when it is called without having been ready, responds as the test sets, and counts its
+//!   calls, polls, clones and drops.
 //! - [`Script`]: a body of scripted frames.
 //! - [`contract`]: the rules of `tower-service` that every layer must keep, as functions over a layer.
 //! - [`Wakes`]: a waker that counts.
-//! - [`alone`]: a test that runs in a process of its own.
-//! - [`Program`]: a program under test, which is told signals and read line by line.
-//! - [`Proxy`] (feature `proxy`): a bad network on loopback, which is cut, slow, or resets.
+//! - [`alone`]: a test that runs in a separate process.
+//! - [`Program`]: a program under test: send signals, read its output line by line.
+//! - [`Proxy`] (feature `proxy`): a faulty network on loopback that cuts, delays or resets.
 //! - [`Etcd`] (feature `etcd`): real etcd members on loopback, which can be paused, killed and restarted.
 #![forbid(unsafe_code)]
 
@@ -28,8 +28,8 @@ pub use self::etcd::{Etcd, EtcdBuilder, TlsFiles};
 pub use self::proxy::{Proxy, Way};
 pub use self::{
     alone::{alone, passes},
-    body::{Script, Step},
-    probe::{Answer, Broken, Probe, ProbeFuture, ProbeHandle},
+    body::{Broken, Script, Step},
+    probe::{Answer, Probe, ProbeFuture, ProbeHandle},
     program::Program,
     wake::Wakes,
 };

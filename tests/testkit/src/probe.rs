@@ -1,6 +1,5 @@
 use std::{
     collections::VecDeque,
-    error::Error,
     fmt,
     future::Future,
     marker::PhantomData,
@@ -12,11 +11,7 @@ use std::{
 use http::{Request, Response};
 use tower_service::Service;
 
-use crate::{Script, Step};
-
-/// The error of a [`Probe`] and of a broken [`Script`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken;
+use crate::{Broken, Script, Step};
 
 /// What a [`Probe`] answers to one call.
 #[derive(Debug)]
@@ -37,7 +32,7 @@ pub enum Answer {
 
 /// A service that is strict about its own contract.
 ///
-/// It panics when called without `poll_ready` having said `Ready` on that very clone since the last call, and when
+/// It panics when called without `poll_ready` having returned `Ready` on the same clone since the last call, and when
 /// polled after it has failed. It answers what [`ProbeHandle::answer`] queued, or an empty 200.
 pub struct Probe<B = String> {
     shared: Arc<Mutex<Shared>>,
@@ -75,16 +70,6 @@ enum Readiness {
     Pending,
     Failed,
 }
-
-// === impl Broken ===
-
-impl fmt::Display for Broken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("broken by the test")
-    }
-}
-
-impl Error for Broken {}
 
 // === impl Probe ===
 
@@ -131,7 +116,7 @@ impl<B> Service<Request<B>> for Probe<B> {
     fn call(&mut self, request: Request<B>) -> ProbeFuture {
         assert!(
             std::mem::take(&mut self.ready),
-            "called without poll_ready having said Ready on this clone"
+            "called without poll_ready having returned Ready on this clone"
         );
         let mut shared = lock(&self.shared);
         shared.calls += 1;
@@ -146,7 +131,7 @@ impl<B> Service<Request<B>> for Probe<B> {
 }
 
 impl<B> Clone for Probe<B> {
-    /// A clone is not ready, as tower-service says.
+    /// A clone is not ready, as tower-service requires.
     fn clone(&self) -> Self {
         lock(&self.shared).clones += 1;
         Self {
@@ -179,7 +164,7 @@ impl ProbeHandle {
         lock(&self.0).answers.push_back(answer);
     }
 
-    /// `poll_ready` says `Ready` from now on; wakes whoever waits.
+    /// `poll_ready` returns `Ready` from now on; wakes waiting tasks.
     pub fn be_ready(&self) {
         let wakers = {
             let mut shared = lock(&self.0);
@@ -189,7 +174,7 @@ impl ProbeHandle {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// `poll_ready` says `Pending` from now on.
+    /// `poll_ready` returns `Pending` from now on.
     pub fn be_pending(&self) {
         lock(&self.0).readiness = Readiness::Pending;
     }

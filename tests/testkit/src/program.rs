@@ -53,7 +53,7 @@ impl Program {
     ///
     /// # Panics
     ///
-    /// If it ends, or says nothing of the kind in time.
+    /// If it ends, or does not print such a line in time.
     pub fn told(&self, prefix: &str) -> String {
         let deadline = Instant::now() + Self::PATIENCE;
         loop {
@@ -61,7 +61,7 @@ impl Program {
             let line = self
                 .lines
                 .recv_timeout(left)
-                .unwrap_or_else(|_| panic!("it never said {prefix:?}"));
+                .unwrap_or_else(|_| panic!("it never printed {prefix:?}"));
             if let Some(rest) = line.strip_prefix(prefix) {
                 return rest.to_owned();
             }
@@ -92,7 +92,7 @@ impl Program {
     pub fn ended(mut self) -> (Option<i32>, Vec<String>) {
         let deadline = Instant::now() + Self::PATIENCE;
         loop {
-            if let Some(status) = self.child.try_wait().expect("a child of ours") {
+            if let Some(status) = self.child.try_wait().expect("a child of this process") {
                 return (status.code(), self.lines.iter().collect());
             }
             assert!(Instant::now() < deadline, "it does not end");

@@ -108,8 +108,8 @@ async fn a_leader_only_route_answers_only_while_the_lease_is_held() {
     server.await.unwrap().unwrap();
 }
 
-/// hyper sends as many bytes as `Content-Length` says and drops the body there, unpolled: a file server's stream does not
-/// tell that it has ended.
+/// hyper sends the number of bytes in `Content-Length` and then drops the body without polling it: the stream of a file server
+/// does not report its end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_known_length_is_a_success_like_any_other() {
     let circuit = circuit();

@@ -81,7 +81,7 @@ async fn the_balance_goes_round_an_open_circuit_and_comes_back_after_its_probe()
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_every_circuit_open_the_refusal_says_so_in_bounded_time() {
+async fn with_every_circuit_open_requests_are_rejected_in_bounded_time() {
     let circuit = circuit();
     circuit.force_open();
     let gate = circuit.clone();

@@ -89,7 +89,7 @@ fn names(addrs: &[SocketAddr]) -> CachedResolver<StaticResolver> {
 async fn hypers_client_around_each_endpoint_with_a_circuit_a_limit_and_a_lease() {
     let ((one, server), (two, _two)) = (http_server("one").await, http_server("two").await);
     let (lease, keeper) = held_lease().await;
-    // hyper's own client with its pool, shared by all endpoints; the endpoint says where to connect.
+    // hyper-util's client with its pool, shared by all endpoints; the endpoint has the address.
     let client: Client<HttpConnector, AnyBody> = Client::builder(TokioExecutor::new()).build_http();
 
     // From the outside in: an endpoint is used only while this client holds its lease, for ten requests at a time, and
@@ -129,7 +129,7 @@ async fn hypers_client_around_each_endpoint_with_a_circuit_a_limit_and_a_lease()
         "{answers:?}"
     );
 
-    // One of them dies: its circuit opens at the second failure in a row, and then nobody meets it.
+    // One of them dies: its circuit opens at the second consecutive failure, and it gets no more requests.
     server.abort();
     let mut failures = 0;
     for _ in 0..20 {
@@ -138,7 +138,7 @@ async fn hypers_client_around_each_endpoint_with_a_circuit_a_limit_and_a_lease()
     assert!((1..=3).contains(&failures), "{failures}");
     assert_eq!(ask().await.unwrap(), "two");
 
-    // The lease ends: nothing is eligible, and that is said.
+    // The lease ends: no endpoint is eligible, and requests are rejected.
     keeper.abort();
     let _ = keeper.await;
     let error = ask().await.unwrap_err();
@@ -204,7 +204,7 @@ async fn tonics_channel_around_each_endpoint() {
     driver.abort();
 }
 
-/// For those who stay with Tower's balance.
+/// With Tower's balance.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn towers_balance_over_the_same_endpoints() {
     let ((one, _one), (two, _two)) = (http_server("one").await, http_server("two").await);

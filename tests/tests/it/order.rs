@@ -21,7 +21,7 @@ where
     (layer.layer(probe), handle)
 }
 
-/// A service is as Tower's users need it: sent, shared, cloned, and with the boxed error of all the others.
+/// A service as Tower's users need it: `Send`, `Sync`, `Clone`, and with a boxed error.
 fn rejects<S, B>(service: S) -> S
 where
     S: Service<Request<String>, Response = Response<B>, Error = BoxError>

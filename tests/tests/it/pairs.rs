@@ -106,7 +106,7 @@ where
             let name = format!("{name}, {how}, {circuit_is:?}");
             end(how, &name, wrap(probe), &handle);
             places.are_free(&name, &handle);
-            // And whoever comes next is served.
+            // And the next call is served.
             places.close();
             let (probe, _handle) = Probe::new();
             let mut next = wrap(probe);
@@ -163,7 +163,7 @@ fn is_ready<S: Service<Request<String>>>(service: &mut S) -> bool {
     )
 }
 
-/// The error that all refusing layers share, whatever is inside.
+/// The error type of all rejecting layers.
 fn boxed<S: Service<Request<String>, Error = BoxError>>(service: S) -> S {
     service
 }

@@ -154,7 +154,7 @@ async fn the_accept_loop_serves_tonic_routes() {
 async fn a_circuit_round_a_channel_sees_statuses() {
     let (_reporter, health) = tonic_health::server::health_reporter();
     let (listener, address) = listen().await;
-    // A server that fails: its lease is never held, so it says UNAVAILABLE.
+    // A server that fails: its lease is never held, so it responds with UNAVAILABLE.
     let key = tower_lease::LeaseKey::new("tests/never").unwrap();
     let holder = tower_lease::Holder::new("nobody");
     let (lease, keeper) = tower_lease::Lease::builder(tower_lease::MemoryStore::new(), key, holder)

@@ -81,7 +81,7 @@ fn closed(circuit: Circuit) -> CircuitService<Bare> {
     CircuitLayer::new(circuit).layer(Bare)
 }
 
-/// By a failure, for so long that nobody probes.
+/// Opened by a failure, for longer than the benchmark.
 fn opened() -> Circuit {
     let cooldown = Cooldown::fixed(Duration::from_secs(86_400));
     let circuit = Circuit::builder()

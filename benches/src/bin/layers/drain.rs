@@ -1,4 +1,4 @@
-//! A drain that nobody has begun.
+//! A drain that has not begun.
 
 use tower_benches::drive::{self, Case};
 use tower_drain::{Drain, DrainLayer};

@@ -1,4 +1,4 @@
-//! Judging an answer: the least layer that has a guard and a classification.
+//! Classification of a response: the smallest layer with a guard and a classification.
 
 use std::{
     convert::Infallible,
@@ -45,9 +45,9 @@ pub(crate) const CASES: &[Case] = &[
 const JOB: &str = "classification";
 
 /// A guard without a state: what is left is the judging.
-struct Told;
+struct Discard;
 
-/// A layer that judges answers and keeps no score.
+/// A layer that classifies responses and discards the outcomes.
 struct Judging<C> {
     inner: BareHttp<Full<Bytes>>,
     classify: C,
@@ -57,7 +57,7 @@ struct Judging<C> {
 struct ResponseFuture<C> {
     #[pin]
     inner: Ready<Result<Answer, Infallible>>,
-    judge: Option<Judge<C, Told>>,
+    judge: Option<Judge<C, Discard>>,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -77,9 +77,9 @@ where
     );
 }
 
-// === impl Told ===
+// === impl Discard ===
 
-impl Settle for Told {
+impl Settle for Discard {
     fn settle(self, outcome: Outcome) {
         black_box(outcome);
     }
@@ -92,9 +92,9 @@ where
     C: Classify<Request<()>>,
     C::Classifier: ClassifyResponse<Answer, Infallible>,
     <C::Classifier as ClassifyResponse<Answer, Infallible>>::Scope:
-        Scope<Answer, Judge<C::Classifier, Told>>,
+        Scope<Answer, Judge<C::Classifier, Discard>>,
 {
-    type Response = Judged<C::Classifier, Told, Answer, Infallible>;
+    type Response = Judged<C::Classifier, Discard, Answer, Infallible>;
     type Error = Infallible;
     type Future = ResponseFuture<C::Classifier>;
 
@@ -103,7 +103,7 @@ where
     }
 
     fn call(&mut self, request: Request<()>) -> Self::Future {
-        let judge = Judge::new(self.classify.classify(&request), Told);
+        let judge = Judge::new(self.classify.classify(&request), Discard);
         ResponseFuture {
             inner: self.inner.call(request),
             judge: Some(judge),
@@ -116,9 +116,9 @@ where
 impl<C> Future for ResponseFuture<C>
 where
     C: ClassifyResponse<Answer, Infallible>,
-    C::Scope: Scope<Answer, Judge<C, Told>>,
+    C::Scope: Scope<Answer, Judge<C, Discard>>,
 {
-    type Output = Result<Judged<C, Told, Answer, Infallible>, Infallible>;
+    type Output = Result<Judged<C, Discard, Answer, Infallible>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();

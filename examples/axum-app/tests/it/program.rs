@@ -124,7 +124,7 @@ fn prices_that_fail_open_their_circuit_and_nothing_else() {
 }
 
 #[test]
-fn a_client_past_its_limit_is_told_when_to_come_back() {
+fn a_client_that_exceeds_its_limit_gets_retry_after() {
     let (_app, address) = app();
     let mut client = Client::connect(&address).unwrap();
     let answers: Vec<_> = (0..200)
@@ -211,7 +211,7 @@ fn a_deploy_in_the_middle_of_purchases_fails_none_of_them() {
 }
 
 #[test]
-fn an_address_in_use_is_told() {
+fn an_address_in_use_is_reported() {
     let (_app, address) = app();
     let second = Program::start(env!("CARGO_BIN_EXE_axum-app"), &[&address]);
     let (code, _) = second.ended();

@@ -28,7 +28,7 @@ fn app() -> (Program, String) {
     (app, address)
 }
 
-/// The client with that number, which has a loopback address of its own.
+/// A client with its own loopback address, selected by `number`.
 async fn client(address: &str, number: u8) -> WeatherClient<Channel> {
     let endpoint = Endpoint::from_shared(address.to_owned()).unwrap();
     let endpoint = endpoint
@@ -47,7 +47,7 @@ async fn now(client: &mut WeatherClient<Channel>, place: &str) -> Result<i32, St
         .celsius)
 }
 
-/// How long to wait before trying again, where the server said so.
+/// The delay before a retry, if the server sent one.
 fn pushback(refused: &Status) -> Option<Duration> {
     let hint = refused.metadata().get("grpc-retry-pushback-ms")?;
     Some(Duration::from_millis(
@@ -55,8 +55,8 @@ fn pushback(refused: &Status) -> Option<Duration> {
     ))
 }
 
-/// Nobody has seen the call, so any client may repeat it, and gRPC's own do: there was no connection, it had gone before the
-/// call was written, or the server said farewell with an earlier call as its last one (RFC 9113 sections 6.8 and 8.7).
+/// The call was not processed, so any client may repeat it, as gRPC's clients do: there was no connection, it was closed before
+/// the call was written, or the server sent GOAWAY with an earlier call as its last one (RFC 9113 sections 6.8 and 8.7).
 fn was_not_seen(status: &Status) -> bool {
     let mut next = status.source();
     while let Some(error) = next {
@@ -178,7 +178,7 @@ async fn a_deploy_under_load_fails_no_call_and_ends_every_stream_well() {
             let address = address.clone();
             tokio::spawn(async move {
                 let (mut client, mut answered) = (client(&address, number).await, 0);
-                // Until nobody is there any more.
+                // Until the server is gone.
                 loop {
                     match now(&mut client, "Oslo").await {
                         Ok(_) => answered += 1,
