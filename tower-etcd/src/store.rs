@@ -610,7 +610,7 @@ impl EtcdStore {
 
 impl LeaseStore for EtcdStore {
     type Watch = EtcdWatch;
-    type Fencing = fencing::Total;
+    type Fencing = fencing::Monotonic;
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::new()

@@ -8,7 +8,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 use tower_outcome::BoxError;
 
-use crate::{BootClock, Clock, LeaseLost, Ticket, alarm::Alarm};
+use crate::{BootClock, Clock, LeaseGuard, LeaseLost, change_or_deadline::ChangeOrDeadline};
 
 /// A response body that breaks off with [`LeaseLost`] once the lease is lost (R-28, I3), and that counts as inside until
 /// its end.
@@ -21,21 +21,21 @@ pub struct LeaseBody<B, C = BootClock> {
     #[pin]
     inner: Option<B>,
     /// None when its end is known.
-    ticket: Option<Ticket<C>>,
+    guard: Option<LeaseGuard<C>>,
     /// Boxed, so that it is `Unpin`, and only once it has to wait.
-    alarm: Option<Pin<Box<Alarm>>>,
+    wake: Option<Pin<Box<ChangeOrDeadline>>>,
 }
 
 // === impl LeaseBody ===
 
 impl<B: Body, C: Clock> LeaseBody<B, C> {
-    pub(crate) fn new(inner: B, ticket: Ticket<C>) -> Self {
+    pub(crate) fn new(inner: B, guard: LeaseGuard<C>) -> Self {
         // A server drops such a body without polling it again.
-        let ticket = Some(ticket).filter(|_| !inner.is_end_stream());
+        let guard = Some(guard).filter(|_| !inner.is_end_stream());
         Self {
             inner: Some(inner),
-            ticket,
-            alarm: None,
+            guard,
+            wake: None,
         }
     }
 }
@@ -57,45 +57,45 @@ where
         let Some(mut inner) = this.inner.as_mut().as_pin_mut() else {
             return Poll::Ready(None);
         };
-        let Some(ticket) = this.ticket else {
+        let Some(guard) = this.guard else {
             return inner.poll_frame(cx).map_err(Into::into);
         };
         // The clock is read before each poll: since the last one a client may have read nothing for long, or the process
         // may have been stopped.
-        let frame = if ticket.is_good() {
+        let frame = if guard.is_valid() {
             inner.as_mut().poll_frame(cx)
         } else {
             Poll::Pending
         };
         if frame.is_pending() {
-            let shared = ticket.shared();
-            let alarm = this.alarm.get_or_insert_with(Alarm::boxed);
-            ready!(alarm.as_mut().poll(cx, &shared.clock, &shared.lost, || {
-                ticket.is_good().then(|| ticket.good_until())
+            let shared = guard.shared();
+            let wake = this.wake.get_or_insert_with(ChangeOrDeadline::boxed);
+            ready!(wake.as_mut().poll(cx, &shared.clock, &shared.lost, || {
+                guard.is_valid().then(|| guard.valid_until())
             }));
         }
         match frame {
             // Asked of the end too: a client that is told "that was all" believes it.
-            Poll::Ready(frame) if ticket.is_good() => {
+            Poll::Ready(frame) if guard.is_valid() => {
                 let goes_on = matches!(&frame, Some(Ok(frame)) if !frame.is_trailers());
                 if !goes_on || inner.is_end_stream() {
-                    (*this.ticket, *this.alarm) = (None, None);
+                    (*this.guard, *this.wake) = (None, None);
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
             _ => {
-                let lost = LeaseLost::new(ticket.epoch());
-                ticket.shared().counters.broken_off();
+                let lost = LeaseLost::new(guard.epoch());
+                guard.shared().counters.broken_off();
                 // What is inside goes first, then the ticket that counts it.
                 this.inner.set(None);
-                (*this.ticket, *this.alarm) = (None, None);
+                (*this.guard, *this.wake) = (None, None);
                 Poll::Ready(Some(Err(lost.into())))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        let is_settled = self.ticket.is_none();
+        let is_settled = self.guard.is_none();
         self.inner
             .as_ref()
             .is_none_or(|inner| is_settled && inner.is_end_stream())
@@ -113,8 +113,8 @@ impl<B: Default, C> Default for LeaseBody<B, C> {
     fn default() -> Self {
         Self {
             inner: Some(B::default()),
-            ticket: None,
-            alarm: None,
+            guard: None,
+            wake: None,
         }
     }
 }
@@ -123,7 +123,7 @@ impl<B: fmt::Debug, C> fmt::Debug for LeaseBody<B, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LeaseBody")
             .field("inner", &self.inner)
-            .field("guarded", &self.ticket.is_some())
+            .field("guarded", &self.guard.is_some())
             .finish()
     }
 }

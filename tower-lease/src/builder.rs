@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use crate::{
     BootClock, BuildError, Claim, ClaimId, Clock, Holder, Keeper, Lease, LeaseKey, LeaseStore,
-    State, fencing, lease::Core, terms::Terms,
+    State, fencing, lease::Core, timing::Timing,
 };
 
 /// The knobs of a lease. Made by [`Lease::builder`].
@@ -27,7 +27,7 @@ pub struct LeaseBuilder<S, C = BootClock> {
     key: LeaseKey,
     holder: Holder,
     clock: C,
-    terms: Terms,
+    timing: Timing,
 }
 
 /// What becomes of a *membership* lease while the store cannot be reached (R-31).
@@ -59,7 +59,7 @@ impl<S: LeaseStore> LeaseBuilder<S> {
             key,
             holder,
             clock: BootClock::new(),
-            terms: Terms::default(),
+            timing: Timing::default(),
         }
     }
 }
@@ -69,38 +69,38 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
     ///
     /// Below 5 s an etcd that changes its leader may take too long.
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.terms.ttl = ttl;
+        self.timing.ttl = ttl;
         self
     }
 
     /// How often it is renewed; each period is shortened by up to a fifth at random. Default: a quarter of the TTL.
     pub fn renew_every(mut self, every: Duration) -> Self {
-        self.terms.renew_every = Some(every);
+        self.timing.renew_every = Some(every);
         self
     }
 
     /// The greatest error of the clocks' rates, in parts per million (R-5). Default: 10 000.
     pub fn clock_drift_ppm(mut self, ppm: u32) -> Self {
-        self.terms.drift_ppm = ppm;
+        self.timing.drift_ppm = ppm;
         self
     }
 
     /// The longest time between a look at the gate and its effect (R-5). Default: 250 ms, or a twentieth of the TTL if
     /// that is more.
     pub fn guard(mut self, guard: Duration) -> Self {
-        self.terms.guard = Some(guard);
+        self.timing.guard = Some(guard);
         self
     }
 
     /// Whether the keeper goes for a new epoch after a loss. Default: no, then it ends.
     pub fn reacquire(mut self, reacquire: bool) -> Self {
-        self.terms.reacquire = reacquire;
+        self.timing.reacquire = reacquire;
         self
     }
 
     /// How long [`step_down`](Lease::step_down) waits for those inside. Default: 10 s.
     pub fn drain_within(mut self, limit: Duration) -> Self {
-        self.terms.drain_within = limit;
+        self.timing.drain_within = limit;
         self
     }
 
@@ -110,14 +110,14 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
     /// Zero is right where the resource checks tokens. Where nothing does, take the margin plus the longest time that a
     /// request of the last holder may go on for. All holders of a key should have the same.
     pub fn lock_delay(mut self, delay: Duration) -> Self {
-        self.terms.lock_delay = delay;
+        self.timing.lock_delay = delay;
         self
     }
 
     /// Declares the lease a *membership*: its key is this holder's own, and held only to be found. Then it may outlive
     /// the store (R-31). Default: exclusive, for which that has no spelling.
     pub fn membership(mut self, on_outage: OnStoreOutage) -> Self {
-        self.terms.keeps_serving = on_outage == OnStoreOutage::KeepServing;
+        self.timing.keeps_serving = on_outage == OnStoreOutage::KeepServing;
         self
     }
 
@@ -126,20 +126,20 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
     ///
     /// ```
     /// # use tower_lease::{Holder, Lease, LeaseBuilder, LeaseKey, LeaseStore, fencing};
-    /// fn lead<S: LeaseStore<Fencing = fencing::Total>>(store: S, key: LeaseKey) -> LeaseBuilder<S> {
+    /// fn lead<S: LeaseStore<Fencing = fencing::Monotonic>>(store: S, key: LeaseKey) -> LeaseBuilder<S> {
     ///     Lease::builder(store, key, Holder::new("node-1")).require_fencing()
     /// }
     /// ```
     ///
     /// ```compile_fail,E0271
     /// # use tower_lease::{Holder, Lease, LeaseBuilder, LeaseKey, LeaseStore, fencing};
-    /// fn lead<S: LeaseStore<Fencing = fencing::Absent>>(store: S, key: LeaseKey) -> LeaseBuilder<S> {
+    /// fn lead<S: LeaseStore<Fencing = fencing::NoFencing>>(store: S, key: LeaseKey) -> LeaseBuilder<S> {
     ///     Lease::builder(store, key, Holder::new("node-1")).require_fencing()
     /// }
     /// ```
     pub fn require_fencing(self) -> Self
     where
-        S: LeaseStore<Fencing = fencing::Total>,
+        S: LeaseStore<Fencing = fencing::Monotonic>,
     {
         self
     }
@@ -151,14 +151,14 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
             key,
             holder,
             clock: _,
-            terms,
+            timing,
         } = self;
         LeaseBuilder {
             store,
             key,
             holder,
             clock,
-            terms,
+            timing,
         }
     }
 
@@ -173,14 +173,14 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
             key,
             holder,
             clock,
-            terms,
+            timing,
         } = self;
         let capabilities = store.capabilities();
-        terms.check(&capabilities)?;
+        timing.check(&capabilities)?;
         // A holder may be cloned by mistake, so the claims' ids are drawn for this keeper alone.
-        let claim = Claim::new(key.clone(), holder, ClaimId::random(), terms.ttl);
-        let terms_guard = terms.guard();
-        let core = Core::new(terms, claim.id(), capabilities.watch(), fastrand::u64(..));
+        let claim = Claim::new(key.clone(), holder, ClaimId::random(), timing.ttl);
+        let terms_guard = timing.guard();
+        let core = Core::new(timing, claim.id(), capabilities.watch(), fastrand::u64(..));
         let (told, state) = watch::channel(State::Idle);
         let lease = Lease::new(claim.clone(), clock, terms_guard, state);
         Ok((lease.clone(), Keeper::new(store, claim, core, lease, told)))

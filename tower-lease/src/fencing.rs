@@ -1,33 +1,33 @@
 //! Whether the tokens of a store fence, told as a type, so that asking for it of a store that cannot does not compile
 //!
 
-/// What the tokens of a [`LeaseStore`](crate::LeaseStore) are worth: [`Total`] or [`Absent`].
+/// What the tokens of a [`LeaseStore`](crate::LeaseStore) are worth: [`Monotonic`] or [`NoFencing`].
 pub trait Fencing: sealed::Sealed + Send + Sync + 'static {
     /// Whether the tokens of a key strictly increase, always.
-    const IS_TOTAL: bool;
+    const IS_MONOTONIC: bool;
 }
 
 /// The tokens of a key strictly increase, over deletion and re-creation too: a resource can refuse by them.
 #[derive(Clone, Copy, Debug)]
-pub enum Total {}
+pub enum Monotonic {}
 
 /// Tokens may repeat or go back: nothing to fence with.
 #[derive(Clone, Copy, Debug)]
-pub enum Absent {}
+pub enum NoFencing {}
 
 mod sealed {
     #[expect(unnameable_types, reason = "that is what seals the trait")]
     pub trait Sealed {}
-    impl Sealed for super::Total {}
-    impl Sealed for super::Absent {}
+    impl Sealed for super::Monotonic {}
+    impl Sealed for super::NoFencing {}
 }
 
-// === impl Total, Absent ===
+// === impl Monotonic, NoFencing ===
 
-impl Fencing for Total {
-    const IS_TOTAL: bool = true;
+impl Fencing for Monotonic {
+    const IS_MONOTONIC: bool = true;
 }
 
-impl Fencing for Absent {
-    const IS_TOTAL: bool = false;
+impl Fencing for NoFencing {
+    const IS_MONOTONIC: bool = false;
 }

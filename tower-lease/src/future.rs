@@ -14,18 +14,18 @@ use tower_outcome::{
 };
 
 use crate::{
-    BootInstant, Clock, InFlight, LeaseLost, NotHeld, Ticket, WrongInstance, alarm::Alarm,
-    carry::Carry,
+    BootInstant, Clock, InFlight, LeaseGuard, LeaseLost, NotHeld, WrongInstance,
+    change_or_deadline::ChangeOrDeadline, protocol::Protocol,
 };
 
-/// The future of a [`Leased`](crate::Leased) service.
+/// The future of a [`LeaseService`](crate::LeaseService) service.
 #[pin_project]
 pub struct ResponseFuture<F, Req, K, C: Clock, R, P> {
     #[pin]
-    step: Step<F, C, Denial>,
+    step: Step<F, C, Rejection>,
     refuse: R,
-    seen: K,
-    carry: PhantomData<fn() -> (Req, P)>,
+    context: K,
+    protocol: PhantomData<fn() -> (Req, P)>,
 }
 
 /// The future of a [`LeaseGate`](crate::LeaseGate).
@@ -33,12 +33,12 @@ pub struct ResponseFuture<F, Req, K, C: Clock, R, P> {
 pub struct GateFuture<F, Req, C: Clock, P> {
     #[pin]
     step: Step<F, C, BoxError>,
-    carry: PhantomData<fn() -> (Req, P)>,
+    protocol: PhantomData<fn() -> (Req, P)>,
 }
 
 /// Why a request was not let in.
 #[derive(Debug)]
-pub(crate) enum Denial {
+pub(crate) enum Rejection {
     NotHeld(NotHeld),
     WrongInstance(WrongInstance),
 }
@@ -50,7 +50,7 @@ pub(crate) enum Denial {
 )]
 enum Step<F, C, D> {
     Inside(#[pin] Inside<F, C>),
-    Denied(Option<D>),
+    Rejected(Option<D>),
 }
 
 /// The inner future with its ticket. A request that is ready at its first poll takes no lock.
@@ -58,14 +58,14 @@ enum Step<F, C, D> {
 struct Inside<F, C> {
     #[pin]
     inner: Option<F>,
-    ticket: Option<Ticket<C>>,
+    guard: Option<LeaseGuard<C>>,
     #[pin]
-    alarm: Alarm,
-    stay: Stay,
+    wake: ChangeOrDeadline,
+    policy: RunPolicy,
 }
 
 /// For how long the inner future may run.
-struct Stay {
+struct RunPolicy {
     in_flight: InFlight,
     /// The inner future was polled while the lease was good. What has not begun is not in flight.
     has_begun: bool,
@@ -78,26 +78,26 @@ struct Stay {
 impl<F, Req, K, C: Clock, R, P> ResponseFuture<F, Req, K, C, R, P> {
     pub(crate) fn inside(
         inner: F,
-        ticket: Ticket<C>,
+        guard: LeaseGuard<C>,
         in_flight: InFlight,
         refuse: R,
-        seen: K,
+        context: K,
     ) -> Self {
-        let step = Step::Inside(Inside::new(inner, ticket, in_flight));
+        let step = Step::Inside(Inside::new(inner, guard, in_flight));
         Self {
             step,
             refuse,
-            seen,
-            carry: PhantomData,
+            context,
+            protocol: PhantomData,
         }
     }
 
-    pub(crate) fn denied(denial: Denial, refuse: R, seen: K) -> Self {
+    pub(crate) fn rejected(rejection: Rejection, refuse: R, context: K) -> Self {
         Self {
-            step: Step::Denied(Some(denial)),
+            step: Step::Rejected(Some(rejection)),
             refuse,
-            seen,
-            carry: PhantomData,
+            context,
+            protocol: PhantomData,
         }
     }
 }
@@ -106,7 +106,7 @@ impl<F, Req, K, C, R, P, Res, E> Future for ResponseFuture<F, Req, K, C, R, P>
 where
     F: Future<Output = Result<Res, E>>,
     C: Clock,
-    P: Carry<Req, Res, C>,
+    P: Protocol<Req, Res, C>,
     R: Refuse<Req, P::Response, E, Context = K>,
     K: Copy,
 {
@@ -117,12 +117,14 @@ where
         Poll::Ready(match this.step.project() {
             StepProj::Inside(inside) => match ready!(inside.poll::<Req, P, _, _>(cx)) {
                 Ok(answer) => R::pass(answer),
-                Err(lost) => this.refuse.refuse(*this.seen, lost),
+                Err(lost) => this.refuse.refuse(*this.context, lost),
             },
-            StepProj::Denied(denial) => match denial.take().expect("polled after it was ready") {
-                Denial::NotHeld(not_held) => this.refuse.refuse(*this.seen, not_held),
-                Denial::WrongInstance(wrong) => this.refuse.refuse(*this.seen, wrong),
-            },
+            StepProj::Rejected(rejection) => {
+                match rejection.take().expect("polled after it was ready") {
+                    Rejection::NotHeld(not_held) => this.refuse.refuse(*this.context, not_held),
+                    Rejection::WrongInstance(wrong) => this.refuse.refuse(*this.context, wrong),
+                }
+            }
         })
     }
 }
@@ -138,17 +140,17 @@ impl<F, Req, K, C: Clock, R, P> fmt::Debug for ResponseFuture<F, Req, K, C, R, P
 // === impl GateFuture ===
 
 impl<F, Req, C: Clock, P> GateFuture<F, Req, C, P> {
-    pub(crate) fn inside(inner: F, ticket: Ticket<C>, in_flight: InFlight) -> Self {
+    pub(crate) fn inside(inner: F, guard: LeaseGuard<C>, in_flight: InFlight) -> Self {
         Self {
-            step: Step::Inside(Inside::new(inner, ticket, in_flight)),
-            carry: PhantomData,
+            step: Step::Inside(Inside::new(inner, guard, in_flight)),
+            protocol: PhantomData,
         }
     }
 
     pub(crate) fn unsent(error: BoxError) -> Self {
         Self {
-            step: Step::Denied(Some(error)),
-            carry: PhantomData,
+            step: Step::Rejected(Some(error)),
+            protocol: PhantomData,
         }
     }
 }
@@ -157,7 +159,7 @@ impl<F, Req, C, P, Res, E> Future for GateFuture<F, Req, C, P>
 where
     F: Future<Output = Result<Res, E>>,
     C: Clock,
-    P: Carry<Req, Res, C>,
+    P: Protocol<Req, Res, C>,
     E: Into<BoxError>,
 {
     type Output = Result<P::Response, BoxError>;
@@ -168,7 +170,7 @@ where
                 Ok(answer) => <Fail as Refuse<Req, P::Response, E>>::pass(answer),
                 Err(lost) => Err(lost.into()),
             },
-            StepProj::Denied(error) => Err(error.take().expect("polled after it was ready")),
+            StepProj::Rejected(error) => Err(error.take().expect("polled after it was ready")),
         })
     }
 }
@@ -186,8 +188,8 @@ impl<F, Req, C: Clock, P> fmt::Debug for GateFuture<F, Req, C, P> {
 impl<F, C, D> fmt::Debug for Step<F, C, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Inside(inside) => f.debug_tuple("Inside").field(&inside.ticket).finish(),
-            Self::Denied(_) => f.write_str("Denied"),
+            Self::Inside(inside) => f.debug_tuple("Inside").field(&inside.guard).finish(),
+            Self::Rejected(_) => f.write_str("Rejected"),
         }
     }
 }
@@ -195,17 +197,17 @@ impl<F, C, D> fmt::Debug for Step<F, C, D> {
 // === impl Inside ===
 
 impl<F, C: Clock> Inside<F, C> {
-    fn new(inner: F, ticket: Ticket<C>, in_flight: InFlight) -> Self {
-        let stay = Stay {
+    fn new(inner: F, guard: LeaseGuard<C>, in_flight: InFlight) -> Self {
+        let policy = RunPolicy {
             in_flight,
             has_begun: false,
             cut: None,
         };
         Self {
             inner: Some(inner),
-            ticket: Some(ticket),
-            alarm: Alarm::default(),
-            stay,
+            guard: Some(guard),
+            wake: ChangeOrDeadline::default(),
+            policy,
         }
     }
 
@@ -215,82 +217,82 @@ impl<F, C: Clock> Inside<F, C> {
     ) -> Poll<Result<Result<P::Response, E>, LeaseLost>>
     where
         F: Future<Output = Result<Res, E>>,
-        P: Carry<Req, Res, C>,
+        P: Protocol<Req, Res, C>,
     {
         let mut this = self.project();
-        let ticket = this.ticket.as_ref().expect("polled after it was ready");
+        let guard = this.guard.as_ref().expect("polled after it was ready");
         let answer = match this.inner.as_mut().as_pin_mut() {
-            Some(inner) if this.stay.may_run(ticket) => inner.poll(cx),
+            Some(inner) if this.policy.may_run(guard) => inner.poll(cx),
             _ => Poll::Pending,
         };
-        if answer.is_pending() && this.stay.has_begun {
-            if this.stay.in_flight == InFlight::Finish {
+        if answer.is_pending() && this.policy.has_begun {
+            if this.policy.in_flight == InFlight::Finish {
                 return Poll::Pending;
             }
-            let shared = ticket.shared();
+            let shared = guard.shared();
             ready!(
-                this.alarm
-                    .poll(cx, &shared.clock, &shared.lost, || this.stay.look(ticket))
+                this.wake
+                    .poll(cx, &shared.clock, &shared.lost, || this.policy.look(guard))
             );
         }
         // What is inside goes first, then the ticket that counts it.
         this.inner.set(None);
-        let ticket = this.ticket.take().expect("checked above");
+        let guard = this.guard.take().expect("checked above");
         Poll::Ready(match answer {
-            Poll::Ready(answer) if ticket.is_good() => {
-                Ok(answer.map(|response| P::attach(response, ticket)))
+            Poll::Ready(answer) if guard.is_valid() => {
+                Ok(answer.map(|response| P::on_response(response, guard)))
             }
-            answer => Err(lost(&ticket, answer.is_ready())),
+            answer => Err(lost(&guard, answer.is_ready())),
         })
     }
 }
 
 /// what was produced after the loss is replaced, what was not is cancelled.
-fn lost<C: Clock>(ticket: &Ticket<C>, is_answered: bool) -> LeaseLost {
-    let counters = &ticket.shared().counters;
+fn lost<C: Clock>(guard: &LeaseGuard<C>, is_answered: bool) -> LeaseLost {
+    let counters = &guard.shared().counters;
     if is_answered {
         counters.replaced()
     } else {
         counters.cancelled()
     }
-    LeaseLost::new(ticket.epoch())
+    LeaseLost::new(guard.epoch())
 }
 
-// === impl Stay ===
+// === impl RunPolicy ===
 
-impl Stay {
+impl RunPolicy {
     /// Whether the inner future may run now.
     ///
     /// The clock is read before each poll, the first one too: since `call` or the last poll the future may have waited in
     /// a queue, or the process may have been stopped.
-    fn may_run<C: Clock>(&mut self, ticket: &Ticket<C>) -> bool {
+    fn may_run<C: Clock>(&mut self, guard: &LeaseGuard<C>) -> bool {
         if self.has_begun && self.in_flight == InFlight::Finish {
             return true;
         }
-        if ticket.is_good() {
+        if guard.is_valid() {
             self.has_begun = true;
             return true;
         }
         match self.in_flight {
-            InFlight::FinishWithin(grace) if self.has_begun => self.has_grace(ticket, grace),
+            InFlight::FinishWithin(grace) if self.has_begun => self.has_grace(guard, grace),
             _ => false,
         }
     }
 
     /// When to look again; `None` if it may run no longer.
-    fn look<C: Clock>(&mut self, ticket: &Ticket<C>) -> Option<Option<BootInstant>> {
-        if ticket.is_good() {
-            return Some(ticket.good_until());
+    fn look<C: Clock>(&mut self, guard: &LeaseGuard<C>) -> Option<Option<BootInstant>> {
+        if guard.is_valid() {
+            return Some(guard.valid_until());
         }
         match self.in_flight {
             InFlight::Cancel => None,
             InFlight::Finish => Some(None),
-            InFlight::FinishWithin(grace) => self.has_grace(ticket, grace).then_some(self.cut),
+            InFlight::FinishWithin(grace) => self.has_grace(guard, grace).then_some(self.cut),
         }
     }
 
-    fn has_grace<C: Clock>(&mut self, ticket: &Ticket<C>, grace: Duration) -> bool {
-        let cut = *self.cut.get_or_insert_with(|| ticket.grace_until(grace));
-        ticket.shared().clock.now() < cut
+    fn has_grace<C: Clock>(&mut self, guard: &LeaseGuard<C>, grace: Duration) -> bool {
+        let cut = *self.cut.get_or_insert_with(|| guard.grace_until(grace));
+        guard.shared().clock.now() < cut
     }
 }

@@ -12,8 +12,8 @@ use tower_outcome::readiness::Readiness;
 use crate::{
     BootClock, BootInstant, Claim, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore,
     Lost, NotHeld, RequestCounts, Snapshot, State,
-    cell::Cell,
     counters::Counters,
+    lease_cell::LeaseCell,
     readiness,
     snapshot::Counts,
     sync::{
@@ -32,7 +32,7 @@ pub struct Lease<C = BootClock> {
 
 /// What the handles, the layers and the keeper of a lease share.
 pub(crate) struct Shared<C> {
-    pub(crate) cell: Cell,
+    pub(crate) cell: LeaseCell,
     pub(crate) clock: C,
     pub(crate) counters: Counters,
     key: LeaseKey,
@@ -90,9 +90,9 @@ pub enum NotHandedOver {
 /// The right to be inside, for work that is no request: a job of a worker loop, a connection.
 ///
 /// [`Lease::step_down`] waits until it is dropped. It does not stop the work at a loss: wait for
-/// [`lost`](Self::lost) beside it, ask [`is_good`](Self::is_good) before each effect, and send the
+/// [`lost`](Self::lost) beside it, ask [`is_valid`](Self::is_valid) before each effect, and send the
 /// [`token`](Self::token) along.
-pub struct Ticket<C = BootClock> {
+pub struct LeaseGuard<C = BootClock> {
     shared: Arc<Shared<C>>,
     epoch: NonZeroU64,
 }
@@ -114,7 +114,7 @@ impl<C: Clock> Lease<C> {
         state: watch::Receiver<State>,
     ) -> Self {
         let shared = Shared {
-            cell: Cell::new(),
+            cell: LeaseCell::new(),
             clock,
             counters: Counters::default(),
             key: claim.key().clone(),
@@ -327,22 +327,22 @@ impl<C: Clock> Lease<C> {
     /// # Errors
     ///
     /// It is not held, or not for so long.
-    pub fn enter(&self, min_remaining: Duration) -> Result<Ticket<C>, NotHeld> {
+    pub fn enter(&self, min_remaining: Duration) -> Result<LeaseGuard<C>, NotHeld> {
         // Before anything is counted: callers that ask again and again while it drains must not hold up the drain.
         let may_be_open = self.shared.seems_open();
-        let ticket = may_be_open.then(|| self.try_enter(min_remaining)).flatten();
-        ticket.ok_or_else(|| self.refused())
+        let guard = may_be_open.then(|| self.try_enter(min_remaining)).flatten();
+        guard.ok_or_else(|| self.refused())
     }
 
-    fn try_enter(&self, min_remaining: Duration) -> Option<Ticket<C>> {
-        // Counted before the check that decides: see `Cell::in_flight`. Counted out again before a refusal is made.
+    fn try_enter(&self, min_remaining: Duration) -> Option<LeaseGuard<C>> {
+        // Counted before the check that decides: see `LeaseCell::in_flight`. Counted out again before a refusal is made.
         self.shared.cell.enter();
-        let mut ticket = Ticket {
+        let mut guard = LeaseGuard {
             shared: self.shared.clone(),
             epoch: NonZeroU64::MIN,
         };
-        ticket.epoch = self.shared.open_epoch(min_remaining)?;
-        Some(ticket)
+        guard.epoch = self.shared.open_epoch(min_remaining)?;
+        Some(guard)
     }
 
     /// Refuses a request, and counts it.
@@ -488,9 +488,9 @@ impl fmt::Display for NotHandedOver {
 
 impl Error for NotHandedOver {}
 
-// === impl Ticket ===
+// === impl LeaseGuard ===
 
-impl<C: Clock> Ticket<C> {
+impl<C: Clock> LeaseGuard<C> {
     /// The token of the epoch in which it was let in.
     #[must_use]
     pub fn token(&self) -> FencingToken {
@@ -499,7 +499,7 @@ impl<C: Clock> Ticket<C> {
 
     /// Whether that epoch lasts, so that effects may still leave (I3).
     #[must_use]
-    pub fn is_good(&self) -> bool {
+    pub fn is_valid(&self) -> bool {
         self.shared.lasts(self.epoch)
     }
 
@@ -511,7 +511,7 @@ impl<C: Clock> Ticket<C> {
     pub async fn lost(&self) {
         loop {
             let lost = self.shared.lost.notified();
-            let Some(until) = self.good_until().filter(|_| self.is_good()) else {
+            let Some(until) = self.valid_until().filter(|_| self.is_valid()) else {
                 return;
             };
             tokio::select! {
@@ -534,7 +534,7 @@ impl<C: Clock> Ticket<C> {
     }
 
     /// Until when it is good, unless it is over already.
-    pub(crate) fn good_until(&self) -> Option<BootInstant> {
+    pub(crate) fn valid_until(&self) -> Option<BootInstant> {
         self.shared.end_of(self.epoch)
     }
 
@@ -553,7 +553,7 @@ impl<C: Clock> Ticket<C> {
     }
 }
 
-impl<C> Drop for Ticket<C> {
+impl<C> Drop for LeaseGuard<C> {
     fn drop(&mut self) {
         // Only a keeper that is closing listens. It drained before it counted, so whoever it counted sees that here.
         if self.shared.cell.leave() && !self.shared.seems_open() {
@@ -562,9 +562,9 @@ impl<C> Drop for Ticket<C> {
     }
 }
 
-impl<C> fmt::Debug for Ticket<C> {
+impl<C> fmt::Debug for LeaseGuard<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ticket")
+        f.debug_struct("LeaseGuard")
             .field("epoch", &self.epoch)
             .finish_non_exhaustive()
     }

@@ -12,7 +12,7 @@ use crate::{
     Acquired, BootClock, BootInstant, Claim, ClaimId, Clock, Fault, FencingToken, Grant, Lease,
     LeaseStore, Lost, State, StoreError, Watch, WatchEvent,
     handle::Shared,
-    lease::{Core, Granted, Input, Output, Reply, Seen, Sent},
+    lease::{Core, Granted, Input, Output, Reply, RequestStamp, WatchReport},
     sync::atomic::Ordering,
 };
 
@@ -27,22 +27,22 @@ pub struct Keeper<S: LeaseStore, C: Clock = BootClock> {
     claim: Claim,
     core: Core,
     lease: Lease<C>,
-    told: watch::Sender<State>,
+    states: watch::Sender<State>,
     watch: Option<S::Watch>,
-    flights: Flights,
+    requests: Requests,
 }
 
 /// The requests under way. One that outlives its attempt is kept, because its answer may come yet.
-struct Flights(VecDeque<Flight>);
+struct Requests(VecDeque<PendingRequest>);
 
 // A store's futures cannot be named.
-type Flight = Pin<Box<dyn Future<Output = Landed> + Send>>;
+type PendingRequest = Pin<Box<dyn Future<Output = Completed> + Send>>;
 
 /// A request's answer, and the successor's token if it was a transfer that worked.
-type Landed = (Input, Option<FencingToken>);
+type Completed = (Input, Option<FencingToken>);
 
 /// Attempts last a second and lie up to half a second apart, so this covers answers that are four seconds late.
-const MAX_FLIGHTS: usize = 4;
+const MAX_REQUESTS: usize = 4;
 
 // === impl Keeper ===
 
@@ -52,16 +52,16 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
         claim: Claim,
         core: Core,
         lease: Lease<C>,
-        told: watch::Sender<State>,
+        states: watch::Sender<State>,
     ) -> Self {
         Self {
             store,
             claim,
             core,
             lease,
-            told,
+            states,
             watch: None,
-            flights: Flights(VecDeque::new()),
+            requests: Requests(VecDeque::new()),
         }
     }
 
@@ -88,8 +88,8 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
             biased;
             () = timer(&shared.clock, deadline) => Input::Timer,
             input = next_event(&mut self.watch) => input,
-            landed = self.flights.next() => {
-                let (input, token) = landed;
+            completed = self.requests.next() => {
+                let (input, token) = completed;
                 if let (Some(token), Some(to)) = (token, &mut shared.handover().to) {
                     to.token = Some(token);
                 }
@@ -113,20 +113,22 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
             .store(next, Ordering::Relaxed);
         *self.lease.shared().counts() = *self.core.counts();
         let mut handover = self.lease.shared().handover();
-        if handover.claim.id() != self.core.heir() {
-            handover.claim = self.claim.with_id(self.core.heir());
+        if handover.claim.id() != self.core.handover_claim() {
+            handover.claim = self.claim.with_id(self.core.handover_claim());
         }
     }
 
     fn act(&mut self, output: Output) {
         let shared = self.lease.shared();
         match output {
-            Output::Acquire(sent) => {
-                self.fly(|store, claim| acquire(store, claim, sent), sent.claim)
+            Output::Acquire(stamp) => {
+                self.start(|store, claim| acquire(store, claim, stamp), stamp.claim)
             }
-            Output::Renew(sent) => self.fly(|store, claim| renew(store, claim, sent), sent.claim),
-            Output::Release(claim) => self.fly(release, claim),
-            Output::Disown(claim) => self.fly(disown, claim),
+            Output::Renew(stamp) => {
+                self.start(|store, claim| renew(store, claim, stamp), stamp.claim)
+            }
+            Output::Release(claim) => self.start(release, claim),
+            Output::RevokeOwn(claim) => self.start(revoke_own, claim),
             Output::Transfer(claim) => {
                 // The caller that asked for it has named one.
                 let to = shared
@@ -134,9 +136,9 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
                     .to
                     .as_ref()
                     .map_or_else(|| self.claim.clone(), |to| to.claim.clone());
-                self.fly(|store, claim| transfer(store, claim, to), claim);
+                self.start(|store, claim| transfer(store, claim, to), claim);
             }
-            Output::Forget => self.flights.0.clear(),
+            Output::Forget => self.requests.0.clear(),
             Output::Watch(from) => self.watch = Some(self.store.watch(self.lease.key(), from)),
             Output::Unwatch => self.watch = None,
             Output::Open(epoch, until) => {
@@ -153,7 +155,7 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
                 shared.lost.notify_waiters();
             }
             Output::Close => shared.close(),
-            Output::Distrust { epoch, highest } => {
+            Output::NonMonotonicToken { epoch, highest } => {
                 let key = self.lease.key();
                 tracing::error!(%key, epoch, highest, "the lease store granted a token that does not rise");
             }
@@ -161,18 +163,18 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
         }
     }
 
-    fn fly<F>(&mut self, request: impl FnOnce(S, Claim) -> F, id: ClaimId)
+    fn start<F>(&mut self, request: impl FnOnce(S, Claim) -> F, id: ClaimId)
     where
-        F: Future<Output = Landed> + Send + 'static,
+        F: Future<Output = Completed> + Send + 'static,
     {
         let claim = self.claim.with_id(id);
-        self.flights
+        self.requests
             .push(Box::pin(request(self.store.clone(), claim)));
     }
 
     /// One event per transition, at the level an operator needs.
     fn publish(&self, state: State) {
-        let from = self.told.send_replace(state);
+        let from = self.states.send_replace(state);
         let (key, holder) = (self.lease.key(), self.claim.holder().name());
         let epoch = state.epoch().map(u64::from);
         match state {
@@ -219,18 +221,18 @@ impl<S: LeaseStore, C: Clock> fmt::Debug for Keeper<S, C> {
     }
 }
 
-// === impl Flights ===
+// === impl Requests ===
 
-impl Flights {
-    fn push(&mut self, flight: Flight) {
-        if self.0.len() == MAX_FLIGHTS {
+impl Requests {
+    fn push(&mut self, request: PendingRequest) {
+        if self.0.len() == MAX_REQUESTS {
             self.0.pop_front();
         }
-        self.0.push_back(flight);
+        self.0.push_back(request);
     }
 
     /// The first answer. Cancel safe: the requests stay where they are.
-    async fn next(&mut self) -> Landed {
+    async fn next(&mut self) -> Completed {
         poll_fn(|cx| {
             for at in 0..self.0.len() {
                 if let Poll::Ready(input) = self.0[at].as_mut().poll(cx) {
@@ -269,7 +271,7 @@ impl<C> Shared<C> {
     }
 }
 
-async fn acquire<S: LeaseStore>(store: S, claim: Claim, sent: Sent) -> Landed {
+async fn acquire<S: LeaseStore>(store: S, claim: Claim, stamp: RequestStamp) -> Completed {
     let reply = match store.acquire(&claim).await {
         Ok(Acquired::Granted(grant)) => Ok(Reply::Granted(Granted::from(&grant))),
         Ok(Acquired::Held(record)) => Ok(Reply::Held {
@@ -278,13 +280,13 @@ async fn acquire<S: LeaseStore>(store: S, claim: Claim, sent: Sent) -> Landed {
         }),
         Err(error) => Err(fault(&error, &claim, "acquire")),
     };
-    (Input::Acquired(sent, reply), None)
+    (Input::Acquired(stamp, reply), None)
 }
 
-async fn renew<S: LeaseStore>(store: S, claim: Claim, sent: Sent) -> Landed {
+async fn renew<S: LeaseStore>(store: S, claim: Claim, stamp: RequestStamp) -> Completed {
     (
         Input::Renewed(
-            sent,
+            stamp,
             store
                 .renew(&claim)
                 .await
@@ -294,13 +296,13 @@ async fn renew<S: LeaseStore>(store: S, claim: Claim, sent: Sent) -> Landed {
     )
 }
 
-async fn release<S: LeaseStore>(store: S, claim: Claim) -> Landed {
+async fn release<S: LeaseStore>(store: S, claim: Claim) -> Completed {
     let certain = is_certain(store.release(&claim).await, &claim, "release");
     (Input::Released(claim.id(), certain), None)
 }
 
 /// Revokes what the claim holds, if it holds anything: guarded by its own token, so that it hits nobody else.
-async fn disown<S: LeaseStore>(store: S, claim: Claim) -> Landed {
+async fn revoke_own<S: LeaseStore>(store: S, claim: Claim) -> Completed {
     let result = match store.inspect(claim.key()).await {
         Ok(Some(record)) if record.claim() == claim.id() => {
             store.revoke(claim.key(), Some(record.token())).await
@@ -314,7 +316,7 @@ async fn disown<S: LeaseStore>(store: S, claim: Claim) -> Landed {
     )
 }
 
-async fn transfer<S: LeaseStore>(store: S, claim: Claim, to: Claim) -> Landed {
+async fn transfer<S: LeaseStore>(store: S, claim: Claim, to: Claim) -> Completed {
     let token = match store.transfer(&claim, &to).await {
         Ok(grant) => Some(grant.token().clone()),
         Err(error) => {
@@ -343,11 +345,11 @@ async fn next_event<W: Watch>(watch: &mut Option<W>) -> Input {
         return pending().await;
     };
     Input::Watched(match watch.next().await {
-        Ok(WatchEvent::Held(record, revision)) => Seen::Held(record.claim(), revision),
-        Ok(WatchEvent::Vacant(_, revision)) => Seen::Vacant(revision),
+        Ok(WatchEvent::Held(record, revision)) => WatchReport::Held(record.claim(), revision),
+        Ok(WatchEvent::Vacant(_, revision)) => WatchReport::Vacant(revision),
         // What was skipped may have been the loss, and documents do not belong here: begin again with the present state.
         Ok(WatchEvent::Lagged | WatchEvent::Written(_) | WatchEvent::Deleted(..)) | Err(_) => {
-            Seen::Broken
+            WatchReport::Broken
         }
     })
 }

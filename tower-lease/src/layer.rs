@@ -4,27 +4,27 @@ use tower_layer::Layer;
 use tower_outcome::refuse::{Auto, Fail};
 
 use crate::{
-    BootClock, Clock, Lease, LeaseGate, Leased,
-    carry::{Http, Knobs, Neutral, TokenIn},
+    BootClock, Clock, Lease, LeaseGate, LeaseService,
+    protocol::{Http, Opaque, Settings, TokenIn},
 };
 
-/// Lets requests in only while the lease is held, and answers the others at once. Makes [`Leased`] services.
+/// Lets requests in only while the lease is held, and answers the others at once. Makes [`LeaseService`] services.
 ///
 /// As made by [`new`](Self::new) it refuses with an error (*reject*) and works for every protocol, connections
 /// included; [`respond`](Self::respond) answers in HTTP or gRPC; [`gate`](Self::gate) waits.
-pub struct LeaseLayer<C = BootClock, R = Fail, P = Neutral> {
+pub struct LeaseLayer<C = BootClock, R = Fail, P = Opaque> {
     lease: Lease<C>,
-    knobs: Knobs,
+    settings: Settings,
     refuse: R,
-    carry: PhantomData<fn() -> P>,
+    protocol: PhantomData<fn() -> P>,
 }
 
 /// Is ready only while the lease is held: for endpoints inside a balancer, and worker loops. Makes [`LeaseGate`]
 /// services. Made by [`LeaseLayer::gate`].
-pub struct LeaseGateLayer<C = BootClock, P = Neutral> {
+pub struct LeaseGateLayer<C = BootClock, P = Opaque> {
     lease: Lease<C>,
-    knobs: Knobs,
-    carry: PhantomData<fn() -> P>,
+    settings: Settings,
+    protocol: PhantomData<fn() -> P>,
 }
 
 /// What becomes of requests that are inside when the lease is lost. Their answers are withheld either way, and work
@@ -55,9 +55,9 @@ impl<C: Clock> LeaseLayer<C> {
     pub fn new(lease: &Lease<C>) -> Self {
         Self {
             lease: lease.clone(),
-            knobs: Knobs::default(),
+            settings: Settings::default(),
             refuse: Fail,
-            carry: PhantomData,
+            protocol: PhantomData,
         }
     }
 }
@@ -68,8 +68,8 @@ impl<C: Clock, P> LeaseLayer<C, Fail, P> {
     pub fn gate(self) -> LeaseGateLayer<C, P> {
         LeaseGateLayer {
             lease: self.lease,
-            knobs: self.knobs,
-            carry: PhantomData,
+            settings: self.settings,
+            protocol: PhantomData,
         }
     }
 }
@@ -80,14 +80,14 @@ impl<C: Clock, R, P> LeaseLayer<C, R, P> {
     /// It must be well below the TTL less its margin, or there is never enough.
     #[must_use]
     pub fn min_remaining(mut self, min_remaining: Duration) -> Self {
-        self.knobs.min_remaining = min_remaining;
+        self.settings.min_remaining = min_remaining;
         self
     }
 
     /// What becomes of requests that are inside when the lease is lost. Default: [`InFlight::Cancel`].
     #[must_use]
     pub fn in_flight(mut self, in_flight: InFlight) -> Self {
-        self.knobs.in_flight = in_flight;
+        self.settings.in_flight = in_flight;
         self
     }
 
@@ -103,9 +103,9 @@ impl<C: Clock, R, P> LeaseLayer<C, R, P> {
     pub fn respond_with<Q>(self, refuse: Q) -> LeaseLayer<C, Q, P> {
         LeaseLayer {
             lease: self.lease,
-            knobs: self.knobs,
+            settings: self.settings,
             refuse,
-            carry: self.carry,
+            protocol: self.protocol,
         }
     }
 
@@ -116,9 +116,9 @@ impl<C: Clock, R, P> LeaseLayer<C, R, P> {
     pub fn http(self) -> LeaseLayer<C, R, Http> {
         LeaseLayer {
             lease: self.lease,
-            knobs: self.knobs,
+            settings: self.settings,
             refuse: self.refuse,
-            carry: PhantomData,
+            protocol: PhantomData,
         }
     }
 }
@@ -127,7 +127,7 @@ impl<C: Clock, R> LeaseLayer<C, R, Http> {
     /// Where the inner service finds the token. Default: [`TokenIn::Extensions`].
     #[must_use]
     pub fn token_in(mut self, place: TokenIn) -> Self {
-        self.knobs.token_in = place;
+        self.settings.token_in = place;
         self
     }
 
@@ -139,16 +139,21 @@ impl<C: Clock, R> LeaseLayer<C, R, Http> {
     /// [`min_remaining`](Self::min_remaining).
     #[must_use]
     pub fn deadlines(mut self, at_most: Duration) -> Self {
-        self.knobs.deadlines = Some(at_most);
+        self.settings.deadlines = Some(at_most);
         self
     }
 }
 
 impl<S, C: Clock, R: Clone, P> Layer<S> for LeaseLayer<C, R, P> {
-    type Service = Leased<S, C, R, P>;
+    type Service = LeaseService<S, C, R, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Leased::new(inner, self.lease.clone(), self.knobs, self.refuse.clone())
+        LeaseService::new(
+            inner,
+            self.lease.clone(),
+            self.settings,
+            self.refuse.clone(),
+        )
     }
 }
 
@@ -156,15 +161,15 @@ impl<C, R: Clone, P> Clone for LeaseLayer<C, R, P> {
     fn clone(&self) -> Self {
         let Self {
             lease,
-            knobs,
+            settings,
             refuse,
-            carry,
+            protocol,
         } = self;
         Self {
             lease: lease.clone(),
-            knobs: *knobs,
+            settings: *settings,
             refuse: refuse.clone(),
-            carry: *carry,
+            protocol: *protocol,
         }
     }
 }
@@ -173,7 +178,7 @@ impl<C: Clock, R, P> fmt::Debug for LeaseLayer<C, R, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LeaseLayer")
             .field("lease", &self.lease)
-            .field("knobs", &self.knobs)
+            .field("knobs", &self.settings)
             .finish_non_exhaustive()
     }
 }
@@ -184,7 +189,7 @@ impl<S, C: Clock, P> Layer<S> for LeaseGateLayer<C, P> {
     type Service = LeaseGate<S, C, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        LeaseGate::new(inner, self.lease.clone(), self.knobs)
+        LeaseGate::new(inner, self.lease.clone(), self.settings)
     }
 }
 
@@ -192,8 +197,8 @@ impl<C, P> Clone for LeaseGateLayer<C, P> {
     fn clone(&self) -> Self {
         Self {
             lease: self.lease.clone(),
-            knobs: self.knobs,
-            carry: self.carry,
+            settings: self.settings,
+            protocol: self.protocol,
         }
     }
 }
@@ -202,7 +207,7 @@ impl<C: Clock, P> fmt::Debug for LeaseGateLayer<C, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LeaseGateLayer")
             .field("lease", &self.lease)
-            .field("knobs", &self.knobs)
+            .field("knobs", &self.settings)
             .finish_non_exhaustive()
     }
 }

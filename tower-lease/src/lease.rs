@@ -7,7 +7,7 @@ use std::{num::NonZeroU64, time::Duration};
 
 use fastrand::Rng;
 
-use crate::{BootInstant, ClaimId, Fault, Lost, Revision, State, snapshot::Counts, terms::Terms};
+use crate::{BootInstant, ClaimId, Fault, Lost, Revision, State, snapshot::Counts, timing::Timing};
 
 #[cfg(test)]
 mod tests;
@@ -15,22 +15,22 @@ mod tests;
 /// The keeper's state machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Core {
-    terms: Terms,
+    timing: Timing,
     rng: Rng,
     phase: Phase,
     own_watch: OwnWatch,
     /// What was told last.
-    told: State,
+    published: State,
     /// This keeper's claim number 0; the epochs' claims count up from it.
     first_claim: ClaimId,
     claims: u64,
     /// The claim to which a holder elsewhere may hand over; a new one after each that was used.
-    heir: ClaimId,
+    handover_claim: ClaimId,
     requests: u64,
     /// The highest epoch held so far: no path leads back to it.
     highest: u64,
     /// A claim of ours that may still hold the key, and is to be released before the next one tries.
-    orphan: Option<ClaimId>,
+    unreleased_claim: Option<ClaimId>,
     stepping_down: bool,
     /// Whether it is to be handed over when it is given back.
     hands_over: bool,
@@ -42,13 +42,13 @@ pub(crate) struct Core {
 #[derive(Clone, Debug)]
 pub(crate) enum Input {
     Start,
-    Acquired(Sent, Result<Reply, Fault>),
-    Renewed(Sent, Result<Duration, Fault>),
+    Acquired(RequestStamp, Result<Reply, Fault>),
+    Renewed(RequestStamp, Result<Duration, Fault>),
     /// A release was answered; true if it is known to have worked.
     Released(ClaimId, bool),
     /// A transfer of this claim was answered; true if it is known to have worked.
     Transferred(ClaimId, bool),
-    Watched(Seen),
+    Watched(WatchReport),
     StepDown {
         hands_over: bool,
     },
@@ -61,14 +61,14 @@ pub(crate) enum Input {
 /// What to do, in this order.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Output {
-    Acquire(Sent),
-    Renew(Sent),
+    Acquire(RequestStamp),
+    Renew(RequestStamp),
     /// Nobody is inside any more: give it back, a clean end.
     Release(ClaimId),
     /// Give it to the successor that was named, a clean end.
     Transfer(ClaimId),
     /// Take away what this claim holds: no clean end, for work may go on under it, or under the epoch before.
-    Disown(ClaimId),
+    RevokeOwn(ClaimId),
     /// Answers to earlier requests are of no interest any more.
     Forget,
     Watch(Revision),
@@ -79,7 +79,7 @@ pub(crate) enum Output {
     Drain,
     Close,
     /// The store granted an epoch that is not above one it granted before.
-    Distrust {
+    NonMonotonicToken {
         epoch: u64,
         highest: u64,
     },
@@ -88,7 +88,7 @@ pub(crate) enum Output {
 
 /// The stamp of a request, which comes back with its answer, however late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sent {
+pub(crate) struct RequestStamp {
     pub(crate) claim: ClaimId,
     number: u64,
     at: BootInstant,
@@ -116,7 +116,7 @@ pub(crate) struct Granted {
 
 /// What the watch of the own key says.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Seen {
+pub(crate) enum WatchReport {
     Held(ClaimId, Revision),
     Vacant(Revision),
     Broken,
@@ -124,21 +124,21 @@ pub(crate) enum Seen {
 
 #[derive(Clone, Debug)]
 enum Phase {
-    /// Nothing was asked yet. -> `Seeking` on start; `Released` on step-down.
+    /// Nothing was asked yet. -> `Acquiring` on start; `Released` on step-down.
     Idle,
     /// Trying to get it. -> `Held` when granted in time; `Releasing` or `Released` on step-down.
-    Seeking(Quest),
+    Acquiring(Acquisition),
     /// It is ours. -> `Fenced` when lost or not renewed in time; `Closing` on step-down.
-    Held(Tenure),
-    /// Waiting for those inside. -> `Releasing` when they are out, `Emptying` when their time is over; `Fenced` when lost.
-    Closing(Tenure, BootInstant),
+    Held(HeldLease),
+    /// Waiting for those inside. -> `Releasing` when they are out, `Cancelling` when their time is over; `Fenced` when lost.
+    Closing(HeldLease, BootInstant),
     /// Closed for those inside too, who are being cancelled. -> `Releasing` when they are out, or at that time.
-    Emptying(ClaimId, BootInstant),
+    Cancelling(ClaimId, BootInstant),
     /// Handing it over. -> `Released` when that is done; `Releasing` when it is not, or not known in time.
     HandingOver(ClaimId, BootInstant),
     /// Giving it back. -> `Released` when answered, or not answered in time.
     Releasing(ClaimId, BootInstant),
-    /// Lost. -> `Seeking` at `again`; the end without that.
+    /// Lost. -> `Acquiring` at `again`; the end without that.
     Fenced {
         epoch: NonZeroU64,
         cause: Lost,
@@ -149,7 +149,7 @@ enum Phase {
 }
 
 #[derive(Clone, Debug)]
-struct Quest {
+struct Acquisition {
     claim: ClaimId,
     /// When the earliest request of this claim left that the store may have carried out: validity counts from it.
     first: Option<BootInstant>,
@@ -183,7 +183,7 @@ enum Step {
 }
 
 #[derive(Clone, Debug)]
-struct Tenure {
+struct HeldLease {
     claim: ClaimId,
     epoch: NonZeroU64,
     revision: Revision,
@@ -211,7 +211,7 @@ enum OwnWatch {
     Off,
     /// `true`: it broke before, and has not reported since that the record is ours.
     Open {
-        ailing: bool,
+        unconfirmed: bool,
     },
     Broken {
         again: BootInstant,
@@ -226,9 +226,9 @@ const CONTENDER_JITTER_MS: std::ops::RangeInclusive<u64> = 0..=50;
 // === impl Core ===
 
 impl Core {
-    pub(crate) fn new(terms: Terms, first_claim: ClaimId, can_watch: bool, seed: u64) -> Self {
+    pub(crate) fn new(timing: Timing, first_claim: ClaimId, can_watch: bool, seed: u64) -> Self {
         Self {
-            terms,
+            timing,
             rng: Rng::with_seed(seed),
             phase: Phase::Idle,
             own_watch: if can_watch {
@@ -236,13 +236,13 @@ impl Core {
             } else {
                 OwnWatch::Unsupported
             },
-            told: State::Idle,
+            published: State::Idle,
             first_claim,
             claims: 0,
-            heir: first_claim,
+            handover_claim: first_claim,
             requests: 0,
             highest: 0,
-            orphan: None,
+            unreleased_claim: None,
             stepping_down: false,
             hands_over: false,
             counts: Counts::default(),
@@ -252,28 +252,30 @@ impl Core {
 
     /// The one entrance. Whatever comes, an expired lease is fenced first, unless it is to go on.
     pub(crate) fn on(&mut self, input: Input, now: BootInstant) -> Vec<Output> {
-        if !self.terms.keeps_serving && self.tenure().is_some_and(|tenure| now >= tenure.until) {
+        if !self.timing.keeps_serving && self.held().is_some_and(|held| now >= held.until) {
             self.fence(Lost::Expired, now);
         }
         match input {
             Input::Start => self.start(now),
-            Input::Acquired(sent, Ok(Reply::Granted(granted))) => self.granted(sent, granted, now),
-            Input::Acquired(sent, Ok(Reply::Held { claim, expires_in })) => {
-                self.taken(sent, claim, expires_in, now)
+            Input::Acquired(stamp, Ok(Reply::Granted(granted))) => {
+                self.granted(stamp, granted, now)
             }
-            Input::Acquired(sent, Err(fault)) => self.unanswered(sent, fault, now),
-            Input::Renewed(sent, Ok(ttl)) => self.renewed(sent, ttl, now),
-            Input::Renewed(sent, Err(fault)) => self.not_renewed(sent, fault, now),
+            Input::Acquired(stamp, Ok(Reply::Held { claim, expires_in })) => {
+                self.taken(stamp, claim, expires_in, now)
+            }
+            Input::Acquired(stamp, Err(fault)) => self.unanswered(stamp, fault, now),
+            Input::Renewed(stamp, Ok(ttl)) => self.renewed(stamp, ttl, now),
+            Input::Renewed(stamp, Err(fault)) => self.not_renewed(stamp, fault, now),
             Input::Released(claim, certain) => self.released(claim, certain, now),
             Input::Transferred(claim, done) => self.transferred(claim, done, now),
-            Input::Watched(seen) => self.watched(seen, now),
+            Input::Watched(report) => self.watched(report, now),
             Input::StepDown { hands_over } => self.step_down(hands_over, now),
             Input::Drained => self.drained(now),
             Input::Timer => {}
         }
         self.tick(now);
-        self.tend_watch(now);
-        self.tell();
+        self.update_watch(now);
+        self.publish();
         std::mem::take(&mut self.outputs)
     }
 
@@ -281,10 +283,10 @@ impl Core {
     pub(crate) fn deadline(&self) -> Option<BootInstant> {
         let phase = match &self.phase {
             Phase::Idle | Phase::Released => None,
-            Phase::Seeking(quest) => Some(quest.step.at()),
-            Phase::Held(tenure) => Some(self.next_of(tenure)),
-            Phase::Closing(tenure, by) => Some(self.next_of(tenure).min(*by)),
-            Phase::Emptying(_, by) | Phase::HandingOver(_, by) | Phase::Releasing(_, by) => {
+            Phase::Acquiring(acquisition) => Some(acquisition.step.at()),
+            Phase::Held(held) => Some(self.next_of(held)),
+            Phase::Closing(held, by) => Some(self.next_of(held).min(*by)),
+            Phase::Cancelling(_, by) | Phase::HandingOver(_, by) | Phase::Releasing(_, by) => {
                 Some(*by)
             }
             Phase::Fenced { again, .. } => *again,
@@ -304,12 +306,12 @@ impl Core {
     }
 
     pub(crate) fn is_closing(&self) -> bool {
-        matches!(self.phase, Phase::Closing(..) | Phase::Emptying(..))
+        matches!(self.phase, Phase::Closing(..) | Phase::Cancelling(..))
     }
 
     /// The claim to which a holder elsewhere may hand over.
-    pub(crate) fn heir(&self) -> ClaimId {
-        self.heir
+    pub(crate) fn handover_claim(&self) -> ClaimId {
+        self.handover_claim
     }
 
     pub(crate) fn counts(&self) -> &Counts {
@@ -319,8 +321,8 @@ impl Core {
     /// When the gate opens, or the next attempt to get it is due, if that is known.
     pub(crate) fn next_attempt(&self) -> Option<BootInstant> {
         match &self.phase {
-            Phase::Held(tenure) => tenure.opens,
-            Phase::Seeking(Quest {
+            Phase::Held(held) => held.opens,
+            Phase::Acquiring(Acquisition {
                 step: Step::Waiting { at },
                 ..
             }) => Some(*at),
@@ -332,25 +334,19 @@ impl Core {
     pub(crate) fn state(&self) -> State {
         match &self.phase {
             Phase::Idle => State::Idle,
-            Phase::Seeking(_) => State::Acquiring,
-            Phase::Held(Tenure {
+            Phase::Acquiring(_) => State::Acquiring,
+            Phase::Held(HeldLease {
                 epoch,
                 opens: Some(_),
                 ..
             }) => State::LockDelay { epoch: *epoch },
-            Phase::Held(tenure) if tenure.failures > 0 || self.own_watch.is_ailing() => {
-                State::Jeopardy {
-                    epoch: tenure.epoch,
-                }
+            Phase::Held(held) if held.failures > 0 || self.own_watch.is_unconfirmed() => {
+                State::Jeopardy { epoch: held.epoch }
             }
-            Phase::Held(tenure) => State::Held {
-                epoch: tenure.epoch,
-            },
-            Phase::Closing(tenure, _) => State::Closing {
-                epoch: tenure.epoch,
-            },
+            Phase::Held(held) => State::Held { epoch: held.epoch },
+            Phase::Closing(held, _) => State::Closing { epoch: held.epoch },
             // Still the state it came from, until the store answers.
-            Phase::Emptying(..) | Phase::HandingOver(..) | Phase::Releasing(..) => self.told,
+            Phase::Cancelling(..) | Phase::HandingOver(..) | Phase::Releasing(..) => self.published,
             Phase::Fenced { epoch, cause, .. } => State::Fenced {
                 epoch: *epoch,
                 cause: *cause,
@@ -362,13 +358,13 @@ impl Core {
     /// The one door between phases.
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
-        self.tell();
+        self.publish();
     }
 
-    fn tell(&mut self) {
+    fn publish(&mut self) {
         let state = self.state();
-        if state != self.told {
-            self.told = state;
+        if state != self.published {
+            self.published = state;
             self.outputs.push(Output::Publish(state));
         }
     }
@@ -377,75 +373,77 @@ impl Core {
 
     fn start(&mut self, now: BootInstant) {
         if matches!(self.phase, Phase::Idle) {
-            self.seek(now);
+            self.start_acquisition(now);
         }
     }
 
     /// Begins a new epoch with a new claim.
-    fn seek(&mut self, now: BootInstant) {
+    fn start_acquisition(&mut self, now: BootInstant) {
         let claim = self.next_claim();
-        self.enter(Phase::Seeking(Quest::new(claim, now)));
+        self.enter(Phase::Acquiring(Acquisition::new(claim, now)));
         self.try_now(now);
     }
 
     /// Clears what is left of an earlier epoch out of the way, then asks.
     fn try_now(&mut self, now: BootInstant) {
-        let by = now.after(self.terms.attempt(self.terms.ttl));
-        match (self.orphan, &mut self.phase) {
-            (Some(orphan), Phase::Seeking(quest)) => {
-                quest.step = Step::Clearing { by };
-                self.outputs.push(Output::Disown(orphan));
+        let by = now.after(self.timing.attempt(self.timing.ttl));
+        match (self.unreleased_claim, &mut self.phase) {
+            (Some(unreleased_claim), Phase::Acquiring(acquisition)) => {
+                acquisition.step = Step::Clearing { by };
+                self.outputs.push(Output::RevokeOwn(unreleased_claim));
             }
             _ => self.ask(now),
         }
     }
 
     fn ask(&mut self, now: BootInstant) {
-        let by = now.after(self.terms.attempt(self.terms.ttl));
+        let by = now.after(self.timing.attempt(self.timing.ttl));
         let number = self.next_request();
-        let Phase::Seeking(quest) = &mut self.phase else {
+        let Phase::Acquiring(acquisition) = &mut self.phase else {
             return;
         };
         // An attempt that may have been carried out fixes the start of validity, however often it is repeated.
-        if !quest.unknown {
-            quest.first = Some(now);
+        if !acquisition.unknown {
+            acquisition.first = Some(now);
         }
-        quest.step = Step::Asked {
+        acquisition.step = Step::Asked {
             number,
             by,
             vacated: false,
         };
-        self.outputs.push(Output::Acquire(Sent {
-            claim: quest.claim,
+        self.outputs.push(Output::Acquire(RequestStamp {
+            claim: acquisition.claim,
             number,
             at: now,
         }));
     }
 
-    fn granted(&mut self, sent: Sent, granted: Granted, now: BootInstant) {
+    fn granted(&mut self, stamp: RequestStamp, granted: Granted, now: BootInstant) {
         let first = match &self.phase {
-            Phase::Seeking(quest) if quest.claim == sent.claim => quest.first.unwrap_or(sent.at),
+            Phase::Acquiring(acquisition) if acquisition.claim == stamp.claim => {
+                acquisition.first.unwrap_or(stamp.at)
+            }
             // A claim that was given up: the grant is not used, but taken away.
-            Phase::Seeking(_) | Phase::Held(_) | Phase::Fenced { again: Some(_), .. }
-                if self.held_claim() != Some(sent.claim) =>
+            Phase::Acquiring(_) | Phase::Held(_) | Phase::Fenced { again: Some(_), .. }
+                if self.held_claim() != Some(stamp.claim) =>
             {
-                self.outputs.push(Output::Disown(sent.claim));
+                self.outputs.push(Output::RevokeOwn(stamp.claim));
                 return;
             }
             _ => return,
         };
         if granted.epoch.get() <= self.highest {
             // The store has forgotten something.
-            self.outputs.push(Output::Distrust {
+            self.outputs.push(Output::NonMonotonicToken {
                 epoch: granted.epoch.get(),
                 highest: self.highest,
             });
             return self.abandon(now);
         }
-        if sent.claim == self.heir {
+        if stamp.claim == self.handover_claim {
             return self.confirm(granted, now);
         }
-        self.hold(sent.claim, granted, first, now);
+        self.hold(stamp.claim, granted, first, now);
     }
 
     /// It is ours since `first`, or it would be if that were not too long ago.
@@ -456,14 +454,14 @@ impl Core {
             revision,
             is_clean,
         } = granted;
-        let until = self.terms.valid_until(first, ttl);
+        let until = self.timing.valid_until(first, ttl);
         if now >= until {
             return self.abandon(now);
         }
         let renewal = Renewal::Due(self.renewal_after(first, ttl, now));
         let opens =
-            Some(now.after(self.terms.lock_delay)).filter(|opens| !is_clean && *opens > now);
-        self.orphan = None;
+            Some(now.after(self.timing.lock_delay)).filter(|opens| !is_clean && *opens > now);
+        self.unreleased_claim = None;
         self.highest = epoch.get();
         self.counts.acquisitions += 1;
         self.own_watch.reset();
@@ -472,7 +470,7 @@ impl Core {
             self.outputs
                 .push(Output::Open(epoch, self.open_until(until)));
         }
-        self.enter(Phase::Held(Tenure {
+        self.enter(Phase::Held(HeldLease {
             claim,
             epoch,
             revision,
@@ -486,7 +484,7 @@ impl Core {
 
     /// Until when the gate is open if nothing else happens. R-31: one that serves on has no such time.
     fn open_until(&self, until: BootInstant) -> BootInstant {
-        if self.terms.keeps_serving {
+        if self.timing.keeps_serving {
             BootInstant::END
         } else {
             until
@@ -495,11 +493,11 @@ impl Core {
 
     /// the lock delay is over.
     fn open(&mut self) {
-        let Phase::Held(tenure) = &mut self.phase else {
+        let Phase::Held(held) = &mut self.phase else {
             return;
         };
-        tenure.opens = None;
-        let (epoch, until) = (tenure.epoch, tenure.until);
+        held.opens = None;
+        let (epoch, until) = (held.epoch, held.until);
         self.outputs
             .push(Output::Open(epoch, self.open_until(until)));
     }
@@ -507,15 +505,17 @@ impl Core {
     // --- getting it from a predecessor ---
 
     /// A holder handed over to us: asks for the token.
-    fn inherit(&mut self, now: BootInstant) {
-        let heir = self.heir;
-        let Phase::Seeking(quest) = &mut self.phase else {
+    fn take_over(&mut self, now: BootInstant) {
+        let handover_claim = self.handover_claim;
+        let Phase::Acquiring(acquisition) = &mut self.phase else {
             return;
         };
-        if quest.claim != heir {
+        if acquisition.claim != handover_claim {
             // What this one asked for and got no answer to can still come: but not while the key is held.
-            self.orphan = Some(quest.claim).filter(|_| quest.unknown).or(self.orphan);
-            *quest = Quest::new(heir, now);
+            self.unreleased_claim = Some(acquisition.claim)
+                .filter(|_| acquisition.unknown)
+                .or(self.unreleased_claim);
+            *acquisition = Acquisition::new(handover_claim, now);
             self.ask(now);
         }
     }
@@ -524,32 +524,32 @@ impl Core {
     fn confirm(&mut self, granted: Granted, now: BootInstant) {
         if matches!(
             &self.phase,
-            Phase::Seeking(Quest {
+            Phase::Acquiring(Acquisition {
                 step: Step::Confirming { .. },
                 ..
             })
         ) {
             return;
         }
-        let by = now.after(self.terms.attempt(granted.ttl));
+        let by = now.after(self.timing.attempt(granted.ttl));
         let number = self.next_request();
-        let Phase::Seeking(quest) = &mut self.phase else {
+        let Phase::Acquiring(acquisition) = &mut self.phase else {
             return;
         };
-        quest.step = Step::Confirming {
+        acquisition.step = Step::Confirming {
             number,
             by,
             granted,
         };
-        self.outputs.push(Output::Renew(Sent {
-            claim: quest.claim,
+        self.outputs.push(Output::Renew(RequestStamp {
+            claim: acquisition.claim,
             number,
             at: now,
         }));
     }
 
-    fn confirmed(&mut self, sent: Sent, ttl: Duration, now: BootInstant) {
-        let Phase::Seeking(Quest {
+    fn confirmed(&mut self, stamp: RequestStamp, ttl: Duration, now: BootInstant) {
+        let Phase::Acquiring(Acquisition {
             claim,
             step: Step::Confirming {
                 number, granted, ..
@@ -559,30 +559,30 @@ impl Core {
         else {
             return;
         };
-        if *claim == sent.claim && *number == sent.number {
+        if *claim == stamp.claim && *number == stamp.number {
             let granted = Granted { ttl, ..*granted };
-            self.heir = self.next_claim();
-            self.hold(sent.claim, granted, sent.at, now);
+            self.handover_claim = self.next_claim();
+            self.hold(stamp.claim, granted, stamp.at, now);
         }
     }
 
     /// Asks again for what was handed over; or begins anew, if that is lost already.
-    fn not_confirmed(&mut self, sent: Sent, fault: Fault, now: BootInstant) {
+    fn not_confirmed(&mut self, stamp: RequestStamp, fault: Fault, now: BootInstant) {
         let at = self.backoff(now);
         let fresh = self.next_claim();
-        let Phase::Seeking(quest) = &mut self.phase else {
+        let Phase::Acquiring(acquisition) = &mut self.phase else {
             return;
         };
-        if !matches!(quest.step, Step::Confirming { number, .. } if number == sent.number) {
+        if !matches!(acquisition.step, Step::Confirming { number, .. } if number == stamp.number) {
             return;
         }
         if fault == Fault::Lost {
-            *quest = Quest {
+            *acquisition = Acquisition {
                 contended: true,
-                ..Quest::new(fresh, at)
+                ..Acquisition::new(fresh, at)
             };
         } else {
-            quest.step = Step::Waiting { at };
+            acquisition.step = Step::Waiting { at };
         }
     }
 
@@ -590,43 +590,43 @@ impl Core {
     fn abandon(&mut self, now: BootInstant) {
         let claim = self.next_claim();
         let at = self.long_backoff(now);
-        let Phase::Seeking(quest) = &mut self.phase else {
+        let Phase::Acquiring(acquisition) = &mut self.phase else {
             return;
         };
-        quest.failures = quest.failures.saturating_add(1);
-        let old = std::mem::replace(&mut quest.claim, claim);
-        (quest.first, quest.unknown) = (None, false);
-        quest.step = Step::Waiting { at };
-        self.orphan = Some(old);
-        self.outputs.push(Output::Disown(old));
+        acquisition.failures = acquisition.failures.saturating_add(1);
+        let old = std::mem::replace(&mut acquisition.claim, claim);
+        (acquisition.first, acquisition.unknown) = (None, false);
+        acquisition.step = Step::Waiting { at };
+        self.unreleased_claim = Some(old);
+        self.outputs.push(Output::RevokeOwn(old));
     }
 
     fn taken(
         &mut self,
-        sent: Sent,
+        stamp: RequestStamp,
         holder: ClaimId,
         expires_in: Option<Duration>,
         now: BootInstant,
     ) {
         let fresh = self.next_claim();
         let (at_once, soon) = (self.after_vacancy(now), self.backoff(now));
-        let later = self.renewal_after(now, self.terms.ttl, now);
-        let Phase::Seeking(quest) = &mut self.phase else {
+        let later = self.renewal_after(now, self.timing.ttl, now);
+        let Phase::Acquiring(acquisition) = &mut self.phase else {
             return;
         };
-        if quest.claim != sent.claim {
+        if acquisition.claim != stamp.claim {
             return;
         }
-        if holder == self.heir {
-            return self.inherit(now);
+        if holder == self.handover_claim {
+            return self.take_over(now);
         }
-        let vacated = matches!(quest.step, Step::Asked { vacated: true, .. });
-        let ours = self.orphan == Some(holder);
+        let vacated = matches!(acquisition.step, Step::Asked { vacated: true, .. });
+        let ours = self.unreleased_claim == Some(holder);
         // What was not answered may still be carried out: then it is an orphan. Otherwise the next round is a new one.
-        self.orphan = if ours {
+        self.unreleased_claim = if ours {
             Some(holder)
         } else {
-            Some(quest.claim).filter(|_| quest.unknown)
+            Some(acquisition.claim).filter(|_| acquisition.unknown)
         };
         let at = match expires_in {
             _ if ours => soon,
@@ -634,23 +634,23 @@ impl Core {
             Some(wait) => later.min(soon.after(wait)),
             None => later,
         };
-        *quest = Quest {
+        *acquisition = Acquisition {
             contended: !ours,
-            ..Quest::new(fresh, at)
+            ..Acquisition::new(fresh, at)
         };
     }
 
-    fn unanswered(&mut self, sent: Sent, fault: Fault, now: BootInstant) {
-        let Phase::Seeking(quest) = &mut self.phase else {
+    fn unanswered(&mut self, stamp: RequestStamp, fault: Fault, now: BootInstant) {
+        let Phase::Acquiring(acquisition) = &mut self.phase else {
             return;
         };
-        if quest.claim != sent.claim {
+        if acquisition.claim != stamp.claim {
             return;
         }
         self.counts.failures.count(fault);
-        quest.unknown |= fault == Fault::Unknown;
+        acquisition.unknown |= fault == Fault::Unknown;
         // Of a request that was already given up for lost, only that matters.
-        if matches!(quest.step, Step::Asked { number, .. } if number == sent.number) {
+        if matches!(acquisition.step, Step::Asked { number, .. } if number == stamp.number) {
             self.ask_again(now);
         }
     }
@@ -658,64 +658,65 @@ impl Core {
     /// the same claim again; unless even a grant would come too late by now.
     fn ask_again(&mut self, now: BootInstant) {
         let pause = self.long_backoff(now);
-        let Phase::Seeking(quest) = &mut self.phase else {
+        let Phase::Acquiring(acquisition) = &mut self.phase else {
             return;
         };
-        quest.failures = quest.failures.saturating_add(1);
-        let first = quest.first.filter(|_| quest.unknown);
-        if first.is_some_and(|first| now >= self.terms.valid_until(first, self.terms.ttl)) {
+        acquisition.failures = acquisition.failures.saturating_add(1);
+        let first = acquisition.first.filter(|_| acquisition.unknown);
+        if first.is_some_and(|first| now >= self.timing.valid_until(first, self.timing.ttl)) {
             return self.abandon(now);
         }
-        quest.step = Step::Waiting {
-            at: if quest.failures == 1 { now } else { pause },
+        acquisition.step = Step::Waiting {
+            at: if acquisition.failures == 1 {
+                now
+            } else {
+                pause
+            },
         };
     }
 
     // --- keeping it ---
 
-    fn renewed(&mut self, sent: Sent, ttl: Duration, now: BootInstant) {
+    fn renewed(&mut self, stamp: RequestStamp, ttl: Duration, now: BootInstant) {
         if ttl.is_zero() {
             // no time left is lost, whatever the status says.
-            return self.not_renewed(sent, Fault::Lost, now);
+            return self.not_renewed(stamp, Fault::Lost, now);
         }
         // The period counts from this request; the extension too, however late the answer is.
-        let until = self.terms.valid_until(sent.at, ttl);
-        let due = self.renewal_after(sent.at, ttl, now);
-        let Some(tenure) = self
-            .tenure_mut()
-            .filter(|tenure| tenure.claim == sent.claim)
-        else {
-            return self.confirmed(sent, ttl, now);
+        let until = self.timing.valid_until(stamp.at, ttl);
+        let due = self.renewal_after(stamp.at, ttl, now);
+        let Some(held) = self.held_mut().filter(|held| held.claim == stamp.claim) else {
+            return self.confirmed(stamp, ttl, now);
         };
-        let extends = until > tenure.until;
+        let extends = until > held.until;
         let awaited =
-            matches!(tenure.renewal, Renewal::Asked { number, .. } if number == sent.number);
+            matches!(held.renewal, Renewal::Asked { number, .. } if number == stamp.number);
         if !extends && !awaited {
             return;
         }
-        let left = tenure.until.since(now);
-        let is_open = tenure.opens.is_none();
-        tenure.failures = 0;
-        if awaited || matches!(tenure.renewal, Renewal::Due(_)) {
-            tenure.renewal = Renewal::Due(due);
-            tenure.ttl = ttl;
+        let left = held.until.since(now);
+        let is_open = held.opens.is_none();
+        held.failures = 0;
+        if awaited || matches!(held.renewal, Renewal::Due(_)) {
+            held.renewal = Renewal::Due(due);
+            held.ttl = ttl;
         }
         if extends {
-            tenure.until = until;
+            held.until = until;
         }
-        self.counts.renewed(left, now.since(sent.at));
-        if extends && is_open && !self.terms.keeps_serving {
+        self.counts.renewed(left, now.since(stamp.at));
+        if extends && is_open && !self.timing.keeps_serving {
             self.outputs.push(Output::Extend(until));
         }
     }
 
     /// nothing but an explicit success extends, and nothing but an explicit loss shortens.
-    fn not_renewed(&mut self, sent: Sent, fault: Fault, now: BootInstant) {
-        let Some(tenure) = self.tenure().filter(|tenure| tenure.claim == sent.claim) else {
-            return self.not_confirmed(sent, fault, now);
+    fn not_renewed(&mut self, stamp: RequestStamp, fault: Fault, now: BootInstant) {
+        let Some(held) = self.held().filter(|held| held.claim == stamp.claim) else {
+            return self.not_confirmed(stamp, fault, now);
         };
         let awaited =
-            matches!(tenure.renewal, Renewal::Asked { number, .. } if number == sent.number);
+            matches!(held.renewal, Renewal::Asked { number, .. } if number == stamp.number);
         self.counts.failures.count(fault);
         if fault == Fault::Lost {
             self.fence(Lost::Gone, now);
@@ -727,48 +728,49 @@ impl Core {
     /// at once the first time, then with a pause, until it is over. R-13: that is jeopardy. R-31: who serves on after
     /// that asks ever more rarely.
     fn renew_again(&mut self, now: BootInstant) {
-        let is_over = self.tenure().is_some_and(|tenure| now >= tenure.until);
+        let is_over = self.held().is_some_and(|held| now >= held.until);
         let pause = if is_over {
             self.long_backoff(now)
         } else {
             self.backoff(now)
         };
-        let Some(tenure) = self.tenure_mut() else {
+        let Some(held) = self.held_mut() else {
             return;
         };
-        tenure.failures = tenure.failures.saturating_add(1);
-        tenure.renewal = Renewal::Due(if tenure.failures == 1 { now } else { pause });
+        held.failures = held.failures.saturating_add(1);
+        held.renewal = Renewal::Due(if held.failures == 1 { now } else { pause });
     }
 
     fn renew(&mut self, now: BootInstant) {
         let number = self.next_request();
-        let Some(ttl) = self.tenure().map(|tenure| tenure.ttl) else {
+        let Some(ttl) = self.held().map(|held| held.ttl) else {
             return;
         };
-        let by = now.after(self.terms.attempt(ttl));
-        let Some(tenure) = self.tenure_mut() else {
+        let by = now.after(self.timing.attempt(ttl));
+        let Some(held) = self.held_mut() else {
             return;
         };
-        tenure.renewal = Renewal::Asked { number, by };
-        let sent = Sent {
-            claim: tenure.claim,
+        held.renewal = Renewal::Asked { number, by };
+        let stamp = RequestStamp {
+            claim: held.claim,
             number,
             at: now,
         };
-        self.outputs.push(Output::Renew(sent));
+        self.outputs.push(Output::Renew(stamp));
     }
 
     // --- losing it, giving it back ---
 
     /// the gate closes before anything else, and this epoch never opens again.
     fn fence(&mut self, cause: Lost, now: BootInstant) {
-        let again = (self.terms.reacquire && !self.stepping_down).then(|| self.backoff(now));
-        let Some((epoch, claim)) = self.tenure().map(|tenure| (tenure.epoch, tenure.claim)) else {
+        let again = (self.timing.reacquire && !self.stepping_down).then(|| self.backoff(now));
+        let Some((epoch, claim)) = self.held().map(|held| (held.epoch, held.claim)) else {
             return;
         };
         self.counts.losses.count(cause);
         // A rewound store may have our record still, or again.
-        self.orphan = Some(claim).filter(|_| matches!(cause, Lost::Expired | Lost::Rewound));
+        self.unreleased_claim =
+            Some(claim).filter(|_| matches!(cause, Lost::Expired | Lost::Rewound));
         self.outputs.push(Output::Close);
         self.enter(Phase::Fenced {
             epoch,
@@ -780,22 +782,30 @@ impl Core {
     /// closes to new ones, waits for those inside, and only then gives it back.
     fn step_down(&mut self, hands_over: bool, now: BootInstant) {
         self.stepping_down = true;
-        let by = now.after(self.terms.drain_within);
+        let by = now.after(self.timing.drain_within);
         match std::mem::replace(&mut self.phase, Phase::Released) {
             // It never opened, so nobody is inside; but the epoch before it may be at work still.
-            Phase::Held(tenure) if tenure.opens.is_some() => self.disown(Some(tenure.claim), now),
-            Phase::Held(tenure) => {
+            Phase::Held(held) if held.opens.is_some() => self.revoke_own(Some(held.claim), now),
+            Phase::Held(held) => {
                 self.hands_over = hands_over;
                 self.outputs.push(Output::Drain);
-                self.enter(Phase::Closing(tenure, by));
+                self.enter(Phase::Closing(held, by));
             }
-            Phase::Seeking(quest) => {
-                let asked = quest.unknown
-                    || !matches!(quest.step, Step::Waiting { .. } | Step::Clearing { .. });
-                self.disown(Some(quest.claim).filter(|_| asked).or(self.orphan), now);
+            Phase::Acquiring(acquisition) => {
+                let asked = acquisition.unknown
+                    || !matches!(
+                        acquisition.step,
+                        Step::Waiting { .. } | Step::Clearing { .. }
+                    );
+                self.revoke_own(
+                    Some(acquisition.claim)
+                        .filter(|_| asked)
+                        .or(self.unreleased_claim),
+                    now,
+                );
             }
-            Phase::Fenced { again: Some(_), .. } => self.disown(self.orphan, now),
-            Phase::Idle => self.disown(None, now),
+            Phase::Fenced { again: Some(_), .. } => self.revoke_own(self.unreleased_claim, now),
+            Phase::Idle => self.revoke_own(None, now),
             same => self.phase = same,
         }
     }
@@ -803,13 +813,13 @@ impl Core {
     /// Nobody is inside: a clean end.
     fn drained(&mut self, now: BootInstant) {
         let claim = match &self.phase {
-            Phase::Closing(tenure, _) => tenure.claim,
-            Phase::Emptying(claim, _) => *claim,
+            Phase::Closing(held, _) => held.claim,
+            Phase::Cancelling(claim, _) => *claim,
             _ => return,
         };
         self.outputs.push(Output::Close);
         self.outputs.push(Output::Forget);
-        let by = now.after(self.terms.attempt(self.terms.ttl));
+        let by = now.after(self.timing.attempt(self.timing.ttl));
         if self.hands_over {
             self.outputs.push(Output::Transfer(claim));
             self.enter(Phase::HandingOver(claim, by));
@@ -819,29 +829,29 @@ impl Core {
     }
 
     /// those who are still inside are cancelled, and get a moment to notice.
-    fn empty(&mut self, now: BootInstant) {
+    fn cancel_requests(&mut self, now: BootInstant) {
         let Some(claim) = self.held_claim() else {
             return;
         };
-        let by = now.after(self.terms.attempt(self.terms.ttl));
+        let by = now.after(self.timing.attempt(self.timing.ttl));
         self.outputs.push(Output::Close);
-        self.enter(Phase::Emptying(claim, by));
+        self.enter(Phase::Cancelling(claim, by));
     }
 
     fn release(&mut self, claim: ClaimId, now: BootInstant) {
         self.outputs.push(Output::Release(claim));
-        let by = now.after(self.terms.attempt(self.terms.ttl));
+        let by = now.after(self.timing.attempt(self.timing.ttl));
         self.enter(Phase::Releasing(claim, by));
     }
 
     /// Leaves, with what this claim may hold; no clean end.
-    fn disown(&mut self, claim: Option<ClaimId>, now: BootInstant) {
+    fn revoke_own(&mut self, claim: Option<ClaimId>, now: BootInstant) {
         self.outputs.push(Output::Forget);
         let Some(claim) = claim else {
             return self.enter(Phase::Released);
         };
-        self.outputs.push(Output::Disown(claim));
-        let by = now.after(self.terms.attempt(self.terms.ttl));
+        self.outputs.push(Output::RevokeOwn(claim));
+        let by = now.after(self.timing.attempt(self.timing.ttl));
         self.enter(Phase::Releasing(claim, by));
     }
 
@@ -858,13 +868,13 @@ impl Core {
     }
 
     fn released(&mut self, claim: ClaimId, certain: bool, now: BootInstant) {
-        if certain && self.orphan == Some(claim) {
-            self.orphan = None;
+        if certain && self.unreleased_claim == Some(claim) {
+            self.unreleased_claim = None;
         }
         match &self.phase {
             // an unknown result is "released" here; the TTL cleans up there.
             Phase::Releasing(which, _) if *which == claim => self.enter(Phase::Released),
-            Phase::Seeking(Quest {
+            Phase::Acquiring(Acquisition {
                 step: Step::Clearing { .. },
                 ..
             }) => self.ask(now),
@@ -874,14 +884,14 @@ impl Core {
 
     // --- watching it ---
 
-    fn watched(&mut self, seen: Seen, now: BootInstant) {
-        if let Seen::Broken = seen {
+    fn watched(&mut self, report: WatchReport, now: BootInstant) {
+        if let WatchReport::Broken = report {
             return self.watch_broke(now);
         }
-        match seen {
-            _ if self.tenure().is_some() => self.watched_own(seen, now),
-            Seen::Held(claim, _) if claim == self.heir => self.inherit(now),
-            Seen::Vacant(_) => self.hurry(now),
+        match report {
+            _ if self.held().is_some() => self.watched_own(report, now),
+            WatchReport::Held(claim, _) if claim == self.handover_claim => self.take_over(now),
+            WatchReport::Vacant(_) => self.on_vacancy(now),
             _ => {}
         }
     }
@@ -890,18 +900,20 @@ impl Core {
     ///
     /// The watch was opened for this epoch, from the grant's revision on. So a report from before that is no old news: the
     /// store does not know of the grant any more.
-    fn watched_own(&mut self, seen: Seen, now: BootInstant) {
-        let Some(tenure) = self.tenure() else { return };
-        let cause = match seen {
-            Seen::Broken => return,
-            Seen::Vacant(revision) | Seen::Held(_, revision) if revision < tenure.revision => {
+    fn watched_own(&mut self, report: WatchReport, now: BootInstant) {
+        let Some(held) = self.held() else { return };
+        let cause = match report {
+            WatchReport::Broken => return,
+            WatchReport::Vacant(revision) | WatchReport::Held(_, revision)
+                if revision < held.revision =>
+            {
                 Lost::Rewound
             }
-            Seen::Vacant(_) => Lost::Gone,
-            Seen::Held(claim, _) if claim != tenure.claim => Lost::Replaced,
-            Seen::Held(..) => {
-                if let OwnWatch::Open { ailing } = &mut self.own_watch {
-                    *ailing = false;
+            WatchReport::Vacant(_) => Lost::Gone,
+            WatchReport::Held(claim, _) if claim != held.claim => Lost::Replaced,
+            WatchReport::Held(..) => {
+                if let OwnWatch::Open { unconfirmed } = &mut self.own_watch {
+                    *unconfirmed = false;
                 }
                 return;
             }
@@ -911,15 +923,15 @@ impl Core {
 
     /// contenders come after a vacancy, but not all at once. One that has just asked may be told of the time before
     /// it: the two come by different ways.
-    fn hurry(&mut self, now: BootInstant) {
+    fn on_vacancy(&mut self, now: BootInstant) {
         let soon = self.after_vacancy(now);
         match &mut self.phase {
-            Phase::Seeking(Quest {
+            Phase::Acquiring(Acquisition {
                 contended: true,
                 step: Step::Waiting { at },
                 ..
             }) => *at = soon.min(*at),
-            Phase::Seeking(Quest {
+            Phase::Acquiring(Acquisition {
                 step: Step::Asked { vacated, .. },
                 ..
             }) => *vacated = true,
@@ -941,10 +953,12 @@ impl Core {
     }
 
     /// Opens the watch when it is wanted, and closes it when it is not.
-    fn tend_watch(&mut self, now: BootInstant) {
+    fn update_watch(&mut self, now: BootInstant) {
         let wanted = match &self.phase {
-            Phase::Seeking(quest) => Some(Revision::START).filter(|_| quest.contended),
-            Phase::Held(tenure) | Phase::Closing(tenure, _) => Some(tenure.revision),
+            Phase::Acquiring(acquisition) => {
+                Some(Revision::START).filter(|_| acquisition.contended)
+            }
+            Phase::Held(held) | Phase::Closing(held, _) => Some(held.revision),
             _ => None,
         };
         match (wanted, &self.own_watch) {
@@ -960,8 +974,8 @@ impl Core {
         }
     }
 
-    fn open_watch(&mut self, from: Revision, ailing: bool) {
-        self.own_watch = OwnWatch::Open { ailing };
+    fn open_watch(&mut self, from: Revision, unconfirmed: bool) {
+        self.own_watch = OwnWatch::Open { unconfirmed };
         self.outputs.push(Output::Watch(from));
     }
 
@@ -970,16 +984,18 @@ impl Core {
     /// Does what is due.
     fn tick(&mut self, now: BootInstant) {
         match &self.phase {
-            Phase::Seeking(quest) if now >= quest.step.at() => self.quest_due(now),
-            Phase::Closing(_, by) if now >= *by => self.empty(now),
+            Phase::Acquiring(acquisition) if now >= acquisition.step.at() => {
+                self.acquisition_due(now)
+            }
+            Phase::Closing(_, by) if now >= *by => self.cancel_requests(now),
             // Someone is inside still, and may be at work: no clean end.
-            Phase::Emptying(claim, by) if now >= *by => self.disown(Some(*claim), now),
+            Phase::Cancelling(claim, by) if now >= *by => self.revoke_own(Some(*claim), now),
             Phase::HandingOver(claim, by) if now >= *by => self.release(*claim, now),
-            Phase::Held(tenure) if tenure.opens.is_some_and(|opens| now >= opens) => {
+            Phase::Held(held) if held.opens.is_some_and(|opens| now >= opens) => {
                 self.open();
                 self.tick(now);
             }
-            Phase::Held(tenure) | Phase::Closing(tenure, _) => match tenure.renewal {
+            Phase::Held(held) | Phase::Closing(held, _) => match held.renewal {
                 Renewal::Due(at) if now >= at => self.renew(now),
                 Renewal::Asked { by, .. } if now >= by => {
                     self.counts.failures.timed_out += 1;
@@ -991,21 +1007,21 @@ impl Core {
             Phase::Releasing(_, by) if now >= *by => self.enter(Phase::Released),
             Phase::Fenced {
                 again: Some(again), ..
-            } if now >= *again => self.seek(now),
+            } if now >= *again => self.start_acquisition(now),
             _ => {}
         }
     }
 
-    fn quest_due(&mut self, now: BootInstant) {
-        let Phase::Seeking(quest) = &mut self.phase else {
+    fn acquisition_due(&mut self, now: BootInstant) {
+        let Phase::Acquiring(acquisition) = &mut self.phase else {
             return;
         };
-        match quest.step {
+        match acquisition.step {
             Step::Waiting { .. } => self.try_now(now),
             Step::Clearing { .. } | Step::Confirming { .. } => self.ask(now),
             Step::Asked { .. } => {
                 self.counts.failures.timed_out += 1;
-                quest.unknown = true;
+                acquisition.unknown = true;
                 self.ask_again(now);
                 if self.next_attempt().is_some_and(|at| now >= at) {
                     self.try_now(now);
@@ -1016,17 +1032,22 @@ impl Core {
 
     fn renew_if_due(&mut self, now: BootInstant) {
         if self
-            .tenure()
-            .is_some_and(|tenure| matches!(tenure.renewal, Renewal::Due(at) if now >= at))
+            .held()
+            .is_some_and(|held| matches!(held.renewal, Renewal::Due(at) if now >= at))
         {
             self.renew(now);
         }
     }
 
     /// the period counts from the sending, with jitter only to the early side.
-    fn renewal_after(&mut self, sent: BootInstant, ttl: Duration, now: BootInstant) -> BootInstant {
-        let period = self.terms.renew_every(ttl).max(self.terms.least_period());
-        let due = sent.after(period.mul_f64(0.8 + 0.2 * self.rng.f64()));
+    fn renewal_after(
+        &mut self,
+        stamp: BootInstant,
+        ttl: Duration,
+        now: BootInstant,
+    ) -> BootInstant {
+        let period = self.timing.renew_every(ttl).max(self.timing.least_period());
+        let due = stamp.after(period.mul_f64(0.8 + 0.2 * self.rng.f64()));
         due.max(now)
     }
 
@@ -1038,12 +1059,12 @@ impl Core {
     /// not run over.
     fn long_backoff(&mut self, now: BootInstant) -> BootInstant {
         let failures = match &self.phase {
-            Phase::Seeking(quest) => quest.failures,
-            _ => self.tenure().map_or(0, |tenure| tenure.failures),
+            Phase::Acquiring(acquisition) => acquisition.failures,
+            _ => self.held().map_or(0, |held| held.failures),
         };
         let longest = self
-            .terms
-            .renew_every(self.terms.ttl)
+            .timing
+            .renew_every(self.timing.ttl)
             .max(Duration::from_millis(*BACKOFF_MS.end()));
         let pause = Duration::from_millis(self.rng.u64(BACKOFF_MS))
             * (1 << failures.saturating_sub(1).min(6));
@@ -1052,35 +1073,33 @@ impl Core {
 
     // --- bookkeeping ---
 
-    fn tenure(&self) -> Option<&Tenure> {
+    fn held(&self) -> Option<&HeldLease> {
         match &self.phase {
-            Phase::Held(tenure) | Phase::Closing(tenure, _) => Some(tenure),
+            Phase::Held(held) | Phase::Closing(held, _) => Some(held),
             _ => None,
         }
     }
 
-    fn tenure_mut(&mut self) -> Option<&mut Tenure> {
+    fn held_mut(&mut self) -> Option<&mut HeldLease> {
         match &mut self.phase {
-            Phase::Held(tenure) | Phase::Closing(tenure, _) => Some(tenure),
+            Phase::Held(held) | Phase::Closing(held, _) => Some(held),
             _ => None,
         }
     }
 
     /// When something is due for a lease that is held.
-    fn next_of(&self, tenure: &Tenure) -> BootInstant {
-        let (Renewal::Due(renewal) | Renewal::Asked { by: renewal, .. }) = tenure.renewal;
-        let end = if self.terms.keeps_serving {
+    fn next_of(&self, held: &HeldLease) -> BootInstant {
+        let (Renewal::Due(renewal) | Renewal::Asked { by: renewal, .. }) = held.renewal;
+        let end = if self.timing.keeps_serving {
             BootInstant::END
         } else {
-            tenure.until
+            held.until
         };
-        renewal
-            .min(end)
-            .min(tenure.opens.unwrap_or(BootInstant::END))
+        renewal.min(end).min(held.opens.unwrap_or(BootInstant::END))
     }
 
     fn held_claim(&self) -> Option<ClaimId> {
-        self.tenure().map(|tenure| tenure.claim)
+        self.held().map(|held| held.claim)
     }
 
     fn next_claim(&mut self) -> ClaimId {
@@ -1094,9 +1113,9 @@ impl Core {
     }
 }
 
-// === impl Quest, Step, OwnWatch ===
+// === impl Acquisition, Step, OwnWatch ===
 
-impl Quest {
+impl Acquisition {
     const fn new(claim: ClaimId, at: BootInstant) -> Self {
         Self {
             claim,
@@ -1120,8 +1139,8 @@ impl Step {
 }
 
 impl OwnWatch {
-    const fn is_ailing(&self) -> bool {
-        matches!(self, Self::Broken { .. } | Self::Open { ailing: true })
+    const fn is_unconfirmed(&self) -> bool {
+        matches!(self, Self::Broken { .. } | Self::Open { unconfirmed: true })
     }
 
     fn reset(&mut self) {

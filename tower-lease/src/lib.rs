@@ -59,7 +59,7 @@
 //!
 //! The keeper gone for good is `Err` from a gate's `poll_ready`; nothing else ever is. Every layer works for any request
 //! type, a connection too; [`.http()`](LeaseLayer::http), implied by `respond`, adds what HTTP can carry. After an
-//! upgrade (101) the connection is out of sight: hold a [`Ticket`] for it.
+//! upgrade (101) the connection is out of sight: hold a [`LeaseGuard`] for it.
 //!
 //! "Lost while it runs" is [`InFlight::Cancel`], the default. With [`InFlight::Finish`] and [`InFlight::FinishWithin`] the
 //! work goes on for a while, for effects that carry the token; its answer is withheld all the same. Work that has not begun
@@ -125,7 +125,7 @@
 //!
 //! # Errors
 //!
-//! [`NotHeld`], [`LeaseLost`] and [`WrongInstance`] refuse requests, [`fence::NotCurrent`] does at a resource; [`Refusal::find`](tower_outcome::Refusal::find)
+//! [`NotHeld`], [`LeaseLost`] and [`WrongInstance`] refuse requests, [`fence::StaleToken`] does at a resource; [`Refusal::find`](tower_outcome::Refusal::find)
 //! finds each in any error chain. [`BuildError`] says that durations do not fit together.
 //!
 //! # Panics
@@ -140,11 +140,9 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod alarm;
 mod body;
 mod builder;
-pub mod carry;
-mod cell;
+mod change_or_deadline;
 mod clock;
 mod counters;
 mod document;
@@ -156,10 +154,12 @@ mod handle;
 mod keeper;
 mod layer;
 mod lease;
+mod lease_cell;
 #[cfg(feature = "tower")]
 mod load;
 mod memory;
 mod propagate;
+pub mod protocol;
 mod readiness;
 mod record;
 #[cfg(all(test, not(loom)))]
@@ -171,27 +171,27 @@ mod snapshot;
 mod state;
 mod store;
 mod sync;
-mod terms;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod timing;
 mod token;
 
 pub use self::{
     body::LeaseBody,
     builder::{LeaseBuilder, OnStoreOutage},
-    carry::TokenIn,
     clock::{BootClock, BootInstant, Clock, TokioClock},
     counters::RequestCounts,
     document::{Document, Swap, Swapped},
     error::{BuildError, LeaseLost, NotHeld, WrongInstance},
     future::{GateFuture, ResponseFuture},
-    handle::{Lease, NotHandedOver, Ticket},
+    handle::{Lease, LeaseGuard, NotHandedOver},
     keeper::Keeper,
     layer::{InFlight, LeaseGateLayer, LeaseLayer},
     memory::{MemoryStore, MemoryWatch},
-    propagate::{Propagate, PropagateFuture, PropagateLayer},
+    propagate::{PropagateFuture, PropagateLayer, PropagateService},
+    protocol::TokenIn,
     record::{Claim, ClaimId, Grant, Holder, Listing, PayloadTooLong, Record, Revision},
-    service::{LeaseGate, Leased},
+    service::{LeaseGate, LeaseService},
     snapshot::{Failures, Histogram, Losses, Snapshot},
     state::{Lost, State},
     store::{Acquired, Capabilities, Fault, LeaseStore, StoreError, Watch, WatchEvent},

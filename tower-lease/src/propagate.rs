@@ -14,7 +14,7 @@ use tower_service::Service;
 use crate::{BootClock, Clock, FencingToken, Lease, LeaseLost};
 
 /// Puts the token of the lease under which we act onto the requests that we send: for clients of a resource that
-/// checks tokens. Makes [`Propagate`] services.
+/// checks tokens. Makes [`PropagateService`] services.
 ///
 /// The token is the `x-lease-token` header, in gRPC the metadata of that name. It is the one in the request's own
 /// extensions, where the handler puts the [`FencingToken`] it was called with; without that, the lease's current one.
@@ -29,12 +29,12 @@ pub struct PropagateLayer<C = BootClock> {
 }
 
 /// A client whose requests carry our token. Made by [`PropagateLayer`].
-pub struct Propagate<S, C = BootClock> {
+pub struct PropagateService<S, C = BootClock> {
     inner: S,
     lease: Lease<C>,
 }
 
-/// The future of a [`Propagate`] service.
+/// The future of a [`PropagateService`] service.
 #[pin_project]
 pub struct PropagateFuture<F>(#[pin] Step<F>);
 
@@ -57,10 +57,10 @@ impl<C: Clock> PropagateLayer<C> {
 }
 
 impl<S, C: Clock> Layer<S> for PropagateLayer<C> {
-    type Service = Propagate<S, C>;
+    type Service = PropagateService<S, C>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Propagate {
+        PropagateService {
             inner,
             lease: self.lease.clone(),
         }
@@ -83,9 +83,9 @@ impl<C: Clock> fmt::Debug for PropagateLayer<C> {
     }
 }
 
-// === impl Propagate ===
+// === impl PropagateService ===
 
-impl<S, C: Clock> Propagate<S, C> {
+impl<S, C: Clock> PropagateService<S, C> {
     /// The inner service.
     pub const fn get_ref(&self) -> &S {
         &self.inner
@@ -105,7 +105,7 @@ impl<S, C: Clock> Propagate<S, C> {
     }
 }
 
-impl<S, C, B> Service<Request<B>> for Propagate<S, C>
+impl<S, C, B> Service<Request<B>> for PropagateService<S, C>
 where
     S: Service<Request<B>>,
     S::Error: Into<BoxError>,
@@ -132,7 +132,7 @@ where
     }
 }
 
-impl<S: Clone, C> Clone for Propagate<S, C> {
+impl<S: Clone, C> Clone for PropagateService<S, C> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
@@ -141,9 +141,9 @@ impl<S: Clone, C> Clone for Propagate<S, C> {
     }
 }
 
-impl<S: fmt::Debug, C: Clock> fmt::Debug for Propagate<S, C> {
+impl<S: fmt::Debug, C: Clock> fmt::Debug for PropagateService<S, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Propagate")
+        f.debug_struct("PropagateService")
             .field("inner", &self.inner)
             .field("lease", &self.lease)
             .finish()

@@ -10,7 +10,7 @@ use tower_outcome::{
     readiness::{Readiness, Ready},
 };
 
-use crate::{BootInstant, Clock, Lease, NotHeld, alarm::Alarm};
+use crate::{BootInstant, Clock, Lease, NotHeld, change_or_deadline::ChangeOrDeadline};
 
 /// The state that [`Lease::readiness`] depends on.
 struct Held<C>(Lease<C>);
@@ -47,10 +47,10 @@ impl<C: Clock> Ready for Held<C> {
                 Some(_) => &shared.lost,
                 None => &shared.opened,
             };
-            let mut alarm = pin!(Alarm::default());
+            let mut wake = pin!(ChangeOrDeadline::default());
             // An extension only moves the end: the timer of the old one finds the new one.
             poll_fn(|cx| {
-                alarm.as_mut().poll(cx, &shared.clock, notify, || {
+                wake.as_mut().poll(cx, &shared.clock, notify, || {
                     let (epoch, until) = state.open().unzip();
                     (epoch == before).then_some(until)
                 })

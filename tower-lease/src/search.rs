@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use crate::{
     Acquired, BootInstant, Claim, ClaimId, Fault, Holder, LeaseKey, Lost, State,
-    lease::{Core, Granted, Input, Output, Reply, Seen, Sent},
+    lease::{Core, Granted, Input, Output, Reply, RequestStamp, WatchReport},
     memory::Table,
-    terms::Terms,
+    timing::Timing,
 };
 
 #[derive(Clone)]
@@ -56,15 +56,15 @@ enum Message {
     ToStore(usize, u32, Request),
     ToNode(usize, u32, Input),
     /// What a watch reports is gone with the watch.
-    Event(usize, u32, Seen),
+    Event(usize, u32, WatchReport),
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Request {
-    Acquire(Sent),
-    Renew(Sent),
+    Acquire(RequestStamp),
+    Renew(RequestStamp),
     Release(ClaimId),
-    Disown(ClaimId),
+    RevokeOwn(ClaimId),
     Transfer(ClaimId, ClaimId),
 }
 
@@ -149,23 +149,23 @@ impl World {
     }
 
     fn node(&self, at: usize, run: u32) -> Node {
-        let careless = Terms {
+        let careless = Timing {
             drift_ppm: 0,
             guard: Some(Duration::ZERO),
-            ..Terms::default()
+            ..Timing::default()
         };
-        let terms = if self.margin {
-            Terms::default()
+        let timing = if self.margin {
+            Timing::default()
         } else {
             careless
         };
         let id = ClaimId::from_u128(((at as u128 + 1) << 96) | (u128::from(run) << 80));
         let seed = (at as u64) << 32 | u64::from(run);
         let core = Core::new(
-            Terms {
+            Timing {
                 ttl: TTL,
                 reacquire: true,
-                ..terms
+                ..timing
             },
             id,
             true,
@@ -190,8 +190,8 @@ impl World {
     }
 
     /// Goes on until `HORIZON`, and branches wherever a fault may happen.
-    fn explore(mut self, faults: u32, seen: &mut Found) {
-        while seen.broken.is_none() {
+    fn explore(mut self, faults: u32, report: &mut Found) {
+        while report.broken.is_none() {
             if self.messages.is_empty() {
                 if !self.pass_time() {
                     break;
@@ -203,16 +203,16 @@ impl World {
                         .filter(|mishap| self.may_suffer(*mishap))
                     {
                         let mut other = self.clone();
-                        other.suffer(mishap, seen);
-                        other.explore(faults - 1, seen);
+                        other.suffer(mishap, report);
+                        other.explore(faults - 1, report);
                     }
                 }
                 let message = self.messages.remove(0);
-                self.deliver(message, seen);
+                self.deliver(message, report);
             }
-            self.check(seen);
+            self.check(report);
         }
-        seen.histories += 1;
+        report.histories += 1;
     }
 
     /// Whether that makes a difference now.
@@ -226,12 +226,12 @@ impl World {
         }
     }
 
-    fn suffer(&mut self, mishap: Mishap, seen: &mut Found) {
+    fn suffer(&mut self, mishap: Mishap, report: &mut Found) {
         let message = self.messages.remove(0);
         let at = message.node();
         match mishap {
             Mishap::Unknown => {
-                self.deliver(message, seen);
+                self.deliver(message, report);
                 if let Some(Message::ToNode(_, _, input)) = self.messages.last_mut() {
                     input.forget();
                 }
@@ -239,7 +239,8 @@ impl World {
             }
             Mishap::WatchBreaks => {
                 if let Some(watch) = self.nodes[at].watch {
-                    self.messages.push(Message::Event(at, watch, Seen::Broken));
+                    self.messages
+                        .push(Message::Event(at, watch, WatchReport::Broken));
                 }
             }
             Mishap::Stop => self.nodes[at].stopped = self.now + CUT,
@@ -304,7 +305,7 @@ impl World {
         Some(when.max(node.stopped))
     }
 
-    fn deliver(&mut self, message: Message, seen: &mut Found) {
+    fn deliver(&mut self, message: Message, report: &mut Found) {
         match message {
             Message::ToNode(at, ..) | Message::Event(at, ..) if self.now < self.nodes[at].cut.1 => {
             }
@@ -316,12 +317,12 @@ impl World {
                 self.hold_until(self.nodes[at].stopped, message);
             }
             Message::ToNode(at, run, input) if self.nodes[at].run == run => self.feed(at, input),
-            Message::Event(at, watch, seen) if self.nodes[at].watch == Some(watch) => {
-                self.feed(at, Input::Watched(seen));
+            Message::Event(at, watch, report) if self.nodes[at].watch == Some(watch) => {
+                self.feed(at, Input::Watched(report));
             }
             Message::ToNode(..) | Message::Event(..) => {}
             Message::ToStore(at, run, request) => {
-                let input = self.serve(request, seen);
+                let input = self.serve(request, report);
                 self.messages.push(Message::ToNode(at, run, input));
             }
         }
@@ -336,20 +337,22 @@ impl World {
 
     fn act(&mut self, at: usize, output: Output) {
         let run = self.nodes[at].run;
-        let heir = self.nodes[(at + 1) % self.nodes.len()].core.heir();
+        let handover_claim = self.nodes[(at + 1) % self.nodes.len()]
+            .core
+            .handover_claim();
         let mut send = |request| self.messages.push(Message::ToStore(at, run, request));
         match output {
-            Output::Acquire(sent) => send(Request::Acquire(sent)),
-            Output::Renew(sent) => send(Request::Renew(sent)),
+            Output::Acquire(stamp) => send(Request::Acquire(stamp)),
+            Output::Renew(stamp) => send(Request::Renew(stamp)),
             Output::Release(claim) => send(Request::Release(claim)),
-            Output::Disown(claim) => send(Request::Disown(claim)),
-            Output::Transfer(claim) => send(Request::Transfer(claim, heir)),
+            Output::RevokeOwn(claim) => send(Request::RevokeOwn(claim)),
+            Output::Transfer(claim) => send(Request::Transfer(claim, handover_claim)),
             // Those inside leave at once; or late, if that is the fault.
             Output::Drain => self.messages.push(Message::ToNode(at, run, Input::Drained)),
             Output::Watch(_) => {
                 self.serial += 1;
                 self.nodes[at].watch = Some(self.serial);
-                self.tell(at);
+                self.publish(at);
             }
             Output::Unwatch => self.nodes[at].watch = None,
             Output::Open(epoch, until) => {
@@ -369,7 +372,7 @@ impl World {
                 gate.1 = until;
             }
             Output::Close => self.nodes[at].gate = None,
-            Output::Distrust { .. }
+            Output::NonMonotonicToken { .. }
             | Output::Publish(State::Fenced {
                 cause: Lost::Rewound,
                 ..
@@ -378,28 +381,28 @@ impl World {
         }
     }
 
-    fn serve(&mut self, request: Request, seen: &mut Found) -> Input {
+    fn serve(&mut self, request: Request, report: &mut Found) -> Input {
         match request {
-            Request::Acquire(sent) => {
+            Request::Acquire(stamp) => {
                 let before = self.table.revision();
-                let acquired = self.changing(|table, now| table.acquire(&claim(sent.claim), now));
+                let acquired = self.changing(|table, now| table.acquire(&claim(stamp.claim), now));
                 let is_new = self.table.revision() > before;
                 Input::Acquired(
-                    sent,
+                    stamp,
                     acquired
-                        .map(|acquired| self.reply(acquired, is_new, seen))
+                        .map(|acquired| self.reply(acquired, is_new, report))
                         .map_err(|_| Fault::Refused),
                 )
             }
-            Request::Renew(sent) => {
-                let renewed = self.changing(|table, now| table.renew(&claim(sent.claim), now));
-                Input::Renewed(sent, renewed.map_err(|error| error.fault()))
+            Request::Renew(stamp) => {
+                let renewed = self.changing(|table, now| table.renew(&claim(stamp.claim), now));
+                Input::Renewed(stamp, renewed.map_err(|error| error.fault()))
             }
             Request::Release(id) => {
                 self.changing(|table, now| table.release(&claim(id), now));
                 Input::Released(id, true)
             }
-            Request::Disown(id) => {
+            Request::RevokeOwn(id) => {
                 let found = self.changing(|table, now| table.inspect(&key(), now));
                 if let Some(record) = found.filter(|record| record.claim() == id) {
                     _ = self.changing(|table, now| table.revoke(&key(), Some(record.token()), now));
@@ -413,7 +416,7 @@ impl World {
                 let done = transferred.is_ok();
                 if let Ok(grant) = transferred {
                     let is_new = self.table.revision() > before;
-                    self.reply(Acquired::Granted(grant), is_new, seen);
+                    self.reply(Acquired::Granted(grant), is_new, report);
                 }
                 Input::Transferred(from, done)
             }
@@ -421,7 +424,7 @@ impl World {
     }
 
     /// I4, at the store.
-    fn reply(&mut self, acquired: Acquired, is_new: bool, seen: &mut Found) -> Reply {
+    fn reply(&mut self, acquired: Acquired, is_new: bool, report: &mut Found) -> Reply {
         match acquired {
             Acquired::Held(record) => Reply::Held {
                 claim: record.claim(),
@@ -430,9 +433,9 @@ impl World {
             Acquired::Granted(grant) => {
                 let epoch: NonZeroU64 = grant.token().epoch();
                 if is_new {
-                    seen.epochs += 1;
+                    report.epochs += 1;
                     if epoch.get() <= self.highest {
-                        seen.broken = Some(format!("I4: {epoch} after {}", self.highest));
+                        report.broken = Some(format!("I4: {epoch} after {}", self.highest));
                     }
                     self.highest = epoch.get();
                 }
@@ -453,35 +456,35 @@ impl World {
         let now = self.start + Duration::from_nanos(self.now);
         let result = act(&mut self.table, now);
         if self.table.revision() != before {
-            (0..self.nodes.len()).for_each(|at| self.tell(at));
+            (0..self.nodes.len()).for_each(|at| self.publish(at));
         }
         result
     }
 
-    fn tell(&mut self, at: usize) {
+    fn publish(&mut self, at: usize) {
         if let Some(watch) = self.nodes[at].watch {
             let now = self.start + Duration::from_nanos(self.now);
             let (record, revision) = (self.table.inspect(&key(), now), self.table.revision());
-            let seen = record.map_or(Seen::Vacant(revision), |record| {
-                Seen::Held(record.claim(), revision)
+            let report = record.map_or(WatchReport::Vacant(revision), |record| {
+                WatchReport::Held(record.claim(), revision)
             });
-            self.messages.push(Message::Event(at, watch, seen));
+            self.messages.push(Message::Event(at, watch, report));
         }
     }
 
     /// I1, at this true time; and what is more, that a gate is open only while the store has its epoch.
-    fn check(&mut self, seen: &mut Found) {
+    fn check(&mut self, report: &mut Found) {
         let gates = (0..self.nodes.len()).filter_map(|at| Some((at, self.nodes[at].gate?)));
         let open: Vec<_> = gates
             .filter(|(at, (_, until))| self.clock(*at) < *until)
             .collect();
         let at = self.now / 1_000_000;
         if open.len() > 1 {
-            seen.broken = Some(format!("I1: two gates are open at {at} ms"));
+            report.broken = Some(format!("I1: two gates are open at {at} ms"));
         } else if let [(_, (epoch, _))] = open[..] {
             let held = self.changing(|table, now| table.inspect(&key(), now));
             if held.is_none_or(|record| record.token().epoch().get() != epoch) {
-                seen.broken = Some(format!(
+                report.broken = Some(format!(
                     "I1: at {at} ms the gate of epoch {epoch} is open, and the store has another"
                 ));
             }
@@ -527,36 +530,36 @@ fn claim(id: ClaimId) -> Claim {
 }
 
 fn search(nodes: usize, faults: u32, margin: bool) -> Found {
-    let mut seen = Found::default();
-    World::new(nodes, margin).explore(faults, &mut seen);
-    seen
+    let mut report = Found::default();
+    World::new(nodes, margin).explore(faults, &mut report);
+    report
 }
 
 #[test]
 fn i1_i4_hold_in_every_history_of_two_nodes_with_two_faults() {
-    let seen = search(2, 2, true);
-    assert_eq!(seen.broken, None);
-    println!("{} histories, {} epochs", seen.histories, seen.epochs);
+    let report = search(2, 2, true);
+    assert_eq!(report.broken, None);
+    println!("{} histories, {} epochs", report.histories, report.epochs);
     assert!(
-        seen.histories > 10_000 && seen.epochs > seen.histories / 5,
-        "{seen:?}"
+        report.histories > 10_000 && report.epochs > report.histories / 5,
+        "{report:?}"
     );
 }
 
 #[test]
 fn i1_i4_hold_in_every_history_of_three_nodes_with_one_fault() {
-    let seen = search(3, 1, true);
-    assert_eq!(seen.broken, None);
-    println!("{} histories, {} epochs", seen.histories, seen.epochs);
+    let report = search(3, 1, true);
+    assert_eq!(report.broken, None);
+    println!("{} histories, {} epochs", report.histories, report.epochs);
     assert!(
-        seen.histories > 300 && seen.epochs > seen.histories / 10,
-        "{seen:?}"
+        report.histories > 300 && report.epochs > report.histories / 10,
+        "{report:?}"
     );
 }
 
 /// The negative control: the search does find what a missing margin breaks.
 #[test]
 fn r5_without_its_margin_two_faults_break_i1() {
-    let seen = search(2, 2, false);
-    assert!(seen.broken.is_some_and(|what| what.starts_with("I1")));
+    let report = search(2, 2, false);
+    assert!(report.broken.is_some_and(|what| what.starts_with("I1")));
 }

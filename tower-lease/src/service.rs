@@ -12,62 +12,62 @@ use tower_outcome::{
 use tower_service::Service;
 
 use crate::{
-    BootClock, Clock, GateFuture, Lease, ResponseFuture, Ticket, WrongInstance,
-    alarm::Alarm,
-    carry::{Carry, Knobs, Neutral},
-    future::Denial,
+    BootClock, Clock, GateFuture, Lease, LeaseGuard, ResponseFuture, WrongInstance,
+    change_or_deadline::ChangeOrDeadline,
+    future::Rejection,
+    protocol::{Opaque, Protocol, Settings},
 };
 
 /// A service that lets requests in only while the lease is held, and refuses the others in `call`.
 ///
 /// `poll_ready` never fails or waits because of the lease: while it is not held the service is ready, to refuse.
-pub struct Leased<S, C = BootClock, R = Fail, P = Neutral> {
+pub struct LeaseService<S, C = BootClock, R = Fail, P = Opaque> {
     inner: S,
     lease: Lease<C>,
-    knobs: Knobs,
+    settings: Settings,
     refuse: R,
     /// The inner service said so.
     is_ready: bool,
-    alarm: Option<Pin<Box<Alarm>>>,
-    carry: PhantomData<fn() -> P>,
+    wake: Option<Pin<Box<ChangeOrDeadline>>>,
+    protocol: PhantomData<fn() -> P>,
 }
 
 /// A service that is ready only while the lease is held.
 ///
 /// A lease lost between readiness and `call` hands the request back as [`Unsent`], because of
 /// [`NotHeld`](crate::NotHeld), so that it can go elsewhere. `poll_ready` fails only when the keeper has gone for good.
-pub struct LeaseGate<S, C = BootClock, P = Neutral> {
+pub struct LeaseGate<S, C = BootClock, P = Opaque> {
     inner: S,
     lease: Lease<C>,
-    knobs: Knobs,
-    alarm: Option<Pin<Box<Alarm>>>,
-    carry: PhantomData<fn() -> P>,
+    settings: Settings,
+    wake: Option<Pin<Box<ChangeOrDeadline>>>,
+    protocol: PhantomData<fn() -> P>,
 }
 
-fn board<Req, Res, C, P>(
+fn on_request<Req, Res, C, P>(
     request: &mut Req,
-    ticket: &Ticket<C>,
-    knobs: &Knobs,
+    guard: &LeaseGuard<C>,
+    settings: &Settings,
 ) -> Result<(), WrongInstance>
 where
     C: Clock,
-    P: Carry<Req, Res, C>,
+    P: Protocol<Req, Res, C>,
 {
-    P::board(request, ticket, knobs).inspect_err(|_| ticket.shared().counters.misdirected())
+    P::on_request(request, guard, settings).inspect_err(|_| guard.shared().counters.misdirected())
 }
 
-// === impl Leased ===
+// === impl LeaseService ===
 
-impl<S, C: Clock, R, P> Leased<S, C, R, P> {
-    pub(crate) fn new(inner: S, lease: Lease<C>, knobs: Knobs, refuse: R) -> Self {
+impl<S, C: Clock, R, P> LeaseService<S, C, R, P> {
+    pub(crate) fn new(inner: S, lease: Lease<C>, settings: Settings, refuse: R) -> Self {
         Self {
             inner,
             lease,
-            knobs,
+            settings,
             refuse,
             is_ready: false,
-            alarm: None,
-            carry: PhantomData,
+            wake: None,
+            protocol: PhantomData,
         }
     }
 
@@ -79,34 +79,35 @@ impl<S, C: Clock, R, P> Leased<S, C, R, P> {
     /// Waits for the inner service, but not past the loss of the lease: then we are ready, to refuse.
     fn poll_loss(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let shared = self.lease.shared();
-        let alarm = self.alarm.get_or_insert_with(Alarm::boxed);
-        alarm.as_mut().poll(cx, &shared.clock, &shared.lost, || {
+        let wake = self.wake.get_or_insert_with(ChangeOrDeadline::boxed);
+        wake.as_mut().poll(cx, &shared.clock, &shared.lost, || {
             shared.open_until().map(Some)
         })
     }
 
-    fn admit<Req, Res>(&mut self, request: &mut Req) -> Result<Ticket<C>, Denial>
+    fn admit<Req, Res>(&mut self, request: &mut Req) -> Result<LeaseGuard<C>, Rejection>
     where
-        P: Carry<Req, Res, C>,
+        P: Protocol<Req, Res, C>,
     {
         // A service that said "ready" while the lease was not held has not asked the inner one, so it must refuse.
         if !self.is_ready {
-            return Err(Denial::NotHeld(self.lease.refused()));
+            return Err(Rejection::NotHeld(self.lease.refused()));
         }
-        let ticket = self
+        let guard = self
             .lease
-            .enter(P::needs(request, &self.knobs))
-            .map_err(Denial::NotHeld)?;
-        board::<Req, Res, C, P>(request, &ticket, &self.knobs).map_err(Denial::WrongInstance)?;
-        Ok(ticket)
+            .enter(P::min_validity(request, &self.settings))
+            .map_err(Rejection::NotHeld)?;
+        on_request::<Req, Res, C, P>(request, &guard, &self.settings)
+            .map_err(Rejection::WrongInstance)?;
+        Ok(guard)
     }
 }
 
-impl<S, C, R, P, Req> Service<Req> for Leased<S, C, R, P>
+impl<S, C, R, P, Req> Service<Req> for LeaseService<S, C, R, P>
 where
     S: Service<Req>,
     C: Clock,
-    P: Carry<Req, S::Response, C>,
+    P: Protocol<Req, S::Response, C>,
     R: Refuse<Req, P::Response, S::Error> + Clone,
 {
     type Response = R::Response;
@@ -123,43 +124,43 @@ where
             Poll::Ready(Ok(())) => self.is_ready = true,
             Poll::Ready(Err(error)) => return Poll::Ready(R::pass(Err(error)).map(drop)),
         }
-        self.alarm = None;
+        self.wake = None;
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, mut request: Req) -> Self::Future {
-        let (refuse, seen) = (self.refuse.clone(), self.refuse.context(&request));
+        let (refuse, context) = (self.refuse.clone(), self.refuse.context(&request));
         match self.admit(&mut request) {
-            Ok(ticket) => {
+            Ok(guard) => {
                 self.is_ready = false;
                 ResponseFuture::inside(
                     self.inner.call(request),
-                    ticket,
-                    self.knobs.in_flight,
+                    guard,
+                    self.settings.in_flight,
                     refuse,
-                    seen,
+                    context,
                 )
             }
-            Err(denial) => ResponseFuture::denied(denial, refuse, seen),
+            Err(rejection) => ResponseFuture::rejected(rejection, refuse, context),
         }
     }
 }
 
-impl<S: Clone, C: Clock, R: Clone, P> Clone for Leased<S, C, R, P> {
+impl<S: Clone, C: Clock, R: Clone, P> Clone for LeaseService<S, C, R, P> {
     /// The clone has asked nobody yet.
     fn clone(&self) -> Self {
         Self::new(
             self.inner.clone(),
             self.lease.clone(),
-            self.knobs,
+            self.settings,
             self.refuse.clone(),
         )
     }
 }
 
-impl<S: fmt::Debug, C: Clock, R, P> fmt::Debug for Leased<S, C, R, P> {
+impl<S: fmt::Debug, C: Clock, R, P> fmt::Debug for LeaseService<S, C, R, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leased")
+        f.debug_struct("LeaseService")
             .field("inner", &self.inner)
             .field("lease", &self.lease)
             .finish_non_exhaustive()
@@ -169,13 +170,13 @@ impl<S: fmt::Debug, C: Clock, R, P> fmt::Debug for Leased<S, C, R, P> {
 // === impl LeaseGate ===
 
 impl<S, C: Clock, P> LeaseGate<S, C, P> {
-    pub(crate) fn new(inner: S, lease: Lease<C>, knobs: Knobs) -> Self {
+    pub(crate) fn new(inner: S, lease: Lease<C>, settings: Settings) -> Self {
         Self {
             inner,
             lease,
-            knobs,
-            alarm: None,
-            carry: PhantomData,
+            settings,
+            wake: None,
+            protocol: PhantomData,
         }
     }
 
@@ -185,16 +186,16 @@ impl<S, C: Clock, P> LeaseGate<S, C, P> {
     }
 
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let (lease, min_remaining) = (&self.lease, self.knobs.min_remaining);
+        let (lease, min_remaining) = (&self.lease, self.settings.min_remaining);
         let is_decided = || lease.shared().is_open(min_remaining) || lease.has_ended();
         if is_decided() {
-            self.alarm = None;
+            self.wake = None;
             return Poll::Ready(());
         }
         let shared = lease.shared();
-        let alarm = self.alarm.get_or_insert_with(Alarm::boxed);
+        let wake = self.wake.get_or_insert_with(ChangeOrDeadline::boxed);
         // Only the keeper can open it, and it tells: no timer.
-        alarm.as_mut().poll(cx, &shared.clock, &shared.opened, || {
+        wake.as_mut().poll(cx, &shared.clock, &shared.opened, || {
             (!is_decided()).then_some(None)
         })
     }
@@ -202,8 +203,8 @@ impl<S, C: Clock, P> LeaseGate<S, C, P> {
     /// An inner service that never gets ready must not hide that there is nothing to be ready for any more.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let (lease, shared) = (&self.lease, self.lease.shared());
-        let alarm = self.alarm.get_or_insert_with(Alarm::boxed);
-        alarm.as_mut().poll(cx, &shared.clock, &shared.opened, || {
+        let wake = self.wake.get_or_insert_with(ChangeOrDeadline::boxed);
+        wake.as_mut().poll(cx, &shared.clock, &shared.opened, || {
             (!lease.has_ended()).then_some(None)
         })
     }
@@ -214,7 +215,7 @@ where
     S: Service<Req>,
     S::Error: Into<BoxError>,
     C: Clock,
-    P: Carry<Req, S::Response, C>,
+    P: Protocol<Req, S::Response, C>,
     Req: Send + 'static,
 {
     type Response = P::Response;
@@ -231,19 +232,19 @@ where
                 .poll_end(cx)
                 .map(|()| Err(self.lease.not_held().into())),
             Poll::Ready(result) => {
-                self.alarm = None;
+                self.wake = None;
                 Poll::Ready(result.map_err(Into::into))
             }
         }
     }
 
     fn call(&mut self, mut request: Req) -> Self::Future {
-        let ticket = match self.lease.enter(P::needs(&request, &self.knobs)) {
-            Ok(ticket) => ticket,
+        let guard = match self.lease.enter(P::min_validity(&request, &self.settings)) {
+            Ok(guard) => guard,
             Err(not_held) => return GateFuture::unsent(Unsent::new(request, not_held).into()),
         };
-        match board::<Req, S::Response, C, P>(&mut request, &ticket, &self.knobs) {
-            Ok(()) => GateFuture::inside(self.inner.call(request), ticket, self.knobs.in_flight),
+        match on_request::<Req, S::Response, C, P>(&mut request, &guard, &self.settings) {
+            Ok(()) => GateFuture::inside(self.inner.call(request), guard, self.settings.in_flight),
             Err(wrong) => GateFuture::unsent(Unsent::new(request, wrong).into()),
         }
     }
@@ -252,7 +253,7 @@ where
 impl<S: Clone, C: Clock, P> Clone for LeaseGate<S, C, P> {
     /// The clone has asked nobody yet.
     fn clone(&self) -> Self {
-        Self::new(self.inner.clone(), self.lease.clone(), self.knobs)
+        Self::new(self.inner.clone(), self.lease.clone(), self.settings)
     }
 }
 

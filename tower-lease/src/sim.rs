@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use crate::{
     Acquired, BootInstant, Claim, ClaimId, Fault, Holder, LeaseKey, Lost, State,
-    lease::{Core, Granted, Input, Output, Reply, Seen},
+    lease::{Core, Granted, Input, Output, Reply, WatchReport},
     memory::Table,
-    terms::Terms,
+    timing::Timing,
 };
 
 /// How bad it is.
@@ -69,17 +69,17 @@ enum Event {
     AtStore(usize, u64, Request),
     AtNode(usize, u64, Input),
     /// What a watch reports is gone with the watch.
-    Report(usize, u64, Seen),
+    Report(usize, u64, WatchReport),
     /// Something may expire.
     Expiry,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Request {
-    Acquire(crate::lease::Sent),
-    Renew(crate::lease::Sent),
+    Acquire(crate::lease::RequestStamp),
+    Renew(crate::lease::RequestStamp),
     Release(ClaimId),
-    Disown(ClaimId),
+    RevokeOwn(ClaimId),
 }
 
 /// What was seen.
@@ -127,16 +127,16 @@ impl Sim {
             watches,
             ..
         } = self.world;
-        let terms = Terms {
+        let timing = Timing {
             drift_ppm: believed_ppm,
             guard,
             reacquire: true,
             ttl: TTL,
-            ..Terms::default()
+            ..Timing::default()
         };
         Node {
             core: Core::new(
-                terms,
+                timing,
                 ClaimId::from_u128(self.rng.u128(..)),
                 watches,
                 self.rng.u64(..),
@@ -169,12 +169,12 @@ impl Sim {
             Event::AtNode(node, run, input) if self.nodes[node].run == run => {
                 self.feed(node, input)
             }
-            Event::Report(node, watch, seen)
+            Event::Report(node, watch, report)
                 if self.nodes[node]
                     .watch
                     .is_some_and(|(open, _)| open == watch) =>
             {
-                self.feed(node, Input::Watched(seen));
+                self.feed(node, Input::Watched(report));
             }
             Event::AtNode(..) | Event::Report(..) => {}
             Event::Expiry => self.changing(|table, now| table.sweep(now)),
@@ -195,10 +195,10 @@ impl Sim {
 
     fn act(&mut self, at: usize, output: Output) {
         match output {
-            Output::Acquire(sent) => self.send(at, Request::Acquire(sent)),
-            Output::Renew(sent) => self.send(at, Request::Renew(sent)),
+            Output::Acquire(stamp) => self.send(at, Request::Acquire(stamp)),
+            Output::Renew(stamp) => self.send(at, Request::Renew(stamp)),
             Output::Release(claim) => self.send(at, Request::Release(claim)),
-            Output::Disown(claim) => self.send(at, Request::Disown(claim)),
+            Output::RevokeOwn(claim) => self.send(at, Request::RevokeOwn(claim)),
             Output::Transfer(_) => unreachable!("nobody hands over here"),
             Output::Watch(_) => {
                 self.numbers += 1;
@@ -230,7 +230,7 @@ impl Sim {
                 ..
             }) => unreachable!("this store forgets nothing"),
             Output::Forget | Output::Publish(_) => {}
-            Output::Distrust { .. } => self.report.falling = Some(self.now),
+            Output::NonMonotonicToken { .. } => self.report.falling = Some(self.now),
         }
     }
 
@@ -257,12 +257,12 @@ impl Sim {
 
     fn serve(&mut self, at: usize, run: u64, request: Request) {
         let input = match request {
-            Request::Acquire(sent) => {
-                let reply = self.acquire(self.claim(at, sent.claim));
+            Request::Acquire(stamp) => {
+                let reply = self.acquire(self.claim(at, stamp.claim));
                 // Now and then the store has done it and says that it does not know.
                 let unknown = self.rng.u32(0..1000) < self.world.loss;
                 Input::Acquired(
-                    sent,
+                    stamp,
                     if unknown {
                         Err(Fault::Unknown)
                     } else {
@@ -270,17 +270,17 @@ impl Sim {
                     },
                 )
             }
-            Request::Renew(sent) => {
-                let claim = self.claim(at, sent.claim);
+            Request::Renew(stamp) => {
+                let claim = self.claim(at, stamp.claim);
                 let renewed = self.changing(|table, now| table.renew(&claim, now));
-                Input::Renewed(sent, renewed.map_err(|error| error.fault()))
+                Input::Renewed(stamp, renewed.map_err(|error| error.fault()))
             }
             Request::Release(id) => {
                 let claim = self.claim(at, id);
                 self.changing(|table, now| table.release(&claim, now));
                 Input::Released(id, true)
             }
-            Request::Disown(id) => {
+            Request::RevokeOwn(id) => {
                 let held = self.changing(|table, now| table.inspect(&key(), now));
                 if let Some(record) = held.filter(|record| record.claim() == id) {
                     _ = self.changing(|table, now| table.revoke(&key(), Some(record.token()), now));
@@ -342,15 +342,15 @@ impl Sim {
         let now = self.instant();
         let record = self.table.inspect(&key(), now);
         let revision = self.table.revision();
-        let seen = match record {
-            Some(record) => Seen::Held(record.claim(), revision),
-            None => Seen::Vacant(revision),
+        let report = match record {
+            Some(record) => WatchReport::Held(record.claim(), revision),
+            None => WatchReport::Vacant(revision),
         };
         let broken = self.rng.u32(0..1000) < self.world.loss;
         let when = self.delayed().max(before);
         self.nodes[at].watch = Some((watch, when));
-        let seen = if broken { Seen::Broken } else { seen };
-        self.schedule(when, Event::Report(at, watch, seen));
+        let report = if broken { WatchReport::Broken } else { report };
+        self.schedule(when, Event::Report(at, watch, report));
     }
 
     /// Partitions (one way or both), restarts, step-downs and operators.

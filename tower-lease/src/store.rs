@@ -18,7 +18,7 @@ use crate::{
 pub trait LeaseStore: Clone + Send + Sync + 'static {
     /// Reports changes.
     type Watch: Watch;
-    /// Whether its tokens fence: [`fencing::Total`] or [`fencing::Absent`].
+    /// Whether its tokens fence: [`fencing::Monotonic`] or [`fencing::NoFencing`].
     type Fencing: fencing::Fencing;
 
     /// What this store can do.

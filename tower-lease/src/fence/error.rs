@@ -11,7 +11,7 @@ use tower_outcome::{Class, Refusal, Refused};
 /// | `token-missing`, `token-malformed`, `token-of-another-key` | `BadRequest`: 400, `INTERNAL` | |
 /// | `floor-unknown` | `Unavailable`: 503, `UNAVAILABLE` | the mark did not answer |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotCurrent {
+pub struct StaleToken {
     refusal: Refusal,
     why: Why,
 }
@@ -29,9 +29,9 @@ enum Why {
 /// A mark that did not answer may answer soon.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-// === impl NotCurrent ===
+// === impl StaleToken ===
 
-impl NotCurrent {
+impl StaleToken {
     pub(super) const fn stale(epoch: u64, floor: Option<u64>) -> Self {
         Self {
             refusal: Refusal::new(Class::Stale, "token-stale"),
@@ -89,7 +89,7 @@ impl NotCurrent {
     }
 }
 
-impl fmt::Display for NotCurrent {
+impl fmt::Display for StaleToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.why {
             Why::Stale {
@@ -121,13 +121,13 @@ impl fmt::Display for NotCurrent {
     }
 }
 
-impl Error for NotCurrent {
+impl Error for StaleToken {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&self.refusal)
     }
 }
 
-impl Refused for NotCurrent {
+impl Refused for StaleToken {
     fn refusal(&self) -> &Refusal {
         &self.refusal
     }

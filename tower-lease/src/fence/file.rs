@@ -12,8 +12,8 @@ use tokio::sync::Mutex;
 use tower_outcome::BoxError;
 
 use super::{
-    Floors, Mark,
-    mark::{MAX_KEYS, raise},
+    HighWaterCache, HighWaterMark,
+    high_water_mark::{MAX_KEYS, raise},
 };
 use crate::{FencingToken, LeaseKey};
 
@@ -28,7 +28,7 @@ use crate::{FencingToken, LeaseKey};
 #[derive(Clone)]
 pub struct FileMark {
     log: Arc<Mutex<Log>>,
-    floors: Floors,
+    cache: HighWaterCache,
 }
 
 struct Log<D: Disk = Os> {
@@ -81,14 +81,14 @@ impl FileMark {
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
         Ok(Self {
             log: Arc::new(Mutex::new(Log::open(Os, path.into())?)),
-            floors: Floors::new(),
+            cache: HighWaterCache::new(),
         })
     }
 }
 
-impl Mark for FileMark {
-    fn floors(&self) -> &Floors {
-        &self.floors
+impl HighWaterMark for FileMark {
+    fn cache(&self) -> &HighWaterCache {
+        &self.cache
     }
 
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {

@@ -10,7 +10,7 @@ use pin_project::pin_project;
 use tower_outcome::refuse::Refuse;
 use tower_service::Service;
 
-use super::{FencePass, NotCurrent};
+use super::{FencePass, StaleToken};
 
 /// The future of a [`FenceService`](super::FenceService).
 #[pin_project]
@@ -18,7 +18,7 @@ pub struct FenceFuture<S: Service<Req>, Req, R, K> {
     #[pin]
     step: Step<S, Req, S::Future>,
     refuse: R,
-    seen: K,
+    context: K,
 }
 
 #[pin_project(project = StepProj)]
@@ -26,36 +26,36 @@ enum Step<S, Req, F> {
     /// The mark is asked. -> `Passed`, or refused.
     Asking(Asking, Option<(S, Req)>),
     Passed(#[pin] F),
-    Refused(NotCurrent),
+    Refused(StaleToken),
 }
 
 // A mark's future cannot be named; it is made once an epoch.
-type Asking = Pin<Box<dyn Future<Output = Result<FencePass, NotCurrent>> + Send>>;
+type Asking = Pin<Box<dyn Future<Output = Result<FencePass, StaleToken>> + Send>>;
 
 // === impl FenceFuture ===
 
 impl<S: Service<Req>, Req, R, K> FenceFuture<S, Req, R, K> {
-    pub(super) fn asking(asking: Asking, service: S, request: Req, refuse: R, seen: K) -> Self {
+    pub(super) fn asking(asking: Asking, service: S, request: Req, refuse: R, context: K) -> Self {
         Self {
             step: Step::Asking(asking, Some((service, request))),
             refuse,
-            seen,
+            context,
         }
     }
 
-    pub(super) fn passed(inner: S::Future, refuse: R, seen: K) -> Self {
+    pub(super) fn passed(inner: S::Future, refuse: R, context: K) -> Self {
         Self {
             step: Step::Passed(inner),
             refuse,
-            seen,
+            context,
         }
     }
 
-    pub(super) fn refused(why: NotCurrent, refuse: R, seen: K) -> Self {
+    pub(super) fn refused(why: StaleToken, refuse: R, context: K) -> Self {
         Self {
             step: Step::Refused(why),
             refuse,
-            seen,
+            context,
         }
     }
 }
@@ -81,7 +81,9 @@ where
                     Err(why) => Step::Refused(why),
                 },
                 StepProj::Passed(inner) => return inner.poll(cx).map(R::pass),
-                StepProj::Refused(why) => return Poll::Ready(this.refuse.refuse(*this.seen, *why)),
+                StepProj::Refused(why) => {
+                    return Poll::Ready(this.refuse.refuse(*this.context, *why));
+                }
             };
             this.step.set(next);
         }

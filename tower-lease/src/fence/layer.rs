@@ -3,7 +3,7 @@ use std::fmt;
 use tower_layer::Layer;
 use tower_outcome::refuse::{Auto, Fail};
 
-use super::{Fence, FenceService, Mark};
+use super::{Fence, FenceService, HighWaterMark};
 
 /// Refuses requests whose fencing token is not the highest seen. For HTTP and gRPC. Makes [`FenceService`]s.
 ///
@@ -26,7 +26,7 @@ pub(super) enum Missing {
 
 // === impl FenceLayer ===
 
-impl<M: Mark> FenceLayer<M> {
+impl<M: HighWaterMark> FenceLayer<M> {
     /// Refers to a fence; any number of layers and services may. Refuses with an error (*reject*).
     #[must_use]
     pub fn new(fence: &Fence<M>) -> Self {
@@ -38,7 +38,7 @@ impl<M: Mark> FenceLayer<M> {
     }
 }
 
-impl<M: Mark, R> FenceLayer<M, R> {
+impl<M: HighWaterMark, R> FenceLayer<M, R> {
     /// Lets requests without a token pass too, without a [`FencePass`](super::FencePass): for reads, or while the
     /// holders learn to send one. Default: no, they are refused. A token that makes no sense is refused either way.
     #[must_use]

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! - [`FenceLayer`] over HTTP or gRPC services; [`Fence::admit`] for any other protocol.
-//! - [`Mark`]: where the highest tokens are kept, durably. An empty memory is not a floor, so there is no fence without
+//! - [`HighWaterMark`]: where the highest tokens are kept, durably. An empty memory is not a floor, so there is no fence without
 //!   one: [`StoreMark`] asks the lease store, [`FileMark`] (feature `file`) keeps a file, yours may be a table beside the
 //!   data. Several fences of one process before one resource take clones of one mark.
 //! - [`Fenced`], a value that only the bearer of the highest token may change: no I/O, any protocol.
@@ -52,14 +52,14 @@
 //! # }
 //! ```
 
-mod door;
+mod cached_high_water;
 mod error;
+mod fence;
 #[cfg(feature = "file")]
 mod file;
-mod floor;
 mod future;
+mod high_water_mark;
 mod layer;
-mod mark;
 mod service;
 mod table;
 mod value;
@@ -67,12 +67,12 @@ mod value;
 #[cfg(feature = "file")]
 pub use self::file::FileMark;
 pub use self::{
-    door::{Fence, FenceBuilder, FenceCounts, FencePass},
-    error::NotCurrent,
+    error::StaleToken,
+    fence::{Fence, FenceBuilder, FenceCounts, FencePass},
     future::FenceFuture,
+    high_water_mark::{HighWaterMark, MemoryMark, StoreMark},
     layer::FenceLayer,
-    mark::{Mark, MemoryMark, StoreMark},
     service::FenceService,
-    table::Floors,
+    table::HighWaterCache,
     value::{FenceGuard, Fenced},
 };

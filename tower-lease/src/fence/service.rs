@@ -10,7 +10,7 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use super::{Fence, FenceFuture, FencePass, Mark, door::Look, layer::Missing};
+use super::{Fence, FenceFuture, FencePass, HighWaterMark, fence::Check, layer::Missing};
 
 /// A service that takes requests with the highest fencing token only. Made by [`FenceLayer`](super::FenceLayer).
 ///
@@ -40,7 +40,7 @@ impl<S, M, R> FenceService<S, M, R> {
     }
 }
 
-impl<S: Clone, M: Mark, R> FenceService<S, M, R> {
+impl<S: Clone, M: HighWaterMark, R> FenceService<S, M, R> {
     /// The service that was asked for readiness, with a fresh one left in its place.
     fn take_ready(&mut self) -> S {
         let fresh = self.inner.clone();
@@ -51,7 +51,7 @@ impl<S: Clone, M: Mark, R> FenceService<S, M, R> {
 impl<S, M, R, B> Service<Request<B>> for FenceService<S, M, R>
 where
     S: Service<Request<B>> + Clone,
-    M: Mark,
+    M: HighWaterMark,
     R: Refuse<Request<B>, S::Response, S::Error> + Clone,
 {
     type Response = R::Response;
@@ -67,22 +67,22 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let (refuse, seen) = (self.refuse.clone(), self.refuse.context(&request));
+        let (refuse, context) = (self.refuse.clone(), self.refuse.context(&request));
         // From outside it would be a forgery.
         request.extensions_mut().remove::<FencePass>();
         if self.missing == Missing::Allow && !request.headers().contains_key(LEASE_TOKEN) {
-            return FenceFuture::passed(self.inner.call(request), refuse, seen);
+            return FenceFuture::passed(self.inner.call(request), refuse, context);
         }
-        match self.fence.look_at(sole_token(request.headers())) {
-            Look::Passed(pass) => {
+        match self.fence.check_header(sole_token(request.headers())) {
+            Check::Passed(pass) => {
                 request.extensions_mut().insert(pass);
-                FenceFuture::passed(self.inner.call(request), refuse, seen)
+                FenceFuture::passed(self.inner.call(request), refuse, context)
             }
-            Look::Refused(why) => FenceFuture::refused(why, refuse, seen),
-            Look::Ask(token) => {
+            Check::Refused(why) => FenceFuture::refused(why, refuse, context),
+            Check::Ask(token) => {
                 let fence = self.fence.clone();
                 let asking = Box::pin(async move { fence.ask(&token).await });
-                FenceFuture::asking(asking, self.take_ready(), request, refuse, seen)
+                FenceFuture::asking(asking, self.take_ready(), request, refuse, context)
             }
         }
     }

@@ -11,15 +11,15 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
-use super::floor::Floor;
+use super::cached_high_water::CachedHighWater;
 use crate::LeaseKey;
 
-/// The highest tokens that fences have seen in this process, kept by the [`Mark`](super::Mark) that they ask.
+/// The highest tokens that fences have seen in this process, kept by the [`HighWaterMark`](super::HighWaterMark) that they ask.
 ///
 /// A mark has one, from [`new`](Self::new), and clones it with itself; the clones share what they know. So two fences over
 /// clones of one mark have one floor for each key (I2). It remembers a key for as long as one of its fences does.
 #[derive(Clone, Default)]
-pub struct Floors(Arc<Mutex<HashMap<LeaseKey, Weak<Entry>>>>);
+pub struct HighWaterCache(Arc<Mutex<HashMap<LeaseKey, Weak<Entry>>>>);
 
 /// The floors of the keys that one fence has seen, at most so many. Read without a lock; a new key copies the map.
 #[derive(Debug)]
@@ -36,22 +36,22 @@ type Entries = HashMap<LeaseKey, Arc<Entry>>;
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) key: LeaseKey,
-    pub(super) floor: Floor,
+    pub(super) floor: CachedHighWater,
     /// One asks the mark at a time; the others find the answer here.
-    pub(super) turn: Semaphore,
+    pub(super) asking: Semaphore,
     waiting: AtomicUsize,
 }
 
 /// A place among those who wait for the mark. Left in `Drop`.
 #[derive(Debug)]
-pub(super) struct Place<'a>(&'a Entry);
+pub(super) struct Waiter<'a>(&'a Entry);
 
 /// How many requests with a token that is new may wait for the mark, for each key.
 const MAX_WAITING: usize = 1_024;
 
-// === impl Floors ===
+// === impl HighWaterCache ===
 
-impl Floors {
+impl HighWaterCache {
     /// Those of a mark that is new. Nothing is known yet, which is not a floor: the mark will be asked.
     #[must_use]
     pub fn new() -> Self {
@@ -71,9 +71,9 @@ impl Floors {
     }
 }
 
-impl fmt::Debug for Floors {
+impl fmt::Debug for HighWaterCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Floors").finish_non_exhaustive()
+        f.debug_struct("HighWaterCache").finish_non_exhaustive()
     }
 }
 
@@ -96,7 +96,7 @@ impl Table {
         self.entries.load().len()
     }
 
-    pub(super) fn get_or_insert(&self, key: &LeaseKey, floors: &Floors) -> Arc<Entry> {
+    pub(super) fn get_or_insert(&self, key: &LeaseKey, cache: &HighWaterCache) -> Arc<Entry> {
         if let Some(entry) = self.get(key.as_str()) {
             return entry;
         }
@@ -106,7 +106,7 @@ impl Table {
         }
         let mut entries = Entries::clone(&self.entries.load());
         self.make_room(&mut entries);
-        let entry = floors.entry(key);
+        let entry = cache.entry(key);
         entries.insert(key.clone(), entry.clone());
         self.entries.store(Arc::new(entries));
         entry
@@ -129,20 +129,20 @@ impl Entry {
     fn new(key: LeaseKey) -> Self {
         Self {
             key,
-            floor: Floor::new(),
-            turn: Semaphore::new(1),
+            floor: CachedHighWater::new(),
+            asking: Semaphore::new(1),
             waiting: AtomicUsize::new(0),
         }
     }
 
     /// A place to wait at, unless too many do.
-    pub(super) fn wait(&self) -> Option<Place<'_>> {
-        let place = Place(self);
+    pub(super) fn wait(&self) -> Option<Waiter<'_>> {
+        let place = Waiter(self);
         (self.waiting.fetch_add(1, Relaxed) < MAX_WAITING).then_some(place)
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Relaxed);
     }
@@ -162,37 +162,34 @@ mod tests {
 
     #[test]
     fn a_key_has_one_entry_in_all_tables_over_one_marks_floors() {
-        let (floors, one, other) = (Floors::new(), table(4), table(4));
+        let (cache, one, other) = (HighWaterCache::new(), table(4), table(4));
         assert!(one.get("a").is_none());
-        let first = one.get_or_insert(&key("a"), &floors);
-        assert!(Arc::ptr_eq(&first, &one.get_or_insert(&key("a"), &floors)));
+        let first = one.get_or_insert(&key("a"), &cache);
+        assert!(Arc::ptr_eq(&first, &one.get_or_insert(&key("a"), &cache)));
         assert!(Arc::ptr_eq(&first, &one.get("a").unwrap()));
         assert!(other.get("a").is_none(), "it has not asked");
-        let shared = other.get_or_insert(&key("a"), &floors.clone());
+        let shared = other.get_or_insert(&key("a"), &cache.clone());
         assert!(Arc::ptr_eq(&first, &shared));
-        let apart = table(4).get_or_insert(&key("a"), &Floors::new());
+        let apart = table(4).get_or_insert(&key("a"), &HighWaterCache::new());
         assert!(!Arc::ptr_eq(&first, &apart));
     }
 
     #[test]
     fn no_more_keys_are_kept_than_agreed_and_what_somebody_has_is_not_forgotten() {
-        let (floors, table) = (Floors::new(), table(4));
+        let (cache, table) = (HighWaterCache::new(), table(4));
         let passed: Vec<_> = (0..50)
-            .map(|index| table.get_or_insert(&key(&format!("k{index}")), &floors))
+            .map(|index| table.get_or_insert(&key(&format!("k{index}")), &cache))
             .collect();
         assert_eq!(table.len(), 4);
         // Whoever passed by one of them has the very one that is asked again.
         for entry in &passed {
-            assert!(Arc::ptr_eq(
-                entry,
-                &table.get_or_insert(&entry.key, &floors)
-            ));
+            assert!(Arc::ptr_eq(entry, &table.get_or_insert(&entry.key, &cache)));
         }
         drop(passed);
         for index in 50..100 {
-            table.get_or_insert(&key(&format!("k{index}")), &floors);
+            table.get_or_insert(&key(&format!("k{index}")), &cache);
         }
-        let kept = floors.0.lock().unwrap().len();
+        let kept = cache.0.lock().unwrap().len();
         assert!(kept <= 5, "{kept} with 4 in use");
     }
 

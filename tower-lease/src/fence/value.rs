@@ -3,7 +3,7 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
-use super::NotCurrent;
+use super::StaleToken;
 use crate::FencingToken;
 
 /// A value that only the holder of the highest token seen may change.
@@ -50,11 +50,11 @@ impl<T> Fenced<T> {
     /// # Errors
     ///
     /// It is lower than the floor, or a token of another key.
-    pub fn write(&mut self, token: &FencingToken) -> Result<FenceGuard<'_, T>, NotCurrent> {
+    pub fn write(&mut self, token: &FencingToken) -> Result<FenceGuard<'_, T>, StaleToken> {
         match token.compare(&self.floor) {
-            Err(_) => return Err(NotCurrent::other_key()),
+            Err(_) => return Err(StaleToken::other_key()),
             Ok(Ordering::Less) => {
-                return Err(NotCurrent::stale(
+                return Err(StaleToken::stale(
                     token.epoch().get(),
                     Some(self.floor.epoch().get()),
                 ));

@@ -8,8 +8,8 @@ const fn ms(millis: u64) -> BootInstant {
     BootInstant::from_nanos(millis * 1_000_000)
 }
 
-fn core(terms: Terms) -> Core {
-    Core::new(terms, ClaimId::from_u128(1_000), true, 7)
+fn core(timing: Timing) -> Core {
+    Core::new(timing, ClaimId::from_u128(1_000), true, 7)
 }
 
 fn epoch(number: u64) -> NonZeroU64 {
@@ -29,16 +29,16 @@ fn grant(number: u64, ttl: Duration) -> Result<Reply, Fault> {
     Ok(Reply::Granted(granted(number, ttl)))
 }
 
-fn acquire_in(outputs: &[Output]) -> Option<Sent> {
+fn acquire_in(outputs: &[Output]) -> Option<RequestStamp> {
     outputs.iter().find_map(|output| match output {
-        Output::Acquire(sent) => Some(*sent),
+        Output::Acquire(stamp) => Some(*stamp),
         _ => None,
     })
 }
 
-fn renew_in(outputs: &[Output]) -> Option<Sent> {
+fn renew_in(outputs: &[Output]) -> Option<RequestStamp> {
     outputs.iter().find_map(|output| match output {
-        Output::Renew(sent) => Some(*sent),
+        Output::Renew(stamp) => Some(*stamp),
         _ => None,
     })
 }
@@ -50,60 +50,60 @@ fn release_in(outputs: &[Output]) -> Option<ClaimId> {
     })
 }
 
-fn disown_in(outputs: &[Output]) -> Option<ClaimId> {
+fn revoke_own_in(outputs: &[Output]) -> Option<ClaimId> {
     outputs.iter().find_map(|output| match output {
-        Output::Disown(claim) => Some(*claim),
+        Output::RevokeOwn(claim) => Some(*claim),
         _ => None,
     })
 }
 
 fn until(core: &Core) -> BootInstant {
-    core.tenure().unwrap().until
+    core.held().unwrap().until
 }
 
 /// Held since 0, with the grant's answer at `answered`.
-fn held(terms: Terms, answered: u64) -> (Core, Sent) {
-    let mut core = core(terms);
-    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-    core.on(Input::Acquired(sent, grant(5, TTL)), ms(answered));
+fn held(timing: Timing, answered: u64) -> (Core, RequestStamp) {
+    let mut core = core(timing);
+    let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    core.on(Input::Acquired(stamp, grant(5, TTL)), ms(answered));
     assert!(core.state().is_held());
     core.on(
-        Input::Watched(Seen::Held(sent.claim, Revision::new(5))),
+        Input::Watched(WatchReport::Held(stamp.claim, Revision::new(5))),
         ms(answered),
     );
-    (core, sent)
+    (core, stamp)
 }
 
 /// Goes from deadline to deadline until a renewal is sent.
-fn next_renewal(core: &mut Core) -> (Sent, BootInstant) {
+fn next_renewal(core: &mut Core) -> (RequestStamp, BootInstant) {
     for _ in 0..100 {
         let at = core.deadline().unwrap();
-        if let Some(sent) = renew_in(&core.on(Input::Timer, at)) {
-            return (sent, at);
+        if let Some(stamp) = renew_in(&core.on(Input::Timer, at)) {
+            return (stamp, at);
         }
     }
     panic!("no renewal is sent");
 }
 
-fn reacquiring() -> Terms {
-    Terms {
+fn reacquiring() -> Timing {
+    Timing {
         reacquire: true,
-        ..Terms::default()
+        ..Timing::default()
     }
 }
 
 #[test]
 fn r1_validity_does_not_move_with_the_delay_of_the_answer() {
     for delay in [0, 1, 500, 900] {
-        let (mut core, _) = held(Terms::default(), delay);
+        let (mut core, _) = held(Timing::default(), delay);
         assert_eq!(
             until(&core),
             ms(VALID_MS),
             "the grant came after {delay} ms"
         );
-        let (sent, at) = next_renewal(&mut core);
+        let (stamp, at) = next_renewal(&mut core);
         core.on(
-            Input::Renewed(sent, Ok(TTL)),
+            Input::Renewed(stamp, Ok(TTL)),
             at.after(Duration::from_millis(delay)),
         );
         assert_eq!(
@@ -117,9 +117,9 @@ fn r1_validity_does_not_move_with_the_delay_of_the_answer() {
 #[test]
 fn r2_the_granted_ttl_counts_not_the_one_asked_for() {
     for (ttl, valid) in [(TTL * 3, 30_000 - 600 - 1_500), (TTL / 3, 3_333 - 66 - 250)] {
-        let mut core = core(Terms::default());
-        let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-        core.on(Input::Acquired(sent, grant(5, ttl)), ms(10));
+        let mut core = core(Timing::default());
+        let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+        core.on(Input::Acquired(stamp, grant(5, ttl)), ms(10));
         assert!(
             until(&core).since(ms(valid)) < Duration::from_millis(1),
             "{ttl:?}"
@@ -135,21 +135,21 @@ fn r2_the_granted_ttl_counts_not_the_one_asked_for() {
 /// Of a renewal too: the end, the next period and the next attempt's time follow what it granted.
 #[test]
 fn r2_r9_a_renewals_own_ttl_counts() {
-    let (mut core, _) = held(Terms::default(), 0);
-    let (sent, at) = next_renewal(&mut core);
-    core.on(Input::Renewed(sent, Ok(TTL * 3)), at);
+    let (mut core, _) = held(Timing::default(), 0);
+    let (stamp, at) = next_renewal(&mut core);
+    core.on(Input::Renewed(stamp, Ok(TTL * 3)), at);
     let longest = at.after(Duration::from_millis(30_000 - 600 - 1_500));
     assert_eq!(until(&core), longest);
-    let (sent, later) = next_renewal(&mut core);
+    let (stamp, later) = next_renewal(&mut core);
     assert!(
         (6_000..=7_500).contains(&later.since(at).as_millis()),
         "a quarter of 30 s: {later:?}"
     );
     assert_eq!(core.deadline(), Some(later.after(Duration::from_secs(1))));
     // Shorter than before: the promise that was made lasts, and the next period is short.
-    core.on(Input::Renewed(sent, Ok(TTL / 2)), later);
+    core.on(Input::Renewed(stamp, Ok(TTL / 2)), later);
     assert_eq!(until(&core), longest);
-    let (sent, last) = next_renewal(&mut core);
+    let (stamp, last) = next_renewal(&mut core);
     assert!(
         (1_000..=1_250).contains(&last.since(later).as_millis()),
         "a quarter of 5 s: {last:?}"
@@ -160,12 +160,12 @@ fn r2_r9_a_renewals_own_ttl_counts() {
     );
     // What is left of the long one is over before the short ones, if nothing else comes.
     let end = ms(last.as_nanos() / 1_000_000 + 30_000);
-    core.on(Input::Renewed(sent, Ok(TTL / 2)), last);
+    core.on(Input::Renewed(stamp, Ok(TTL / 2)), last);
     let mut renewed = (last, until(&core));
     while renewed.1 <= longest {
-        let (sent, at) = next_renewal(&mut core);
+        let (stamp, at) = next_renewal(&mut core);
         assert!(at < end);
-        core.on(Input::Renewed(sent, Ok(TTL / 2)), at);
+        core.on(Input::Renewed(stamp, Ok(TTL / 2)), at);
         renewed = (at, until(&core));
     }
     let valid = Duration::from_millis(5_000 - 100 - 250);
@@ -175,20 +175,20 @@ fn r2_r9_a_renewals_own_ttl_counts() {
 /// Which is good for nothing, so the period would be zero.
 #[test]
 fn r9_a_ttl_below_the_margin_does_not_make_renewals_follow_one_another() {
-    let (mut core, _) = held(Terms::default(), 0);
-    let (mut sent, mut at) = next_renewal(&mut core);
+    let (mut core, _) = held(Timing::default(), 0);
+    let (mut stamp, mut at) = next_renewal(&mut core);
     for _ in 0..10 {
-        core.on(Input::Renewed(sent, Ok(Duration::from_millis(100))), at);
+        core.on(Input::Renewed(stamp, Ok(Duration::from_millis(100))), at);
         assert_eq!(until(&core), ms(VALID_MS), "it shortens nothing");
         let before = at;
-        (sent, at) = next_renewal(&mut core);
+        (stamp, at) = next_renewal(&mut core);
         assert!(at.since(before) >= Duration::from_millis(80), "{at:?}");
     }
     // One that was asked for has the period that follows from it.
-    let brief = Terms {
+    let brief = Timing {
         ttl: Duration::from_millis(100),
         guard: Some(Duration::from_millis(10)),
-        ..Terms::default()
+        ..Timing::default()
     };
     assert_eq!(brief.least_period(), Duration::from_millis(25));
 }
@@ -196,16 +196,16 @@ fn r9_a_ttl_below_the_margin_does_not_make_renewals_follow_one_another() {
 /// two attempts must fit into what was granted, whatever was asked for.
 #[test]
 fn r5_r9_a_period_that_was_asked_for_fits_into_the_ttl_that_was_granted() {
-    let terms = Terms {
+    let timing = Timing {
         renew_every: Some(Duration::from_secs(4)),
-        ..Terms::default()
+        ..Timing::default()
     };
-    assert_eq!(terms.renew_every(TTL), Duration::from_secs(4));
+    assert_eq!(timing.renew_every(TTL), Duration::from_secs(4));
     for (ttl, valid) in [(3_000, 3_000 - 60 - 250), (5_000, 5_000 - 100 - 250)] {
         let ttl = Duration::from_millis(ttl);
-        let mut core = core(terms.clone());
-        let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-        core.on(Input::Acquired(sent, grant(5, ttl)), ms(0));
+        let mut core = core(timing.clone());
+        let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+        core.on(Input::Acquired(stamp, grant(5, ttl)), ms(0));
         let (_, at) = next_renewal(&mut core);
         assert!(
             at <= ms(valid / 2) && at >= ms(valid * 2 / 5),
@@ -221,9 +221,9 @@ fn r5_r9_a_period_that_was_asked_for_fits_into_the_ttl_that_was_granted() {
 
 #[test]
 fn r6_whatever_comes_late_finds_an_expired_lease_fenced() {
-    let (mut core, _) = held(Terms::default(), 0);
-    let (sent, _) = next_renewal(&mut core);
-    let outputs = core.on(Input::Renewed(sent, Ok(TTL)), ms(VALID_MS));
+    let (mut core, _) = held(Timing::default(), 0);
+    let (stamp, _) = next_renewal(&mut core);
+    let outputs = core.on(Input::Renewed(stamp, Ok(TTL)), ms(VALID_MS));
     assert_eq!(outputs[0], Output::Close);
     assert_eq!(
         core.state(),
@@ -238,17 +238,17 @@ fn r6_whatever_comes_late_finds_an_expired_lease_fenced() {
 #[test]
 fn r7_only_an_explicit_success_for_this_epoch_extends() {
     for fault in [Fault::Unknown, Fault::NotSent, Fault::Refused] {
-        let (mut core, _) = held(Terms::default(), 0);
-        let (sent, at) = next_renewal(&mut core);
-        core.on(Input::Renewed(sent, Err(fault)), at);
+        let (mut core, _) = held(Timing::default(), 0);
+        let (stamp, at) = next_renewal(&mut core);
+        core.on(Input::Renewed(stamp, Err(fault)), at);
         assert_eq!(until(&core), ms(VALID_MS), "{fault:?}");
         assert!(core.state().is_held());
     }
-    let (mut core, _) = held(Terms::default(), 0);
-    let (sent, at) = next_renewal(&mut core);
-    let other = Sent {
+    let (mut core, _) = held(Timing::default(), 0);
+    let (stamp, at) = next_renewal(&mut core);
+    let other = RequestStamp {
         claim: ClaimId::from_u128(7),
-        ..sent
+        ..stamp
     };
     core.on(Input::Renewed(other, Ok(TTL)), at);
     assert_eq!(until(&core), ms(VALID_MS), "another claim's success");
@@ -261,7 +261,7 @@ fn r7_only_an_explicit_success_for_this_epoch_extends() {
 
 #[test]
 fn r8_reordered_and_repeated_answers_never_shorten_nor_stretch() {
-    let (mut core, _) = held(Terms::default(), 0);
+    let (mut core, _) = held(Timing::default(), 0);
     let (first, at) = next_renewal(&mut core);
     // The first is not answered in time, the second is, and then comes the first one's.
     let (second, later) = next_renewal(&mut core);
@@ -277,7 +277,7 @@ fn r8_reordered_and_repeated_answers_never_shorten_nor_stretch() {
 
 #[test]
 fn r8_a_late_answer_counts_from_its_own_request() {
-    let (mut core, _) = held(Terms::default(), 0);
+    let (mut core, _) = held(Timing::default(), 0);
     let (first, at) = next_renewal(&mut core);
     let (_, later) = next_renewal(&mut core);
     assert!(matches!(core.state(), State::Jeopardy { .. }));
@@ -293,18 +293,18 @@ fn r8_a_late_answer_counts_from_its_own_request() {
 fn r9_renewals_come_early_and_retries_at_once_then_with_a_pause() {
     let mut early = 0;
     for seed in 0..100 {
-        let mut core = Core::new(Terms::default(), ClaimId::from_u128(0), true, seed);
-        let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-        core.on(Input::Acquired(sent, grant(5, TTL)), ms(0));
-        let (sent, at) = next_renewal(&mut core);
+        let mut core = Core::new(Timing::default(), ClaimId::from_u128(0), true, seed);
+        let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+        core.on(Input::Acquired(stamp, grant(5, TTL)), ms(0));
+        let (stamp, at) = next_renewal(&mut core);
         assert!(
             (ms(2_000)..=ms(2_500)).contains(&at),
             "period/4 × [0.8, 1.0]: {at:?}"
         );
         early += u32::from(at < ms(2_250));
-        let outputs = core.on(Input::Renewed(sent, Err(Fault::Unknown)), at);
-        let sent = renew_in(&outputs).expect("the first retry is immediate");
-        core.on(Input::Renewed(sent, Err(Fault::Unknown)), at);
+        let outputs = core.on(Input::Renewed(stamp, Err(Fault::Unknown)), at);
+        let stamp = renew_in(&outputs).expect("the first retry is immediate");
+        core.on(Input::Renewed(stamp, Err(Fault::Unknown)), at);
         let pause = core.deadline().unwrap().since(at).as_millis();
         assert!((100..=500).contains(&pause), "{pause} ms");
     }
@@ -316,7 +316,7 @@ fn r9_renewals_come_early_and_retries_at_once_then_with_a_pause() {
 
 #[test]
 fn r9_an_attempt_is_given_up_after_a_tenth_of_the_ttl() {
-    let (mut core, _) = held(Terms::default(), 0);
+    let (mut core, _) = held(Timing::default(), 0);
     let (_, at) = next_renewal(&mut core);
     assert_eq!(core.deadline(), Some(at.after(Duration::from_secs(1))));
     assert!(renew_in(&core.on(Input::Timer, at.after(Duration::from_secs(1)))).is_some());
@@ -324,9 +324,9 @@ fn r9_an_attempt_is_given_up_after_a_tenth_of_the_ttl() {
 
 #[test]
 fn r11_lost_is_lost_at_once_whatever_validity_is_left() {
-    let (mut core, _) = held(Terms::default(), 0);
-    let (sent, at) = next_renewal(&mut core);
-    let outputs = core.on(Input::Renewed(sent, Err(Fault::Lost)), at);
+    let (mut core, _) = held(Timing::default(), 0);
+    let (stamp, at) = next_renewal(&mut core);
+    let outputs = core.on(Input::Renewed(stamp, Err(Fault::Lost)), at);
     assert_eq!(outputs[0], Output::Close, "before anything else");
     assert_eq!(
         core.state(),
@@ -335,9 +335,9 @@ fn r11_lost_is_lost_at_once_whatever_validity_is_left() {
             cause: Lost::Gone
         }
     );
-    let (mut core, _) = held(Terms::default(), 0);
-    let (sent, at) = next_renewal(&mut core);
-    core.on(Input::Renewed(sent, Ok(Duration::ZERO)), at);
+    let (mut core, _) = held(Timing::default(), 0);
+    let (stamp, at) = next_renewal(&mut core);
+    core.on(Input::Renewed(stamp, Ok(Duration::ZERO)), at);
     assert!(
         matches!(core.state(), State::Fenced { .. }),
         "a success with no time left is none"
@@ -346,14 +346,14 @@ fn r11_lost_is_lost_at_once_whatever_validity_is_left() {
 
 #[test]
 fn r12_the_own_record_is_watched_and_its_end_is_the_end() {
-    let (mut core, sent) = held(Terms::default(), 0);
+    let (mut core, stamp) = held(Timing::default(), 0);
     core.on(
-        Input::Watched(Seen::Held(sent.claim, Revision::new(9))),
+        Input::Watched(WatchReport::Held(stamp.claim, Revision::new(9))),
         ms(10),
     );
     assert!(core.state().is_held());
     core.on(
-        Input::Watched(Seen::Held(ClaimId::from_u128(1), Revision::new(9))),
+        Input::Watched(WatchReport::Held(ClaimId::from_u128(1), Revision::new(9))),
         ms(10),
     );
     assert_eq!(
@@ -363,8 +363,11 @@ fn r12_the_own_record_is_watched_and_its_end_is_the_end() {
             cause: Lost::Replaced
         }
     );
-    let (mut core, _) = held(Terms::default(), 0);
-    core.on(Input::Watched(Seen::Vacant(Revision::new(6))), ms(10));
+    let (mut core, _) = held(Timing::default(), 0);
+    core.on(
+        Input::Watched(WatchReport::Vacant(Revision::new(6))),
+        ms(10),
+    );
     assert_eq!(
         core.state(),
         State::Fenced {
@@ -381,15 +384,15 @@ fn r12_r24_a_report_from_before_the_grant_means_a_store_that_was_rewound() {
     let before = Revision::new(4);
     for breaks in [false, true] {
         for rewound in [
-            Seen::Vacant(before),
-            Seen::Held(ClaimId::from_u128(1), before),
+            WatchReport::Vacant(before),
+            WatchReport::Held(ClaimId::from_u128(1), before),
             // A late copy of the request that acquired it, carried out once more.
-            Seen::Held(ClaimId::from_u128(1_001), before),
+            WatchReport::Held(ClaimId::from_u128(1_001), before),
         ] {
-            let (mut core, sent) = held(reacquiring(), 0);
-            assert_eq!(sent.claim, ClaimId::from_u128(1_001));
+            let (mut core, stamp) = held(reacquiring(), 0);
+            assert_eq!(stamp.claim, ClaimId::from_u128(1_001));
             if breaks {
-                core.on(Input::Watched(Seen::Broken), ms(10));
+                core.on(Input::Watched(WatchReport::Broken), ms(10));
                 core.on(Input::Timer, core.deadline().unwrap());
                 assert_eq!(core.state(), State::Jeopardy { epoch: epoch(5) });
             }
@@ -399,18 +402,18 @@ fn r12_r24_a_report_from_before_the_grant_means_a_store_that_was_rewound() {
             };
             let outputs = core.on(Input::Watched(rewound), ms(600));
             assert_eq!(outputs[0], Output::Close, "{rewound:?}");
-            let told: Vec<_> = outputs
+            let published: Vec<_> = outputs
                 .iter()
                 .filter(|output| matches!(output, Output::Publish(_)))
                 .collect();
             assert_eq!(
-                told,
+                published,
                 [&Output::Publish(lost)],
                 "no sign of health: {rewound:?}"
             );
             // The rewound store may have our record; then it is taken away first.
             let outputs = core.on(Input::Timer, core.deadline().unwrap());
-            assert_eq!(disown_in(&outputs), Some(sent.claim), "{rewound:?}");
+            assert_eq!(revoke_own_in(&outputs), Some(stamp.claim), "{rewound:?}");
         }
     }
 }
@@ -418,25 +421,28 @@ fn r12_r24_a_report_from_before_the_grant_means_a_store_that_was_rewound() {
 /// What the watch of a contender says is of any age.
 #[test]
 fn r24_who_does_not_hold_it_takes_every_report() {
-    let mut core = core(Terms::default());
-    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    let mut core = core(Timing::default());
+    let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     let reply = Reply::Held {
         claim: ClaimId::from_u128(1),
         expires_in: None,
     };
-    core.on(Input::Acquired(sent, Ok(reply)), ms(10));
+    core.on(Input::Acquired(stamp, Ok(reply)), ms(10));
     core.on(
-        Input::Watched(Seen::Held(ClaimId::from_u128(1), Revision::new(9))),
+        Input::Watched(WatchReport::Held(ClaimId::from_u128(1), Revision::new(9))),
         ms(10),
     );
-    core.on(Input::Watched(Seen::Vacant(Revision::new(2))), ms(20));
+    core.on(
+        Input::Watched(WatchReport::Vacant(Revision::new(2))),
+        ms(20),
+    );
     assert!(core.deadline().unwrap() <= ms(70), "a vacancy is a vacancy");
 }
 
 #[test]
 fn r12_a_watch_that_breaks_is_jeopardy_until_it_reports_again() {
-    let (mut core, sent) = held(Terms::default(), 0);
-    core.on(Input::Watched(Seen::Broken), ms(10));
+    let (mut core, stamp) = held(Timing::default(), 0);
+    core.on(Input::Watched(WatchReport::Broken), ms(10));
     assert_eq!(core.state(), State::Jeopardy { epoch: epoch(5) });
     let again = core.deadline().unwrap();
     let outputs = core.on(Input::Timer, again);
@@ -450,7 +456,7 @@ fn r12_a_watch_that_breaks_is_jeopardy_until_it_reports_again() {
         "opened is not yet heard"
     );
     core.on(
-        Input::Watched(Seen::Held(sent.claim, Revision::new(5))),
+        Input::Watched(WatchReport::Held(stamp.claim, Revision::new(5))),
         again,
     );
     assert_eq!(core.state(), State::Held { epoch: epoch(5) });
@@ -459,15 +465,15 @@ fn r12_a_watch_that_breaks_is_jeopardy_until_it_reports_again() {
 
 #[test]
 fn r13_failing_renewals_are_jeopardy_until_a_success() {
-    let (mut core, _) = held(Terms::default(), 0);
-    let (sent, at) = next_renewal(&mut core);
-    let outputs = core.on(Input::Renewed(sent, Err(Fault::NotSent)), at);
+    let (mut core, _) = held(Timing::default(), 0);
+    let (stamp, at) = next_renewal(&mut core);
+    let outputs = core.on(Input::Renewed(stamp, Err(Fault::NotSent)), at);
     assert!(
         outputs.contains(&Output::Publish(State::Jeopardy { epoch: epoch(5) })),
         "{outputs:?}"
     );
-    let sent = renew_in(&outputs).unwrap();
-    let outputs = core.on(Input::Renewed(sent, Ok(TTL)), at);
+    let stamp = renew_in(&outputs).unwrap();
+    let outputs = core.on(Input::Renewed(stamp, Ok(TTL)), at);
     assert!(
         outputs.contains(&Output::Publish(State::Held { epoch: epoch(5) })),
         "{outputs:?}"
@@ -476,10 +482,10 @@ fn r13_failing_renewals_are_jeopardy_until_a_success() {
 
 #[test]
 fn r14_a_grant_that_comes_too_late_is_released_and_not_used() {
-    let mut core = core(Terms::default());
-    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-    let outputs = core.on(Input::Acquired(sent, grant(5, TTL)), ms(VALID_MS));
-    assert_eq!(disown_in(&outputs), Some(sent.claim));
+    let mut core = core(Timing::default());
+    let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    let outputs = core.on(Input::Acquired(stamp, grant(5, TTL)), ms(VALID_MS));
+    assert_eq!(revoke_own_in(&outputs), Some(stamp.claim));
     assert!(
         !outputs
             .iter()
@@ -491,7 +497,7 @@ fn r14_a_grant_that_comes_too_late_is_released_and_not_used() {
 
 #[test]
 fn r14_a_grant_for_a_claim_given_up_is_released() {
-    let mut core = core(Terms::default());
+    let mut core = core(Timing::default());
     let first = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     core.on(Input::Timer, ms(1_000));
     // The second attempt of the claim learns that another holds it, so the next round has another claim.
@@ -501,7 +507,7 @@ fn r14_a_grant_for_a_claim_given_up_is_released() {
     };
     core.on(Input::Acquired(first, Ok(reply)), ms(1_100));
     let outputs = core.on(Input::Acquired(first, grant(5, TTL)), ms(1_200));
-    assert_eq!(disown_in(&outputs), Some(first.claim));
+    assert_eq!(revoke_own_in(&outputs), Some(first.claim));
     assert_eq!(core.state(), State::Acquiring);
 }
 
@@ -517,21 +523,21 @@ fn r14_a_grant_for_a_claim_given_up_is_released_though_nothing_is_asked_for_now(
     core.on(Input::Acquired(first, Ok(reply)), ms(100));
     let second = loop {
         let at = core.deadline().unwrap();
-        if let Some(sent) = acquire_in(&core.on(Input::Timer, at)) {
-            break sent;
+        if let Some(stamp) = acquire_in(&core.on(Input::Timer, at)) {
+            break stamp;
         }
     };
     let now = second.at;
     core.on(Input::Acquired(second, grant(5, TTL)), now);
-    let outputs = core.on(Input::Watched(Seen::Vacant(Revision::new(6))), now);
+    let outputs = core.on(Input::Watched(WatchReport::Vacant(Revision::new(6))), now);
     assert!(outputs.contains(&Output::Close));
     let outputs = core.on(Input::Acquired(first, grant(7, TTL)), now);
-    assert_eq!(disown_in(&outputs), Some(first.claim));
+    assert_eq!(revoke_own_in(&outputs), Some(first.claim));
 }
 
 #[test]
 fn r15_an_unknown_acquire_is_repeated_with_the_same_claim_and_counts_from_the_first() {
-    let mut core = core(Terms::default());
+    let mut core = core(Timing::default());
     let first = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     let outputs = core.on(Input::Acquired(first, Err(Fault::Unknown)), ms(400));
     let second = acquire_in(&outputs).expect("at once");
@@ -546,7 +552,7 @@ fn r15_an_unknown_acquire_is_repeated_with_the_same_claim_and_counts_from_the_fi
 
 #[test]
 fn r15_an_acquire_that_surely_did_nothing_does_not_cost_validity() {
-    let mut core = core(Terms::default());
+    let mut core = core(Timing::default());
     let first = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     let outputs = core.on(Input::Acquired(first, Err(Fault::NotSent)), ms(400));
     let second = acquire_in(&outputs).unwrap();
@@ -556,14 +562,14 @@ fn r15_an_acquire_that_surely_did_nothing_does_not_cost_validity() {
 
 #[test]
 fn r15_a_claim_that_stays_unknown_too_long_is_released_and_replaced() {
-    let mut core = core(Terms::default());
+    let mut core = core(Timing::default());
     let first = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     let mut claims = vec![first.claim];
     let mut released = Vec::new();
     while ms(15_000) > core.deadline().unwrap() {
         let outputs = core.on(Input::Timer, core.deadline().unwrap());
-        claims.extend(acquire_in(&outputs).map(|sent| sent.claim));
-        released.extend(disown_in(&outputs));
+        claims.extend(acquire_in(&outputs).map(|stamp| stamp.claim));
+        released.extend(revoke_own_in(&outputs));
     }
     assert!(claims.iter().filter(|claim| **claim == first.claim).count() > 3);
     assert!(claims.iter().any(|claim| *claim != first.claim));
@@ -572,23 +578,26 @@ fn r15_a_claim_that_stays_unknown_too_long_is_released_and_replaced() {
 
 #[test]
 fn r17_contenders_watch_and_come_after_a_vacancy_within_fifty_milliseconds() {
-    let mut core = core(Terms::default());
-    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    let mut core = core(Timing::default());
+    let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     let reply = Reply::Held {
         claim: ClaimId::from_u128(1),
         expires_in: Some(Duration::from_secs(9)),
     };
-    let outputs = core.on(Input::Acquired(sent, Ok(reply)), ms(10));
+    let outputs = core.on(Input::Acquired(stamp, Ok(reply)), ms(10));
     assert!(
         outputs.contains(&Output::Watch(Revision::START)),
         "{outputs:?}"
     );
     assert!(core.next_attempt().unwrap() >= ms(2_000));
-    core.on(Input::Watched(Seen::Vacant(Revision::new(9))), ms(20));
+    core.on(
+        Input::Watched(WatchReport::Vacant(Revision::new(9))),
+        ms(20),
+    );
     let at = core.deadline().unwrap();
     assert!(at <= ms(70), "{at:?}");
     let next = acquire_in(&core.on(Input::Timer, at)).unwrap();
-    assert_ne!(next.claim, sent.claim, "each round has a claim of its own");
+    assert_ne!(next.claim, stamp.claim, "each round has a claim of its own");
 }
 
 /// The watch and the answer come by different ways: what was "held" when it asked may be vacant when it hears that.
@@ -598,17 +607,17 @@ fn r17_a_vacancy_that_overtakes_an_answer_is_not_missed() {
         claim: ClaimId::from_u128(1),
         expires_in: Some(Duration::from_secs(9)),
     });
-    let mut core = core(Terms::default());
-    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-    core.on(Input::Acquired(sent, reply), ms(10));
+    let mut core = core(Timing::default());
+    let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    core.on(Input::Acquired(stamp, reply), ms(10));
     let at = core.deadline().unwrap();
-    let sent = acquire_in(&core.on(Input::Timer, at)).unwrap();
-    core.on(Input::Watched(Seen::Vacant(Revision::new(9))), at);
-    core.on(Input::Acquired(sent, reply), at);
+    let stamp = acquire_in(&core.on(Input::Timer, at)).unwrap();
+    core.on(Input::Watched(WatchReport::Vacant(Revision::new(9))), at);
+    core.on(Input::Acquired(stamp, reply), at);
     let soon = core.deadline().unwrap();
     assert!(soon <= at.after(Duration::from_millis(50)), "{soon:?}");
-    let sent = acquire_in(&core.on(Input::Timer, soon)).unwrap();
-    core.on(Input::Acquired(sent, reply), soon);
+    let stamp = acquire_in(&core.on(Input::Timer, soon)).unwrap();
+    core.on(Input::Acquired(stamp, reply), soon);
     assert!(
         core.deadline().unwrap() > soon.after(Duration::from_secs(1)),
         "once"
@@ -619,28 +628,31 @@ fn r17_a_vacancy_that_overtakes_an_answer_is_not_missed() {
 #[test]
 fn r24_a_store_that_has_forgotten_is_asked_ever_more_rarely() {
     let (mut core, _) = held(reacquiring(), 0);
-    core.on(Input::Watched(Seen::Vacant(Revision::new(6))), ms(100));
-    let mut told = 0;
+    core.on(
+        Input::Watched(WatchReport::Vacant(Revision::new(6))),
+        ms(100),
+    );
+    let mut published = 0;
     while core.deadline().unwrap() < ms(100_000) {
         let at = core.deadline().unwrap();
         let mut outputs = core.on(Input::Timer, at);
-        while let Some(orphan) = disown_in(&outputs) {
-            outputs = core.on(Input::Released(orphan, true), at);
+        while let Some(unreleased_claim) = revoke_own_in(&outputs) {
+            outputs = core.on(Input::Released(unreleased_claim, true), at);
         }
-        if let Some(sent) = acquire_in(&outputs) {
-            let outputs = core.on(Input::Acquired(sent, grant(5, TTL)), at);
-            told += outputs
+        if let Some(stamp) = acquire_in(&outputs) {
+            let outputs = core.on(Input::Acquired(stamp, grant(5, TTL)), at);
+            published += outputs
                 .iter()
-                .filter(|output| matches!(output, Output::Distrust { .. }))
+                .filter(|output| matches!(output, Output::NonMonotonicToken { .. }))
                 .count();
         }
     }
-    assert!((30..80).contains(&told), "{told} times in 100 s");
+    assert!((30..80).contains(&published), "{published} times in 100 s");
 }
 
 #[test]
 fn r26_no_path_leads_back_to_a_lost_epoch() {
-    let (mut core, sent) = held(reacquiring(), 0);
+    let (mut core, stamp) = held(reacquiring(), 0);
     core.on(Input::Timer, ms(VALID_MS));
     assert!(matches!(
         core.state(),
@@ -649,21 +661,21 @@ fn r26_no_path_leads_back_to_a_lost_epoch() {
             ..
         }
     ));
-    core.on(Input::Renewed(sent, Ok(TTL)), ms(VALID_MS + 1));
-    core.on(Input::Acquired(sent, grant(5, TTL)), ms(VALID_MS + 1));
+    core.on(Input::Renewed(stamp, Ok(TTL)), ms(VALID_MS + 1));
+    core.on(Input::Acquired(stamp, grant(5, TTL)), ms(VALID_MS + 1));
     assert!(matches!(core.state(), State::Fenced { .. }));
     // The own old claim is released first, else one waits for oneself.
     let at = core.deadline().unwrap();
     let outputs = core.on(Input::Timer, at);
     assert_eq!(
-        (disown_in(&outputs), acquire_in(&outputs)),
-        (Some(sent.claim), None)
+        (revoke_own_in(&outputs), acquire_in(&outputs)),
+        (Some(stamp.claim), None)
     );
-    let again = acquire_in(&core.on(Input::Released(sent.claim, true), at)).unwrap();
-    assert_ne!(again.claim, sent.claim);
+    let again = acquire_in(&core.on(Input::Released(stamp.claim, true), at)).unwrap();
+    assert_ne!(again.claim, stamp.claim);
     let outputs = core.on(Input::Acquired(again, grant(5, TTL)), at);
     assert!(
-        outputs.contains(&Output::Distrust {
+        outputs.contains(&Output::NonMonotonicToken {
             epoch: 5,
             highest: 5
         }),
@@ -679,7 +691,7 @@ fn r26_no_path_leads_back_to_a_lost_epoch() {
 /// what the store may still have is taken away by whoever gives up, before the TTL.
 #[test]
 fn r26_r30_stepping_down_after_a_loss_takes_the_old_record_away() {
-    let (mut core, sent) = held(reacquiring(), 0);
+    let (mut core, stamp) = held(reacquiring(), 0);
     core.on(Input::Timer, ms(VALID_MS));
     assert_eq!(
         core.state(),
@@ -690,8 +702,8 @@ fn r26_r30_stepping_down_after_a_loss_takes_the_old_record_away() {
     );
     assert!(!core.is_over());
     let outputs = core.on(Input::StepDown { hands_over: false }, ms(VALID_MS + 1));
-    assert_eq!(disown_in(&outputs), Some(sent.claim));
-    let outputs = core.on(Input::Released(sent.claim, true), ms(VALID_MS + 2));
+    assert_eq!(revoke_own_in(&outputs), Some(stamp.claim));
+    let outputs = core.on(Input::Released(stamp.claim, true), ms(VALID_MS + 2));
     assert!(outputs.contains(&Output::Publish(State::Released)));
     assert!(core.is_over());
 }
@@ -704,18 +716,18 @@ fn r26_r15_a_claim_without_an_answer_is_taken_away_before_the_next_one_asks() {
         expires_in: None,
     });
     let contending = |first: Fault| {
-        let mut core = core(Terms::default());
-        let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-        let again = acquire_in(&core.on(Input::Acquired(sent, Err(first)), ms(10))).unwrap();
-        assert_eq!(again.claim, sent.claim);
+        let mut core = core(Timing::default());
+        let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+        let again = acquire_in(&core.on(Input::Acquired(stamp, Err(first)), ms(10))).unwrap();
+        assert_eq!(again.claim, stamp.claim);
         core.on(Input::Acquired(again, other), ms(20));
-        (core, sent.claim)
+        (core, stamp.claim)
     };
     let (mut core, old) = contending(Fault::Unknown);
     let at = core.deadline().unwrap();
     let outputs = core.on(Input::Timer, at);
     assert_eq!(
-        (disown_in(&outputs), acquire_in(&outputs)),
+        (revoke_own_in(&outputs), acquire_in(&outputs)),
         (Some(old), None)
     );
     let next = acquire_in(&core.on(Input::Released(old, true), at)).unwrap();
@@ -723,23 +735,26 @@ fn r26_r15_a_claim_without_an_answer_is_taken_away_before_the_next_one_asks() {
     // One that stops instead of asking again takes it away too.
     let (mut core, old) = contending(Fault::Unknown);
     let outputs = core.on(Input::StepDown { hands_over: false }, ms(30));
-    assert_eq!(disown_in(&outputs), Some(old));
+    assert_eq!(revoke_own_in(&outputs), Some(old));
     // A claim that surely did nothing leaves nothing.
     let (mut core, _) = contending(Fault::NotSent);
     let at = core.deadline().unwrap();
     let outputs = core.on(Input::Timer, at);
-    assert_eq!(disown_in(&outputs), None);
+    assert_eq!(revoke_own_in(&outputs), None);
     assert!(acquire_in(&outputs).is_some());
 }
 
 #[test]
 fn r26_a_new_epoch_is_held_like_the_first() {
-    let (mut core, sent) = held(reacquiring(), 0);
-    core.on(Input::Watched(Seen::Vacant(Revision::new(6))), ms(100));
+    let (mut core, stamp) = held(reacquiring(), 0);
+    core.on(
+        Input::Watched(WatchReport::Vacant(Revision::new(6))),
+        ms(100),
+    );
     let at = core.deadline().unwrap();
     let again = acquire_in(&core.on(Input::Timer, at))
         .expect("nothing of ours is left, so nothing to release");
-    assert_ne!(again.claim, sent.claim);
+    assert_ne!(again.claim, stamp.claim);
     let outputs = core.on(Input::Acquired(again, grant(7, TTL)), at);
     assert!(
         outputs.contains(&Output::Open(
@@ -752,7 +767,7 @@ fn r26_a_new_epoch_is_held_like_the_first() {
 
 #[test]
 fn r29_it_closes_then_waits_then_releases() {
-    let (mut core, sent) = held(Terms::default(), 0);
+    let (mut core, stamp) = held(Timing::default(), 0);
     let outputs = core.on(Input::StepDown { hands_over: false }, ms(100));
     assert_eq!(
         outputs[..2],
@@ -775,21 +790,21 @@ fn r29_it_closes_then_waits_then_releases() {
         [
             Output::Close,
             Output::Forget,
-            Output::Release(sent.claim),
+            Output::Release(stamp.claim),
             Output::Unwatch
         ]
     );
-    let outputs = core.on(Input::Released(sent.claim, true), at);
+    let outputs = core.on(Input::Released(stamp.claim, true), at);
     assert_eq!(outputs, [Output::Publish(State::Released)]);
     assert!(core.is_over());
 }
 
 #[test]
 fn r29_who_does_not_leave_in_time_is_cut_off_before_the_release() {
-    let (mut core, sent) = held(
-        Terms {
+    let (mut core, stamp) = held(
+        Timing {
             drain_within: Duration::from_secs(1),
-            ..Terms::default()
+            ..Timing::default()
         },
         0,
     );
@@ -800,71 +815,74 @@ fn r29_who_does_not_leave_in_time_is_cut_off_before_the_release() {
         (Output::Close, None)
     );
     let outputs = core.on(Input::Drained, ms(1_101));
-    assert_eq!(release_in(&outputs), Some(sent.claim));
+    assert_eq!(release_in(&outputs), Some(stamp.claim));
 }
 
 #[test]
 fn r29_a_loss_while_closing_fences_and_is_not_reacquired() {
     let (mut core, _) = held(reacquiring(), 0);
     core.on(Input::StepDown { hands_over: false }, ms(100));
-    core.on(Input::Watched(Seen::Vacant(Revision::new(6))), ms(200));
+    core.on(
+        Input::Watched(WatchReport::Vacant(Revision::new(6))),
+        ms(200),
+    );
     assert!(matches!(core.state(), State::Fenced { .. }) && core.is_over());
 }
 
 #[test]
 fn r30_a_release_without_an_answer_is_released_here() {
-    let (mut core, sent) = held(Terms::default(), 0);
+    let (mut core, stamp) = held(Timing::default(), 0);
     core.on(Input::StepDown { hands_over: false }, ms(100));
     core.on(Input::Drained, ms(100));
     core.on(Input::Timer, core.deadline().unwrap());
     assert_eq!(core.state(), State::Released);
-    let (mut core, _) = held(Terms::default(), 0);
+    let (mut core, _) = held(Timing::default(), 0);
     core.on(Input::StepDown { hands_over: false }, ms(100));
     core.on(Input::Drained, ms(100));
-    core.on(Input::Released(sent.claim, false), ms(200));
+    core.on(Input::Released(stamp.claim, false), ms(200));
     assert_eq!(core.state(), State::Released);
 }
 
 #[test]
 fn stepping_down_while_seeking_releases_what_may_have_been_got() {
-    let mut asking = core(Terms::default());
+    let mut asking = core(Timing::default());
     assert!(
         asking
             .on(Input::StepDown { hands_over: false }, ms(0))
             .contains(&Output::Publish(State::Released)),
         "never asked"
     );
-    let mut asking = core(Terms::default());
-    let sent = acquire_in(&asking.on(Input::Start, ms(0))).unwrap();
+    let mut asking = core(Timing::default());
+    let stamp = acquire_in(&asking.on(Input::Start, ms(0))).unwrap();
     assert_eq!(
-        disown_in(&asking.on(Input::StepDown { hands_over: false }, ms(1))),
-        Some(sent.claim)
+        revoke_own_in(&asking.on(Input::StepDown { hands_over: false }, ms(1))),
+        Some(stamp.claim)
     );
-    asking.on(Input::Released(sent.claim, true), ms(2));
+    asking.on(Input::Released(stamp.claim, true), ms(2));
     assert!(asking.is_over());
 }
 
 #[test]
 fn a_store_that_is_down_is_asked_ever_more_rarely() {
-    let mut core = core(Terms::default());
-    let mut sent = acquire_in(&core.on(Input::Start, ms(0)));
+    let mut core = core(Timing::default());
+    let mut stamp = acquire_in(&core.on(Input::Start, ms(0)));
     let mut asked = 0;
     while core.deadline().unwrap() < ms(100_000) {
         let now = core.deadline().unwrap();
-        let input = sent.map_or(Input::Timer, |sent| {
-            Input::Acquired(sent, Err(Fault::NotSent))
+        let input = stamp.map_or(Input::Timer, |stamp| {
+            Input::Acquired(stamp, Err(Fault::NotSent))
         });
-        sent = acquire_in(&core.on(input, now));
-        asked += u32::from(sent.is_some());
+        stamp = acquire_in(&core.on(input, now));
+        asked += u32::from(stamp.is_some());
     }
     assert!((30..80).contains(&asked), "{asked} times in 100 s");
 }
 
-fn delayed() -> Terms {
-    Terms {
+fn delayed() -> Timing {
+    Timing {
         lock_delay: Duration::from_secs(20),
         reacquire: true,
-        ..Terms::default()
+        ..Timing::default()
     }
 }
 
@@ -886,8 +904,8 @@ fn renew_until(core: &mut Core, end: BootInstant) -> Vec<Output> {
     let mut all = Vec::new();
     while let Some(at) = core.deadline().filter(|at| *at <= end) {
         let outputs = core.on(Input::Timer, at);
-        if let Some(sent) = renew_in(&outputs) {
-            all.extend(core.on(Input::Renewed(sent, Ok(TTL)), at));
+        if let Some(stamp) = renew_in(&outputs) {
+            all.extend(core.on(Input::Renewed(stamp, Ok(TTL)), at));
         }
         all.extend(outputs);
     }
@@ -897,8 +915,8 @@ fn renew_until(core: &mut Core, end: BootInstant) -> Vec<Output> {
 #[test]
 fn r18_after_an_unclean_end_the_gate_stays_closed_for_the_lock_delay() {
     let mut core = core(delayed());
-    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-    let outputs = core.on(Input::Acquired(sent, grant_after_unclean_end(5)), ms(10));
+    let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    let outputs = core.on(Input::Acquired(stamp, grant_after_unclean_end(5)), ms(10));
     assert!(!opens(&outputs));
     assert_eq!(core.state(), State::LockDelay { epoch: epoch(5) });
     assert_eq!(core.next_attempt(), Some(ms(20_010)), "when to come again");
@@ -918,26 +936,26 @@ fn r18_after_an_unclean_end_the_gate_stays_closed_for_the_lock_delay() {
 #[test]
 fn r18_after_a_clean_end_there_is_no_delay_and_zero_is_none_either() {
     let mut clean = core(delayed());
-    let sent = acquire_in(&clean.on(Input::Start, ms(0))).unwrap();
+    let stamp = acquire_in(&clean.on(Input::Start, ms(0))).unwrap();
     assert!(opens(
-        &clean.on(Input::Acquired(sent, grant(5, TTL)), ms(10))
+        &clean.on(Input::Acquired(stamp, grant(5, TTL)), ms(10))
     ));
-    let mut zero = core(Terms::default());
-    let sent = acquire_in(&zero.on(Input::Start, ms(0))).unwrap();
+    let mut zero = core(Timing::default());
+    let stamp = acquire_in(&zero.on(Input::Start, ms(0))).unwrap();
     assert!(opens(
-        &zero.on(Input::Acquired(sent, grant_after_unclean_end(5)), ms(10))
+        &zero.on(Input::Acquired(stamp, grant_after_unclean_end(5)), ms(10))
     ));
 }
 
 #[test]
 fn r18_giving_up_during_the_lock_delay_is_no_clean_end() {
     let mut core = core(delayed());
-    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-    core.on(Input::Acquired(sent, grant_after_unclean_end(5)), ms(10));
+    let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    core.on(Input::Acquired(stamp, grant_after_unclean_end(5)), ms(10));
     let outputs = core.on(Input::StepDown { hands_over: true }, ms(20));
     assert_eq!(
-        (disown_in(&outputs), release_in(&outputs)),
-        (Some(sent.claim), None),
+        (revoke_own_in(&outputs), release_in(&outputs)),
+        (Some(stamp.claim), None),
         "{outputs:?}"
     );
     assert!(
@@ -950,10 +968,10 @@ fn r18_giving_up_during_the_lock_delay_is_no_clean_end() {
 
 #[test]
 fn r18_whoever_is_cut_off_and_does_not_leave_makes_it_no_clean_end() {
-    let (mut core, sent) = held(
-        Terms {
+    let (mut core, stamp) = held(
+        Timing {
             drain_within: Duration::from_secs(1),
-            ..Terms::default()
+            ..Timing::default()
         },
         0,
     );
@@ -961,8 +979,8 @@ fn r18_whoever_is_cut_off_and_does_not_leave_makes_it_no_clean_end() {
     core.on(Input::Timer, ms(1_100));
     let outputs = core.on(Input::Timer, core.deadline().unwrap());
     assert_eq!(
-        (disown_in(&outputs), release_in(&outputs)),
-        (Some(sent.claim), None),
+        (revoke_own_in(&outputs), release_in(&outputs)),
+        (Some(stamp.claim), None),
         "{outputs:?}"
     );
 }
@@ -970,9 +988,12 @@ fn r18_whoever_is_cut_off_and_does_not_leave_makes_it_no_clean_end() {
 #[test]
 fn r18_a_loss_during_the_lock_delay_is_a_loss() {
     let mut core = core(delayed());
-    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-    core.on(Input::Acquired(sent, grant_after_unclean_end(5)), ms(10));
-    core.on(Input::Watched(Seen::Vacant(Revision::new(6))), ms(20));
+    let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    core.on(Input::Acquired(stamp, grant_after_unclean_end(5)), ms(10));
+    core.on(
+        Input::Watched(WatchReport::Vacant(Revision::new(6))),
+        ms(20),
+    );
     assert_eq!(
         core.state(),
         State::Fenced {
@@ -986,17 +1007,17 @@ fn r18_a_loss_during_the_lock_delay_is_a_loss() {
 
 #[test]
 fn r20_a_holder_drains_then_hands_over_and_is_done() {
-    let (mut core, sent) = held(Terms::default(), 0);
+    let (mut core, stamp) = held(Timing::default(), 0);
     let outputs = core.on(Input::StepDown { hands_over: true }, ms(100));
-    assert!(outputs.contains(&Output::Drain) && !outputs.contains(&Output::Transfer(sent.claim)));
+    assert!(outputs.contains(&Output::Drain) && !outputs.contains(&Output::Transfer(stamp.claim)));
     let outputs = core.on(Input::Drained, ms(200));
     assert_eq!(
         outputs[..3],
-        [Output::Close, Output::Forget, Output::Transfer(sent.claim)],
+        [Output::Close, Output::Forget, Output::Transfer(stamp.claim)],
         "R-29: in that order"
     );
     assert_eq!(
-        core.on(Input::Transferred(sent.claim, true), ms(210)),
+        core.on(Input::Transferred(stamp.claim, true), ms(210)),
         [Output::Publish(State::Released)]
     );
     assert!(core.is_over());
@@ -1005,105 +1026,109 @@ fn r20_a_holder_drains_then_hands_over_and_is_done() {
 #[test]
 fn r20_a_transfer_that_fails_or_is_not_answered_becomes_a_release() {
     for answered in [true, false] {
-        let (mut core, sent) = held(Terms::default(), 0);
+        let (mut core, stamp) = held(Timing::default(), 0);
         core.on(Input::StepDown { hands_over: true }, ms(100));
         core.on(Input::Drained, ms(200));
         let outputs = if answered {
-            core.on(Input::Transferred(sent.claim, false), ms(210))
+            core.on(Input::Transferred(stamp.claim, false), ms(210))
         } else {
             core.on(Input::Timer, core.deadline().unwrap())
         };
-        assert_eq!(release_in(&outputs), Some(sent.claim));
-        core.on(Input::Transferred(sent.claim, true), ms(9_000));
-        core.on(Input::Released(sent.claim, true), ms(9_000));
+        assert_eq!(release_in(&outputs), Some(stamp.claim));
+        core.on(Input::Transferred(stamp.claim, true), ms(9_000));
+        core.on(Input::Released(stamp.claim, true), ms(9_000));
         assert_eq!(core.state(), State::Released);
     }
 }
 
 /// A contender whose watch tells that the key was handed to it.
-fn inheriting() -> (Core, Sent) {
+fn inheriting() -> (Core, RequestStamp) {
     let mut core = core(reacquiring());
-    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     let reply = Reply::Held {
         claim: ClaimId::from_u128(1),
         expires_in: None,
     };
-    core.on(Input::Acquired(sent, Ok(reply)), ms(10));
-    let heir = core.heir();
+    core.on(Input::Acquired(stamp, Ok(reply)), ms(10));
+    let handover_claim = core.handover_claim();
     let outputs = core.on(
-        Input::Watched(Seen::Held(heir, Revision::new(9))),
+        Input::Watched(WatchReport::Held(handover_claim, Revision::new(9))),
         ms(1_000),
     );
-    let sent = acquire_in(&outputs).expect("asks for the token");
-    assert_eq!(sent.claim, heir);
-    (core, sent)
+    let stamp = acquire_in(&outputs).expect("asks for the token");
+    assert_eq!(stamp.claim, handover_claim);
+    (core, stamp)
 }
 
 #[test]
 fn r20_r1_a_successor_counts_from_a_renewal_of_its_own() {
-    let (mut core, sent) = inheriting();
-    let heir = sent.claim;
-    let outputs = core.on(Input::Acquired(sent, grant(9, TTL)), ms(1_010));
+    let (mut core, stamp) = inheriting();
+    let handover_claim = stamp.claim;
+    let outputs = core.on(Input::Acquired(stamp, grant(9, TTL)), ms(1_010));
     assert!(
         !opens(&outputs),
         "the transfer was at a time that it does not know"
     );
     let renewal = renew_in(&outputs).unwrap();
-    assert_eq!(renewal.claim, heir);
+    assert_eq!(renewal.claim, handover_claim);
     let outputs = core.on(Input::Renewed(renewal, Ok(TTL)), ms(1_020));
     assert!(
         outputs.contains(&Output::Open(epoch(9), ms(1_010 + VALID_MS))),
         "{outputs:?}"
     );
-    assert_ne!(core.heir(), heir, "a claim is good for one handover");
+    assert_ne!(
+        core.handover_claim(),
+        handover_claim,
+        "a claim is good for one handover"
+    );
 }
 
 #[test]
 fn r20_a_successor_without_a_watch_learns_it_when_it_asks() {
     let mut core = Core::new(reacquiring(), ClaimId::from_u128(1_000), false, 7);
-    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     let reply = Reply::Held {
-        claim: core.heir(),
+        claim: core.handover_claim(),
         expires_in: None,
     };
-    let asked = acquire_in(&core.on(Input::Acquired(sent, Ok(reply)), ms(10))).expect("at once");
-    assert_eq!(asked.claim, core.heir());
+    let asked = acquire_in(&core.on(Input::Acquired(stamp, Ok(reply)), ms(10))).expect("at once");
+    assert_eq!(asked.claim, core.handover_claim());
 }
 
 #[test]
 fn r15_a_successor_whose_renewal_is_not_answered_asks_again() {
-    let (mut core, sent) = inheriting();
-    let renewal = renew_in(&core.on(Input::Acquired(sent, grant(9, TTL)), ms(1_010))).unwrap();
+    let (mut core, stamp) = inheriting();
+    let renewal = renew_in(&core.on(Input::Acquired(stamp, grant(9, TTL)), ms(1_010))).unwrap();
     core.on(Input::Renewed(renewal, Err(Fault::Unknown)), ms(1_020));
     let again = acquire_in(&core.on(Input::Timer, core.deadline().unwrap())).unwrap();
-    assert_eq!(again.claim, sent.claim);
+    assert_eq!(again.claim, stamp.claim);
     let renewal = renew_in(&core.on(Input::Acquired(again, grant(9, TTL)), ms(1_600))).unwrap();
     core.on(Input::Renewed(renewal, Err(Fault::Lost)), ms(1_610));
     let anew = acquire_in(&core.on(Input::Timer, core.deadline().unwrap())).unwrap();
     assert_ne!(
-        anew.claim, sent.claim,
+        anew.claim, stamp.claim,
         "lost before it was held: a contender like any other"
     );
 }
 
-fn member() -> Terms {
-    Terms {
+fn member() -> Timing {
+    Timing {
         keeps_serving: true,
         reacquire: true,
-        ..Terms::default()
+        ..Timing::default()
     }
 }
 
 #[test]
 fn r31_a_member_that_is_to_keep_serving_does_while_the_store_is_down() {
-    let (mut core, sent) = held(member(), 0);
+    let (mut core, stamp) = held(member(), 0);
     let mut asked = 0;
     while core.deadline().unwrap() < ms(100_000) {
         let at = core.deadline().unwrap();
         let outputs = core.on(Input::Timer, at);
         assert!(!outputs.contains(&Output::Close), "at {at:?}");
-        if let Some(sent) = renew_in(&outputs) {
-            core.on(Input::Renewed(sent, Err(Fault::NotSent)), at);
+        if let Some(stamp) = renew_in(&outputs) {
+            core.on(Input::Renewed(stamp, Err(Fault::NotSent)), at);
             asked += 1;
         }
     }
@@ -1114,7 +1139,7 @@ fn r31_a_member_that_is_to_keep_serving_does_while_the_store_is_down() {
     );
     // Back, and it has the record still.
     let (renewal, at) = next_renewal(&mut core);
-    assert_eq!(renewal.claim, sent.claim);
+    assert_eq!(renewal.claim, stamp.claim);
     core.on(Input::Renewed(renewal, Ok(TTL)), at);
     assert_eq!(core.state(), State::Held { epoch: epoch(5) });
 }
@@ -1122,14 +1147,14 @@ fn r31_a_member_that_is_to_keep_serving_does_while_the_store_is_down() {
 #[test]
 fn r31_a_member_is_lost_when_the_store_says_so() {
     let (mut core, _) = held(member(), 0);
-    let (sent, at) = next_renewal(&mut core);
+    let (stamp, at) = next_renewal(&mut core);
     assert_eq!(
-        core.on(Input::Renewed(sent, Err(Fault::Lost)), at)[0],
+        core.on(Input::Renewed(stamp, Err(Fault::Lost)), at)[0],
         Output::Close
     );
     let (mut core, _) = held(member(), 0);
     let outputs = core.on(
-        Input::Watched(Seen::Held(ClaimId::from_u128(1), Revision::new(9))),
+        Input::Watched(WatchReport::Held(ClaimId::from_u128(1), Revision::new(9))),
         ms(50_000),
     );
     assert_eq!(outputs[0], Output::Close, "also long after its validity");
@@ -1138,8 +1163,8 @@ fn r31_a_member_is_lost_when_the_store_says_so() {
 #[test]
 fn r31_its_gate_has_no_end_of_its_own() {
     let mut core = core(member());
-    let sent = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
-    let outputs = core.on(Input::Acquired(sent, grant(5, TTL)), ms(10));
+    let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    let outputs = core.on(Input::Acquired(stamp, grant(5, TTL)), ms(10));
     assert!(
         outputs.contains(&Output::Open(epoch(5), BootInstant::END)),
         "{outputs:?}"
@@ -1149,14 +1174,14 @@ fn r31_its_gate_has_no_end_of_its_own() {
 #[test]
 fn r33_what_a_keeper_goes_through_is_counted() {
     let (mut core, _) = held(reacquiring(), 0);
-    let (sent, at) = next_renewal(&mut core);
+    let (stamp, at) = next_renewal(&mut core);
     core.on(
-        Input::Renewed(sent, Ok(TTL)),
+        Input::Renewed(stamp, Ok(TTL)),
         at.after(Duration::from_millis(30)),
     );
-    let (sent, at) = next_renewal(&mut core);
-    core.on(Input::Renewed(sent, Err(Fault::Unknown)), at);
-    core.on(Input::Watched(Seen::Vacant(Revision::new(6))), at);
+    let (stamp, at) = next_renewal(&mut core);
+    core.on(Input::Renewed(stamp, Err(Fault::Unknown)), at);
+    core.on(Input::Watched(WatchReport::Vacant(Revision::new(6))), at);
     let counts = core.counts();
     assert_eq!(
         (

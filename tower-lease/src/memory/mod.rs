@@ -124,7 +124,7 @@ const MAX_AUTHORITIES: usize = 1_024;
 
 impl LeaseStore for MemoryStore {
     type Watch = MemoryWatch;
-    type Fencing = fencing::Total;
+    type Fencing = fencing::Monotonic;
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::new()

@@ -12,7 +12,7 @@ use http::{Request, Response};
 use tower::{Layer, Service, service_fn};
 use tower_lease::{
     FencingToken, InFlight, LeaseKey, LeaseLayer, PropagateLayer, TokenIn,
-    fence::{Fence, FenceLayer, Floors, Mark, MemoryMark},
+    fence::{Fence, FenceLayer, HighWaterCache, HighWaterMark, MemoryMark},
 };
 use tower_outcome::BoxError;
 
@@ -98,10 +98,10 @@ async fn a_token_allocates_what_is_told() {
 }
 
 /// A mark that remembers nothing, so that what is measured is the fence's.
-struct Echo(Floors);
+struct Echo(HighWaterCache);
 
-impl Mark for Echo {
-    fn floors(&self) -> &Floors {
+impl HighWaterMark for Echo {
+    fn cache(&self) -> &HighWaterCache {
         &self.0
     }
 
@@ -117,7 +117,7 @@ async fn a_key_that_a_fence_remembers_takes_some_220_bytes() {
         .map(|index| format!("shard/{index}").parse::<LeaseKey>().unwrap())
         .map(|key| FencingToken::new(key, 7.try_into().unwrap()))
         .collect();
-    let fence = Fence::of_prefix("shard/", Echo(Floors::new())).build();
+    let fence = Fence::of_prefix("shard/", Echo(HighWaterCache::new())).build();
     let grown = allocation_counter::measure(|| {
         tokens
             .iter()

@@ -201,7 +201,7 @@ impl Flawed {
 
 impl LeaseStore for Flawed {
     type Watch = FlawedWatch;
-    type Fencing = fencing::Total;
+    type Fencing = fencing::Monotonic;
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()

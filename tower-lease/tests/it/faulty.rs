@@ -195,17 +195,17 @@ async fn r20_a_lease_is_handed_over_to_the_one_that_was_meant() {
             .get_ref()
             .watch_prefix("", store.get_ref().list_prefix("").await.unwrap().revision);
         let start = Instant::now();
-        let ticket = holder.enter(Duration::ZERO).unwrap();
+        let guard = holder.enter(Duration::ZERO).unwrap();
         let handing = tokio::spawn({
             let (holder, claim) = (holder.clone(), meant.handover_claim());
             async move { holder.hand_over(&claim).await }
         });
         sleep(ms(500)).await;
         assert!(
-            !handing.is_finished() && ticket.is_good(),
+            !handing.is_finished() && guard.is_valid(),
             "R-29: it waits for those inside"
         );
-        drop(ticket);
+        drop(guard);
         let token = soon(handing).await.unwrap().unwrap();
         let new = soon(meant.held()).await.unwrap();
         assert_eq!(new, token);
@@ -260,13 +260,13 @@ async fn r20_a_handover_that_cannot_be_is_told() {
     let store = faulty(7);
     let (holder, _one) = spawn(builder(&store));
     soon(holder.held()).await.unwrap();
-    let ticket = holder.enter(Duration::ZERO).unwrap();
+    let guard = holder.enter(Duration::ZERO).unwrap();
     let to = claim(9);
     let (told, ()) = tokio::join!(holder.hand_over(&to), async {
         sleep(ms(100)).await;
         store.get_ref().revoke(&key(), None).await.unwrap();
         sleep(ms(100)).await;
-        drop(ticket);
+        drop(guard);
     });
     assert_eq!(told, Err(NotHandedOver::Lost(Lost::Gone)));
 }
@@ -340,7 +340,7 @@ async fn r20_of_two_handovers_at_once_the_first_decides_and_has_the_token() {
     let ((second, _b), (third, _c)) = (spawn(builder(&store)), spawn(builder(&store)));
     sleep(ms(1_000)).await;
     let (to_second, to_third) = (second.handover_claim(), third.handover_claim());
-    let ticket = holder.enter(Duration::ZERO).unwrap();
+    let guard = holder.enter(Duration::ZERO).unwrap();
     let first = tokio::spawn({
         let (holder, to) = (holder.clone(), to_second.clone());
         async move { holder.hand_over(&to).await }
@@ -356,7 +356,7 @@ async fn r20_of_two_handovers_at_once_the_first_decides_and_has_the_token() {
         Err(NotHandedOver::ToAnother),
         "at once: it would say nothing else later"
     );
-    drop(ticket);
+    drop(guard);
     let token = soon(first).await.unwrap().unwrap();
     assert_eq!(
         soon(again).await.unwrap(),

@@ -18,7 +18,10 @@ use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_lease::{
     FencingToken, LeaseKey, LeaseStore, MemoryStore, PropagateLayer,
-    fence::{Fence, FenceLayer, FencePass, Floors, Mark, MemoryMark, NotCurrent, StoreMark},
+    fence::{
+        Fence, FenceLayer, FencePass, HighWaterCache, HighWaterMark, MemoryMark, StaleToken,
+        StoreMark,
+    },
 };
 use tower_outcome::{BoxError, Class, Refusal, Refused};
 
@@ -73,9 +76,9 @@ impl Moody {
     }
 }
 
-impl Mark for Moody {
-    fn floors(&self) -> &Floors {
-        self.inner.floors()
+impl HighWaterMark for Moody {
+    fn cache(&self) -> &HighWaterCache {
+        self.inner.cache()
     }
 
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
@@ -123,7 +126,7 @@ async fn i2_a_lower_token_than_the_highest_seen_is_refused() {
     assert!(ask(&mut resource, bearing(token(7))).await.is_ok());
     assert!(ask(&mut resource, bearing(token(9))).await.is_ok());
     let error = ask(&mut resource, bearing(token(7))).await.unwrap_err();
-    let refused = error.downcast_ref::<NotCurrent>().unwrap();
+    let refused = error.downcast_ref::<StaleToken>().unwrap();
     assert_eq!(
         (refused.refusal().class(), refused.refusal().code()),
         (Class::Stale, "token-stale")
@@ -276,7 +279,7 @@ async fn f08_a_holder_that_slept_through_its_end_is_refused_by_the_resource() {
 /// One process with a fence in its HTTP server and one in its gRPC server, say, and one file for both.
 #[tokio::test(start_paused = true)]
 async fn i2_fences_over_clones_of_one_mark_have_one_floor() {
-    async fn check<M: Mark + Clone>(
+    async fn check<M: HighWaterMark + Clone>(
         mark: M,
         old: &FencingToken,
         new: impl AsyncFnOnce() -> FencingToken,

@@ -128,11 +128,11 @@ async fn r6_the_gate_closes_in_time_though_the_keeper_does_not_run() {
     let (lease, keeper) = builder(&store).build().unwrap();
     let mut keeper = pin!(keeper.run());
     held_and_then_stuck(&lease, keeper.as_mut()).await;
-    let ticket = lease.enter(Duration::ZERO).unwrap();
+    let guard = lease.enter(Duration::ZERO).unwrap();
     advance(VALID - ms(1)).await;
-    assert!(lease.is_held() && ticket.is_good());
+    assert!(lease.is_held() && guard.is_valid());
     advance(ms(1)).await;
-    assert!(!lease.is_held() && !ticket.is_good());
+    assert!(!lease.is_held() && !guard.is_valid());
     assert_eq!((lease.token(), lease.remaining()), (None, Duration::ZERO));
     assert!(matches!(
         lease.state(),
@@ -141,7 +141,7 @@ async fn r6_the_gate_closes_in_time_though_the_keeper_does_not_run() {
             ..
         }
     ));
-    drop(ticket);
+    drop(guard);
 }
 
 #[tokio::test(start_paused = true)]
@@ -410,7 +410,7 @@ async fn r26_a_lost_lease_comes_back_only_as_a_new_epoch() {
 #[tokio::test(start_paused = true)]
 async fn r29_stepping_down_waits_for_those_inside_and_lets_nobody_new_in() {
     let (store, (lease, keeper)) = held().await;
-    let ticket = lease.enter(Duration::ZERO).unwrap();
+    let guard = lease.enter(Duration::ZERO).unwrap();
     let stepping = tokio::spawn({
         let lease = lease.clone();
         async move { lease.step_down().await }
@@ -419,11 +419,11 @@ async fn r29_stepping_down_waits_for_those_inside_and_lets_nobody_new_in() {
     assert!(matches!(lease.state(), State::Closing { .. }));
     assert!(!lease.is_held() && lease.enter(Duration::ZERO).is_err());
     assert!(
-        ticket.is_good() && lease.token().is_some(),
+        guard.is_valid() && lease.token().is_some(),
         "who is inside has the lease still"
     );
     assert!(store.inspect(&key()).await.unwrap().is_some());
-    drop(ticket);
+    drop(guard);
     assert_eq!(soon(stepping).await.unwrap(), State::Released);
     assert_eq!(soon(keeper).await.unwrap(), State::Released);
     assert!(store.inspect(&key()).await.unwrap().is_none());
@@ -461,7 +461,7 @@ async fn r29_who_is_refused_while_it_closes_does_not_count_as_inside() {
         .unwrap();
     tokio::spawn(keeper.run());
     soon(lease.held()).await.unwrap();
-    let ticket = lease.enter(Duration::ZERO).unwrap();
+    let guard = lease.enter(Duration::ZERO).unwrap();
     tokio::spawn({
         let lease = lease.clone();
         async move { lease.step_down().await }
@@ -473,7 +473,7 @@ async fn r29_who_is_refused_while_it_closes_does_not_count_as_inside() {
         assert!(lease.enter(Duration::ZERO).is_err());
     }
     assert_eq!(spy.most.load(Ordering::SeqCst), 1, "the one that is");
-    drop(ticket);
+    drop(guard);
 }
 
 #[tokio::test(start_paused = true)]
@@ -481,10 +481,10 @@ async fn r29_who_stays_too_long_is_cut_off_before_the_release() {
     let store = MemoryStore::new();
     let (lease, _keeper) = spawn(builder(&store).drain_within(Duration::from_secs(15)));
     soon(lease.held()).await.unwrap();
-    let ticket = lease.enter(Duration::ZERO).unwrap();
+    let guard = lease.enter(Duration::ZERO).unwrap();
     let start = Instant::now();
     assert_eq!(lease.step_down().await, State::Released);
-    assert!(!ticket.is_good());
+    assert!(!guard.is_valid());
     let waited = start.elapsed();
     assert!(
         (ms(15_000)..ms(16_100)).contains(&waited),

@@ -19,8 +19,8 @@ use testkit::{Answer, Probe, Script, Step, Wakes, contract};
 use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_lease::{
-    BootClock, FencingToken, InFlight, Lease, LeaseGateLayer, LeaseLayer, LeaseLost, LeaseStore,
-    Leased, MemoryStore, NotHeld, RequestCounts, State, TokenIn, TokioClock, WrongInstance,
+    BootClock, FencingToken, InFlight, Lease, LeaseGateLayer, LeaseLayer, LeaseLost, LeaseService,
+    LeaseStore, MemoryStore, NotHeld, RequestCounts, State, TokenIn, TokioClock, WrongInstance,
 };
 use tower_outcome::{BoxError, Class, Refusal, Unsent};
 
@@ -1522,10 +1522,10 @@ async fn a_body_keeps_its_framing() {
 #[tokio::test(start_paused = true)]
 async fn a_ticket_tells_when_its_epoch_is_over() {
     let (store, (lease, _keeper)) = held().await;
-    let ticket = lease.enter(Duration::ZERO).unwrap();
+    let guard = lease.enter(Duration::ZERO).unwrap();
     let waiting = tokio::spawn(async move {
-        ticket.lost().await;
-        ticket.is_good()
+        guard.lost().await;
+        guard.is_valid()
     });
     sleep(Duration::from_secs(60)).await;
     assert!(!waiting.is_finished(), "renewals keep it alive");
@@ -1537,8 +1537,8 @@ async fn a_ticket_tells_when_its_epoch_is_over() {
     let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
     let mut keeper = pin!(keeper.run());
     tokio::select! { biased; _ = &mut keeper => unreachable!(), _ = lease.held() => {} }
-    let (ticket, start) = (lease.enter(Duration::ZERO).unwrap(), Instant::now());
-    soon(ticket.lost()).await;
+    let (guard, start) = (lease.enter(Duration::ZERO).unwrap(), Instant::now());
+    soon(guard.lost()).await;
     assert!(
         (VALID..VALID + ms(5)).contains(&start.elapsed()),
         "{:?}",
@@ -1619,7 +1619,7 @@ fn the_layers_fit_where_they_are_to_be_used() {
     balanced(&LeaseLayer::new(&lease));
     balanced(&LeaseLayer::new(&lease).gate());
     let _: LeaseGateLayer<BootClock> = LeaseLayer::new(&lease).gate();
-    let _: fn(&Leased<Inner>) -> &Inner = Leased::get_ref;
+    let _: fn(&LeaseService<Inner>) -> &Inner = LeaseService::get_ref;
     task(keeper.run());
 }
 

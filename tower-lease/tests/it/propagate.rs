@@ -116,7 +116,7 @@ async fn r25_a_token_of_another_key_is_not_the_one_to_send() {
 #[tokio::test(start_paused = true)]
 async fn r29_work_that_ends_while_stepping_down_still_has_its_token() {
     let (_store, (lease, _keeper)) = held().await;
-    let ticket = lease.enter(ms(0)).unwrap();
+    let guard = lease.enter(ms(0)).unwrap();
     let stepping = tokio::spawn({
         let lease = lease.clone();
         async move { lease.step_down().await }
@@ -125,11 +125,11 @@ async fn r29_work_that_ends_while_stepping_down_still_has_its_token() {
     let (probe, _) = Probe::new();
     let mut client = PropagateLayer::new(&lease).layer(probe);
     assert!(
-        ask(&mut client, working_under(&ticket.token()))
+        ask(&mut client, working_under(&guard.token()))
             .await
             .is_ok()
     );
-    drop(ticket);
+    drop(guard);
     soon(stepping).await.unwrap();
     assert!(
         ask(&mut client, request())

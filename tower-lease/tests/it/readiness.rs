@@ -126,7 +126,7 @@ async fn a_renewal_is_no_change_and_the_end_that_it_moves_is_reported() {
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_is_given_back_is_not_ready_from_the_beginning_of_its_drain() {
     let (_store, (lease, _keeper)) = held().await;
-    let ticket = lease.enter(Duration::ZERO).unwrap();
+    let guard = lease.enter(Duration::ZERO).unwrap();
     let readiness = lease.readiness();
     let changed = readiness.changed();
     let start = Instant::now();
@@ -136,8 +136,8 @@ async fn a_lease_that_is_given_back_is_not_ready_from_the_beginning_of_its_drain
     });
     soon(changed).await;
     assert_eq!(readiness.check(), Err(NOT_HELD));
-    assert!(ticket.is_good() && start.elapsed() < ms(10));
-    drop(ticket);
+    assert!(guard.is_valid() && start.elapsed() < ms(10));
+    drop(guard);
 }
 
 #[tokio::test(start_paused = true)]

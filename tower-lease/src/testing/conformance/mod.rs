@@ -171,7 +171,7 @@ impl<S: LeaseStore> Conformance<S> {
 
     /// R-19, where the store says that its tokens fence.
     fn assert_rises(&self, from: &Grant, to: &Grant, how: &str) {
-        if S::Fencing::IS_TOTAL {
+        if S::Fencing::IS_MONOTONIC {
             let rises = from
                 .token()
                 .compare(to.token())

@@ -178,7 +178,7 @@ async fn go<T>(
 
 impl LeaseStore for Flaky {
     type Watch = FlakyWatch;
-    type Fencing = tower_lease::fencing::Total;
+    type Fencing = tower_lease::fencing::Monotonic;
 
     fn capabilities(&self) -> Capabilities {
         self.inner().capabilities()

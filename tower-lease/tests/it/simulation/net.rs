@@ -149,7 +149,7 @@ fn nonsense<T>() -> Result<T, StoreError> {
 
 impl LeaseStore for RemoteStore {
     type Watch = RemoteWatch;
-    type Fencing = fencing::Total;
+    type Fencing = fencing::Monotonic;
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::new()

@@ -9,15 +9,15 @@ use std::{
 };
 
 use super::{
-    Mark, NotCurrent,
-    floor::Judgement,
+    HighWaterMark, StaleToken,
+    cached_high_water::Comparison,
     table::{Entry, Table},
 };
 use crate::{FencingToken, LeaseKey, token};
 
 /// Lets pass who bears the highest token seen, and refuses who bears a lower one. Cheap to clone.
 ///
-/// It remembers what its [`Mark`] answered, so a token that it knows costs no question. Fences over clones of one mark
+/// It remembers what its [`HighWaterMark`] answered, so a token that it knows costs no question. Fences over clones of one mark
 /// share that memory. Several processes before one resource each have one, and so have marks that were made separately:
 /// one that has not seen the new token yet still lets the old one pass. Where that matters the resource behind them must
 /// make the check.
@@ -84,9 +84,9 @@ struct Counters {
 }
 
 /// What can be said of a token without asking the mark.
-pub(super) enum Look {
+pub(super) enum Check {
     Passed(FencePass),
-    Refused(NotCurrent),
+    Refused(StaleToken),
     Ask(FencingToken),
 }
 
@@ -95,7 +95,7 @@ const RAISE_WITHIN: Duration = Duration::from_secs(1);
 
 // === impl Fence ===
 
-impl<M: Mark> Fence<M> {
+impl<M: HighWaterMark> Fence<M> {
     /// A fence around a resource that one lease guards.
     pub fn of_key(key: LeaseKey, mark: M) -> FenceBuilder<M> {
         FenceBuilder::new(Scope::Key(key), mark)
@@ -119,11 +119,11 @@ impl<M: Mark> Fence<M> {
     /// # Cancel safety
     ///
     /// The floor may have been raised or not.
-    pub async fn admit(&self, token: &FencingToken) -> Result<FencePass, NotCurrent> {
-        match self.look(token.key().as_str(), token.epoch()) {
-            Look::Passed(pass) => Ok(pass),
-            Look::Refused(refused) => Err(refused),
-            Look::Ask(token) => self.ask(&token).await,
+    pub async fn admit(&self, token: &FencingToken) -> Result<FencePass, StaleToken> {
+        match self.check(token.key().as_str(), token.epoch()) {
+            Check::Passed(pass) => Ok(pass),
+            Check::Refused(refused) => Err(refused),
+            Check::Ask(token) => self.ask(&token).await,
         }
     }
 
@@ -153,42 +153,44 @@ impl<M: Mark> Fence<M> {
     }
 
     /// As [`look`](Self::look), for a header's value.
-    pub(super) fn look_at(&self, text: Option<&[u8]>) -> Look {
+    pub(super) fn check_header(&self, text: Option<&[u8]>) -> Check {
         let Some(text) = text else {
-            return self.refused(NotCurrent::missing());
+            return self.refused(StaleToken::missing());
         };
         match std::str::from_utf8(text).ok().and_then(token::split) {
-            Some((key, epoch)) => self.look(key, epoch),
-            None => self.refused(NotCurrent::malformed()),
+            Some((key, epoch)) => self.check(key, epoch),
+            None => self.refused(StaleToken::malformed()),
         }
     }
 
-    fn look(&self, key: &str, epoch: NonZeroU64) -> Look {
+    fn check(&self, key: &str, epoch: NonZeroU64) -> Check {
         if let Some(entry) = self.shared.table.get(key) {
-            match entry.floor.judge(epoch.get()) {
-                Judgement::Current => return Look::Passed(FencePass { entry, epoch }),
-                Judgement::Below(floor) => {
-                    return self.refused(NotCurrent::stale(epoch.get(), Some(floor)));
+            match entry.floor.compare(epoch.get()) {
+                Comparison::Current => return Check::Passed(FencePass { entry, epoch }),
+                Comparison::Below(floor) => {
+                    return self.refused(StaleToken::stale(epoch.get(), Some(floor)));
                 }
-                Judgement::Unknown => {}
+                Comparison::Unknown => {}
             }
         }
         match LeaseKey::new(key) {
-            Ok(key) if self.shared.scope.contains(&key) => Look::Ask(FencingToken::new(key, epoch)),
-            Ok(_) => self.refused(NotCurrent::other_key()),
-            Err(_) => self.refused(NotCurrent::malformed()),
+            Ok(key) if self.shared.scope.contains(&key) => {
+                Check::Ask(FencingToken::new(key, epoch))
+            }
+            Ok(_) => self.refused(StaleToken::other_key()),
+            Err(_) => self.refused(StaleToken::malformed()),
         }
     }
 
-    fn refused(&self, why: NotCurrent) -> Look {
+    fn refused(&self, why: StaleToken) -> Check {
         self.count(&why);
-        Look::Refused(why)
+        Check::Refused(why)
     }
 
     /// Asks the mark about a token that is new here.
-    pub(super) async fn ask(&self, token: &FencingToken) -> Result<FencePass, NotCurrent> {
-        let floors = self.shared.mark.floors();
-        let entry = self.shared.table.get_or_insert(token.key(), floors);
+    pub(super) async fn ask(&self, token: &FencingToken) -> Result<FencePass, StaleToken> {
+        let cache = self.shared.mark.cache();
+        let entry = self.shared.table.get_or_insert(token.key(), cache);
         let asking = tokio::time::timeout(self.shared.raise_within, self.raise(&entry, token));
         let answer = asking
             .await
@@ -201,19 +203,19 @@ impl<M: Mark> Fence<M> {
             .inspect_err(|why| self.count(why))
     }
 
-    async fn raise(&self, entry: &Entry, token: &FencingToken) -> Result<(), NotCurrent> {
-        let _place = entry.wait().ok_or(NotCurrent::floor_unknown())?;
+    async fn raise(&self, entry: &Entry, token: &FencingToken) -> Result<(), StaleToken> {
+        let _place = entry.wait().ok_or(StaleToken::floor_unknown())?;
         let _turn = entry
-            .turn
+            .asking
             .acquire()
             .await
-            .map_err(|_| NotCurrent::floor_unknown())?;
+            .map_err(|_| StaleToken::floor_unknown())?;
         let epoch = token.epoch().get();
         // Whoever had the turn before may have learned it.
-        match entry.floor.judge(epoch) {
-            Judgement::Current => return Ok(()),
-            Judgement::Below(floor) => return Err(NotCurrent::stale(epoch, Some(floor))),
-            Judgement::Unknown => {}
+        match entry.floor.compare(epoch) {
+            Comparison::Current => return Ok(()),
+            Comparison::Below(floor) => return Err(StaleToken::stale(epoch, Some(floor))),
+            Comparison::Unknown => {}
         }
         self.shared.counters.asked.fetch_add(1, Relaxed);
         let highest = self
@@ -224,24 +226,24 @@ impl<M: Mark> Fence<M> {
             .map_err(|error| self.fails(&error.to_string()))?;
         self.works();
         let Some(highest) = highest else {
-            return Err(NotCurrent::stale(epoch, None));
+            return Err(StaleToken::stale(epoch, None));
         };
         let before = entry.floor.raise(highest.get());
         if before < highest.get() {
             tracing::info!(key = %token.key(), from = before, to = highest.get(), "fence");
         }
         match before.max(highest.get()) {
-            floor if floor > epoch => Err(NotCurrent::stale(epoch, Some(floor))),
-            floor if floor < epoch => Err(NotCurrent::ahead(epoch, floor)),
+            floor if floor > epoch => Err(StaleToken::stale(epoch, Some(floor))),
+            floor if floor < epoch => Err(StaleToken::ahead(epoch, floor)),
             _ => Ok(()),
         }
     }
 
-    fn fails(&self, cause: &str) -> NotCurrent {
+    fn fails(&self, cause: &str) -> StaleToken {
         if !self.shared.is_failing.swap(true, Relaxed) {
             tracing::warn!(cause, "the fence's mark fails: new tokens are refused");
         }
-        NotCurrent::floor_unknown()
+        StaleToken::floor_unknown()
     }
 
     fn works(&self) {
@@ -251,7 +253,7 @@ impl<M: Mark> Fence<M> {
         }
     }
 
-    fn count(&self, why: &NotCurrent) {
+    fn count(&self, why: &StaleToken) {
         use tower_outcome::Refused as _;
 
         let counters = &self.shared.counters;
@@ -284,7 +286,7 @@ impl<M> fmt::Debug for Fence<M> {
 
 // === impl FenceBuilder ===
 
-impl<M: Mark> FenceBuilder<M> {
+impl<M: HighWaterMark> FenceBuilder<M> {
     fn new(scope: Scope, mark: M) -> Self {
         Self {
             mark,
@@ -345,7 +347,7 @@ impl FencePass {
     /// before an effect.
     #[must_use]
     pub fn is_current(&self) -> bool {
-        self.entry.floor.judge(self.epoch.get()) == Judgement::Current
+        self.entry.floor.compare(self.epoch.get()) == Comparison::Current
     }
 }
 

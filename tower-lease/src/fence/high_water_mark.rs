@@ -7,7 +7,7 @@ use std::{
 
 use tower_outcome::BoxError;
 
-use super::Floors;
+use super::HighWaterCache;
 use crate::{FencingToken, LeaseKey, LeaseStore, fencing};
 
 /// Where a [`Fence`](super::Fence) keeps the highest token of each key: state that outlives the process (R-21).
@@ -20,11 +20,11 @@ use crate::{FencingToken, LeaseKey, LeaseStore, fencing};
 /// ON CONFLICT (key) DO UPDATE SET epoch = GREATEST(floors.epoch, $2) RETURNING epoch
 /// ```
 ///
-/// All fences of a process that guard one resource take clones of one mark, made once: they share its [`Floors`].
-pub trait Mark: Send + Sync + 'static {
-    /// What the fences over this mark know: a field of the mark, made with [`Floors::new`] and cloned with it. Two fences
+/// All fences of a process that guard one resource take clones of one mark, made once: they share its [`HighWaterCache`].
+pub trait HighWaterMark: Send + Sync + 'static {
+    /// What the fences over this mark know: a field of the mark, made with [`HighWaterCache::new`] and cloned with it. Two fences
     /// with different ones would each let pass what the other has refused (I2).
-    fn floors(&self) -> &Floors;
+    fn cache(&self) -> &HighWaterCache;
 
     /// Remembers `token` if it is the highest of its key so far, and answers with the highest. Both must be **durable**
     /// by then, and one step: two callers at once get answers that agree on an order.
@@ -53,7 +53,7 @@ pub trait Mark: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub struct StoreMark<S> {
     store: S,
-    floors: Floors,
+    cache: HighWaterCache,
 }
 
 /// Keeps the highest tokens in memory that its clones share, at most 65 536 of them: for tests, and for resources whose
@@ -63,27 +63,27 @@ pub struct StoreMark<S> {
 #[derive(Clone, Debug, Default)]
 pub struct MemoryMark {
     highest: Arc<Mutex<BTreeMap<LeaseKey, NonZeroU64>>>,
-    floors: Floors,
+    cache: HighWaterCache,
 }
 
 pub(super) const MAX_KEYS: usize = 65_536;
 
 // === impl StoreMark ===
 
-impl<S: LeaseStore<Fencing = fencing::Total>> StoreMark<S> {
+impl<S: LeaseStore<Fencing = fencing::Monotonic>> StoreMark<S> {
     /// Asks `store`, which must be the one that the holders use. For several fences make one, and clone it.
     #[must_use]
     pub fn new(store: S) -> Self {
         Self {
             store,
-            floors: Floors::new(),
+            cache: HighWaterCache::new(),
         }
     }
 }
 
-impl<S: LeaseStore<Fencing = fencing::Total>> Mark for StoreMark<S> {
-    fn floors(&self) -> &Floors {
-        &self.floors
+impl<S: LeaseStore<Fencing = fencing::Monotonic>> HighWaterMark for StoreMark<S> {
+    fn cache(&self) -> &HighWaterCache {
+        &self.cache
     }
 
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
@@ -105,9 +105,9 @@ impl MemoryMark {
     }
 }
 
-impl Mark for MemoryMark {
-    fn floors(&self) -> &Floors {
-        &self.floors
+impl HighWaterMark for MemoryMark {
+    fn cache(&self) -> &HighWaterCache {
+        &self.cache
     }
 
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
@@ -120,10 +120,10 @@ impl Mark for MemoryMark {
 }
 
 pub(super) fn raise(
-    floors: &mut BTreeMap<LeaseKey, NonZeroU64>,
+    cache: &mut BTreeMap<LeaseKey, NonZeroU64>,
     token: &FencingToken,
 ) -> NonZeroU64 {
-    let floor = floors.entry(token.key().clone()).or_insert(token.epoch());
+    let floor = cache.entry(token.key().clone()).or_insert(token.epoch());
     *floor = token.epoch().max(*floor);
     *floor
 }

@@ -7,7 +7,7 @@ use crate::{
 ///
 /// Readers compare the clock with `until` themselves, so the gate closes on time though nobody runs.
 #[derive(Debug)]
-pub(crate) struct Cell {
+pub(crate) struct LeaseCell {
     /// Only grows.
     epoch: AtomicU64,
     /// Nanoseconds, even; the lowest bit says "no more new ones". 0 when closed, and always 0 while `epoch` changes.
@@ -27,9 +27,9 @@ pub(crate) struct Reading {
 
 const DRAINING: u64 = 1;
 
-// === impl Cell ===
+// === impl LeaseCell ===
 
-impl Cell {
+impl LeaseCell {
     pub(crate) fn new() -> Self {
         Self {
             epoch: AtomicU64::new(0),
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn it_is_closed_until_it_is_opened_and_after_it_was_closed() {
-        let cell = Cell::new();
+        let cell = LeaseCell::new();
         assert!(!cell.read().lasts(at(0)));
         cell.open(3, at(100));
         assert_eq!(
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_draining_gate_lasts_for_those_inside_and_stays_draining_when_extended() {
-        let cell = Cell::new();
+        let cell = LeaseCell::new();
         cell.open(1, at(100));
         cell.drain();
         cell.extend(at(201));
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn draining_a_closed_gate_does_not_open_it() {
-        let cell = Cell::new();
+        let cell = LeaseCell::new();
         cell.drain();
         assert_eq!(
             cell.read(),
@@ -212,7 +212,7 @@ mod loom_tests {
     #[test]
     fn loom_a_reading_is_of_one_epoch() {
         loom::model(|| {
-            let cell = Arc::new(Cell::new());
+            let cell = Arc::new(LeaseCell::new());
             cell.open(1, at(100));
             let writer = {
                 let cell = cell.clone();
@@ -233,7 +233,7 @@ mod loom_tests {
     #[test]
     fn loom_r28_an_end_is_of_ones_own_epoch() {
         loom::model(|| {
-            let cell = Arc::new(Cell::new());
+            let cell = Arc::new(LeaseCell::new());
             cell.open(1, at(100));
             let writer = {
                 let cell = cell.clone();
@@ -254,7 +254,7 @@ mod loom_tests {
     #[test]
     fn loom_i3_who_knows_of_the_loss_finds_it_closed() {
         loom::model(|| {
-            let cell = Arc::new(Cell::new());
+            let cell = Arc::new(LeaseCell::new());
             let told = Arc::new(AtomicUsize::new(0));
             cell.open(1, at(100));
             let keeper = {
@@ -284,7 +284,7 @@ mod loom_tests {
     #[test]
     fn loom_r29_nobody_slips_in_behind_the_count() {
         loom::model(|| {
-            let cell = Arc::new(Cell::new());
+            let cell = Arc::new(LeaseCell::new());
             let released = Arc::new(AtomicUsize::new(0));
             cell.open(1, at(100));
             let request = {
@@ -311,7 +311,7 @@ mod loom_tests {
     #[test]
     fn loom_r29_who_left_is_done() {
         loom::model(|| {
-            let cell = Arc::new(Cell::new());
+            let cell = Arc::new(LeaseCell::new());
             let effects = Arc::new(AtomicUsize::new(0));
             cell.open(1, at(100));
             let request = {

@@ -18,7 +18,7 @@ use crate::{
 /// in Tokio's timer, each behind a short lock.
 #[pin_project]
 #[derive(Default)]
-pub(crate) struct Alarm {
+pub(crate) struct ChangeOrDeadline {
     #[pin]
     change: Option<OwnedNotified>,
     /// What the timer is set to.
@@ -27,9 +27,9 @@ pub(crate) struct Alarm {
     timer: Option<Sleep>,
 }
 
-// === impl Alarm ===
+// === impl ChangeOrDeadline ===
 
-impl Alarm {
+impl ChangeOrDeadline {
     /// For fields that must be `Unpin`.
     pub(crate) fn boxed() -> Pin<Box<Self>> {
         Box::pin(Self::default())
@@ -77,9 +77,9 @@ impl Alarm {
     }
 }
 
-impl fmt::Debug for Alarm {
+impl fmt::Debug for ChangeOrDeadline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Alarm")
+        f.debug_struct("ChangeOrDeadline")
             .field("armed", &self.change.is_some())
             .finish()
     }

@@ -4,7 +4,7 @@ use crate::{BootInstant, BuildError, Capabilities};
 
 /// How long, how often, how careful. Everything that follows from the TTL is computed from the one the store *granted*.
 #[derive(Clone, Debug)]
-pub(crate) struct Terms {
+pub(crate) struct Timing {
     pub(crate) ttl: Duration,
     pub(crate) drift_ppm: u32,
     pub(crate) guard: Option<Duration>,
@@ -24,9 +24,9 @@ const MAX_ATTEMPT: Duration = Duration::from_secs(1);
 /// As the shortest pause after a failure.
 const MIN_PERIOD: Duration = Duration::from_millis(100);
 
-// === impl Terms ===
+// === impl Timing ===
 
-impl Terms {
+impl Timing {
     /// What must hold between the values, for the TTL that is asked for.
     pub(crate) fn check(&self, store: &Capabilities) -> Result<(), BuildError> {
         if self.ttl < store.min_ttl() {
@@ -89,7 +89,7 @@ impl Terms {
     }
 }
 
-impl Default for Terms {
+impl Default for Timing {
     fn default() -> Self {
         Self {
             ttl: TTL,
@@ -112,56 +112,56 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    fn check(terms: &Terms) -> Result<(), BuildError> {
-        terms.check(&Capabilities::new().with_min_ttl(ms(100)))
+    fn check(timing: &Timing) -> Result<(), BuildError> {
+        timing.check(&Capabilities::new().with_min_ttl(ms(100)))
     }
 
     #[test]
     fn r5_the_margin_is_the_formula() {
-        let terms = Terms::default();
-        assert_eq!(terms.margin(ms(10_000)), ms(700), "the rules' own example");
+        let timing = Timing::default();
+        assert_eq!(timing.margin(ms(10_000)), ms(700), "the rules' own example");
         assert_eq!(
-            terms.margin(ms(1_000)),
+            timing.margin(ms(1_000)),
             ms(270),
             "the guard is at least 250 ms"
         );
-        let terms = Terms {
+        let timing = Timing {
             drift_ppm: 500,
             guard: Some(ms(10)),
-            ..terms
+            ..timing
         };
-        assert_eq!(terms.margin(ms(1_000)), ms(11));
+        assert_eq!(timing.margin(ms(1_000)), ms(11));
     }
 
     #[test]
     fn r5_a_margin_of_half_the_ttl_is_an_error() {
         assert!(
-            check(&Terms {
+            check(&Timing {
                 guard: Some(ms(4_799)),
-                ..Terms::default()
+                ..Timing::default()
             })
             .is_ok()
         );
-        let wide = Terms {
+        let wide = Timing {
             guard: Some(ms(4_800)),
-            ..Terms::default()
+            ..Timing::default()
         };
         assert!(matches!(
             check(&wide),
             Err(BuildError::MarginTooWide { .. })
         ));
-        let drifty = Terms {
+        let drifty = Timing {
             drift_ppm: 300_000,
-            ..Terms::default()
+            ..Timing::default()
         };
         assert!(matches!(
             check(&drifty),
             Err(BuildError::MarginTooWide { .. })
         ));
         assert!(matches!(
-            check(&Terms {
+            check(&Timing {
                 ttl: ms(400),
-                ..Terms::default()
+                ..Timing::default()
             }),
             Err(BuildError::MarginTooWide { .. })
         ));
@@ -169,9 +169,9 @@ mod tests {
 
     #[test]
     fn r5_a_period_that_leaves_one_attempt_is_an_error() {
-        let every = |millis| Terms {
+        let every = |millis| Timing {
             renew_every: Some(ms(millis)),
-            ..Terms::default()
+            ..Timing::default()
         };
         assert!(check(&every(4_649)).is_ok());
         assert!(matches!(
@@ -186,9 +186,9 @@ mod tests {
 
     #[test]
     fn a_ttl_below_the_stores_is_an_error() {
-        let short = Terms {
+        let short = Timing {
             ttl: ms(99),
-            ..Terms::default()
+            ..Timing::default()
         };
         assert_eq!(
             check(&short),
@@ -201,26 +201,26 @@ mod tests {
 
     #[test]
     fn r2_everything_follows_the_granted_ttl() {
-        let (terms, sent) = (Terms::default(), BootInstant::from_nanos(0));
+        let (timing, sent) = (Timing::default(), BootInstant::from_nanos(0));
         assert_eq!(
-            terms.valid_until(sent, ms(30_000)).since(sent),
+            timing.valid_until(sent, ms(30_000)).since(sent),
             ms(30_000 - 600 - 1_500)
         );
         assert_eq!(
-            terms.valid_until(sent, ms(3_000)).since(sent),
+            timing.valid_until(sent, ms(3_000)).since(sent),
             ms(3_000 - 60 - 250)
         );
         assert_eq!(
-            terms.valid_until(sent, ms(200)),
+            timing.valid_until(sent, ms(200)),
             sent,
             "shorter than its margin: good for nothing"
         );
         assert_eq!(
-            (terms.renew_every(ms(30_000)), terms.attempt(ms(30_000))),
+            (timing.renew_every(ms(30_000)), timing.attempt(ms(30_000))),
             (ms(7_500), ms(1_000))
         );
         assert_eq!(
-            (terms.renew_every(ms(3_000)), terms.attempt(ms(3_000))),
+            (timing.renew_every(ms(3_000)), timing.attempt(ms(3_000))),
             (ms(750), ms(300))
         );
     }

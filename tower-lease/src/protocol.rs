@@ -9,31 +9,35 @@ use tower_outcome::{
     header::{LEASE_EPOCH, LEASE_TOKEN},
 };
 
-use crate::{Clock, InFlight, LeaseBody, LeaseKey, Ticket, WrongInstance};
+use crate::{Clock, InFlight, LeaseBody, LeaseGuard, LeaseKey, WrongInstance};
 
-/// What is done to a request that is let in, and to its answer. The two ways are [`Neutral`] and [`Http`].
-pub trait Carry<Req, Res, C: Clock>: sealed::Sealed {
+/// What is done to a request that is let in, and to its answer. The two ways are [`Opaque`] and [`Http`].
+pub trait Protocol<Req, Res, C: Clock>: sealed::Sealed {
     /// The answer, with the ticket attached where there is a place for it.
     type Response;
 
     /// How much validity this request wants before it.
-    fn needs(request: &Req, knobs: &Knobs) -> Duration;
+    fn min_validity(request: &Req, settings: &Settings) -> Duration;
 
     /// Looks at a request that is about to be let in, and gives it the token.
     ///
     /// # Errors
     ///
     /// It is meant for another instance.
-    fn board(request: &mut Req, ticket: &Ticket<C>, knobs: &Knobs) -> Result<(), WrongInstance>;
+    fn on_request(
+        request: &mut Req,
+        guard: &LeaseGuard<C>,
+        settings: &Settings,
+    ) -> Result<(), WrongInstance>;
 
     /// Attaches the ticket to the answer.
-    fn attach(response: Res, ticket: Ticket<C>) -> Self::Response;
+    fn on_response(response: Res, guard: LeaseGuard<C>) -> Self::Response;
 }
 
 /// Any protocol: the request and the answer stay as they are, and the answer itself is the end. For a connection
 /// service, whose answer is the end of the connection, that is exact.
 #[derive(Clone, Copy, Debug)]
-pub enum Neutral {}
+pub enum Opaque {}
 
 /// HTTP, and so gRPC: the request is refused when its `x-lease-epoch` header names another epoch, and gets the
 /// [`FencingToken`](crate::FencingToken); the answer's body breaks off when the lease is lost (R-28, I3).
@@ -59,9 +63,9 @@ pub enum TokenIn {
     Nowhere,
 }
 
-/// What the setters of a layer have said. It is there for [`Carry`] alone.
+/// What the setters of a layer have said. It is there for [`Protocol`] alone.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Knobs {
+pub struct Settings {
     pub(crate) min_remaining: Duration,
     pub(crate) in_flight: InFlight,
     pub(crate) token_in: TokenIn,
@@ -72,78 +76,80 @@ pub struct Knobs {
 mod sealed {
     #[expect(unnameable_types, reason = "that is what seals the trait")]
     pub trait Sealed {}
-    impl Sealed for super::Neutral {}
+    impl Sealed for super::Opaque {}
     impl Sealed for super::Http {}
 }
 
-// === impl Neutral ===
+// === impl Opaque ===
 
-impl<Req, Res, C: Clock> Carry<Req, Res, C> for Neutral {
+impl<Req, Res, C: Clock> Protocol<Req, Res, C> for Opaque {
     type Response = Res;
 
-    fn needs(_: &Req, knobs: &Knobs) -> Duration {
-        knobs.min_remaining
+    fn min_validity(_: &Req, settings: &Settings) -> Duration {
+        settings.min_remaining
     }
 
-    fn board(_: &mut Req, _: &Ticket<C>, _: &Knobs) -> Result<(), WrongInstance> {
+    fn on_request(_: &mut Req, _: &LeaseGuard<C>, _: &Settings) -> Result<(), WrongInstance> {
         Ok(())
     }
 
-    fn attach(response: Res, _: Ticket<C>) -> Res {
+    fn on_response(response: Res, _: LeaseGuard<C>) -> Res {
         response
     }
 }
 
 // === impl Http ===
 
-impl<A, B: Body, C: Clock> Carry<Request<A>, Response<B>, C> for Http {
+impl<A, B: Body, C: Clock> Protocol<Request<A>, Response<B>, C> for Http {
     type Response = Response<LeaseBody<B, C>>;
 
-    fn needs(request: &Request<A>, knobs: &Knobs) -> Duration {
-        let own = knobs
+    fn min_validity(request: &Request<A>, settings: &Settings) -> Duration {
+        let own = settings
             .deadlines
             .and_then(|at_most| Some(grpc_timeout(request)?.min(at_most)));
-        own.map_or(knobs.min_remaining, |own| own.max(knobs.min_remaining))
+        own.map_or(settings.min_remaining, |own| {
+            own.max(settings.min_remaining)
+        })
     }
 
-    fn board(
+    fn on_request(
         request: &mut Request<A>,
-        ticket: &Ticket<C>,
-        knobs: &Knobs,
+        guard: &LeaseGuard<C>,
+        settings: &Settings,
     ) -> Result<(), WrongInstance> {
-        if !names_us(request.headers(), ticket.epoch().get()) {
-            return Err(WrongInstance::new(ticket.epoch()));
+        if !names_us(request.headers(), guard.epoch().get()) {
+            return Err(WrongInstance::new(guard.epoch()));
         }
         // It was meant for us. Passed on, the next instance would take it for its own.
         request.headers_mut().remove(LEASE_EPOCH);
-        match knobs.token_in {
+        match settings.token_in {
             TokenIn::Extensions => {
-                into_extensions(request, ticket);
-                drop_forged(request.headers_mut(), ticket.key());
+                into_extensions(request, guard);
+                drop_forged(request.headers_mut(), guard.key());
             }
-            TokenIn::Header => into_headers(request, ticket),
+            TokenIn::Header => into_headers(request, guard),
             TokenIn::Both => {
-                into_extensions(request, ticket);
-                into_headers(request, ticket);
+                into_extensions(request, guard);
+                into_headers(request, guard);
             }
-            TokenIn::Nowhere => drop_forged(request.headers_mut(), ticket.key()),
+            TokenIn::Nowhere => drop_forged(request.headers_mut(), guard.key()),
         }
         Ok(())
     }
 
-    fn attach(response: Response<B>, ticket: Ticket<C>) -> Self::Response {
-        response.map(|body| LeaseBody::new(body, ticket))
+    fn on_response(response: Response<B>, guard: LeaseGuard<C>) -> Self::Response {
+        response.map(|body| LeaseBody::new(body, guard))
     }
 }
 
-fn into_extensions<A, C: Clock>(request: &mut Request<A>, ticket: &Ticket<C>) {
-    request.extensions_mut().insert(ticket.token());
+fn into_extensions<A, C: Clock>(request: &mut Request<A>, guard: &LeaseGuard<C>) {
+    request.extensions_mut().insert(guard.token());
 }
 
-fn into_headers<A, C: Clock>(request: &mut Request<A>, ticket: &Ticket<C>) {
+fn into_headers<A, C: Clock>(request: &mut Request<A>, guard: &LeaseGuard<C>) {
     request
         .headers_mut()
-        .insert(LEASE_TOKEN, HeaderValue::from(&ticket.token()));
+        .insert(LEASE_TOKEN, HeaderValue::from(&guard.token()));
 }
 
 fn drop_forged(headers: &mut HeaderMap, ours: &LeaseKey) {

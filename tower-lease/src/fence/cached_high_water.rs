@@ -4,11 +4,11 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 ///
 /// A cache, not a floor by itself: while it is empty it lets nobody pass and nobody be refused.
 #[derive(Debug)]
-pub(crate) struct Floor(AtomicU64);
+pub(crate) struct CachedHighWater(AtomicU64);
 
 /// What a floor says of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Judgement {
+pub(crate) enum Comparison {
     /// It is the highest.
     Current,
     /// This one is higher.
@@ -17,19 +17,19 @@ pub(crate) enum Judgement {
     Unknown,
 }
 
-// === impl Floor ===
+// === impl CachedHighWater ===
 
-impl Floor {
+impl CachedHighWater {
     pub(crate) fn new() -> Self {
         Self(AtomicU64::new(0))
     }
 
     /// One plain load on x86.
-    pub(crate) fn judge(&self, epoch: u64) -> Judgement {
+    pub(crate) fn compare(&self, epoch: u64) -> Comparison {
         match self.0.load(Ordering::Acquire) {
-            floor if floor > epoch => Judgement::Below(floor),
-            floor if floor == epoch => Judgement::Current,
-            _ => Judgement::Unknown,
+            floor if floor > epoch => Comparison::Below(floor),
+            floor if floor == epoch => Comparison::Current,
+            _ => Comparison::Unknown,
         }
     }
 
@@ -50,24 +50,28 @@ mod tests {
 
     #[test]
     fn r21_an_empty_memory_is_not_a_floor() {
-        let floor = Floor::new();
-        assert_eq!(floor.judge(1), Judgement::Unknown);
-        assert_eq!(floor.judge(u64::MAX - 1), Judgement::Unknown);
+        let floor = CachedHighWater::new();
+        assert_eq!(floor.compare(1), Comparison::Unknown);
+        assert_eq!(floor.compare(u64::MAX - 1), Comparison::Unknown);
         assert_eq!(floor.epoch(), None);
     }
 
     #[test]
     fn i2_a_floor_only_rises() {
-        let floor = Floor::new();
+        let floor = CachedHighWater::new();
         assert_eq!(floor.raise(7), 0);
         assert_eq!(
-            (floor.judge(6), floor.judge(7), floor.judge(8)),
-            (Judgement::Below(7), Judgement::Current, Judgement::Unknown)
+            (floor.compare(6), floor.compare(7), floor.compare(8)),
+            (
+                Comparison::Below(7),
+                Comparison::Current,
+                Comparison::Unknown
+            )
         );
         assert_eq!(floor.raise(5), 7, "an answer that comes late");
         assert_eq!(
-            (floor.epoch(), floor.judge(5)),
-            (Some(7), Judgement::Below(7))
+            (floor.epoch(), floor.compare(5)),
+            (Some(7), Comparison::Below(7))
         );
     }
 }
@@ -83,17 +87,20 @@ mod loom_tests {
     #[test]
     fn loom_i2_a_lower_token_never_passes_behind_a_higher_one() {
         loom::model(|| {
-            let (floor, mark) = (Arc::new(Floor::new()), Arc::new(AtomicU64::new(0)));
+            let (floor, mark) = (
+                Arc::new(CachedHighWater::new()),
+                Arc::new(AtomicU64::new(0)),
+            );
             let passed = Arc::new(AtomicU64::new(0));
             let pass = |epoch: u64| {
                 let (floor, mark, passed) = (floor.clone(), mark.clone(), passed.clone());
                 move || {
                     // What had passed before this one began.
                     let before = passed.load(Ordering::Acquire);
-                    let floor_now = match floor.judge(epoch) {
-                        Judgement::Current => epoch,
-                        Judgement::Below(floor) => floor,
-                        Judgement::Unknown => {
+                    let floor_now = match floor.compare(epoch) {
+                        Comparison::Current => epoch,
+                        Comparison::Below(floor) => floor,
+                        Comparison::Unknown => {
                             let highest = mark.fetch_max(epoch, Ordering::AcqRel).max(epoch);
                             floor.raise(highest).max(highest)
                         }
