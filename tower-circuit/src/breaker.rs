@@ -9,7 +9,7 @@ use std::{mem, num::NonZeroU32, time::Duration};
 use tokio::time::Instant;
 use tower_outcome::{Ejected, EjectionBudget, Verdict};
 
-use self::probes::{Expired, Probes};
+use self::probes::{Expired, Probes, Stage};
 use crate::{
     Cooldown, Mode, Reason, Snapshot, State, Totals, Trip,
     cooldown::Backoff,
@@ -78,7 +78,7 @@ enum Phase {
         since: Instant,
         until: Option<Instant>,
     },
-    /// Some calls are probes, and the others are rejected. -> `Closed` after enough successes, -> `Open` on a failure, on a
+    /// Some calls are probes, and all other calls are rejected. -> `Closed` after enough successes, -> `Open` on a failure, on a
     /// probe past its deadline, and when callers have abandoned unanswered probes for as long in all.
     HalfOpen { since: Instant, probes: Probes },
 }
@@ -164,12 +164,12 @@ impl Breaker {
 
     /// Admits a call that starts now.
     pub(crate) fn admit(&mut self, now: Instant) -> Result<CallId, Rejection> {
-        self.admit_or_reserve(now, true)
+        self.admit_or_reserve(now, Stage::Running)
     }
 
     /// Reserves a probe for a call that is to follow. The reservation expires as a probe would.
     pub(crate) fn reserve(&mut self, now: Instant) -> Result<CallId, Rejection> {
-        self.admit_or_reserve(now, false)
+        self.admit_or_reserve(now, Stage::Reserved)
     }
 
     /// Whether a reservation is still valid.
@@ -311,15 +311,12 @@ impl Breaker {
     /// Since when no call has come here, if that is longer than anything on record matters: the window, the longest that it
     /// stays open, and a probe. An operator's decision always matters.
     pub(crate) fn stale_since(&self, window: Duration, now: Instant) -> Option<Instant> {
-        let is_over = match self.phase {
-            Phase::Closed | Phase::HalfOpen { .. } => true,
-            Phase::Open { until, .. } => until.is_some_and(|until| until <= now),
-        };
+        let rejects = matches!(self.next_admission(), NextAdmission::At(until) if until > now);
         let matters = window
             .saturating_add(self.backoff.cap())
             .saturating_add(self.settings.probes.deadline);
         self.last_use.filter(|&last| {
-            !self.forced && is_over && now.saturating_duration_since(last) > matters
+            !self.forced && !rejects && now.saturating_duration_since(last) > matters
         })
     }
 
@@ -347,7 +344,7 @@ impl Breaker {
         (snapshot, self.counted_generation)
     }
 
-    pub(crate) const fn tag(&self) -> Tag {
+    pub(crate) fn tag(&self) -> Tag {
         match self.phase {
             Phase::Closed if self.settings.trip.slow_limit().is_some() => Tag::ClosedTimed,
             Phase::Closed => Tag::Closed,
@@ -376,7 +373,7 @@ impl Breaker {
         }
     }
 
-    fn admit_or_reserve(&mut self, now: Instant, running: bool) -> Result<CallId, Rejection> {
+    fn admit_or_reserve(&mut self, now: Instant, stage: Stage) -> Result<CallId, Rejection> {
         self.last_use = Some(now);
         self.tick(now);
         if let Phase::Open {
@@ -400,7 +397,7 @@ impl Breaker {
                 // From 1, and again from 1 after 2³² - 1.
                 self.last_probe = self.last_probe.checked_add(1).unwrap_or(NonZeroU32::MIN);
                 let until = after(now, settings.deadline);
-                probes.take(self.last_probe.get(), until, running);
+                probes.take(self.last_probe.get(), until, stage);
                 Ok(CallId::probe(self.generation, self.last_probe))
             }
             Phase::Open { .. } | Phase::HalfOpen { .. } => Err(self.rejection()),

@@ -5,7 +5,7 @@ use tower_outcome::EjectionBudget;
 use crate::{
     Circuit, Cooldown, Trip,
     breaker::{BreakerSettings, ProbeSettings},
-    fast_path::{Core, shard::ShardCount},
+    fast_path::{Core, thread::MAX_SHARDS},
     shared::Shared,
 };
 
@@ -26,7 +26,6 @@ impl Circuit {
     /// A closed circuit with the defaults: opens after 5 consecutive failures, or when half of at least 20 calls within 10 s
     /// failed, for 10 s (or what the server asks for, up to 60 s); then allows one probe of at most 10 s at a time, and
     /// stays open about twice as long after each that fails.
-    #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
     }
@@ -110,10 +109,9 @@ impl CircuitBuilder {
     }
 
     /// The age from which a call that its caller abandons (because of a timeout further out, for example) before there is a
-    /// response is a failure. A younger one has no effect, because callers go away for reasons of their own. Default: the
+    /// response is a failure. A younger one has no effect, because callers may go away at any time. Default: the
     /// slow-call limit if there is one, else 1 s; **never in front of a server's own service**
-    /// ([`respond`](crate::CircuitLayer::respond)), whose clients must not be able to open the circuit for the others by
-    /// disconnecting. A value set here is used for every kind of layer. `None`: never a failure,
+    /// ([`respond`](crate::CircuitLayer::respond)), whose clients must not be able to open the circuit by disconnecting. A value set here is used for every kind of layer. `None`: never a failure,
     /// and abandoned probes do not end the half-open state, however many there are.
     ///
     /// Once a good response head has arrived, the call is a success, whenever and why ever its reader drops the body: readers
@@ -141,12 +139,11 @@ impl CircuitBuilder {
     }
 
     /// Makes the circuit: closed, and automatic.
-    #[must_use]
     pub fn build(self) -> Circuit {
-        self.build_sharded(ShardCount::MANY)
+        self.build_sharded(MAX_SHARDS)
     }
 
-    pub(crate) fn build_sharded(self, shards: ShardCount) -> Circuit {
+    pub(crate) fn build_sharded(self, shards: usize) -> Circuit {
         let slow_limit = self.breaker.trip.slow_limit();
         let age = Some(slow_limit.unwrap_or(ABANDONED_AGE));
         Circuit::from_shared(Shared {

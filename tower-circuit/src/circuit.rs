@@ -5,8 +5,12 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     Mode, Open, Permit, Snapshot, State,
     breaker::{Breaker, Rejection},
-    fast_path::{WaiterId, packed::CallId, shard::StripedArc},
-    permit::{RawPermit, Reservation},
+    fast_path::{
+        Idle, WaiterId,
+        packed::CallId,
+        shard::{Count, StripedArc},
+    },
+    permit::Reservation,
     shared::{Call, Caller, Shared},
 };
 
@@ -28,17 +32,9 @@ use crate::{
 /// assert_eq!(circuit.state(), State::Closed);
 /// ```
 #[derive(Clone)]
+#[must_use]
 pub struct Circuit {
     shared: StripedArc<Shared>,
-}
-
-/// A circuit that may be forgotten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Idle {
-    /// It is no different from a new one.
-    Clean,
-    /// It has failures on record, or is open, but was not used for so long that this does not matter any more.
-    Stale { since: Instant },
 }
 
 // === impl Circuit ===
@@ -46,12 +42,11 @@ pub(crate) enum Idle {
 impl Circuit {
     pub(crate) fn from_shared(shared: Shared) -> Self {
         Self {
-            shared: StripedArc::new(shared, |shared| shared.core.shards()),
+            shared: StripedArc::new(shared, |shared| &shared.core.shards),
         }
     }
 
     /// The name it was given.
-    #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.shared.get().name.as_deref()
     }
@@ -60,7 +55,6 @@ impl Circuit {
     ///
     /// An open circuit becomes half-open at the first call, not when it is observed. A probe that is past its deadline has
     /// failed, and this finds out.
-    #[must_use]
     pub fn state(&self) -> State {
         if self.is_closed() {
             State::Closed
@@ -70,7 +64,6 @@ impl Circuit {
     }
 
     /// State and counters, for status pages and metrics. Takes the lock for a moment.
-    #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let (snapshot, effects) = self.shared.get().core.snapshot(Instant::now());
         self.shared.get().apply(effects);
@@ -81,7 +74,6 @@ impl Circuit {
     ///
     /// A [borrow](watch::Receiver::borrow) of the state blocks the thread that changes it: drop it before calling the
     /// circuit, and before waiting for anything.
-    #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<State> {
         let shared = self.shared.get();
         let sender = || watch::Sender::new(State::Closed);
@@ -157,25 +149,25 @@ impl Circuit {
     pub fn admit(&self) -> Result<Permit, Open> {
         let mut permit = self.admit_call(Caller::Manual)?;
         permit.start();
-        Ok(permit.into())
+        Ok(permit)
     }
 
     /// As [`admit`](Self::admit), for a call that is not pending yet, if the circuit is closed and without failures.
     #[inline(always)]
-    pub(crate) fn admit_fast(&self, caller: Caller) -> Option<RawPermit> {
+    pub(crate) fn admit_fast(&self, caller: Caller) -> Option<Permit> {
         let id = self.shared.get().core.state().admit_fast()?;
         Some(self.permit(id, None, caller))
     }
 
     /// As [`admit`](Self::admit), for a call that is not pending yet.
-    pub(crate) fn admit_call(&self, caller: Caller) -> Result<RawPermit, Open> {
+    pub(crate) fn admit_call(&self, caller: Caller) -> Result<Permit, Open> {
         match self.shared.get().core.state().admit() {
             Some(id) => Ok(self.permit(id, id.is_timed().then(Instant::now), caller)),
             None => self.admit_probe(caller),
         }
     }
 
-    fn admit_probe(&self, caller: Caller) -> Result<RawPermit, Open> {
+    fn admit_probe(&self, caller: Caller) -> Result<Permit, Open> {
         let (shared, now) = (self.shared.get(), Instant::now());
         match shared.core.rejection(now) {
             Some(open) => Err(self.count_rejected(open)),
@@ -208,9 +200,9 @@ impl Circuit {
     }
 
     /// Admits a call that has a reservation.
-    pub(crate) fn begin(&self, reservation: &Reservation) -> Result<RawPermit, Open> {
+    pub(crate) fn begin(&self, reservation: &Reservation) -> Result<Permit, Open> {
         let (shared, now) = (self.shared.get(), Instant::now());
-        let admitted = shared.with_breaker(|breaker| breaker.begin(reservation.call(), now));
+        let admitted = shared.with_breaker(|breaker| breaker.begin(reservation.call, now));
         self.permit_or_reject(admitted, now, Caller::Application)
     }
 
@@ -226,7 +218,10 @@ impl Circuit {
         let (answer, effects) = shared.core.reserve_or_wait(waiter, waker.clone(), now);
         shared.apply(effects);
         match answer {
-            Ok(call) if call.is_probe() => Ok(Some(Reservation::new(self.shared.hold(), call))),
+            Ok(call) if call.is_probe() => {
+                let circuit = self.shared.hold();
+                Ok(Some(Reservation { circuit, call }))
+            }
             Ok(_) => Ok(None),
             Err(rejection) => Err(rejection.next),
         }
@@ -248,28 +243,25 @@ impl Circuit {
         let is_followed = |changes: &watch::Sender<State>| changes.receiver_count() > 0;
         if !self.shared.is_unique() || shared.changes.get().is_some_and(is_followed) {
             None
-        } else if shared.core.is_unused(now) {
-            Some(Idle::Clean)
         } else {
-            let stale = shared.core.stale_since(shared.window, now);
-            stale.map(|since| Idle::Stale { since })
+            shared.core.idle(shared.window, now)
         }
     }
 
     /// Counts a rejection that [`may_admit`](Self::may_admit) has found.
     pub(crate) fn count_rejected(&self, open: Open) -> Open {
-        self.shared.get().core.count_rejected();
+        self.shared.get().core.shards.mine().count(Count::Rejected);
         open
     }
 
     #[inline(always)]
-    fn permit(&self, id: CallId, started: Option<Instant>, caller: Caller) -> RawPermit {
+    fn permit(&self, id: CallId, started: Option<Instant>, caller: Caller) -> Permit {
         let call = Call {
             id,
             started,
             caller,
         };
-        RawPermit::new(self.shared.hold(), call)
+        Permit::new(self.shared.hold(), call)
     }
 
     fn permit_or_reject(
@@ -277,7 +269,7 @@ impl Circuit {
         admitted: Result<CallId, Rejection>,
         now: Instant,
         caller: Caller,
-    ) -> Result<RawPermit, Open> {
+    ) -> Result<Permit, Open> {
         match admitted {
             Ok(id) => Ok(self.permit(id, Some(now), caller)),
             Err(rejection) => Err(self.count_rejected(open(rejection, now))),
@@ -305,7 +297,7 @@ impl fmt::Debug for Circuit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Circuit")
             .field("name", &self.name())
-            .field("state", &self.shared.get().core.state().tag())
+            .field("closed", &self.is_closed())
             .finish()
     }
 }

@@ -10,11 +10,10 @@ use std::{
 /// Default: 10 s, and about twice as long after each probe that fails, up to 60 s; 10 s again once it has closed. A
 /// server's `Retry-After` may raise it.
 #[derive(Clone)]
+#[must_use]
 pub struct Cooldown {
     steps: Steps,
     cap: Duration,
-    /// The seed of the random factors, in tests. `None`: from the operating system.
-    seed: Option<u64>,
     /// The largest share by which a time is extended; zero in tests that compute with times.
     jitter: f64,
 }
@@ -48,14 +47,12 @@ impl Cooldown {
     /// do not probe at the same instant.
     ///
     /// Zero allows a probe at once, so only the number of concurrent calls is limited.
-    #[must_use]
     pub const fn new(base: Duration) -> Self {
         Self::with(Steps::Growing(base))
     }
 
     /// Stays open exactly this long each time, however many probes fail, so clients that open at the same instant probe at
     /// the same instant. Only a server's `Retry-After` is extended, by up to a tenth.
-    #[must_use]
     pub const fn fixed(time: Duration) -> Self {
         Self::with(Steps::Fixed(time))
     }
@@ -74,7 +71,6 @@ impl Cooldown {
     ///     iter::successors(Some(Duration::from_secs(1)), |last| Some(*last * 3)).take(5)
     /// });
     /// ```
-    #[must_use]
     pub fn from_fn<F, I>(durations: F) -> Self
     where
         F: Fn() -> I + Send + Sync + 'static,
@@ -87,7 +83,6 @@ impl Cooldown {
         Self {
             steps,
             cap: CAP,
-            seed: None,
             jitter: EXTENSION,
         }
     }
@@ -97,7 +92,6 @@ impl Cooldown {
     /// disable a client for a day.
     ///
     /// With a cap below the base the time is the base: there is no growth, and a server's `Retry-After` has no effect.
-    #[must_use]
     pub fn cap(self, cap: Duration) -> Self {
         Self { cap, ..self }
     }
@@ -105,13 +99,6 @@ impl Cooldown {
 
 #[cfg(test)]
 impl Cooldown {
-    pub(crate) fn seed(self, seed: u64) -> Self {
-        Self {
-            seed: Some(seed),
-            ..self
-        }
-    }
-
     pub(crate) fn exact(self) -> Self {
         Self {
             jitter: 0.0,
@@ -154,12 +141,9 @@ impl Backoff {
     }
 
     pub(crate) fn new(cooldown: Cooldown) -> Self {
-        let random = cooldown
-            .seed
-            .map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
         Self {
             cooldown,
-            random,
+            random: fastrand::Rng::new(),
             last: None,
             custom: None,
         }
@@ -230,6 +214,12 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn seeded(cooldown: Cooldown, seed: u64) -> Backoff {
+        let mut backoff = Backoff::new(cooldown);
+        backoff.random.seed(seed);
+        backoff
+    }
+
     fn is_extended(time: Duration, least: Duration) -> bool {
         (least..=least + least / 10).contains(&time)
     }
@@ -244,7 +234,7 @@ mod tests {
         let hints = [None, Some(30 * SECOND), Some(30 * SECOND)];
         for (cooldown, hint) in cooldowns.into_iter().zip(hints) {
             let mut copies: Vec<_> = (0..1000)
-                .map(|seed| Backoff::new(cooldown.clone().seed(seed)).next(hint))
+                .map(|seed| seeded(cooldown.clone(), seed).next(hint))
                 .collect();
             copies.sort_unstable();
             let least = hint.unwrap_or(BASE);
@@ -282,7 +272,7 @@ mod tests {
     fn it_grows_by_a_random_factor_to_the_cap_and_starts_again_after_closing() {
         let mut seen = Vec::new();
         for seed in 0..50 {
-            let mut backoff = Backoff::new(Cooldown::default().seed(seed));
+            let mut backoff = seeded(Cooldown::default(), seed);
             assert!(is_extended(backoff.next(None), BASE));
             let second = backoff.next(None);
             assert!((16 * SECOND..27 * SECOND).contains(&second), "{second:?}");
@@ -300,7 +290,7 @@ mod tests {
     #[test]
     fn the_same_seed_gives_the_same_factors() {
         let three = |seed| {
-            let mut backoff = Backoff::new(Cooldown::default().seed(seed));
+            let mut backoff = seeded(Cooldown::default(), seed);
             [(); 3].map(|()| backoff.next(None))
         };
         assert_eq!(three(7), three(7));

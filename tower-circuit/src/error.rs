@@ -25,13 +25,11 @@ impl Open {
     }
 
     /// The time to the next possible probe; the circuit may close sooner. `None` while it is forced open.
-    #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         self.refusal.retry_after()
     }
 
     /// Why the circuit opened last.
-    #[must_use]
     pub const fn reason(&self) -> Option<Reason> {
         self.reason
     }

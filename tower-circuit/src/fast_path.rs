@@ -28,7 +28,7 @@
 mod loom_tests;
 pub(crate) mod packed;
 pub(crate) mod shard;
-mod thread;
+pub(crate) mod thread;
 pub(crate) mod window;
 
 use std::{
@@ -44,13 +44,14 @@ use tower_outcome::Verdict;
 
 use self::{
     packed::{AtomicState, CallId, PackedState},
-    shard::{Count, Shard, ShardCount, Shards},
+    shard::{Shard, Shards},
     window::{SliceClock, nanos_at},
 };
 use crate::{
-    Open, Reason, Snapshot,
+    Open, Snapshot,
     breaker::{
-        Breaker, BreakerSettings, CallOutcome, ExternalCounts, NextAdmission, Rejection, Transition,
+        Breaker, BreakerEffects, BreakerSettings, CallOutcome, ExternalCounts, NextAdmission,
+        Rejection,
     },
     sync::{AtomicU64, Mutex, MutexGuard, PoisonError},
 };
@@ -62,7 +63,7 @@ pub(crate) struct Core {
     /// While not closed: the nanoseconds until which calls are rejected, or [`ASK`] or [`FOREVER`].
     rejects_until: AtomicU64,
     clock: SliceClock,
-    shards: Shards,
+    pub(crate) shards: Shards,
     locked: Mutex<Locked>,
 }
 
@@ -74,9 +75,17 @@ pub(crate) struct WaiterId(Option<u64>);
 #[derive(Debug)]
 #[must_use = "waiting gates must be woken"]
 pub(crate) struct Effects {
-    pub(crate) transitions: Vec<Transition>,
-    pub(crate) kept_closed: Option<Reason>,
+    pub(crate) breaker: BreakerEffects,
     pub(crate) wakers: Vec<Waker>,
+}
+
+/// A circuit that may be forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Idle {
+    /// It is no different from a new one.
+    Clean,
+    /// It has failures on record, or is open, but was not used for so long that this does not matter any more.
+    Stale { since: Instant },
 }
 
 #[derive(Debug)]
@@ -98,7 +107,7 @@ struct Waiters {
 
 impl Core {
     /// A closed circuit.
-    pub(crate) fn new(settings: BreakerSettings, window: Duration, shards: ShardCount) -> Self {
+    pub(crate) fn new(settings: BreakerSettings, window: Duration, shards: usize) -> Self {
         let breaker = Breaker::new(settings);
         Self {
             state: AtomicState::new(PackedState::new(breaker.tag(), 0, None)),
@@ -116,10 +125,6 @@ impl Core {
     #[inline]
     pub(crate) fn state(&self) -> PackedState {
         self.state.load()
-    }
-
-    pub(crate) fn shards(&self) -> &Shards {
-        &self.shards
     }
 
     pub(crate) fn is_current(&self, call: CallId) -> bool {
@@ -208,23 +213,18 @@ impl Core {
         (snapshot, effects)
     }
 
-    /// Whether it is closed, automatic, and has no calls in its window, so that a new circuit would be no different.
-    pub(crate) fn is_unused(&self, now: Instant) -> bool {
+    /// What is lost if the circuit is forgotten. `None`: calls in the window, or what is on record matters.
+    pub(crate) fn idle(&self, window: Duration, now: Instant) -> Option<Idle> {
         let (state, slice) = (self.state(), self.clock.at(now));
-        state.is_closed()
-            && state.consecutive_failures() == 0
-            && self.succeeded(state.generation(), slice) == 0
-            && self.lock().breaker.has_no_failures(slice)
-    }
-
-    /// When it was last used, if that is so long ago that nothing on record matters.
-    pub(crate) fn stale_since(&self, window: Duration, now: Instant) -> Option<Instant> {
-        let (generation, slice) = (self.state().generation(), self.clock.at(now));
-        // Most successes do not reach the breaker.
-        if self.succeeded(generation, slice) > 0 {
+        if self.succeeded(state.generation(), slice) > 0 {
             return None;
         }
-        self.lock().breaker.stale_since(window, now)
+        let breaker = &self.lock().breaker;
+        if state.consecutive_failures() == 0 && breaker.has_no_failures(slice) {
+            return Some(Idle::Clean);
+        }
+        let since = breaker.stale_since(window, now)?;
+        Some(Idle::Stale { since })
     }
 
     /// Reserves a probe (or finds the circuit closed), or registers a waker for the next change.
@@ -279,14 +279,13 @@ impl Core {
             NextAdmission::Manual => FOREVER,
         };
         self.rejects_until.store(until, Release);
+        let wakers = match effects.wake_waiters {
+            true => locked.waiters.take_all(),
+            false => Vec::new(),
+        };
         Effects {
-            transitions: effects.transitions,
-            kept_closed: effects.kept_closed,
-            wakers: if effects.wake_waiters {
-                locked.waiters.take_all()
-            } else {
-                Vec::new()
-            },
+            breaker: effects,
+            wakers,
         }
     }
 
@@ -299,11 +298,6 @@ impl Core {
     fn lock(&self) -> MutexGuard<'_, Locked> {
         // Nothing panics halfway through a change under this lock.
         self.locked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts a call that was not admitted.
-    pub(crate) fn count_rejected(&self) {
-        self.shards.mine().count(Count::Rejected);
     }
 
     #[cfg(all(test, not(loom)))]

@@ -1,5 +1,4 @@
 use std::{
-    fmt,
     future::Future,
     marker::PhantomData,
     pin::Pin,
@@ -14,7 +13,7 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use crate::{Open, Permit, permit::RawPermit};
+use crate::{Open, Permit};
 
 pin_project! {
     /// The future of [`CircuitService`](crate::CircuitService) and [`KeyedCircuitService`](crate::KeyedCircuitService).
@@ -22,6 +21,7 @@ pin_project! {
     /// # Cancel safety
     ///
     /// Dropping it ends the call, and the circuit records that its caller abandoned it.
+    #[derive(Debug)]
     pub struct ResponseFuture<F, K, R, N, Req> {
         #[pin]
         state: State<F, K, R, N>,
@@ -35,6 +35,7 @@ pin_project! {
     /// # Cancel safety
     ///
     /// Dropping it ends the call, and the circuit records that its caller abandoned it.
+    #[derive(Debug)]
     pub struct GateFuture<F, K> {
         #[pin]
         state: GateState<F, K>,
@@ -42,6 +43,7 @@ pin_project! {
 }
 
 pin_project! {
+    #[derive(Debug)]
     #[project = StateProj]
     enum State<F, K, R, N> {
         Admitted { #[pin] call: RecordedCall<F, K> },
@@ -50,6 +52,7 @@ pin_project! {
 }
 
 pin_project! {
+    #[derive(Debug)]
     #[project = GateStateProj]
     enum GateState<F, K> {
         Admitted { #[pin] call: RecordedCall<F, K> },
@@ -59,11 +62,12 @@ pin_project! {
 
 pin_project! {
     /// An admitted call, whose outcome is recorded.
+    #[derive(Debug)]
     pub(crate) struct RecordedCall<F, K> {
         #[pin]
         call: F,
         classifier: Option<K>,
-        permit: RawPermit,
+        permit: Permit,
     }
 }
 
@@ -117,15 +121,6 @@ where
     }
 }
 
-impl<F, K, R, N, Req> fmt::Debug for ResponseFuture<F, K, R, N, Req> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let admitted = matches!(self.state, State::Admitted { .. });
-        f.debug_struct("ResponseFuture")
-            .field("admitted", &admitted)
-            .finish_non_exhaustive()
-    }
-}
-
 // === impl GateFuture ===
 
 impl<F, K> GateFuture<F, K> {
@@ -162,15 +157,6 @@ where
     }
 }
 
-impl<F, K> fmt::Debug for GateFuture<F, K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let admitted = matches!(self.state, GateState::Admitted { .. });
-        f.debug_struct("GateFuture")
-            .field("admitted", &admitted)
-            .finish_non_exhaustive()
-    }
-}
-
 // === impl RecordedCall ===
 
 impl<F, K> RecordedCall<F, K> {
@@ -180,7 +166,7 @@ impl<F, K> RecordedCall<F, K> {
         inner: &mut S,
         classify: &C,
         request: Req,
-        mut permit: RawPermit,
+        mut permit: Permit,
     ) -> Self
     where
         S: Service<Req, Future = F>,
@@ -217,18 +203,18 @@ where
         Poll::Ready(match result {
             Ok(response) => match classifier.head(&response) {
                 Some(outcome) => {
-                    permit.settle(outcome);
+                    permit.record(outcome);
                     Ok(K::Scope::detached(response))
                 }
                 None => {
                     let classifier = slot.take().expect(POLLED_AGAIN);
-                    let mut permit = Permit::from(permit.take());
+                    let mut permit = permit.take();
                     permit.head_received();
                     Ok(K::Scope::attach(response, Judge::new(classifier, permit)))
                 }
             },
             Err(error) => {
-                permit.settle(classifier.error(&error));
+                permit.record(classifier.error(&error));
                 Err(error)
             }
         })

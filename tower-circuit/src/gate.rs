@@ -13,11 +13,8 @@ use tower_outcome::{
 use tower_service::Service;
 
 use crate::{
-    Circuit, GateFuture, Open, Permit,
-    fast_path::WaiterId,
-    future::RecordedCall,
-    permit::{RawPermit, Reservation},
-    shared::Caller,
+    Circuit, GateFuture, Open, Permit, fast_path::WaiterId, future::RecordedCall,
+    permit::Reservation, shared::Caller,
 };
 
 /// Is not ready while the circuit is open, so that a balancer picks another endpoint. Made by
@@ -110,7 +107,11 @@ impl<S, C> CircuitGate<S, C> {
             self.readiness = Readiness::Ready;
         } else if !self.has_reservation() {
             self.readiness = Readiness::NotReady;
-            let wait = self.wait.get_or_insert_with(|| Wait::new(&self.circuit));
+            let wait = self.wait.get_or_insert_with(|| Wait {
+                circuit: self.circuit.clone(),
+                waiter: WaiterId::default(),
+                timer: None,
+            });
             self.readiness = ready!(wait.poll(cx));
         }
         self.wait = None;
@@ -122,7 +123,7 @@ impl<S, C> CircuitGate<S, C> {
     }
 
     #[cold]
-    fn admit(&mut self) -> Result<RawPermit, Open> {
+    fn admit(&mut self) -> Result<Permit, Open> {
         match mem::replace(&mut self.readiness, Readiness::NotReady) {
             Readiness::Ready => self.circuit.admit_call(Caller::Application),
             Readiness::Probe(reservation) => self.circuit.begin(&reservation),
@@ -194,14 +195,6 @@ impl<S: Clone, C: Clone> Clone for CircuitGate<S, C> {
 // === impl Wait ===
 
 impl Wait {
-    fn new(circuit: &Circuit) -> Self {
-        Self {
-            circuit: circuit.clone(),
-            waiter: WaiterId::default(),
-            timer: None,
-        }
-    }
-
     /// Pending until the circuit is closed or a probe is reserved.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Readiness> {
         loop {
@@ -279,7 +272,7 @@ mod tests {
         assert!(gate.poll_ready(&mut Context::from_waker(&waker)).is_ready());
         assert!(
             gate.wait.is_none() && gate.is_ready_fast(),
-            "and what it waited with is gone, so that it passes by the short way"
+            "its timer and registration are gone, so that the fast path is used"
         );
     }
 }

@@ -1,4 +1,5 @@
 use std::{
+    array,
     collections::HashMap,
     fmt,
     hash::{BuildHasher, Hash, RandomState},
@@ -10,7 +11,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{Circuit, CircuitBuilder, Trip, circuit::Idle, fast_path::shard::ShardCount};
+use crate::{
+    Circuit, CircuitBuilder, Trip,
+    fast_path::{Idle, thread::FEW_SHARDS},
+};
 
 /// A circuit for each key (a route, a tenant, a host), in bounded memory: a cheap handle, whose clones share it.
 ///
@@ -37,13 +41,14 @@ use crate::{Circuit, CircuitBuilder, Trip, circuit::Idle, fast_path::shard::Shar
 ///    cap of its [`Cooldown`](crate::Cooldown) and the deadline of a probe together, so that what is on record is no evidence
 ///    any more. The longest unused is replaced first, and one that is forced never.
 ///
-/// A new key examines up to 64 others. If all of these are active, they keep their circuits, and [`OnFull`] decides about the
+/// A new key examines up to 64 known ones. If all of these are active, they keep their circuits, and [`OnFull`] decides about the
 /// new key.
+#[must_use]
 pub struct KeyedCircuits<K> {
     shared: Arc<Shared<K>>,
 }
 
-/// What happens to a new key while all others are active.
+/// What happens to a new key while all known keys are active.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFull {
     /// All such keys share one circuit with the same settings. A flood of keys that fail affects other new keys, but no known
@@ -56,7 +61,7 @@ pub enum OnFull {
     Reject,
 }
 
-/// The number of keys, and what happened to others.
+/// The number of keys, and of those that were replaced or had no circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyedSnapshot {
@@ -111,7 +116,6 @@ struct Entry<K> {
 
 impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
     /// A circuit with the settings of `template` for each of up to 1,024 keys.
-    #[must_use]
     pub fn new(template: CircuitBuilder) -> Self {
         Self::with(Settings {
             template,
@@ -124,34 +128,21 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
     /// How many keys have a circuit at most. Default: 1,024, which is 1.8 MB. Zero: none has, and [`OnFull`] decides about all.
     ///
     /// This and the other setters return a new set without keys, which shares nothing with earlier clones: set them first.
-    #[must_use]
     pub fn capacity(self, keys: usize) -> Self {
-        Self::with(Settings {
-            capacity: keys,
-            ..self.shared.settings.clone()
-        })
+        self.change(|settings| settings.capacity = keys)
     }
 
-    /// What happens to a new key while all others are active. Default: [`OnFull::Share`].
-    #[must_use]
+    /// What happens to a new key while all known keys are active. Default: [`OnFull::Share`].
     pub fn on_full(self, on_full: OnFull) -> Self {
-        Self::with(Settings {
-            on_full,
-            ..self.shared.settings.clone()
-        })
+        self.change(|settings| settings.on_full = on_full)
     }
 
     /// The name of a key's circuit in `tracing` events. Default: the template's name, for all keys.
-    #[must_use]
     pub fn named(self, name: impl Fn(&K) -> String + Send + Sync + 'static) -> Self {
-        Self::with(Settings {
-            name: Some(Arc::new(name)),
-            ..self.shared.settings.clone()
-        })
+        self.change(|settings| settings.name = Some(Arc::new(name)))
     }
 
     /// The circuit of this key, or the [`overflow`](Self::overflow). It is not replaced while a handle exists.
-    #[must_use]
     pub fn get(&self, key: &K) -> Circuit {
         let shared = &*self.shared;
         let segment = shared.segment(key);
@@ -181,67 +172,66 @@ impl<K: Hash + Eq + Clone> KeyedCircuits<K> {
     }
 
     /// The circuit of all keys for which there was no room: an ordinary one, which can be observed and forced.
-    #[must_use]
     pub fn overflow(&self) -> &Circuit {
         &self.shared.overflow
     }
 
     /// All keys that have a circuit, for status pages, in no order.
-    #[must_use]
     pub fn circuits(&self) -> Vec<(K, Circuit)> {
-        let segments = self.shared.segments.iter().map(read);
-        segments
-            .flat_map(|segment| {
-                segment
-                    .entries
+        let mut circuits = Vec::new();
+        for segment in &self.shared.segments {
+            let entries = &read(segment).entries;
+            circuits.extend(
+                entries
                     .iter()
-                    .map(Entry::key_and_circuit)
-                    .collect::<Vec<_>>()
-            })
-            .collect()
+                    .map(|it| (it.key.clone(), it.circuit.clone())),
+            );
+        }
+        circuits
     }
 
-    /// The number of keys, and what happened to others.
-    #[must_use]
+    /// The number of keys, and of those that were replaced or had no circuit.
     pub fn snapshot(&self) -> KeyedSnapshot {
+        let segments = self.shared.segments.iter();
         KeyedSnapshot {
-            keys: self
-                .shared
-                .segments
-                .iter()
-                .map(|segment| read(segment).entries.len())
-                .sum(),
+            keys: segments.map(|segment| read(segment).entries.len()).sum(),
             evicted: self.shared.evicted.load(Relaxed),
             overflowed: self.shared.overflowed.load(Relaxed),
         }
     }
 
     fn with(settings: Settings<K>) -> Self {
-        let overflow = settings.overflow();
-        let segments = std::array::from_fn(|_| RwLock::new(Segment::new()));
-        let [keys, next] = [(); 2].map(|()| AtomicUsize::new(0));
-        let [evicted, overflowed] = [(); 2].map(|()| AtomicU64::new(0));
-        let hasher = RandomState::new();
         Self {
             shared: Arc::new(Shared {
+                overflow: settings.overflow(),
                 settings,
-                hasher,
-                segments,
-                overflow,
-                keys,
-                next,
-                evicted,
-                overflowed,
+                hasher: RandomState::new(),
+                segments: array::from_fn(|_| {
+                    RwLock::new(Segment {
+                        index: HashMap::new(),
+                        entries: Vec::new(),
+                        cursor: 0,
+                    })
+                }),
+                keys: AtomicUsize::new(0),
+                next: AtomicUsize::new(0),
+                evicted: AtomicU64::new(0),
+                overflowed: AtomicU64::new(0),
             }),
         }
+    }
+
+    fn change(self, change: impl FnOnce(&mut Settings<K>)) -> Self {
+        let mut settings = self.shared.settings.clone();
+        change(&mut settings);
+        Self::with(settings)
     }
 }
 
 impl<K> Clone for KeyedCircuits<K> {
     fn clone(&self) -> Self {
-        Self {
-            shared: self.shared.clone(),
-        }
+        let shared = self.shared.clone();
+        Self { shared }
     }
 }
 
@@ -297,7 +287,7 @@ impl<K> Settings<K> {
             Some(name) => template.name(name(key)),
             None => template,
         };
-        named.build_sharded(ShardCount::FEW)
+        named.build_sharded(FEW_SHARDS)
     }
 
     fn overflow(&self) -> Circuit {
@@ -325,14 +315,6 @@ impl Drop for CapacityPermit<'_> {
 // === impl Segment ===
 
 impl<K: Hash + Eq> Segment<K> {
-    fn new() -> Self {
-        Self {
-            index: HashMap::new(),
-            entries: Vec::new(),
-            cursor: 0,
-        }
-    }
-
     fn find(&self, key: &K) -> Option<Circuit> {
         let entry = &self.entries[*self.index.get(key)?];
         // Usually it is set, and then the cache line is not written.
@@ -392,14 +374,6 @@ impl<K: Hash + Eq> Segment<K> {
             }
         }
         used_lately.or(stalest.map(|(_, position)| position))
-    }
-}
-
-// === impl Entry ===
-
-impl<K: Clone> Entry<K> {
-    fn key_and_circuit(&self) -> (K, Circuit) {
-        (self.key.clone(), self.circuit.clone())
     }
 }
 
@@ -488,10 +462,7 @@ mod tests {
         for key in 20..30 {
             call(&keyed, key, Outcome::IGNORE);
         }
-        assert!(
-            knows(&keyed, 1) && !knows(&keyed, 2),
-            "somebody follows its state"
-        );
+        assert!(knows(&keyed, 1) && !knows(&keyed, 2), "it has a subscriber");
         drop(followed);
         for key in 30..40 {
             call(&keyed, key, Outcome::IGNORE);
@@ -502,14 +473,15 @@ mod tests {
 
     #[test]
     fn a_key_that_was_not_used_lately_is_replaced_first() {
-        let (mut segment, now) = (Segment::new(), Instant::now());
+        let keyed = keyed(4);
+        let (mut segment, now) = (write(&keyed.shared.segments[0]), Instant::now());
         for key in [1, 2, 3] {
             assert!(segment.insert(&key, &Circuit::new()).is_none());
         }
         assert_eq!(
             segment.idle(now, &mut 64),
             Some(0),
-            "all were used, so any may go, and all have to be used again"
+            "all were used, so any may be replaced"
         );
         drop(segment.find(&1));
         assert_eq!(segment.evict(now, &mut 64).map(|entry| entry.key), Some(2));
@@ -571,7 +543,7 @@ mod tests {
             // The window, the cap of the cooldown and a probe: 10 + 60 + 10 s.
             tokio::time::advance(Duration::from_secs(79)).await;
             drop(keyed.get(&1000));
-            assert_eq!(keyed.snapshot().overflowed, 1, "what failed lately matters");
+            assert_eq!(keyed.snapshot().overflowed, 1, "recent failures matter");
 
             tokio::time::advance(Duration::from_secs(30 * 86_400)).await;
             for new in 1000..1061 {
@@ -595,7 +567,7 @@ mod tests {
         for second in 0..600 {
             tokio::time::advance(Duration::from_secs(1)).await;
             for key in 0..32 {
-                // In use, and failing now and then.
+                // In use, with failures from time to time.
                 let outcome = if (second + key) % 40 == 0 {
                     Outcome::FAILURE
                 } else {
@@ -613,7 +585,7 @@ mod tests {
         let failing: Vec<_> = (0..32).filter(|&key| !knows(&keyed, key)).collect();
         assert_eq!(
             failing, [0; 0],
-            "forgotten though it has failures on record"
+            "replaced although it has failures on record"
         );
     }
 
@@ -656,7 +628,7 @@ mod tests {
         for capacity in [1, 7, 999, 1_000, 1_100] {
             let keyed = keyed(capacity);
             for key in 0..3_000 {
-                // Those that find no room soon find the overflow open.
+                // Keys without capacity soon get the open overflow circuit.
                 keyed
                     .get(&key)
                     .admit()
@@ -718,7 +690,7 @@ mod tests {
         );
         let of_other = other.clone();
         let keyed = keyed(2).named(move |key| {
-            // As another thread would, between the look and the taking in.
+            // As another thread would, between the search and the insertion.
             if first.swap(false, Relaxed) {
                 drop(of_other.get().unwrap().get(key));
             }

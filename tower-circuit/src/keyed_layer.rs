@@ -120,13 +120,10 @@ impl<S, K, F: Clone, C: Clone, R: Clone, N> Layer<S> for KeyedCircuitLayer<K, F,
     }
 }
 
-impl<K, F, C: fmt::Debug, R: fmt::Debug, N: fmt::Debug> fmt::Debug
-    for KeyedCircuitLayer<K, F, C, R, N>
-{
+impl<K, F, C, R, N> fmt::Debug for KeyedCircuitLayer<K, F, C, R, N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeyedCircuitLayer")
             .field("circuits", &self.circuits)
-            .field("handling", &self.handling)
             .finish_non_exhaustive()
     }
 }
@@ -212,14 +209,11 @@ impl<S: Clone, K, F: Clone, C: Clone, R: Clone> Clone for KeyedCircuitService<S,
     }
 }
 
-impl<S: fmt::Debug, K, F, C: fmt::Debug, R: fmt::Debug> fmt::Debug
-    for KeyedCircuitService<S, K, F, C, R>
-{
+impl<S: fmt::Debug, K, F, C, R> fmt::Debug for KeyedCircuitService<S, K, F, C, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeyedCircuitService")
             .field("inner", &self.inner)
             .field("circuits", &self.circuits)
-            .field("handling", &self.handling)
             .finish_non_exhaustive()
     }
 }

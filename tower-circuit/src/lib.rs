@@ -48,8 +48,8 @@
 //!   late success does not close the circuit, and a late failure does not open it again.
 //! - **A call that its caller abandons** without a response (because of a timeout further out) has no effect while it is young,
 //!   and is a failure from an age of one second, measured from when it was first pending. Clients of a server
-//!   ([`respond`](CircuitLayer::respond)) disconnect for reasons of their own: there it is no failure, unless an age is set.
-//! - **A good response head is a success**, whatever its reader does with the body, and a panic of the inner service is a
+//!   ([`respond`](CircuitLayer::respond)) may disconnect at any time: there it is no failure, unless an age is set.
+//! - **A good response head is a success**, however its reader uses the body, and a panic of the inner service is a
 //!   failure.
 //! - What a failure is, is decided by the [classification](classify): by default any `Err`; for HTTP and gRPC
 //!   [`classify::Auto`], at the end of the body. Rejections by other layers further in are ignored.

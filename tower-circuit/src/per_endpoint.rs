@@ -1,7 +1,6 @@
-use tower_layer::Layer;
 use tower_outcome::classify::AnyErr;
 
-use crate::{Circuit, CircuitBuilder, CircuitGate, CircuitGateLayer};
+use crate::{Circuit, CircuitBuilder, CircuitGate};
 
 /// Makes a gate with a circuit for each endpoint of a set. Made by [`CircuitBuilder::per_endpoint`].
 ///
@@ -50,7 +49,6 @@ impl<C> PerEndpoint<C> {
     }
 
     /// A new circuit, for use without a gate.
-    #[must_use]
     pub fn circuit(&self, name: impl Into<String>) -> Circuit {
         self.template.clone().name(name).build()
     }
@@ -59,8 +57,6 @@ impl<C> PerEndpoint<C> {
 impl<C: Clone> PerEndpoint<C> {
     /// Adds a gate with a new circuit in front of an endpoint.
     pub fn gate<S>(&self, name: impl Into<String>, endpoint: S) -> CircuitGate<S, C> {
-        CircuitGateLayer::new(self.circuit(name))
-            .classify(self.classify.clone())
-            .layer(endpoint)
+        CircuitGate::new(endpoint, self.circuit(name), self.classify.clone())
     }
 }

@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{fmt, thread};
 
 use tokio::time::Instant;
 use tower_outcome::{Outcome, Settle};
@@ -11,38 +11,49 @@ use crate::{
 /// An admitted call, and the guard that records its outcome.
 ///
 /// It starts as abandoned: dropped without an outcome, it records that the caller has gone away. Once a good response head
-/// has [arrived](Settle::answered), the other side has done its part: consecutive failures are reset, and a permit that is
-/// dropped records a success, because what the reader does with a good response is not evidence about its sender. The permit
-/// of a probe frees the probe's slot however it ends.
+/// has [arrived](Settle::head_received), the other side has done its part: consecutive failures are reset, and a permit that
+/// is dropped records a success, because what the reader does with a good response is not evidence about its sender. The
+/// permit of a probe frees the probe's slot however it ends.
 #[must_use = "a permit that is dropped is an abandoned call"]
 pub struct Permit {
-    raw: RawPermit,
-    answered: bool,
-}
-
-/// A permit before there is a response.
-pub(crate) struct RawPermit {
     /// `None`: the outcome is recorded.
     circuit: Option<StripedRef<Shared>>,
     call: Call,
-    /// The inner service is running: if that drops this, it panics.
-    running: bool,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Without a response so far.
+    Pending,
+    /// The inner service is running: if that drops the permit, it panics.
+    Running,
+    /// A good response head has arrived.
+    Answered,
 }
 
 /// A probe that is reserved for a ready gate. Returned when dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
-    circuit: StripedRef<Shared>,
-    call: CallId,
+    pub(crate) circuit: StripedRef<Shared>,
+    pub(crate) call: CallId,
 }
 
 // === impl Permit ===
 
 impl Permit {
+    #[inline(always)]
+    pub(crate) fn new(circuit: StripedRef<Shared>, call: Call) -> Self {
+        Self {
+            circuit: Some(circuit),
+            call,
+            stage: Stage::Pending,
+        }
+    }
+
     /// Whether this call is a probe of a half-open circuit.
-    #[must_use]
     pub const fn is_probe(&self) -> bool {
-        self.raw.call.id.is_probe()
+        self.call.id.is_probe()
     }
 
     /// Records a success. Other outcomes are recorded by [`Settle::settle`].
@@ -54,65 +65,13 @@ impl Permit {
     pub fn failure(self) {
         self.settle(Outcome::FAILURE);
     }
-}
-
-impl From<RawPermit> for Permit {
-    fn from(raw: RawPermit) -> Self {
-        Self {
-            raw,
-            answered: false,
-        }
-    }
-}
-
-impl Settle for Permit {
-    fn head_received(&mut self) {
-        self.answered = true;
-        self.raw.answered();
-    }
-
-    #[inline]
-    fn settle(mut self, outcome: Outcome) {
-        self.raw.settle(outcome);
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.answered {
-            self.raw.settle(Outcome::SUCCESS);
-        }
-    }
-}
-
-impl fmt::Debug for Permit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Permit")
-            .field("probe", &self.is_probe())
-            .field("started", &self.raw.call.started)
-            .field("answered", &self.answered)
-            .finish_non_exhaustive()
-    }
-}
-
-// === impl RawPermit ===
-
-impl RawPermit {
-    #[inline(always)]
-    pub(crate) fn new(circuit: StripedRef<Shared>, call: Call) -> Self {
-        Self {
-            circuit: Some(circuit),
-            call,
-            running: false,
-        }
-    }
 
     /// Runs the inner service. If that panics, the call has failed.
     #[inline(always)]
     pub(crate) fn run<T>(&mut self, inner: impl FnOnce() -> T) -> T {
-        self.running = true;
+        self.stage = Stage::Running;
         let result = inner();
-        self.running = false;
+        self.stage = Stage::Pending;
         result
     }
 
@@ -129,12 +88,12 @@ impl RawPermit {
         Self {
             circuit: self.circuit.take(),
             call: self.call,
-            running: false,
+            stage: self.stage,
         }
     }
 
     #[inline(always)]
-    pub(crate) fn settle(&mut self, outcome: Outcome) {
+    pub(crate) fn record(&mut self, outcome: Outcome) {
         if let Some(circuit) = self.circuit.take() {
             circuit.record(&circuit.shard, &self.call, outcome);
         }
@@ -142,26 +101,40 @@ impl RawPermit {
 
     #[cold]
     fn record_drop(&mut self) {
-        let by_hand = self.call.caller == Caller::Manual;
-        if self.running || by_hand && std::thread::panicking() {
-            self.settle(Outcome::FAILURE);
-        } else if let Some(circuit) = self.circuit.take() {
-            circuit.record_abandoned(&circuit.shard, &self.call);
+        match self.stage {
+            Stage::Answered => self.record(Outcome::SUCCESS),
+            Stage::Running => self.record(Outcome::FAILURE),
+            Stage::Pending if self.call.caller == Caller::Manual && thread::panicking() => {
+                self.record(Outcome::FAILURE);
+            }
+            Stage::Pending => {
+                if let Some(circuit) = self.circuit.take() {
+                    circuit.record_abandoned(&circuit.shard, &self.call);
+                }
+            }
         }
     }
+}
 
-    /// A good response head has arrived. How long it took is known now, and the time its reader takes is not added.
+impl Settle for Permit {
     #[inline]
-    fn answered(&mut self) {
+    fn head_received(&mut self) {
+        self.stage = Stage::Answered;
+        // How long it took is known now, and the time that its reader takes is not added.
         if let Some(circuit) = &self.circuit
             && !circuit.record_head(&self.call)
         {
             self.call.started = None;
         }
     }
+
+    #[inline]
+    fn settle(mut self, outcome: Outcome) {
+        self.record(outcome);
+    }
 }
 
-impl Drop for RawPermit {
+impl Drop for Permit {
     #[inline(always)]
     fn drop(&mut self) {
         if self.circuit.is_some() {
@@ -170,20 +143,22 @@ impl Drop for RawPermit {
     }
 }
 
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit")
+            .field("probe", &self.is_probe())
+            .field("started", &self.call.started)
+            .field("stage", &self.stage)
+            .finish_non_exhaustive()
+    }
+}
+
 // === impl Reservation ===
 
 impl Reservation {
-    pub(crate) fn new(circuit: StripedRef<Shared>, call: CallId) -> Self {
-        Self { circuit, call }
-    }
-
     pub(crate) fn is_valid(&self, now: Instant) -> bool {
         self.circuit
             .with_breaker(|breaker| breaker.is_reserved(self.call, now))
-    }
-
-    pub(crate) fn call(&self) -> CallId {
-        self.call
     }
 }
 

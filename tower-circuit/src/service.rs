@@ -9,10 +9,7 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use crate::{
-    Circuit, Open, Permit, ResponseFuture, future::RecordedCall, handling::Handling,
-    permit::RawPermit,
-};
+use crate::{Circuit, Open, Permit, ResponseFuture, future::RecordedCall, handling::Handling};
 
 /// Calls the inner service while the circuit admits it, and rejects at once while it does not. Made by
 /// [`CircuitLayer`](crate::CircuitLayer).
@@ -76,7 +73,7 @@ impl<S, C, R> CircuitService<S, C, R> {
 
     #[cold]
     #[inline(never)]
-    fn admit(&mut self) -> Result<RawPermit, Open> {
+    fn admit(&mut self) -> Result<Permit, Open> {
         match mem::replace(&mut self.readiness, Readiness::NotReady) {
             Readiness::Ready => self.circuit.admit_call(self.handling.caller),
             Readiness::Reject(open) => Err(self.circuit.count_rejected(open)),

@@ -32,7 +32,7 @@ pub(crate) struct Shared {
 pub(crate) enum Caller {
     /// The application, which gives up when something takes too long: a failure from some age on.
     Application,
-    /// The clients of a server, which disconnect for reasons of their own: no failure, unless the user has set an age.
+    /// The clients of a server, which may disconnect at any time: no failure, unless the user has set an age.
     Client,
     /// The application, without a service: a permit is dropped by a panic of the call, or because the call is given up.
     Manual,
@@ -77,16 +77,10 @@ impl Shared {
 
     #[cold]
     fn record_slowly(&self, shard: &Shard, call: &Call, verdict: Verdict, hint: Option<Duration>) {
-        let now = Instant::now();
-        let outcome = CallOutcome {
-            verdict,
-            slow: self.is_slow(call, now),
-            hint,
-            now,
-        };
+        let outcome = self.outcome(call, verdict, hint);
         shard.count(match verdict {
             Verdict::Success if !outcome.slow && !call.id.is_probe() => {
-                if self.core.record_later_success(shard, call.id, now) {
+                if self.core.record_later_success(shard, call.id, outcome.now) {
                     return;
                 }
                 Count::Stale
@@ -94,31 +88,25 @@ impl Shared {
             Verdict::Success => self.record_in_breaker(call, outcome, Count::Succeeded),
             Verdict::Failure => self.record_in_breaker(call, outcome, Count::Failed),
             Verdict::Throttled => self.record_in_breaker(call, outcome, Count::Throttled),
-            Verdict::Ignore => self.release(call, now, Count::Ignored, Breaker::forget),
+            Verdict::Ignore => self.release(call, outcome.now, Count::Ignored, Breaker::forget),
         });
     }
 
     /// Records that a call was dropped before there was a response.
     #[cold]
     pub(crate) fn record_abandoned(&self, shard: &Shard, call: &Call) {
-        let now = Instant::now();
+        let outcome = self.outcome(call, Verdict::Failure, None);
         let limit = match call.caller {
             Caller::Client => self.abandoned_age_of_clients,
             Caller::Application | Caller::Manual => self.abandoned_age,
         };
         shard.count(match limit {
-            Some(limit) if call.is_older(limit, now) => {
-                let outcome = CallOutcome {
-                    verdict: Verdict::Failure,
-                    slow: self.is_slow(call, now),
-                    hint: None,
-                    now,
-                };
+            Some(limit) if call.is_older(limit, outcome.now) => {
                 self.record_in_breaker(call, outcome, Count::Failed)
             }
-            Some(_) => self.release(call, now, Count::Abandoned, Breaker::abandon),
+            Some(_) => self.release(call, outcome.now, Count::Abandoned, Breaker::abandon),
             // Where a client may disconnect, it does not open a half-open circuit by that, however often.
-            None => self.release(call, now, Count::Abandoned, Breaker::forget),
+            None => self.release(call, outcome.now, Count::Abandoned, Breaker::forget),
         });
     }
 
@@ -164,6 +152,17 @@ impl Shared {
         if is_current { count } else { Count::Stale }
     }
 
+    /// An outcome of now.
+    fn outcome(&self, call: &Call, verdict: Verdict, hint: Option<Duration>) -> CallOutcome {
+        let now = Instant::now();
+        CallOutcome {
+            verdict,
+            slow: self.is_slow(call, now),
+            hint,
+            now,
+        }
+    }
+
     fn is_slow(&self, call: &Call, now: Instant) -> bool {
         self.slow_limit
             .is_some_and(|limit| call.is_older(limit, now))
@@ -177,19 +176,19 @@ impl Shared {
 
     /// Notifies subscribers, waiting gates and `tracing`. Never under the lock, because all of them run other code.
     pub(crate) fn apply(&self, effects: Effects) {
-        if let Some(last) = effects.transitions.last() {
+        if let Some(last) = effects.breaker.transitions.last() {
             self.publish(last.to, last.generation);
         }
         effects.wakers.into_iter().for_each(Waker::wake);
         let name = self.name.as_deref();
-        if let Some(reason) = effects.kept_closed {
+        if let Some(reason) = effects.breaker.kept_closed {
             tracing::warn!(
                 name,
                 reason = reason.as_str(),
                 "circuit kept closed: too many endpoints of its set are ejected"
             );
         }
-        for transition in &effects.transitions {
+        for transition in &effects.breaker.transitions {
             let message = match transition.to {
                 State::Open { .. } => "circuit opened",
                 State::HalfOpen => "circuit half-open",

@@ -12,7 +12,7 @@ pub enum State {
         /// The first call at or after this instant is a probe. `None`: forced open, until an operator changes it.
         until: Option<Instant>,
     },
-    /// A limited number of calls pass as probes; all others are rejected.
+    /// A limited number of calls pass as probes; all other calls are rejected.
     HalfOpen,
 }
 
@@ -52,6 +52,7 @@ pub enum Reason {
 /// A circuit at one moment, for status pages, metrics and logs.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
+#[must_use]
 pub struct Snapshot {
     /// The state.
     pub state: State,
@@ -118,7 +119,6 @@ pub struct Totals {
 
 impl State {
     /// The state in lower-case words joined by `-`, for logs and labels.
-    #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -132,7 +132,6 @@ impl State {
 
 impl Reason {
     /// The reason in lower-case words joined by `-`, for logs and labels.
-    #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ConsecutiveFailures => "consecutive-failures",
@@ -179,25 +178,21 @@ impl fmt::Display for Reason {
 
 impl Counts {
     /// All calls.
-    #[must_use]
     pub const fn calls(&self) -> u64 {
         self.succeeded + self.failed + self.throttled
     }
 
     /// The calls that raise the failure ratio: failed or throttled.
-    #[must_use]
     pub const fn bad(&self) -> u64 {
         self.failed + self.throttled
     }
 
     /// The share of bad calls, from 0 to 1; `None` if there were no calls.
-    #[must_use]
     pub fn failure_ratio(&self) -> Option<f64> {
         (self.calls() > 0).then(|| self.bad() as f64 / self.calls() as f64)
     }
 
     /// The share of slow calls, from 0 to 1; `None` if there were no calls.
-    #[must_use]
     pub fn slow_ratio(&self) -> Option<f64> {
         (self.calls() > 0).then(|| self.slow as f64 / self.calls() as f64)
     }
@@ -207,7 +202,6 @@ impl Counts {
 
 impl Totals {
     /// The calls that were admitted and have ended. Those in flight are not counted.
-    #[must_use]
     pub const fn ended(&self) -> u64 {
         self.succeeded + self.failed + self.throttled + self.ignored + self.abandoned + self.stale
     }

@@ -26,6 +26,7 @@ use crate::{Counts, Reason};
 ///
 /// For a condition of another kind, such as a health check, see [`Circuit::trip`](crate::Circuit::trip).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
 pub struct Trip {
     consecutive: Option<u32>,
     failures: Option<Ratio>,
@@ -36,6 +37,7 @@ pub struct Trip {
 ///
 /// Zero is reached by any failure, once there are enough calls; a share of more than all calls is never reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[must_use]
 pub struct Ratio {
     parts: u32,
     of: u32,
@@ -45,7 +47,6 @@ pub struct Ratio {
 
 impl Trip {
     /// Never opens by itself: for circuits that an operator or a health check opens, and to start from.
-    #[must_use]
     pub const fn never() -> Self {
         Self {
             consecutive: None,
@@ -55,7 +56,6 @@ impl Trip {
     }
 
     /// Opens after this many failures without a success in between. Default: 5. Zero is the same as 1.
-    #[must_use]
     pub const fn consecutive(failures: u32) -> Self {
         Self {
             consecutive: Some(if failures == 0 { 1 } else { failures }),
@@ -65,7 +65,6 @@ impl Trip {
 
     /// Opens when this share of the calls in the time window has failed, if there were at least
     /// [`min_calls`](crate::CircuitBuilder::min_calls). Default: a half of at least 20 within 10 s.
-    #[must_use]
     pub const fn failure_ratio(ratio: Ratio) -> Self {
         Self {
             failures: Some(ratio),
@@ -77,11 +76,10 @@ impl Trip {
     /// [`min_calls`](crate::CircuitBuilder::min_calls). Default: off, because only the application knows what is slow.
     ///
     /// A call is measured to the head of a response whose body follows, and otherwise to its end: a client that reads a
-    /// body slowly must not open the circuit for the others. A slow success counts as a success in the failure ratio; but a
+    /// body slowly must not open the circuit for every other client. A slow success counts as a success in the failure ratio; but a
     /// slow probe does not close the circuit. The limit is also the age from which an
     /// [abandoned](crate::CircuitBuilder::abandoned_is_failure_after) call is a failure. Costs a reading of the clock for
     /// each call.
-    #[must_use]
     pub const fn slow_ratio(limit: Duration, ratio: Ratio) -> Self {
         Self {
             slow: Some((limit, ratio)),
@@ -90,7 +88,6 @@ impl Trip {
     }
 
     /// Opens on either. Of two conditions of the same kind, that of `other` is used.
-    #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self {
             consecutive: other.consecutive.or(self.consecutive),
@@ -110,8 +107,8 @@ impl Trip {
         let is_reached = |ratio: Option<Ratio>, parts| {
             calls >= min_calls.into() && ratio.is_some_and(|ratio| ratio.is_reached(parts, calls))
         };
-        let consecutive = self.consecutive;
-        if consecutive.is_some_and(|limit| consecutive_failures >= limit) {
+        let is_met = |limit| consecutive_failures >= limit;
+        if self.consecutive.is_some_and(is_met) {
             Some(Reason::ConsecutiveFailures)
         } else if window.bad() > 0 && is_reached(self.failures, window.bad()) {
             Some(Reason::FailureRatio)
@@ -122,11 +119,8 @@ impl Trip {
         }
     }
 
-    pub(crate) const fn slow_limit(&self) -> Option<Duration> {
-        match self.slow {
-            Some((limit, _)) => Some(limit),
-            None => None,
-        }
+    pub(crate) fn slow_limit(&self) -> Option<Duration> {
+        self.slow.map(|(limit, _)| limit)
     }
 }
 
@@ -145,13 +139,11 @@ impl Ratio {
     pub const ALL: Self = Self { parts: 1, of: 1 };
 
     /// `parts` of `of` calls.
-    #[must_use]
     pub const fn new(parts: u32, of: u32) -> Self {
         Self { parts, of }
     }
 
     /// This many of a hundred calls.
-    #[must_use]
     pub const fn percent(percent: u32) -> Self {
         Self::new(percent, 100)
     }

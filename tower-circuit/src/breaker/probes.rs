@@ -31,15 +31,15 @@ struct Slot {
     stage: Stage,
 }
 
+/// The stage of a probe, which begins as one of the first two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
+    /// For a call that is to follow.
     Reserved,
     /// Without a response so far.
     Running,
     /// A good response head has arrived, and its body follows.
-    Answered {
-        slow: bool,
-    },
+    Answered { slow: bool },
 }
 
 /// A slot whose deadline was this instant.
@@ -67,13 +67,8 @@ impl Probes {
         }
     }
 
-    /// Takes a free slot, for a probe that starts now or one that is to follow.
-    pub(super) fn take(&mut self, number: u32, until: Instant, running: bool) {
-        let stage = if running {
-            Stage::Running
-        } else {
-            Stage::Reserved
-        };
+    /// Takes a free slot.
+    pub(super) fn take(&mut self, number: u32, until: Instant, stage: Stage) {
         self.taken.push(Slot {
             number,
             until,

@@ -8,7 +8,7 @@ use crate::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Trips at the second failure in a row; open for 10 s; probes have 3 s.
+/// Trips at the second consecutive failure; open for 10 s; probes have 3 s.
 fn settings() -> BreakerSettings {
     let trip = Trip::consecutive(2);
     let probes = ProbeSettings {
@@ -30,7 +30,7 @@ fn breaker() -> (Breaker, Instant) {
     (Breaker::new(settings()), Instant::now())
 }
 
-/// Several probes at once, of which several must succeed.
+/// Several concurrent probes, of which several must succeed.
 fn probing(max_concurrent: u32, successes: u32) -> (Breaker, Instant) {
     let probes = ProbeSettings {
         max_concurrent,
@@ -429,7 +429,7 @@ fn a_reservation_expires_and_does_not_affect_its_successor() {
     assert!(breaker.is_reserved(other, now));
     assert!(
         breaker.begin(reserved, now).is_err(),
-        "the place is another's now"
+        "another gate has the slot"
     );
 }
 
@@ -536,7 +536,7 @@ fn the_longest_durations_do_not_overflow() {
     let now = Instant::now();
     fail(&mut breaker, 2, Some(Duration::MAX), now);
     assert!(!may_admit(&mut breaker, now + 365 * 86_400 * SECOND));
-    // What would be a second, counted in 64 bits of nanoseconds.
+    // This would be a second in 64 bits of nanoseconds.
     let (cooldown, now) = (
         Cooldown::fixed(Duration::from_nanos(u64::MAX) + SECOND),
         instant(0),
@@ -587,7 +587,7 @@ fn it_closes_after_the_required_successes_and_not_before() {
     let (mut breaker, now) = probing(1, 3);
     for left in [2, 1, 0] {
         let probe = breaker.admit(now).unwrap();
-        breaker.take_effects().wake_waiters;
+        breaker.take_effects();
         assert!(succeed(&mut breaker, probe, now));
         assert!(
             breaker.take_effects().wake_waiters,

@@ -13,7 +13,6 @@ use tower_outcome::Verdict;
 use super::{
     Core, Effects, WaiterId,
     packed::{AtomicState, CallId, PackedState, Tag},
-    shard::ShardCount,
     window::{ShardWindow, instant},
 };
 use crate::{
@@ -38,7 +37,7 @@ fn core() -> (Arc<Core>, Instant) {
         budget: None,
     };
     (
-        Arc::new(Core::new(rules, Duration::from_secs(10), ShardCount::ONE)),
+        Arc::new(Core::new(rules, Duration::from_secs(10), 1)),
         instant(1),
     )
 }
@@ -70,7 +69,7 @@ fn record(core: &Core, call_id: CallId, verdict: Verdict, now: Instant) -> bool 
 
 /// As `Shared` does it.
 fn succeed(core: &Core, call_id: CallId, now: Instant) -> bool {
-    let shard = core.shards().iter().next().unwrap();
+    let shard = core.shards.iter().next().unwrap();
     core.record_success(shard, call_id, || now) || core.record_later_success(shard, call_id, now)
 }
 

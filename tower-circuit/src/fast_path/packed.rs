@@ -68,15 +68,6 @@ impl PackedState {
         if self.is_closed() { self.0 as u32 } else { 0 }
     }
 
-    pub(crate) fn tag(self) -> Tag {
-        match self.0 >> 62 {
-            0b00 => Tag::Closed,
-            0b01 => Tag::ClosedTimed,
-            0b10 => Tag::Open,
-            _ => Tag::HalfOpen,
-        }
-    }
-
     /// Why the circuit is not closed.
     pub(crate) fn reason(self) -> Option<Reason> {
         if self.is_closed() {
@@ -98,7 +89,7 @@ impl PackedState {
 
     /// Admits a call if the circuit is closed.
     pub(crate) fn admit(self) -> Option<CallId> {
-        let timed = self.tag() == Tag::ClosedTimed;
+        let timed = self.0 >> 62 == Tag::ClosedTimed as u64;
         self.is_closed()
             .then(|| CallId::call(self.generation(), timed))
     }

@@ -1,4 +1,4 @@
-//! Counters and reference counts that are distributed over groups of threads, each in cache lines of its own.
+//! Counters and reference counts that are distributed over groups of threads, each in separate cache lines.
 
 use std::{
     array,
@@ -19,11 +19,12 @@ use super::{
 };
 use crate::Totals;
 
-/// The counters of a circuit, one [`Shard`] for each group of threads.
+/// The counters of a circuit, one [`Shard`] for each group of threads. Their number divides [`MAX_SHARDS`].
 #[derive(Debug)]
 pub(crate) struct Shards(Box<[Arc<Shard>]>);
 
-/// The counters of one group of threads: successes by time, and the other calls by how they ended.
+/// The counters of one group of threads: successes by time, and the other calls by how they ended. Takes a cache line for the
+/// reference count and four for the counters, 320 bytes.
 #[derive(Debug)]
 pub(crate) struct Shard {
     pub(crate) window: ShardWindow,
@@ -68,17 +69,11 @@ pub(crate) enum Count {
     Rejected,
 }
 
-/// The number of shards of a circuit: a divisor of [`MAX_SHARDS`].
-///
-/// A shard takes a cache line for its reference count and four for its counters, 320 bytes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ShardCount(usize);
-
 // === impl Shards ===
 
 impl Shards {
-    pub(crate) fn new(count: ShardCount) -> Self {
-        Self((0..count.0).map(|_| Arc::new(Shard::new())).collect())
+    pub(crate) fn new(count: usize) -> Self {
+        Self((0..count).map(|_| Arc::new(Shard::new())).collect())
     }
 
     /// The shard of this thread, which is assigned one if it has none.
@@ -189,17 +184,6 @@ impl<T> Deref for Stripe<T> {
     }
 }
 
-// === impl ShardCount ===
-
-impl ShardCount {
-    /// For a circuit that all threads of a server use. Beyond eight threads, several share a shard.
-    pub(crate) const MANY: Self = Self(MAX_SHARDS);
-    /// For one of many circuits, which few threads use at the same time.
-    pub(crate) const FEW: Self = Self(2);
-    #[cfg(all(test, loom))]
-    pub(crate) const ONE: Self = Self(1);
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::{collections::HashSet, thread};
@@ -208,7 +192,7 @@ mod tests {
 
     #[test]
     fn threads_that_only_reject_do_not_all_count_in_one_shard() {
-        let shards = Shards::new(ShardCount::MANY);
+        let shards = Shards::new(MAX_SHARDS);
         let mine = || std::ptr::from_ref(shards.mine()).addr();
         let addresses: HashSet<_> = (0..2 * MAX_SHARDS)
             .map(|_| thread::scope(|scope| scope.spawn(mine).join().unwrap()))

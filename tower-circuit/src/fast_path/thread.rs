@@ -3,8 +3,11 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// The number of shards that threads are distributed over.
+/// The number of shards that threads are distributed over, and those of a circuit which all threads of a server use. Of more
+/// than eight threads, several share a shard.
 pub(crate) const MAX_SHARDS: usize = 8;
+/// The shards of one of many circuits, which few threads use at the same time.
+pub(crate) const FEW_SHARDS: usize = 2;
 
 /// The shard of this thread. A thread that has [none assigned](assign_shard) uses the first.
 #[inline]

@@ -1,4 +1,4 @@
-//! The closed path allocates nothing, and a circuit's memory is what it says.
+//! The closed path allocates nothing, and a circuit takes the documented memory.
 
 use std::{
     convert::Infallible,
@@ -31,14 +31,14 @@ fn allocations<S: Service<Request<String>>>(mut service: S) -> u64 {
     allocation_counter::measure(|| (0..100).for_each(|_| call())).count_total
 }
 
-/// The test's own waker is allocated: what the bare service costs is to be taken off.
+/// The waker of the test is allocated, so the allocations of the bare service are subtracted.
 fn bare() -> u64 {
     allocations(service_fn(ok))
 }
 
 #[test]
 fn a_closed_circuit_allocates_nothing_a_call() {
-    // With a window and failures in a row, as by default.
+    // With a window and consecutive failures, as by default.
     let circuit = Circuit::new();
     assert_eq!(
         allocations(CircuitLayer::new(&circuit).layer(service_fn(ok))),
@@ -100,7 +100,7 @@ where
 }
 
 #[test]
-fn nor_does_one_that_judges_the_end_of_a_body() {
+fn a_circuit_that_classifies_the_end_of_a_body_allocates_nothing() {
     let bare = allocations_to_the_end(service_fn(streamed));
     let circuit = Circuit::new();
     let layer = || CircuitLayer::new(&circuit).classify(classify::Auto::new());
@@ -114,7 +114,7 @@ fn nor_does_one_that_judges_the_end_of_a_body() {
 }
 
 #[test]
-fn nor_does_the_gate_of_an_endpoint_with_a_budget() {
+fn a_gate_with_a_budget_allocates_nothing() {
     let budget = EjectionBudget::new();
     budget.set_members(3);
     let endpoints = Circuit::builder().ejection_budget(&budget).per_endpoint();
@@ -123,7 +123,7 @@ fn nor_does_the_gate_of_an_endpoint_with_a_budget() {
 }
 
 #[test]
-fn nor_does_one_with_several_keys_that_responds() {
+fn a_keyed_layer_that_responds_allocates_nothing() {
     let circuits = KeyedCircuits::<usize>::new(Circuit::builder());
     let by_length = |request: &Request<String>| request.body().len();
     let layer = KeyedCircuitLayer::new(&circuits, by_length).respond();
@@ -131,7 +131,7 @@ fn nor_does_one_with_several_keys_that_responds() {
 }
 
 #[test]
-fn nor_does_one_with_all_conditions_at_once() {
+fn a_circuit_with_all_conditions_allocates_nothing() {
     let trip = Trip::default().or(Trip::slow_ratio(SECOND, Ratio::HALF));
     let circuit = Circuit::builder().trip(trip).build();
     assert_eq!(
@@ -142,7 +142,7 @@ fn nor_does_one_with_all_conditions_at_once() {
 }
 
 #[test]
-fn nor_does_finding_a_known_key() {
+fn finding_a_known_key_allocates_nothing() {
     let circuits = KeyedCircuits::<usize>::new(Circuit::builder());
     let by_length = |request: &Request<String>| request.body().len();
     assert_eq!(
@@ -152,7 +152,7 @@ fn nor_does_finding_a_known_key() {
 }
 
 #[test]
-fn a_failure_allocates_nothing_either_and_a_refusal_only_its_error() {
+fn a_failure_and_a_rejection_allocate_nothing() {
     let circuit = Circuit::builder().trip(Trip::never()).build();
     let failures = allocation_counter::measure(|| {
         (0..100).for_each(|_| circuit.admit().unwrap().settle(Outcome::FAILURE));
@@ -173,7 +173,7 @@ fn a_clone_allocates_nothing() {
     assert_eq!(cloned.count_total, 0);
 }
 
-/// What a circuit takes, and what it has taken after 100,000 calls of every kind.
+/// The memory of a circuit when new, and after 100,000 calls of every kind.
 fn memory(builder: CircuitBuilder) -> (i64, i64) {
     let mut circuit = None;
     let new = allocation_counter::measure(|| circuit = Some(builder.build())).bytes_current;
@@ -200,14 +200,14 @@ fn memory(builder: CircuitBuilder) -> (i64, i64) {
 }
 
 #[test]
-fn a_circuit_takes_four_kibibytes_whatever_happens() {
+fn a_circuit_takes_four_kibibytes_at_any_load() {
     let (new, later) = memory(Circuit::builder());
     println!("a circuit: {new} bytes, after 100,000 calls {later}");
     assert!(new <= 4_096 && later <= 4_096, "{new} {later}");
 }
 
 #[test]
-fn gates_that_have_waited_leave_nothing_behind() {
+fn gates_that_have_waited_leave_no_memory_behind() {
     let circuit = Circuit::new();
     let left = allocation_counter::measure(|| {
         circuit.force_open();

@@ -1,4 +1,4 @@
-//! Promises made in types.
+//! Traits that public types implement.
 
 use http::{Request, Response};
 use testkit::Probe;
@@ -48,7 +48,7 @@ fn futures_and_bodies_are_send() {
 }
 
 #[test]
-fn a_neutral_classification_leaves_the_response_type_alone() {
+fn a_protocol_neutral_classification_keeps_the_response_type() {
     fn response_of<S: Service<Request<String>, Response = Response<testkit::Script>>>(_: S) {}
     response_of(CircuitLayer::new(Circuit::new()).layer(Probe::new().0));
     response_of(

@@ -24,7 +24,7 @@ async fn answer(endpoint: usize) -> Result<usize, BoxError> {
     }
 }
 
-/// What refuses at once looks idle, so it must not fit into a balancer that goes by load.
+/// A service that rejects at once looks idle, so a balancer by load must not accept its type.
 #[test]
 fn only_the_gate_has_a_load() {
     struct Of<S>(std::marker::PhantomData<S>);
@@ -32,7 +32,7 @@ fn only_the_gate_has_a_load() {
         const HAS_LOAD: bool = false;
     }
     impl<S> WithoutLoad for Of<S> {}
-    // What a type has itself comes before what a trait gives it.
+    // An inherent associated constant takes precedence over that of a trait.
     impl<S: Load> Of<S> {
         const HAS_LOAD: bool = true;
     }
@@ -58,12 +58,12 @@ async fn a_balancer_over_discovered_endpoints_leaves_out_the_one_that_is_down() 
     for _ in 0..200 {
         failed += usize::from(balance.ready().await.unwrap().call(()).await.is_err());
     }
-    assert_eq!(failed, 3, "until its circuit opened, and not one more");
-    assert_eq!(balance.len(), 3, "it has not been thrown out");
+    assert_eq!(failed, 3, "only until its circuit opened");
+    assert_eq!(balance.len(), 3, "it was not removed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_endpoint_has_a_circuit_of_its_own_named_after_its_key() {
+async fn each_endpoint_has_a_circuit_named_after_its_key() {
     let endpoint = |load: usize| Constant::new(service_fn(move |()| answer(load)), load);
     let changes = [
         Change::Insert("a", endpoint(7)),

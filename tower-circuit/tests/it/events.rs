@@ -101,8 +101,8 @@ async fn each_transition_is_one_event() {
 
 /// By the operator, by time, by outcomes, and by several threads at once.
 #[test]
-fn there_are_as_many_events_as_transitions_however_they_come_about() {
-    if !testkit::alone("events::there_are_as_many_events_as_transitions_however_they_come_about") {
+fn there_are_as_many_events_as_transitions() {
+    if !testkit::alone("events::there_are_as_many_events_as_transitions") {
         return;
     }
     let log = Log::default();

@@ -1,4 +1,4 @@
-//! What was measured to go wrong in other breakers, one test each. Here it must go the other way.
+//! Faults that were measured in other circuit breakers, with a test of the opposite result for each.
 
 use std::{
     convert::Infallible,
@@ -31,7 +31,7 @@ fn reject(circuit: &Circuit) -> (CircuitService<Probe>, ProbeHandle) {
 
 /// Fault 1: a window that never slides. After 10,000 good calls it took 10,000 failures to open.
 #[test]
-fn ten_thousand_good_calls_buy_no_patience() {
+fn after_ten_thousand_successes_five_failures_open_it() {
     let circuit = Circuit::new();
     for _ in 0..10_000 {
         circuit.admit().unwrap().settle(Outcome::SUCCESS);
@@ -61,7 +61,7 @@ async fn a_success_from_before_the_trip_does_not_close_it() {
     assert_eq!(circuit.snapshot().totals.stale, 1);
 }
 
-/// Fault 2, the other way round: a straggler reopened what a probe was about to close.
+/// Fault 2, reversed: a late failure reopened the circuit while a probe was about to close it.
 #[tokio::test(start_paused = true)]
 async fn a_failure_from_before_the_trip_does_not_reopen_it() {
     let circuit = trips_at(1).build();
@@ -79,9 +79,9 @@ async fn a_failure_from_before_the_trip_does_not_reopen_it() {
     assert_eq!(circuit.snapshot().consecutive_failures, 0);
 }
 
-/// Fault 3: half-open wedged for ever with a healthy backend: 0 of 50 later calls were admitted.
+/// Fault 3: half-open did not end with a healthy backend: 0 of 50 later calls were admitted.
 #[tokio::test(start_paused = true)]
-async fn half_open_does_not_wedge_whatever_becomes_of_the_probes() {
+async fn half_open_ends_however_its_probes_end() {
     let circuit = trips_at(1).build();
     let (mut service, probe) = reject(&circuit);
     cool_down(&circuit).await;
@@ -98,7 +98,7 @@ async fn half_open_does_not_wedge_whatever_becomes_of_the_probes() {
 
 /// Fault 3 as it was measured: a window of 200 ms, two probes to close, and the second 300 ms after the first.
 #[tokio::test(start_paused = true)]
-async fn probes_that_come_further_apart_than_the_window_close_it_all_the_same() {
+async fn probes_that_are_further_apart_than_the_window_close_it() {
     let circuit = trips_at(1)
         .window(Duration::from_millis(200))
         .max_concurrent_probes(2)
@@ -115,7 +115,7 @@ async fn probes_that_come_further_apart_than_the_window_close_it_all_the_same() 
     assert_eq!(circuit.state(), State::Closed);
 }
 
-/// Nobody bounds a probe: one that never answers parks the endpoint.
+/// Without a deadline a probe that never ends disables the endpoint.
 #[tokio::test(start_paused = true)]
 async fn a_hanging_probe_has_failed_at_its_deadline() {
     let circuit = trips_at(1).build();
@@ -140,13 +140,13 @@ async fn a_hanging_probe_has_failed_at_its_deadline() {
     assert_eq!(
         circuit.state(),
         State::Closed,
-        "what became of it later does not matter"
+        "its late outcome has no effect"
     );
 }
 
 /// A slow probe that answers well, but after its deadline, must not close what has opened again.
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_answers_after_its_deadline_is_too_late() {
+async fn a_response_after_the_deadline_of_a_probe_is_stale() {
     let circuit = trips_at(1).build();
     cool_down(&circuit).await;
     let slow = circuit.admit().unwrap();
@@ -157,7 +157,7 @@ async fn a_probe_that_answers_after_its_deadline_is_too_late() {
 
 /// A cancelled probe left a gate with no permits, no verdict and no timer.
 #[tokio::test(start_paused = true)]
-async fn a_probe_whose_client_hangs_up_does_not_wedge_it() {
+async fn a_probe_whose_client_disconnects_frees_its_slot() {
     let circuit = trips_at(1).build();
     let (mut service, probe) = reject(&circuit);
     cool_down(&circuit).await;
@@ -173,7 +173,7 @@ async fn a_probe_whose_client_hangs_up_does_not_wedge_it() {
 
 /// Fault 4: 50 calls cut by a timeout further out, and the state still closed.
 #[tokio::test(start_paused = true)]
-async fn calls_cut_by_a_timeout_further_out_open_it() {
+async fn calls_that_a_timeout_further_out_drops_open_it() {
     let circuit = Circuit::new();
     let hanging = service_fn(|_: ()| std::future::pending::<Result<(), BoxError>>());
     let mut service = ServiceBuilder::new()
@@ -189,7 +189,7 @@ async fn calls_cut_by_a_timeout_further_out_open_it() {
 
 /// Fault 4 as it was measured, with a timeout of 2 ms: the age limit has to be chosen below it.
 #[tokio::test(start_paused = true)]
-async fn calls_cut_by_a_very_short_timeout_open_it_where_the_age_limit_is_shorter() {
+async fn calls_that_a_very_short_timeout_drops_open_it_if_the_age_limit_is_shorter() {
     let circuit = Circuit::builder()
         .abandoned_is_failure_after(Duration::from_millis(2))
         .build();
@@ -206,7 +206,7 @@ async fn calls_cut_by_a_very_short_timeout_open_it_where_the_age_limit_is_shorte
 }
 
 /// Fault 5: a queue of all calls in the window, scanned at each call: 17 to 119 µs over 50,000 calls. Here there is nothing
-/// that could grow: no call allocates, good or bad, nor does the judging.
+/// that could grow: neither a call nor its judgement allocates.
 #[tokio::test(start_paused = true)]
 async fn fifty_thousand_calls_in_a_window_of_a_minute_take_no_memory() {
     let circuit = Circuit::builder()
@@ -259,7 +259,7 @@ fn endpoints() -> (Circuit, Vec<Circuit>) {
     let trip_at = Trip::consecutive(1);
     let circuit = || {
         Circuit::builder()
-            .trip(trip_at.clone())
+            .trip(trip_at)
             .cooldown(cooldown.clone())
             .build()
     };
@@ -298,7 +298,7 @@ where
 
 /// Faults 7 and 8: rejecting inside a balancer drew 38 % of the traffic. The gate draws none.
 #[tokio::test(start_paused = true)]
-async fn a_gate_in_a_balancer_draws_no_traffic_while_open() {
+async fn a_gate_in_a_balancer_gets_no_traffic_while_open() {
     let (open, circuits) = endpoints();
     let gates = circuits.iter().enumerate().map(|(key, circuit)| {
         let gate = CircuitGateLayer::new(circuit).layer(service_fn(slow));
@@ -321,7 +321,7 @@ async fn a_gate_in_a_balancer_draws_no_traffic_while_open() {
 
 /// The other half of fault 7, kept so that the warning in the documentation stays true.
 #[tokio::test(start_paused = true)]
-async fn a_refusing_layer_in_a_balancer_is_a_black_hole_as_the_documentation_warns() {
+async fn a_rejecting_layer_in_a_balancer_attracts_traffic_as_the_documentation_warns() {
     let (open, circuits) = endpoints();
     let services = circuits.iter().enumerate().map(|(key, circuit)| {
         let service = CircuitLayer::new(circuit).layer(service_fn(slow));
@@ -368,7 +368,7 @@ async fn a_balancer_whose_gates_were_all_open_serves_again() {
 
 /// Fault 10: one `Err` from `poll_ready` behind a `Buffer`, and every later call fails.
 #[tokio::test(start_paused = true)]
-async fn behind_a_buffer_an_open_circuit_poisons_nobody() {
+async fn an_open_circuit_behind_a_buffer_fails_no_later_call() {
     let circuit = trips_at(1).build();
     let rejecting = CircuitLayer::new(&circuit).layer(service_fn(slow));
     let gated = CircuitGateLayer::new(&circuit).layer(service_fn(slow));

@@ -51,7 +51,7 @@ fn a_gate_keeps_the_contract() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_open_gate_is_pending_leaves_the_inner_service_alone_and_wakes_by_itself() {
+async fn an_open_gate_is_pending_without_polling_the_inner_service_and_wakes_by_itself() {
     let circuit = trips_at(1).build();
     let (gate, probe) = gate(&circuit);
     trip(&circuit);
@@ -68,7 +68,7 @@ async fn an_open_gate_is_pending_leaves_the_inner_service_alone_and_wakes_by_its
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_who_wait_are_woken_when_it_closes() {
+async fn all_waiting_gates_are_woken_when_it_closes() {
     let circuit = trips_at(1).build();
     let (gate, _probe) = gate(&circuit);
     circuit.force_open();
@@ -82,7 +82,7 @@ async fn all_who_wait_are_woken_when_it_closes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_all_who_wait_exactly_one_gets_the_probe() {
+async fn of_all_waiting_gates_exactly_one_gets_the_probe() {
     let circuit = trips_at(1).build();
     let (gate, _probe) = gate(&circuit);
     trip(&circuit);
@@ -140,7 +140,7 @@ async fn a_probe_dropped_by_its_caller_wakes_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reservation_that_is_not_used_lapses_and_another_takes_it() {
+async fn a_reservation_that_is_not_used_expires_and_another_gate_takes_it() {
     let circuit = trips_at(1).build();
     let (gate, probe) = gate(&circuit);
     cool_down(&circuit).await;
@@ -163,7 +163,7 @@ async fn a_reservation_that_is_not_used_lapses_and_another_takes_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gate_whose_reservation_lapsed_asks_anew() {
+async fn a_gate_whose_reservation_expired_waits_again() {
     let circuit = trips_at(1).build();
     let (gate, _probe) = gate(&circuit);
     cool_down(&circuit).await;
@@ -171,14 +171,14 @@ async fn a_gate_whose_reservation_lapsed_asks_anew() {
     assert!(idle.poll());
     tokio::time::advance(10 * SECOND).await;
     assert!(other.poll());
-    assert!(!idle.poll(), "the place is another's now");
+    assert!(!idle.poll(), "another gate has the slot");
     drop(other);
     assert_eq!(idle.wakes.count(), 1);
     assert!(idle.poll());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_probe_sends_those_who_wait_to_the_next_cooldown() {
+async fn after_a_failed_probe_waiting_gates_wait_for_the_next_cooldown() {
     let circuit = trips_at(1).build();
     let (gate, probe) = gate(&circuit);
     cool_down(&circuit).await;
@@ -187,7 +187,7 @@ async fn a_failed_probe_sends_those_who_wait_to_the_next_cooldown() {
     probe.answer(Answer::Fail);
     finish(holder.gate.call(request())).unwrap_err();
     assert_eq!(waiting.wakes.count(), 1);
-    assert!(!waiting.poll(), "it sets its alarm anew");
+    assert!(!waiting.poll(), "it resets its timer");
     tokio::time::sleep(COOLDOWN - Duration::from_millis(10)).await;
     assert_eq!(waiting.wakes.count(), 1);
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -209,7 +209,7 @@ async fn a_hanging_probe_is_over_at_its_deadline_and_the_gate_goes_on_by_itself(
     assert_eq!(
         started.elapsed().as_secs(),
         13,
-        "the deadline and one cooldown, with nobody to help"
+        "after the deadline and one cooldown"
     );
     finish(waiting.gate.call(request())).unwrap();
     assert_eq!(circuit.state(), State::Closed);
@@ -218,7 +218,7 @@ async fn a_hanging_probe_is_over_at_its_deadline_and_the_gate_goes_on_by_itself(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gate_that_was_ready_before_the_trip_is_pending_when_asked_again() {
+async fn a_gate_that_was_ready_before_the_trip_is_pending_when_polled_again() {
     let circuit = trips_at(1).build();
     let (mut gate, probe) = gate(&circuit);
     assert!(is_ready(&mut gate));
@@ -231,7 +231,7 @@ async fn a_gate_that_was_ready_before_the_trip_is_pending_when_asked_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_comes_too_late_hands_its_request_back() {
+async fn a_call_after_readiness_has_ended_hands_its_request_back() {
     let circuit = trips_at(1).build();
     let (mut gate, probe) = gate(&circuit);
     assert!(is_ready(&mut gate));
@@ -258,7 +258,7 @@ async fn a_reservation_outlives_an_inner_service_that_is_getting_ready() {
     assert_eq!(
         probe.polls(),
         1,
-        "the other one's inner service is not asked: it cannot probe"
+        "the inner service of the other one is not polled"
     );
     probe.be_ready();
     assert_eq!(holder.wakes.count(), 1);
@@ -268,7 +268,7 @@ async fn a_reservation_outlives_an_inner_service_that_is_getting_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_inner_service_that_is_finished_gives_the_reservation_back() {
+async fn an_inner_service_that_fails_in_poll_ready_returns_the_reservation() {
     let circuit = trips_at(1).build();
     let (mut gate, probe) = gate(&circuit);
     cool_down(&circuit).await;
@@ -278,7 +278,7 @@ async fn an_inner_service_that_is_finished_gives_the_reservation_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clone_leaves_the_reservation_where_it_is() {
+async fn a_clone_has_no_reservation() {
     let circuit = trips_at(1).build();
     let (mut gate, _probe) = gate(&circuit);
     cool_down(&circuit).await;
@@ -291,7 +291,7 @@ async fn a_clone_leaves_the_reservation_where_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_forced_open_gate_has_no_alarm_and_wakes_by_hand() {
+async fn a_forced_open_gate_has_no_timer_and_is_woken_by_the_operator() {
     let circuit = Circuit::new();
     let (gate, _probe) = gate(&circuit);
     circuit.force_open();
@@ -305,7 +305,7 @@ async fn a_forced_open_gate_has_no_alarm_and_wakes_by_hand() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_moves_takes_its_waker_along() {
+async fn the_waker_of_the_last_poll_is_woken() {
     let circuit = Circuit::new();
     let (gate, _probe) = gate(&circuit);
     circuit.force_open();
@@ -319,7 +319,7 @@ async fn a_task_that_moves_takes_its_waker_along() {
     assert_eq!((old.count(), waiting.wakes.count()), (0, 1));
 }
 
-/// A task that is kept alive by its waker only, and that holds a gate.
+/// A task that only its waker keeps alive, and that owns a gate.
 struct Task(#[expect(dead_code, reason = "it is there to be dropped")] Mutex<Gate>);
 
 impl Wake for Task {
@@ -332,7 +332,7 @@ fn a_task_that_ends_with_its_waker_may_hold_a_gate_of_the_same_circuit() {
     let (gate, _probe) = gate(&circuit);
     circuit.force_open();
     let (done, is_done) = std::sync::mpsc::channel();
-    // Its own thread, because what would go wrong is a deadlock.
+    // In another thread, because a fault would be a deadlock.
     std::thread::spawn(move || {
         let mut held = gate.clone();
         assert!(!is_ready(&mut held));
@@ -353,14 +353,14 @@ fn a_task_that_ends_with_its_waker_may_hold_a_gate_of_the_same_circuit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn thousands_of_waiting_tasks_all_get_through() {
+async fn thousands_of_waiting_tasks_all_make_their_calls() {
     let millis = Duration::from_millis;
     let circuit = trips_at(1)
         .cooldown(tower_circuit::Cooldown::new(millis(20)))
         .build();
     let (gate, probe) = gate(&circuit);
     trip(&circuit);
-    // The first probes go wrong in every way there is.
+    // The first probes end in every way but success.
     probe.answer(Answer::Fail);
     probe.answer(Answer::Panic);
     probe.answer(Answer::Fail);
@@ -369,7 +369,7 @@ async fn thousands_of_waiting_tasks_all_get_through() {
             let mut gate = gate.clone();
             tokio::spawn(async move {
                 gate.ready().await.unwrap();
-                // Some go away with their reservation.
+                // Some are dropped with their reservation.
                 if index % 3 > 0 {
                     let _ = gate.call(request()).await;
                 }
@@ -379,7 +379,7 @@ async fn thousands_of_waiting_tasks_all_get_through() {
     let all = futures_util::future::join_all(tasks);
     tokio::time::timeout(30 * SECOND, all)
         .await
-        .expect("nobody waits for ever");
+        .expect("no task waits for ever");
     assert_eq!(circuit.state(), State::Closed);
 }
 
@@ -418,7 +418,7 @@ async fn a_request_that_every_endpoint_answers_with_500_never_opens_all_circuits
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_circuit_gives_its_place_back_when_it_closes_is_reset_or_goes() {
+async fn a_circuit_returns_its_share_of_the_budget_when_it_closes_is_reset_or_dropped() {
     let (budget, circuits) = set(3);
     let [first, second, third] = <[_; 3]>::try_from(circuits).unwrap();
     answer_500(&first, 5);
@@ -428,23 +428,17 @@ async fn a_circuit_gives_its_place_back_when_it_closes_is_reset_or_goes() {
 
     tokio::time::advance(COOLDOWN).await;
     let probe = first.admit().unwrap();
-    assert_eq!(budget.out(), 1, "half-open is out as well");
+    assert_eq!(budget.out(), 1, "half-open counts as ejected");
     answer_500(&second, 1);
     assert!(!is_open(&second));
     probe.settle(Outcome::FAILURE);
-    assert!(
-        is_open(&first) && budget.out() == 1,
-        "again, and still once"
-    );
+    assert!(is_open(&first) && budget.out() == 1, "again, and once");
 
     tokio::time::advance(COOLDOWN).await;
     first.admit().unwrap().settle(Outcome::SUCCESS);
     assert_eq!(budget.out(), 0);
     answer_500(&second, 1);
-    assert!(
-        is_open(&second),
-        "it had failed enough, and asks at each failure"
-    );
+    assert!(is_open(&second), "it asks the budget at each failure");
     second.reset();
     assert_eq!(budget.out(), 0);
     answer_500(&third, 5);
@@ -458,7 +452,7 @@ async fn a_circuit_gives_its_place_back_when_it_closes_is_reset_or_goes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_operator_takes_out_more_than_the_budget_and_a_failing_probe_then_closes() {
+async fn an_operator_may_exceed_the_budget_and_a_failed_probe_then_closes() {
     let (budget, circuits) = set(2);
     circuits.iter().for_each(Circuit::force_open);
     assert!(circuits.iter().all(is_open) && budget.out() == 0);
@@ -471,7 +465,7 @@ async fn an_operator_takes_out_more_than_the_budget_and_a_failing_probe_then_clo
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_circuit_that_recovers_by_itself_is_kept_closed_anew_the_next_time() {
+async fn a_circuit_that_recovers_is_reported_again_the_next_time_it_is_kept_closed() {
     let (_budget, circuits) = set(2);
     answer_500(&circuits[0], 5);
     for time in 1..=3 {

@@ -43,7 +43,7 @@ fn a_keyed_layer_keeps_the_contract() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_route_that_fails_closes_no_other() {
+async fn a_route_that_fails_does_not_affect_another() {
     let circuits = circuits();
     let (mut service, probe) = respond(&circuits);
     probe.answer(Answer::Status(500));
@@ -68,7 +68,7 @@ async fn one_route_that_fails_closes_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readiness_that_a_refusal_did_not_use_is_there_for_the_next() {
+async fn a_rejection_uses_up_readiness_but_not_that_of_the_inner_service() {
     let circuits = circuits();
     let (mut service, probe) = respond(&circuits);
     circuits.get(&"/a".into()).force_open();
@@ -107,7 +107,7 @@ async fn a_probe_closes_its_key_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_keys_takes_nothing_from_those_that_are_known() {
+async fn a_flood_of_keys_does_not_replace_known_ones() {
     let circuits = circuits().capacity(2).on_full(OnFull::Reject);
     let (probe, handle) = Probe::<String>::new();
     let mut service = layer(&circuits).layer(probe);

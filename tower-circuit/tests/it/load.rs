@@ -72,11 +72,7 @@ fn a_call_that_races_a_transition_is_counted_or_stale_and_never_lost() {
     let totals = circuit.snapshot().totals;
     assert_eq!(totals.succeeded + totals.stale, admitted.into_inner());
     circuit.reset();
-    assert_eq!(
-        circuit.snapshot().window.calls(),
-        0,
-        "nothing of what went before"
-    );
+    assert_eq!(circuit.snapshot().window.calls(), 0, "nothing from before");
 }
 
 fn call(circuit: &Circuit, admitted: &AtomicU64) {
@@ -88,7 +84,7 @@ fn call(circuit: &Circuit, admitted: &AtomicU64) {
     }
 }
 
-/// For two seconds, because turns of a tenth of a second come round to the same place after sixteen.
+/// For two seconds, because slices of a tenth of a second use the same slot after sixteen.
 #[test]
 fn totals_never_go_back_while_they_are_read() {
     let circuit = Circuit::builder().window(SECOND).build();
@@ -168,7 +164,7 @@ async fn thousands_of_clones_are_one_circuit() {
     service.ready().await.unwrap();
     let mut clones: Vec<_> = (0..5_000).map(|_| service.clone()).collect();
     for clone in &mut clones {
-        // Made after the other was ready, and yet it has to ask for itself: the strict probe would panic.
+        // Made after the other one was ready, but it must be polled: the probe would panic.
         finish(clone.ready().await.unwrap().call(request())).unwrap();
     }
     finish(service.call(request())).unwrap();

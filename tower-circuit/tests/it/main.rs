@@ -1,4 +1,4 @@
-//! The crate as its users see it: circuits by themselves, and their layers around strict services.
+//! The public API: circuits by themselves, and their layers around services that check the contract.
 
 mod allocation;
 mod auto_traits;

@@ -1,4 +1,4 @@
-//! The refusing types: an error for clients, an answer for servers.
+//! The rejecting services: an error for clients, a response for servers.
 
 use std::{convert::Infallible, pin::pin, time::Duration};
 
@@ -42,7 +42,7 @@ fn a_responding_layer_keeps_the_contract() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn five_failures_in_a_row_open_it_and_the_inner_service_is_left_alone() {
+async fn after_five_consecutive_failures_it_is_open_and_the_inner_service_is_not_called() {
     let circuit = Circuit::new();
     let (mut service, probe) = reject(&circuit);
     for _ in 0..5 {
@@ -52,7 +52,10 @@ async fn five_failures_in_a_row_open_it_and_the_inner_service_is_left_alone() {
     }
     let (polls, calls) = (probe.polls(), probe.calls());
     probe.be_pending();
-    assert!(is_ready(&mut service), "what will be refused need not wait");
+    assert!(
+        is_ready(&mut service),
+        "a call that will be rejected does not wait"
+    );
     let error = finish(service.call(request())).unwrap_err();
     assert_eq!((probe.polls(), probe.calls()), (polls, calls));
     let open = error.downcast_ref::<Open>().unwrap();
@@ -66,7 +69,7 @@ async fn five_failures_in_a_row_open_it_and_the_inner_service_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_success_starts_the_row_again() {
+async fn a_success_resets_consecutive_failures() {
     let circuit = trips_at(2).build();
     let (mut service, probe) = reject(&circuit);
     for _ in 0..10 {
@@ -87,7 +90,7 @@ async fn after_the_cooldown_one_probe_closes_it() {
     cool_down(&circuit).await;
     assert!(
         is_ready(&mut service) && is_ready(&mut other),
-        "each of them might be the one"
+        "either may become the probe"
     );
     probe.answer(Answer::Hang);
     let mut hanging = Box::pin(service.call(request()));
@@ -101,13 +104,13 @@ async fn after_the_cooldown_one_probe_closes_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readiness_for_a_refusal_is_spent_on_a_refusal() {
+async fn readiness_for_a_rejection_is_used_up_by_a_rejection() {
     let circuit = trips_at(1).build();
     let (mut service, probe) = reject(&circuit);
     trip(&circuit);
     assert!(is_ready(&mut service));
     circuit.reset();
-    // The strict probe would panic: it has not been asked.
+    // The probe would panic, because it was not polled.
     let error = finish(service.call(request())).unwrap_err();
     assert!(error.is::<Open>());
     assert_eq!((probe.polls(), probe.calls()), (0, 0));
@@ -115,7 +118,7 @@ async fn readiness_for_a_refusal_is_spent_on_a_refusal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readiness_from_before_the_trip_does_not_get_through() {
+async fn readiness_from_before_the_trip_does_not_admit_a_call() {
     let circuit = trips_at(1).build();
     let (mut service, probe) = reject(&circuit);
     assert!(is_ready(&mut service));
@@ -133,7 +136,7 @@ fn a_call_without_readiness_panics() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_servers_hint_raises_the_open_time_up_to_a_minute() {
+async fn retry_after_raises_the_open_time_up_to_a_minute() {
     for (hint, seconds) in [("3", 10), ("30", 30), ("86400", 60)] {
         let circuit = trips_at(1).build();
         let (mut service, probe) = respond(&circuit);
@@ -150,7 +153,7 @@ async fn the_servers_hint_raises_the_open_time_up_to_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grpc_servers_pushback_raises_the_open_time_up_to_a_minute_too() {
+async fn grpc_pushback_raises_the_open_time_up_to_a_minute() {
     for (pushback, seconds) in [("3000", 10), ("30000", 30), ("86400000", 60), ("-1", 10)] {
         let circuit = trips_at(1).build();
         let (mut service, probe) = respond(&circuit);
@@ -173,7 +176,7 @@ async fn a_grpc_servers_pushback_raises_the_open_time_up_to_a_minute_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_request_is_answered_with_503_and_a_hint() {
+async fn a_rejected_request_gets_503_and_retry_after() {
     let circuit = trips_at(1).build();
     let (mut service, _probe) = respond(&circuit);
     trip(&circuit);
@@ -188,7 +191,7 @@ async fn a_refused_request_is_answered_with_503_and_a_hint() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_grpc_request_is_answered_with_a_status() {
+async fn a_rejected_grpc_request_gets_a_status() {
     let circuit = trips_at(1).build();
     let (mut service, _probe) = respond(&circuit);
     trip(&circuit);
@@ -199,7 +202,7 @@ async fn a_refused_grpc_request_is_answered_with_a_status() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_infallible_service_stays_infallible_and_its_5xx_count() {
+async fn an_infallible_service_stays_infallible_and_its_5xx_are_failures() {
     let circuit = trips_at(2).build();
     let handler = service_fn(async |_: Request<String>| {
         let mut response = Response::new(String::from("oops"));
@@ -207,7 +210,7 @@ async fn an_infallible_service_stays_infallible_and_its_5xx_count() {
         Ok::<_, Infallible>(response)
     });
     let service = CircuitLayer::new(&circuit).respond().layer(handler);
-    // As axum has it: cloned for each request, boxed, Send and Sync.
+    // As axum does: cloned for each request, boxed, Send and Sync.
     let service = BoxCloneSyncService::<Request<String>, _, Infallible>::new(service);
     for expected in [500, 500, 503] {
         let response = service
@@ -236,7 +239,7 @@ async fn all_services_of_a_layer_share_the_circuit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn grpc_trailers_decide_and_a_stream_cut_before_its_status_has_failed() {
+async fn grpc_trailers_decide_and_a_stream_without_a_status_has_failed() {
     for (steps, state) in [
         (vec![Step::Data("x"), Step::grpc_status("0")], State::Closed),
         (vec![Step::Data("x"), Step::grpc_status("5")], State::Closed),
@@ -293,8 +296,7 @@ async fn a_probe_whose_response_is_dropped_mid_body_closes_the_circuit() {
 
 /// As `error_for_status` does in many HTTP clients.
 #[tokio::test(start_paused = true)]
-async fn callers_that_look_at_the_status_only_do_not_open_the_circuit_by_one_failure_in_a_thousand()
-{
+async fn callers_that_read_the_status_only_do_not_open_the_circuit_by_one_failure_in_a_thousand() {
     let circuit = Circuit::new();
     let (mut service, probe) = respond(&circuit);
     for call in 0..10_000 {
@@ -315,7 +317,7 @@ async fn callers_that_look_at_the_status_only_do_not_open_the_circuit_by_one_fai
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_good_head_ends_failures_in_a_row_before_its_body_ends() {
+async fn a_good_head_resets_consecutive_failures_before_its_body_ends() {
     let circuit = Circuit::new();
     let (mut service, probe) = respond(&circuit);
     for _ in 0..4 {
@@ -333,11 +335,11 @@ async fn a_good_head_ends_failures_in_a_row_before_its_body_ends() {
     assert_eq!(
         circuit.snapshot().consecutive_failures,
         1,
-        "a body that breaks off is a failure nevertheless"
+        "a body that breaks off is still a failure"
     );
 }
 
-/// A reader of a stream that leaves after an hour says nothing about its sender.
+/// A reader that leaves a stream after an hour is no evidence about its sender.
 #[tokio::test(start_paused = true)]
 async fn a_response_dropped_mid_body_is_a_success_however_long_it_was_read() {
     for trip in [Trip::never(), Trip::slow_ratio(SECOND, Ratio::ALL)] {
@@ -385,7 +387,7 @@ async fn a_probe_whose_stream_goes_on_has_succeeded_at_its_deadline() {
             .unwrap()
             .status()
             == 503,
-        "not sooner"
+        "not before"
     );
     tokio::time::advance(Duration::from_millis(1)).await;
     assert_eq!(
@@ -426,7 +428,7 @@ async fn a_probe_whose_head_is_bad_has_failed_at_once_and_one_whose_body_breaks_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_young_call_that_is_dropped_says_nothing_and_an_old_one_only_where_asked() {
+async fn an_abandoned_call_is_a_failure_from_the_age_that_is_set() {
     for (limit, age, opens) in [
         (Some(SECOND), Duration::from_millis(999), false),
         (Some(SECOND), SECOND, true),
@@ -477,7 +479,7 @@ async fn a_probe_that_panics_in_call_itself_has_failed_and_frees_its_slot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_further_in_neither_fails_nor_passes_a_probe() {
+async fn a_rejection_further_in_is_no_outcome_of_a_probe() {
     let circuit = trips_at(1).build();
     let refused = Refusal::new(Class::Limited, "rate");
     let inner = service_fn(move |_: ()| std::future::ready(Err::<(), _>(refused)));
@@ -491,7 +493,7 @@ async fn a_refusal_further_in_neither_fails_nor_passes_a_probe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_asks_for_less_is_no_failure_in_a_row_but_closes_nothing() {
+async fn a_throttled_call_is_no_consecutive_failure_and_does_not_close_the_circuit() {
     let circuit = trips_at(1).build();
     let (mut service, probe) = respond(&circuit);
     probe.answer(Answer::Status(429));
@@ -505,7 +507,7 @@ async fn an_answer_that_asks_for_less_is_no_failure_in_a_row_but_closes_nothing(
 }
 
 #[tokio::test(start_paused = true)]
-async fn forced_states_hold_under_traffic_and_are_given_back() {
+async fn forced_states_hold_under_traffic_until_automatic() {
     let circuit = trips_at(1).build();
     let (mut service, probe) = reject(&circuit);
     probe.answer(Answer::Hang);
@@ -588,11 +590,11 @@ async fn the_state_can_be_followed() {
     tower_outcome::Settle::settle(permit, tower_outcome::Outcome::SUCCESS);
     assert_eq!(*changes.borrow_and_update(), State::Closed);
     circuit.reset();
-    assert!(!changes.has_changed().unwrap(), "closed it was");
+    assert!(!changes.has_changed().unwrap(), "it was closed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_tells_the_whole_story() {
+async fn a_snapshot_has_state_reason_and_counters() {
     let circuit = trips_at(1).name("users").build();
     trip(&circuit);
     let opened = tokio::time::Instant::now();
@@ -653,10 +655,10 @@ impl tower_service::Service<Request<String>> for Panics {
     }
 
     fn call(&mut self, _: Request<String>) -> Self::Future {
-        assert!(!self.at_once, "the service's");
+        assert!(!self.at_once, "of the service");
         Box::pin(async {
             tokio::task::yield_now().await;
-            panic!("the handler's")
+            panic!("of the handler")
         })
     }
 }
@@ -686,7 +688,7 @@ async fn panics_of_the_inner_service_open_the_circuit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_around_a_call_says_nothing_about_the_inner_service() {
+async fn a_panic_of_the_caller_is_no_failure_of_the_inner_service() {
     let circuit = Circuit::new();
     for _ in 0..5 {
         let (mut service, probe) = respond(&circuit);
@@ -695,7 +697,7 @@ async fn a_panic_around_a_call_says_nothing_about_the_inner_service() {
             let call = service.ready().await.unwrap().call(request());
             let mut call = pin!(call);
             assert!(poll_once(call.as_mut()).is_pending());
-            panic!("the caller's")
+            panic!("of the caller")
         });
         let panicked: Result<(), _> = call.await;
         assert!(panicked.unwrap_err().is_panic());
@@ -704,19 +706,19 @@ async fn a_panic_around_a_call_says_nothing_about_the_inner_service() {
 }
 
 #[test]
-fn a_panic_while_a_permit_is_held_by_hand_is_a_failure() {
+fn a_panic_that_drops_a_permit_is_a_failure() {
     let circuit = Circuit::new();
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let _permit = circuit.admit().unwrap();
-        panic!("the call's")
+        panic!("of the call")
     }));
     assert!(panicked.is_err());
     assert_eq!(circuit.snapshot().totals.failed, 1);
 }
 
-/// Five connections that hang up are what any client can do.
+/// Any client can disconnect five times.
 #[tokio::test(start_paused = true)]
-async fn clients_that_hang_up_open_nothing_in_front_of_a_servers_own_service() {
+async fn clients_that_disconnect_do_not_open_the_circuit_of_a_server() {
     let hang_up = async |circuit: &Circuit, clients: bool| {
         for _ in 0..20 {
             let (probe, handle) = Probe::new();
@@ -745,16 +747,16 @@ async fn clients_that_hang_up_open_nothing_in_front_of_a_servers_own_service() {
     hang_up(&called, false).await;
     assert!(
         called.snapshot().trips > 0,
-        "our own callers' patience counts"
+        "the application's timeouts count"
     );
     let set = Circuit::builder()
         .abandoned_is_failure_after(SECOND)
         .build();
     hang_up(&set, true).await;
-    assert!(set.snapshot().trips > 0, "and what the user has set");
+    assert!(set.snapshot().trips > 0, "an age that is set is used");
 }
 
-/// One client could hold the circuit open for all others as long as it likes.
+/// Otherwise one client could keep the circuit open for every other one.
 #[tokio::test(start_paused = true)]
 async fn clients_that_abandon_probes_do_not_open_a_half_open_circuit() {
     let hang_up = async |circuit: &Circuit| {
@@ -778,11 +780,11 @@ async fn clients_that_abandon_probes_do_not_open_a_half_open_circuit() {
     finish(service.ready().await.unwrap().call(request())).unwrap();
     assert_eq!(served.state(), State::Closed);
     let set = trips_at(1).abandoned_is_failure_after(SECOND).build();
-    assert!(hang_up(&set).await.trips > 1, "where that is asked for");
+    assert!(hang_up(&set).await.trips > 1, "with an age that is set");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_named_classification_is_kept_in_any_order() {
+async fn a_custom_classification_is_kept_in_any_order() {
     let teapot = || {
         classify::Http::new().status(|status| match status.as_u16() {
             404 => Verdict::Failure,
@@ -813,10 +815,10 @@ async fn a_named_classification_is_kept_in_any_order() {
     );
 }
 
-/// A standby that answers 503 by a layer of its own has not failed: the circuit further out must not be open when it takes
+/// A standby whose own layer responds with 503 has not failed: the circuit further out must not be open when it takes
 /// over.
 #[tokio::test(start_paused = true)]
-async fn a_refusal_told_as_a_response_by_a_layer_further_in_opens_nothing() {
+async fn a_rejection_that_a_layer_further_in_renders_as_a_response_is_no_failure() {
     let (outer, inner) = (Circuit::new(), Circuit::new());
     inner.force_open();
     let (probe, _handle) = Probe::new();

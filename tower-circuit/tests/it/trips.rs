@@ -1,4 +1,4 @@
-//! When a circuit opens, seen from outside: each kind of condition, and the edges of its window.
+//! When a circuit opens: each kind of condition, and the limits of its window.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ async fn by_default_half_of_twenty_calls_open_it() {
     assert_eq!(
         (window.calls(), window.failure_ratio()),
         (20, Some(0.5)),
-        "what opened it can still be seen"
+        "the window still has the calls that opened it"
     );
 }
 
@@ -53,7 +53,7 @@ async fn by_default_nineteen_calls_are_too_few() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_as_old_as_the_window_has_left_it() {
+async fn a_call_as_old_as_the_window_is_not_in_it() {
     for (age, within) in [(8_999 * MILLISECOND, true), (10_000 * MILLISECOND, false)] {
         let circuit = Circuit::builder()
             .trip(Trip::failure_ratio(Ratio::HALF))
@@ -71,7 +71,7 @@ async fn what_is_as_old_as_the_window_has_left_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn good_calls_leave_the_window_as_bad_ones_do() {
+async fn successes_leave_the_window_as_failures_do() {
     let circuit = Circuit::builder()
         .trip(Trip::failure_ratio(Ratio::HALF))
         .build();
@@ -84,7 +84,7 @@ async fn good_calls_leave_the_window_as_bad_ones_do() {
     assert_eq!(reason(&circuit), Some(Reason::FailureRatio));
 }
 
-/// Long calls that all end at once, the bad ones last: nobody has looked at the clock since they began.
+/// Long calls that all end at the same instant, failures last: the clock was not read since they began.
 #[tokio::test(start_paused = true)]
 async fn a_success_counts_when_it_ends_and_not_when_it_began() {
     let circuit = Circuit::builder()
@@ -119,9 +119,9 @@ async fn the_window_is_empty_once_it_has_closed() {
     assert_eq!(circuit.snapshot().window.succeeded, 1);
 }
 
-/// A counter knows its generation by four bits, which come round after sixteen.
+/// A counter has four bits of its generation, which repeat after sixteen.
 #[tokio::test(start_paused = true)]
-async fn nothing_comes_back_from_sixteen_generations_ago() {
+async fn no_call_of_sixteen_generations_ago_is_in_the_window() {
     let circuit = Circuit::new();
     calls(&circuit, 7, Outcome::SUCCESS);
     for _ in 0..16 {
@@ -132,7 +132,7 @@ async fn nothing_comes_back_from_sixteen_generations_ago() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn time_that_jumps_far_ahead_empties_the_window_and_opens_no_trap() {
+async fn a_clock_that_jumps_far_ahead_empties_the_window() {
     let circuit = Circuit::new();
     for days in [1, 400, 4_000] {
         calls(&circuit, 4, Outcome::FAILURE);
@@ -151,7 +151,7 @@ async fn time_that_jumps_far_ahead_empties_the_window_and_opens_no_trap() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_window_may_be_longer_and_want_more_or_fewer_calls() {
+async fn window_and_minimum_of_calls_can_be_set() {
     let min_calls = 3;
     let trip = Trip::failure_ratio(Ratio::new(2, 3));
     let circuit = Circuit::builder()
@@ -168,7 +168,7 @@ async fn a_window_may_be_longer_and_want_more_or_fewer_calls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn soft_answers_lower_the_ratio_and_are_no_row() {
+async fn throttled_calls_count_in_the_ratio_and_not_as_consecutive_failures() {
     let circuit = Circuit::new();
     calls(&circuit, 10, Outcome::SUCCESS);
     calls(&circuit, 9, Outcome::THROTTLED);
@@ -182,14 +182,11 @@ async fn soft_answers_lower_the_ratio_and_are_no_row() {
     );
     assert_eq!(reason(&circuit), Some(Reason::FailureRatio));
     let open_for = until(&circuit).duration_since(tokio::time::Instant::now());
-    assert!(
-        is_spread(open_for, 20 * SECOND),
-        "and it said when to come back"
-    );
+    assert!(is_spread(open_for, 20 * SECOND), "with its retry-after");
 }
 
 #[tokio::test(start_paused = true)]
-async fn ignored_and_cancelled_calls_are_in_no_window() {
+async fn ignored_and_abandoned_calls_are_not_in_the_window() {
     let circuit = Circuit::new();
     calls(&circuit, 30, Outcome::IGNORE);
     (0..30).for_each(|_| drop(circuit.admit().unwrap()));
@@ -228,7 +225,7 @@ async fn slow_calls_open_it_though_they_succeed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slowness_counts_to_the_head_of_the_response_and_not_what_its_reader_takes() {
+async fn slowness_is_measured_to_the_head_of_the_response() {
     let circuit = slow_circuit();
     let (probe, handle) = Probe::<String>::new();
     let mut service = CircuitLayer::new(&circuit).respond().layer(probe);
@@ -256,7 +253,7 @@ async fn slowness_counts_to_the_head_of_the_response_and_not_what_its_reader_tak
 }
 
 #[tokio::test(start_paused = true)]
-async fn slowness_counts_from_the_call_even_if_nobody_waited_for_the_answer() {
+async fn slowness_is_measured_from_the_call_even_without_a_poll() {
     let circuit = slow_circuit();
     let (probe, _handle) = Probe::<String>::new();
     let mut service = CircuitLayer::new(&circuit).layer(probe);
@@ -267,7 +264,7 @@ async fn slowness_counts_from_the_call_even_if_nobody_waited_for_the_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_probe_closes_nothing() {
+async fn a_slow_probe_does_not_close_the_circuit() {
     let circuit = slow_circuit();
     circuit.force_open();
     circuit.automatic();
@@ -284,7 +281,7 @@ async fn a_slow_probe_closes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_slow_call_limit_is_also_the_age_from_which_a_dropped_call_has_failed() {
+async fn the_slow_call_limit_is_also_the_age_from_which_an_abandoned_call_is_a_failure() {
     for (age, failed) in [(99 * MILLISECOND, 0), (100 * MILLISECOND, 1)] {
         let circuit = slow_circuit();
         let permit = circuit.admit().unwrap();
@@ -338,7 +335,7 @@ async fn a_short_window_is_as_short_as_it_was_set() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn numbers_that_are_zero_are_taken_for_one() {
+async fn zero_is_the_same_as_one() {
     let circuit = Circuit::builder()
         .trip(Trip::consecutive(0))
         .min_calls(0)
@@ -370,7 +367,7 @@ async fn setting_a_trip_replaces_the_default_and_joining_keeps_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_circuit_that_never_trips_is_opened_by_hand_alone() {
+async fn a_circuit_that_never_trips_is_opened_by_the_operator_only() {
     let circuit = Circuit::builder().trip(Trip::never()).build();
     calls(&circuit, 1_000, Outcome::FAILURE);
     assert_eq!(circuit.state(), State::Closed);
@@ -379,7 +376,7 @@ async fn a_circuit_that_never_trips_is_opened_by_hand_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_stays_open_longer_while_probes_fail_and_as_long_as_before_once_it_has_closed() {
+async fn it_stays_open_longer_while_probes_fail_and_starts_again_once_it_has_closed() {
     let circuit = Circuit::builder()
         .trip(Trip::consecutive(1))
         .cooldown(Cooldown::default())

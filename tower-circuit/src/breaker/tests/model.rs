@@ -13,7 +13,7 @@ use crate::{
     fast_path::{
         Core, WaiterId,
         packed::{CallId, Tag},
-        shard::ShardCount,
+        thread::FEW_SHARDS,
         window::instant,
     },
 };
@@ -48,10 +48,10 @@ enum Step {
         slow: bool,
         hint: Option<u64>,
     },
-    /// A good head has come, slow or not.
+    /// A good head has arrived, slow or not.
     Answer(usize, bool),
     Forget(usize),
-    /// Its caller gave up.
+    /// Its caller abandons it.
     Abandon(usize),
     Wait(u64),
     Mode(Mode),
@@ -74,10 +74,10 @@ struct Model {
     openings: usize,
     /// Each call of the last closed epoch, in order.
     results: Vec<Result>,
-    /// The claims to a probe in this epoch that were not given back.
+    /// The slots of this epoch that are taken.
     claims: Vec<Claim>,
     probes_succeeded: u32,
-    /// How long those who gave up have waited, without an answer between.
+    /// How long callers have waited for probes that they abandoned, without a response in between.
     unanswered_wait: u64,
     issued: usize,
 }
@@ -94,7 +94,7 @@ struct Claim {
     id: usize,
     until: u64,
     running: bool,
-    /// And whether slowly.
+    /// Whether it was slow.
     answered: Option<bool>,
 }
 
@@ -184,7 +184,7 @@ impl Model {
         self.go(Tag::Open, Some(at + open_for));
     }
 
-    /// Instant by instant.
+    /// Deadline by deadline.
     fn pass_time(&mut self) {
         while let Some(until) = self
             .claims
@@ -324,7 +324,7 @@ impl Model {
         self.forget(issued)
     }
 
-    /// Not if it had succeeded at its deadline.
+    /// `false` if it had succeeded at its deadline.
     fn gives_back(&mut self, id: usize) -> bool {
         let before = self.claims.len();
         self.claims.retain(|claim| claim.id != id);
@@ -434,7 +434,7 @@ struct Pair {
 impl Pair {
     fn new(settings: Settings) -> Self {
         let window = Duration::from_millis(TURN * TURNS);
-        let core = Core::new(settings.rules(), window, ShardCount::FEW);
+        let core = Core::new(settings.rules(), window, FEW_SHARDS);
         Self {
             core,
             model: Model::new(settings),
@@ -563,7 +563,7 @@ impl Pair {
         hint: Option<u64>,
     ) -> bool {
         let now = self.now();
-        let shard = self.core.shards().iter().nth(which % 2).unwrap();
+        let shard = self.core.shards.iter().nth(which % 2).unwrap();
         if verdict == Verdict::Success && !slow && !call_id.is_probe() {
             return self.core.record_success(shard, call_id, || now)
                 || self.core.record_later_success(shard, call_id, now);

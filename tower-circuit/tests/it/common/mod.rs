@@ -14,7 +14,7 @@ use tower_circuit::{Circuit, CircuitBuilder, Cooldown, State, Trip};
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const COOLDOWN: Duration = Duration::from_secs(10);
 
-/// Opens at this many failures in a row, for 10 s each time; all else as by default.
+/// Opens at this many consecutive failures, for 10 s each time; the other settings are the defaults.
 pub(crate) fn trips_at(failures: u32) -> CircuitBuilder {
     let trip = Trip::consecutive(failures);
     Circuit::builder()
@@ -29,7 +29,7 @@ pub(crate) fn trip(circuit: &Circuit) {
     assert!(is_open(circuit));
 }
 
-/// Whether this is `least`, or up to a tenth more, by which cooldowns and hints are spread.
+/// Whether this is `least`, or up to a tenth more, by which cooldowns and hints are extended.
 pub(crate) fn is_spread(time: Duration, least: Duration) -> bool {
     (least..=least + least / 10).contains(&time)
 }
@@ -62,7 +62,7 @@ pub(crate) fn grpc_request() -> Request<String> {
         .unwrap()
 }
 
-/// Polls once, with a waker nobody listens to.
+/// Polls once, with a waker that does nothing.
 pub(crate) fn ready<S: Service<Request<String>>>(service: &mut S) -> Poll<Result<(), S::Error>> {
     let (_, waker) = Wakes::new();
     service.poll_ready(&mut Context::from_waker(&waker))
