@@ -52,7 +52,8 @@
 //! - **A good response head is a success**, however its reader uses the body, and a panic of the inner service is a
 //!   failure.
 //! - What a failure is, is decided by the [classification](classify): by default any `Err`; for HTTP and gRPC
-//!   [`classify::Auto`], at the end of the body. Rejections by other layers further in are ignored.
+//!   [`classify::Auto`], at the end of the body. Rejections by other layers further in are ignored, in a [`BoxError`] or as a
+//!   [`Refusal`]; if an error type of the application contains them, box it further in (`map_err(BoxError::from)`).
 //!
 //! # A server
 //!
@@ -111,21 +112,32 @@
 //! idle, so the broken one attracts the traffic. Use the gate there, which is not ready instead; only the gate has a
 //! `tower::load::Load`.
 //!
-//! A tonic client behind a `CircuitLayer` sees a rejection as `Code::Unknown`, because tonic maps an error that it does not
-//! know. With `CircuitLayer::new(&circuit).classify(classify::Grpc).respond()` around the `Channel` it sees `Unavailable`, with
-//! the time to retry in the metadata.
+//! A tonic client behind a `CircuitLayer` sees a rejection as `Code::Unknown`, because tonic does not know the error. Convert
+//! it outside of the circuit with the feature `tonic`: then the code is `Unavailable`, the metadata has the time to retry, and
+//! [`Refusal::find`] still finds the rejection.
+//!
+//! ```text
+//! ServiceBuilder::new()
+//!     .map_err(refuse::status)
+//!     .layer(CircuitLayer::new(&circuit).classify(classify::Grpc::new()))
+//!     .service(channel)
+//! ```
 //!
 //! # Costs
 //!
 //! A call that succeeds: three loads of one atomic word, a reference count, a reading of the clock and a compare-and-swap on a
 //! counter; a second reading of the clock if the call is ever pending. No lock, no allocation, no boxed future. The only user
-//! code on this path is the classifier. Counters are sharded eight ways. A failure, a transition and a call that may be a probe
+//! code on this path is the classifier. Counters are sharded eight ways. A clone of a handle or service
+//! increments a reference count that all clones share, once for each request of a server that clones its service. A failure, a transition and a call that may be a probe
 //! take a short lock; a rejection takes none. [`Trip::slow_ratio`] costs a reading of the clock for each call. The README has
 //! the figures.
 //!
 //! # Features
 //!
-//! `tower`: `tower::load::Load` for [`CircuitGate`], and `PerEndpoint::discover` for a stream of endpoints. Default: none.
+//! - `tower`: `tower::load::Load` for [`CircuitGate`], and `PerEndpoint::discover` for a stream of endpoints.
+//! - `tonic`: `refuse::status`, which converts the error of a tonic client.
+//!
+//! Default: none.
 //!
 //! # Errors
 //!

@@ -188,6 +188,18 @@ async fn a_circuit_round_a_channel_sees_statuses() {
         tower_outcome::Refusal::find(&refused).is_some(),
         "{refused:?}"
     );
+    assert_eq!(refused.code(), Code::Unknown, "tonic does not know it");
+    let service = ServiceBuilder::new()
+        .map_err(tower_circuit::refuse::status)
+        .layer(CircuitLayer::new(&circuit).classify(classify::Grpc::new()))
+        .service(channel(address).await);
+    let rejected = HealthClient::new(service)
+        .check(HealthCheckRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(rejected.code(), Code::Unavailable);
+    assert!(rejected.metadata().contains_key("grpc-retry-pushback-ms"));
+    assert!(tower_outcome::Refusal::find(&rejected).is_some());
     drop(keeper);
     server.abort();
 }

@@ -9,7 +9,7 @@ use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_circuit::{
     Circuit, CircuitLayer, CircuitService, Open, Ratio, Reason, State, Trip, classify, refuse,
 };
-use tower_outcome::{Class, Refusal, Verdict};
+use tower_outcome::{BoxError, Class, Refusal, Verdict};
 
 use crate::common::*;
 
@@ -833,4 +833,37 @@ async fn a_rejection_that_a_layer_further_in_renders_as_a_response_is_no_failure
     inner.reset();
     let response = finish(service.ready().await.unwrap().call(request())).unwrap();
     assert_eq!(response.status(), 200);
+}
+
+/// The error of an application, which contains the rejection of a layer further in.
+#[derive(Debug)]
+struct ApiError(Refusal);
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("api error")
+    }
+}
+
+impl std::error::Error for ApiError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// As documented: the chain of a type that the layer does not know is not searched.
+#[tokio::test(start_paused = true)]
+async fn a_rejection_inside_a_typed_error_is_ignored_once_the_error_is_boxed() {
+    let limited = async |_: ()| Err::<(), _>(ApiError(Refusal::new(Class::Limited, "rate")));
+    let (typed, boxed) = (trips_at(1).build(), trips_at(1).build());
+    let mut service = CircuitLayer::new(&typed).layer(service_fn(limited));
+    finish(service.ready().await.unwrap().call(())).unwrap_err();
+    assert!(is_open(&typed));
+    let inner = service_fn(limited).map_err(BoxError::from);
+    let mut service = CircuitLayer::new(&boxed).layer(inner);
+    finish(service.ready().await.unwrap().call(())).unwrap_err();
+    assert_eq!(
+        (boxed.state(), boxed.snapshot().totals.ignored),
+        (State::Closed, 1)
+    );
 }
