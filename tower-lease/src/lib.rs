@@ -162,17 +162,15 @@ mod propagate;
 pub mod protocol;
 mod readiness;
 mod record;
-#[cfg(all(test, not(loom)))]
-mod search;
 mod service;
-#[cfg(test)]
-mod sim;
 mod snapshot;
 mod state;
 mod store;
 mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 mod timing;
 mod token;
 
