@@ -19,7 +19,7 @@
 //!   current. (The check is a transaction that also reads the key. One that only compares is answered by the member that was
 //!   asked from its own state, which may be old.) Neither is an entry in etcd's log.
 //! - **A lease that was renewed correctly can be revoked**, when a leader was paused for longer than the TTL and goes on.
-//!   So the keeper watches its own key, and what is written needs a guard: [`swap`](tower_lease::LeaseStore::swap) and
+//!   So the keeper watches its own key, and what is written needs a guard: [`swap`](tower_lease::DocumentStore::swap) and
 //!   [`EtcdStore::write`] compare the token in the same transaction.
 //! - **A watch can lose a deletion to a compaction** in the very revision of the compaction (seen on 3.4.23). So after each
 //!   opening a read at the revision before tells whether history is missing; then it is listed again.

@@ -6,8 +6,8 @@ use etcd_client::{
     ResponseHeader, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
 use tower_lease::{
-    Acquired, Capabilities, Claim, ClaimId, Document, Fault, FencingToken, Grant, LeaseKey,
-    LeaseStore, Listing, Record, Revision, StoreError, Swap, Swapped, fencing,
+    Acquired, Capabilities, Claim, ClaimId, Document, DocumentStore, Fault, FencingToken, Grant,
+    LeaseKey, LeaseStore, Listing, Record, Revision, StoreError, Swap, Swapped, fencing,
 };
 
 use crate::{
@@ -616,7 +616,6 @@ impl LeaseStore for EtcdStore {
         Capabilities::new()
             .with_min_ttl(self.min_ttl)
             .with_expiry_granularity(EXPIRY_GRANULARITY)
-            .with_shared_session(self.session.is_some())
     }
 
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
@@ -730,30 +729,6 @@ impl LeaseStore for EtcdStore {
         EtcdWatch::of_key(self.clone(), key.clone())
     }
 
-    async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
-        let (found, header) = self.list(prefix).await?;
-        let (mut records, mut documents) = (Vec::new(), Vec::new());
-        for found in &found {
-            let Some(key) = self.keys.parse(found.key()) else {
-                continue;
-            };
-            match Found::of(found) {
-                Found::Record(held) => records.push(held.record(key)),
-                Found::Document(value, at) => documents.push(Document::new(key, value, at)),
-                Found::Vacant => {}
-            }
-        }
-        Ok(Listing {
-            revision: revision(header.revision()),
-            records,
-            documents,
-        })
-    }
-
-    fn watch_prefix(&self, prefix: &str, after: Revision) -> EtcdWatch {
-        EtcdWatch::of_prefix(self.clone(), prefix, after)
-    }
-
     async fn transfer(&self, from: &Claim, to: &Claim) -> Result<Grant, StoreError> {
         if from.key() != to.key() {
             return Err(StoreError::refused(
@@ -796,6 +771,32 @@ impl LeaseStore for EtcdStore {
             let _ = session.leave(self, from, within).await;
         }
         Ok(now.grant(to.key().clone(), ttl))
+    }
+}
+
+impl DocumentStore for EtcdStore {
+    async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
+        let (found, header) = self.list(prefix).await?;
+        let (mut records, mut documents) = (Vec::new(), Vec::new());
+        for found in &found {
+            let Some(key) = self.keys.parse(found.key()) else {
+                continue;
+            };
+            match Found::of(found) {
+                Found::Record(held) => records.push(held.record(key)),
+                Found::Document(value, at) => documents.push(Document::new(key, value, at)),
+                Found::Vacant => {}
+            }
+        }
+        Ok(Listing {
+            revision: revision(header.revision()),
+            records,
+            documents,
+        })
+    }
+
+    fn watch_prefix(&self, prefix: &str, after: Revision) -> EtcdWatch {
+        EtcdWatch::of_prefix(self.clone(), prefix, after)
     }
 
     async fn read(&self, key: &LeaseKey) -> Result<Option<Document>, StoreError> {

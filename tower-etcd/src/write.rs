@@ -37,7 +37,7 @@ impl Write {
 impl EtcdStore {
     /// Writes documents together, in one transaction, if that epoch holds its key in the same moment. What a
     /// leader does to its own documents needs no more; where others write them too, there is
-    /// [`swap`](tower_lease::LeaseStore::swap).
+    /// [`swap`](tower_lease::DocumentStore::swap).
     ///
     /// At most 100 at a time, each key once, in 1 MiB together (etcd takes requests of up to 1.5 MiB).
     ///

@@ -50,6 +50,15 @@ pub enum OnStoreOutage {
     KeepServing,
 }
 
+// === impl Lease ===
+
+impl Lease {
+    /// Prepares a lease on `key` in `store` for `holder`. [`LeaseBuilder`] has the knobs and their defaults.
+    pub fn builder<S: LeaseStore>(store: S, key: LeaseKey, holder: Holder) -> LeaseBuilder<S> {
+        LeaseBuilder::new(store, key, holder)
+    }
+}
+
 // === impl LeaseBuilder ===
 
 impl<S: LeaseStore> LeaseBuilder<S> {

@@ -15,7 +15,7 @@ pub struct Document {
 /// A compare-and-set of a [`Document`], with or without a lease that guards it (R-21).
 ///
 /// ```
-/// use tower_lease::{Holder, Lease, LeaseKey, LeaseStore, MemoryStore, Swap, Swapped};
+/// use tower_lease::{DocumentStore, Holder, Lease, LeaseKey, MemoryStore, Swap, Swapped};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

@@ -7,14 +7,12 @@ use std::{
 };
 
 use tokio::sync::watch;
-use tower_outcome::readiness::Readiness;
 
 use crate::{
-    BootClock, BootInstant, Claim, Clock, FencingToken, Holder, LeaseBuilder, LeaseKey, LeaseStore,
-    Lost, NotHeld, RequestCounts, Snapshot, State,
+    BootClock, BootInstant, Claim, Clock, FencingToken, LeaseKey, Lost, NotHeld, RequestCounts,
+    Snapshot, State,
     counters::Counters,
     lease_cell::LeaseCell,
-    readiness,
     snapshot::Counts,
     sync::{
         Notify,
@@ -98,13 +96,6 @@ pub struct LeaseGuard<C = BootClock> {
 }
 
 // === impl Lease ===
-
-impl Lease {
-    /// Prepares a lease on `key` in `store` for `holder`. [`LeaseBuilder`] has the knobs and their defaults.
-    pub fn builder<S: LeaseStore>(store: S, key: LeaseKey, holder: Holder) -> LeaseBuilder<S> {
-        LeaseBuilder::new(store, key, holder)
-    }
-}
 
 impl<C: Clock> Lease<C> {
     pub(crate) fn new(
@@ -213,7 +204,7 @@ impl<C: Clock> Lease<C> {
     }
 
     /// Gives it back in order: lets nobody new in, waits for those inside (at most
-    /// [`drain_within`](LeaseBuilder::drain_within), then they are cut off), releases it in the store. Answers with the
+    /// [`drain_within`](crate::LeaseBuilder::drain_within), then they are cut off), releases it in the store. Answers with the
     /// last state: `Released`, or `Fenced` if it was lost meanwhile.
     ///
     /// It waits for the keeper's end, so the keeper must be running.
@@ -230,7 +221,7 @@ impl<C: Clock> Lease<C> {
 
     /// Steps down in favour of `to`, a claim to the same key: a planned cutover. The gate closes, those inside
     /// leave as for [`step_down`](Self::step_down), and then the store hands the key over in one step: no vacancy, no
-    /// contender in between, no [`lock_delay`](LeaseBuilder::lock_delay). Answers with the successor's token.
+    /// contender in between, no [`lock_delay`](crate::LeaseBuilder::lock_delay). Answers with the successor's token.
     ///
     /// `to` is the [`handover_claim`](Self::handover_claim) of a successor whose keeper is waiting for the key. Where the
     /// store cannot transfer, or does not answer in time, the key is released instead.
@@ -294,22 +285,6 @@ impl<C: Clock> Lease<C> {
     #[must_use]
     pub fn requests(&self) -> RequestCounts {
         self.shared.counters.read(self.shared.cell.in_flight())
-    }
-
-    /// Whether this process should be sent new requests: ready while the lease is held, which a draining gate, a
-    /// [`lock_delay`](crate::LeaseBuilder::lock_delay) and the end of validity are not.
-    ///
-    /// [`Jeopardy`](crate::State::Jeopardy) counts as ready: requests are let in, and a service that took itself out at the
-    /// first renewal that fails would be out with every hiccup of the store. To prefer other replicas during it, read
-    /// [`state`](Self::state).
-    ///
-    /// It answers HTTP probes as a service, and can be joined with others: see [`Readiness`]. Each check compares the clock
-    /// with the end of validity, and a change is reported by a timer of its own, so both are right though the keeper does
-    /// not run. (After a suspend that timer may be late: see [`BootClock`](crate::BootClock).) Once the keeper has
-    /// ended it is not ready any more, for good.
-    #[must_use]
-    pub fn readiness(&self) -> Readiness {
-        readiness::of(self)
     }
 
     /// Whether the keeper has gone: nothing will change any more.

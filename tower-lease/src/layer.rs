@@ -5,7 +5,8 @@ use tower_outcome::refuse::{Auto, Fail};
 
 use crate::{
     BootClock, Clock, Lease, LeaseGate, LeaseService,
-    protocol::{Http, Opaque, Settings, TokenIn},
+    protocol::{Http, Opaque},
+    settings::{InFlight, Settings, TokenIn},
 };
 
 /// Lets requests in only while the lease is held, and answers the others at once. Makes [`LeaseService`] services.
@@ -25,26 +26,6 @@ pub struct LeaseGateLayer<C = BootClock, P = Opaque> {
     lease: Lease<C>,
     settings: Settings,
     protocol: PhantomData<fn() -> P>,
-}
-
-/// What becomes of requests that are inside when the lease is lost. Their answers are withheld either way, and work
-/// that has not begun by then (a future that was not polled since `call`) does not begin.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum InFlight {
-    /// The inner future is dropped, and the request answered with [`LeaseLost`](crate::LeaseLost), promptly.
-    #[default]
-    Cancel,
-    /// The inner future runs to its end, and then its answer is replaced. Only for work whose effects carry the
-    /// [`FencingToken`](crate::FencingToken) to a resource that checks it: a successor may be at work meanwhile, also
-    /// after a [`step_down`](Lease::step_down), which waits for those inside no longer than it was told to.
-    Finish,
-    /// The inner future may run on for so long after the loss, and is then dropped; its answer is replaced if it comes.
-    ///
-    /// Never for longer than the lease's [`guard`](crate::LeaseBuilder::guard), which is the part of the margin that no
-    /// clock's drift can use up, counted from the end of validity at the latest; 250 ms where that was not set. After a
-    /// revocation a successor may be at work meanwhile, so this too is for effects that carry the token.
-    FinishWithin(Duration),
 }
 
 // === impl LeaseLayer ===

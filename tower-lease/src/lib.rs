@@ -146,6 +146,7 @@ mod change_or_deadline;
 mod clock;
 mod counters;
 mod document;
+mod document_store;
 mod error;
 pub mod fence;
 pub mod fencing;
@@ -163,6 +164,7 @@ pub mod protocol;
 mod readiness;
 mod record;
 mod service;
+mod settings;
 mod snapshot;
 mod state;
 mod store;
@@ -180,16 +182,17 @@ pub use self::{
     clock::{BootClock, BootInstant, Clock, TokioClock},
     counters::RequestCounts,
     document::{Document, Swap, Swapped},
+    document_store::{DocumentStore, Listing},
     error::{BuildError, LeaseLost, NotHeld, WrongInstance},
     future::{GateFuture, ResponseFuture},
     handle::{Lease, LeaseGuard, NotHandedOver},
     keeper::Keeper,
-    layer::{InFlight, LeaseGateLayer, LeaseLayer},
+    layer::{LeaseGateLayer, LeaseLayer},
     memory::{MemoryStore, MemoryWatch},
     propagate::{PropagateFuture, PropagateLayer, PropagateService},
-    protocol::TokenIn,
-    record::{Claim, ClaimId, Grant, Holder, Listing, PayloadTooLong, Record, Revision},
+    record::{Claim, ClaimId, Grant, Holder, PayloadTooLong, Record, Revision},
     service::{LeaseGate, LeaseService},
+    settings::{InFlight, TokenIn},
     snapshot::{Failures, Histogram, Losses, Snapshot},
     state::{Lost, State},
     store::{Acquired, Capabilities, Fault, LeaseStore, StoreError, Watch, WatchEvent},

@@ -9,7 +9,8 @@ use tower_outcome::{
     header::{LEASE_EPOCH, LEASE_TOKEN},
 };
 
-use crate::{Clock, InFlight, LeaseBody, LeaseGuard, LeaseKey, WrongInstance};
+pub use crate::settings::Settings;
+use crate::{Clock, LeaseBody, LeaseGuard, LeaseKey, TokenIn, WrongInstance};
 
 /// What is done to a request that is let in, and to its answer. The two ways are [`Opaque`] and [`Http`].
 pub trait Protocol<Req, Res, C: Clock>: sealed::Sealed {
@@ -43,35 +44,6 @@ pub enum Opaque {}
 /// [`FencingToken`](crate::FencingToken); the answer's body breaks off when the lease is lost (R-28, I3).
 #[derive(Clone, Copy, Debug)]
 pub enum Http {}
-
-/// Where a request that is let in finds the [`FencingToken`](crate::FencingToken) of the epoch it runs in.
-///
-/// The header is `x-lease-token` ([`LEASE_TOKEN`]), in gRPC the metadata of that name. It replaces one that came with
-/// the request; where it is not written, one of *our* key that came along is taken away, so that whoever passes the
-/// request on spreads no made-up token in our name. One of another key is its sender's, and stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum TokenIn {
-    /// In its extensions, for handlers: three small allocations if nothing else is there.
-    #[default]
-    Extensions,
-    /// In its headers, for what passes the request on as it is (a proxy): one allocation for the value.
-    Header,
-    /// In both.
-    Both,
-    /// Nowhere: no allocation. For services without effects that need fencing.
-    Nowhere,
-}
-
-/// What the setters of a layer have said. It is there for [`Protocol`] alone.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Settings {
-    pub(crate) min_remaining: Duration,
-    pub(crate) in_flight: InFlight,
-    pub(crate) token_in: TokenIn,
-    /// The longest deadline that is asked for of a request's own.
-    pub(crate) deadlines: Option<Duration>,
-}
 
 mod sealed {
     #[expect(unnameable_types, reason = "that is what seals the trait")]

@@ -15,8 +15,24 @@ use crate::{BootInstant, Clock, Lease, NotHeld, change_or_deadline::ChangeOrDead
 /// The state that [`Lease::readiness`] depends on.
 struct Held<C>(Lease<C>);
 
-pub(crate) fn of<C: Clock>(lease: &Lease<C>) -> Readiness {
-    Readiness::new(Held(lease.clone()))
+// === impl Lease ===
+
+impl<C: Clock> Lease<C> {
+    /// Whether this process should be sent new requests: ready while the lease is held, which a draining gate, a
+    /// [`lock_delay`](crate::LeaseBuilder::lock_delay) and the end of validity are not.
+    ///
+    /// [`Jeopardy`](crate::State::Jeopardy) counts as ready: requests are let in, and a service that took itself out at the
+    /// first renewal that fails would be out with every hiccup of the store. To prefer other replicas during it, read
+    /// [`state`](Self::state).
+    ///
+    /// It answers HTTP probes as a service, and can be joined with others: see [`Readiness`]. Each check compares the clock
+    /// with the end of validity, and a change is reported by a timer of its own, so both are right though the keeper does
+    /// not run. (After a suspend that timer may be late: see [`BootClock`](crate::BootClock).) Once the keeper has
+    /// ended it is not ready any more, for good.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        Readiness::new(Held(self.clone()))
+    }
 }
 
 // === impl Held ===

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{Document, FencingToken, LeaseKey};
+use crate::{FencingToken, LeaseKey};
 
 /// Who holds, or wants to: a stable name, a random incarnation, and what others should know.
 ///
@@ -58,17 +58,6 @@ pub struct Record {
     holder: Holder,
     claim: ClaimId,
     expires_in: Option<Duration>,
-}
-
-/// What is under a prefix, all as of one revision.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listing {
-    /// As of when; watch from here.
-    pub revision: Revision,
-    /// What is held, sorted by key.
-    pub records: Vec<Record>,
-    /// Sorted by key.
-    pub documents: Vec<Document>,
 }
 
 /// A payload longer than [`Holder::MAX_PAYLOAD`].

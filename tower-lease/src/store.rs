@@ -2,10 +2,7 @@ use std::{error::Error, fmt, future::Future, time::Duration};
 
 use tower_outcome::BoxError;
 
-use crate::{
-    Claim, Document, FencingToken, Grant, LeaseKey, Listing, Record, Revision, Swap, Swapped,
-    fencing,
-};
+use crate::{Claim, Document, FencingToken, Grant, LeaseKey, Record, Revision, fencing};
 
 /// Where leases are kept: one authority that decides who holds what.
 ///
@@ -59,13 +56,6 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
     /// backup, and fences ([`Lost::Rewound`](crate::Lost::Rewound), R-24).
     fn watch(&self, key: &LeaseKey, from: Revision) -> Self::Watch;
 
-    /// Reads all records and documents whose keys start with `prefix`, as of one revision.
-    fn list_prefix(&self, prefix: &str)
-    -> impl Future<Output = Result<Listing, StoreError>> + Send;
-
-    /// Reports every change after `after` to keys that start with `prefix`, in order.
-    fn watch_prefix(&self, prefix: &str, after: Revision) -> Self::Watch;
-
     /// Hands the key from one claim to another in one step: no vacancy, a higher token, a clean end.
     ///
     /// `to` gets the TTL that it asks for, from now. [`Fault::Lost`] if `from` does not hold the key; if `to` holds it
@@ -78,24 +68,6 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Grant, StoreError>> + Send {
         let _ = (from, to);
         async { Err(StoreError::refused("this store cannot transfer a lease")) }
-    }
-
-    /// Reads a document; `None` if there is none of this name.
-    fn read(
-        &self,
-        key: &LeaseKey,
-    ) -> impl Future<Output = Result<Option<Document>, StoreError>> + Send {
-        let _ = key;
-        async { Err(StoreError::refused("this store keeps no documents")) }
-    }
-
-    /// Compares and sets a document; guarded ones in the same step as the look at the guard.
-    ///
-    /// [`Fault::Lost`] if the guard's epoch does not hold its key. [`Fault::Refused`] if the value is longer than
-    /// [`Document::MAX_LEN`], or the key is a lease's.
-    fn swap(&self, swap: &Swap) -> impl Future<Output = Result<Swapped, StoreError>> + Send {
-        let _ = swap;
-        async { Err(StoreError::refused("this store keeps no documents")) }
     }
 }
 
@@ -130,9 +102,9 @@ pub enum WatchEvent {
     Held(Record, Revision),
     /// Nobody holds this key: released, revoked, or expired.
     Vacant(LeaseKey, Revision),
-    /// A document was written. Only from [`LeaseStore::watch_prefix`].
+    /// A document was written. Only from [`DocumentStore::watch_prefix`](crate::DocumentStore::watch_prefix).
     Written(Document),
-    /// A document is gone. Only from [`LeaseStore::watch_prefix`].
+    /// A document was deleted. Only from [`DocumentStore::watch_prefix`](crate::DocumentStore::watch_prefix).
     Deleted(LeaseKey, Revision),
     /// Events were skipped because the reader was too slow, or asked for what is forgotten: list again, and watch from
     /// the listing's revision.
@@ -145,11 +117,8 @@ pub struct Capabilities {
     linearizable: bool,
     min_ttl: Duration,
     expiry_granularity: Duration,
-    shared_session: bool,
     watch: bool,
-    renew_is_write: bool,
     transfer: bool,
-    documents: bool,
 }
 
 /// A call to a store that did not succeed.
@@ -175,19 +144,15 @@ pub enum Fault {
 // === impl Capabilities ===
 
 impl Capabilities {
-    /// A linearizable store with watches, transfer and documents, any TTL, exact expiry, one renewal per lease; each
-    /// setter changes one of these. (Whether its tokens fence is told by [`LeaseStore::Fencing`].)
+    /// A linearizable store with watches and transfer, any TTL, and exact expiry; each setter changes one of these. (Whether its tokens fence is told by [`LeaseStore::Fencing`].)
     #[must_use]
     pub const fn new() -> Self {
         Self {
             linearizable: true,
             min_ttl: Duration::ZERO,
             expiry_granularity: Duration::ZERO,
-            shared_session: false,
             watch: true,
-            renew_is_write: false,
             transfer: true,
-            documents: true,
         }
     }
 
@@ -215,40 +180,16 @@ impl Capabilities {
         }
     }
 
-    /// Whether several keys can hang on one renewal.
-    #[must_use]
-    pub const fn with_shared_session(self, shared_session: bool) -> Self {
-        Self {
-            shared_session,
-            ..self
-        }
-    }
-
     /// Whether it can report changes. Without that, keepers ask again and again.
     #[must_use]
     pub const fn with_watch(self, watch: bool) -> Self {
         Self { watch, ..self }
     }
 
-    /// Whether each renewal is a replicated write.
-    #[must_use]
-    pub const fn with_renew_is_write(self, renew_is_write: bool) -> Self {
-        Self {
-            renew_is_write,
-            ..self
-        }
-    }
-
     /// Whether it has [`LeaseStore::transfer`]. Without that, a handover is a release and an acquisition.
     #[must_use]
     pub const fn with_transfer(self, transfer: bool) -> Self {
         Self { transfer, ..self }
-    }
-
-    /// Whether it has [`LeaseStore::read`] and [`LeaseStore::swap`].
-    #[must_use]
-    pub const fn with_documents(self, documents: bool) -> Self {
-        Self { documents, ..self }
     }
 
     /// Whether its writes and reads are linearizable.
@@ -269,34 +210,16 @@ impl Capabilities {
         self.expiry_granularity
     }
 
-    /// Whether several keys can hang on one renewal.
-    #[must_use]
-    pub const fn shared_session(&self) -> bool {
-        self.shared_session
-    }
-
     /// Whether it can report changes.
     #[must_use]
     pub const fn watch(&self) -> bool {
         self.watch
     }
 
-    /// Whether each renewal is a replicated write.
-    #[must_use]
-    pub const fn renew_is_write(&self) -> bool {
-        self.renew_is_write
-    }
-
     /// Whether it has [`LeaseStore::transfer`].
     #[must_use]
     pub const fn transfer(&self) -> bool {
         self.transfer
-    }
-
-    /// Whether it has [`LeaseStore::read`] and [`LeaseStore::swap`].
-    #[must_use]
-    pub const fn documents(&self) -> bool {
-        self.documents
     }
 }
 

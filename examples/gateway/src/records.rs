@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use futures_util::{StreamExt, stream, stream::BoxStream};
-use tower_lease::{LeaseKey, LeaseStore, Record, Revision, StoreError, Watch, WatchEvent};
+use tower_lease::{DocumentStore, LeaseKey, Record, Revision, StoreError, Watch, WatchEvent};
 use tower_resolve::{Endpoint, Generation, Resolve, SourceId, Topology, Update};
 
 /// Resolves a prefix of lease keys in a store. The payload of each record is the holder's address.
@@ -14,7 +14,7 @@ pub(crate) struct LeaseRecords<S> {
 }
 
 /// Lists once, then follows the changes; lists again when it has lost track.
-enum Follow<S: LeaseStore> {
+enum Follow<S: DocumentStore> {
     /// -> `Watch` when the store has answered; after trouble only when it has answered twice, because one answer of a
     /// store that just came back is not enough to believe that everybody is gone.
     List {
@@ -44,7 +44,7 @@ struct Reader<S> {
 
 // === impl LeaseRecords ===
 
-impl<S: LeaseStore> LeaseRecords<S> {
+impl<S: DocumentStore> LeaseRecords<S> {
     pub(crate) fn new(store: S) -> Self {
         Self {
             store,
@@ -53,7 +53,7 @@ impl<S: LeaseStore> LeaseRecords<S> {
     }
 }
 
-impl<S: LeaseStore> Resolve for LeaseRecords<S> {
+impl<S: DocumentStore> Resolve for LeaseRecords<S> {
     type Updates = BoxStream<'static, Update>;
 
     fn resolve(&self, prefix: &str) -> Self::Updates {
@@ -73,7 +73,7 @@ impl<S: LeaseStore> Resolve for LeaseRecords<S> {
 
 // === impl Follow ===
 
-impl<S: LeaseStore> Follow<S> {
+impl<S: DocumentStore> Follow<S> {
     async fn next(self) -> (Update, Self) {
         match self {
             Self::List {
@@ -190,7 +190,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 // === impl Reader ===
 
-impl<S: LeaseStore> Reader<S> {
+impl<S: DocumentStore> Reader<S> {
     async fn list(&self) -> Result<(Update, Revision), StoreError> {
         let listing = self.store.list_prefix(&self.prefix).await?;
         let endpoints = listing
@@ -243,8 +243,8 @@ mod tests {
 
     use tokio::sync::watch;
     use tower_lease::{
-        Acquired, Capabilities, Claim, ClaimId, FencingToken, Holder, LeaseKey, Listing,
-        MemoryStore, MemoryWatch, StoreError,
+        Acquired, Capabilities, Claim, ClaimId, Document, FencingToken, Holder, LeaseStore,
+        Listing, MemoryStore, MemoryWatch, StoreError, Swap, Swapped,
     };
     use tower_resolve::{CachedResolver, diff::Fold};
 
@@ -343,7 +343,9 @@ mod tests {
                 is_cut: self.is_cut.subscribe(),
             }
         }
+    }
 
+    impl DocumentStore for Flaky {
         async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
             let mut listing = self.store.list_prefix(prefix).await?;
             let mut blanks = self.blanks.lock().unwrap();
@@ -359,6 +361,14 @@ mod tests {
                 watch: self.store.watch_prefix(prefix, after),
                 is_cut: self.is_cut.subscribe(),
             }
+        }
+
+        async fn read(&self, key: &LeaseKey) -> Result<Option<Document>, StoreError> {
+            self.store.read(key).await
+        }
+
+        async fn swap(&self, swap: &Swap) -> Result<Swapped, StoreError> {
+            self.store.swap(swap).await
         }
     }
 

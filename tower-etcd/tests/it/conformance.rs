@@ -18,7 +18,7 @@ async fn three_members_keep_the_contract() {
     Conformance::new(patient(&etcd), patient(&etcd))
         .ttl(TTL)
         .slack(SLACK)
-        .run()
+        .run_with_documents()
         .await;
 }
 
@@ -30,7 +30,7 @@ async fn a_prefix_changes_nothing() {
     Conformance::new(prefixed(), prefixed())
         .ttl(TTL)
         .slack(SLACK)
-        .run()
+        .run_with_documents()
         .await;
 }
 
@@ -43,6 +43,6 @@ async fn a_shared_session_keeps_the_contract() {
     Conformance::new(shared.clone(), shared)
         .ttl(TTL)
         .slack(SLACK)
-        .run()
+        .run_with_documents()
         .await;
 }

@@ -10,8 +10,8 @@ use tokio::{
 };
 use tower_etcd::{Cluster, EtcdStore};
 use tower_lease::{
-    Acquired, Claim, ClaimId, Fault, Holder, Lease, LeaseStore, Lost, State, Swap, Swapped, Watch,
-    WatchEvent,
+    Acquired, Claim, ClaimId, DocumentStore, Fault, Holder, Lease, LeaseStore, Lost, State, Swap,
+    Swapped, Watch, WatchEvent,
 };
 
 use crate::support::{SOON, behind, claim, granted, key, known, patient, renewed, soon, store};

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures_util::StreamExt;
 use testkit::{Etcd, Proxy};
 use tower_etcd::{Cluster, EtcdResolver, EtcdUpdates};
-use tower_lease::{Claim, ClaimId, Holder, LeaseStore, Swap};
+use tower_lease::{Claim, ClaimId, DocumentStore, Holder, LeaseStore, Swap};
 use tower_resolve::{Endpoint, Generation, Resolve, Update};
 
 use crate::support::{SOON, behind, claim, cluster, key, patient as store, soon};

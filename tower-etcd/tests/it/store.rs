@@ -5,7 +5,9 @@ use std::time::Duration;
 use etcd_client::{Client, GetOptions};
 use testkit::Etcd;
 use tower_etcd::{Cluster, EtcdStore, Write};
-use tower_lease::{Acquired, Fault, LeaseStore, Revision, Swap, Swapped, Watch, WatchEvent};
+use tower_lease::{
+    Acquired, DocumentStore, Fault, LeaseStore, Revision, Swap, Swapped, Watch, WatchEvent,
+};
 
 use crate::support::{TTL, claim, cluster, granted, key, known, patient as store, renewed, soon};
 

@@ -13,11 +13,11 @@ use tower_outcome::{Class, Refusal, Refused};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StaleToken {
     refusal: Refusal,
-    why: Why,
+    pub(super) reason: Reason,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
+pub(super) enum Reason {
     Stale { epoch: u64, floor: Option<u64> },
     Ahead { epoch: u64, floor: u64 },
     Missing,
@@ -35,35 +35,35 @@ impl StaleToken {
     pub(super) const fn stale(epoch: u64, floor: Option<u64>) -> Self {
         Self {
             refusal: Refusal::new(Class::Stale, "token-stale"),
-            why: Why::Stale { epoch, floor },
+            reason: Reason::Stale { epoch, floor },
         }
     }
 
     pub(super) const fn ahead(epoch: u64, floor: u64) -> Self {
         Self {
             refusal: Refusal::new(Class::Stale, "token-ahead"),
-            why: Why::Ahead { epoch, floor },
+            reason: Reason::Ahead { epoch, floor },
         }
     }
 
     pub(super) const fn missing() -> Self {
         Self {
             refusal: Refusal::new(Class::BadRequest, "token-missing"),
-            why: Why::Missing,
+            reason: Reason::Missing,
         }
     }
 
     pub(super) const fn malformed() -> Self {
         Self {
             refusal: Refusal::new(Class::BadRequest, "token-malformed"),
-            why: Why::Malformed,
+            reason: Reason::Malformed,
         }
     }
 
     pub(super) const fn other_key() -> Self {
         Self {
             refusal: Refusal::new(Class::BadRequest, "token-of-another-key"),
-            why: Why::OtherKey,
+            reason: Reason::OtherKey,
         }
     }
 
@@ -72,18 +72,18 @@ impl StaleToken {
             Refusal::new(Class::Unavailable, "floor-unknown").with_retry_after(Some(RETRY_AFTER));
         Self {
             refusal,
-            why: Why::FloorUnknown,
+            reason: Reason::FloorUnknown,
         }
     }
 
     /// The highest epoch that is known of the key, if that is why.
     #[must_use]
     pub const fn floor(&self) -> Option<NonZeroU64> {
-        match self.why {
-            Why::Stale {
+        match self.reason {
+            Reason::Stale {
                 floor: Some(floor), ..
             }
-            | Why::Ahead { floor, .. } => NonZeroU64::new(floor),
+            | Reason::Ahead { floor, .. } => NonZeroU64::new(floor),
             _ => None,
         }
     }
@@ -91,8 +91,8 @@ impl StaleToken {
 
 impl fmt::Display for StaleToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.why {
-            Why::Stale {
+        match self.reason {
+            Reason::Stale {
                 epoch,
                 floor: Some(floor),
             } => {
@@ -101,22 +101,22 @@ impl fmt::Display for StaleToken {
                     "the fencing token (epoch {epoch}) is older than the highest seen (epoch {floor})"
                 )
             }
-            Why::Stale { epoch, floor: None } => {
+            Reason::Stale { epoch, floor: None } => {
                 write!(
                     f,
                     "the fencing token (epoch {epoch}) is of a lease that nobody holds now"
                 )
             }
-            Why::Ahead { epoch, floor } => {
+            Reason::Ahead { epoch, floor } => {
                 write!(
                     f,
                     "the fencing token (epoch {epoch}) is ahead of the last that was given out (epoch {floor})"
                 )
             }
-            Why::Missing => f.write_str("the request carries no fencing token"),
-            Why::Malformed => f.write_str("the request's fencing token makes no sense"),
-            Why::OtherKey => f.write_str("the request's fencing token is of another key"),
-            Why::FloorUnknown => f.write_str("the highest fencing token is not known just now"),
+            Reason::Missing => f.write_str("the request carries no fencing token"),
+            Reason::Malformed => f.write_str("the request's fencing token makes no sense"),
+            Reason::OtherKey => f.write_str("the request's fencing token is of another key"),
+            Reason::FloorUnknown => f.write_str("the highest fencing token is not known just now"),
         }
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use super::{
     HighWaterMark, StaleToken,
     cached_high_water::Comparison,
+    error::Reason,
     table::{Entry, Table},
 };
 use crate::{FencingToken, LeaseKey, token};
@@ -253,14 +254,12 @@ impl<M: HighWaterMark> Fence<M> {
         }
     }
 
-    fn count(&self, why: &StaleToken) {
-        use tower_outcome::Refused as _;
-
+    fn count(&self, error: &StaleToken) {
         let counters = &self.shared.counters;
-        let counter = match why.refusal().code() {
-            "token-stale" => &counters.stale,
-            "token-ahead" | "floor-unknown" => &counters.unknown,
-            _ => &counters.bad,
+        let counter = match error.reason {
+            Reason::Stale { .. } => &counters.stale,
+            Reason::Ahead { .. } | Reason::FloorUnknown => &counters.unknown,
+            Reason::Missing | Reason::Malformed | Reason::OtherKey => &counters.bad,
         };
         counter.fetch_add(1, Relaxed);
     }

@@ -3,7 +3,7 @@ use std::fmt;
 use tower_layer::Layer;
 use tower_outcome::refuse::{Auto, Fail};
 
-use super::{Fence, FenceService, HighWaterMark};
+use super::{Fence, FenceService, HighWaterMark, service::Missing};
 
 /// Refuses requests whose fencing token is not the highest seen. For HTTP and gRPC. Makes [`FenceService`]s.
 ///
@@ -14,14 +14,6 @@ pub struct FenceLayer<M, R = Fail> {
     fence: Fence<M>,
     refuse: R,
     missing: Missing,
-}
-
-/// What becomes of a request without a token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Missing {
-    #[default]
-    Refuse,
-    Allow,
 }
 
 // === impl FenceLayer ===

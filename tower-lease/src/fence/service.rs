@@ -10,7 +10,7 @@ use tower_outcome::{
 };
 use tower_service::Service;
 
-use super::{Fence, FenceFuture, FencePass, HighWaterMark, fence::Check, layer::Missing};
+use super::{Fence, FenceFuture, FencePass, HighWaterMark, fence::Check};
 
 /// A service that takes requests with the highest fencing token only. Made by [`FenceLayer`](super::FenceLayer).
 ///
@@ -20,6 +20,14 @@ pub struct FenceService<S, M, R = Fail> {
     fence: Fence<M>,
     refuse: R,
     missing: Missing,
+}
+
+/// What becomes of a request without a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Missing {
+    #[default]
+    Refuse,
+    Allow,
 }
 
 // === impl FenceService ===

@@ -1,7 +1,6 @@
 mod table;
 
 use std::{
-    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -15,8 +14,8 @@ use tokio::{
 pub(crate) use self::table::Table;
 use self::table::{Forgotten, key_of, revision_of};
 use crate::{
-    Acquired, Capabilities, Claim, Document, FencingToken, Grant, LeaseKey, LeaseStore, Listing,
-    Record, Revision, StoreError, Swap, Swapped, Watch, WatchEvent, fencing,
+    Acquired, Capabilities, Claim, Document, DocumentStore, FencingToken, Grant, LeaseKey,
+    LeaseStore, Listing, Record, Revision, StoreError, Swap, Swapped, Watch, WatchEvent, fencing,
 };
 
 /// A store in this process's memory, shared by its clones: the embedded default.
@@ -25,12 +24,11 @@ use crate::{
 /// tokens included. Expiry is exact and needs no task: whoever looks sees nothing past its end, and each watcher keeps
 /// a timer of its own. It runs on Tokio's clock.
 ///
-/// Limits: 100 000 records and documents, then `acquire` and `swap` are refused; 1 024 named authorities; the latest 1 024 changes are kept for watchers, and one that
+/// Limits: 100 000 records and documents, then `acquire` and `swap` are refused; the latest 1 024 changes are kept for watchers, and one that
 /// falls behind is told [`WatchEvent::Lagged`] and goes on from there.
 #[derive(Clone)]
 pub struct MemoryStore {
     shared: Arc<Shared>,
-    named: Arc<Mutex<BTreeMap<Box<str>, Arc<Shared>>>>,
 }
 
 /// Reports the changes of a [`MemoryStore`].
@@ -63,28 +61,7 @@ impl MemoryStore {
     pub fn new() -> Self {
         Self {
             shared: Shared::new(),
-            named: Arc::default(),
         }
-    }
-
-    /// Another authority beside this one: its keys, tokens and revisions are its own. All clones, and all authorities
-    /// of one family, find the same one under the same name.
-    ///
-    /// # Errors
-    ///
-    /// There are 1 024 already.
-    pub fn authority(&self, name: &str) -> Result<Self, StoreError> {
-        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
-        if !named.contains_key(name) && named.len() >= MAX_AUTHORITIES {
-            return Err(StoreError::refused(format!(
-                "there are {MAX_AUTHORITIES} authorities already"
-            )));
-        }
-        let shared = named.entry(name.into()).or_insert_with(Shared::new).clone();
-        Ok(Self {
-            shared,
-            named: self.named.clone(),
-        })
     }
 
     /// Does something to the table, and tells the watchers if that changed it.
@@ -120,8 +97,6 @@ impl MemoryStore {
     }
 }
 
-const MAX_AUTHORITIES: usize = 1_024;
-
 impl LeaseStore for MemoryStore {
     type Watch = MemoryWatch;
     type Fencing = fencing::Monotonic;
@@ -156,16 +131,18 @@ impl LeaseStore for MemoryStore {
         self.watcher(Scope::Key(key.clone(), false), Revision::START)
     }
 
+    async fn transfer(&self, from: &Claim, to: &Claim) -> Result<Grant, StoreError> {
+        self.with(|table, now| table.transfer(from, to, now))
+    }
+}
+
+impl DocumentStore for MemoryStore {
     async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
         Ok(self.with(|table, now| table.list(prefix, now)))
     }
 
     fn watch_prefix(&self, prefix: &str, after: Revision) -> MemoryWatch {
         self.watcher(Scope::Prefix(prefix.into()), after)
-    }
-
-    async fn transfer(&self, from: &Claim, to: &Claim) -> Result<Grant, StoreError> {
-        self.with(|table, now| table.transfer(from, to, now))
     }
 
     async fn read(&self, key: &LeaseKey) -> Result<Option<Document>, StoreError> {

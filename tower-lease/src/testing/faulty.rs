@@ -12,8 +12,8 @@ use tokio::{
 };
 
 use crate::{
-    Acquired, Capabilities, Claim, Document, Fault, FencingToken, Grant, LeaseKey, LeaseStore,
-    Listing, Record, Revision, StoreError, Swap, Swapped, Watch, WatchEvent,
+    Acquired, Capabilities, Claim, Document, DocumentStore, Fault, FencingToken, Grant, LeaseKey,
+    LeaseStore, Listing, Record, Revision, StoreError, Swap, Swapped, Watch, WatchEvent,
 };
 
 /// A store behind a bad network: calls are lost, late, repeated, reordered, answered with "unknown", or stopped.
@@ -223,6 +223,17 @@ impl<S: LeaseStore> LeaseStore for FaultyStore<S> {
         }
     }
 
+    async fn transfer(&self, from: &Claim, to: &Claim) -> Result<Grant, StoreError> {
+        let claims = Arc::new((from.clone(), to.clone()));
+        let make = move |store: S| {
+            let claims = claims.clone();
+            async move { store.transfer(&claims.0, &claims.1).await }
+        };
+        self.call(|calls| &mut calls.ends, make).await
+    }
+}
+
+impl<S: DocumentStore> DocumentStore for FaultyStore<S> {
     async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
         let prefix = prefix.to_owned();
         let make = move |store: S| {
@@ -238,15 +249,6 @@ impl<S: LeaseStore> LeaseStore for FaultyStore<S> {
             network: self.network.clone(),
             coming: None,
         }
-    }
-
-    async fn transfer(&self, from: &Claim, to: &Claim) -> Result<Grant, StoreError> {
-        let claims = Arc::new((from.clone(), to.clone()));
-        let make = move |store: S| {
-            let claims = claims.clone();
-            async move { store.transfer(&claims.0, &claims.1).await }
-        };
-        self.call(|calls| &mut calls.ends, make).await
     }
 
     async fn read(&self, key: &LeaseKey) -> Result<Option<Document>, StoreError> {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 use tower_lease::{
-    Acquired, Claim, ClaimId, Fault, Holder, LeaseStore, Lost, MemoryStore, NotHandedOver,
-    Revision, State, Watch, WatchEvent,
+    Acquired, Claim, ClaimId, DocumentStore, Fault, Holder, LeaseStore, Lost, MemoryStore,
+    NotHandedOver, Revision, State, Watch, WatchEvent,
     testing::{Conformance, Faults, FaultyStore},
 };
 

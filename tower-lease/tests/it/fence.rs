@@ -705,15 +705,6 @@ async fn a_store_that_is_not_linearizable_is_no_mark() {
         fn watch(&self, key: &LeaseKey, from: tower_lease::Revision) -> Self::Watch {
             self.0.watch(key, from)
         }
-        async fn list_prefix(
-            &self,
-            prefix: &str,
-        ) -> Result<tower_lease::Listing, tower_lease::StoreError> {
-            self.0.list_prefix(prefix).await
-        }
-        fn watch_prefix(&self, prefix: &str, after: tower_lease::Revision) -> Self::Watch {
-            self.0.watch_prefix(prefix, after)
-        }
     }
 
     let (store, (lease, _keeper)) = held().await;

@@ -12,8 +12,8 @@ use std::{
 
 use tokio::time::{Instant, advance, sleep, timeout};
 use tower_lease::{
-    BootInstant, Clock, Fault, Holder, Lease, LeaseStore, Lost, MemoryStore, Revision, State,
-    TokioClock, Watch, WatchEvent,
+    BootInstant, Clock, DocumentStore, Fault, Holder, Lease, LeaseStore, Lost, MemoryStore,
+    Revision, State, TokioClock, Watch, WatchEvent,
 };
 
 use crate::common::{
@@ -332,7 +332,7 @@ async fn r15_an_acquire_whose_answer_is_lost_is_resolved_and_written_once() {
         let token = soon(lease.held()).await.unwrap();
         let record = store.record().await.unwrap();
         assert_eq!(record.token(), &token, "{way:?}");
-        let revision = store.list_prefix("").await.unwrap().revision;
+        let revision = store.inner().list_prefix("").await.unwrap().revision;
         assert_eq!(revision, Revision::new(1), "{way:?}: exactly one write");
         assert_eq!(store.sent().acquires, 2);
     }
@@ -637,7 +637,7 @@ async fn i1_no_two_keepers_hold_at_once() {
     };
     let (held, ()) = tokio::join!(check, trouble);
     assert!(held > 10_000, "held in {held} of 60 000 looks");
-    let revision = store.list_prefix("").await.unwrap().revision;
+    let revision = store.inner().list_prefix("").await.unwrap().revision;
     assert!(
         revision > Revision::new(20),
         "and it changed hands: {revision:?}"

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, advance, sleep, timeout};
 use tower_lease::{
-    Acquired, Claim, ClaimId, Holder, LeaseKey, LeaseStore, MemoryStore, MemoryWatch, Revision,
-    Watch, WatchEvent,
+    Acquired, Claim, ClaimId, DocumentStore, Holder, LeaseKey, LeaseStore, MemoryStore,
+    MemoryWatch, Revision, Watch, WatchEvent,
 };
 
 use crate::common::{TTL, key, ms, settle, soon};
@@ -181,31 +181,4 @@ async fn r19_a_key_that_expired_is_taken_with_a_higher_token() {
         acquire(&store.clone(), &claim("a", 2)).await > first,
         "clones are one store"
     );
-}
-
-#[tokio::test(start_paused = true)]
-async fn named_authorities_are_shared_by_name_and_know_nothing_of_each_other() {
-    let store = MemoryStore::new();
-    let (one, two) = (
-        store.authority("one").unwrap(),
-        store.authority("two").unwrap(),
-    );
-    acquire(&one, &claim("a", 1)).await;
-    acquire(&one, &claim("b", 2)).await;
-    assert_eq!(
-        acquire(&two, &claim("a", 3)).await,
-        1,
-        "its own keys and tokens"
-    );
-    assert!(store.list_prefix("").await.unwrap().records.is_empty());
-    let same = two.authority("one").unwrap();
-    assert_eq!(
-        same.list_prefix("").await.unwrap().records.len(),
-        2,
-        "found from any of the family"
-    );
-    for number in 2..1_024 {
-        store.authority(&number.to_string()).unwrap();
-    }
-    assert!(store.authority("one too many").is_err() && store.authority("one").is_ok());
 }

@@ -21,17 +21,11 @@ impl<S: LeaseStore> Conformance<S> {
                 self.r12_a_watch_tells_an_expiry().await;
             }
         };
-        let document = async {
-            if capabilities.documents() {
-                self.a_bound_document_ends_with_an_expiry().await;
-            }
-        };
         tokio::join!(
             self.r2_a_lease_lasts_as_long_as_was_granted_and_no_longer(),
             self.r7_a_lease_that_is_renewed_goes_on(),
             transfer,
             watch,
-            document,
         );
     }
 

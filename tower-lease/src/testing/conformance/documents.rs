@@ -1,10 +1,11 @@
 //! Documents, and the leases that guard them.
 
 use super::{Conformance, assert_fault, ok};
-use crate::{Document, Fault, FencingToken, LeaseKey, LeaseStore, Swap, Swapped, WatchEvent};
+use crate::{Document, DocumentStore, Fault, FencingToken, LeaseKey, Swap, Swapped, WatchEvent};
 
-impl<S: LeaseStore> Conformance<S> {
+impl<S: DocumentStore> Conformance<S> {
     pub(super) async fn document(&self) {
+        self.a_prefix_lists_what_is_under_it().await;
         self.a_document_is_compared_and_set().await;
         self.of_many_swaps_at_once_one_is_done().await;
         self.r21_a_guarded_write_needs_its_guard().await;
@@ -12,6 +13,7 @@ impl<S: LeaseStore> Conformance<S> {
         self.a_key_is_a_lease_or_a_document().await;
         self.a_document_has_a_greatest_length().await;
         if self.one.capabilities().watch() {
+            self.a_prefix_watch_continues_a_listing().await;
             self.a_prefix_tells_documents_too().await;
         }
     }
@@ -261,5 +263,74 @@ impl<S: LeaseStore> Conformance<S> {
             matches!(&event, WatchEvent::Deleted(gone, at) if *gone == document && *at > first.revision()),
             "{event:?}"
         );
+    }
+
+    /// From now on. (From the start would be too much to ask of an engine that forgets.)
+    async fn watching_prefix(&self, prefix: &str) -> S::Watch {
+        let listing = self.answer(|| self.other.list_prefix(prefix), "list").await;
+        self.other.watch_prefix(prefix, listing.revision)
+    }
+
+    async fn a_prefix_lists_what_is_under_it(&self) {
+        let base = self.key();
+        let mut expected = Vec::new();
+        for tail in ["/b", "/a", "/a/1", "0"] {
+            let key = LeaseKey::new(&format!("{base}{tail}")).expect("visible ASCII");
+            self.granted(&self.claim(&key)).await;
+            expected.extend(Some(key).filter(|_| tail.starts_with('/')));
+        }
+        expected.sort();
+        let prefix = format!("{base}/");
+        let listing = self
+            .answer(|| self.other.list_prefix(&prefix), "list")
+            .await;
+        let keys: Vec<_> = listing
+            .records
+            .iter()
+            .map(|record| record.key().clone())
+            .collect();
+        assert_eq!(
+            keys, expected,
+            "a listing is what is under the prefix, sorted by key"
+        );
+        assert!(listing.documents.is_empty());
+        assert_eq!(
+            listing.records[0].holder().payload().as_ref(),
+            b"10.0.0.7:80"
+        );
+    }
+
+    async fn a_prefix_watch_continues_a_listing(&self) {
+        let base = self.key();
+        let prefix = format!("{base}/");
+        let [first, second] = ["1", "2"]
+            .map(|tail| LeaseKey::new(&format!("{prefix}{tail}")).expect("visible ASCII"));
+        let (one, two) = (self.claim(&first), self.claim(&second));
+        self.granted(&one).await;
+        let listing = self
+            .answer(|| self.other.list_prefix(&prefix), "list")
+            .await;
+        // All this happens before the watch is opened, and beside it.
+        self.held().await;
+        let grant = self.granted(&two).await;
+        self.answer(|| self.one.release(&one), "release").await;
+        let mut watch = self.other.watch_prefix(&prefix, listing.revision);
+        let event = self.next(&mut watch, "what came after the listing").await;
+        let WatchEvent::Held(record, held_at) = event else {
+            panic!("an acquisition is told as held: {event:?}")
+        };
+        assert_eq!(
+            (record.key(), record.token()),
+            (&second, grant.token()),
+            "no event is missed, none is of before"
+        );
+        let released_at = self.vacant(&mut watch, &first, "a release").await;
+        assert!(
+            listing.revision < held_at && held_at < released_at,
+            "in order"
+        );
+        self.answer(|| self.one.revoke(&second, None), "revoke")
+            .await;
+        assert!(self.vacant(&mut watch, &second, "a revocation").await > released_at);
     }
 }

@@ -14,8 +14,8 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    Acquired, Claim, ClaimId, Fault, Grant, Holder, LeaseKey, LeaseStore, Record, StoreError,
-    fencing::Fencing,
+    Acquired, Claim, ClaimId, DocumentStore, Fault, Grant, Holder, LeaseKey, LeaseStore, Record,
+    StoreError, fencing::Fencing,
 };
 
 /// The suite. It looks at the store through two handles, and panics, naming the rule, at the first that is broken.
@@ -30,7 +30,7 @@ use crate::{
 ///
 /// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(async {
 /// let store = MemoryStore::new();
-/// Conformance::new(store.clone(), store).ttl(Duration::from_secs(2)).run().await;
+/// Conformance::new(store.clone(), store).ttl(Duration::from_secs(2)).run_with_documents().await;
 /// # });
 /// ```
 #[must_use = "the suite does nothing until it is run"]
@@ -85,17 +85,14 @@ impl<S: LeaseStore> Conformance<S> {
     ///
     /// A rule is broken, or the store answered with an error where it must not.
     pub async fn run(self) {
-        let capabilities = self.one.capabilities();
-        self.hold().await;
-        if capabilities.watch() {
-            self.watch().await;
-        }
-        if capabilities.documents() {
-            self.document().await;
-        }
+        self.leases().await;
         self.end_by_time().await;
-        if capabilities.documents() {
-            self.clean_up().await;
+    }
+
+    async fn leases(&self) {
+        self.hold().await;
+        if self.one.capabilities().watch() {
+            self.watch().await;
         }
     }
 
@@ -184,6 +181,23 @@ impl<S: LeaseStore> Conformance<S> {
                 to.token()
             );
         }
+    }
+}
+
+impl<S: DocumentStore> Conformance<S> {
+    /// Runs every check of [`run`](Self::run), and those of documents, listings and watches of a prefix.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    pub async fn run_with_documents(self) {
+        self.leases().await;
+        self.document().await;
+        tokio::join!(
+            self.end_by_time(),
+            self.a_bound_document_ends_with_an_expiry()
+        );
+        self.clean_up().await;
     }
 }
 

@@ -11,8 +11,6 @@ impl<S: LeaseStore> Conformance<S> {
     pub(super) async fn watch(&self) {
         self.r12_a_watch_tells_the_present_state_first().await;
         self.r12_a_watch_tells_each_end().await;
-        self.a_prefix_lists_what_is_under_it().await;
-        self.a_prefix_watch_continues_a_listing().await;
         self.a_dropped_next_has_lost_nothing().await;
         if self.one.capabilities().transfer() {
             self.r20_watchers_of_a_transfer_see_no_vacancy().await;
@@ -25,12 +23,6 @@ impl<S: LeaseStore> Conformance<S> {
             Ok(event) => ok(event, what),
             Err(_) => panic!("{what} is told within {:?}", self.slack),
         }
-    }
-
-    /// From now on. (From the start would be too much to ask of an engine that forgets.)
-    pub(super) async fn watching_prefix(&self, prefix: &str) -> S::Watch {
-        let listing = self.answer(|| self.other.list_prefix(prefix), "list").await;
-        self.other.watch_prefix(prefix, listing.revision)
     }
 
     async fn r12_a_watch_tells_the_present_state_first(&self) {
@@ -91,89 +83,36 @@ impl<S: LeaseStore> Conformance<S> {
         );
     }
 
-    async fn vacant(&self, watch: &mut S::Watch, key: &LeaseKey, what: &str) -> Revision {
+    pub(super) async fn vacant(
+        &self,
+        watch: &mut S::Watch,
+        key: &LeaseKey,
+        what: &str,
+    ) -> Revision {
         match self.next(watch, what).await {
             WatchEvent::Vacant(vacant, at) if vacant == *key => at,
             other => panic!("{what} is told as vacant: {other:?}"),
         }
     }
 
-    async fn a_prefix_lists_what_is_under_it(&self) {
-        let base = self.key();
-        let mut expected = Vec::new();
-        for tail in ["/b", "/a", "/a/1", "0"] {
-            let key = LeaseKey::new(&format!("{base}{tail}")).expect("visible ASCII");
-            self.granted(&self.claim(&key)).await;
-            expected.extend(Some(key).filter(|_| tail.starts_with('/')));
-        }
-        expected.sort();
-        let prefix = format!("{base}/");
-        let listing = self
-            .answer(|| self.other.list_prefix(&prefix), "list")
-            .await;
-        let keys: Vec<_> = listing
-            .records
-            .iter()
-            .map(|record| record.key().clone())
-            .collect();
-        assert_eq!(
-            keys, expected,
-            "a listing is what is under the prefix, sorted by key"
-        );
-        assert!(listing.documents.is_empty());
-        assert_eq!(
-            listing.records[0].holder().payload().as_ref(),
-            b"10.0.0.7:80"
-        );
-    }
-
-    async fn a_prefix_watch_continues_a_listing(&self) {
-        let base = self.key();
-        let prefix = format!("{base}/");
-        let [first, second] = ["1", "2"]
-            .map(|tail| LeaseKey::new(&format!("{prefix}{tail}")).expect("visible ASCII"));
-        let (one, two) = (self.claim(&first), self.claim(&second));
-        self.granted(&one).await;
-        let listing = self
-            .answer(|| self.other.list_prefix(&prefix), "list")
-            .await;
-        // All this happens before the watch is opened, and beside it.
-        self.held().await;
-        let grant = self.granted(&two).await;
-        self.answer(|| self.one.release(&one), "release").await;
-        let mut watch = self.other.watch_prefix(&prefix, listing.revision);
-        let event = self.next(&mut watch, "what came after the listing").await;
-        let WatchEvent::Held(record, held_at) = event else {
-            panic!("an acquisition is told as held: {event:?}")
-        };
-        assert_eq!(
-            (record.key(), record.token()),
-            (&second, grant.token()),
-            "no event is missed, none is of before"
-        );
-        let released_at = self.vacant(&mut watch, &first, "a release").await;
-        assert!(
-            listing.revision < held_at && held_at < released_at,
-            "in order"
-        );
-        self.answer(|| self.one.revoke(&second, None), "revoke")
-            .await;
-        assert!(self.vacant(&mut watch, &second, "a revocation").await > released_at);
-    }
-
     async fn a_dropped_next_has_lost_nothing(&self) {
-        let base = self.key();
-        let mut watch = self.watching_prefix(&format!("{base}/")).await;
-        for number in 0..10 {
-            let key = LeaseKey::new(&format!("{base}/{number}")).expect("visible ASCII");
+        let (key, claim, grant) = self.held().await;
+        let mut watch = self.other.watch(&key, grant.revision());
+        self.next(&mut watch, "R-12: the holder").await;
+        let mut last = claim;
+        for _ in 0..5 {
             _ = timeout(Duration::from_millis(1), watch.next()).await;
-            self.granted(&self.claim(&key)).await;
-            let event = self
-                .next(&mut watch, "an event after a dropped `next`")
-                .await;
+            self.answer(|| self.one.release(&last), "release").await;
+            let what = "a release after a dropped `next`";
+            self.vacant(&mut watch, &key, what).await;
+            _ = timeout(Duration::from_millis(1), watch.next()).await;
+            last = self.claim(&key);
+            self.granted(&last).await;
+            let what = "an acquisition after a dropped `next`";
+            let event = self.next(&mut watch, what).await;
             assert!(
-                matches!(&event, WatchEvent::Held(record, _) if *record.key() == key),
-                "{number}: {event:?}"
+                matches!(&event, WatchEvent::Held(record, _) if record.claim() == last.id()),
+                "{event:?}"
             );
         }
     }

@@ -13,7 +13,7 @@ use std::{
 use tokio::{task::JoinHandle, time::sleep};
 use tower_lease::{
     Acquired, BootInstant, Capabilities, Claim, Clock, Fault, FencingToken, Holder, Lease,
-    LeaseBuilder, LeaseKey, LeaseStore, Listing, MemoryStore, MemoryWatch, Record, Revision, State,
+    LeaseBuilder, LeaseKey, LeaseStore, MemoryStore, MemoryWatch, Record, Revision, State,
     StoreError, TokioClock, Watch, WatchEvent,
 };
 
@@ -130,7 +130,7 @@ impl Flaky {
         ways.restored += 1;
     }
 
-    fn inner(&self) -> MemoryStore {
+    pub(crate) fn inner(&self) -> MemoryStore {
         self.inner.lock().unwrap().clone()
     }
 
@@ -231,14 +231,6 @@ impl LeaseStore for Flaky {
 
     fn watch(&self, key: &LeaseKey, from: Revision) -> FlakyWatch {
         self.watching(self.inner().watch(key, from))
-    }
-
-    async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
-        self.inner().list_prefix(prefix).await
-    }
-
-    fn watch_prefix(&self, prefix: &str, after: Revision) -> FlakyWatch {
-        self.watching(self.inner().watch_prefix(prefix, after))
     }
 }
 

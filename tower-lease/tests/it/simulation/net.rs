@@ -14,8 +14,8 @@ use std::{
 use fastrand::Rng;
 use tokio::time::{Instant, sleep, timeout_at};
 use tower_lease::{
-    Acquired, Capabilities, Claim, Fault, FencingToken, Grant, LeaseKey, LeaseStore, Listing,
-    MemoryStore, Record, Revision, StoreError, Watch, WatchEvent, fencing,
+    Acquired, Capabilities, Claim, Fault, FencingToken, Grant, LeaseKey, LeaseStore, MemoryStore,
+    Record, Revision, StoreError, Watch, WatchEvent, fencing,
 };
 use turmoil::net::UdpSocket;
 
@@ -63,7 +63,6 @@ enum Request {
     Revoke(LeaseKey, Option<FencingToken>),
     Inspect(LeaseKey),
     Transfer(Claim, Claim),
-    List(String),
     Watch(LeaseKey, Revision),
     Unwatch(u64),
 }
@@ -75,7 +74,6 @@ enum Answer {
     Done(Result<(), Fault>),
     Read(Result<Option<Record>, Fault>),
     Transferred(Result<Grant, Fault>),
-    Listed(Result<Listing, Fault>),
     Event(WatchEvent),
 }
 
@@ -152,9 +150,7 @@ impl LeaseStore for RemoteStore {
     type Fencing = fencing::Monotonic;
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new()
-            .with_watch(self.watches)
-            .with_documents(false)
+        Capabilities::new().with_watch(self.watches)
     }
 
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
@@ -205,18 +201,6 @@ impl LeaseStore for RemoteStore {
             heard: Instant::now(),
             last: None,
         }
-    }
-
-    async fn list_prefix(&self, prefix: &str) -> Result<Listing, StoreError> {
-        match self.ask(Request::List(prefix.to_owned())).await? {
-            Answer::Listed(result) => told(result),
-            _ => nonsense(),
-        }
-    }
-
-    /// Nobody asks for it here.
-    fn watch_prefix(&self, prefix: &str, after: Revision) -> RemoteWatch {
-        self.watch(&LeaseKey::new(prefix).expect("a key"), after)
     }
 
     async fn transfer(&self, from: &Claim, to: &Claim) -> Result<Grant, StoreError> {
@@ -383,7 +367,6 @@ async fn carry_out(store: &MemoryStore, request: Request) -> Answer {
         }
         Request::Inspect(key) => Answer::Read(fault(store.inspect(&key).await)),
         Request::Transfer(from, to) => Answer::Transferred(fault(store.transfer(&from, &to).await)),
-        Request::List(prefix) => Answer::Listed(fault(store.list_prefix(&prefix).await)),
         Request::Watch(..) | Request::Unwatch(_) => Answer::Done(Err(Fault::Refused)),
     }
 }
