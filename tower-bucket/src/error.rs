@@ -13,7 +13,7 @@ use tower_outcome::{Class, Refusal, Refused};
 /// | `rate-limited` | the bucket is empty | yes |
 /// | `rate-limit-cost` | the request costs more than the bucket ever holds | no |
 /// | `rate-limit-key-missing` | it has no key, and must have one ([`OnMissingKey::Deny`](crate::OnMissingKey)) | no |
-/// | `rate-limit-unavailable` | the server that should decide does not answer (feature `redis`); a 503 | unknown |
+/// | `rate-limit-unavailable` | the server that should decide does not answer (an [adapter](crate::adapter)'s); a 503 | unknown |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exhausted(Refusal);
 

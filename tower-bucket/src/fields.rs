@@ -7,7 +7,7 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 
-use crate::{Admitted, Quota, error::Reason, limit::Standing};
+use crate::{Admitted, Exhausted, Quota, error::Reason, limit::Standing};
 
 /// What an answer says about a limit: the fields of draft-ietf-httpapi-ratelimit-headers-11.
 ///
@@ -49,16 +49,27 @@ pub trait Tell<Res> {
 // === impl Fields ===
 
 impl Fields {
+    /// The fields of a request that was let through.
+    #[must_use]
+    pub const fn admitted(name: PolicyName, admitted: Admitted) -> Self {
+        Self::new(name, Standing::Admitted(admitted))
+    }
+
+    /// The fields of a request that was rejected under `quota`.
+    #[must_use]
+    pub fn rejected(name: PolicyName, quota: Quota, exhausted: Exhausted) -> Self {
+        let reason = exhausted.retry_after().map_or(Reason::Cost, |after| {
+            Reason::Wait(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX))
+        });
+        Self::new(name, Standing::Denied(quota, reason))
+    }
+
     pub(crate) const fn new(name: PolicyName, standing: Standing) -> Self {
         Self { name, standing }
     }
 
-    #[cfg(feature = "redis")]
-    pub(crate) fn at(self, standing: Standing) -> Self {
-        Self { standing, ..self }
-    }
-
-    fn add_to(&self, headers: &mut HeaderMap) {
+    /// Appends the fields.
+    pub fn add_to(&self, headers: &mut HeaderMap) {
         let (quota, remaining, after) = match self.standing {
             Standing::Admitted(admitted) => (
                 admitted.quota(),

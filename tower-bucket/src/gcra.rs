@@ -143,7 +143,6 @@ impl Ask {
     }
 
     /// The moment a bucket must be full at, so that the like of this ask waits for so long.
-    #[cfg(feature = "redis")]
     pub(crate) fn refused_for(&self, nanos: u64) -> u64 {
         (self.now + nanos.min(HORIZON / 2) + self.depth).saturating_sub(self.cost)
     }
@@ -202,7 +201,6 @@ impl Cell {
     }
 
     /// Makes it full no sooner than `full_at`.
-    #[cfg(feature = "redis")]
     pub(crate) fn raise(&self, full_at: u64) {
         self.0.fetch_max(full_at, Relaxed);
     }

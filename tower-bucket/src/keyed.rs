@@ -146,7 +146,6 @@ impl<K: ?Sized> KeyedLimiter<K> {
     }
 
     /// Lets nothing more like `ask` pass for so many nanoseconds.
-    #[cfg(feature = "redis")]
     pub(crate) fn hold(&self, drawer: Drawer, ask: &Ask, nanos: u64) {
         self.shared.store.hold(drawer, ask, nanos);
     }

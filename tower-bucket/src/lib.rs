@@ -30,7 +30,7 @@
 //!
 //! What is kept is the generic cell rate algorithm: over any stretch of time *t* a bucket lets no more through than its
 //! `burst + rate * t`, whatever the threads, costs and changes of mind. Each process counts for
-//! itself; for one quota over many machines there is the feature `redis`.
+//! itself; for one quota over many machines there is the crate `tower-bucket-redis`.
 //!
 //! # Examples
 //!
@@ -87,11 +87,11 @@
 //! All are off by default.
 //!
 //! - `axum`: [`PeerIp`] also reads axum's `ConnectInfo<SocketAddr>`.
-//! - `redis`: the same quota on many machines, with its buckets in Redis (module `redis`).
 //! - `tonic`: [`PeerIp`] also reads tonic's `TcpConnectInfo`.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod adapter;
 mod clock;
 mod connect_info;
 mod dial;
@@ -108,8 +108,6 @@ mod limiter;
 mod places;
 mod queue;
 mod quota;
-#[cfg(feature = "redis")]
-pub mod redis;
 mod service;
 mod snapshot;
 mod store;

@@ -10,7 +10,7 @@ pub struct Snapshot {
     pub refused: u64,
     /// Of those allowed, the ones that waited for their turn first.
     pub waited: u64,
-    /// Requests that were dropped while they waited for their turn, or for Redis; neither allowed nor refused.
+    /// Requests that were dropped while they waited for their turn, or for the reply of an [adapter](crate::adapter); neither allowed nor refused.
     pub abandoned: u64,
     /// Requests that would have been refused, but passed in shadow mode; neither allowed nor refused.
     pub shadowed: u64,
@@ -22,8 +22,6 @@ pub struct Snapshot {
     pub overflowed: u64,
     /// Requests, let through or refused, that had no key. Many of them: something does not tell us who is asking.
     pub keyless: u64,
-    /// Requests about which Redis was asked and did not answer. 0 for what needs no Redis.
-    pub redis_failures: u64,
 }
 
 /// Counts what became of requests.
@@ -36,13 +34,18 @@ pub(crate) struct Tally {
     shadowed: AtomicU64,
 }
 
-/// What became of a request.
+/// What became of a request, for the counter of that name in a [`Snapshot`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
+    /// It was let through.
     Allowed,
+    /// It was rejected.
     Refused,
+    /// It was let through after it had waited; counted as allowed, too.
     Waited,
+    /// It was dropped before the decision.
     Abandoned,
+    /// It was let through in shadow mode, and would have been rejected.
     Shadowed,
 }
 

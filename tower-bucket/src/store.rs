@@ -197,7 +197,6 @@ impl Store {
     }
 
     /// Lets nothing more like `ask` pass for so many nanoseconds from then, if the drawer has a bucket of its own.
-    #[cfg(feature = "redis")]
     pub(crate) fn hold(&self, drawer: Drawer, ask: &Ask, nanos: u64) {
         let full_at = ask.refused_for(nanos);
         match drawer {
@@ -481,7 +480,6 @@ impl Slot {
     }
 
     /// Makes it full no sooner than `full_at`, if the slot is `key`'s. False if it is not.
-    #[cfg(feature = "redis")]
     fn raise(&self, key: Fingerprint, full_at: u64) -> bool {
         self.change(key, |seen| seen.max(full_at))
     }

@@ -81,8 +81,6 @@ macro_rules! as_inside {
 
 mod both;
 mod keyed;
-#[cfg(feature = "redis")]
-mod manner;
 mod shared;
 mod told;
 mod tuned;
@@ -213,26 +211,6 @@ pub(crate) mod sealed {
     pub trait Tune<Req> {
         fn tune(&self, request: &Req, terms: Terms) -> Terms;
     }
-
-    /// What is asked and what is told, whoever decides: what is [`Tuned`](super::Tuned) and [`Told`](super::Told) around
-    /// nothing.
-    #[cfg(feature = "redis")]
-    #[expect(unnameable_types, reason = "that is what seals the trait")]
-    pub trait Manner<Req> {
-        /// What an answer is told.
-        type Note: Note;
-
-        fn terms(&self, request: &Req, terms: Terms) -> Terms;
-        fn note(&self) -> Self::Note;
-    }
-
-    /// A note that is written before it is known how the bucket stands.
-    #[cfg(feature = "redis")]
-    #[expect(unnameable_types, reason = "that is what seals the trait")]
-    pub trait Note: Copy + Send + Sync + 'static {
-        #[must_use]
-        fn at(self, standing: Standing) -> Self;
-    }
 }
 
 impl<Req, L: Decide<Req> + Clone> Limit<Req> for L {}
@@ -246,20 +224,6 @@ impl Terms {
         quota: None,
         shadow: false,
     };
-
-    /// So many tokens of the limiter's own quota.
-    #[cfg(feature = "redis")]
-    pub(crate) const fn costing(tokens: u32) -> Self {
-        Self {
-            tokens,
-            ..Self::USUAL
-        }
-    }
-
-    #[cfg(feature = "redis")]
-    pub(crate) const fn tokens(self) -> u32 {
-        self.tokens
-    }
 
     #[inline]
     pub(crate) fn quota_or(self, own: Quota) -> Quota {
@@ -371,20 +335,6 @@ impl Taken {
 
     pub(crate) const fn ask(&self) -> &Ask {
         &self.ask
-    }
-
-    #[cfg(feature = "redis")]
-    pub(crate) const fn quota(self) -> Quota {
-        self.quota
-    }
-
-    /// The same, from a bucket with this debt.
-    #[cfg(feature = "redis")]
-    pub(crate) fn owing(self, debt: u64) -> Self {
-        Self {
-            from: From::Bucket(debt.into()),
-            ..self
-        }
     }
 
     #[inline]

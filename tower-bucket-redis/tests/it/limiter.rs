@@ -1,5 +1,5 @@
 //! Against a real redis-server on a loopback port, started and stopped by each test:
-//! `cargo test -p tower-bucket --features redis --test it redis -- --ignored`.
+//! `cargo test -p tower-bucket-redis --test it -- --ignored`.
 
 use std::{
     convert::Infallible,
@@ -18,10 +18,8 @@ use redis::{
 use testkit::Probe;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt as _};
-use tower_bucket::{
-    ClientIp, Exhausted, Header, OnMissingKey, PeerIp, PolicyName, Quota,
-    redis::{OnFailure, RedisLayer, RedisLimiter},
-};
+use tower_bucket::{ClientIp, Exhausted, Header, OnMissingKey, PeerIp, PolicyName, Quota};
+use tower_bucket_redis::{OnFailure, RedisLayer, RedisLimiter};
 use tower_outcome::{Class, Refusal};
 
 use crate::common::{from, n, request};
@@ -219,7 +217,7 @@ async fn machines_share_one_quota_by_key() {
         (
             one.snapshot().allowed,
             one.snapshot().refused,
-            one.snapshot().redis_failures
+            one.failures()
         ),
         (14, 30, 0)
     );
@@ -446,14 +444,14 @@ async fn while_a_server_hangs_one_request_at_a_time_finds_out() {
         assert!(decided.expect("and the others do not wait with it").is_ok());
     }
     assert!(asks.await.is_ok());
-    assert_eq!(machine.snapshot().redis_failures, 2);
+    assert_eq!(machine.failures(), 2);
     server.signal("-CONT");
     let machine = machine.clone().timeout(Duration::from_secs(5));
     while !machine.is_up() {
         sleep(Duration::from_millis(10)).await;
     }
     assert!(machine.check_key("alice").await.is_ok());
-    assert_eq!(machine.snapshot().redis_failures, 2);
+    assert_eq!(machine.failures(), 2);
 }
 
 #[tokio::test]
@@ -472,8 +470,8 @@ async fn a_layer_asks_for_what_a_request_costs_by_its_plan_and_tells_how_it_stan
     };
     let mut service = RedisLayer::new(limiter.clone(), PeerIp)
         .cost(cost)
-        .plan(plan)
-        .fields(SITE)
+        .quota_fn(plan)
+        .rate_limit_headers(SITE)
         .respond()
         .layer(probe);
     let mut call = async |peer, body: &str, paid: bool| {
@@ -622,11 +620,7 @@ async fn a_server_that_hangs_is_waited_for_once_and_then_left_alone() {
             .filter(Result::is_ok)
             .count();
         assert!(!machine.is_up());
-        assert_eq!(
-            (passed, machine.snapshot().redis_failures),
-            (expected, 1),
-            "{choice:?}"
-        );
+        assert_eq!((passed, machine.failures()), (expected, 1), "{choice:?}");
         server.signal("-CONT");
         let machine = machine.timeout(Duration::from_secs(5));
         while !machine.is_up() {
@@ -637,7 +631,7 @@ async fn a_server_that_hangs_is_waited_for_once_and_then_left_alone() {
             "left alone for a second"
         );
         assert!(machine.check_key("bob").await.is_ok() && machine.is_up());
-        assert_eq!(machine.snapshot().redis_failures, 1);
+        assert_eq!(machine.failures(), 1);
     }
 }
 
@@ -686,14 +680,14 @@ async fn a_server_that_is_killed_and_started_again_is_asked_again_and_learns_the
     }
     assert_eq!(passed, 10, "and share what they had shared before");
     // A server may also forget only its scripts.
-    let failures = one.snapshot().redis_failures;
+    let failures = one.failures();
     let _: () = redis::cmd("SCRIPT")
         .arg("FLUSH")
         .query_async(&mut server.connect().await)
         .await
         .unwrap();
     assert!(one.check_key("erin").await.is_ok() && two.check_key("erin").await.is_ok());
-    assert_eq!(one.snapshot().redis_failures, failures);
+    assert_eq!(one.failures(), failures);
 }
 
 /// As the documentation has it, with all defaults.
@@ -801,7 +795,7 @@ async fn an_error_reply_about_one_key_harms_that_key_and_no_other() {
                 server.scripts().await >= before + 2,
                 "and is asked about the next key"
             );
-            assert_eq!(machine.snapshot().redis_failures, failures);
+            assert_eq!(machine.failures(), failures);
         }
     }
     let closed = server.machine::<str>(TEN_AN_HOUR).await;
@@ -836,7 +830,7 @@ async fn a_server_that_refuses_to_write_is_asked_again_by_the_next_request() {
     // Of a master that is not there: it is read-only.
     replica_of("127.0.0.1", "1").await;
     assert_eq!(pass(&machine, "alice", 3).await, 0);
-    assert_eq!(machine.snapshot().redis_failures, 3, "each one has asked");
+    assert_eq!(machine.failures(), 3, "each one has asked");
     replica_of("NO", "ONE").await;
     assert_eq!(pass(&machine, "alice", 20).await, 9);
 }

@@ -2,11 +2,11 @@ use std::io::Write as _;
 
 use http::HeaderValue;
 
-use crate::{ClientIp, UriPath};
+use tower_bucket::{ClientIp, UriPath};
 
-/// A key as it stands in Redis, behind the limiter's prefix: the same on every machine, and no two keys alike.
+/// A key as its bytes in Redis, after the limiter's prefix: the same on every machine, and different for different keys.
 ///
-/// A key that is made of several writes a zero byte between them, which neither addresses nor anything from an HTTP head has.
+/// The parts of a tuple are separated by a zero byte, which occurs in neither addresses nor an HTTP head.
 pub trait RedisKey {
     /// Writes the key.
     fn write_to(&self, name: &mut Vec<u8>);
