@@ -400,6 +400,9 @@ where
         if !self.tiers.describe(before, &after) {
             self.tiers.forget(before);
             self.tiers.know(&after.endpoint);
+            if !self.tiers.may_serve(&after.endpoint) {
+                before.withdraw();
+            }
         }
         self.put(&after);
         // What is dropped is the user's: after the lock is released.

@@ -283,7 +283,7 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
 }
 
 fn is_eligible<S>(slot: &Slot<S>, panics: bool) -> bool {
-    slot.stats.is_usable() || panics && slot.stats.is_ready()
+    (slot.stats.is_usable() || panics && slot.stats.is_ready()) && !slot.is_withdrawn()
 }
 
 /// Where a key is among the tiers: spread, for it may be a small number, and in another way than policies do, so that what a

@@ -3,7 +3,7 @@ use std::{
         Arc,
         atomic::{
             AtomicBool,
-            Ordering::{AcqRel, Acquire, Relaxed},
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
     },
     time::Duration,
@@ -31,6 +31,8 @@ pub(super) struct Slot<S> {
     pub(super) service: S,
     /// The handle that its service was given.
     pub(super) budget: EjectionBudget,
+    /// The endpoint may no longer serve, as its phase changed. A view whose table is still being built may contain it.
+    withdrawn: AtomicBool,
 }
 
 /// What one instance did so far. Outlives changes of weight or phase, and rebuilt services.
@@ -137,7 +139,17 @@ impl<S> Slot<S> {
             stats,
             service,
             budget,
+            withdrawn: AtomicBool::new(false),
         }
+    }
+
+    /// No request picks it from now on, not even from a view that was published before.
+    pub(super) fn withdraw(&self) {
+        self.withdrawn.store(true, Release);
+    }
+
+    pub(super) fn is_withdrawn(&self) -> bool {
+        self.withdrawn.load(Acquire)
     }
 }
 

@@ -376,6 +376,11 @@ impl<S, T> Tiers<S, T> {
         true
     }
 
+    /// Whether an endpoint in its phase may be picked at all.
+    pub(super) fn may_serve(&self, endpoint: &Endpoint) -> bool {
+        self.rank(endpoint).is_some()
+    }
+
     fn rank(&self, endpoint: &Endpoint) -> Option<Rank> {
         let drains = match endpoint.phase() {
             Phase::Ready => false,

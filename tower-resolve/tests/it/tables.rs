@@ -12,11 +12,11 @@ use http::Request;
 use tokio::time::{sleep, timeout};
 use tower::Service;
 use tower_resolve::{
-    Balance, Stopped,
+    Balance, Phase, Stopped, Topology, Update,
     policy::{self, Candidates, LARGE_TABLE, Maglev, PickContext, Policy},
 };
 
-use crate::support::{Rig, generation, request, rig, snapshot};
+use crate::support::{Rig, endpoint, generation, request, rig, snapshot};
 
 /// Picks in order, from a table that is not finished before it may be.
 struct Slow(Arc<Builds>);
@@ -146,6 +146,25 @@ async fn the_driver_and_requests_go_on_while_a_table_is_built() {
         (builds.begun.load(SeqCst), builds.most.load(SeqCst)),
         (3, 1)
     );
+}
+
+#[tokio::test]
+async fn an_endpoint_that_becomes_fenced_gets_no_request_while_the_table_without_it_is_built() {
+    for phase in [Phase::Fenced, Phase::Starting] {
+        let (builds, mut rig) = slow().await;
+        let _held = builds.hold();
+        let set = [endpoint("a").with_phase(phase), endpoint("b")];
+        let topology = Topology::new(generation(2), set);
+        let mut generations = rig.balance.subscribe();
+        rig.source.send(Update::Snapshot(topology)).unwrap();
+        let is_there = |now: &Option<_>| *now == Some(generation(2));
+        generations.wait_for(is_there).await.unwrap();
+        let before = rig.made.all_calls("a");
+        for _ in 0..10 {
+            rig.balance.call(request()).await.unwrap();
+        }
+        assert_eq!(rig.made.all_calls("a"), before, "{phase:?}");
+    }
 }
 
 #[tokio::test]
