@@ -5,25 +5,26 @@ use std::{
 };
 
 use http_body::{Body, Frame, SizeHint};
-use pin_project::pin_project;
+use pin_project_lite::pin_project;
 use tower_outcome::BoxError;
 
 use crate::{BootClock, Clock, LeaseGuard, LeaseLost, change_or_deadline::ChangeOrDeadline};
 
-/// A response body that breaks off with [`LeaseLost`] once the lease is lost (R-28, I3), and that counts as inside until
-/// its end.
-///
-/// `size_hint` and `is_end_stream` are the inner body's, so framing does not change. It costs two reads of the clock per
-/// frame, before the inner body is polled and before the frame leaves; a body that has to wait also costs one allocation and a place in a timer.
-#[pin_project]
-pub struct LeaseBody<B, C = BootClock> {
-    /// None once it broke off.
-    #[pin]
-    inner: Option<B>,
-    /// None when its end is known.
-    guard: Option<LeaseGuard<C>>,
-    /// Boxed, so that it is `Unpin`, and only once it has to wait.
-    wake: Option<Pin<Box<ChangeOrDeadline>>>,
+pin_project! {
+    /// A response body that breaks off with [`LeaseLost`] once the lease is lost (R-28, I3), and that counts as inside until
+    /// its end.
+    ///
+    /// `size_hint` and `is_end_stream` are the inner body's, so framing does not change. It costs two reads of the clock per
+    /// frame, before the inner body is polled and before the frame leaves; a body that has to wait also costs one allocation and a place in a timer.
+    pub struct LeaseBody<B, C = BootClock> {
+        // None once it broke off.
+        #[pin]
+        inner: Option<B>,
+        // None when its end is known.
+        guard: Option<LeaseGuard<C>>,
+        // Boxed, so that it is `Unpin`, and only once it has to wait.
+        wake: Option<Pin<Box<ChangeOrDeadline>>>,
+    }
 }
 
 // === impl LeaseBody ===
@@ -75,7 +76,7 @@ where
             }));
         }
         match frame {
-            // Asked of the end too: a client that is told "that was all" believes it.
+            // The end of the body is checked too: without an error the client takes the body for complete.
             Poll::Ready(frame) if guard.is_valid() => {
                 let goes_on = matches!(&frame, Some(Ok(frame)) if !frame.is_trailers());
                 if !goes_on || inner.is_end_stream() {
@@ -86,7 +87,7 @@ where
             _ => {
                 let lost = LeaseLost::new(guard.epoch());
                 guard.shared().counters.broken_off();
-                // What is inside goes first, then the ticket that counts it.
+                // The inner body is dropped first, then the guard that counts it.
                 this.inner.set(None);
                 (*this.guard, *this.wake) = (None, None);
                 Poll::Ready(Some(Err(lost.into())))

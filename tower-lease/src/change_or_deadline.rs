@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use pin_project::pin_project;
+use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
 use crate::{
@@ -14,17 +14,18 @@ use crate::{
     sync::{Notify, OwnedNotified},
 };
 
-/// Wakes whoever waits, at a change and at an instant. Costs nothing until it is polled; then a place in a `Notify` and
-/// in Tokio's timer, each behind a short lock.
-#[pin_project]
-#[derive(Default)]
-pub(crate) struct ChangeOrDeadline {
-    #[pin]
-    change: Option<OwnedNotified>,
-    /// What the timer is set to.
-    deadline: Option<BootInstant>,
-    #[pin]
-    timer: Option<Sleep>,
+pin_project! {
+    /// Waits for a notification or an instant. It costs nothing until it is polled; then it registers with a `Notify` and with
+    /// Tokio's timer, each behind a short lock.
+    #[derive(Default)]
+    pub(crate) struct ChangeOrDeadline {
+        #[pin]
+        change: Option<OwnedNotified>,
+        // What the timer is set to.
+        deadline: Option<BootInstant>,
+        #[pin]
+        timer: Option<Sleep>,
+    }
 }
 
 // === impl ChangeOrDeadline ===
@@ -35,7 +36,7 @@ impl ChangeOrDeadline {
         Box::pin(Self::default())
     }
 
-    /// Ready when `look` says `None`; waits for `notify`, and for the instant that `look` told, to ask again.
+    /// Ready when `look` returns `None`. Otherwise calls `look` again at the next notification, or at the instant it returned.
     pub(crate) fn poll<C: Clock>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -45,7 +46,7 @@ impl ChangeOrDeadline {
     ) -> Poll<()> {
         loop {
             let mut this = self.as_mut().project();
-            // First the place in the queue, then the look: so no change falls between them.
+            // Registers before it checks, so that no change falls between the two.
             if this.change.is_none() {
                 this.change.set(Some(notify.clone().notified_owned()));
             }

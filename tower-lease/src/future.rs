@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use pin_project::pin_project;
+use pin_project_lite::pin_project;
 use tower_outcome::{
     BoxError,
     refuse::{Fail, Refuse},
@@ -18,22 +18,24 @@ use crate::{
     change_or_deadline::ChangeOrDeadline, protocol::Protocol,
 };
 
-/// The future of a [`LeaseService`](crate::LeaseService) service.
-#[pin_project]
-pub struct ResponseFuture<F, Req, K, C: Clock, R, P> {
-    #[pin]
-    step: Step<F, C, Rejection>,
-    refuse: R,
-    context: K,
-    protocol: PhantomData<fn() -> (Req, P)>,
+pin_project! {
+    /// The future of a [`LeaseService`](crate::LeaseService) service.
+    pub struct ResponseFuture<F, Req, K, C: Clock, R, P> {
+        #[pin]
+        step: Step<F, C, Rejection>,
+        refuse: R,
+        context: K,
+        protocol: PhantomData<fn() -> (Req, P)>,
+    }
 }
 
-/// The future of a [`LeaseGate`](crate::LeaseGate).
-#[pin_project]
-pub struct GateFuture<F, Req, C: Clock, P> {
-    #[pin]
-    step: Step<F, C, BoxError>,
-    protocol: PhantomData<fn() -> (Req, P)>,
+pin_project! {
+    /// The future of a [`LeaseGate`](crate::LeaseGate).
+    pub struct GateFuture<F, Req, C: Clock, P> {
+        #[pin]
+        step: Step<F, C, BoxError>,
+        protocol: PhantomData<fn() -> (Req, P)>,
+    }
 }
 
 /// Why a request was not let in.
@@ -43,25 +45,24 @@ pub(crate) enum Rejection {
     WrongInstance(WrongInstance),
 }
 
-#[pin_project(project = StepProj)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a box would be an allocation for every request that is let in"
-)]
-enum Step<F, C, D> {
-    Inside(#[pin] Inside<F, C>),
-    Rejected(Option<D>),
+pin_project! {
+    #[project = StepProj]
+    enum Step<F, C, D> {
+        Inside { #[pin] inside: Inside<F, C> },
+        Rejected { error: Option<D> },
+    }
 }
 
-/// The inner future with its ticket. A request that is ready at its first poll takes no lock.
-#[pin_project]
-struct Inside<F, C> {
-    #[pin]
-    inner: Option<F>,
-    guard: Option<LeaseGuard<C>>,
-    #[pin]
-    wake: ChangeOrDeadline,
-    policy: RunPolicy,
+pin_project! {
+    /// The inner future with its guard. A request that is ready at its first poll takes no lock.
+    struct Inside<F, C> {
+        #[pin]
+        inner: Option<F>,
+        guard: Option<LeaseGuard<C>>,
+        #[pin]
+        wake: ChangeOrDeadline,
+        policy: RunPolicy,
+    }
 }
 
 /// For how long the inner future may run.
@@ -83,7 +84,9 @@ impl<F, Req, K, C: Clock, R, P> ResponseFuture<F, Req, K, C, R, P> {
         refuse: R,
         context: K,
     ) -> Self {
-        let step = Step::Inside(Inside::new(inner, guard, in_flight));
+        let step = Step::Inside {
+            inside: Inside::new(inner, guard, in_flight),
+        };
         Self {
             step,
             refuse,
@@ -94,7 +97,9 @@ impl<F, Req, K, C: Clock, R, P> ResponseFuture<F, Req, K, C, R, P> {
 
     pub(crate) fn rejected(rejection: Rejection, refuse: R, context: K) -> Self {
         Self {
-            step: Step::Rejected(Some(rejection)),
+            step: Step::Rejected {
+                error: Some(rejection),
+            },
             refuse,
             context,
             protocol: PhantomData,
@@ -115,12 +120,12 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         Poll::Ready(match this.step.project() {
-            StepProj::Inside(inside) => match ready!(inside.poll::<Req, P, _, _>(cx)) {
+            StepProj::Inside { inside } => match ready!(inside.poll::<Req, P, _, _>(cx)) {
                 Ok(answer) => R::pass(answer),
                 Err(lost) => this.refuse.refuse(*this.context, lost),
             },
-            StepProj::Rejected(rejection) => {
-                match rejection.take().expect("polled after it was ready") {
+            StepProj::Rejected { error } => {
+                match error.take().expect("polled after it was ready") {
                     Rejection::NotHeld(not_held) => this.refuse.refuse(*this.context, not_held),
                     Rejection::WrongInstance(wrong) => this.refuse.refuse(*this.context, wrong),
                 }
@@ -142,14 +147,16 @@ impl<F, Req, K, C: Clock, R, P> fmt::Debug for ResponseFuture<F, Req, K, C, R, P
 impl<F, Req, C: Clock, P> GateFuture<F, Req, C, P> {
     pub(crate) fn inside(inner: F, guard: LeaseGuard<C>, in_flight: InFlight) -> Self {
         Self {
-            step: Step::Inside(Inside::new(inner, guard, in_flight)),
+            step: Step::Inside {
+                inside: Inside::new(inner, guard, in_flight),
+            },
             protocol: PhantomData,
         }
     }
 
     pub(crate) fn unsent(error: BoxError) -> Self {
         Self {
-            step: Step::Rejected(Some(error)),
+            step: Step::Rejected { error: Some(error) },
             protocol: PhantomData,
         }
     }
@@ -166,11 +173,11 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(match self.project().step.project() {
-            StepProj::Inside(inside) => match ready!(inside.poll::<Req, P, _, _>(cx)) {
+            StepProj::Inside { inside } => match ready!(inside.poll::<Req, P, _, _>(cx)) {
                 Ok(answer) => <Fail as Refuse<Req, P::Response, E>>::pass(answer),
                 Err(lost) => Err(lost.into()),
             },
-            StepProj::Rejected(error) => Err(error.take().expect("polled after it was ready")),
+            StepProj::Rejected { error } => Err(error.take().expect("polled after it was ready")),
         })
     }
 }
@@ -188,8 +195,8 @@ impl<F, Req, C: Clock, P> fmt::Debug for GateFuture<F, Req, C, P> {
 impl<F, C, D> fmt::Debug for Step<F, C, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Inside(inside) => f.debug_tuple("Inside").field(&inside.guard).finish(),
-            Self::Rejected(_) => f.write_str("Rejected"),
+            Self::Inside { inside } => f.debug_tuple("Inside").field(&inside.guard).finish(),
+            Self::Rejected { .. } => f.write_str("Rejected"),
         }
     }
 }
@@ -235,7 +242,7 @@ impl<F, C: Clock> Inside<F, C> {
                     .poll(cx, &shared.clock, &shared.lost, || this.policy.look(guard))
             );
         }
-        // What is inside goes first, then the ticket that counts it.
+        // The inner future is dropped first, then the guard that counts it.
         this.inner.set(None);
         let guard = this.guard.take().expect("checked above");
         Poll::Ready(match answer {

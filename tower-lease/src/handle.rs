@@ -20,10 +20,10 @@ use crate::{
     },
 };
 
-/// The handle of a lease: cheap to clone, and always answering from this process's own knowledge.
+/// The handle of a lease. Cheap to clone; its methods read local state and do not call the store.
 ///
-/// Every question compares the clock with the end of validity, so it is answered right though the keeper does not get
-/// to run. Made together with its keeper by [`Lease::builder`].
+/// Each method compares the clock with the end of validity, so its answer is right even if the keeper does not get to
+/// run. Made with its keeper by [`Lease::builder`].
 pub struct Lease<C = BootClock> {
     shared: Arc<Shared<C>>,
 }
@@ -36,35 +36,35 @@ pub(crate) struct Shared<C> {
     key: LeaseKey,
     /// The part of the margin that no drift uses up: what is inside may have it after the end.
     guard: Duration,
-    /// Told when an epoch ended, or lets nobody new in.
+    /// Notified when an epoch ended, or admits no more requests.
     pub(crate) lost: Arc<Notify>,
-    /// Told when an epoch began or was extended, and when the keeper has gone.
+    /// Notified when an epoch began or was extended, and when the keeper has ended.
     pub(crate) opened: Arc<Notify>,
-    /// Told when nobody is inside any more.
+    /// Notified when no request is in flight any more.
     pub(crate) drained: Notify,
     pub(crate) stepping_down: Notify,
     /// When the keeper tries next, in nanoseconds; 0 if that is not known.
     pub(crate) next_attempt: AtomicU64,
     pub(crate) ended: AtomicBool,
     handover: Mutex<Handover>,
-    /// As the keeper last told.
+    /// As last reported by the keeper.
     counts: Mutex<Counts>,
     state: watch::Receiver<State>,
 }
 
-/// Who hands over to whom.
+/// The two directions of a handover.
 #[derive(Debug)]
 pub(crate) struct Handover {
-    /// To which somebody else may hand over.
+    /// The claim to which another holder may hand over.
     pub(crate) claim: Claim,
-    /// To which we hand over. The first call decides.
+    /// The claim to which this lease is handed over. The first call decides.
     pub(crate) to: Option<Successor>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Successor {
     pub(crate) claim: Claim,
-    /// What it got, if the store has said so.
+    /// Its token, once the store has confirmed the transfer.
     pub(crate) token: Option<FencingToken>,
 }
 
@@ -74,22 +74,22 @@ pub(crate) struct Successor {
 pub enum NotHandedOver {
     /// The claim is one to another key. Nothing was done.
     OtherKey,
-    /// The claim is our own: nobody would keep what it got. Nothing was done.
+    /// The claim is this keeper's: no keeper would renew what it acquired. Nothing was done.
     Own,
     /// An earlier call hands it over to another claim, or has, or has tried to. This one did nothing.
     ToAnother,
-    /// It was given back, or never held. The successor may have it, if the store did not say so in time; otherwise it
-    /// gets it as any contender does.
+    /// It was given back, or never held. The successor may have it, if the store did not confirm it in time; otherwise it
+    /// acquires the key as any contender does.
     Released,
     /// It was lost before it could be handed over.
     Lost(Lost),
 }
 
-/// The right to be inside, for work that is no request: a job of a worker loop, a connection.
+/// Admission for work that is not a request, such as a job of a worker loop or a connection.
 ///
-/// [`Lease::step_down`] waits until it is dropped. It does not stop the work at a loss: wait for
-/// [`lost`](Self::lost) beside it, ask [`is_valid`](Self::is_valid) before each effect, and send the
-/// [`token`](Self::token) along.
+/// [`Lease::step_down`] waits until it is dropped. It does not stop the work when the lease is lost: wait for
+/// [`lost`](Self::lost) at the same time, check [`is_valid`](Self::is_valid) before each write, and send the
+/// [`token`](Self::token) with it.
 pub struct LeaseGuard<C = BootClock> {
     shared: Arc<Shared<C>>,
     epoch: NonZeroU64,
@@ -131,15 +131,15 @@ impl<C: Clock> Lease<C> {
         &self.shared.key
     }
 
-    /// What the keeper last told; but never `Held` past the end of validity.
+    /// The state that the keeper last reported, but never `Held` past the end of validity.
     #[must_use]
     pub fn state(&self) -> State {
-        let told = *self.shared.state.borrow();
-        match told.epoch() {
-            Some(epoch) if told.lasts() && !self.shared.lasts(epoch) => {
-                // The watch holds the cause, if the keeper has come to tell it since.
+        let last = *self.shared.state.borrow();
+        match last.epoch() {
+            Some(epoch) if last.lasts() && !self.shared.lasts(epoch) => {
+                // The watch holds the cause, if the keeper has reported it since.
                 let now = *self.shared.state.borrow();
-                if now == told {
+                if now == last {
                     State::Fenced {
                         epoch,
                         cause: Lost::Expired,
@@ -148,7 +148,7 @@ impl<C: Clock> Lease<C> {
                     now
                 }
             }
-            _ => told,
+            _ => last,
         }
     }
 
@@ -175,7 +175,8 @@ impl<C: Clock> Lease<C> {
 
     /// Follows the states. Ends (`changed()` fails) when the keeper has.
     ///
-    /// These are the keeper's words; only [`is_held`](Self::is_held) and the like look at the clock too.
+    /// The states are those that the keeper reports; only [`is_held`](Self::is_held) and similar methods also compare
+    /// the clock.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<State> {
         self.shared.state.clone()
@@ -185,7 +186,7 @@ impl<C: Clock> Lease<C> {
     ///
     /// # Errors
     ///
-    /// The keeper has gone, so it never will be.
+    /// The keeper has ended, so the lease will not be held again.
     ///
     /// # Cancel safety
     ///
@@ -203,8 +204,8 @@ impl<C: Clock> Lease<C> {
         }
     }
 
-    /// Gives it back in order: lets nobody new in, waits for those inside (at most
-    /// [`drain_within`](crate::LeaseBuilder::drain_within), then they are cut off), releases it in the store. Answers with the
+    /// Gives the lease back in order: rejects new requests, waits for those in flight (at most
+    /// [`drain_within`](crate::LeaseBuilder::drain_within), then they are cancelled), and releases it in the store. Returns the
     /// last state: `Released`, or `Fenced` if it was lost meanwhile.
     ///
     /// It waits for the keeper's end, so the keeper must be running.
@@ -219,9 +220,10 @@ impl<C: Clock> Lease<C> {
         self.state()
     }
 
-    /// Steps down in favour of `to`, a claim to the same key: a planned cutover. The gate closes, those inside
-    /// leave as for [`step_down`](Self::step_down), and then the store hands the key over in one step: no vacancy, no
-    /// contender in between, no [`lock_delay`](crate::LeaseBuilder::lock_delay). Answers with the successor's token.
+    /// Steps down in favour of `to`, a claim to the same key: a planned cutover. The gate closes, requests in
+    /// flight end as for [`step_down`](Self::step_down), and then the store hands the key over in one step: no
+    /// vacancy, no contender in between, no [`lock_delay`](crate::LeaseBuilder::lock_delay). Answers with the
+    /// successor's token.
     ///
     /// `to` is the [`handover_claim`](Self::handover_claim) of a successor whose keeper is waiting for the key. Where the
     /// store cannot transfer, or does not answer in time, the key is released instead.
@@ -238,7 +240,7 @@ impl<C: Clock> Lease<C> {
         if to.key() != self.key() {
             return Err(NotHandedOver::OtherKey);
         }
-        // One that was used too: the store would find it done, and nobody would keep it any more.
+        // One that was used too: the store would take the transfer for done, and no keeper would renew it.
         if to.id().is_of_the_keeper_of(self.handover_claim().id()) {
             return Err(NotHandedOver::Own);
         }
@@ -258,14 +260,14 @@ impl<C: Clock> Lease<C> {
         })
     }
 
-    /// The claim by which this one takes over when a holder [hands over](Self::hand_over) to it: bring it to that
-    /// process. It is good while this keeper waits for the key, and for one handover.
+    /// The claim by which this one takes over when a holder [hands over](Self::hand_over) to it: send it to that
+    /// process. It is valid while this keeper waits for the key, and for one handover.
     #[must_use]
     pub fn handover_claim(&self) -> Claim {
         self.shared.handover().claim.clone()
     }
 
-    /// What it is like and what it has been through, as plain numbers.
+    /// Its state, counters and histograms.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let counts = *self.shared.counts();
@@ -281,13 +283,13 @@ impl<C: Clock> Lease<C> {
         }
     }
 
-    /// How requests fared at its gates.
+    /// Counts of rejected, cancelled and replaced requests.
     #[must_use]
     pub fn requests(&self) -> RequestCounts {
         self.shared.counters.read(self.shared.cell.in_flight())
     }
 
-    /// Whether the keeper has gone: nothing will change any more.
+    /// Whether the keeper has ended: the state will not change any more.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.shared.ended.load(Ordering::Acquire)
@@ -297,11 +299,12 @@ impl<C: Clock> Lease<C> {
         &self.shared
     }
 
-    /// Lets one in, if the lease is held for at least `min_remaining`. What the layers do for each request.
+    /// Admits a piece of work if the lease is held for at least `min_remaining`, as the layers do for each
+    /// request.
     ///
     /// # Errors
     ///
-    /// It is not held, or not for so long.
+    /// It is not held, or its remaining validity is too short.
     pub fn enter(&self, min_remaining: Duration) -> Result<LeaseGuard<C>, NotHeld> {
         // Before anything is counted: callers that ask again and again while it drains must not hold up the drain.
         let may_be_open = self.shared.seems_open();
@@ -332,6 +335,13 @@ impl<C: Clock> Lease<C> {
             nanos => Some(BootInstant::from_nanos(nanos)),
         };
         NotHeld::new(self.state(), at.map(|at| at.since(self.shared.clock.now())))
+    }
+}
+
+impl<C> From<&Self> for Lease<C> {
+    /// Another handle of the same lease, for the constructors of layers.
+    fn from(lease: &Self) -> Self {
+        lease.clone()
     }
 }
 
@@ -368,7 +378,7 @@ impl<C> Shared<C> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until nobody is inside. Final once the gate is closed to new ones.
+    /// Waits until no request is in flight. Final once the gate is closed to new ones.
     pub(crate) async fn drained(&self) {
         loop {
             let drained = self.drained.notified();
@@ -466,7 +476,7 @@ impl Error for NotHandedOver {}
 // === impl LeaseGuard ===
 
 impl<C: Clock> LeaseGuard<C> {
-    /// The token of the epoch in which it was let in.
+    /// The token of the epoch in which it was admitted.
     #[must_use]
     pub fn token(&self) -> FencingToken {
         FencingToken::new(self.shared.key.clone(), self.epoch)
@@ -513,10 +523,10 @@ impl<C: Clock> LeaseGuard<C> {
         self.shared.end_of(self.epoch)
     }
 
-    /// Until when its work may go on after a loss: so long after the end, but at most the guard.
+    /// Until when its work may go on after a loss: `grace` after the end, but at most the guard.
     ///
-    /// The end is when the keeper closed, now at the latest, and never past the end of validity: whoever hears of it
-    /// late has that much less time. When another epoch has begun, this one has been over for a while.
+    /// The end is when the keeper closed, now at the latest, and never past the end of validity: a request that
+    /// learns of it late has that much less time. When another epoch has begun, this one has been over for a while.
     pub(crate) fn grace_until(&self, grace: Duration) -> BootInstant {
         let now = self.shared.clock.now();
         let end = self
@@ -530,7 +540,7 @@ impl<C: Clock> LeaseGuard<C> {
 
 impl<C> Drop for LeaseGuard<C> {
     fn drop(&mut self) {
-        // Only a keeper that is closing listens. It drained before it counted, so whoever it counted sees that here.
+        // Only a keeper that is closing waits. It drained before it counted, so each request that it counted sees that here.
         if self.shared.cell.leave() && !self.shared.seems_open() {
             self.shared.drained.notify_waiters();
         }

@@ -9,10 +9,10 @@ use crate::{
     settings::{InFlight, Settings, TokenIn},
 };
 
-/// Lets requests in only while the lease is held, and answers the others at once. Makes [`LeaseService`] services.
+/// Admits requests only while the lease is held; all other requests are rejected at once. Makes [`LeaseService`]s.
 ///
-/// As made by [`new`](Self::new) it refuses with an error (*reject*) and works for every protocol, connections
-/// included; [`respond`](Self::respond) answers in HTTP or gRPC; [`gate`](Self::gate) waits.
+/// [`new`](Self::new) makes a layer that rejects with an error, for every protocol, connections included;
+/// [`respond`](Self::respond) answers in HTTP or gRPC; [`gate`](Self::gate) waits.
 pub struct LeaseLayer<C = BootClock, R = Fail, P = Opaque> {
     lease: Lease<C>,
     settings: Settings,
@@ -31,11 +31,11 @@ pub struct LeaseGateLayer<C = BootClock, P = Opaque> {
 // === impl LeaseLayer ===
 
 impl<C: Clock> LeaseLayer<C> {
-    /// Refers to a lease; any number of layers and services may.
+    /// A layer for this lease; any number of layers and services may share it.
     #[must_use]
-    pub fn new(lease: &Lease<C>) -> Self {
+    pub fn new(lease: impl Into<Lease<C>>) -> Self {
         Self {
-            lease: lease.clone(),
+            lease: lease.into(),
             settings: Settings::default(),
             refuse: Fail,
             protocol: PhantomData,
@@ -44,7 +44,7 @@ impl<C: Clock> LeaseLayer<C> {
 }
 
 impl<C: Clock, P> LeaseLayer<C, Fail, P> {
-    /// Waits in `poll_ready` instead of refusing, so that a balancer looks elsewhere.
+    /// Waits in `poll_ready` instead of rejecting, so that a balancer picks another endpoint.
     #[must_use]
     pub fn gate(self) -> LeaseGateLayer<C, P> {
         LeaseGateLayer {
@@ -56,16 +56,16 @@ impl<C: Clock, P> LeaseLayer<C, Fail, P> {
 }
 
 impl<C: Clock, R, P> LeaseLayer<C, R, P> {
-    /// Lets in only what has this much validity before it: a request's own deadline, say. Default: zero.
+    /// Admits a request only if the lease lasts for at least this long, such as the request's deadline. Default: zero.
     ///
-    /// It must be well below the TTL less its margin, or there is never enough.
+    /// It must be well below the TTL less the margin; otherwise every request is rejected.
     #[must_use]
     pub fn min_remaining(mut self, min_remaining: Duration) -> Self {
         self.settings.min_remaining = min_remaining;
         self
     }
 
-    /// What becomes of requests that are inside when the lease is lost. Default: [`InFlight::Cancel`].
+    /// What happens to in-flight requests when the lease is lost. Default: [`InFlight::Cancel`].
     #[must_use]
     pub fn in_flight(mut self, in_flight: InFlight) -> Self {
         self.settings.in_flight = in_flight;
@@ -90,9 +90,9 @@ impl<C: Clock, R, P> LeaseLayer<C, R, P> {
         }
     }
 
-    /// For HTTP: gives each request the [`FencingToken`](crate::FencingToken) (see [`token_in`](Self::token_in)), refuses
-    /// those whose `x-lease-epoch` header names another instance, and breaks bodies off at a loss. Default: no, any
-    /// protocol.
+    /// For HTTP: adds the [`FencingToken`](crate::FencingToken) to each request (see [`token_in`](Self::token_in)),
+    /// rejects requests whose `x-lease-epoch` header names another instance, and ends response bodies with an error
+    /// when the lease is lost. Default: off, any protocol.
     #[must_use]
     pub fn http(self) -> LeaseLayer<C, R, Http> {
         LeaseLayer {
@@ -112,11 +112,10 @@ impl<C: Clock, R> LeaseLayer<C, R, Http> {
         self
     }
 
-    /// Lets a gRPC request in only if the lease lasts for the time that its `grpc-timeout` gives it, too.
-    /// Default: no.
+    /// Admits a gRPC request only if the lease also lasts for its `grpc-timeout`. Default: off.
     ///
-    /// A longer timeout than `at_most` counts as `at_most`, because a client may well be patient for longer than any
-    /// lease lasts: half the TTL is a sensible limit. HTTP/1 has no deadline to look at: see
+    /// A timeout above `at_most` counts as `at_most`, because clients may set timeouts that are longer than any lease:
+    /// half the TTL is a sensible limit. HTTP/1 requests carry no deadline: see
     /// [`min_remaining`](Self::min_remaining).
     #[must_use]
     pub fn deadlines(mut self, at_most: Duration) -> Self {
@@ -159,7 +158,7 @@ impl<C: Clock, R, P> fmt::Debug for LeaseLayer<C, R, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LeaseLayer")
             .field("lease", &self.lease)
-            .field("knobs", &self.settings)
+            .field("settings", &self.settings)
             .finish_non_exhaustive()
     }
 }
@@ -188,7 +187,7 @@ impl<C: Clock, P> fmt::Debug for LeaseGateLayer<C, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LeaseGateLayer")
             .field("lease", &self.lease)
-            .field("knobs", &self.settings)
+            .field("settings", &self.settings)
             .finish_non_exhaustive()
     }
 }

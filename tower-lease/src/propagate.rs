@@ -6,15 +6,15 @@ use std::{
 };
 
 use http::{HeaderValue, Request};
-use pin_project::pin_project;
+use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_outcome::{BoxError, header::LEASE_TOKEN};
 use tower_service::Service;
 
 use crate::{BootClock, Clock, FencingToken, Lease, LeaseLost};
 
-/// Puts the token of the lease under which we act onto the requests that we send: for clients of a resource that
-/// checks tokens. Makes [`PropagateService`] services.
+/// Adds the fencing token of a lease to outgoing requests: for clients of a resource that checks tokens. Makes
+/// [`PropagateService`]s.
 ///
 /// The token is the `x-lease-token` header, in gRPC the metadata of that name. It is the one in the request's own
 /// extensions, where the handler puts the [`FencingToken`] it was called with; without that, the lease's current one.
@@ -28,30 +28,36 @@ pub struct PropagateLayer<C = BootClock> {
     lease: Lease<C>,
 }
 
-/// A client whose requests carry our token. Made by [`PropagateLayer`].
+/// A client whose requests carry the token of a lease. Made by [`PropagateLayer`].
 pub struct PropagateService<S, C = BootClock> {
     inner: S,
     lease: Lease<C>,
 }
 
-/// The future of a [`PropagateService`] service.
-#[pin_project]
-pub struct PropagateFuture<F>(#[pin] Step<F>);
+pin_project! {
+    /// The future of a [`PropagateService`] service.
+    pub struct PropagateFuture<F> {
+        #[pin]
+        step: Step<F>,
+    }
+}
 
-#[pin_project(project = StepProj)]
-enum Step<F> {
-    Sent(#[pin] F),
-    Refused(Option<BoxError>),
+pin_project! {
+    #[project = StepProj]
+    enum Step<F> {
+        Sent { #[pin] inner: F },
+        Rejected { error: Option<BoxError> },
+    }
 }
 
 // === impl PropagateLayer ===
 
 impl<C: Clock> PropagateLayer<C> {
-    /// Refers to the lease under which we act.
+    /// A layer for the lease under which the requests are sent.
     #[must_use]
-    pub fn new(lease: &Lease<C>) -> Self {
+    pub fn new(lease: impl Into<Lease<C>>) -> Self {
         Self {
-            lease: lease.clone(),
+            lease: lease.into(),
         }
     }
 }
@@ -120,15 +126,18 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        PropagateFuture(match self.token(&request) {
+        let step = match self.token(&request) {
             Ok(token) => {
                 request
                     .headers_mut()
                     .insert(LEASE_TOKEN, HeaderValue::from(&token));
-                Step::Sent(self.inner.call(request))
+                Step::Sent {
+                    inner: self.inner.call(request),
+                }
             }
-            Err(refused) => Step::Refused(Some(refused)),
-        })
+            Err(error) => Step::Rejected { error: Some(error) },
+        };
+        PropagateFuture { step }
     }
 }
 
@@ -160,10 +169,10 @@ where
     type Output = Result<Res, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().0.project() {
-            StepProj::Sent(inner) => inner.poll(cx).map_err(Into::into),
-            StepProj::Refused(refused) => {
-                Poll::Ready(Err(refused.take().expect("polled after it was ready")))
+        match self.project().step.project() {
+            StepProj::Sent { inner } => inner.poll(cx).map_err(Into::into),
+            StepProj::Rejected { error } => {
+                Poll::Ready(Err(error.take().expect("polled after it was ready")))
             }
         }
     }
@@ -171,9 +180,9 @@ where
 
 impl<F> fmt::Debug for PropagateFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let step = match self.0 {
-            Step::Sent(_) => "sent",
-            Step::Refused(_) => "refused",
+        let step = match self.step {
+            Step::Sent { .. } => "sent",
+            Step::Rejected { .. } => "rejected",
         };
         f.debug_tuple("PropagateFuture").field(&step).finish()
     }

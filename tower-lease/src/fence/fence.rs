@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{FencingToken, LeaseKey, token};
 
-/// Lets pass who bears the highest token seen, and refuses who bears a lower one. Cheap to clone.
+/// Admits requests with the highest fencing token seen, and rejects lower ones. Cheap to clone.
 ///
 /// It remembers what its [`HighWaterMark`] answered, so a token that it knows costs no question. Fences over clones of one mark
 /// share that memory. Several processes before one resource each have one, and so have marks that were made separately:
@@ -26,7 +26,7 @@ pub struct Fence<M> {
     shared: Arc<Shared<M>>,
 }
 
-/// The knobs of a [`Fence`]. Made by [`Fence::of_key`] and [`Fence::of_prefix`].
+/// The settings of a [`Fence`]. Made by [`Fence::of_key`] and [`Fence::of_prefix`].
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct FenceBuilder<M> {
@@ -36,18 +36,18 @@ pub struct FenceBuilder<M> {
     raise_within: Duration,
 }
 
-/// That a request passed, in its extensions: with which token.
+/// In the extensions of an admitted request: the token with which it passed.
 #[derive(Clone, Debug)]
 pub struct FencePass {
     entry: Arc<Entry>,
     epoch: NonZeroU64,
 }
 
-/// How tokens fared at a [`Fence`], in plain numbers. From [`Fence::counts`].
+/// Counts of tokens at a [`Fence`]. From [`Fence::counts`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FenceCounts {
-    /// Refused: older than the highest, or of a key that nobody holds.
+    /// Refused: older than the highest, or of a key that is not held.
     pub stale: u64,
     /// Refused: missing, malformed, or of another key.
     pub bad: u64,
@@ -84,7 +84,7 @@ struct Counters {
     asked: AtomicU64,
 }
 
-/// What can be said of a token without asking the mark.
+/// The result of a check without the mark.
 pub(super) enum Check {
     Passed(FencePass),
     Refused(StaleToken),
@@ -102,7 +102,7 @@ impl<M: HighWaterMark> Fence<M> {
         FenceBuilder::new(Scope::Key(key), mark)
     }
 
-    /// A fence around a resource of many parts, each with a lease of its own whose key starts with `prefix`.
+    /// A fence around a resource of many parts, each with a separate lease whose key starts with `prefix`.
     ///
     /// It does not know which part a request is about: that the token is of *its* key is for the service to compare,
     /// with the [`FencePass`] that it finds in the request's extensions.
@@ -110,7 +110,7 @@ impl<M: HighWaterMark> Fence<M> {
         FenceBuilder::new(Scope::Prefix(prefix.into()), mark)
     }
 
-    /// Lets `token` pass, or says why not: for protocols other than HTTP. For a token that is new it asks the mark, and
+    /// Checks `token`, for protocols other than HTTP. For a token that is new it asks the mark, and
     /// takes at most [`raise_within`](FenceBuilder::raise_within).
     ///
     /// # Errors
@@ -128,7 +128,7 @@ impl<M: HighWaterMark> Fence<M> {
         }
     }
 
-    /// How tokens fared.
+    /// Counts of checks and rejections.
     #[must_use]
     pub fn counts(&self) -> FenceCounts {
         let Counters {
@@ -212,7 +212,7 @@ impl<M: HighWaterMark> Fence<M> {
             .await
             .map_err(|_| StaleToken::floor_unknown())?;
         let epoch = token.epoch().get();
-        // Whoever had the turn before may have learned it.
+        // The task before this one may have learned it.
         match entry.floor.compare(epoch) {
             Comparison::Current => return Ok(()),
             Comparison::Below(floor) => return Err(StaleToken::stale(epoch, Some(floor))),
@@ -231,7 +231,7 @@ impl<M: HighWaterMark> Fence<M> {
         };
         let before = entry.floor.raise(highest.get());
         if before < highest.get() {
-            tracing::info!(key = %token.key(), from = before, to = highest.get(), "fence");
+            tracing::info!(key = %token.key(), from = before, to = highest.get(), "high-water mark raised");
         }
         match before.max(highest.get()) {
             floor if floor > epoch => Err(StaleToken::stale(epoch, Some(floor))),
@@ -242,7 +242,7 @@ impl<M: HighWaterMark> Fence<M> {
 
     fn fails(&self, cause: &str) -> StaleToken {
         if !self.shared.is_failing.swap(true, Relaxed) {
-            tracing::warn!(cause, "the fence's mark fails: new tokens are refused");
+            tracing::warn!(cause, "high-water mark failed, new tokens are rejected");
         }
         StaleToken::floor_unknown()
     }
@@ -250,7 +250,7 @@ impl<M: HighWaterMark> Fence<M> {
     fn works(&self) {
         // A plain load first: it is nearly always false.
         if self.shared.is_failing.load(Relaxed) && self.shared.is_failing.swap(false, Relaxed) {
-            tracing::info!("the fence's mark works again");
+            tracing::info!("high-water mark recovered");
         }
     }
 
@@ -262,6 +262,13 @@ impl<M: HighWaterMark> Fence<M> {
             Reason::Missing | Reason::Malformed | Reason::OtherKey => &counters.bad,
         };
         counter.fetch_add(1, Relaxed);
+    }
+}
+
+impl<M> From<&Self> for Fence<M> {
+    /// Another handle of the same fence, for the constructors of layers.
+    fn from(fence: &Self) -> Self {
+        fence.clone()
     }
 }
 

@@ -6,27 +6,30 @@ use std::{
 };
 
 use http::Request;
-use pin_project::pin_project;
+use pin_project_lite::pin_project;
 use tower_outcome::refuse::Refuse;
 use tower_service::Service;
 
 use super::{FencePass, StaleToken};
 
-/// The future of a [`FenceService`](super::FenceService).
-#[pin_project]
-pub struct FenceFuture<S: Service<Req>, Req, R, K> {
-    #[pin]
-    step: Step<S, Req, S::Future>,
-    refuse: R,
-    context: K,
+pin_project! {
+    /// The future of a [`FenceService`](super::FenceService).
+    pub struct FenceFuture<S: Service<Req>, Req, R, K> {
+        #[pin]
+        step: Step<S, Req, S::Future>,
+        refuse: R,
+        context: K,
+    }
 }
 
-#[pin_project(project = StepProj)]
-enum Step<S, Req, F> {
-    /// The mark is asked. -> `Passed`, or refused.
-    Asking(Asking, Option<(S, Req)>),
-    Passed(#[pin] F),
-    Refused(StaleToken),
+pin_project! {
+    #[project = StepProj]
+    enum Step<S, Req, F> {
+        /// The mark is asked. -> `Passed`, or refused.
+        Asking { asking: Asking, then: Option<(S, Req)> },
+        Passed { #[pin] inner: F },
+        Rejected { error: StaleToken },
+    }
 }
 
 // A mark's future cannot be named; it is made once an epoch.
@@ -37,7 +40,10 @@ type Asking = Pin<Box<dyn Future<Output = Result<FencePass, StaleToken>> + Send>
 impl<S: Service<Req>, Req, R, K> FenceFuture<S, Req, R, K> {
     pub(super) fn asking(asking: Asking, service: S, request: Req, refuse: R, context: K) -> Self {
         Self {
-            step: Step::Asking(asking, Some((service, request))),
+            step: Step::Asking {
+                asking,
+                then: Some((service, request)),
+            },
             refuse,
             context,
         }
@@ -45,7 +51,7 @@ impl<S: Service<Req>, Req, R, K> FenceFuture<S, Req, R, K> {
 
     pub(super) fn passed(inner: S::Future, refuse: R, context: K) -> Self {
         Self {
-            step: Step::Passed(inner),
+            step: Step::Passed { inner },
             refuse,
             context,
         }
@@ -53,7 +59,7 @@ impl<S: Service<Req>, Req, R, K> FenceFuture<S, Req, R, K> {
 
     pub(super) fn refused(why: StaleToken, refuse: R, context: K) -> Self {
         Self {
-            step: Step::Refused(why),
+            step: Step::Rejected { error: why },
             refuse,
             context,
         }
@@ -71,18 +77,20 @@ where
         let mut this = self.project();
         loop {
             let next = match this.step.as_mut().project() {
-                StepProj::Asking(asking, held) => match ready!(asking.as_mut().poll(cx)) {
+                StepProj::Asking { asking, then } => match ready!(asking.as_mut().poll(cx)) {
                     Ok(pass) => {
                         let (mut service, mut request) =
-                            held.take().expect("polled after it was ready");
+                            then.take().expect("polled after it was ready");
                         request.extensions_mut().insert(pass);
-                        Step::Passed(service.call(request))
+                        Step::Passed {
+                            inner: service.call(request),
+                        }
                     }
-                    Err(why) => Step::Refused(why),
+                    Err(error) => Step::Rejected { error },
                 },
-                StepProj::Passed(inner) => return inner.poll(cx).map(R::pass),
-                StepProj::Refused(why) => {
-                    return Poll::Ready(this.refuse.refuse(*this.context, *why));
+                StepProj::Passed { inner } => return inner.poll(cx).map(R::pass),
+                StepProj::Rejected { error } => {
+                    return Poll::Ready(this.refuse.refuse(*this.context, *error));
                 }
             };
             this.step.set(next);
@@ -93,9 +101,9 @@ where
 impl<S: Service<Req>, Req, R, K> fmt::Debug for FenceFuture<S, Req, R, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let step = match &self.step {
-            Step::Asking(..) => "asking",
-            Step::Passed(_) => "passed",
-            Step::Refused(_) => "refused",
+            Step::Asking { .. } => "asking",
+            Step::Passed { .. } => "passed",
+            Step::Rejected { .. } => "rejected",
         };
         f.debug_struct("FenceFuture")
             .field("step", &step)

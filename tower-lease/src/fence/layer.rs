@@ -19,11 +19,11 @@ pub struct FenceLayer<M, R = Fail> {
 // === impl FenceLayer ===
 
 impl<M: HighWaterMark> FenceLayer<M> {
-    /// Refers to a fence; any number of layers and services may. Refuses with an error (*reject*).
+    /// A layer for this fence; any number of layers and services may share it. It rejects with an error.
     #[must_use]
-    pub fn new(fence: &Fence<M>) -> Self {
+    pub fn new(fence: impl Into<Fence<M>>) -> Self {
         Self {
-            fence: fence.clone(),
+            fence: fence.into(),
             refuse: Fail,
             missing: Missing::Refuse,
         }

@@ -1,4 +1,4 @@
-//! The resource's side: whoever is written to refuses a token lower than the highest it has seen.
+//! Fencing at the resource: requests whose token is lower than the highest one seen are rejected.
 //!
 //! A lease keeps well-behaved holders apart. What keeps *all* apart is this check, made by the resource itself, because
 //! a holder may be late to learn that it was replaced: a long pause, a request that took its time on the network.
@@ -15,12 +15,12 @@
 //!   data. Several fences of one process before one resource take clones of one mark.
 //! - [`Fenced`], a value that only the bearer of the highest token may change: no I/O, any protocol.
 //!
-//! The layer stands at the door. A request that passed may still be on its way when a higher token comes; where that
+//! The layer checks on admission. A request that passed may still be on its way when a higher token comes; where that
 //! would do harm, make the check and the effect one step: [`Fenced`], a conditional write in the resource's own
 //! database, or [`FencePass::is_current`] right before the effect, which narrows the gap without closing it.
 //!
-//! A mark of the resource's own takes a token's word for it, so a made-up one that is very high locks everybody out. Whoever
-//! may send tokens is to be authenticated, as whoever may write is; or ask the store, which knows what it gave out.
+//! A mark that the resource keeps trusts each token, so a forged one with a very high epoch locks every holder out. Authenticate
+//! clients that send tokens as you authenticate writers, or use [`StoreMark`]: the store knows which tokens it granted.
 //!
 //! After the lease store was restored from a backup its tokens may have gone back, and the fence refuses them.
 //! That is right: raise the store's revision (etcd: `etcdutl snapshot restore` with `--bump-revision` and
@@ -54,6 +54,7 @@
 
 mod cached_high_water;
 mod error;
+#[expect(clippy::module_inception, reason = "the file is named after its type")]
 mod fence;
 #[cfg(feature = "file")]
 mod file;
