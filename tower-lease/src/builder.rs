@@ -7,13 +7,13 @@ use crate::{
     State, fencing, lease::Core, timing::Timing,
 };
 
-/// The knobs of a lease. Made by [`Lease::builder`].
+/// The settings of a lease. Made by [`Lease::builder`].
 ///
 /// | | default | |
 /// |---|---|---|
-/// | [`ttl`](Self::ttl) | 10 s | rides out a change of the store's leader |
-/// | [`renew_every`](Self::renew_every) | a quarter of the TTL | three more attempts before it is over |
-/// | [`clock_drift_ppm`](Self::clock_drift_ppm) | 10 000 (1 %) | worse than any crystal |
+/// | [`ttl`](Self::ttl) | 10 s | survives a change of the store's leader |
+/// | [`renew_every`](Self::renew_every) | a quarter of the TTL | leaves three more attempts before the end of validity |
+/// | [`clock_drift_ppm`](Self::clock_drift_ppm) | 10 000 (1 %) | above the error of any crystal oscillator |
 /// | [`guard`](Self::guard) | 250 ms, or a twentieth of the TTL if that is more | from a check to its effect |
 /// | [`reacquire`](Self::reacquire) | no | a lost listener is replaced, not revived |
 /// | [`drain_within`](Self::drain_within) | 10 s | |
@@ -30,30 +30,31 @@ pub struct LeaseBuilder<S, C = BootClock> {
     timing: Timing,
 }
 
-/// What becomes of a *membership* lease while the store cannot be reached.
+/// How a *membership* lease behaves while the store cannot be reached.
 ///
-/// A trade. An exclusive lease must end when it cannot be renewed, so an outage of the store that lasts longer than the
-/// TTL closes the gates of *every* holder. For a lease that only says "I am here", of which each replica has its own,
-/// that turns an outage of the directory into an outage of the service.
+/// This is a trade-off. An exclusive lease must end when it cannot be renewed, so an outage of the store that lasts
+/// longer than the TTL closes the gates of *every* holder. A lease that only announces a replica, under a key which no
+/// other replica uses, needs no such end: for it, that rule turns an outage of the directory into an outage of the
+/// service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnStoreOutage {
     /// The gate closes at the end of validity, as an exclusive lease's does.
     #[default]
     Fence,
-    /// The gate stays open for as long as the store does not say that the lease is lost ("static stability"): in state
+    /// The gate stays open for as long as the store does not report that the lease is lost ("static stability"): in state
     /// [`Jeopardy`](State::Jeopardy), and without an end of [`remaining`](Lease::remaining). When the store is back and
     /// has forgotten the record, the lease is lost, and with [`reacquire`](LeaseBuilder::reacquire) a new epoch begins
     /// some 100 to 500 ms later.
     ///
-    /// Others may see the key vacant, and take it, while this holder serves.
+    /// Another process may see the key vacant, and acquire it, while this holder serves.
     KeepServing,
 }
 
 // === impl Lease ===
 
 impl Lease {
-    /// Prepares a lease on `key` in `store` for `holder`. [`LeaseBuilder`] has the knobs and their defaults.
+    /// Prepares a lease on `key` in `store` for `holder`. [`LeaseBuilder`] has the settings and their defaults.
     pub fn builder<S: LeaseStore>(store: S, key: LeaseKey, holder: Holder) -> LeaseBuilder<S> {
         LeaseBuilder::new(store, key, holder)
     }
@@ -94,26 +95,26 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
         self
     }
 
-    /// The longest time between a look at the gate and its effect. Default: 250 ms, or a twentieth of the TTL if
+    /// The longest time between a check of the gate and its effect. Default: 250 ms, or a twentieth of the TTL if
     /// that is more.
     pub fn guard(mut self, guard: Duration) -> Self {
         self.timing.guard = Some(guard);
         self
     }
 
-    /// Whether the keeper goes for a new epoch after a loss. Default: no, then it ends.
+    /// Whether the keeper acquires a new epoch after a loss. Default: no; the keeper ends.
     pub fn reacquire(mut self, reacquire: bool) -> Self {
         self.timing.reacquire = reacquire;
         self
     }
 
-    /// How long [`step_down`](Lease::step_down) waits for those inside. Default: 10 s.
+    /// How long [`step_down`](Lease::step_down) waits for requests in flight. Default: 10 s.
     pub fn drain_within(mut self, limit: Duration) -> Self {
         self.timing.drain_within = limit;
         self
     }
 
-    /// For how long the gate of a new holder stays closed if the epoch before did not end in good order: expired, or was
+    /// For how long the gate of a new holder stays closed if the epoch before did not end cleanly: it expired, or was
     /// revoked. It has its epoch at once ([`State::LockDelay`]), and renews meanwhile. Default: zero.
     ///
     /// Zero is right where the resource checks tokens. Where nothing does, take the margin plus the longest time that a
@@ -123,8 +124,8 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
         self
     }
 
-    /// Declares the lease a *membership*: its key is this holder's own, and held only to be found. Then it may outlive
-    /// the store. Default: exclusive, for which that has no spelling.
+    /// Declares the lease a *membership*: no other process uses its key, and it is held only for discovery. It may
+    /// then outlive an outage of the store. Default: exclusive, which never does.
     pub fn membership(mut self, on_outage: OnStoreOutage) -> Self {
         self.timing.keeps_serving = on_outage == OnStoreOutage::KeepServing;
         self
@@ -171,7 +172,7 @@ impl<S: LeaseStore, C: Clock> LeaseBuilder<S, C> {
         }
     }
 
-    /// Makes the handle, and the keeper that must be spawned.
+    /// Builds the handle and the keeper. Spawn the future of [`Keeper::run`].
     ///
     /// # Errors
     ///

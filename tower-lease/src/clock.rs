@@ -16,7 +16,7 @@ pub trait Clock: Clone + Send + Sync + 'static {
     /// The time now.
     fn now(&self) -> BootInstant;
 
-    /// Sleeps about that long. Whoever wakes looks at [`now`](Self::now) again, because timers may run at another rate
+    /// Sleeps about that long. The caller reads [`now`](Self::now) again, because timers may run at another rate
     /// than this clock (in suspend, in simulations).
     fn sleep_until(&self, deadline: BootInstant) -> Sleep {
         tokio::time::sleep(deadline.since(self.now()))
@@ -27,14 +27,18 @@ pub trait Clock: Clone + Send + Sync + 'static {
 /// Elsewhere the standard library's monotonic clock, and whether that counts suspend is the platform's choice (Windows:
 /// yes).
 ///
-/// The standard library's clock stops on Linux and on Apple's systems while the machine sleeps, so a laptop or a paused
-/// virtual machine would wake up believing its lease was still young.
+/// The standard library's clock stops on Linux and on Apple's systems while the machine is suspended, so after a resume a
+/// lease would seem younger than it is.
+///
+/// No guest clock covers a **paused virtual machine** for certain: a hypervisor that pauses a guest, migrates it or restores
+/// it from a snapshot need not advance any of the guest's clocks. A token check at the resource ([`fence`](crate::fence))
+/// protects in that case too.
 ///
 /// Tokio's timers do not count suspend. So after a resume a waiting request may be *woken* late, by up to a renewal
-/// period; its answer is withheld all the same, because whoever answers looks at this clock.
+/// period; its answer is withheld all the same, because this clock is read before the response leaves.
 ///
-/// All of a process agree. Do not pair it with a paused Tokio clock: timers would then fire at once, and it would say
-/// "not yet". Use [`TokioClock`] there.
+/// All of a process agree. Do not pair it with a paused Tokio clock: timers would then fire at once, before the deadline
+/// on this clock. Use [`TokioClock`] there.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BootClock(());
 
@@ -154,7 +158,7 @@ mod elsewhere {
 
     use super::{BootInstant, Clock, TokioClock};
 
-    /// One for the process: whoever makes a `BootClock` of his own must be able to compare.
+    /// One for the process, so that instants of different `BootClock`s compare.
     static SINCE_FIRST_USE: LazyLock<TokioClock> = LazyLock::new(TokioClock::new);
 
     pub(super) fn now() -> BootInstant {
@@ -166,7 +170,7 @@ mod elsewhere {
 mod tests {
     use super::*;
 
-    /// The two clocks say the same on a machine that has never slept, so no reading can tell which one it is.
+    /// The two clocks read alike on a machine that was never suspended, so no reading shows which of them is used.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     #[test]
     fn r3_the_boot_clock_is_the_one_that_counts_suspend() {
@@ -181,7 +185,7 @@ mod tests {
         assert!(first > BootInstant::from_nanos(0));
     }
 
-    /// What a store says of a session's age is the difference of two readings, each of a clock made on the spot.
+    /// A store computes the age of a session from two readings, each of a clock that was just made.
     #[test]
     fn r3_clocks_made_apart_agree_on_every_platform() {
         for read in [super::elsewhere::now, || BootClock::new().now()] {

@@ -1,23 +1,24 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// How requests fared at a lease's gates, in plain numbers. From [`Lease::requests`](crate::Lease::requests).
+/// Counts of requests at the gates of a lease. From [`Lease::requests`](crate::Lease::requests).
 ///
-/// They count from the making of the lease, over all its epochs and layers, and each only grows, but for `inside`.
-/// What is let in and answered is not counted: that would cost every request, and is the business of an access log.
+/// They count from the creation of the lease, over all its epochs and layers, and each only grows, but for `inside`.
+/// Requests that are admitted and answered are not counted, because that would cost every request; an access log has
+/// them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RequestCounts {
-    /// Not let in: not held, or not for long enough.
+    /// Rejected: not held, or not for long enough.
     pub refused: u64,
-    /// Not let in: meant for another instance.
+    /// Rejected: meant for another instance.
     pub misdirected: u64,
-    /// Cut off at a loss, their inner futures dropped.
+    /// Cancelled when the lease was lost; their inner futures were dropped.
     pub cancelled: u64,
-    /// Answered after a loss, and the answer replaced.
+    /// Completed after a loss; the response was replaced.
     pub replaced: u64,
-    /// Answers whose bodies broke off at a loss.
+    /// Responses whose bodies were cut off at a loss.
     pub broken_off: u64,
-    /// Inside now: requests, the bodies of their answers, tickets.
+    /// In flight now: requests, response bodies, and each [`LeaseGuard`](crate::LeaseGuard).
     pub inside: usize,
 }
 

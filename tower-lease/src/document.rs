@@ -24,7 +24,7 @@ pub struct Document {
 /// # tokio::spawn(keeper.run());
 /// let token = lease.held().await?;
 /// let key = LeaseKey::new("topology")?;
-/// // Refused as `Fault::Lost` if somebody else leads by now.
+/// // Fails with `Fault::Lost` if another process leads by now.
 /// store.swap(&Swap::create(key.clone(), "a, b").guarded_by(&token)).await?;
 /// let now = store.read(&key).await?.expect("just written");
 /// assert!(matches!(store.swap(&Swap::replace(&now, "a, b, c").guarded_by(&token)).await?, Swapped::Done(_)));
@@ -40,7 +40,7 @@ pub struct Swap {
     is_bound: bool,
 }
 
-/// What a store says to a [`Swap`] that it understood.
+/// The result of a [`Swap`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Swapped {
     /// It is written, or deleted, as of this revision.

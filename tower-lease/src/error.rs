@@ -4,7 +4,7 @@ use tower_outcome::{Class, Refusal, Refused};
 
 use crate::State;
 
-/// The request was refused because the lease is not held, or not for long enough.
+/// The request was rejected because the lease is not held, or not for long enough.
 ///
 /// Found in an error chain with `downcast_ref`, or as a [`Refusal`] with code `lease-not-held`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct NotHeld {
     state: State,
 }
 
-/// The request was let in, and then the lease was lost: its answer is withheld or broken off.
+/// The request was admitted, and then the lease was lost: its response is replaced or cut off.
 ///
 /// The work may have been done or not. Code `lease-lost`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub struct WrongInstance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// The safety margin eats up half the TTL or more: take a longer TTL, or a smaller drift or guard.
+    /// The safety margin is half the TTL or more: use a longer TTL, or a smaller drift or guard.
     MarginTooWide {
         /// `ttl × 2 × drift + guard`.
         margin: Duration,

@@ -1,5 +1,4 @@
-//! Whether the tokens of a store fence, told as a type, so that asking for it of a store that cannot does not compile
-//!
+//! Whether the tokens of a store fence, as a type: requiring it of a store that cannot does not compile.
 
 /// What the tokens of a [`LeaseStore`](crate::LeaseStore) are worth: [`Monotonic`] or [`NoFencing`].
 pub trait Fencing: sealed::Sealed + Send + Sync + 'static {

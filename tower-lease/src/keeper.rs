@@ -83,7 +83,7 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
         self.core.state()
     }
 
-    /// Whatever happens next.
+    /// The next event.
     async fn next(&mut self) -> Input {
         let shared = self.lease.shared();
         let deadline = self.core.deadline();
@@ -160,7 +160,7 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
             Output::Close => shared.close(),
             Output::NonMonotonicToken { epoch, highest } => {
                 let key = self.lease.key();
-                tracing::error!(%key, epoch, highest, "the lease store granted a token that does not rise");
+                tracing::error!(%key, epoch, highest, "lease store granted a fencing token that is not above the last one");
             }
             Output::Publish(state) => self.publish(state),
         }
@@ -182,12 +182,12 @@ impl<S: LeaseStore, C: Clock> Keeper<S, C> {
         let epoch = state.epoch().map(u64::from);
         match state {
             State::Fenced { cause, .. } => {
-                tracing::warn!(%key, holder, epoch, %from, to = %state, %cause, "lease");
+                tracing::warn!(%key, holder, epoch, %from, to = %state, %cause, "lease lost");
             }
             State::Jeopardy { .. } => {
-                tracing::warn!(%key, holder, epoch, %from, to = %state, "lease")
+                tracing::warn!(%key, holder, epoch, %from, to = %state, "lease in jeopardy")
             }
-            _ => tracing::info!(%key, holder, epoch, %from, to = %state, "lease"),
+            _ => tracing::info!(%key, holder, epoch, %from, to = %state, "lease state changed"),
         }
     }
 }
@@ -210,7 +210,7 @@ impl<S: LeaseStore, C: Clock> Drop for Keeper<S, C> {
             }
         }
         shared.next_attempt.store(0, Ordering::Relaxed);
-        // First the fact, then the news: who is woken looks once, and waits again if there is nothing to see.
+        // The flag first, then the notification: a task that is woken checks once, and waits again if nothing has changed.
         shared.ended.store(true, Ordering::Release);
         shared.opened.notify_waiters();
     }
@@ -265,7 +265,7 @@ impl From<&Grant> for Granted {
 // === impl Shared ===
 
 impl<C> Shared<C> {
-    /// Closes the gate, and tells those who wait inside.
+    /// Closes the gate, and notifies the requests in flight.
     fn close(&self) {
         self.cell.close();
         self.lost.notify_waiters();
@@ -304,7 +304,7 @@ async fn release<S: LeaseStore>(store: S, claim: Claim) -> Completed {
     (Input::Released(claim.id(), certain), None)
 }
 
-/// Revokes what the claim holds, if it holds anything: guarded by its own token, so that it hits nobody else.
+/// Revokes what the claim holds, if it holds anything: guarded by its token, so that it affects no other holder.
 async fn revoke_own<S: LeaseStore>(store: S, claim: Claim) -> Completed {
     let result = match store.inspect(claim.key()).await {
         Ok(Some(record)) if record.claim() == claim.id() => {
@@ -339,7 +339,7 @@ fn is_certain(result: Result<(), StoreError>, claim: &Claim, call: &str) -> bool
 
 fn fault(error: &StoreError, claim: &Claim, call: &str) -> Fault {
     let cause = std::error::Error::source(error).map(tracing::field::display);
-    tracing::debug!(key = %claim.key(), call, %error, cause, "the lease store failed");
+    tracing::debug!(key = %claim.key(), call, %error, cause, "lease store call failed");
     error.fault()
 }
 

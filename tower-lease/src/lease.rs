@@ -1,4 +1,4 @@
-//! The heart: what a keeper does next. No clock, no task, no socket.
+//! The keeper's state machine: events and times in, actions out. No clock, no task, no socket.
 //!
 //! Every input comes with the time at which it was handled, and that is also the time before which none of the outputs
 //! can have been sent.
@@ -19,7 +19,7 @@ pub(crate) struct Core {
     rng: Rng,
     phase: Phase,
     own_watch: OwnWatch,
-    /// What was told last.
+    /// The state that was published last.
     published: State,
     /// This keeper's claim number 0; the epochs' claims count up from it.
     first_claim: ClaimId,
@@ -29,7 +29,7 @@ pub(crate) struct Core {
     requests: u64,
     /// The highest epoch held so far: no path leads back to it.
     highest: u64,
-    /// A claim of ours that may still hold the key, and is to be released before the next one tries.
+    /// An earlier claim of this keeper that may still hold the key; it is revoked before the next one tries.
     unreleased_claim: Option<ClaimId>,
     stepping_down: bool,
     /// Whether it is to be handed over when it is given back.
@@ -52,9 +52,9 @@ pub(crate) enum Input {
     StepDown {
         hands_over: bool,
     },
-    /// After [`Output::Drain`]: nobody is inside.
+    /// After [`Output::Drain`]: no request is in flight.
     Drained,
-    /// The time has come that [`Core::deadline`] told.
+    /// The time that [`Core::deadline`] returned has come.
     Timer,
 }
 
@@ -63,7 +63,7 @@ pub(crate) enum Input {
 pub(crate) enum Output {
     Acquire(RequestStamp),
     Renew(RequestStamp),
-    /// Nobody is inside any more: give it back, a clean end.
+    /// No request is in flight any more: release it, a clean end.
     Release(ClaimId),
     /// Give it to the successor that was named, a clean end.
     Transfer(ClaimId),
@@ -75,7 +75,7 @@ pub(crate) enum Output {
     Unwatch,
     Open(NonZeroU64, BootInstant),
     Extend(BootInstant),
-    /// Let nobody new in, and say when nobody is inside.
+    /// Admit no more requests, and report when none is in flight.
     Drain,
     Close,
     /// The store granted an epoch that is not above one it granted before.
@@ -114,7 +114,7 @@ pub(crate) struct Granted {
     pub(crate) is_clean: bool,
 }
 
-/// What the watch of the own key says.
+/// A report of the watch of the own key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum WatchReport {
     Held(ClaimId, Revision),
@@ -132,7 +132,7 @@ enum Phase {
     Held(HeldLease),
     /// Waiting for those inside. -> `Releasing` when they are out, `Cancelling` when their time is over; `Fenced` when lost.
     Closing(HeldLease, BootInstant),
-    /// Closed for those inside too, who are being cancelled. -> `Releasing` when they are out, or at that time.
+    /// Closed; the requests in flight are being cancelled. -> `Releasing` when they have ended, or at that time.
     Cancelling(ClaimId, BootInstant),
     /// Handing it over. -> `Released` when that is done; `Releasing` when it is not, or not known in time.
     HandingOver(ClaimId, BootInstant),
@@ -156,7 +156,7 @@ struct Acquisition {
     /// A request of this claim may have been carried out, for all we know.
     unknown: bool,
     failures: u32,
-    /// Somebody else holds it: worth watching.
+    /// Another claim holds it: worth watching.
     contended: bool,
     step: Step,
 }
@@ -169,9 +169,9 @@ enum Step {
         by: BootInstant,
         vacated: bool,
     },
-    /// An orphan is being taken away. -> asks when answered, or at `by`.
+    /// An unreleased claim is being revoked. -> asks when answered, or at `by`.
     Clearing { by: BootInstant },
-    /// It was handed over to us, at a time that we do not know: so it counts from a renewal of ours. -> `Held` when
+    /// It was handed over to us, at an unknown time, so validity counts from the next renewal. -> `Held` when
     /// that is answered; asks again at `by`.
     Confirming {
         number: u64,
@@ -250,7 +250,7 @@ impl Core {
         }
     }
 
-    /// The one entrance. Whatever comes, an expired lease is fenced first, unless it is to go on.
+    /// Handles an input. An expired lease is fenced before that, unless it is to go on.
     pub(crate) fn on(&mut self, input: Input, now: BootInstant) -> Vec<Output> {
         if !self.timing.keeps_serving && self.held().is_some_and(|held| now >= held.until) {
             self.fence(Lost::Expired, now);
@@ -355,7 +355,7 @@ impl Core {
         }
     }
 
-    /// The one door between phases.
+    /// Every change of phase is made here.
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.publish();
@@ -622,7 +622,7 @@ impl Core {
         }
         let vacated = matches!(acquisition.step, Step::Asked { vacated: true, .. });
         let ours = self.unreleased_claim == Some(holder);
-        // What was not answered may still be carried out: then it is an orphan. Otherwise the next round is a new one.
+        // What was not answered may still be carried out: it is remembered as unreleased. Otherwise the next round is a new one.
         self.unreleased_claim = if ours {
             Some(holder)
         } else {
@@ -679,7 +679,7 @@ impl Core {
 
     fn renewed(&mut self, stamp: RequestStamp, ttl: Duration, now: BootInstant) {
         if ttl.is_zero() {
-            // no time left is lost, whatever the status says.
+            // no time left is lost, even with a status of success.
             return self.not_renewed(stamp, Fault::Lost, now);
         }
         // The period counts from this request; the extension too, however late the answer is.
@@ -725,8 +725,8 @@ impl Core {
         }
     }
 
-    /// at once the first time, then with a pause, until it is over. R-13: that is jeopardy. R-31: who serves on after
-    /// that asks ever more rarely.
+    /// at once the first time, then with a pause, until it is over. R-13: that is jeopardy. R-31: a
+    /// membership that serves past its end retries with a growing pause.
     fn renew_again(&mut self, now: BootInstant) {
         let is_over = self.held().is_some_and(|held| now >= held.until);
         let pause = if is_over {
@@ -784,7 +784,7 @@ impl Core {
         self.stepping_down = true;
         let by = now.after(self.timing.drain_within);
         match std::mem::replace(&mut self.phase, Phase::Released) {
-            // It never opened, so nobody is inside; but the epoch before it may be at work still.
+            // It never opened, so no request is in flight; but the epoch before it may be at work still.
             Phase::Held(held) if held.opens.is_some() => self.revoke_own(Some(held.claim), now),
             Phase::Held(held) => {
                 self.hands_over = hands_over;
@@ -810,7 +810,7 @@ impl Core {
         }
     }
 
-    /// Nobody is inside: a clean end.
+    /// No request is in flight: a clean end.
     fn drained(&mut self, now: BootInstant) {
         let claim = match &self.phase {
             Phase::Closing(held, _) => held.claim,
@@ -828,7 +828,7 @@ impl Core {
         }
     }
 
-    /// those who are still inside are cancelled, and get a moment to notice.
+    /// the requests still in flight are cancelled, and get a moment to notice.
     fn cancel_requests(&mut self, now: BootInstant) {
         let Some(claim) = self.held_claim() else {
             return;
@@ -921,8 +921,8 @@ impl Core {
         self.fence(cause, now);
     }
 
-    /// contenders come after a vacancy, but not all at once. One that has just asked may be told of the time before
-    /// it: the two come by different ways.
+    /// contenders come after a vacancy, but not all at once. A report may be older than the request just
+    /// sent, because the two take different connections.
     fn on_vacancy(&mut self, now: BootInstant) {
         let soon = self.after_vacancy(now);
         match &mut self.phase {

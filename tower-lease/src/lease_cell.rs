@@ -11,14 +11,14 @@ mod loom_tests;
 
 /// The gate itself: which epoch, until when, and how many are inside. One writer (the keeper), any number of readers.
 ///
-/// Readers compare the clock with `until` themselves, so the gate closes on time though nobody runs.
+/// Readers compare the clock with `until` themselves, so the gate closes on time even if no task runs.
 #[derive(Debug)]
 pub(crate) struct LeaseCell {
     /// Only grows.
     epoch: AtomicU64,
-    /// Nanoseconds, even; the lowest bit says "no more new ones". 0 when closed, and always 0 while `epoch` changes.
+    /// Nanoseconds, even; the lowest bit means that no more requests are admitted. 0 when closed, and always 0 while `epoch` changes.
     valid: AtomicU64,
-    /// What `valid` said when it was closed.
+    /// The value of `valid` when it was closed.
     ended: AtomicU64,
     in_flight: AtomicUsize,
 }
@@ -84,7 +84,7 @@ impl LeaseCell {
             .store((until.as_nanos() & !DRAINING) | draining, Ordering::Release);
     }
 
-    /// Lets nobody new in; who is inside may stay until the end.
+    /// Admits no more requests; those in flight may stay until the end.
     pub(crate) fn drain(&self) {
         let valid = self.valid.load(Ordering::Relaxed);
         if valid != 0 {
@@ -103,7 +103,7 @@ impl LeaseCell {
 
     /// The end of this epoch's validity, closed or not; `None` if a later one has begun.
     ///
-    /// A later epoch stores `ended` only after it has stored `epoch`, so the look at `epoch` that comes last tells.
+    /// A later epoch stores `ended` only after it has stored `epoch`, so the last load of `epoch` decides.
     pub(crate) fn ended_by(&self, epoch: u64) -> Option<BootInstant> {
         let until = match self.valid.load(Ordering::Acquire) & !DRAINING {
             0 => self.ended.load(Ordering::Acquire),
@@ -122,7 +122,7 @@ impl LeaseCell {
         self.in_flight.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
-    /// How many are inside. After [`drain`](Self::drain), 0 means that nobody is and nobody will be.
+    /// How many are inside. After [`drain`](Self::drain), 0 means that none is and none will be.
     ///
     /// It is a read-modify-write so that it stands in one order with every `enter`: one that came before is counted
     /// here; one that comes after reads from this write and so sees the gate draining. No `SeqCst` is needed for that.
@@ -139,7 +139,7 @@ impl Reading {
         now < self.until
     }
 
-    /// Whether new ones are let in, as far as one can tell without the clock.
+    /// Whether new ones are let in, as far as that is known without the clock.
     pub(crate) fn seems_open(&self) -> bool {
         !self.draining && self.until > BootInstant::from_nanos(0)
     }

@@ -1,74 +1,9 @@
-//! Serve only while you hold the right to: lease-gated readiness with fencing tokens, for Tower.
+//! Lease-gated readiness with fencing tokens, for Tower: requests are served only while this process holds a lease.
 //!
-//! A [`Lease`] is a right to a key that one holder has at a time and that ends by itself unless it is renewed. A
-//! [`Keeper`], a future that you spawn, acquires it in a [`LeaseStore`] and renews it; a [`LeaseLayer`] lets requests
-//! in while it is held. It helps when two replicas that serve at once would do harm: a leader, the owner of a shard, a
-//! listener that was moved to another machine.
-//!
-//! ```text
-//!             ┌──► LockDelay ──┐                              closed, after an end that was not clean
-//!             │                ▼       renewals fail
-//!   Acquiring ──── granted ─► Held ◄─────────────► Jeopardy      requests are let in
-//!       ▲                     │ │                  │ │
-//!       │ reacquire,          │ └───── step down ──┼─┤
-//!       │ a new epoch         │                    │ ▼
-//!       └──────── Fenced ◄────┴── lost, expired ◄──┘ Closing ──► Released
-//! ```
-//!
-//! # What it promises
-//!
-//! - Validity counts from **before** the request was sent, less a margin for clocks that drift, on a clock that counts
-//!   suspend. Everyone who asks compares the clock himself, so the gate closes on time though the keeper does not get to
-//!   run.
-//! - The keeper watches its own record, and closes the gate at once when it is gone or another's. A lost epoch never
-//!   comes back; a new one has a greater [`FencingToken`].
-//! - Requests are checked in `poll_ready` and in `call`, while they run and when they answer; with
-//!   [`http`](LeaseLayer::http) their bodies are too. Giving the lease back waits for them.
-//!
-//! Code and tests name the rule they hold to, as `R-1` to `R-33`; RULES.md, beside the README, lists them with the tests.
-//!
-//! # Giving it up, and to whom
-//!
-//! [`Lease::step_down`] closes the gate, waits for those inside, and releases: any contender gets it next, within
-//! milliseconds. [`Lease::hand_over`] gives it to the one that is meant, with no vacancy in between. A keeper that dies, or
-//! is dropped, leaves it to the TTL.
-//!
-//! # What it does not
-//!
-//! A lease by itself does not exclude two holders for certain: a clock may be worse than believed, a store may forget,
-//! an effect may be under way when the lease ends. **The token does**, where the resource remembers the highest one it
-//! has seen and refuses lower ones: [`PropagateLayer`] sends it, [`fence`] is the resource's side. Where nothing checks
-//! tokens, a [`lock_delay`](LeaseBuilder::lock_delay) is the next best. And losing the store for longer than the TTL closes
-//! every gate: that is what an exclusive lease means. A [`membership`](LeaseBuilder::membership) may go on.
-//!
-//! # What it costs
-//!
-//! A request that is let in costs three reads of the clock (some 45 ns each: in `call`, at the future's first poll, when it
-//! answers), a few plain loads, and two atomic additions to a count that all requests of a lease share. No lock and no allocation, with two exceptions: one that is not ready
-//! at its first poll takes a place in a `Notify` and in Tokio's timer (a short lock each), so that it is woken at a loss;
-//! and with [`http`](LeaseLayer::http) the token in the request's extensions allocates ([`TokenIn`]). The README has the
-//! figures. A lease held costs a renewal every quarter of its TTL.
-//!
-//! # Which layer
-//!
-//! | | not held | lost between readiness and `call` | lost while it runs | error type |
-//! |---|---|---|---|---|
-//! | [`LeaseLayer::new`]: reject | ready; `call` answers [`NotHeld`] | [`NotHeld`] | [`LeaseLost`] | `BoxError` |
-//! | [`.respond()`](LeaseLayer::respond): servers | ready; `call` answers 503, or `UNAVAILABLE` | the same | the same; a body breaks off | the inner one |
-//! | [`.gate()`](LeaseLayer::gate): inside a balancer | pending | the request back, as `Unsent` | [`LeaseLost`] | `BoxError` |
-//!
-//! The keeper gone for good is `Err` from a gate's `poll_ready`; nothing else ever is. Every layer works for any request
-//! type, a connection too; [`.http()`](LeaseLayer::http), implied by `respond`, adds what HTTP can carry. After an
-//! upgrade (101) the connection is out of sight: hold a [`LeaseGuard`] for it.
-//!
-//! "Lost while it runs" is [`InFlight::Cancel`], the default. With [`InFlight::Finish`] and [`InFlight::FinishWithin`] the
-//! work goes on for a while, for effects that carry the token; its answer is withheld all the same. Work that has not begun
-//! by then, because its future was not polled since `call`, does not begin. "Not held" is "not for
-//! long enough" too, with [`min_remaining`](LeaseLayer::min_remaining) or gRPC [`deadlines`](LeaseLayer::deadlines).
-//!
-//! # Examples
-//!
-//! With defaults:
+//! A [`Lease`] is a right to a key that one holder has at a time and that expires unless it is renewed. A [`Keeper`], a
+//! future that you spawn, acquires it in a [`LeaseStore`] and renews it; a [`LeaseLayer`] admits requests while it is held.
+//! It helps when two replicas that serve at the same time would do harm: a leader, the owner of a shard, a listener that
+//! was moved to another machine.
 //!
 //! ```
 //! use tower::{Layer, ServiceExt, service_fn};
@@ -92,7 +27,70 @@
 //! # }
 //! ```
 //!
-//! Tuned, for an HTTP server:
+//! ```text
+//!             ┌──► LockDelay ──┐                              closed, after an unclean end
+//!             │                ▼       renewals fail
+//!   Acquiring ──── granted ─► Held ◄─────────────► Jeopardy      requests are admitted
+//!       ▲                     │ │                  │ │
+//!       │ reacquire,          │ └───── step down ──┼─┤
+//!       │ a new epoch         │                    │ ▼
+//!       └──────── Fenced ◄────┴── lost, expired ◄──┘ Closing ──► Released
+//! ```
+//!
+//! # Guarantees
+//!
+//! - Validity counts from **before** the request to the store was sent, less a margin for clock drift, on a clock that
+//!   counts suspend. Every check compares the clock, so the gate closes on time even if the keeper does not get to run.
+//! - The keeper watches its own record, and closes the gate at once when the record is deleted or replaced. A lost epoch
+//!   never comes back; a new one has a greater [`FencingToken`].
+//! - Requests are checked in `poll_ready` and in `call`, while they run, and when they complete; with
+//!   [`http`](LeaseLayer::http) their response bodies are checked too. The lease is released after they have ended.
+//!
+//! Code and tests cite the rules that they implement as `R-1` to `R-33`; RULES.md, beside the README, lists them with the
+//! tests.
+//!
+//! # Ending a lease
+//!
+//! [`Lease::step_down`] closes the gate, waits for requests in flight, and releases: any contender acquires the lease
+//! within milliseconds. [`Lease::hand_over`] transfers it to a chosen successor, with no vacancy in between. If a keeper
+//! dies or is dropped, the lease ends with its TTL.
+//!
+//! # Limits
+//!
+//! A lease alone does not exclude two holders with certainty: a clock may drift more than the margin covers, a store may
+//! lose data, a write may still be on its way when the lease ends. **The token does**, if the resource remembers the
+//! highest token it has seen and rejects lower ones: [`PropagateLayer`] sends the token, [`fence`] checks it at the
+//! resource. If nothing checks tokens, use a [`lock_delay`](LeaseBuilder::lock_delay). An outage of the store that lasts
+//! longer than the TTL closes every gate; that is inherent in an exclusive lease. A
+//! [`membership`](LeaseBuilder::membership) may go on.
+//!
+//! # Costs
+//!
+//! An admitted request costs three readings of the clock (about 45 ns each: in `call`, at the first poll of its future, at
+//! its completion), a few plain loads, and two atomic additions to a counter that all requests of a lease share. It takes
+//! no lock and does not allocate, with two exceptions: a request that is pending at its first poll registers with a
+//! `Notify` and with Tokio's timer (a short lock each), so that it wakes when the lease is lost; and with
+//! [`http`](LeaseLayer::http) the token in the request's extensions allocates ([`TokenIn`]). The README has figures. A held
+//! lease costs one renewal per quarter of its TTL.
+//!
+//! # Choosing a layer
+//!
+//! | | not held | lost between readiness and `call` | lost in flight | error type |
+//! |---|---|---|---|---|
+//! | [`LeaseLayer::new`] rejects with an error | ready; `call` returns [`NotHeld`] | [`NotHeld`] | [`LeaseLost`] | `BoxError` |
+//! | [`.respond()`](LeaseLayer::respond) for servers | ready; 503, or `UNAVAILABLE` in gRPC | the same | the same; a body is cut off | that of the inner service |
+//! | [`.gate()`](LeaseLayer::gate) inside a balancer | pending | the request is returned in `Unsent` | [`LeaseLost`] | `BoxError` |
+//!
+//! A gate's `poll_ready` fails once the keeper has ended for good; no other `poll_ready` fails because of the lease. Every
+//! layer works for any request type, including connections; [`.http()`](LeaseLayer::http), implied by `respond`, adds what
+//! HTTP can carry. After an upgrade (101) the layer no longer sees the connection: hold a [`LeaseGuard`] for it.
+//!
+//! In-flight requests are cancelled at a loss by default ([`InFlight::Cancel`]). With [`InFlight::Finish`] and
+//! [`InFlight::FinishWithin`] the work goes on for a time, for writes that carry the token; its response is replaced all
+//! the same. A future that was not polled before the loss does not start. A lease also counts as not held if too little
+//! validity remains, with [`min_remaining`](LeaseLayer::min_remaining) or gRPC [`deadlines`](LeaseLayer::deadlines).
+//!
+//! # An HTTP server
 //!
 //! ```
 //! use std::{convert::Infallible, time::Duration};
@@ -125,18 +123,18 @@
 //!
 //! # Errors
 //!
-//! [`NotHeld`], [`LeaseLost`] and [`WrongInstance`] refuse requests, [`fence::StaleToken`] does at a resource; [`Refusal::find`](tower_outcome::Refusal::find)
-//! finds each in any error chain. [`BuildError`] says that durations do not fit together.
+//! [`NotHeld`], [`LeaseLost`] and [`WrongInstance`] reject requests, [`fence::StaleToken`] rejects them at a resource; [`Refusal::find`](tower_outcome::Refusal::find)
+//! finds each in any error chain. [`BuildError`] means that durations do not fit together.
 //!
 //! # Panics
 //!
-//! None of our own, but for a future polled after it was ready. A store that panics takes its keeper down, and that
+//! Only a future that is polled after it was ready panics. A store that panics takes its keeper down, and that
 //! closes the gate. Waiting needs a Tokio runtime with its timer.
 //!
 //! # Cancel safety
 //!
-//! A request's future may be dropped at any time; its place inside is free at once. A keeper may be too: the gate closes
-//! in `Drop`, and the store's TTL cleans up.
+//! A request's future may be dropped at any time; the request then no longer counts as in flight. A keeper may be dropped
+//! too: the gate closes in `Drop`, and the record ends with its TTL.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

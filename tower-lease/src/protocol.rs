@@ -14,7 +14,7 @@ use crate::{Clock, LeaseBody, LeaseGuard, LeaseKey, TokenIn, WrongInstance};
 
 /// What is done to a request that is let in, and to its answer. The two ways are [`Opaque`] and [`Http`].
 pub trait Protocol<Req, Res, C: Clock>: sealed::Sealed {
-    /// The answer, with the ticket attached where there is a place for it.
+    /// The response, with the guard attached where there is a place for it.
     type Response;
 
     /// How much validity this request wants before it.
@@ -31,7 +31,7 @@ pub trait Protocol<Req, Res, C: Clock>: sealed::Sealed {
         settings: &Settings,
     ) -> Result<(), WrongInstance>;
 
-    /// Attaches the ticket to the answer.
+    /// Attaches the guard to the response.
     fn on_response(response: Res, guard: LeaseGuard<C>) -> Self::Response;
 }
 
@@ -137,13 +137,13 @@ fn drop_forged(headers: &mut HeaderMap, ours: &LeaseKey) {
     }
 }
 
-/// No header names everyone; one that makes no sense names nobody.
+/// A request without the header is for any instance; a malformed header matches none.
 fn names_us(headers: &HeaderMap, epoch: u64) -> bool {
     let mut named = headers.get_all(LEASE_EPOCH).iter();
     named.all(|value| value.to_str().ok().and_then(|value| value.parse().ok()) == Some(epoch))
 }
 
-/// What a gRPC request says of its deadline. Nonsense says nothing: the server's own reading of it will refuse.
+/// The deadline of a gRPC request. A malformed one is ignored here: the server rejects it.
 fn grpc_timeout<A>(request: &Request<A>) -> Option<Duration> {
     if request.method() != Method::POST || !is_grpc(request.headers()) {
         return None;
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grpc_timeout_is_read_as_its_protocol_says() {
+    fn a_grpc_timeout_is_parsed_as_the_protocol_defines() {
         let read = |value: &str| parse_timeout(value.as_bytes());
         assert_eq!(read("2H"), Some(Duration::from_secs(7_200)));
         assert_eq!(read("3M"), Some(Duration::from_secs(180)));

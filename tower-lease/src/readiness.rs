@@ -25,8 +25,8 @@ impl<C: Clock> Lease<C> {
     /// first renewal that fails would be out with every hiccup of the store. To prefer other replicas during it, read
     /// [`state`](Self::state).
     ///
-    /// It answers HTTP probes as a service, and can be joined with others: see [`Readiness`]. Each check compares the clock
-    /// with the end of validity, and a change is reported by a timer of its own, so both are right though the keeper does
+    /// It answers HTTP probes as a service, and can be joined with other conditions: see [`Readiness`]. Each check compares the clock
+    /// with the end of validity, and a change is reported by a separate timer, so both are right though the keeper does
     /// not run. (After a suspend that timer may be late: see [`BootClock`](crate::BootClock).) Once the keeper has
     /// ended it is not ready any more, for good.
     #[must_use]

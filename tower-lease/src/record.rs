@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::{FencingToken, LeaseKey};
 
-/// Who holds, or wants to: a stable name, a random incarnation, and what others should know.
+/// A process that holds a lease, or contends for it: a stable name, a random incarnation, and a payload for watchers.
 ///
 /// The payload (an address, a version) is written with the record and never changes, because the record must not be
 /// rewritten. Cheap to clone.
@@ -21,7 +21,7 @@ pub struct Holder {
     payload: Bytes,
 }
 
-/// One attempt of one holder to get one key, with an id of its own.
+/// One attempt of one holder to get one key, with a unique id.
 ///
 /// A store must treat a repeated `acquire` of the same claim as the same attempt, and must renew and release
 /// only what was acquired by this very claim. The keeper makes a new claim for each epoch, so nothing that
@@ -42,7 +42,7 @@ pub struct ClaimId(u128);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(u64);
 
-/// What a store says to a claim that got the key.
+/// The result of a claim that acquired the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     token: FencingToken,
@@ -76,7 +76,7 @@ impl Holder {
         Self::restore(name, random(), Bytes::new())
     }
 
-    /// A holder as it was written to a store. For those who write one.
+    /// A holder as it was read from a store. For implementations of stores.
     #[must_use]
     pub fn restore(name: &str, incarnation: u128, payload: Bytes) -> Self {
         Self {
@@ -86,7 +86,7 @@ impl Holder {
         }
     }
 
-    /// Adds what others should know, such as an address. Default: nothing.
+    /// Adds a payload for watchers, such as an address. Default: empty.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl Holder {
         self.incarnation
     }
 
-    /// What others should know.
+    /// The payload for watchers.
     #[must_use]
     pub const fn payload(&self) -> &Bytes {
         &self.payload
@@ -165,7 +165,7 @@ impl Claim {
         self.id
     }
 
-    /// For how long. A store may grant another time, and says so.
+    /// For how long. A store may grant another TTL: see [`Grant::ttl`].
     #[must_use]
     pub const fn ttl(&self) -> Duration {
         self.ttl
@@ -242,7 +242,7 @@ impl Grant {
         }
     }
 
-    /// Adds that nobody can still be at work under an earlier epoch: the last one was released or handed over by its
+    /// Adds that no request can still run under an earlier epoch: the last one was released or handed over by its
     /// holder, or there was none. Without this the end counts as unclean.
     #[must_use]
     pub fn after_clean_end(self) -> Self {
@@ -312,7 +312,7 @@ impl Record {
         &self.token
     }
 
-    /// Who holds it.
+    /// The holder.
     #[must_use]
     pub const fn holder(&self) -> &Holder {
         &self.holder
@@ -324,7 +324,7 @@ impl Record {
         self.claim
     }
 
-    /// How long it lasted without a renewal when it was read. A hint for those who wait; never a reason to take it.
+    /// How long it lasted without a renewal when it was read. A hint for contenders that wait; never a reason to take the key.
     #[must_use]
     pub const fn expires_in(&self) -> Option<Duration> {
         self.expires_in

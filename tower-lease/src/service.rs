@@ -18,15 +18,16 @@ use crate::{
     protocol::{Opaque, Protocol, Settings},
 };
 
-/// A service that lets requests in only while the lease is held, and refuses the others in `call`.
+/// Admits requests only while the lease is held, and rejects all other requests in `call`.
 ///
-/// `poll_ready` never fails or waits because of the lease: while it is not held the service is ready, to refuse.
+/// `poll_ready` never fails or waits because of the lease: while it is not held the service is ready, and `call`
+/// rejects.
 pub struct LeaseService<S, C = BootClock, R = Fail, P = Opaque> {
     inner: S,
     lease: Lease<C>,
     settings: Settings,
     refuse: R,
-    /// The inner service said so.
+    /// The inner service was ready.
     is_ready: bool,
     wake: Option<Pin<Box<ChangeOrDeadline>>>,
     protocol: PhantomData<fn() -> P>,
@@ -89,7 +90,7 @@ impl<S, C: Clock, R, P> LeaseService<S, C, R, P> {
     where
         P: Protocol<Req, Res, C>,
     {
-        // A service that said "ready" while the lease was not held has not asked the inner one, so it must refuse.
+        // A service that was ready to reject has not polled the inner service, so it must reject.
         if !self.is_ready {
             return Err(Rejection::NotHeld(self.lease.refused()));
         }
@@ -147,7 +148,7 @@ where
 }
 
 impl<S: Clone, C: Clock, R: Clone, P> Clone for LeaseService<S, C, R, P> {
-    /// The clone has asked nobody yet.
+    /// The clone must be polled for readiness first.
     fn clone(&self) -> Self {
         Self::new(
             self.inner.clone(),
@@ -194,7 +195,7 @@ impl<S, C: Clock, P> LeaseGate<S, C, P> {
         }
         let shared = lease.shared();
         let wake = self.wake.get_or_insert_with(ChangeOrDeadline::boxed);
-        // Only the keeper can open it, and it tells: no timer.
+        // Only the keeper opens it, and it notifies: no timer.
         wake.as_mut().poll(cx, &shared.clock, &shared.opened, || {
             (!is_decided()).then_some(None)
         })
@@ -251,7 +252,7 @@ where
 }
 
 impl<S: Clone, C: Clock, P> Clone for LeaseGate<S, C, P> {
-    /// The clone has asked nobody yet.
+    /// The clone must be polled for readiness first.
     fn clone(&self) -> Self {
         Self::new(self.inner.clone(), self.lease.clone(), self.settings)
     }

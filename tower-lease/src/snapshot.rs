@@ -2,9 +2,9 @@ use std::time::Duration;
 
 use crate::{Fault, Lost, RequestCounts, State};
 
-/// What a lease is like and what it has been through, as plain numbers. From [`Lease::snapshot`](crate::Lease::snapshot).
+/// The state, the counters and the histograms of a lease. From [`Lease::snapshot`](crate::Lease::snapshot).
 ///
-/// Everything but the first two counts from the making of the lease, over all its epochs, and only grows.
+/// Everything but the first two counts from the creation of the lease, over all its epochs, and only grows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Snapshot {
@@ -23,7 +23,7 @@ pub struct Snapshot {
     pub failures: Failures,
     /// Epochs that were lost rather than given back.
     pub losses: Losses,
-    /// How requests fared.
+    /// Counts of requests.
     pub requests: RequestCounts,
 }
 

@@ -1,6 +1,6 @@
 use std::{fmt, num::NonZeroU64};
 
-/// What has become of a lease, as its keeper last told.
+/// The state of a lease, as last reported by its keeper.
 ///
 /// ```text
 ///                  ┌──► LockDelay ──┐
@@ -14,7 +14,7 @@ pub enum State {
     Idle,
     /// Trying to get it.
     Acquiring,
-    /// Held, but nobody is let in yet: whoever held it before may be at work still (R-18).
+    /// Held, but no request is admitted yet: the holder before may still be at work (R-18).
     LockDelay {
         /// Which acquisition.
         epoch: NonZeroU64,
@@ -24,12 +24,12 @@ pub enum State {
         /// Which acquisition.
         epoch: NonZeroU64,
     },
-    /// Held, but renewals fail or the own record cannot be watched (R-13): others are to be preferred.
+    /// Held, but renewals fail or the own record cannot be watched (R-13): prefer another replica.
     Jeopardy {
         /// Which acquisition.
         epoch: NonZeroU64,
     },
-    /// Held for those inside; nobody new is let in, and then it is given back.
+    /// Held for the requests in flight; new ones are rejected, and then the lease is released.
     Closing {
         /// Which acquisition.
         epoch: NonZeroU64,

@@ -4,14 +4,14 @@ use tower_outcome::BoxError;
 
 use crate::{Claim, Document, FencingToken, Grant, LeaseKey, Record, Revision, fencing};
 
-/// Where leases are kept: one authority that decides who holds what.
+/// Where leases are kept: one authority that decides which claim holds which key.
 ///
 /// Every method is one conditional write or one linearizable read. What a caller must know of a failure is not its
 /// transport code but what may have happened: see [`Fault`]. Futures may be dropped at any time; the effect of a
 /// dropped call is unknown.
 ///
-/// Methods with a body are abilities that a store may lack: it then says so in its [`Capabilities`] and refuses. The
-/// suite in [`testing`](crate::testing) (feature `testing`) tells whether an implementation keeps all of this.
+/// Methods with a body are abilities that a store may lack: its [`Capabilities`] then exclude it, and the call is refused. The
+/// suite in [`testing`](crate::testing) (feature `testing`) checks that an implementation keeps all of this.
 pub trait LeaseStore: Clone + Send + Sync + 'static {
     /// Reports changes.
     type Watch: Watch;
@@ -28,14 +28,14 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
     /// [`Fault::Refused`].
     fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Acquired, StoreError>> + Send;
 
-    /// Extends what this claim holds, and says for how long from now. [`Fault::Lost`] if it does not hold it.
+    /// Extends what this claim holds, and returns the TTL from now. [`Fault::Lost`] if it does not hold it.
     fn renew(&self, claim: &Claim) -> impl Future<Output = Result<Duration, StoreError>> + Send;
 
-    /// Gives back what this claim holds; a success too if it holds nothing. The next grant is told that this
-    /// was a clean end ([`Grant::after_clean_end`], R-18).
+    /// Gives back what this claim holds; a success too if it holds nothing. The next grant reports
+    /// a clean end ([`Grant::after_clean_end`], R-18).
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Takes the key from whoever holds it; a success too if nobody does. For operators and orchestrators. It is no
+    /// Takes the key from its holder; a success too if it is vacant. For operators and orchestrators. It is no
     /// clean end, for the holder may still be at work.
     ///
     /// With a `guard` only while that epoch holds *its* key; otherwise [`Fault::Lost`].
@@ -45,7 +45,7 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
         guard: Option<&FencingToken>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Reads who holds the key; `None` if nobody.
+    /// Reads the record of the key; `None` if it is vacant.
     fn inspect(
         &self,
         key: &LeaseKey,
@@ -59,8 +59,8 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
     /// Hands the key from one claim to another in one step: no vacancy, a higher token, a clean end.
     ///
     /// `to` gets the TTL that it asks for, from now. [`Fault::Lost`] if `from` does not hold the key; if `to` holds it
-    /// already, the same grant again, and nothing changes. What [`acquire`](Self::acquire) tells `to` afterwards
-    /// is that same grant too.
+    /// already, the same grant again, and nothing changes. A later
+    /// [`acquire`](Self::acquire) of `to` returns that same grant too.
     fn transfer(
         &self,
         from: &Claim,
@@ -71,7 +71,7 @@ pub trait LeaseStore: Clone + Send + Sync + 'static {
     }
 }
 
-/// An endless report of changes. What is not asked for is not kept without bound: who lags is told so.
+/// An endless report of changes. Events that are not read are kept up to a bound: a reader that lags gets [`WatchEvent::Lagged`].
 pub trait Watch: Send + 'static {
     /// The next event.
     ///
@@ -85,7 +85,7 @@ pub trait Watch: Send + 'static {
     fn next(&mut self) -> impl Future<Output = Result<WatchEvent, StoreError>> + Send;
 }
 
-/// What a store says to an `acquire` that it carried out.
+/// The result of an `acquire`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Acquired {
     /// The claim holds the key.
@@ -100,7 +100,7 @@ pub enum Acquired {
 pub enum WatchEvent {
     /// The key of this record is held.
     Held(Record, Revision),
-    /// Nobody holds this key: released, revoked, or expired.
+    /// This key is vacant: released, revoked, or expired.
     Vacant(LeaseKey, Revision),
     /// A document was written. Only from [`DocumentStore::watch_prefix`](crate::DocumentStore::watch_prefix).
     Written(Document),
@@ -133,7 +133,7 @@ pub struct StoreError {
 pub enum Fault {
     /// Nothing: the request did not leave.
     NotSent,
-    /// Nothing: the store said no (rights, quota, nonsense).
+    /// Nothing: the store rejected the request (permissions, quota, malformed request).
     Refused,
     /// Anything: no answer, or none that can be understood. It may even happen later.
     Unknown,
@@ -144,7 +144,7 @@ pub enum Fault {
 // === impl Capabilities ===
 
 impl Capabilities {
-    /// A linearizable store with watches and transfer, any TTL, and exact expiry; each setter changes one of these. (Whether its tokens fence is told by [`LeaseStore::Fencing`].)
+    /// A linearizable store with watches and transfer, any TTL, and exact expiry; each setter changes one of these. ([`LeaseStore::Fencing`] is whether its tokens fence.)
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -232,7 +232,7 @@ impl Default for Capabilities {
 // === impl StoreError ===
 
 impl StoreError {
-    /// An error without a cause to tell.
+    /// An error without a cause.
     #[must_use]
     pub const fn new(fault: Fault) -> Self {
         Self { fault, cause: None }
@@ -246,7 +246,7 @@ impl StoreError {
         }
     }
 
-    /// The store said no, because of `cause`.
+    /// The store rejected the request, because of `cause`.
     pub fn refused(cause: impl Into<BoxError>) -> Self {
         Self {
             fault: Fault::Refused,

@@ -74,7 +74,7 @@ impl Timing {
         sent.after(ttl.saturating_sub(self.margin(ttl)))
     }
 
-    /// A quarter of the TTL, or what was asked for; never so long that only one attempt fits.
+    /// A quarter of the TTL, or the configured period; at least two attempts always fit.
     pub(crate) fn renew_every(&self, ttl: Duration) -> Duration {
         let limit = ttl.saturating_sub(self.margin(ttl)) / 2;
         self.renew_every.unwrap_or(ttl / 4).min(limit)

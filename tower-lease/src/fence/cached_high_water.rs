@@ -5,11 +5,11 @@ mod loom_tests;
 
 /// The highest epoch of one key that is known to be remembered by the mark. Only grows.
 ///
-/// A cache, not a floor by itself: while it is empty it lets nobody pass and nobody be refused.
+/// A cache, not a floor by itself: while it is empty no token is accepted and none is rejected.
 #[derive(Debug)]
 pub(crate) struct CachedHighWater(AtomicU64);
 
-/// What a floor says of an epoch.
+/// How an epoch compares with the highest one known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Comparison {
     /// It is the highest.
@@ -36,7 +36,7 @@ impl CachedHighWater {
         }
     }
 
-    /// Takes what the mark answered; says what stood here before. An answer that comes late lowers nothing.
+    /// Records the mark's answer and returns the previous value. A late answer lowers nothing.
     pub(crate) fn raise(&self, highest: u64) -> u64 {
         self.0.fetch_max(highest, Ordering::AcqRel)
     }

@@ -6,7 +6,7 @@ use tower_outcome::{Class, Refusal, Refused};
 ///
 /// | code | class | what it means |
 /// |---|---|---|
-/// | `token-stale` | `Stale`: 412, `FAILED_PRECONDITION` | a later holder has been here, or nobody holds the key now |
+/// | `token-stale` | `Stale`: 412, `FAILED_PRECONDITION` | a later holder has been here, or the key is vacant |
 /// | `token-ahead` | `Stale` | the mark knows of no such token: made up, or the store was rewound (R-24) |
 /// | `token-missing`, `token-malformed`, `token-of-another-key` | `BadRequest`: 400, `INTERNAL` | |
 /// | `floor-unknown` | `Unavailable`: 503, `UNAVAILABLE` | the mark did not answer |
@@ -104,7 +104,7 @@ impl fmt::Display for StaleToken {
             Reason::Stale { epoch, floor: None } => {
                 write!(
                     f,
-                    "the fencing token (epoch {epoch}) is of a lease that nobody holds now"
+                    "the fencing token (epoch {epoch}) is of a lease that is not held now"
                 )
             }
             Reason::Ahead { epoch, floor } => {
@@ -114,7 +114,9 @@ impl fmt::Display for StaleToken {
                 )
             }
             Reason::Missing => f.write_str("the request carries no fencing token"),
-            Reason::Malformed => f.write_str("the request's fencing token makes no sense"),
+            Reason::Malformed => {
+                f.write_str("the request's fencing token is malformed: expected `<key>;<epoch>`")
+            }
             Reason::OtherKey => f.write_str("the request's fencing token is of another key"),
             Reason::FloorUnknown => f.write_str("the highest fencing token is not known just now"),
         }

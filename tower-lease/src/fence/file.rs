@@ -95,7 +95,7 @@ impl HighWaterMark for FileMark {
     }
 
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
-        // Before a thread is taken: whoever gives up waiting for a disk that hangs leaves nothing behind.
+        // Before a thread is taken: a caller that times out while the disk hangs leaves no work behind.
         let (mut log, token) = (self.log.clone().lock_owned().await, token.clone());
         Ok(Some(
             tokio::task::spawn_blocking(move || log.raise(&token)).await??,

@@ -29,8 +29,8 @@ pub trait HighWaterMark: Send + Sync + 'static {
     /// Remembers `token` if it is the highest of its key so far, and answers with the highest. Both must be **durable**
     /// by then, and one step: two callers at once get answers that agree on an order.
     ///
-    /// A token passes if the answer is its own epoch. A lower answer says that the mark knows of no such token, `None`
-    /// that no token of this key is good now; both refuse it.
+    /// A token passes if the answer is its own epoch. A lower answer means that the mark knows no such token, `None`
+    /// that no token of this key is valid now; both reject it.
     ///
     /// # Errors
     ///
@@ -45,9 +45,9 @@ pub trait HighWaterMark: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<NonZeroU64>, BoxError>> + Send;
 }
 
-/// Asks the lease store itself who holds the key: nothing to keep, and no token passes that was never given out.
+/// Reads the holder of the key from the lease store. It keeps no state, and no token passes that the store did not grant.
 ///
-/// The store must be linearizable, and its tokens must fence. While nobody holds the key, no token is good. It forgets what the store forgets: a
+/// The store must be linearizable, and its tokens must fence. While the key is vacant, no token is valid. It forgets what the store forgets: a
 /// store restored from a backup may give out a token again, and a fence restarted at the same time lets it pass;
 /// a mark of the resource's own does not.
 #[derive(Clone, Debug)]
@@ -88,7 +88,7 @@ impl<S: LeaseStore<Fencing = fencing::Monotonic>> HighWaterMark for StoreMark<S>
 
     async fn raise(&self, token: &FencingToken) -> Result<Option<NonZeroU64>, BoxError> {
         if !self.store.capabilities().linearizable() {
-            return Err("the lease store is not linearizable, so what it says may be old".into());
+            return Err("the lease store is not linearizable, so its answer may be stale".into());
         }
         let record = self.store.inspect(token.key()).await?;
         Ok(record.map(|record| record.token().epoch()))

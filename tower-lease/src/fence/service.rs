@@ -97,7 +97,7 @@ where
 }
 
 impl<S: Clone, M, R: Clone> Clone for FenceService<S, M, R> {
-    /// The clone has asked nobody yet, as far as the inner service's clone has not.
+    /// The clone is as ready as the inner service's clone: it must be polled first.
     fn clone(&self) -> Self {
         Self::new(
             self.inner.clone(),
@@ -117,7 +117,7 @@ impl<S: fmt::Debug, M, R> fmt::Debug for FenceService<S, M, R> {
     }
 }
 
-/// Two tokens are as good as nonsense: nobody could say which of them counts.
+/// Two tokens are treated as malformed, because either of them could be meant.
 fn sole_token(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(LEASE_TOKEN).iter();
     let first = values.next()?;

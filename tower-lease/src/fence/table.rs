@@ -21,7 +21,7 @@ use crate::LeaseKey;
 #[derive(Clone, Default)]
 pub struct HighWaterCache(Arc<Mutex<HashMap<LeaseKey, Weak<Entry>>>>);
 
-/// The floors of the keys that one fence has seen, at most so many. Read without a lock; a new key copies the map.
+/// The floors of the keys that one fence has seen, up to its capacity. Read without a lock; a new key copies the map.
 #[derive(Debug)]
 pub(super) struct Table {
     entries: ArcSwap<Entries>,
@@ -37,12 +37,12 @@ type Entries = HashMap<LeaseKey, Arc<Entry>>;
 pub(super) struct Entry {
     pub(super) key: LeaseKey,
     pub(super) floor: CachedHighWater,
-    /// One asks the mark at a time; the others find the answer here.
+    /// One task asks the mark at a time; the tasks that wait find the answer here.
     pub(super) asking: Semaphore,
     waiting: AtomicUsize,
 }
 
-/// A place among those who wait for the mark. Left in `Drop`.
+/// Counts one task that waits for the mark. Uncounted in `Drop`.
 #[derive(Debug)]
 pub(super) struct Waiter<'a>(&'a Entry);
 
@@ -175,13 +175,13 @@ mod tests {
     }
 
     #[test]
-    fn no_more_keys_are_kept_than_agreed_and_what_somebody_has_is_not_forgotten() {
+    fn the_table_keeps_its_capacity_and_forgets_no_entry_in_use() {
         let (cache, table) = (HighWaterCache::new(), table(4));
         let passed: Vec<_> = (0..50)
             .map(|index| table.get_or_insert(&key(&format!("k{index}")), &cache))
             .collect();
         assert_eq!(table.len(), 4);
-        // Whoever passed by one of them has the very one that is asked again.
+        // A request that was admitted by one of them shares the entry with the next one.
         for entry in &passed {
             assert!(Arc::ptr_eq(entry, &table.get_or_insert(&entry.key, &cache)));
         }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_wait_and_no_more() {
+    fn the_number_of_waiting_tasks_is_bounded() {
         let entry = Entry::new(key("a"));
         let places: Vec<_> = (0..MAX_WAITING).map(|_| entry.wait().unwrap()).collect();
         assert!(entry.wait().is_none());

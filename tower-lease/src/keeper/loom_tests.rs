@@ -14,7 +14,7 @@ use tower_service::Service;
 use super::*;
 use crate::{Holder, LeaseGate, LeaseKey, LeaseLayer, MemoryStore, sync::block_on};
 
-/// It stands still: whatever is waited for must come by a wake-up.
+/// It stands still: each wait must end by a wake-up.
 #[derive(Clone)]
 struct Still;
 
@@ -66,9 +66,9 @@ fn is_ready(mut gate: LeaseGate<Unit, Still>) -> Result<(), BoxError> {
     block_on(poll_fn(|cx| gate.poll_ready(cx)))
 }
 
-/// Otherwise whoever looks between the two sleeps for ever.
+/// Otherwise a task that checks between the two sleeps for ever.
 #[test]
-fn loom_who_waits_hears_that_the_keeper_has_gone() {
+fn loom_a_waiting_task_is_woken_when_the_keeper_ends() {
     loom::model(|| {
         let (lease, keeper) = kept();
         let ending = thread::spawn(move || drop(keeper));
@@ -78,7 +78,7 @@ fn loom_who_waits_hears_that_the_keeper_has_gone() {
 }
 
 #[test]
-fn loom_a_gate_that_waits_hears_that_the_keeper_has_gone() {
+fn loom_a_waiting_gate_is_woken_when_the_keeper_ends() {
     loom::model(|| {
         let (lease, keeper) = kept();
         let gate = gate(&lease, Duration::ZERO);
@@ -89,7 +89,7 @@ fn loom_a_gate_that_waits_hears_that_the_keeper_has_gone() {
 }
 
 #[test]
-fn loom_who_waits_hears_that_it_is_held() {
+fn loom_a_waiting_task_is_woken_when_the_lease_is_held() {
     loom::model(|| {
         let (lease, mut keeper) = kept();
         let gate = gate(&lease, Duration::ZERO);
@@ -121,12 +121,12 @@ fn loom_r27_a_gate_that_waits_hears_of_an_extension() {
 
 /// the last one that leaves wakes the keeper that waits for that.
 #[test]
-fn loom_r29_the_keeper_hears_that_nobody_is_inside() {
+fn loom_r29_the_keeper_is_woken_when_no_request_is_in_flight() {
     loom::model(|| {
         let (lease, mut keeper) = kept();
         opened(&mut keeper, 100);
-        let ticket = lease.enter(Duration::ZERO).unwrap();
-        let leaving = thread::spawn(move || drop(ticket));
+        let guard = lease.enter(Duration::ZERO).unwrap();
+        let leaving = thread::spawn(move || drop(guard));
         keeper.act(Output::Drain);
         block_on(lease.shared().drained());
         leaving.join().unwrap();

@@ -193,7 +193,7 @@ fn r9_a_ttl_below_the_margin_does_not_make_renewals_follow_one_another() {
     assert_eq!(brief.least_period(), Duration::from_millis(25));
 }
 
-/// two attempts must fit into what was granted, whatever was asked for.
+/// two attempts must fit into what was granted, even if a longer TTL was requested.
 #[test]
 fn r5_r9_a_period_that_was_asked_for_fits_into_the_ttl_that_was_granted() {
     let timing = Timing {
@@ -220,7 +220,7 @@ fn r5_r9_a_period_that_was_asked_for_fits_into_the_ttl_that_was_granted() {
 }
 
 #[test]
-fn r6_whatever_comes_late_finds_an_expired_lease_fenced() {
+fn r6_a_late_event_finds_an_expired_lease_fenced() {
     let (mut core, _) = held(Timing::default(), 0);
     let (stamp, _) = next_renewal(&mut core);
     let outputs = core.on(Input::Renewed(stamp, Ok(TTL)), ms(VALID_MS));
@@ -323,7 +323,7 @@ fn r9_an_attempt_is_given_up_after_a_tenth_of_the_ttl() {
 }
 
 #[test]
-fn r11_lost_is_lost_at_once_whatever_validity_is_left() {
+fn r11_a_loss_takes_effect_at_once_even_if_validity_is_left() {
     let (mut core, _) = held(Timing::default(), 0);
     let (stamp, at) = next_renewal(&mut core);
     let outputs = core.on(Input::Renewed(stamp, Err(Fault::Lost)), at);
@@ -377,7 +377,7 @@ fn r12_the_own_record_is_watched_and_its_end_is_the_end() {
     );
 }
 
-/// A store that was restored from a backup has numbers of its own: what it says of the key is below the grant, and is no
+/// A store that was restored from a backup counts revisions anew: its report of the key is below the grant, and is no
 /// old news, for the watch was opened after the grant.
 #[test]
 fn r12_r24_a_report_from_before_the_grant_means_a_store_that_was_rewound() {
@@ -418,9 +418,9 @@ fn r12_r24_a_report_from_before_the_grant_means_a_store_that_was_rewound() {
     }
 }
 
-/// What the watch of a contender says is of any age.
+/// The report of a contender's watch may be of any age.
 #[test]
-fn r24_who_does_not_hold_it_takes_every_report() {
+fn r24_a_contender_accepts_every_report() {
     let mut core = core(Timing::default());
     let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     let reply = Reply::Held {
@@ -688,7 +688,7 @@ fn r26_no_path_leads_back_to_a_lost_epoch() {
     );
 }
 
-/// what the store may still have is taken away by whoever gives up, before the TTL.
+/// what the store may still have is revoked by the keeper that gives up, before the TTL.
 #[test]
 fn r26_r30_stepping_down_after_a_loss_takes_the_old_record_away() {
     let (mut core, stamp) = held(reacquiring(), 0);
@@ -800,7 +800,7 @@ fn r29_it_closes_then_waits_then_releases() {
 }
 
 #[test]
-fn r29_who_does_not_leave_in_time_is_cut_off_before_the_release() {
+fn r29_a_request_that_outlasts_the_drain_is_cancelled_before_the_release() {
     let (mut core, stamp) = held(
         Timing {
             drain_within: Duration::from_secs(1),
@@ -967,7 +967,7 @@ fn r18_giving_up_during_the_lock_delay_is_no_clean_end() {
 }
 
 #[test]
-fn r18_whoever_is_cut_off_and_does_not_leave_makes_it_no_clean_end() {
+fn r18_a_cancelled_request_that_does_not_end_makes_the_end_unclean() {
     let (mut core, stamp) = held(
         Timing {
             drain_within: Duration::from_secs(1),
@@ -1041,7 +1041,7 @@ fn r20_a_transfer_that_fails_or_is_not_answered_becomes_a_release() {
     }
 }
 
-/// A contender whose watch tells that the key was handed to it.
+/// A contender whose watch reports that the key was handed to it.
 fn inheriting() -> (Core, RequestStamp) {
     let mut core = core(reacquiring());
     let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
@@ -1061,7 +1061,7 @@ fn inheriting() -> (Core, RequestStamp) {
 }
 
 #[test]
-fn r20_r1_a_successor_counts_from_a_renewal_of_its_own() {
+fn r20_r1_a_successors_validity_counts_from_its_first_renewal() {
     let (mut core, stamp) = inheriting();
     let handover_claim = stamp.claim;
     let outputs = core.on(Input::Acquired(stamp, grant(9, TTL)), ms(1_010));
@@ -1145,7 +1145,7 @@ fn r31_a_member_that_is_to_keep_serving_does_while_the_store_is_down() {
 }
 
 #[test]
-fn r31_a_member_is_lost_when_the_store_says_so() {
+fn r31_a_membership_is_lost_when_the_store_reports_it() {
     let (mut core, _) = held(member(), 0);
     let (stamp, at) = next_renewal(&mut core);
     assert_eq!(
@@ -1161,7 +1161,7 @@ fn r31_a_member_is_lost_when_the_store_says_so() {
 }
 
 #[test]
-fn r31_its_gate_has_no_end_of_its_own() {
+fn r31_the_gate_of_a_membership_has_no_end() {
     let mut core = core(member());
     let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     let outputs = core.on(Input::Acquired(stamp, grant(5, TTL)), ms(10));

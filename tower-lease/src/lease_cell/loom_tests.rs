@@ -27,7 +27,7 @@ fn loom_a_reading_is_of_one_epoch() {
     });
 }
 
-/// whoever stays for a grace period learns the end of his own epoch, or that it was long ago.
+/// a request in its grace period learns the end of the epoch it belongs to, or that it was long ago.
 #[test]
 fn loom_r28_an_end_is_of_ones_own_epoch() {
     loom::model(|| {
@@ -48,9 +48,9 @@ fn loom_r28_an_end_is_of_ones_own_epoch() {
     });
 }
 
-/// I3: whoever knows of a loss finds the gate closed, to new ones and to those inside.
+/// I3: a thread that knows of a loss finds the gate closed, for new requests and for those in flight.
 #[test]
-fn loom_i3_who_knows_of_the_loss_finds_it_closed() {
+fn loom_i3_a_thread_that_knows_of_the_loss_finds_the_gate_closed() {
     loom::model(|| {
         let cell = Arc::new(LeaseCell::new());
         let told = Arc::new(AtomicUsize::new(0));
@@ -78,9 +78,9 @@ fn loom_i3_who_knows_of_the_loss_finds_it_closed() {
     });
 }
 
-/// when the keeper has drained and counts nobody, nobody gets in any more.
+/// when the keeper has drained and the count is zero, no request is admitted any more.
 #[test]
-fn loom_r29_nobody_slips_in_behind_the_count() {
+fn loom_r29_no_request_is_admitted_after_the_count_was_zero() {
     loom::model(|| {
         let cell = Arc::new(LeaseCell::new());
         let released = Arc::new(AtomicUsize::new(0));
@@ -107,7 +107,7 @@ fn loom_r29_nobody_slips_in_behind_the_count() {
 
 /// R-29, the other way round: what happened inside happened before the count came to zero.
 #[test]
-fn loom_r29_who_left_is_done() {
+fn loom_r29_the_effects_of_an_ended_request_are_visible() {
     loom::model(|| {
         let cell = Arc::new(LeaseCell::new());
         let effects = Arc::new(AtomicUsize::new(0));

@@ -20,12 +20,12 @@ use crate::{
 
 /// A store in this process's memory, shared by its clones: the embedded default.
 ///
-/// It is a true authority for the keepers that share it, and for nobody else: it forgets everything with the process,
-/// tokens included. Expiry is exact and needs no task: whoever looks sees nothing past its end, and each watcher keeps
-/// a timer of its own. It runs on Tokio's clock.
+/// It is the authority for the keepers that share it, within one process: its state, tokens included, ends with the process.
+/// Expiry is exact and needs no task: each call removes expired records first, and each watcher has
+/// a timer. It runs on Tokio's clock.
 ///
 /// Limits: 100 000 records and documents, then `acquire` and `swap` are refused; the latest 1 024 changes are kept for watchers, and one that
-/// falls behind is told [`WatchEvent::Lagged`] and goes on from there.
+/// falls behind gets [`WatchEvent::Lagged`] and goes on from there.
 #[derive(Clone)]
 pub struct MemoryStore {
     shared: Arc<Shared>,
@@ -64,22 +64,22 @@ impl MemoryStore {
         }
     }
 
-    /// Does something to the table, and tells the watchers if that changed it.
+    /// Applies `act` to the table, and notifies the watchers if that changed it.
     fn with<T>(&self, act: impl FnOnce(&mut Table, Instant) -> T) -> T {
         let mut table = self.table();
         let result = act(&mut table, Instant::now());
         let revision = table.revision();
         drop(table);
-        // Two may come here in the other order; the revision told must not go back.
-        self.shared.changed.send_if_modified(|told| {
-            let newer = revision > *told;
-            *told = revision.max(*told);
+        // Two may come here in the other order; the published revision must not go back.
+        self.shared.changed.send_if_modified(|published| {
+            let newer = revision > *published;
+            *published = revision.max(*published);
             newer
         });
         result
     }
 
-    /// A panic under the lock would be a bug of ours, and the table is whole between two of its steps.
+    /// A panic under the lock would be a bug in this crate, and the table is consistent between two of its steps.
     fn table(&self) -> MutexGuard<'_, Table> {
         self.shared
             .table
@@ -207,7 +207,7 @@ impl MemoryWatch {
         })
     }
 
-    /// Of a key only the latest state matters: who lags gets that, and has lost nothing.
+    /// Of a key only the latest state matters: a watcher that lags gets that, and has lost nothing.
     fn look_at_key(
         table: &mut Table,
         key: &LeaseKey,
@@ -248,7 +248,7 @@ fn is_under(event: &WatchEvent, prefix: &str) -> bool {
     key_of(event).is_some_and(|key| key.as_str().starts_with(prefix))
 }
 
-/// Who watches one key asks for its lease.
+/// The watch of a key reports its lease only.
 fn is_about(event: &WatchEvent, key: &LeaseKey) -> bool {
     let is_of_a_lease = matches!(event, WatchEvent::Held(..) | WatchEvent::Vacant(..));
     is_of_a_lease && key_of(event) == Some(key)

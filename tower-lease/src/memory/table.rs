@@ -15,7 +15,7 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// The heart of the store: a table of records, told what time it is.
+/// The store's state machine: a table of records. The caller passes the time.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
     /// The number of changes so far; it numbers the tokens too, so they grow over deletion and re-creation.
@@ -100,7 +100,7 @@ impl Table {
         Ok(self.install(to, true, end))
     }
 
-    /// Puts a record where none is, and tells that.
+    /// Inserts a record, and logs the event.
     fn install(&mut self, claim: &Claim, is_clean: bool, end: Instant) -> Grant {
         let key = claim.key().clone();
         let record = Record::new(
@@ -233,7 +233,7 @@ impl Table {
         Ok(Swapped::Done(self.revision()))
     }
 
-    /// Ends what is over. Done before everything else, so nobody sees a record past its end, run or not run.
+    /// Ends what is over. Done before everything else, so no call sees a record past its end.
     pub(crate) fn sweep(&mut self, now: Instant) {
         while let Some((end, key)) = self.ends.first()
             && *end <= now
@@ -263,7 +263,7 @@ impl Table {
         Revision::new(self.revision)
     }
 
-    /// When the next record ends, if nobody renews it.
+    /// When the next record ends, unless it is renewed.
     pub(crate) fn next_end(&self) -> Option<Instant> {
         self.ends.first().map(|(end, _)| *end)
     }
@@ -293,7 +293,7 @@ impl Table {
         }
     }
 
-    /// Ends an epoch; its holder may not know, so until told otherwise that is no clean end.
+    /// Ends an epoch; its holder may not know, so without a release that is no clean end.
     fn remove(&mut self, key: &LeaseKey) {
         if let Some(entry) = self.entries.remove(key) {
             self.ends.remove(&(entry.end, key.clone()));

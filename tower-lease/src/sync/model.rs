@@ -17,7 +17,7 @@ pub(crate) struct Notify(Mutex<State>);
 struct State {
     /// How often all were notified.
     calls: usize,
-    /// One was notified, and nobody waited.
+    /// `notify_one` was called while no task waited.
     permit: bool,
     waiting: Vec<Waker>,
 }

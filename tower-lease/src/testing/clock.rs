@@ -15,7 +15,7 @@ use crate::{BootInstant, Clock};
 #[derive(Clone, Debug)]
 pub struct SkewedClock {
     origin: Instant,
-    /// Nanoseconds of ours in a millisecond of Tokio's.
+    /// Nanoseconds of this clock in a millisecond of Tokio's.
     rate: u64,
     /// What it has counted and Tokio's clock has not.
     ahead: Arc<AtomicU64>,
@@ -26,7 +26,7 @@ const MILLION: u128 = 1_000_000;
 // === impl SkewedClock ===
 
 impl SkewedClock {
-    /// A clock that says `offset` now, and gains `ppm` millionths from here on; negative ones it loses. Clones agree
+    /// A clock that reads `offset` now, and gains `ppm` millionths from here on; negative ones it loses. Clones agree
     /// with it. Less than −999 999 is that: it must go on.
     #[must_use]
     pub fn new(ppm: i32, offset: Duration) -> Self {

@@ -18,8 +18,8 @@ use crate::{
 
 /// A store behind a bad network: calls are lost, late, repeated, reordered, answered with "unknown", or stopped.
 ///
-/// As made it changes nothing; [`set`](Self::set) says what goes wrong from here on, by chance and by a seed, so that a
-/// run can be repeated. Clones share the network. Each call is carried out by a task of its own, whether or not the
+/// As made it changes nothing; [`set`](Self::set) sets what goes wrong from here on, by chance and by a seed, so that a
+/// run can be repeated. Clones share the network. Each call is carried out by a separate task, whether or not the
 /// caller still waits, as a real one would be.
 #[derive(Clone)]
 pub struct FaultyStore<S> {
@@ -49,7 +49,7 @@ pub struct Calls {
     pub renewals: u64,
     /// Of `release`, `revoke` and `transfer`.
     pub ends: u64,
-    /// All others.
+    /// All other calls.
     pub others: u64,
 }
 
@@ -88,7 +88,7 @@ struct Fate {
 // === impl FaultyStore ===
 
 impl<S> FaultyStore<S> {
-    /// `inner` behind a network that works, until told otherwise.
+    /// `inner` behind a network that works, until [`set`](Self::set) is called.
     pub fn new(inner: S, seed: u64) -> Self {
         let state = State {
             rng: Rng::with_seed(seed),
@@ -293,7 +293,7 @@ impl Faults {
         Self::none().lose_requests(1000)
     }
 
-    /// So many requests in a thousand do not arrive; their callers wait for ever.
+    /// How many requests in a thousand do not arrive; their callers wait for ever.
     pub fn lose_requests(self, in_a_thousand: u32) -> Self {
         Self {
             lost_requests: in_a_thousand,
@@ -301,7 +301,7 @@ impl Faults {
         }
     }
 
-    /// So many in a thousand are carried out, and nobody hears of it.
+    /// How many in a thousand are carried out and never answered.
     pub fn lose_answers(self, in_a_thousand: u32) -> Self {
         Self {
             lost_answers: in_a_thousand,
@@ -309,7 +309,7 @@ impl Faults {
         }
     }
 
-    /// So many in a thousand are carried out and answered with [`Fault::Unknown`].
+    /// How many in a thousand are carried out and answered with [`Fault::Unknown`].
     pub fn answer_unknown(self, in_a_thousand: u32) -> Self {
         Self {
             unknown: in_a_thousand,
@@ -317,7 +317,7 @@ impl Faults {
         }
     }
 
-    /// So many in a thousand are carried out twice, the second time later.
+    /// How many in a thousand are carried out twice, the second time later.
     pub fn repeat(self, in_a_thousand: u32) -> Self {
         Self {
             repeated: in_a_thousand,

@@ -1,4 +1,4 @@
-//! Every history of a small world: two or three keepers' cores, a true store, and at most so many faults. I1 and I4.
+//! Every history of a small world: two or three keepers' cores, a true store, and a bounded number of faults. I1 and I4.
 //!
 //! Messages arrive at once and in order, and time goes on only when none is under way; each deviation is a fault: a
 //! message that is lost, one that comes late or again, a store that does something and does not know it, a network that
@@ -74,7 +74,7 @@ enum Mishap {
     Lost,
     Late,
     Again,
-    /// The store carries it out, and says that it does not know.
+    /// The store carries it out, and answers that the result is unknown.
     Unknown,
     /// Nothing from the store arrives at that node any more, for a while.
     CutAnswers,
@@ -86,7 +86,7 @@ enum Mishap {
     Crash,
     /// It is stopped for longer than a TTL; its clock goes on.
     Stop,
-    /// Its machine sleeps for longer than a TTL: nobody else notices, and none of its timers.
+    /// Its machine sleeps for longer than a TTL: no other process notices, and none of its timers.
     Sleep,
     StepDown,
     /// To the next node.
@@ -269,7 +269,7 @@ impl World {
         self.held.insert((when, self.serial), message);
     }
 
-    /// To the next deadline of anybody; false when that is past the horizon.
+    /// To the next deadline of any node; false when that is past the horizon.
     fn pass_time(&mut self) -> bool {
         let wakes = (0..self.nodes.len()).filter_map(|at| Some((self.wake(at)?, at)));
         let wake = wakes.min();
@@ -450,7 +450,7 @@ impl World {
         }
     }
 
-    /// Does something to the table, and tells the watchers if that changed it.
+    /// Applies `act` to the table, and notifies the watchers if that changed it.
     fn changing<T>(&mut self, act: impl FnOnce(&mut Table, Instant) -> T) -> T {
         let before = self.table.revision();
         let now = self.start + Duration::from_nanos(self.now);
@@ -507,7 +507,7 @@ impl Message {
 }
 
 impl Input {
-    /// The store has done something, and the answer does not say what.
+    /// The store has done something, and the answer does not contain what.
     fn forget(&mut self) {
         match self {
             Self::Acquired(_, answer) => *answer = Err(Fault::Unknown),

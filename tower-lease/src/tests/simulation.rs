@@ -1,6 +1,6 @@
 //! Keepers' cores, a true store and a bad network, in made-up time: I1 and I4 over random histories.
 //!
-//! Time is the store's; each node's clock starts elsewhere and runs at a rate of its own. One event is handled at a
+//! Time is the store's; each node's clock starts elsewhere and runs at a different rate. One event is handled at a
 //! time, and a gate can only open at an event, so looking after each event sees every overlap.
 
 use std::{collections::BTreeMap, num::NonZeroU64, time::Duration};
@@ -259,7 +259,7 @@ impl Sim {
         let input = match request {
             Request::Acquire(stamp) => {
                 let reply = self.acquire(self.claim(at, stamp.claim));
-                // Now and then the store has done it and says that it does not know.
+                // Now and then the store has done it and answers that the result is unknown.
                 let unknown = self.rng.u32(0..1000) < self.world.loss;
                 Input::Acquired(
                     stamp,
@@ -318,7 +318,7 @@ impl Sim {
         }
     }
 
-    /// Does something to the table, and tells the watchers if that changed it.
+    /// Applies `act` to the table, and notifies the watchers if that changed it.
     fn changing<T>(&mut self, act: impl FnOnce(&mut Table, Instant) -> T) -> T {
         let (now, before) = (self.instant(), self.table.revision());
         let result = act(&mut self.table, now);

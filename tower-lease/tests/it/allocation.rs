@@ -76,9 +76,9 @@ async fn an_admitted_request_allocates_nothing() {
     );
 }
 
-/// What is told in the docs of `TokenIn`, `FenceLayer` and `PropagateLayer`.
+/// The figures in the docs of `TokenIn`, `FenceLayer` and `PropagateLayer`.
 #[tokio::test(start_paused = true)]
-async fn a_token_allocates_what_is_told() {
+async fn a_token_allocates_what_the_docs_state() {
     let (_store, (lease, _keeper)) = held().await;
     let layer = LeaseLayer::new(&lease).http();
     assert_eq!(allocations(layer.clone().layer(service_fn(ok))), 300);
@@ -110,7 +110,7 @@ impl HighWaterMark for Echo {
     }
 }
 
-/// What is told in the docs of `FenceBuilder::capacity`.
+/// The figure in the docs of `FenceBuilder::capacity`.
 #[tokio::test(start_paused = true)]
 async fn a_key_that_a_fence_remembers_takes_some_220_bytes() {
     let tokens: Vec<_> = (0..1_000)

@@ -31,7 +31,7 @@ async fn the_memory_store_conforms() {
     );
 }
 
-/// An engine that is loaded answers late now and then, and then nobody knows what it did.
+/// An engine that is loaded answers late now and then, and then the result is unknown.
 #[tokio::test(start_paused = true)]
 async fn r15_a_store_that_is_right_and_often_silent_conforms() {
     let store = Flawed::new(Flaw::LosesAnswers);
@@ -178,7 +178,7 @@ impl Flawed {
         }
     }
 
-    /// The claim that holds the key, whoever that is.
+    /// The claim that holds the key.
     async fn holder_of(&self, claim: &Claim) -> Result<Claim, StoreError> {
         let record = self.inner.inspect(claim.key()).await?;
         let id = record.map_or(claim.id(), |record| record.claim());

@@ -231,7 +231,7 @@ async fn r20_a_lease_is_handed_over_to_the_one_that_was_meant() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r20_a_handover_that_cannot_be_is_told() {
+async fn r20_a_handover_that_is_not_possible_returns_an_error() {
     let store = faulty(7);
     let (holder, _one) = spawn(builder(&store));
     soon(holder.held()).await.unwrap();
@@ -289,7 +289,7 @@ async fn r20_a_successor_does_not_hand_over_to_itself() {
 
 /// What is left of a lost epoch is taken away by its claim, so another's is left alone.
 #[tokio::test(start_paused = true)]
-async fn r26_who_comes_back_takes_nothing_away_from_its_successor() {
+async fn r26_a_holder_that_returns_does_not_disturb_its_successor() {
     let store = faulty(7);
     let (first, _one) = spawn(builder(&store).reacquire(true));
     soon(first.held()).await.unwrap();
@@ -313,7 +313,7 @@ async fn r26_an_old_record_that_could_not_be_taken_away_is_not_forgotten() {
     let store = faulty(7);
     let (lease, _keeper) = spawn(builder(&store).reacquire(true));
     let old = soon(lease.held()).await.unwrap();
-    // The store extends, and nobody hears of it.
+    // The store extends, and the answer is lost.
     store.set(Faults::none().lose_answers(1000));
     let mut states = lease.subscribe();
     soon(states.wait_for(|state| matches!(state, State::Fenced { .. })))
@@ -331,7 +331,7 @@ async fn r26_an_old_record_that_could_not_be_taken_away_is_not_forgotten() {
     assert!(start.elapsed() < ms(4_000), "{:?}", start.elapsed());
 }
 
-/// A caller whose handover to one successor was cut short by a timeout, say, and who tries the next one.
+/// A caller whose handover to one successor ran into a timeout, for example, and that tries the next one.
 #[tokio::test(start_paused = true)]
 async fn r20_of_two_handovers_at_once_the_first_decides_and_has_the_token() {
     let store = faulty(7);

@@ -53,7 +53,7 @@ where
     soon(async { service.ready().await?.call(request).await }).await
 }
 
-/// A mark that does what it is told, and counts.
+/// A mark that answers as the test sets it, and counts.
 #[derive(Clone, Default)]
 struct Moody {
     inner: MemoryMark,
@@ -170,12 +170,12 @@ async fn r21_a_restart_loads_the_floor_and_an_empty_memory_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r21_the_store_tells_the_floor() {
+async fn r21_the_store_supplies_the_floor() {
     let (store, (first, keeper)) = held().await;
     let old = first.token().unwrap();
     first.step_down().await;
     soon(keeper).await.unwrap();
-    // Nobody holds it: no token is good.
+    // Vacant: no token is valid.
     let fence = Fence::of_key(key(), StoreMark::new(store.clone())).build();
     let refused = fence.admit(&old).await.unwrap_err();
     assert_eq!(
@@ -191,7 +191,7 @@ async fn r21_the_store_tells_the_floor() {
         Some(new.epoch())
     );
     assert!(fence.admit(&new).await.is_ok());
-    // One that was never given out would lock everybody out, if it passed.
+    // One that was never given out would lock every holder out, if it passed.
     let forged = fence.admit(&token(u64::MAX)).await.unwrap_err();
     assert_eq!(
         (forged.refusal().class(), forged.refusal().code()),
@@ -217,7 +217,7 @@ async fn r24_after_a_restore_of_the_store_tokens_are_refused_and_nothing_is_corr
     let (before, _kept, _store) = restored(4).await;
     let (rewound, _rewound_kept, rewound_store) = restored(2).await;
     assert!(before.epoch() > rewound.epoch());
-    // A mark of its own.
+    // A separate mark.
     let fence = Fence::of_key(key(), MemoryMark::new()).build();
     fence.admit(&before).await.unwrap();
     assert_eq!(
@@ -276,7 +276,7 @@ async fn f08_a_holder_that_slept_through_its_end_is_refused_by_the_resource() {
     );
 }
 
-/// One process with a fence in its HTTP server and one in its gRPC server, say, and one file for both.
+/// One process with a fence in its HTTP server and one in its gRPC server, for example, and one file for both.
 #[tokio::test(start_paused = true)]
 async fn i2_fences_over_clones_of_one_mark_have_one_floor() {
     async fn check<M: HighWaterMark + Clone>(
@@ -328,7 +328,7 @@ async fn i2_fences_over_clones_of_one_mark_have_one_floor() {
     }
 }
 
-/// I2 over 200 random histories: tokens of three keys in any order, through two fences over one mark that forget (room
+/// I2 over 200 random histories: tokens of three keys in any order, through two fences over one mark that forget (capacity
 /// for two keys) and are restarted, with requests at once. What passes never goes down.
 #[tokio::test(start_paused = true)]
 async fn i2_what_passes_never_goes_down_over_random_histories() {
@@ -436,7 +436,7 @@ async fn a_request_without_a_token_is_refused_or_let_pass_by_choice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nonsense_is_refused_whatever_was_chosen() {
+async fn a_malformed_token_is_rejected_in_every_mode() {
     let fence = Fence::of_prefix("", MemoryMark::new()).build();
     let (probe, handle) = Probe::new();
     let mut resource = FenceLayer::new(&fence).allow_missing().layer(probe);
@@ -512,7 +512,7 @@ async fn respond_answers_in_the_requests_protocol_and_keeps_the_error_type() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_passed_can_ask_again_before_the_effect() {
+async fn an_admitted_request_can_check_again_before_the_effect() {
     let fence = Fence::of_prefix("", MemoryMark::new())
         .capacity(NonZeroUsize::new(2).unwrap())
         .build();
@@ -544,7 +544,7 @@ async fn who_passed_can_ask_again_before_the_effect() {
 // === the mark ===
 
 #[tokio::test(start_paused = true)]
-async fn while_the_floor_is_not_known_nobody_new_passes() {
+async fn while_the_floor_is_unknown_no_new_token_passes() {
     let mark = Moody::default();
     let fence = Fence::of_key(key(), mark.clone()).build();
     let mut resource = FenceLayer::new(&fence).respond().layer(Probe::new().0);
@@ -622,7 +622,7 @@ async fn a_crowd_with_a_new_token_asks_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_hangs_up_while_asking_leaves_the_turn_to_the_next() {
+async fn a_request_dropped_while_it_asks_lets_the_next_one_ask() {
     let mark = Moody::default();
     mark.be(Mood::Hangs);
     let (probe, handle) = Probe::new();
@@ -641,7 +641,7 @@ async fn who_hangs_up_while_asking_leaves_the_turn_to_the_next() {
     assert_eq!(handle.clones(), 0, "nothing keeps the service");
 }
 
-/// Whoever waits for the mark has asked the very clone of the inner service that it calls.
+/// A request that waits for the mark has polled the very clone of the inner service that it calls.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_waited_for_the_mark_calls_the_service_that_was_ready() {
     let mark = Moody::default();
@@ -661,7 +661,7 @@ async fn a_request_that_waited_for_the_mark_calls_the_service_that_was_ready() {
     assert_eq!(soon(waiting).await.unwrap().unwrap().status(), 201);
 }
 
-/// A store that may answer with the past cannot tell a floor.
+/// A store that may return stale reads has no floor.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_not_linearizable_is_no_mark() {
     #[derive(Clone)]

@@ -227,7 +227,7 @@ async fn r11_r12_a_lease_taken_away_by_hand_closes_the_gate_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r12_a_watch_that_cannot_be_kept_open_is_told() {
+async fn r12_a_watch_that_cannot_be_kept_open_is_jeopardy() {
     let store = Flaky::new();
     let (lease, _keeper) = spawn(builder(&store));
     soon(lease.held()).await.unwrap();
@@ -408,7 +408,7 @@ async fn r26_a_lost_lease_comes_back_only_as_a_new_epoch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r29_stepping_down_waits_for_those_inside_and_lets_nobody_new_in() {
+async fn r29_stepping_down_waits_for_requests_in_flight_and_admits_no_new_ones() {
     let (store, (lease, keeper)) = held().await;
     let guard = lease.enter(Duration::ZERO).unwrap();
     let stepping = tokio::spawn({
@@ -449,7 +449,7 @@ impl Clock for Spy {
 
 /// Threads that ask again and again would keep the count above zero, and the drain would never end.
 #[tokio::test(start_paused = true)]
-async fn r29_who_is_refused_while_it_closes_does_not_count_as_inside() {
+async fn r29_a_request_rejected_while_closing_does_not_count_as_in_flight() {
     let spy = Spy {
         clock: TokioClock::new(),
         lease: Arc::default(),
@@ -477,7 +477,7 @@ async fn r29_who_is_refused_while_it_closes_does_not_count_as_inside() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r29_who_stays_too_long_is_cut_off_before_the_release() {
+async fn r29_a_request_that_stays_too_long_is_cancelled_before_the_release() {
     let store = MemoryStore::new();
     let (lease, _keeper) = spawn(builder(&store).drain_within(Duration::from_secs(15)));
     soon(lease.held()).await.unwrap();
@@ -525,7 +525,7 @@ async fn r30_a_killed_keeper_closes_the_gate_and_the_ttl_cleans_up() {
         }
     ));
     assert!(lease.held().await.is_err(), "nobody is left to get it");
-    // The watcher sees the expiry though nobody touches the store.
+    // The watcher sees the expiry though no call reaches the store.
     let event = soon(watch.next()).await.unwrap();
     assert!(matches!(event, WatchEvent::Vacant(vacant, _) if vacant == key()));
     assert!(
@@ -568,14 +568,14 @@ async fn a_store_that_panics_takes_the_keeper_down_and_closes_the_gate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stepping_down_goes_on_though_nobody_waits_for_it() {
+async fn stepping_down_goes_on_after_its_future_is_dropped() {
     let (_store, (lease, keeper)) = held().await;
     assert!(timeout(Duration::ZERO, lease.step_down()).await.is_err());
     assert_eq!(soon(keeper).await.unwrap(), State::Released);
 }
 
 #[tokio::test(start_paused = true)]
-async fn states_are_told_in_order_and_end_with_the_keeper() {
+async fn states_are_published_in_order_and_end_with_the_keeper() {
     let store = MemoryStore::new();
     let (lease, keeper) = builder(&store).build().unwrap();
     let told = Arc::new(Mutex::new(Vec::new()));

@@ -102,7 +102,7 @@ async fn reject_answers_an_error_without_asking_the_inner_service() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_tells_when_we_try_again() {
+async fn a_rejection_carries_the_time_of_the_next_attempt() {
     let (store, (_holder, _keeper)) = held().await;
     let (contender, _contender) = spawn(builder(&store));
     sleep(ms(100)).await;
@@ -143,7 +143,7 @@ async fn a_service_that_was_ready_to_refuse_refuses_though_the_lease_came_meanwh
     assert!(poll_ready(&mut service).is_ready());
     tokio::spawn(keeper.run());
     soon(lease.held()).await.unwrap();
-    // The strict probe would panic if it were called now: nobody has asked it.
+    // The strict probe would panic if it were called now: it was not polled.
     assert!(service.call(request()).await.unwrap_err().is::<NotHeld>());
     assert_eq!(ask(&mut service, request()).await.unwrap().status(), 200);
     assert_eq!(handle.calls(), 1);
@@ -227,7 +227,7 @@ async fn r27_a_gates_readiness_is_not_believed_for_the_time_a_request_needs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_the_inner_service_is_refused_when_the_lease_is_lost() {
+async fn a_caller_waiting_for_the_inner_service_is_rejected_when_the_lease_is_lost() {
     let (store, (lease, _keeper)) = held().await;
     let (probe, handle) = Probe::new();
     handle.be_pending();
@@ -242,7 +242,7 @@ async fn who_waits_for_the_inner_service_is_refused_when_the_lease_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r6_who_waits_for_the_inner_service_is_refused_at_the_end_of_validity_though_no_keeper_runs()
+async fn r6_a_caller_waiting_for_the_inner_service_is_rejected_at_the_end_of_validity_without_a_keeper()
  {
     let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();
     let mut keeper = pin!(keeper.run());
@@ -338,7 +338,7 @@ async fn a_clone_of_a_waiting_gate_waits_for_itself() {
 
 /// Otherwise a balancer would keep an endpoint for ever whose connection never comes and whose keeper has gone.
 #[tokio::test(start_paused = true)]
-async fn a_gate_whose_inner_service_never_gets_ready_still_tells_that_the_keeper_has_gone() {
+async fn a_gate_whose_inner_service_is_never_ready_reports_that_the_keeper_ended() {
     let (_store, (lease, keeper)) = held().await;
     let (probe, handle) = Probe::new();
     handle.be_pending();
@@ -488,7 +488,7 @@ async fn r28_in_respond_mode_a_lost_request_is_answered() {
     assert_eq!(text, "the lease was lost (epoch 1)\n");
 }
 
-/// What is left of a lease that nobody renews is the margin; of that the guard may be used, and no more.
+/// What is left of a lease that is not renewed is the margin; of that the guard may be used, and no more.
 #[tokio::test(start_paused = true)]
 async fn r28_finish_within_gives_work_its_grace_and_replaces_its_answer() {
     for (work, grace, cut) in [
@@ -587,7 +587,7 @@ async fn r28_work_that_slept_through_the_end_does_not_go_on() {
         let mut service = LeaseLayer::new(&lease).in_flight(in_flight).layer(inner);
         let mut call = pin!(service.ready().await.unwrap().call(request()));
         assert!(futures_poll(call.as_mut()).await.is_none());
-        // Nobody runs, and then everybody at once.
+        // No task runs, and then all at once.
         advance(VALID + ms(1_000)).await;
         let answer = futures_poll(call.as_mut()).await.expect("it is over");
         assert!(answer.unwrap_err().is::<LeaseLost>());
@@ -596,7 +596,7 @@ async fn r28_work_that_slept_through_the_end_does_not_go_on() {
 }
 
 /// a future waits in a queue (a `Buffer`, a `join_all`), or its process is stopped, between `call` and its first
-/// poll. Work that has not begun by the end of validity is not in flight, whatever the policy for that is.
+/// poll. Work that has not begun by the end of validity is not in flight, under every policy.
 #[tokio::test(start_paused = true)]
 async fn r6_work_does_not_begin_after_the_end_of_validity_though_no_keeper_runs() {
     for in_flight in [
@@ -773,7 +773,7 @@ async fn r29_two_holders_never_serve_at_once() {
     }
 }
 
-/// Counts who serves now, and the most there ever were.
+/// Counts the services that are open now, and the most there ever were.
 struct Serving(Arc<Mutex<(u32, u32)>>);
 
 impl Serving {
@@ -846,7 +846,7 @@ async fn r33_refused_misdirected_cancelled_replaced_and_broken_off_are_counted()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_says_what_became_of_the_lease() {
+async fn a_rejection_carries_the_state_of_the_lease() {
     let (_store, (idle, _keeper)) = not_held().await;
     assert_eq!(
         idle.enter(Duration::ZERO).unwrap_err().to_string(),
@@ -1057,7 +1057,7 @@ async fn a_request_for_the_instance_that_was_here_before_is_refused() {
 }
 
 /// I3 over 300 random courses: heads and frames come at random times, and so does the loss, by a revocation, by
-/// renewals that fail, or by a keeper that stands still. Whatever the client gets, it gets while the lease is held.
+/// renewals that fail, or by a keeper that stands still. The client gets each part while the lease is held.
 #[test]
 fn i3_no_head_and_no_frame_leaves_after_the_loss_whenever_it_comes() {
     let is_whole = |seed| {
@@ -1067,7 +1067,7 @@ fn i3_no_head_and_no_frame_leaves_after_the_loss_whenever_it_comes() {
             .start_paused(true)
             .build()
             .unwrap();
-        runtime.block_on(whatever_comes_comes_in_time(seed))
+        runtime.block_on(every_part_of_a_response_comes_in_time(seed))
     };
     let whole = (0..300).filter(|seed| is_whole(*seed)).count();
     assert!(
@@ -1077,7 +1077,7 @@ fn i3_no_head_and_no_frame_leaves_after_the_loss_whenever_it_comes() {
 }
 
 /// Whether the client got all of it.
-async fn whatever_comes_comes_in_time(seed: u64) -> bool {
+async fn every_part_of_a_response_comes_in_time(seed: u64) -> bool {
     let mut random = fastrand::Rng::with_seed(seed);
     let store = Flaky::new();
     let (lease, keeper) = spawn(builder(&store));
@@ -1200,7 +1200,7 @@ async fn a_request_for_another_epoch_is_misdirected_and_does_not_get_in() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_misdirected_request_is_told_421_and_handed_back_by_a_gate() {
+async fn a_misdirected_request_is_answered_421_and_handed_back_by_a_gate() {
     let (_store, (lease, _keeper)) = held().await;
     let to = || {
         Request::builder()
@@ -1331,7 +1331,7 @@ async fn r28_a_body_whose_lease_is_lost_is_not_asked_any_more() {
         let body = Asked(asked.clone());
         async move { Ok::<_, BoxError>(Response::new(body)) }
     });
-    // One that nobody had asked when the lease was taken away.
+    // One that was not polled when the lease was taken away.
     let (store, (lease, _keeper)) = held().await;
     let mut body = ask(&mut LeaseLayer::new(&lease).http().layer(inner), request())
         .await
@@ -1520,7 +1520,7 @@ async fn a_body_keeps_its_framing() {
 // === other protocols, and bounds ===
 
 #[tokio::test(start_paused = true)]
-async fn a_ticket_tells_when_its_epoch_is_over() {
+async fn a_lease_guard_reports_the_end_of_its_epoch() {
     let (store, (lease, _keeper)) = held().await;
     let guard = lease.enter(Duration::ZERO).unwrap();
     let waiting = tokio::spawn(async move {

@@ -63,7 +63,7 @@ async fn a_prefix_watcher_continues_a_listing_without_a_gap() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watcher_sees_each_expiry_on_time_though_nobody_touches_the_store() {
+async fn a_watcher_sees_each_expiry_on_time_without_calls_to_the_store() {
     let store = MemoryStore::new();
     let mut prefix = store.watch_prefix("", Revision::START);
     let mut one = store.watch(&key(), Revision::START);
@@ -116,7 +116,7 @@ async fn a_sleeping_watcher_is_woken_by_a_shorter_lease_than_it_waits_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_falls_behind_is_told_and_goes_on_from_there() {
+async fn a_reader_that_falls_behind_gets_lagged_and_goes_on_from_there() {
     let store = MemoryStore::new();
     let mut prefix = store.watch_prefix("", Revision::START);
     let mut one = store.watch(&key(), Revision::START);
@@ -146,7 +146,7 @@ async fn a_reader_that_falls_behind_is_told_and_goes_on_from_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_from_another_stores_future_is_told_to_list_again() {
+async fn a_watch_from_another_stores_future_gets_lagged() {
     let store = MemoryStore::new();
     let mut watch = store.watch_prefix("", Revision::new(7));
     assert_eq!(watch.next().await.unwrap(), WatchEvent::Lagged);

@@ -1,4 +1,4 @@
-//! A lease's readiness: what probes are told in each state, and when a change is reported.
+//! A lease's readiness: what probes are answered in each state, and when a change is reported.
 
 use std::{
     future::{Future, ready},
@@ -85,7 +85,7 @@ async fn each_transition_between_ready_and_not_is_reported_once() {
     follow.abort();
 }
 
-/// no task but that of the one who asks.
+/// no task but that of the caller.
 #[tokio::test(start_paused = true)]
 async fn r6_the_end_of_validity_is_reported_though_no_keeper_runs() {
     let (lease, keeper) = builder(&MemoryStore::new()).build().unwrap();

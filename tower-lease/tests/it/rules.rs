@@ -72,7 +72,7 @@ fn every_rule_is_there_once() {
 }
 
 #[test]
-fn every_rule_has_a_test_or_says_why_it_has_none() {
+fn every_rule_has_a_test_or_a_reason_for_none() {
     for (rule, text) in rules() {
         assert!(
             !tests_named_in(text).is_empty() || text.contains("No test"),

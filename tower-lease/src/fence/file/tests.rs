@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 
-/// A path of its own, removed in the end.
+/// A temporary path, removed at the end.
 struct Place(PathBuf);
 
 impl Place {
@@ -33,7 +33,7 @@ fn open(place: &Place) -> Log {
     Log::open(Os, place.0.clone()).unwrap()
 }
 
-/// A disk that loses power after so many steps, and then does nothing more.
+/// A disk that loses power after a number of steps; every later step fails.
 #[derive(Clone)]
 struct Frail(Arc<std::sync::Mutex<State>>);
 
@@ -151,7 +151,7 @@ impl Disk for Frail {
     }
 }
 
-/// Raises some floors, with a rewriting and a restart in between, and says which were acknowledged.
+/// Raises some floors, with a rewrite and a restart in between, and returns those that were acknowledged.
 fn acknowledged(disk: &Frail) -> Vec<FencingToken> {
     let mut acknowledged = Vec::new();
     for (epoch, restarts) in [(1, true), (2, false), (3, true), (4, false)] {
@@ -198,7 +198,7 @@ fn r21_what_was_acknowledged_is_there_after_a_power_failure_at_any_time() {
     }
 }
 
-/// Neither a pipe nor a folder of `/proc` can be synced, and who asks is told so.
+/// Neither a pipe nor a folder of `/proc` can be synced: the call returns an error.
 #[cfg(target_os = "linux")]
 #[test]
 fn r21_the_system_is_asked_to_sync() {

@@ -51,7 +51,7 @@ fn r30_only_the_claim_that_holds_it_can_release_or_renew() {
 }
 
 #[test]
-fn r6_a_record_ends_without_anybody_sweeping() {
+fn r6_a_record_ends_without_a_sweep() {
     let (mut table, now) = (Table::default(), Instant::now());
     table.acquire(&claim("a", 1), now).unwrap();
     assert_eq!(
@@ -132,7 +132,7 @@ fn r20_a_transfer_leaves_no_vacancy_and_raises_the_token() {
 }
 
 #[test]
-fn r18_a_grant_tells_how_the_last_epoch_ended() {
+fn r18_a_grant_reports_how_the_last_epoch_ended() {
     let (mut table, now) = (Table::default(), Instant::now());
     let is_clean = |table: &mut Table, id, now| match table.acquire(&claim("a", id), now).unwrap() {
         Acquired::Granted(grant) => grant.is_clean(),
@@ -271,7 +271,7 @@ fn a_key_is_a_lease_or_a_document() {
 }
 
 #[test]
-fn the_log_is_bounded_and_says_what_it_forgot() {
+fn the_log_is_bounded_and_reports_what_it_forgot() {
     let (mut table, now) = (Table::default(), Instant::now());
     for id in 0..=MAX_LOG as u128 {
         table.acquire(&claim("a", id), now).unwrap();

@@ -18,7 +18,7 @@ impl<S: LeaseStore> Conformance<S> {
         };
         let watch = async {
             if capabilities.watch() {
-                self.r12_a_watch_tells_an_expiry().await;
+                self.r12_a_watch_reports_an_expiry().await;
             }
         };
         tokio::join!(

@@ -14,7 +14,7 @@ impl<S: DocumentStore> Conformance<S> {
         self.a_document_has_a_greatest_length().await;
         if self.one.capabilities().watch() {
             self.a_prefix_watch_continues_a_listing().await;
-            self.a_prefix_tells_documents_too().await;
+            self.a_prefix_watch_reports_documents_too().await;
         }
     }
 
@@ -41,7 +41,7 @@ impl<S: DocumentStore> Conformance<S> {
         assert_eq!(
             document.revision(),
             at,
-            "a swap tells the revision that can be read"
+            "a swap returns the revision that can be read"
         );
         document
     }
@@ -129,7 +129,7 @@ impl<S: DocumentStore> Conformance<S> {
         assert_fault(
             self.one.swap(&late).await,
             Fault::Lost,
-            "R-21: nobody holds the guard",
+            "R-21: the guard is not held",
         );
         let new = self.granted(&self.claim(&leader)).await;
         assert_fault(
@@ -149,7 +149,7 @@ impl<S: DocumentStore> Conformance<S> {
         assert_fault(
             self.one.swap(&foreign).await,
             Fault::Lost,
-            "R-25: a token of a key that nobody holds",
+            "R-25: a token of a key that is not held",
         );
     }
 
@@ -236,7 +236,7 @@ impl<S: DocumentStore> Conformance<S> {
         assert_eq!(document.value().len(), Document::MAX_LEN);
     }
 
-    async fn a_prefix_tells_documents_too(&self) {
+    async fn a_prefix_watch_reports_documents_too(&self) {
         let base = self.key();
         let prefix = format!("{base}/");
         let [document, lease] = ["d", "l"]
@@ -317,7 +317,7 @@ impl<S: DocumentStore> Conformance<S> {
         let mut watch = self.other.watch_prefix(&prefix, listing.revision);
         let event = self.next(&mut watch, "what came after the listing").await;
         let WatchEvent::Held(record, held_at) = event else {
-            panic!("an acquisition is told as held: {event:?}")
+            panic!("an acquisition is reported as held: {event:?}")
         };
         assert_eq!(
             (record.key(), record.token()),

@@ -29,18 +29,18 @@ impl<S: LeaseStore> Conformance<S> {
     async fn r14_a_free_key_is_granted_and_a_held_one_is_not(&self) {
         let (key, claim, grant) = self.held().await;
         assert_eq!(grant.token().key(), &key, "R-25: the token is of the key");
-        assert!(!grant.ttl().is_zero(), "R-2: the granted TTL is told");
+        assert!(!grant.ttl().is_zero(), "R-2: the granted TTL is returned");
         let another = self.claim(&key);
         let answer = self
             .answer(|| self.other.acquire(&another), "acquire of a held key")
             .await;
         let Acquired::Held(record) = answer else {
-            panic!("R-14: a key that is held is granted to nobody else");
+            panic!("R-14: a key that is held is granted to no other claim");
         };
         assert_eq!(
             (record.token(), record.claim()),
             (grant.token(), claim.id()),
-            "who holds it is told"
+            "the holder is returned"
         );
         let read = self
             .inspected(&key)
@@ -117,7 +117,7 @@ impl<S: LeaseStore> Conformance<S> {
                 .answer(|| self.one.renew(&claim), "renew")
                 .await
                 .is_zero(),
-            "R-2: a renewal tells the TTL"
+            "R-2: a renewal returns the TTL"
         );
         let token = self
             .inspected(&key)
@@ -140,7 +140,7 @@ impl<S: LeaseStore> Conformance<S> {
         self.assert_fault(
             || self.one.renew(&none),
             Fault::Lost,
-            "R-11: nobody holds it",
+            "R-11: it is not held",
         )
         .await;
         self.answer(|| self.one.release(&claim), "release").await;
@@ -202,7 +202,7 @@ impl<S: LeaseStore> Conformance<S> {
         self.assert_rises(&second, &third, "a revocation");
     }
 
-    /// What a release tells is the store's choice; that the others are no clean end is not.
+    /// Whether a release is a clean end is the store's choice; a revocation never is.
     async fn r18_a_revocation_is_no_clean_end(&self) {
         let (key, claim, _) = self.held().await;
         self.answer(|| self.one.revoke(&key, None), "revoke").await;
@@ -224,7 +224,7 @@ impl<S: LeaseStore> Conformance<S> {
         assert_eq!(
             again,
             Acquired::Granted(grant),
-            "R-15: and that is told again"
+            "R-15: and that grant is returned again"
         );
     }
 
@@ -334,7 +334,7 @@ impl<S: LeaseStore> Conformance<S> {
         assert_eq!(
             adopted,
             Acquired::Granted(new.clone()),
-            "R-15: the successor is told the transfer's grant"
+            "R-15: the successor gets the transfer's grant"
         );
         self.answer(|| self.other.release(&to), "release by the successor")
             .await;

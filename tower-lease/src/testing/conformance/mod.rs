@@ -21,8 +21,8 @@ use crate::{
 /// The suite. It looks at the store through two handles, and panics, naming the rule, at the first that is broken.
 ///
 /// A request whose answer is unknown is sent again, within the slack, as keepers do (R-15); but for swaps, which are no
-/// such requests. It waits for leases to expire, some three TTLs in all. On a real engine its keys lie under a prefix of
-/// their own, and nobody else may write there; the rest of the engine is left alone.
+/// such requests. It waits for leases to expire, some three TTLs in all. On a real engine its keys lie under a separate prefix,
+/// to which no other client may write; the rest of the engine is left alone.
 ///
 /// ```
 /// use std::time::Duration;
@@ -79,7 +79,7 @@ impl<S: LeaseStore> Conformance<S> {
         self
     }
 
-    /// Runs every check: those that wait for the end of a lease at the same time, the others one after the other.
+    /// Runs every check: those that wait for the end of a lease at the same time, all other checks one after the other.
     ///
     /// # Panics
     ///
@@ -154,7 +154,7 @@ impl<S: LeaseStore> Conformance<S> {
         self.one.capabilities().expiry_granularity() + self.slack
     }
 
-    /// Waits until nobody holds the key.
+    /// Waits until the key is vacant.
     async fn until_vacant(&self, key: &LeaseKey, limit: Duration) {
         let start = Instant::now();
         while self.inspected(key).await.is_some() {
@@ -166,7 +166,7 @@ impl<S: LeaseStore> Conformance<S> {
         }
     }
 
-    /// R-19, where the store says that its tokens fence.
+    /// R-19, where the tokens of the store fence.
     fn assert_rises(&self, from: &Grant, to: &Grant, how: &str) {
         if S::Fencing::IS_MONOTONIC {
             let rises = from
@@ -230,7 +230,7 @@ where
 }
 
 fn ok<T>(result: Result<T, StoreError>, what: &str) -> T {
-    result.unwrap_or_else(|error| panic!("{what} must work, not: {}", told(&error)))
+    result.unwrap_or_else(|error| panic!("{what} must work, not: {}", text_of(&error)))
 }
 
 fn assert_fault<T: fmt::Debug>(result: Result<T, StoreError>, fault: Fault, rule: &str) {
@@ -240,7 +240,7 @@ fn assert_fault<T: fmt::Debug>(result: Result<T, StoreError>, fault: Fault, rule
     }
 }
 
-fn told(error: &StoreError) -> String {
+fn text_of(error: &StoreError) -> String {
     match std::error::Error::source(error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),

@@ -9,8 +9,8 @@ use crate::{LeaseKey, LeaseStore, Revision, Watch, WatchEvent};
 
 impl<S: LeaseStore> Conformance<S> {
     pub(super) async fn watch(&self) {
-        self.r12_a_watch_tells_the_present_state_first().await;
-        self.r12_a_watch_tells_each_end().await;
+        self.r12_a_watch_reports_the_present_state_first().await;
+        self.r12_a_watch_reports_each_end().await;
         self.a_dropped_next_has_lost_nothing().await;
         if self.one.capabilities().transfer() {
             self.r20_watchers_of_a_transfer_see_no_vacancy().await;
@@ -21,11 +21,11 @@ impl<S: LeaseStore> Conformance<S> {
     pub(super) async fn next(&self, watch: &mut S::Watch, what: &str) -> WatchEvent {
         match timeout(self.slack, watch.next()).await {
             Ok(event) => ok(event, what),
-            Err(_) => panic!("{what} is told within {:?}", self.slack),
+            Err(_) => panic!("{what} is reported within {:?}", self.slack),
         }
     }
 
-    async fn r12_a_watch_tells_the_present_state_first(&self) {
+    async fn r12_a_watch_reports_the_present_state_first(&self) {
         let key = self.key();
         let mut watch = self.other.watch(&key, Revision::START);
         let event = self.next(&mut watch, "R-12: that a key is vacant").await;
@@ -35,7 +35,7 @@ impl<S: LeaseStore> Conformance<S> {
         );
         let (key, claim, grant) = self.held().await;
         let mut watch = self.other.watch(&key, grant.revision());
-        match self.next(&mut watch, "R-12: who holds it").await {
+        match self.next(&mut watch, "R-12: the holder").await {
             WatchEvent::Held(record, at) => {
                 assert_eq!(
                     (record.token(), record.claim()),
@@ -46,14 +46,14 @@ impl<S: LeaseStore> Conformance<S> {
                     "R-12: as of the grant or later: {at:?}"
                 );
             }
-            other => panic!("R-12: a key that is held is told as held: {other:?}"),
+            other => panic!("R-12: a key that is held is reported as held: {other:?}"),
         }
     }
 
-    async fn r12_a_watch_tells_each_end(&self) {
+    async fn r12_a_watch_reports_each_end(&self) {
         let (key, claim, first) = self.held().await;
         let mut watch = self.other.watch(&key, first.revision());
-        self.next(&mut watch, "R-12: who holds it").await;
+        self.next(&mut watch, "R-12: the holder").await;
         self.answer(|| self.one.release(&claim), "release").await;
         let released = self.vacant(&mut watch, &key, "R-12: a release").await;
         assert!(released > first.revision(), "R-12: after the grant");
@@ -71,10 +71,10 @@ impl<S: LeaseStore> Conformance<S> {
         );
     }
 
-    pub(super) async fn r12_a_watch_tells_an_expiry(&self) {
+    pub(super) async fn r12_a_watch_reports_an_expiry(&self) {
         let (key, _, grant) = self.held().await;
         let mut watch = self.other.watch(&key, grant.revision());
-        self.next(&mut watch, "R-12: who holds it").await;
+        self.next(&mut watch, "R-12: the holder").await;
         self.until_vacant(&key, grant.ttl() + self.lateness()).await;
         let event = self.next(&mut watch, "R-12: an expiry").await;
         assert!(
@@ -91,7 +91,7 @@ impl<S: LeaseStore> Conformance<S> {
     ) -> Revision {
         match self.next(watch, what).await {
             WatchEvent::Vacant(vacant, at) if vacant == *key => at,
-            other => panic!("{what} is told as vacant: {other:?}"),
+            other => panic!("{what} is reported as vacant: {other:?}"),
         }
     }
 
@@ -120,7 +120,7 @@ impl<S: LeaseStore> Conformance<S> {
     async fn r20_watchers_of_a_transfer_see_no_vacancy(&self) {
         let (key, from, grant) = self.held().await;
         let mut watch = self.other.watch(&key, grant.revision());
-        self.next(&mut watch, "R-12: who holds it").await;
+        self.next(&mut watch, "R-12: the holder").await;
         let to = self.claim(&key);
         let new = self
             .answer(|| self.one.transfer(&from, &to), "transfer")
@@ -133,7 +133,7 @@ impl<S: LeaseStore> Conformance<S> {
                     "R-20: in order"
                 );
             }
-            other => panic!("R-20: a transfer is told as held by the successor: {other:?}"),
+            other => panic!("R-20: a transfer is reported as held by the successor: {other:?}"),
         }
     }
 }

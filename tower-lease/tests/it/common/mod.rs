@@ -1,4 +1,4 @@
-//! A store that misbehaves as told, and leases to try it with.
+//! A store with faults chosen by the test, and leases to try it with.
 
 use std::{
     collections::VecDeque,
@@ -27,7 +27,7 @@ pub(crate) enum Way {
     Pass,
     /// It never gets there.
     LoseRequest,
-    /// It is carried out, and nobody hears of it.
+    /// It is carried out and never answered.
     LoseAnswer,
     /// The answer takes that long.
     Delay(Duration),
@@ -300,7 +300,7 @@ pub(crate) fn spawn<S: LeaseStore>(builder: LeaseBuilder<S, TokioClock>) -> Kept
     (lease, tokio::spawn(keeper.run()))
 }
 
-/// A lease that is held, on a store of its own.
+/// A lease that is held, on a new store.
 pub(crate) async fn held() -> (MemoryStore, Kept) {
     let store = MemoryStore::new();
     let kept = spawn(builder(&store));
@@ -319,7 +319,7 @@ pub(crate) async fn settle() {
     }
 }
 
-/// What should not take long: a test that hangs says where. The time is looked at first, so that this does not stand in
+/// What should not take long: a test that hangs shows where. The time is looked at first, so that this does not stand in
 /// for a wake-up that was lost.
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
     tokio::select! {

@@ -1,7 +1,7 @@
 //! Keepers, gates and a store on simulated hosts, with drifting clocks and a network that fails: the fault scenarios
 //! F-01 to F-05, F-08 to F-12 and F-19, as far as this crate goes.
 //!
-//! Each scenario runs over as many seeds as `LEASE_SIM_SEEDS` says; a failure prints the seed, and `LEASE_SIM_SEED` runs
+//! Each scenario runs over as many seeds as `LEASE_SIM_SEEDS` sets; a failure prints the seed, and `LEASE_SIM_SEED` runs
 //! that one alone. By default that is 14, so 170 in all: without optimization a seed costs about 0.1 s of processor time
 //! per scenario. `.ci/long simulation` runs 20 000, optimized.
 

@@ -1,4 +1,4 @@
-//! A store on a host of its own, and the client by which keepers on other hosts reach it.
+//! A store on a separate host, and the client by which keepers on other hosts reach it.
 //!
 //! Datagrams carry numbers; what the numbers stand for lies in a shared table, so nothing needs a wire format. Loss,
 //! delay, reordering and partitions are the simulated network's, repetition and late answers the server's.
@@ -33,9 +33,9 @@ pub(crate) struct Post {
 pub(crate) struct Weather {
     /// Answers to requests come up to that much later, by chance.
     pub(crate) late_by: Duration,
-    /// So many in a thousand are carried out twice.
+    /// How many in a thousand are carried out twice.
     pub(crate) repeated: u32,
-    /// So many acquires in a thousand are carried out and not answered.
+    /// How many acquires in a thousand are carried out and not answered.
     pub(crate) unanswered_acquires: u32,
 }
 

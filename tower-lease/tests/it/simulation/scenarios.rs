@@ -10,7 +10,7 @@ use super::{
 
 /// Margin at TTL 5 s: 0.1 s of drift and 0.25 s of guard.
 const MARGIN: Duration = Duration::from_millis(350);
-/// A vacancy is told, a contender waits its jitter and asks: three messages and some ticks.
+/// A vacancy is reported, a contender waits its jitter and asks: three messages and some ticks.
 const HANDOFF: Duration = Duration::from_millis(500);
 
 /// A holder that hears nothing renews for a validity more, and then its requests may win the key again, by chance.
@@ -20,7 +20,7 @@ const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// A world in which somebody holds the lease, and has for some random time.
+/// A world in which the lease has been held for some random time.
 fn settled(seed: u64, setup: Setup) -> (World, usize) {
     let mut world = World::new(seed, setup);
     world.holder();
@@ -39,7 +39,7 @@ fn f01_a_replica_that_is_killed_is_replaced_within_a_ttl() {
         let killed = world.now();
         let replaced = world.successor_of(holder, TTL + HANDOFF);
         assert!(replaced - killed <= TTL + HANDOFF, "I7");
-        // It comes back within the next TTL, and is nobody special.
+        // It comes back within the next TTL, and is a new incarnation.
         world.sim.bounce(name(holder));
         world.run_for(TTL);
         assert_ne!(world.open(), Some(holder));
@@ -76,19 +76,23 @@ fn f02_a_replica_that_leaves_is_replaced_in_milliseconds() {
 fn f02_a_replica_that_hands_over_is_replaced_by_the_one_it_named() {
     over_seeds(|seed| {
         let (mut world, holder) = settled(seed, Setup::default());
-        let heir = (holder + 1 + world.rng.usize(0..2)) % 3;
-        let claim = world.node(heir).leases()[0].handover_claim();
+        let successor = (holder + 1 + world.rng.usize(0..2)) % 3;
+        let claim = world.node(successor).leases()[0].handover_claim();
         world.node(holder).step_down(Some(claim));
         let asked = world.now();
         let replaced = world.successor_of(holder, TTL);
-        assert_eq!(world.open(), Some(heir), "R-20: no contender in between");
+        assert_eq!(
+            world.open(),
+            Some(successor),
+            "R-20: no contender in between"
+        );
         assert!(
             replaced - asked <= ms(300) + HANDOFF + ms(400),
             "{:?}",
             replaced - asked
         );
         world.run_for(TTL);
-        assert_eq!(world.open(), Some(heir));
+        assert_eq!(world.open(), Some(successor));
         world.check();
     });
 }
@@ -183,7 +187,7 @@ fn f08_a_replica_that_was_stopped_serves_nothing_by_its_old_epoch() {
         assert!(closed - stopped <= TTL - MARGIN + ms(150));
         world.run_for(TTL);
         world.node(holder).resume();
-        // Whatever was queued is answered now; `check` looks at each answer (I3).
+        // All queued requests are answered now; `check` looks at each answer (I3).
         world.run_for(TTL);
         assert_ne!(world.node(holder).leases()[0].token(), Some(old), "R-26");
         world.check();
@@ -257,7 +261,7 @@ fn drifting(seed: u64, drift_ppm: i32, exclusive: bool) {
 }
 
 #[test]
-fn f11_acquires_whose_answers_are_lost_have_one_holder_and_no_orphan() {
+fn f11_acquires_whose_answers_are_lost_have_one_holder_and_leave_no_claim() {
     over_seeds(|seed| {
         let weather = Weather {
             unanswered_acquires: 600,
@@ -278,7 +282,7 @@ fn f11_acquires_whose_answers_are_lost_have_one_holder_and_no_orphan() {
         world.eyes().forget(crashing);
         world.run_for(TTL);
         *world.weather.lock().unwrap() = Weather::default();
-        world.run_until(TTL * 2, "no orphan beyond its TTL", |world| {
+        world.run_until(TTL * 2, "no unreleased claim beyond its TTL", |world| {
             world.open().is_some()
         });
         world.check();
@@ -369,7 +373,7 @@ fn outage(seed: u64, keep_serving: bool) {
 
 #[test]
 fn f19_a_store_that_was_down_fences_or_not_as_chosen_and_is_not_run_over() {
-    // A hundred leases, fifty-five seconds: a few seeds stand for the others.
+    // A hundred leases, fifty-five seconds: a few seeds stand for all.
     let few = super::seeds().end.div_ceil(14);
     for seed in super::seeds().start..few.max(super::seeds().start + 1) {
         outage(seed, false);
@@ -430,7 +434,7 @@ fn some_seed_breaks(invariant: &str, scenario: impl Fn(u64) -> World) -> bool {
 }
 
 #[test]
-fn a_seed_says_it_all() {
+fn a_seed_determines_the_run() {
     let run = || {
         let mut world = World::new(7, late_answers());
         world.run_for(TTL * 6);

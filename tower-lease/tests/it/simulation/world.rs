@@ -33,7 +33,7 @@ pub(crate) struct Setup {
     pub(crate) drift_ppm: i32,
     pub(crate) believed_ppm: u32,
     pub(crate) guard: Option<Duration>,
-    /// Whether the first node watches its own record. (The others always do.)
+    /// Whether the first node watches its own record. (The other nodes always do.)
     pub(crate) first_watches: bool,
     pub(crate) longest_latency: Duration,
     pub(crate) weather: Weather,
@@ -158,7 +158,7 @@ impl World {
         }
     }
 
-    /// Runs until it comes true; says when.
+    /// Runs until it comes true; returns when.
     pub(crate) fn run_until(
         &mut self,
         limit: Duration,
@@ -186,7 +186,7 @@ impl World {
             .find_map(|(node, (_, epoch))| epoch.map(|_| *node))
     }
 
-    /// Runs until a node other than this one is open; says when.
+    /// Runs until a node other than this one is open; returns when.
     pub(crate) fn successor_of(&mut self, node: usize, limit: Duration) -> Duration {
         self.run_until(limit, "I7: a successor", |world| {
             world.open().is_some_and(|open| open != node)
@@ -393,7 +393,7 @@ async fn offer(lease: Lease<SkewedClock>, eyes: Arc<Mutex<Eyes>>) {
     }
 }
 
-/// Steps down when told to.
+/// Steps down on request.
 async fn obey(lease: Lease<SkewedClock>, node: Arc<Node>) {
     loop {
         sleep(TICK).await;
