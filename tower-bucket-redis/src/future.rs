@@ -6,7 +6,7 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tower_bucket::Fields;
+use tower_bucket::RateLimitHeaders;
 use tower_outcome::refuse::Refuse;
 use tower_service::Service;
 
@@ -113,9 +113,9 @@ where
         if let Ok(response) = &mut answer {
             let outcome = this.outcome.as_ref();
             this.headers.decorate(response, |name| match *outcome? {
-                Outcome::Allowed(admitted) => Some(Fields::admitted(name, admitted?)),
+                Outcome::Allowed(admitted) => Some(RateLimitHeaders::admitted(name, admitted?)),
                 Outcome::Rejected(quota, exhausted) => {
-                    Some(Fields::rejected(name, quota, exhausted))
+                    Some(RateLimitHeaders::rejected(name, quota, exhausted))
                 }
                 Outcome::Shadowed => None,
             });

@@ -73,7 +73,7 @@ impl<F, K: ?Sized, C, R, Q, H> RedisLayer<F, K, C, R, Modifiers<(), Q, H>> {
 }
 
 impl<F, K: ?Sized, C, R, T, H> RedisLayer<F, K, C, R, Modifiers<T, (), H>> {
-    /// The quota of a request, as [`BucketLayer::plan`](tower_bucket::BucketLayer::plan). All machines must return
+    /// The quota of a request, as [`BucketLayer::quota_fn`](tower_bucket::BucketLayer::quota_fn). All machines must return
     /// the same for a key. Default: that of the limiter.
     #[must_use]
     pub fn quota_fn<Q>(self, quota: Q) -> RedisLayer<F, K, C, R, Modifiers<T, Q, H>> {
@@ -88,7 +88,7 @@ impl<F, K: ?Sized, C, R, T, H> RedisLayer<F, K, C, R, Modifiers<T, (), H>> {
 
 impl<F, K: ?Sized, C, R, T, Q> RedisLayer<F, K, C, R, Modifiers<T, Q, ()>> {
     /// Adds `RateLimit` and `RateLimit-Policy` fields to responses, as
-    /// [`BucketLayer::fields`](tower_bucket::BucketLayer::fields): of the bucket in Redis, or of
+    /// [`BucketLayer::rate_limit_headers`](tower_bucket::BucketLayer::rate_limit_headers): of the bucket in Redis, or of
     /// the local one where that has decided. Default: none.
     #[must_use]
     pub fn rate_limit_headers(

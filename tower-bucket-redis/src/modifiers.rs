@@ -1,7 +1,7 @@
 //! What a [`RedisLayer`](crate::RedisLayer) charges and writes; set by its methods. `()` is the default of each.
 
 use http::Response;
-use tower_bucket::{Fields, PolicyName, Quota};
+use tower_bucket::{PolicyName, Quota, RateLimitHeaders};
 
 /// The settings of a [`RedisLayer`](crate::RedisLayer) that depend on the request or the response type.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,7 +27,11 @@ pub trait QuotaFn<Req> {
 /// Whether responses get header fields: a [`PolicyName`], or `()` for none.
 pub trait DecorateResponse<Res> {
     /// Adds the fields, if the request was limited.
-    fn decorate(&self, response: &mut Res, headers: impl FnOnce(PolicyName) -> Option<Fields>);
+    fn decorate(
+        &self,
+        response: &mut Res,
+        headers: impl FnOnce(PolicyName) -> Option<RateLimitHeaders>,
+    );
 }
 
 // === impl CostFn ===
@@ -61,14 +65,14 @@ impl<Req, F: Fn(&Req) -> Option<Quota>> QuotaFn<Req> for F {
 // === impl DecorateResponse ===
 
 impl<Res> DecorateResponse<Res> for () {
-    fn decorate(&self, _: &mut Res, _: impl FnOnce(PolicyName) -> Option<Fields>) {}
+    fn decorate(&self, _: &mut Res, _: impl FnOnce(PolicyName) -> Option<RateLimitHeaders>) {}
 }
 
 impl<B> DecorateResponse<Response<B>> for PolicyName {
     fn decorate(
         &self,
         response: &mut Response<B>,
-        headers: impl FnOnce(PolicyName) -> Option<Fields>,
+        headers: impl FnOnce(PolicyName) -> Option<RateLimitHeaders>,
     ) {
         if let Some(headers) = headers(*self) {
             headers.add_to(response.headers_mut());

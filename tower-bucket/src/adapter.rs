@@ -24,13 +24,13 @@ use std::{fmt, hash::Hash, num::NonZeroU32, time::Duration};
 
 use tokio::time::Instant;
 
-pub use crate::snapshot::Fate as Decision;
+pub use crate::snapshot::Decision;
 use crate::{
     Admitted, Exhausted, KeyedLimiter, Quota,
     error::Reason,
-    gcra::Ask,
+    gcra::Charge,
     queue::Turn,
-    store::{Drawer, Drawn},
+    store::{BucketKey, Debit},
 };
 
 /// The buckets of an adapter in this process: a cheap handle, whose clones share them.
@@ -38,14 +38,14 @@ pub struct LocalLimiter<K: ?Sized>(KeyedLimiter<K>);
 
 /// The bucket of one key, or that of all requests without a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LocalBucket(Drawer);
+pub struct LocalBucket(BucketKey);
 
 /// Tokens that were taken from a local bucket.
 #[derive(Clone, Copy, Debug)]
 pub struct Withdrawal {
-    drawer: Drawer,
-    drawn: Drawn,
-    ask: Ask,
+    bucket_key: BucketKey,
+    debit: Debit,
+    charge: Charge,
     quota: Quota,
 }
 
@@ -73,7 +73,7 @@ impl<K: ?Sized> LocalLimiter<K> {
     #[must_use]
     pub fn missing_key(&self) -> LocalBucket {
         self.0.note_keyless();
-        LocalBucket(Drawer::Keyless)
+        LocalBucket(BucketKey::Keyless)
     }
 
     /// Takes tokens, or nothing. Does not [count](Self::count).
@@ -88,15 +88,15 @@ impl<K: ?Sized> LocalLimiter<K> {
         quota: Quota,
     ) -> Result<Withdrawal, Exhausted> {
         let now = self.0.since_start(Instant::now());
-        let ask = Ask::tokens(now, quota, tokens).ok_or(Exhausted::new(Reason::Cost))?;
-        let drawn = self
+        let charge = Charge::tokens(now, quota, tokens).ok_or(Exhausted::new(Reason::Cost))?;
+        let debit = self
             .0
-            .take(bucket.0, &ask)
+            .take(bucket.0, &charge)
             .map_err(|wait| Exhausted::new(Reason::Wait(wait)))?;
         Ok(Withdrawal {
-            drawer: bucket.0,
-            drawn,
-            ask,
+            bucket_key: bucket.0,
+            debit,
+            charge,
             quota,
         })
     }
@@ -104,17 +104,25 @@ impl<K: ?Sized> LocalLimiter<K> {
     /// Puts back what was taken, less what the bucket has regained since.
     pub fn refund(&self, withdrawal: &Withdrawal) {
         let Withdrawal {
-            drawer, drawn, ask, ..
+            bucket_key,
+            debit,
+            charge,
+            ..
         } = withdrawal;
         let now = self.0.since_start(Instant::now());
-        self.0
-            .give_back(drawn.bucket(*drawer), ask, Turn::Came(ask.now), now);
+        self.0.give_back(
+            debit.bucket(*bucket_key),
+            charge,
+            Turn::Came(charge.now),
+            now,
+        );
     }
 
     /// Rejects further requests of this cost until `wait` after the withdrawal. No effect on a key whose bucket was replaced.
     pub fn reject_for(&self, withdrawal: &Withdrawal, wait: Duration) {
         let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
-        self.0.hold(withdrawal.drawer, &withdrawal.ask, nanos);
+        self.0
+            .hold(withdrawal.bucket_key, &withdrawal.charge, nanos);
     }
 
     /// Counts a request in the [`Snapshot`](crate::Snapshot).
@@ -127,7 +135,7 @@ impl<K: Hash + ?Sized> LocalLimiter<K> {
     /// The bucket of `key`.
     #[must_use]
     pub fn bucket(&self, key: &K) -> LocalBucket {
-        LocalBucket(Drawer::Key(self.0.fingerprint(key)))
+        LocalBucket(BucketKey::Key(self.0.fingerprint(key)))
     }
 }
 
@@ -149,7 +157,7 @@ impl Withdrawal {
     /// The state of the local bucket after the withdrawal.
     #[must_use]
     pub const fn admitted(&self) -> Admitted {
-        Admitted::new(self.drawn.debt, self.quota)
+        Admitted::new(self.debit.debt, self.quota)
     }
 }
 

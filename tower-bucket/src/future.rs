@@ -9,9 +9,9 @@ use pin_project::pin_project;
 use tower_outcome::refuse::Refuse;
 use tower_service::Service;
 
-use crate::fields::Tell;
+use crate::headers::DecorateResponse;
 
-/// The future of a [`Bucket`](crate::Bucket): the inner service's, or a refusal that is ready at once.
+/// The future of a [`BucketService`](crate::BucketService): the inner service's, or a refusal that is ready at once.
 ///
 /// # Cancel safety
 ///
@@ -61,7 +61,7 @@ impl<S, R, Req, N> Future for ResponseFuture<S, R, Req, N>
 where
     S: Service<Req>,
     R: Refuse<Req, S::Response, S::Error>,
-    N: Tell<R::Response>,
+    N: DecorateResponse<R::Response>,
 {
     type Output = Result<R::Response, R::Error>;
 
@@ -73,7 +73,7 @@ where
             StateProj::Refused(answer) => answer.take().expect("polled after it was ready"),
         };
         if let Ok(response) = &mut answer {
-            this.note.tell(response);
+            this.note.decorate(response);
         }
         Poll::Ready(answer)
     }

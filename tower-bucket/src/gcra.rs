@@ -3,7 +3,7 @@
 //! A bucket is one number, the *theoretical arrival time*: the moment at which it is full again.
 //!
 //! ```text
-//!            now                    full_at                 full_at + cost
+//!            now                    tat                 tat + cost
 //!   ──────────┼────────────────────────┼─────────────────────────┼─────────►
 //!             │◄──────── debt ────────►│◄───────── cost ────────►│
 //!             │◄─────────── depth ──────────────►│◄──── wait ────►│
@@ -31,18 +31,15 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::{Quota, quota::HORIZON, sync::AtomicU64};
 
-/// `Ok`: how far the bucket is now in debt. `Err`: how long until it would pass at once. Both in nanoseconds.
-pub(crate) type Decision = Result<u64, u64>;
-
 /// What is asked of a bucket. All in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ask {
+pub(crate) struct Charge {
     pub(crate) now: u64,
     /// What it takes out; not more than `depth`.
     cost: u64,
     depth: u64,
     /// How long it may wait.
-    patience: u64,
+    max_wait: u64,
 }
 
 /// Tokens that go back into a bucket.
@@ -55,16 +52,16 @@ pub(crate) struct Refund {
 
 /// One bucket. Zero is full.
 #[derive(Debug, Default)]
-pub(crate) struct Cell(AtomicU64);
+pub(crate) struct AtomicTat(AtomicU64);
 
-// === impl Ask ===
+// === impl Charge ===
 
-impl Ask {
+impl Charge {
     pub(crate) const NOTHING: Self = Self {
         now: 0,
         cost: 0,
         depth: 0,
-        patience: 0,
+        max_wait: 0,
     };
 
     /// One token, now or not at all.
@@ -74,7 +71,7 @@ impl Ask {
             now,
             cost: quota.interval_nanos(),
             depth: quota.depth(),
-            patience: 0,
+            max_wait: 0,
         }
     }
 
@@ -99,12 +96,12 @@ impl Ask {
     }
 
     #[inline]
-    pub(crate) const fn is_patient(&self) -> bool {
-        self.patience > 0
+    pub(crate) const fn may_wait(&self) -> bool {
+        self.max_wait > 0
     }
 
-    pub(crate) const fn patience_nanos(&self) -> u64 {
-        self.patience
+    pub(crate) const fn max_wait(&self) -> u64 {
+        self.max_wait
     }
 
     /// When a bucket is full again that is empty now.
@@ -114,22 +111,22 @@ impl Ask {
 
     /// For so long it may wait.
     #[inline]
-    pub(crate) fn patience(self, nanos: u64) -> Self {
+    pub(crate) fn with_max_wait(self, nanos: u64) -> Self {
         Self {
-            patience: nanos.min(HORIZON / 2),
+            max_wait: nanos.min(HORIZON / 2),
             ..self
         }
     }
 
-    /// Puts it to a bucket that will be full at `full_at`. Gives the new moment, or how long to wait.
+    /// Puts it to a bucket that will be full at `tat`. Gives the new moment, or how long to wait.
     ///
-    /// Nothing overflows: `now`, cost and depth are at most [`HORIZON`], a quarter of `u64`, and patience half of that, so
-    /// `full_at` is at most two quarters and a half, and `next` three and a half.
+    /// Nothing overflows: `now`, cost and depth are at most [`HORIZON`], a quarter of `u64`, and max_wait half of that, so
+    /// `tat` is at most two quarters and a half, and `next` three and a half.
     #[inline]
-    pub(crate) fn put(&self, full_at: u64) -> Result<u64, u64> {
-        let next = full_at.max(self.now) + self.cost;
+    pub(crate) fn try_advance(&self, tat: u64) -> Result<u64, u64> {
+        let next = tat.max(self.now) + self.cost;
         let wait = (next - self.now).saturating_sub(self.depth);
-        if wait <= self.patience {
+        if wait <= self.max_wait {
             Ok(next)
         } else {
             Err(wait)
@@ -169,51 +166,50 @@ impl Refund {
         }
     }
 
-    /// When a bucket will be full that would be at `full_at`. `None` if that is no other time.
-    pub(crate) fn apply(&self, full_at: u64) -> Option<u64> {
-        let sooner = full_at.saturating_sub(self.nanos).max(self.floor);
-        (sooner < full_at).then_some(sooner)
+    /// When a bucket will be full that would be at `tat`. `None` if that is no other time.
+    pub(crate) fn apply(&self, tat: u64) -> Option<u64> {
+        let sooner = tat.saturating_sub(self.nanos).max(self.floor);
+        (sooner < tat).then_some(sooner)
     }
 }
 
-// === impl Cell ===
+// === impl AtomicTat ===
 
-impl Cell {
+impl AtomicTat {
     /// Costs one compare-and-swap; a refusal only reads.
     #[inline]
-    pub(crate) fn take(&self, ask: &Ask) -> Decision {
-        let mut full_at = self.0.load(Relaxed);
+    pub(crate) fn take(&self, charge: &Charge) -> Result<u64, u64> {
+        let mut tat = self.0.load(Relaxed);
         loop {
-            let next = ask.put(full_at)?;
-            match self
-                .0
-                .compare_exchange_weak(full_at, next, Relaxed, Relaxed)
-            {
-                Ok(_) => return Ok(next - ask.now),
-                Err(seen) => full_at = seen,
+            let next = charge.try_advance(tat)?;
+            match self.0.compare_exchange_weak(tat, next, Relaxed, Relaxed) {
+                Ok(_) => return Ok(next - charge.now),
+                Err(seen) => tat = seen,
             }
         }
     }
 
     /// What [`take`](Self::take) would answer.
-    pub(crate) fn peek(&self, ask: &Ask) -> Decision {
-        ask.put(self.0.load(Relaxed)).map(|next| next - ask.now)
+    pub(crate) fn peek(&self, charge: &Charge) -> Result<u64, u64> {
+        charge
+            .try_advance(self.0.load(Relaxed))
+            .map(|next| next - charge.now)
     }
 
-    /// Makes it full no sooner than `full_at`.
-    pub(crate) fn raise(&self, full_at: u64) {
-        self.0.fetch_max(full_at, Relaxed);
+    /// Makes it full no sooner than `tat`.
+    pub(crate) fn raise(&self, tat: u64) {
+        self.0.fetch_max(tat, Relaxed);
     }
 
-    /// Makes it full no later than `full_at`.
-    pub(crate) fn lower(&self, full_at: u64) {
-        self.0.fetch_min(full_at, Relaxed);
+    /// Makes it full no later than `tat`.
+    pub(crate) fn lower(&self, tat: u64) {
+        self.0.fetch_min(tat, Relaxed);
     }
 
     pub(crate) fn refund(&self, refund: Refund) {
         let _ = self
             .0
-            .fetch_update(Relaxed, Relaxed, |full_at| refund.apply(full_at));
+            .fetch_update(Relaxed, Relaxed, |tat| refund.apply(tat));
     }
 
     /// How far in debt it is.
@@ -231,7 +227,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::{clock::Start, dial::Dial, quota::HORIZON};
+    use crate::{clock::Start, quota::HORIZON, quota_cell::QuotaCell};
 
     fn quota(interval: Duration, burst: u32) -> Quota {
         Quota::every(interval)
@@ -242,16 +238,16 @@ mod tests {
     #[test]
     fn a_burst_passes_at_once_and_then_one_an_interval() {
         let quota = quota(Duration::from_nanos(10), 3);
-        let cell = Cell::default();
+        let tat = AtomicTat::default();
         assert_eq!(
-            [(); 4].map(|()| cell.take(&Ask::one(100, quota))),
+            [(); 4].map(|()| tat.take(&Charge::one(100, quota))),
             [Ok(10), Ok(20), Ok(30), Err(10)]
         );
-        assert_eq!(cell.take(&Ask::one(109, quota)), Err(1));
-        assert_eq!(cell.take(&Ask::one(110, quota)), Ok(30));
-        assert_eq!(cell.take(&Ask::one(110, quota)), Err(10));
+        assert_eq!(tat.take(&Charge::one(109, quota)), Err(1));
+        assert_eq!(tat.take(&Charge::one(110, quota)), Ok(30));
+        assert_eq!(tat.take(&Charge::one(110, quota)), Err(10));
         assert_eq!(
-            cell.take(&Ask::one(1000, quota)),
+            tat.take(&Charge::one(1000, quota)),
             Ok(10),
             "rested, it is full, and not fuller than that"
         );
@@ -260,9 +256,9 @@ mod tests {
     #[test]
     fn a_thread_whose_clock_reading_is_older_gains_nothing() {
         let quota = quota(Duration::from_nanos(10), 1);
-        let cell = Cell::default();
-        assert_eq!(cell.take(&Ask::one(100, quota)), Ok(10));
-        assert_eq!(cell.take(&Ask::one(95, quota)), Err(15));
+        let tat = AtomicTat::default();
+        assert_eq!(tat.take(&Charge::one(100, quota)), Ok(10));
+        assert_eq!(tat.take(&Charge::one(95, quota)), Err(15));
     }
 
     #[test]
@@ -273,15 +269,15 @@ mod tests {
             quota(Duration::MAX, u32::MAX),
         ] {
             for now in [0, 1, HORIZON] {
-                let cell = Cell::default();
-                assert!(cell.take(&Ask::one(now, quota)).is_ok());
+                let tat = AtomicTat::default();
+                assert!(tat.take(&Charge::one(now, quota)).is_ok());
                 assert!(
-                    cell.take(&Ask::one(HORIZON, quota)).is_ok() || quota.burst_size().get() == 1
+                    tat.take(&Charge::one(HORIZON, quota)).is_ok() || quota.burst_size().get() == 1
                 );
             }
         }
         assert_eq!(
-            Ask::one(HORIZON, quota(Duration::MAX, 1)).put(2 * HORIZON),
+            Charge::one(HORIZON, quota(Duration::MAX, 1)).try_advance(2 * HORIZON),
             Err(HORIZON)
         );
     }
@@ -297,12 +293,12 @@ mod tests {
             let theirs = governor::Quota::with_period(ours.interval()).unwrap().allow_burst(ours.burst_size());
             let clock = FakeRelativeClock::default();
             let limiter = RateLimiter::direct_with_clock(theirs, clock.clone());
-            let cell = Cell::default();
+            let tat = AtomicTat::default();
             let mut now = 0;
             for step in steps {
                 now += step;
                 clock.advance(Duration::from_nanos(step));
-                let decision = cell.take(&Ask::one(now, ours)).map(drop).map_err(Duration::from_nanos);
+                let decision = tat.take(&Charge::one(now, ours)).map(drop).map_err(Duration::from_nanos);
                 let oracle = limiter.check().map_err(|not_until| {
                     not_until.wait_time_from(governor::clock::Clock::now(&clock))
                 });
@@ -317,12 +313,12 @@ mod tests {
             steps in prop::collection::vec(0_u64..500, 1..150),
         ) {
             let quota = quota(Duration::from_nanos(interval), burst);
-            let cell = Cell::default();
+            let tat = AtomicTat::default();
             let mut now = 0;
             let mut admitted = Vec::new();
             for step in steps {
                 now += step;
-                admitted.extend(cell.take(&Ask::one(now, quota)).is_ok().then_some(now));
+                admitted.extend(tat.take(&Charge::one(now, quota)).is_ok().then_some(now));
             }
             assert_conforming(&admitted, quota);
         }
@@ -330,24 +326,24 @@ mod tests {
         #[test]
         fn the_wait_that_is_told_is_exact(interval in 2_u64..1_000, burst in 1_u32..10, now in 0_u64..1_000) {
             let quota = quota(Duration::from_nanos(interval), burst);
-            let cell = Cell::default();
+            let tat = AtomicTat::default();
             let wait = loop {
-                if let Err(wait) = cell.take(&Ask::one(now, quota)) {
+                if let Err(wait) = tat.take(&Charge::one(now, quota)) {
                     break wait;
                 }
             };
-            prop_assert_eq!(cell.take(&Ask::one(now + wait - 1, quota)), Err(1));
-            prop_assert!(cell.take(&Ask::one(now + wait, quota)).is_ok());
+            prop_assert_eq!(tat.take(&Charge::one(now + wait - 1, quota)), Err(1));
+            prop_assert!(tat.take(&Charge::one(now + wait, quota)).is_ok());
         }
     }
 
     #[test]
     fn two_threads_together_get_no_more_than_one() {
         let quota = quota(Duration::from_secs(1), 1_000);
-        let cell = Cell::default();
+        let tat = AtomicTat::default();
         let admitted = || {
             (0..2_000)
-                .filter(|_| cell.take(&Ask::one(0, quota)).is_ok())
+                .filter(|_| tat.take(&Charge::one(0, quota)).is_ok())
                 .count()
         };
         let both = std::thread::scope(|scope| {
@@ -368,13 +364,13 @@ mod tests {
             costs in prop::collection::vec(1_u32..4, 300),
         ) {
             let quota = quota(Duration::from_nanos(interval), burst);
-            let (cell, start) = (Cell::default(), Start::now());
+            let (tat, start) = (AtomicTat::default(), Start::now());
             let served = || {
                 let mut served = Vec::new();
                 for &cost in &costs {
                     let now = start.until(Instant::now());
-                    let Some(ask) = Ask::tokens(now, quota, cost) else { continue };
-                    served.extend(cell.take(&ask).is_ok().then_some((now, ask.cost())));
+                    let Some(charge) = Charge::tokens(now, quota, cost) else { continue };
+                    served.extend(tat.take(&charge).is_ok().then_some((now, charge.cost())));
                 }
                 served
             };
@@ -386,29 +382,29 @@ mod tests {
         }
     }
 
-    fn tokens(now: u64, quota: Quota, tokens: u32) -> Ask {
-        Ask::tokens(now, quota, tokens).unwrap()
+    fn tokens(now: u64, quota: Quota, tokens: u32) -> Charge {
+        Charge::tokens(now, quota, tokens).unwrap()
     }
 
     #[test]
     fn a_costly_request_waits_for_all_it_costs_and_one_beyond_the_burst_is_none() {
         let quota = quota(Duration::from_nanos(10), 3);
-        let cell = Cell::default();
-        assert_eq!(cell.take(&tokens(100, quota, 3)), Ok(30));
-        assert_eq!(cell.take(&tokens(110, quota, 3)), Err(20));
-        assert_eq!(cell.take(&tokens(110, quota, 1)), Ok(30));
-        assert_eq!(Ask::tokens(100, quota, 4), None);
+        let tat = AtomicTat::default();
+        assert_eq!(tat.take(&tokens(100, quota, 3)), Ok(30));
+        assert_eq!(tat.take(&tokens(110, quota, 3)), Err(20));
+        assert_eq!(tat.take(&tokens(110, quota, 1)), Ok(30));
+        assert_eq!(Charge::tokens(100, quota, 4), None);
     }
 
     #[test]
     fn who_may_wait_stands_behind_those_who_wait() {
         let quota = quota(Duration::from_nanos(10), 2);
-        let cell = Cell::default();
-        let ask = Ask::one(100, quota).patience(25);
-        let turns = [(); 5].map(|()| cell.take(&ask).map(|debt| ask.turn(debt)));
+        let tat = AtomicTat::default();
+        let charge = Charge::one(100, quota).with_max_wait(25);
+        let turns = [(); 5].map(|()| tat.take(&charge).map(|debt| charge.turn(debt)));
         assert_eq!(turns, [Ok(0), Ok(0), Ok(10), Ok(20), Err(30)]);
         assert_eq!(
-            cell.take(&Ask::one(119, quota)),
+            tat.take(&Charge::one(119, quota)),
             Err(11),
             "one who would not wait comes after them"
         );
@@ -418,11 +414,11 @@ mod tests {
     fn what_is_given_back_at_once_is_all_of_it_and_later_only_what_lies_ahead() {
         let quota = quota(Duration::from_nanos(10), 3);
         for (later, left) in [(0, 0), (4, 4), (9, 9), (10, 10), (50, 10)] {
-            let cell = Cell::default();
-            let ask = Ask::one(100, quota);
-            cell.take(&ask).unwrap();
-            cell.refund(Refund::of(ask.ahead(100, 100 + later)));
-            assert_eq!(cell.debt(100), left, "after {later} ns");
+            let tat = AtomicTat::default();
+            let charge = Charge::one(100, quota);
+            tat.take(&charge).unwrap();
+            tat.refund(Refund::of(charge.ahead(100, 100 + later)));
+            assert_eq!(tat.debt(100), left, "after {later} ns");
         }
     }
 
@@ -467,7 +463,7 @@ mod tests {
             acts in acts(150),
         ) {
             let mut quotas = quotas.into_iter().map(|(interval, burst, turns)| (quota(Duration::from_nanos(interval), burst), turns)).cycle();
-            let (cell, mut now, mut deepest) = (Cell::default(), 1_000, 0);
+            let (tat, mut now, mut deepest) = (AtomicTat::default(), 1_000, 0);
             let (mut of_all, mut of_this) = (Vec::new(), Vec::new());
             let (mut current, mut turns) = quotas.next().unwrap();
             for act in acts {
@@ -478,9 +474,9 @@ mod tests {
                 }
                 turns = turns.saturating_sub(1);
                 deepest = deepest.max(current.depth());
-                if let Some(ask) = Ask::tokens(now, current, act.tokens) && cell.take(&ask).is_ok() {
-                    of_all.push((now, ask.cost()));
-                    of_this.push((now, ask.cost()));
+                if let Some(charge) = Charge::tokens(now, current, act.tokens) && tat.take(&charge).is_ok() {
+                    of_all.push((now, charge.cost()));
+                    of_this.push((now, charge.cost()));
                 }
             }
             assert_within(of_this, current.depth());
@@ -492,29 +488,29 @@ mod tests {
         fn while_quotas_change_each_is_kept_and_nobody_waits_for_longer_than_it_says(
             quotas in prop::collection::vec((1_u64..2_000, 1_u32..6, 0_usize..30), 1..8),
             acts in acts(150),
-            patience in prop_oneof![Just(0), 0_u64..300],
+            max_wait in prop_oneof![Just(0), 0_u64..300],
         ) {
             let mut quotas = quotas.into_iter().map(|(interval, burst, turns)| (quota(Duration::from_nanos(interval), burst), turns)).cycle();
             let (mut current, mut turns) = quotas.next().unwrap();
-            let (cell, dial, mut now, mut served) = (Cell::default(), Dial::new(current), 1_000, Vec::new());
+            let (tat, quota_cell, mut now, mut served) = (AtomicTat::default(), QuotaCell::new(current), 1_000, Vec::new());
             for act in acts {
                 now += act.step;
                 if turns == 0 {
                     assert_within(std::mem::take(&mut served), current.depth());
                     (current, turns) = quotas.next().unwrap();
-                    dial.turn(current, now);
+                    quota_cell.set(current, now);
                 }
                 turns = turns.saturating_sub(1);
-                let Some(ask) = Ask::tokens(now, current, act.tokens) else { continue };
-                let ask = if act.may_wait { ask.patience(patience) } else { ask };
-                dial.note_patience(&ask);
-                match cell.take(&ask) {
-                    Ok(debt) => served.push((now + ask.turn(debt), ask.cost())),
+                let Some(charge) = Charge::tokens(now, current, act.tokens) else { continue };
+                let charge = if act.may_wait { charge.with_max_wait(max_wait) } else { charge };
+                quota_cell.note_max_wait(&charge);
+                match tat.take(&charge) {
+                    Ok(debt) => served.push((now + charge.turn(debt), charge.cost())),
                     Err(wait) => {
-                        let (wait, latest) = dial.relieve(&ask, wait);
-                        prop_assert!(wait <= ask.cost() + patience, "{} of {}", wait, ask.cost());
-                        latest.into_iter().for_each(|full_at| cell.lower(full_at));
-                        prop_assert_eq!(cell.peek(&ask.patience(0)), Err(wait), "it is told what is so");
+                        let (wait, latest) = quota_cell.clamp_debt(&charge, wait);
+                        prop_assert!(wait <= charge.cost() + max_wait, "{} of {}", wait, charge.cost());
+                        latest.into_iter().for_each(|latest| tat.lower(latest));
+                        prop_assert_eq!(tat.peek(&charge.with_max_wait(0)), Err(wait), "it is told what is so");
                     }
                 }
             }
@@ -531,11 +527,11 @@ mod tests {
             let theirs = governor::Quota::with_period(ours.interval()).unwrap().allow_burst(ours.burst_size());
             let clock = FakeRelativeClock::default();
             let limiter = RateLimiter::direct_with_clock(theirs, clock.clone());
-            let (cell, mut now) = (Cell::default(), 0);
+            let (tat, mut now) = (AtomicTat::default(), 0);
             for (step, number) in requests {
                 now += step;
                 clock.advance(Duration::from_nanos(step));
-                let decision = Ask::tokens(now, ours, number).map(|ask| cell.take(&ask).map(drop).map_err(Duration::from_nanos));
+                let decision = Charge::tokens(now, ours, number).map(|charge| tat.take(&charge).map(drop).map_err(Duration::from_nanos));
                 let oracle = limiter.check_n(NonZeroU32::new(number).unwrap()).ok().map(|decision| decision.map_err(|not_until| {
                     not_until.wait_time_from(governor::clock::Clock::now(&clock))
                 }));
@@ -591,38 +587,38 @@ mod loom_tests {
     #[test]
     fn two_threads_never_get_more_than_the_burst() {
         loom::model(|| {
-            let cell = Arc::new(Cell::default());
-            let take = |cell: &Cell| {
+            let tat = Arc::new(AtomicTat::default());
+            let take = |tat: &AtomicTat| {
                 (0..2)
-                    .filter(|_| cell.take(&Ask::one(100, quota(3))).is_ok())
+                    .filter(|_| tat.take(&Charge::one(100, quota(3))).is_ok())
                     .count()
             };
             let other = thread::spawn({
-                let cell = cell.clone();
-                move || take(&cell)
+                let tat = tat.clone();
+                move || take(&tat)
             });
-            assert_eq!(take(&cell) + other.join().unwrap(), 3);
+            assert_eq!(take(&tat) + other.join().unwrap(), 3);
         });
     }
 
     #[test]
     fn what_one_gives_back_another_gets_once() {
         loom::model(|| {
-            let cell = Arc::new(Cell::default());
-            let ask = Ask::one(100, quota(1));
-            cell.take(&ask).unwrap();
+            let tat = Arc::new(AtomicTat::default());
+            let charge = Charge::one(100, quota(1));
+            tat.take(&charge).unwrap();
             let other = thread::spawn({
-                let cell = cell.clone();
+                let tat = tat.clone();
                 move || {
                     (0..2)
-                        .filter(|_| cell.take(&Ask::one(100, quota(1))).is_ok())
+                        .filter(|_| tat.take(&Charge::one(100, quota(1))).is_ok())
                         .count()
                 }
             });
-            cell.refund(Refund::of(ask.ahead(100, 100)));
+            tat.refund(Refund::of(charge.ahead(100, 100)));
             let passed = other.join().unwrap();
             assert!(passed <= 1);
-            assert_eq!(cell.take(&ask).is_ok(), passed == 0);
+            assert_eq!(tat.take(&charge).is_ok(), passed == 0);
         });
     }
 }

@@ -5,13 +5,13 @@ use tokio::time::Instant;
 use crate::{
     Admitted, Exhausted, Quota, Snapshot,
     clock::Start,
-    dial::Dial,
     error::Reason,
-    gcra::Ask,
+    gcra::Charge,
     hash::{Fingerprint, Seed},
     queue::{Answer, Turn, WaitQueues, WaiterId},
-    snapshot::Fate,
-    store::{BucketId, Drawer, Drawn, Store},
+    quota_cell::QuotaCell,
+    snapshot::Decision,
+    store::{BucketId, BucketKey, Debit, Store},
 };
 
 /// A bucket for each key, in bounded memory: a cheap handle, whose clones share it.
@@ -48,7 +48,7 @@ pub struct KeyedLimiter<K: ?Sized> {
 struct Shared {
     store: Store,
     seed: Seed,
-    dial: Dial,
+    quota_cell: QuotaCell,
     start: Start,
     queues: WaitQueues<BucketId>,
 }
@@ -74,7 +74,7 @@ impl<K: ?Sized> KeyedLimiter<K> {
     #[must_use]
     #[inline]
     pub fn quota(&self) -> Quota {
-        self.shared.dial.read()
+        self.shared.quota_cell.read()
     }
 
     /// Keeps another quota for each key from now on, without forgetting what was taken: one atomic change, for all clones.
@@ -83,8 +83,8 @@ impl<K: ?Sized> KeyedLimiter<K> {
     /// owes under the new quota.
     pub fn set_quota(&self, quota: Quota) {
         self.shared
-            .dial
-            .turn(quota, self.since_start(Instant::now()));
+            .quota_cell
+            .set(quota, self.since_start(Instant::now()));
     }
 
     /// What it has done so far.
@@ -99,29 +99,33 @@ impl<K: ?Sized> KeyedLimiter<K> {
     }
 
     #[inline]
-    pub(crate) fn take(&self, drawer: Drawer, ask: &Ask) -> Result<Drawn, u64> {
-        self.shared.dial.note_patience(ask);
-        self.shared.store.take(drawer, ask).map_err(|wait| {
-            let (wait, latest) = self.shared.dial.relieve(ask, wait);
-            if let Some(full_at) = latest {
-                self.shared.store.lower(drawer, full_at);
+    pub(crate) fn take(&self, bucket_key: BucketKey, charge: &Charge) -> Result<Debit, u64> {
+        self.shared.quota_cell.note_max_wait(charge);
+        self.shared.store.take(bucket_key, charge).map_err(|wait| {
+            let (wait, latest) = self.shared.quota_cell.clamp_debt(charge, wait);
+            if let Some(tat) = latest {
+                self.shared.store.lower(bucket_key, tat);
             }
             wait
         })
     }
 
-    pub(crate) fn peek_at(&self, drawer: Drawer, ask: &Ask) -> Result<u64, u64> {
+    pub(crate) fn peek_at(&self, bucket_key: BucketKey, charge: &Charge) -> Result<u64, u64> {
         self.shared
             .store
-            .peek(drawer, ask)
-            .map_err(|wait| self.shared.dial.relieve(ask, wait).0)
+            .peek(bucket_key, charge)
+            .map_err(|wait| self.shared.quota_cell.clamp_debt(charge, wait).0)
     }
 
     /// Takes, behind all that wait for the same bucket.
-    pub(crate) fn queue(&self, drawer: Drawer, ask: &Ask) -> Result<(Drawn, Turn), u64> {
-        self.shared.queues.push(ask, || {
-            let drawn = self.take(drawer, ask)?;
-            Ok((drawn.bucket(drawer), drawn, drawn.debt))
+    pub(crate) fn queue(
+        &self,
+        bucket_key: BucketKey,
+        charge: &Charge,
+    ) -> Result<(Debit, Turn), u64> {
+        self.shared.queues.push(charge, || {
+            let debit = self.take(bucket_key, charge)?;
+            Ok((debit.bucket(bucket_key), debit, debit.debt))
         })
     }
 
@@ -138,21 +142,21 @@ impl<K: ?Sized> KeyedLimiter<K> {
     }
 
     /// For one that took and will not call.
-    pub(crate) fn give_back(&self, bucket: BucketId, ask: &Ask, turn: Turn, now: u64) {
+    pub(crate) fn give_back(&self, bucket: BucketId, charge: &Charge, turn: Turn, now: u64) {
         self.shared.queues.with(bucket, |queue| {
-            let refund = queue.leave(ask, turn, now);
+            let refund = queue.leave(charge, turn, now);
             self.shared.store.refund(bucket, refund, now);
         });
     }
 
     /// Lets nothing more like `ask` pass for so many nanoseconds.
-    pub(crate) fn hold(&self, drawer: Drawer, ask: &Ask, nanos: u64) {
-        self.shared.store.hold(drawer, ask, nanos);
+    pub(crate) fn hold(&self, bucket_key: BucketKey, charge: &Charge, nanos: u64) {
+        self.shared.store.hold(bucket_key, charge, nanos);
     }
 
     #[inline]
-    pub(crate) fn count(&self, drawer: Drawer, fate: Fate) {
-        self.shared.store.count(drawer, fate);
+    pub(crate) fn count(&self, bucket_key: BucketKey, decision: Decision) {
+        self.shared.store.count(bucket_key, decision);
     }
 
     /// Notes that a request has no key.
@@ -164,17 +168,17 @@ impl<K: ?Sized> KeyedLimiter<K> {
     }
 
     fn with(quota: Quota, capacity: usize) -> Self {
-        let (store, seed, dial, start) = (
+        let (store, seed, quota_cell, start) = (
             Store::new(capacity),
             Seed::random(),
-            Dial::new(quota),
+            QuotaCell::new(quota),
             Start::now(),
         );
         Self {
             shared: Arc::new(Shared {
                 store,
                 seed,
-                dial,
+                quota_cell,
                 start,
                 queues: WaitQueues::default(),
             }),
@@ -199,27 +203,31 @@ impl<K: Hash + ?Sized> KeyedLimiter<K> {
     ///
     /// The bucket has not so many now, or never holds so many. Nothing was taken.
     pub fn check_key_cost(&self, key: &K, tokens: u32) -> Result<Admitted, Exhausted> {
-        let (drawer, quota, now) = (
-            Drawer::Key(self.fingerprint(key)),
+        let (bucket_key, quota, now) = (
+            BucketKey::Key(self.fingerprint(key)),
             self.quota(),
             self.since_start(Instant::now()),
         );
         if tokens == 0 {
-            self.count(drawer, Fate::Allowed);
-            return Ok(Admitted::new(self.shared.store.debt(drawer, now), quota));
+            self.count(bucket_key, Decision::Allowed);
+            return Ok(Admitted::new(
+                self.shared.store.debt(bucket_key, now),
+                quota,
+            ));
         }
-        let ask = Ask::tokens(now, quota, tokens).ok_or(Reason::Cost);
-        let decision = ask.and_then(|ask| self.take(drawer, &ask).map_err(Reason::Wait));
+        let charge = Charge::tokens(now, quota, tokens).ok_or(Reason::Cost);
+        let decision =
+            charge.and_then(|charge| self.take(bucket_key, &charge).map_err(Reason::Wait));
         self.count(
-            drawer,
+            bucket_key,
             if decision.is_ok() {
-                Fate::Allowed
+                Decision::Allowed
             } else {
-                Fate::Refused
+                Decision::Refused
             },
         );
         decision
-            .map(|drawn| Admitted::new(drawn.debt, quota))
+            .map(|debit| Admitted::new(debit.debt, quota))
             .map_err(Exhausted::new)
     }
 
@@ -229,8 +237,11 @@ impl<K: Hash + ?Sized> KeyedLimiter<K> {
     ///
     /// The bucket is empty.
     pub fn peek_key(&self, key: &K) -> Result<Admitted, Exhausted> {
-        let (drawer, quota) = (Drawer::Key(self.fingerprint(key)), self.quota());
-        let decision = self.peek_at(drawer, &Ask::one(self.since_start(Instant::now()), quota));
+        let (bucket_key, quota) = (BucketKey::Key(self.fingerprint(key)), self.quota());
+        let decision = self.peek_at(
+            bucket_key,
+            &Charge::one(self.since_start(Instant::now()), quota),
+        );
         decision
             .map(|debt| Admitted::new(debt, quota))
             .map_err(|wait| Exhausted::new(Reason::Wait(wait)))
@@ -248,6 +259,12 @@ impl<K: ?Sized> Clone for KeyedLimiter<K> {
             shared: self.shared.clone(),
             key: PhantomData,
         }
+    }
+}
+
+impl<K: ?Sized> From<&Self> for KeyedLimiter<K> {
+    fn from(limiter: &Self) -> Self {
+        limiter.clone()
     }
 }
 

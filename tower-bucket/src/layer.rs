@@ -4,11 +4,11 @@ use tower_layer::Layer;
 use tower_outcome::refuse::{Auto, Fail};
 
 use crate::{
-    AtOnce, Both, Bucket, ClientIp, Cost, Keyed, KeyedLimiter, Limiter, OnMissingKey, PeerIp, Plan,
-    PolicyName, Quota, Shadow, Share, Told, Tuned, Waiting,
+    And, BucketService, ClientIp, Cost, Keyed, KeyedLimiter, Limiter, OnMissingKey, PeerIp,
+    PolicyName, Queue, Quota, QuotaFn, Reject, Shadow, Share, Tuned, WithHeaders,
 };
 
-/// Lets no more requests through than a limiter admits. Makes a [`Bucket`] around a service.
+/// Lets no more requests through than a limiter admits. Makes a [`BucketService`] around a service.
 ///
 /// The limiter is a value that you own; all services made by this layer and its clones draw from it.
 ///
@@ -43,8 +43,8 @@ use crate::{
 /// const SITE: PolicyName = PolicyName::new("site").unwrap();
 /// const CLIENT: PolicyName = PolicyName::new("client").unwrap();
 ///
-/// let site = BucketLayer::new(Limiter::new(Quota::per_second(HUNDRED))).fields(SITE);
-/// let client = BucketLayer::per_client(Quota::per_second(TEN)).fields(CLIENT);
+/// let site = BucketLayer::new(Limiter::new(Quota::per_second(HUNDRED))).rate_limit_headers(SITE);
+/// let client = BucketLayer::per_client(Quota::per_second(TEN)).rate_limit_headers(CLIENT);
 /// let both = site.and(client).cost(|request: &Request<String>| if request.method() == "POST" { 5 } else { 1 }).respond();
 /// # let _ = both;
 /// ```
@@ -52,11 +52,11 @@ use crate::{
 /// # Order of words
 ///
 /// What makes the limit comes first ([`new`](Self::new), [`on_missing_key`](Self::on_missing_key)), then what is asked of it
-/// ([`plan`](Self::plan), [`cost`](Self::cost), [`shadow`](Self::shadow), [`fields`](Self::fields), [`and`](Self::and)), then
+/// ([`quota_fn`](Self::quota_fn), [`cost`](Self::cost), [`shadow`](Self::shadow), [`rate_limit_headers`](Self::rate_limit_headers), [`and`](Self::and)), then
 /// how a refusal is told and whether one may wait. `cost` and the like hold for all limits that are put together by then, but
 /// for those that have their own already: what was said first, of fewer limits, holds. [`wait`](Self::wait) is said once.
 #[derive(Clone, Copy, Debug)]
-pub struct BucketLayer<L, R = Fail, M = AtOnce> {
+pub struct BucketLayer<L, R = Fail, M = Reject> {
     limit: L,
     refuse: R,
     mode: M,
@@ -65,13 +65,13 @@ pub struct BucketLayer<L, R = Fail, M = AtOnce> {
 // === impl BucketLayer ===
 
 impl BucketLayer<Limiter> {
-    /// All requests draw from one bucket.
+    /// All requests draw from one bucket. Takes a limiter or a reference to one.
     #[must_use]
-    pub const fn new(limiter: Limiter) -> Self {
+    pub fn new(limiter: impl Into<Limiter>) -> Self {
         Self {
-            limit: limiter,
+            limit: limiter.into(),
             refuse: Fail,
-            mode: AtOnce,
+            mode: Reject,
         }
     }
 }
@@ -92,11 +92,11 @@ impl<F, K> BucketLayer<Keyed<F, K>> {
     ///     .layer(BucketLayer::keyed(limiter, host).respond());
     /// ```
     #[must_use]
-    pub fn keyed(limiter: KeyedLimiter<K>, key: F) -> Self {
+    pub fn keyed(limiter: impl Into<KeyedLimiter<K>>, key: F) -> Self {
         Self {
-            limit: Keyed::new(limiter, key),
+            limit: Keyed::new(limiter.into(), key),
             refuse: Fail,
-            mode: AtOnce,
+            mode: Reject,
         }
     }
 }
@@ -134,8 +134,8 @@ impl<L, R, M> BucketLayer<L, R, M> {
     /// All limits are asked first and take only if none refuses; if another request then is faster, what was taken is given
     /// back. The refusal tells the longest wait. Put first what you want counted and told first.
     #[must_use]
-    pub fn and<T>(self, other: BucketLayer<T>) -> BucketLayer<Both<L, T>, R, M> {
-        self.map(|limit| Both::new(limit, other.limit))
+    pub fn and<T>(self, other: BucketLayer<T>) -> BucketLayer<And<L, T>, R, M> {
+        self.map(|limit| And::new(limit, other.limit))
     }
 
     /// How many tokens a request costs: `Fn(&Req) -> u32`. Default: 1. What costs none always passes; what costs more than
@@ -162,13 +162,13 @@ impl<L, R, M> BucketLayer<L, R, M> {
     /// let api_key = Header::new(HeaderName::from_static("x-api-key"));
     /// let tenants = KeyedLimiter::<HeaderValue>::new(Quota::per_minute(NonZeroU32::MIN));
     /// let layer = BucketLayer::keyed(tenants, api_key)
-    ///     .plan(|request: &Request<String>| request.extensions().get::<Tenant>().map(|tenant| tenant.plan))
+    ///     .quota_fn(|request: &Request<String>| request.extensions().get::<Tenant>().map(|tenant| tenant.plan))
     ///     .respond();
     /// # let _ = layer;
     /// ```
     #[must_use]
-    pub fn plan<F>(self, quota: F) -> BucketLayer<Tuned<L, Plan<F>>, R, M> {
-        self.map(|limit| Tuned::new(limit, Plan::new(quota)))
+    pub fn quota_fn<F>(self, quota: F) -> BucketLayer<Tuned<L, QuotaFn<F>>, R, M> {
+        self.map(|limit| Tuned::new(limit, QuotaFn::new(quota)))
     }
 
     /// Refuses nothing, and only counts what would have been refused ([`Snapshot::shadowed`](crate::Snapshot)): to try a
@@ -179,12 +179,12 @@ impl<L, R, M> BucketLayer<L, R, M> {
     }
 
     /// Tells how the limit stands in the `RateLimit` and `RateLimit-Policy` fields of every answer, also those that are let
-    /// through; see [`Fields`](crate::Fields). For HTTP responses. Default: off, as it costs a few allocations.
+    /// through; see [`RateLimitHeaders`](crate::RateLimitHeaders). For HTTP responses. Default: off, as it costs a few allocations.
     ///
     /// Said after [`and`](Self::and) it tells the limit that leaves least; said before, each one.
     #[must_use]
-    pub fn fields(self, name: PolicyName) -> BucketLayer<Told<L>, R, M> {
-        self.map(|limit| Told::new(limit, name))
+    pub fn rate_limit_headers(self, name: PolicyName) -> BucketLayer<WithHeaders<L>, R, M> {
+        self.map(|limit| WithHeaders::new(limit, name))
     }
 
     /// Answers refused requests with a 429, or `RESOURCE_EXHAUSTED` if they are gRPC. The inner error type stays as it
@@ -219,7 +219,7 @@ impl<L, R> BucketLayer<L, R> {
     /// key's [share](BucketLayer::waiters_per_key) of them.
     ///
     /// It waits in the response future, before the inner service is called, first come, first served. What a request that is
-    /// dropped while it waits would have cost goes to those behind it. See [`Waiting`] for the order, and
+    /// dropped while it waits would have cost goes to those behind it. See [`Queue`] for the order, and
     /// [`WaitFuture`](crate::WaitFuture) for cancellation. The inner service must be `Clone`.
     ///
     /// ```
@@ -232,21 +232,21 @@ impl<L, R> BucketLayer<L, R> {
     /// # let _ = layer;
     /// ```
     #[must_use]
-    pub fn wait(self, longest: Duration) -> BucketLayer<L, R, Waiting> {
+    pub fn wait(self, longest: Duration) -> BucketLayer<L, R, Queue> {
         BucketLayer {
             limit: self.limit,
             refuse: self.refuse,
-            mode: Waiting::new(longest),
+            mode: Queue::new(longest),
         }
     }
 }
 
-impl<L, R> BucketLayer<L, R, Waiting> {
+impl<L, R> BucketLayer<L, R, Queue> {
     /// How many requests may wait at a time, in all services that this layer and its clones make. Default: 1024; a request
     /// that waits is held in memory, with what of its body has come.
     #[must_use]
     pub fn waiters(mut self, most: NonZeroU32) -> Self {
-        self.mode.places_mut().at_most(most);
+        self.mode.limit_mut().at_most(most);
         self
     }
 
@@ -255,7 +255,7 @@ impl<L, R> BucketLayer<L, R, Waiting> {
     /// request beyond that is refused as if all places were taken.
     ///
     /// Keys are those of all keyed limiters of this layer; requests that share a bucket because they have no key, or because
-    /// theirs found no room, count as one key. A [`Limiter`] has no keys, and all who draw from it share all places.
+    /// theirs found no room, count as one key. A [`Limiter`] has no keys, and all who draw from it share all waiters.
     ///
     /// ```
     /// use std::{num::NonZeroU32, time::Duration};
@@ -271,21 +271,21 @@ impl<L, R> BucketLayer<L, R, Waiting> {
     /// ```
     #[must_use]
     pub fn waiters_per_key(mut self, share: Share) -> Self {
-        self.mode.places_mut().per_key(share);
+        self.mode.limit_mut().per_key(share);
         self
     }
 
     /// The requests that wait, to see how many there are.
-    pub const fn waiting(&self) -> &Waiting {
+    pub const fn queue(&self) -> &Queue {
         &self.mode
     }
 }
 
 impl<S, L: Clone, R: Clone, M: Clone> Layer<S> for BucketLayer<L, R, M> {
-    type Service = Bucket<S, L, R, M>;
+    type Service = BucketService<S, L, R, M>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Bucket::new(
+        BucketService::new(
             inner,
             self.limit.clone(),
             self.refuse.clone(),

@@ -16,12 +16,12 @@
 //! | one bucket for all, or for one upstream | [`BucketLayer::new`] with a [`Limiter`] |
 //! | one for each client | [`BucketLayer::per_client`]; behind proxies [`BucketLayer::keyed`] with [`ProxiedIp`] |
 //! | one for each API key, path, tenant or pair of these | [`BucketLayer::keyed`] with [`Header`], [`Path`], a function, a tuple |
-//! | another quota for some keys | [`plan`](BucketLayer::plan) |
+//! | another quota for some keys | [`quota_fn`](BucketLayer::quota_fn) |
 //! | requests that cost more | [`cost`](BucketLayer::cost) |
 //! | several limits at once | [`and`](BucketLayer::and) |
 //! | to wait instead of failing | [`wait`](BucketLayer::wait) |
 //! | to try a quota without refusing | [`shadow`](BucketLayer::shadow) |
-//! | answers that tell what is left | [`fields`](BucketLayer::fields) |
+//! | answers that tell what is left | [`rate_limit_headers`](BucketLayer::rate_limit_headers) |
 //! | another quota while it runs | [`Limiter::set_quota`], [`KeyedLimiter::set_quota`] |
 //!
 //! The price of a request that passes: one clock reading and one or two atomic additions, and per client a hash and a
@@ -94,42 +94,42 @@
 pub mod adapter;
 mod clock;
 mod connect_info;
-mod dial;
 mod error;
-mod fields;
 mod future;
 mod gcra;
 mod hash;
+mod headers;
 mod key;
 mod keyed;
 mod layer;
 mod limit;
 mod limiter;
-mod places;
 mod queue;
 mod quota;
+mod quota_cell;
 mod service;
 mod snapshot;
 mod store;
 mod sync;
 mod wait;
+mod waiters;
 
 pub use self::{
     error::Exhausted,
-    fields::{Fields, PolicyName},
     future::ResponseFuture,
+    headers::{PolicyName, RateLimitHeaders},
     key::{
         ClientIp, Header, Key, Network, NotANetwork, OnMissingKey, Path, PeerIp, ProxiedIp, UriPath,
     },
     keyed::KeyedLimiter,
     layer::BucketLayer,
-    limit::{Both, Cost, Keyed, Limit, Plan, Shadow, Told, Tuned},
+    limit::{And, Cost, Keyed, Limit, QuotaFn, Shadow, Tuned, WithHeaders},
     limiter::{Admitted, Limiter},
-    places::Share,
     quota::Quota,
-    service::{AtOnce, Bucket},
+    service::{BucketService, Reject},
     snapshot::Snapshot,
-    wait::{WaitFuture, Waiting},
+    wait::{Queue, WaitFuture},
+    waiters::Share,
 };
 
 #[cfg(doctest)]

@@ -5,11 +5,11 @@ use tokio::time::Instant;
 use crate::{
     Exhausted, Quota, Snapshot,
     clock::Start,
-    dial::Dial,
     error::Reason,
-    gcra::{Ask, Cell},
+    gcra::{AtomicTat, Charge},
     queue::{Answer, Turn, WaitQueues, WaiterId},
-    snapshot::{Fate, Tally},
+    quota_cell::QuotaCell,
+    snapshot::{Counters, Decision},
 };
 
 /// One bucket for all: a cheap handle, whose clones share it.
@@ -39,10 +39,10 @@ pub struct Admitted {
 
 #[derive(Debug)]
 struct Shared {
-    cell: Cell,
-    dial: Dial,
+    tat: AtomicTat,
+    quota_cell: QuotaCell,
     start: Start,
-    tally: Tally,
+    counters: Counters,
     queue: WaitQueues<()>,
 }
 
@@ -52,17 +52,17 @@ impl Limiter {
     /// A full bucket.
     #[must_use]
     pub fn new(quota: Quota) -> Self {
-        let (cell, dial, start, tally) = (
-            Cell::default(),
-            Dial::new(quota),
+        let (tat, quota_cell, start, counters) = (
+            AtomicTat::default(),
+            QuotaCell::new(quota),
             Start::now(),
-            Tally::default(),
+            Counters::default(),
         );
         Self(Arc::new(Shared {
-            cell,
-            dial,
+            tat,
+            quota_cell,
             start,
-            tally,
+            counters,
             queue: WaitQueues::default(),
         }))
     }
@@ -84,15 +84,15 @@ impl Limiter {
     pub fn check_cost(&self, tokens: u32) -> Result<Admitted, Exhausted> {
         let (quota, now) = (self.quota(), self.since_start(Instant::now()));
         if tokens == 0 {
-            self.count(Fate::Allowed);
-            return Ok(Admitted::new(self.0.cell.debt(now), quota));
+            self.count(Decision::Allowed);
+            return Ok(Admitted::new(self.0.tat.debt(now), quota));
         }
-        let ask = Ask::tokens(now, quota, tokens).ok_or(Reason::Cost);
-        let decision = ask.and_then(|ask| self.take(&ask).map_err(Reason::Wait));
+        let charge = Charge::tokens(now, quota, tokens).ok_or(Reason::Cost);
+        let decision = charge.and_then(|charge| self.take(&charge).map_err(Reason::Wait));
         self.count(if decision.is_ok() {
-            Fate::Allowed
+            Decision::Allowed
         } else {
-            Fate::Refused
+            Decision::Refused
         });
         decision
             .map(|debt| Admitted::new(debt, quota))
@@ -106,7 +106,7 @@ impl Limiter {
     /// The bucket is empty.
     pub fn peek(&self) -> Result<Admitted, Exhausted> {
         let quota = self.quota();
-        let decision = self.peek_at(&Ask::one(self.since_start(Instant::now()), quota));
+        let decision = self.peek_at(&Charge::one(self.since_start(Instant::now()), quota));
         decision
             .map(|debt| Admitted::new(debt, quota))
             .map_err(|wait| Exhausted::new(Reason::Wait(wait)))
@@ -116,7 +116,7 @@ impl Limiter {
     #[must_use]
     #[inline]
     pub fn quota(&self) -> Quota {
-        self.0.dial.read()
+        self.0.quota_cell.read()
     }
 
     /// Keeps another quota from now on, without forgetting what was taken: one atomic change, for all clones.
@@ -127,14 +127,16 @@ impl Limiter {
     /// kept for as long as it stands. Requests that [`wait`](crate::BucketLayer::wait) keep the turns they were given, or
     /// earlier ones as others leave; where some may, the longest that they may wait is added to what is owed at most.
     pub fn set_quota(&self, quota: Quota) {
-        self.0.dial.turn(quota, self.since_start(Instant::now()));
+        self.0
+            .quota_cell
+            .set(quota, self.since_start(Instant::now()));
     }
 
     /// What it has done so far.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::default();
-        self.0.tally.add_to(&mut snapshot);
+        self.0.counters.add_to(&mut snapshot);
         snapshot
     }
 
@@ -144,28 +146,28 @@ impl Limiter {
     }
 
     #[inline]
-    pub(crate) fn take(&self, ask: &Ask) -> Result<u64, u64> {
-        self.0.dial.note_patience(ask);
-        self.0.cell.take(ask).map_err(|wait| {
-            let (wait, latest) = self.0.dial.relieve(ask, wait);
-            if let Some(full_at) = latest {
-                self.0.cell.lower(full_at);
+    pub(crate) fn take(&self, charge: &Charge) -> Result<u64, u64> {
+        self.0.quota_cell.note_max_wait(charge);
+        self.0.tat.take(charge).map_err(|wait| {
+            let (wait, latest) = self.0.quota_cell.clamp_debt(charge, wait);
+            if let Some(tat) = latest {
+                self.0.tat.lower(tat);
             }
             wait
         })
     }
 
-    pub(crate) fn peek_at(&self, ask: &Ask) -> Result<u64, u64> {
+    pub(crate) fn peek_at(&self, charge: &Charge) -> Result<u64, u64> {
         self.0
-            .cell
-            .peek(ask)
-            .map_err(|wait| self.0.dial.relieve(ask, wait).0)
+            .tat
+            .peek(charge)
+            .map_err(|wait| self.0.quota_cell.clamp_debt(charge, wait).0)
     }
 
     /// Takes, behind all that wait.
-    pub(crate) fn queue(&self, ask: &Ask) -> Result<(u64, Turn), u64> {
-        self.0.queue.push(ask, || {
-            let debt = self.take(ask)?;
+    pub(crate) fn queue(&self, charge: &Charge) -> Result<(u64, Turn), u64> {
+        self.0.queue.push(charge, || {
+            let debt = self.take(charge)?;
             Ok(((), debt, debt))
         })
     }
@@ -180,15 +182,21 @@ impl Limiter {
     }
 
     /// For one that took and will not call.
-    pub(crate) fn give_back(&self, ask: &Ask, turn: Turn, now: u64) {
+    pub(crate) fn give_back(&self, charge: &Charge, turn: Turn, now: u64) {
         self.0.queue.with((), |queue| {
-            self.0.cell.refund(queue.leave(ask, turn, now));
+            self.0.tat.refund(queue.leave(charge, turn, now));
         });
     }
 
     #[inline]
-    pub(crate) fn count(&self, fate: Fate) {
-        self.0.tally.count(fate);
+    pub(crate) fn count(&self, decision: Decision) {
+        self.0.counters.count(decision);
+    }
+}
+
+impl From<&Self> for Limiter {
+    fn from(limiter: &Self) -> Self {
+        limiter.clone()
     }
 }
 

@@ -37,7 +37,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    gcra::{Ask, Refund},
+    gcra::{Charge, Refund},
     sync::{Mutex, MutexGuard},
 };
 
@@ -58,7 +58,7 @@ pub(crate) struct WaitQueue {
     last_end: u64,
     /// Those whose tokens begin before those of the one before them end: a change to a less deep quota had brought the bucket
     /// forward when they came.
-    relieved: BTreeSet<WaiterId>,
+    clamped: BTreeSet<WaiterId>,
     /// To be woken when the lock is free.
     wake: Vec<Waker>,
     /// To be dropped when the lock is free: a waker may be the last that holds a task, and so a waiter of this very queue.
@@ -109,17 +109,17 @@ impl<B: Copy + Eq + Hash> WaitQueues<B> {
     /// under the lock, so that waiters stand in the order in which they took.
     pub(crate) fn push<T, E>(
         &self,
-        ask: &Ask,
+        charge: &Charge,
         take: impl FnOnce() -> Result<(B, T, u64), E>,
     ) -> Result<(T, Turn), E> {
         let mut queues = self.lock();
         let (bucket, taken, debt) = take()?;
-        if ask.turn(debt) == 0 {
-            return Ok((taken, Turn::Came(ask.now)));
+        if charge.turn(debt) == 0 {
+            return Ok((taken, Turn::Came(charge.now)));
         }
         let queue = queues.entry(bucket).or_default();
-        queue.admit(ask.now);
-        let (waiter, wake) = (queue.push(ask, debt), mem::take(&mut queue.wake));
+        queue.admit(charge.now);
+        let (waiter, wake) = (queue.push(charge, debt), mem::take(&mut queue.wake));
         drop(queues);
         wake.into_iter().for_each(Waker::wake);
         Ok((taken, Turn::Queued(waiter)))
@@ -156,18 +156,18 @@ impl<B> Default for WaitQueues<B> {
 
 impl WaitQueue {
     /// Adds one whose tokens were taken from the bucket and left it with `debt`.
-    fn push(&mut self, ask: &Ask, debt: u64) -> WaiterId {
-        let (id, end) = (self.next, ask.now + debt);
+    fn push(&mut self, charge: &Charge, debt: u64) -> WaiterId {
+        let (id, end) = (self.next, charge.now + debt);
         self.next = WaiterId(id.0 + 1);
         if self.waiters.is_empty() {
             self.first_end = end;
-        } else if end < self.last_end + ask.cost() {
-            self.relieved.insert(id);
+        } else if end < self.last_end + charge.cost() {
+            self.clamped.insert(id);
         }
         let waiter = Waiter {
-            cost: ask.cost(),
-            depth: ask.depth(),
-            latest: ask.now + ask.turn(debt),
+            cost: charge.cost(),
+            depth: charge.depth(),
+            latest: charge.now + charge.turn(debt),
             distance: signed(end, self.last_end),
             timer: None,
         };
@@ -203,14 +203,14 @@ impl WaitQueue {
     }
 
     /// Removes one that will not call, and moves up those behind it. After its turn came, by what still lies ahead.
-    pub(crate) fn leave(&mut self, ask: &Ask, turn: Turn, now: u64) -> Refund {
+    pub(crate) fn leave(&mut self, charge: &Charge, turn: Turn, now: u64) -> Refund {
         self.admit(now);
         let came = match turn {
             Turn::Came(turn) => Some(turn),
             Turn::Queued(id) => self.admitted.remove(&id),
         };
         let refund = match (came, turn) {
-            (Some(turn), _) => self.move_all_up(ask.ahead(turn, now), now),
+            (Some(turn), _) => self.move_all_up(charge.ahead(turn, now), now),
             (None, Turn::Queued(id)) => self.take_out(id),
             (None, Turn::Came(_)) => Refund::NOTHING,
         };
@@ -278,7 +278,7 @@ impl WaitQueue {
         let Some((_, first)) = self.waiters.first_key_value() else {
             return Refund::of(amount);
         };
-        if !self.relieved.is_empty() {
+        if !self.clamped.is_empty() {
             return Refund::NOTHING;
         }
         // One of a deeper quota does not wait where others do. It stands behind them, so what it gives back may be more than
@@ -292,9 +292,9 @@ impl WaitQueue {
 
     /// For what one gives back that waits, and goes.
     fn take_out(&mut self, id: WaiterId) -> Refund {
-        // One that was relieved does not stand where those before it end, so it cannot move up by what they cost. All such come
+        // One that was clamped does not stand where those before it end, so it cannot move up by what they cost. All such come
         // through before the longest wait is over; what is given back before them until then is lost.
-        if self.relieved.last() > Some(&id) {
+        if self.clamped.last() > Some(&id) {
             self.unused = self.remove(id, 0).and_then(Waiter::into_waker);
             return Refund::NOTHING;
         }
@@ -311,7 +311,7 @@ impl WaitQueue {
     /// Removes a waiter, and moves up those behind it.
     fn remove(&mut self, id: WaiterId, amount: u64) -> Option<Waiter> {
         let waiter = self.waiters.remove(&id)?;
-        self.relieved.remove(&id);
+        self.clamped.remove(&id);
         let is_first = self.waiters.range(..id).next().is_none();
         let Some((&next, behind)) = self.waiters.range_mut(id..).next() else {
             let distance = waiter.distance.wrapping_neg();
@@ -322,13 +322,13 @@ impl WaitQueue {
         let distance = behind.distance.wrapping_sub_unsigned(amount);
         if is_first {
             self.first_end = self.first_end.wrapping_add_signed(distance);
-            self.relieved.remove(&next);
+            self.clamped.remove(&next);
         } else {
             behind.distance = distance.wrapping_add(waiter.distance);
             if behind.distance < behind.cost as i64 {
-                self.relieved.insert(next);
+                self.clamped.insert(next);
             } else {
-                self.relieved.remove(&next);
+                self.clamped.remove(&next);
             }
         }
         Some(waiter)
@@ -351,12 +351,12 @@ impl Turn {
         &mut self,
         now: u64,
         instant: Instant,
-        ask: impl FnOnce(WaiterId, u64) -> Answer,
+        charge: impl FnOnce(WaiterId, u64) -> Answer,
     ) -> Option<Instant> {
         let Self::Queued(waiter) = *self else {
             return None;
         };
-        match ask(waiter, now) {
+        match charge(waiter, now) {
             Answer::Came(at) => {
                 *self = Self::Came(at);
                 None

@@ -6,7 +6,7 @@ use tower_service::Service;
 
 use crate::{
     Limit, ResponseFuture,
-    fields::Tell,
+    headers::DecorateResponse,
     limit::{Denial, Terms},
 };
 
@@ -16,10 +16,10 @@ use crate::{
 /// none. A call that is refused does not reach the inner service, which stays ready: what it reserved for the call it
 /// keeps until the next one, or its drop.
 ///
-/// `M` says what becomes of a request that finds no token: with [`AtOnce`] it is refused, with
-/// [`Waiting`](crate::Waiting) it may wait.
+/// `M` says what becomes of a request that finds no token: with [`Reject`] it is refused, with
+/// [`Queue`](crate::Queue) it may wait.
 #[derive(Clone, Debug)]
-pub struct Bucket<S, L, R = Fail, M = AtOnce> {
+pub struct BucketService<S, L, R = Fail, M = Reject> {
     pub(crate) inner: S,
     pub(crate) limit: L,
     pub(crate) refuse: R,
@@ -28,11 +28,11 @@ pub struct Bucket<S, L, R = Fail, M = AtOnce> {
 
 /// Who finds no token is refused at once.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct AtOnce;
+pub struct Reject;
 
-// === impl Bucket ===
+// === impl BucketService ===
 
-impl<S, L, R, M> Bucket<S, L, R, M> {
+impl<S, L, R, M> BucketService<S, L, R, M> {
     pub(crate) const fn new(inner: S, limit: L, refuse: R, mode: M) -> Self {
         Self {
             inner,
@@ -58,11 +58,11 @@ impl<S, L, R, M> Bucket<S, L, R, M> {
     }
 }
 
-impl<S, L, R, Req> Service<Req> for Bucket<S, L, R>
+impl<S, L, R, Req> Service<Req> for BucketService<S, L, R>
 where
     S: Service<Req>,
     L: Limit<Req>,
-    L::Note: Tell<R::Response>,
+    L::Note: DecorateResponse<R::Response>,
     R: Refuse<Req, S::Response, S::Error>,
 {
     type Response = R::Response;
@@ -79,28 +79,31 @@ where
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        let ask = self.limit.ask(&request, Terms::USUAL);
-        match self.limit.take(ask, Instant::now(), 0) {
+        let charge = self.limit.charge(&request, Terms::USUAL);
+        match self.limit.take(charge, Instant::now(), 0) {
             Ok(taken) => {
-                self.limit.count_passed(ask, taken, false);
-                ResponseFuture::admitted(self.inner.call(request), self.limit.note(ask, Ok(taken)))
+                self.limit.count_passed(charge, taken, false);
+                ResponseFuture::admitted(
+                    self.inner.call(request),
+                    self.limit.note(charge, Ok(taken)),
+                )
             }
             Err(denial) => {
-                let (answer, note) = self.deny(&request, ask, denial);
+                let (answer, note) = self.deny(&request, charge, denial);
                 ResponseFuture::refused(answer, note)
             }
         }
     }
 }
 
-impl<S, L, R, M> Bucket<S, L, R, M> {
+impl<S, L, R, M> BucketService<S, L, R, M> {
     /// Counts a refusal and tells it.
     #[cold]
     #[inline(never)]
     pub(crate) fn deny<Req>(
         &self,
         request: &Req,
-        ask: L::Ask,
+        charge: L::Charge,
         denial: Denial,
     ) -> (Result<R::Response, R::Error>, L::Note)
     where
@@ -108,10 +111,10 @@ impl<S, L, R, M> Bucket<S, L, R, M> {
         L: Limit<Req>,
         R: Refuse<Req, S::Response, S::Error>,
     {
-        self.limit.count_denied(ask, denial.by());
+        self.limit.count_denied(charge, denial.by());
         let answer = self
             .refuse
             .refuse(self.refuse.context(request), denial.exhausted());
-        (answer, self.limit.note(ask, Err(denial)))
+        (answer, self.limit.note(charge, Err(denial)))
     }
 }

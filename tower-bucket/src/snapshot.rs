@@ -26,7 +26,7 @@ pub struct Snapshot {
 
 /// Counts what became of requests.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct Counters {
     allowed: AtomicU64,
     refused: AtomicU64,
     waited: AtomicU64,
@@ -36,7 +36,7 @@ pub(crate) struct Tally {
 
 /// What became of a request, for the counter of that name in a [`Snapshot`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum Decision {
     /// It was let through.
     Allowed,
     /// It was rejected.
@@ -49,24 +49,24 @@ pub enum Fate {
     Shadowed,
 }
 
-// === impl Tally ===
+// === impl Counters ===
 
-impl Tally {
+impl Counters {
     #[inline]
-    pub(crate) fn count(&self, fate: Fate) {
-        if fate == Fate::Waited {
+    pub(crate) fn count(&self, decision: Decision) {
+        if decision == Decision::Waited {
             self.waited.fetch_add(1, Relaxed);
         }
-        self.counter(fate).fetch_add(1, Relaxed);
+        self.counter(decision).fetch_add(1, Relaxed);
     }
 
     #[inline]
-    fn counter(&self, fate: Fate) -> &AtomicU64 {
-        match fate {
-            Fate::Allowed | Fate::Waited => &self.allowed,
-            Fate::Refused => &self.refused,
-            Fate::Abandoned => &self.abandoned,
-            Fate::Shadowed => &self.shadowed,
+    fn counter(&self, decision: Decision) -> &AtomicU64 {
+        match decision {
+            Decision::Allowed | Decision::Waited => &self.allowed,
+            Decision::Refused => &self.refused,
+            Decision::Abandoned => &self.abandoned,
+            Decision::Shadowed => &self.shadowed,
         }
     }
 

@@ -26,9 +26,9 @@ use std::{
 
 use crate::{
     Snapshot,
-    gcra::{Ask, Cell, Refund},
+    gcra::{AtomicTat, Charge, Refund},
     hash::Fingerprint,
-    snapshot::{Fate, Tally},
+    snapshot::{Counters, Decision},
     sync::{AtomicU64, AtomicUsize, Mutex},
 };
 
@@ -41,15 +41,15 @@ pub(crate) struct Store {
     keys: AtomicUsize,
     /// Where the next search for an idle key among strangers begins.
     hand: AtomicUsize,
-    overflow: Cell,
-    keyless: Cell,
-    full_told: OnceAMinute,
-    keyless_told: OnceAMinute,
+    overflow: AtomicTat,
+    keyless: AtomicTat,
+    full_logged: LogLimit,
+    keyless_logged: LogLimit,
 }
 
 /// Whose bucket a request draws from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Drawer {
+pub(crate) enum BucketKey {
     Key(Fingerprint),
     /// All who have no key.
     Keyless,
@@ -66,7 +66,7 @@ pub(crate) enum BucketId {
 
 /// Tokens were taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Drawn {
+pub(crate) struct Debit {
     /// How far the bucket is now in debt, in nanoseconds.
     pub(crate) debt: u64,
     /// From the overflow bucket, because a new key found no room.
@@ -79,13 +79,13 @@ struct Set([Slot; WAYS]);
 
 /// One key's bucket.
 ///
-/// `full_at` also says who may write the slot. It is [`CLAIMED`] while the slot changes owner, and greater ever after: an
+/// `tat` also says who may write the slot. It is [`CLAIMED`] while the slot changes owner, and greater ever after: an
 /// owner moves in when the slot is idle and brings it beyond that moment, and what it gives back never leads to before it. So
 /// a compare-and-swap on it succeeds only if the owner is still who it was when it was read.
 #[derive(Debug, Default)]
 struct Slot {
     owner: AtomicU64,
-    full_at: AtomicU64,
+    tat: AtomicU64,
 }
 
 /// A slot that may be given a new owner: nobody's, or that of a key whose bucket is full.
@@ -106,17 +106,17 @@ struct Claim<'a> {
 #[repr(align(128))]
 #[derive(Debug, Default)]
 struct Stripe {
-    tally: Tally,
+    counters: Counters,
     evictions: AtomicU64,
     overflowed: AtomicU64,
     keyless: AtomicU64,
     /// Two threads must not give one new key two slots.
-    moving_in: Mutex<()>,
+    inserting: Mutex<()>,
 }
 
 /// When a warning was logged last, so that it is logged once a minute at most. Zero: never.
 #[derive(Debug, Default)]
-pub(crate) struct OnceAMinute(AtomicU64);
+pub(crate) struct LogLimit(AtomicU64);
 
 // === impl Store ===
 
@@ -131,10 +131,10 @@ impl Store {
             capacity,
             keys: AtomicUsize::new(0),
             hand: AtomicUsize::new(0),
-            overflow: Cell::default(),
-            keyless: Cell::default(),
-            full_told: OnceAMinute::default(),
-            keyless_told: OnceAMinute::default(),
+            overflow: AtomicTat::default(),
+            keyless: AtomicTat::default(),
+            full_logged: LogLimit::default(),
+            keyless_logged: LogLimit::default(),
         }
     }
 
@@ -144,31 +144,31 @@ impl Store {
 
     /// Takes from the drawer's bucket, or tells how long it must wait.
     #[inline]
-    pub(crate) fn take(&self, drawer: Drawer, ask: &Ask) -> Result<Drawn, u64> {
-        match drawer {
-            Drawer::Key(key) => self.take_key(key, ask),
-            Drawer::Keyless => self.keyless.take(ask).map(Drawn::from),
+    pub(crate) fn take(&self, bucket_key: BucketKey, charge: &Charge) -> Result<Debit, u64> {
+        match bucket_key {
+            BucketKey::Key(key) => self.take_key(key, charge),
+            BucketKey::Keyless => self.keyless.take(charge).map(Debit::from),
         }
     }
 
     /// What [`take`](Self::take) would answer. A key that is not known is taken for one that will find room.
-    pub(crate) fn peek(&self, drawer: Drawer, ask: &Ask) -> Result<u64, u64> {
-        match drawer {
-            Drawer::Key(key) => self.peek_key(key, ask),
-            Drawer::Keyless => self.keyless.peek(ask),
+    pub(crate) fn peek(&self, bucket_key: BucketKey, charge: &Charge) -> Result<u64, u64> {
+        match bucket_key {
+            BucketKey::Key(key) => self.peek_key(key, charge),
+            BucketKey::Keyless => self.keyless.peek(charge),
         }
     }
 
     /// How far in debt the drawer's bucket is.
-    pub(crate) fn debt(&self, drawer: Drawer, now: u64) -> u64 {
-        match drawer {
-            Drawer::Keyless => self.keyless.debt(now),
-            Drawer::Key(key) => {
-                let full_at = self
+    pub(crate) fn debt(&self, bucket_key: BucketKey, now: u64) -> u64 {
+        match bucket_key {
+            BucketKey::Keyless => self.keyless.debt(now),
+            BucketKey::Key(key) => {
+                let tat = self
                     .slots(key)
-                    .find_map(|slot| slot.full_at(key))
+                    .find_map(|slot| slot.tat(key))
                     .unwrap_or_default();
-                full_at.saturating_sub(now)
+                tat.saturating_sub(now)
             }
         }
     }
@@ -184,34 +184,34 @@ impl Store {
         }
     }
 
-    /// Makes the drawer's bucket full no later than `full_at`, which is ahead.
-    pub(crate) fn lower(&self, drawer: Drawer, full_at: u64) {
-        match drawer {
-            Drawer::Keyless => self.keyless.lower(full_at),
-            Drawer::Key(key) => {
-                if !self.slots(key).any(|slot| slot.lower(key, full_at)) {
-                    self.overflow.lower(full_at);
+    /// Makes the drawer's bucket full no later than `tat`, which is ahead.
+    pub(crate) fn lower(&self, bucket_key: BucketKey, tat: u64) {
+        match bucket_key {
+            BucketKey::Keyless => self.keyless.lower(tat),
+            BucketKey::Key(key) => {
+                if !self.slots(key).any(|slot| slot.lower(key, tat)) {
+                    self.overflow.lower(tat);
                 }
             }
         }
     }
 
-    /// Lets nothing more like `ask` pass for so many nanoseconds from then, if the drawer has a bucket of its own.
-    pub(crate) fn hold(&self, drawer: Drawer, ask: &Ask, nanos: u64) {
-        let full_at = ask.refused_for(nanos);
-        match drawer {
-            Drawer::Keyless => self.keyless.raise(full_at),
-            Drawer::Key(key) => {
-                let _ = self.slots(key).any(|slot| slot.raise(key, full_at));
+    /// Lets nothing more like `ask` pass for so many nanoseconds from then, if the bucket_key has a bucket of its own.
+    pub(crate) fn hold(&self, bucket_key: BucketKey, charge: &Charge, nanos: u64) {
+        let tat = charge.refused_for(nanos);
+        match bucket_key {
+            BucketKey::Keyless => self.keyless.raise(tat),
+            BucketKey::Key(key) => {
+                let _ = self.slots(key).any(|slot| slot.raise(key, tat));
             }
         }
     }
 
     #[inline]
-    pub(crate) fn count(&self, drawer: Drawer, fate: Fate) {
-        match drawer {
-            Drawer::Key(key) => self.stripe(key).tally.count(fate),
-            Drawer::Keyless => self.keyless_tally().count(fate),
+    pub(crate) fn count(&self, bucket_key: BucketKey, decision: Decision) {
+        match bucket_key {
+            BucketKey::Key(key) => self.stripe(key).counters.count(decision),
+            BucketKey::Keyless => self.keyless_counters().count(decision),
         }
     }
 
@@ -219,13 +219,13 @@ impl Store {
     #[cold]
     pub(crate) fn note_keyless(&self, now: u64) {
         self.stripes[0].keyless.fetch_add(1, Relaxed);
-        if self.keyless_told.is_due(now) {
+        if self.keyless_logged.is_due(now) {
             tracing::warn!("a request has no rate limit key");
         }
     }
 
-    pub(crate) fn keyless_tally(&self) -> &Tally {
-        &self.stripes[0].tally
+    pub(crate) fn keyless_counters(&self) -> &Counters {
+        &self.stripes[0].counters
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
@@ -234,7 +234,7 @@ impl Store {
             ..Snapshot::default()
         };
         for stripe in &self.stripes {
-            stripe.tally.add_to(&mut snapshot);
+            stripe.counters.add_to(&mut snapshot);
             snapshot.evictions += stripe.evictions.load(Relaxed);
             snapshot.overflowed += stripe.overflowed.load(Relaxed);
             snapshot.keyless += stripe.keyless.load(Relaxed);
@@ -243,92 +243,87 @@ impl Store {
     }
 
     #[inline]
-    fn take_key(&self, key: Fingerprint, ask: &Ask) -> Result<Drawn, u64> {
-        match self.take_known(key, ask) {
+    fn take_key(&self, key: Fingerprint, charge: &Charge) -> Result<Debit, u64> {
+        match self.take_known(key, charge) {
             Some(decision) => decision,
-            None => self.take_new(key, ask),
+            None => self.take_new(key, charge),
         }
     }
 
     #[inline]
-    fn take_known(&self, key: Fingerprint, ask: &Ask) -> Option<Result<Drawn, u64>> {
-        let first = self.first_home(key);
-        match self.sets[first].take(key, ask) {
-            None => self.sets[self.second_home(key, first)].take(key, ask),
+    fn take_known(&self, key: Fingerprint, charge: &Charge) -> Option<Result<Debit, u64>> {
+        let first = self.first_set(key);
+        match self.sets[first].take(key, charge) {
+            None => self.sets[self.second_set(key, first)].take(key, charge),
             known => known,
         }
     }
 
     #[cold]
-    fn take_new(&self, key: Fingerprint, ask: &Ask) -> Result<Drawn, u64> {
+    fn take_new(&self, key: Fingerprint, charge: &Charge) -> Result<Debit, u64> {
         let stripe = self.stripe(key);
         let alone = stripe
-            .moving_in
+            .inserting
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         // Another thread may have moved the same key in.
-        if let Some(decision) = self.take_known(key, ask) {
+        if let Some(decision) = self.take_known(key, charge) {
             return decision;
         }
-        match self.room(key, ask.now, stripe) {
-            Some(claim) => Ok(claim.move_in(key, ask)),
+        match self.find_slot(key, charge.now, stripe) {
+            Some(claim) => Ok(claim.insert(key, charge)),
             None => {
                 drop(alone);
-                self.take_overflow(ask, stripe)
+                self.take_overflow(charge, stripe)
             }
         }
     }
 
-    fn take_overflow(&self, ask: &Ask, stripe: &Stripe) -> Result<Drawn, u64> {
+    fn take_overflow(&self, charge: &Charge, stripe: &Stripe) -> Result<Debit, u64> {
         stripe.overflowed.fetch_add(1, Relaxed);
-        if self.full_told.is_due(ask.now) {
+        if self.full_logged.is_due(charge.now) {
             tracing::warn!(
                 capacity = self.capacity,
                 "rate limiter full of active keys, newcomers share a bucket"
             );
         }
-        self.overflow.take(ask).map(|debt| Drawn {
+        self.overflow.take(charge).map(|debt| Debit {
             debt,
             overflowed: true,
         })
     }
 
-    fn peek_key(&self, key: Fingerprint, ask: &Ask) -> Result<u64, u64> {
-        let full_at = self
+    fn peek_key(&self, key: Fingerprint, charge: &Charge) -> Result<u64, u64> {
+        let tat = self
             .slots(key)
-            .find_map(|slot| slot.full_at(key))
+            .find_map(|slot| slot.tat(key))
             .unwrap_or_default();
-        ask.put(full_at).map(|next| next - ask.now)
+        charge.try_advance(tat).map(|next| next - charge.now)
     }
 
     /// A slot in one of the key's homes: an empty one, else that of a key that idles. So nobody who idles is forgotten while
     /// there is room, and need not be found anew.
-    fn room(&self, key: Fingerprint, now: u64, stripe: &Stripe) -> Option<Claim<'_>> {
-        let mut homes = self.homes(key);
-        homes.sort_by_key(|set| (set.active(now), set.occupied()));
-        if let Some(claim) = homes
-            .into_iter()
-            .find_map(|home| home.claim(now, Idle::Empty))
-        {
-            if self.count_in() {
+    fn find_slot(&self, key: Fingerprint, now: u64, stripe: &Stripe) -> Option<Claim<'_>> {
+        let mut sets = self.candidate_sets(key);
+        sets.sort_by_key(|set| (set.active(now), set.occupied()));
+        if let Some(claim) = sets.into_iter().find_map(|set| set.claim(now, Idle::Empty)) {
+            if self.reserve_key() {
                 return Some(claim);
             }
             claim.give_back();
         }
-        let claim = homes
-            .into_iter()
-            .find_map(|home| self.make_room(home, now))?;
+        let claim = sets.into_iter().find_map(|set| self.replace(set, now))?;
         stripe.evictions.fetch_add(1, Relaxed);
         Some(claim)
     }
 
     /// A slot of somebody who idles there; or an empty one, for which a key elsewhere must go, because that would be one too
     /// many.
-    fn make_room<'a>(&self, home: &'a Set, now: u64) -> Option<Claim<'a>> {
-        let claim = home
+    fn replace<'a>(&self, set: &'a Set, now: u64) -> Option<Claim<'a>> {
+        let claim = set
             .claim(now, Idle::Occupied)
-            .or_else(|| home.claim(now, Idle::Empty))?;
-        if claim.is_occupied() || self.evict_a_stranger(now) {
+            .or_else(|| set.claim(now, Idle::Empty))?;
+        if claim.is_occupied() || self.evict_elsewhere(now) {
             return Some(claim);
         }
         claim.give_back();
@@ -336,7 +331,7 @@ impl Store {
     }
 
     /// Counts one more key, unless that would be too many.
-    fn count_in(&self) -> bool {
+    fn reserve_key(&self) -> bool {
         self.keys
             .fetch_update(Relaxed, Relaxed, |keys| {
                 (keys < self.capacity).then(|| keys + 1)
@@ -345,28 +340,28 @@ impl Store {
     }
 
     /// Forgets one idle key among the next few sets; its place in the count passes on to the caller.
-    fn evict_a_stranger(&self, now: u64) -> bool {
+    fn evict_elsewhere(&self, now: u64) -> bool {
         let from = self.hand.fetch_add(SWEEP, Relaxed);
         (from..from.wrapping_add(SWEEP))
             .flat_map(|at| &self.sets[at % self.sets.len()].0)
             .any(|slot| slot.evict(now))
     }
 
-    fn homes(&self, key: Fingerprint) -> [&Set; 2] {
-        let first = self.first_home(key);
-        [&self.sets[first], &self.sets[self.second_home(key, first)]]
+    fn candidate_sets(&self, key: Fingerprint) -> [&Set; 2] {
+        let first = self.first_set(key);
+        [&self.sets[first], &self.sets[self.second_set(key, first)]]
     }
 
     fn slots(&self, key: Fingerprint) -> impl Iterator<Item = &Slot> {
-        self.homes(key).into_iter().flat_map(|set| &set.0)
+        self.candidate_sets(key).into_iter().flat_map(|set| &set.0)
     }
 
-    fn first_home(&self, key: Fingerprint) -> usize {
+    fn first_set(&self, key: Fingerprint) -> usize {
         scale(key.0, self.sets.len())
     }
 
     /// Never the first one, so that a small store is filled to the last slot.
-    fn second_home(&self, key: Fingerprint, first: usize) -> usize {
+    fn second_set(&self, key: Fingerprint, first: usize) -> usize {
         let second = first + 1 + scale(key.0.wrapping_mul(GOLDEN), self.sets.len() - 1);
         if second < self.sets.len() {
             second
@@ -385,20 +380,20 @@ fn scale(random: u64, bound: usize) -> usize {
     ((u128::from(random) * bound as u128) >> 64) as usize
 }
 
-// === impl Drawn ===
+// === impl Debit ===
 
-impl Drawn {
-    /// Where it came from, if this drawer was asked.
-    pub(crate) const fn bucket(self, drawer: Drawer) -> BucketId {
-        match drawer {
-            Drawer::Keyless => BucketId::Keyless,
-            Drawer::Key(_) if self.overflowed => BucketId::Overflow,
-            Drawer::Key(key) => BucketId::Key(key),
+impl Debit {
+    /// Where it came from, if this bucket_key was asked.
+    pub(crate) const fn bucket(self, bucket_key: BucketKey) -> BucketId {
+        match bucket_key {
+            BucketKey::Keyless => BucketId::Keyless,
+            BucketKey::Key(_) if self.overflowed => BucketId::Overflow,
+            BucketKey::Key(key) => BucketId::Key(key),
         }
     }
 }
 
-impl From<u64> for Drawn {
+impl From<u64> for Debit {
     #[inline]
     fn from(debt: u64) -> Self {
         Self {
@@ -414,8 +409,8 @@ impl Set {
     /// Takes, if one of the slots is `key`'s. A slot that `key` is just losing is passed over: it may have another by
     /// now.
     #[inline]
-    fn take(&self, key: Fingerprint, ask: &Ask) -> Option<Result<Drawn, u64>> {
-        self.0.iter().find_map(|slot| slot.take(key, ask))
+    fn take(&self, key: Fingerprint, charge: &Charge) -> Option<Result<Debit, u64>> {
+        self.0.iter().find_map(|slot| slot.take(key, charge))
     }
 
     fn claim(&self, now: u64, what: Idle) -> Option<Claim<'_>> {
@@ -425,7 +420,7 @@ impl Set {
     fn active(&self, now: u64) -> usize {
         self.0
             .iter()
-            .filter(|slot| slot.full_at.load(Relaxed) > now)
+            .filter(|slot| slot.tat.load(Relaxed) > now)
             .count()
     }
 
@@ -442,62 +437,59 @@ impl Set {
 impl Slot {
     /// Takes, if the slot is `key`'s.
     #[inline]
-    fn take(&self, key: Fingerprint, ask: &Ask) -> Option<Result<Drawn, u64>> {
+    fn take(&self, key: Fingerprint, charge: &Charge) -> Option<Result<Debit, u64>> {
         if self.owner.load(Relaxed) != key.0 {
             return None;
         }
-        let mut full_at = self.full_at.load(Acquire);
+        let mut tat = self.tat.load(Acquire);
         loop {
-            // Asked again: only now is it known to be the owner at the time of `full_at`.
-            if full_at == CLAIMED || self.owner.load(Acquire) != key.0 {
+            // Asked again: only now is it known to be the owner at the time of `tat`.
+            if tat == CLAIMED || self.owner.load(Acquire) != key.0 {
                 return None;
             }
-            let next = match ask.put(full_at) {
+            let next = match charge.try_advance(tat) {
                 Ok(next) => next,
                 Err(wait) => return Some(Err(wait)),
             };
-            match self
-                .full_at
-                .compare_exchange_weak(full_at, next, AcqRel, Acquire)
-            {
-                Ok(_) => return Some(Ok(Drawn::from(next - ask.now))),
-                Err(seen) => full_at = seen,
+            match self.tat.compare_exchange_weak(tat, next, AcqRel, Acquire) {
+                Ok(_) => return Some(Ok(Debit::from(next - charge.now))),
+                Err(seen) => tat = seen,
             }
         }
     }
 
     /// When it is full again, if it is `key`'s.
-    fn full_at(&self, key: Fingerprint) -> Option<u64> {
-        let full_at = self.full_at.load(Acquire);
-        (full_at != CLAIMED && self.owner.load(Acquire) == key.0).then_some(full_at)
+    fn tat(&self, key: Fingerprint) -> Option<u64> {
+        let tat = self.tat.load(Acquire);
+        (tat != CLAIMED && self.owner.load(Acquire) == key.0).then_some(tat)
     }
 
     /// Puts tokens back, if the slot is `key`'s. False if it is not.
     fn refund(&self, key: Fingerprint, refund: Refund, now: u64) -> bool {
         // Where nothing is left, a nanosecond stays, so that the time is greater than when this owner moved in.
         let refund = refund.not_before(now + 1);
-        self.change(key, |full_at| refund.apply(full_at).unwrap_or(full_at))
+        self.change(key, |tat| refund.apply(tat).unwrap_or(tat))
     }
 
-    /// Makes it full no sooner than `full_at`, if the slot is `key`'s. False if it is not.
-    fn raise(&self, key: Fingerprint, full_at: u64) -> bool {
-        self.change(key, |seen| seen.max(full_at))
+    /// Makes it full no sooner than `tat`, if the slot is `key`'s. False if it is not.
+    fn raise(&self, key: Fingerprint, tat: u64) -> bool {
+        self.change(key, |seen| seen.max(tat))
     }
 
-    /// Makes it full no later than `full_at`, if the slot is `key`'s. False if it is not. It must lie ahead, or the time would
+    /// Makes it full no later than `tat`, if the slot is `key`'s. False if it is not. It must lie ahead, or the time would
     /// not be greater than when this owner moved in.
-    fn lower(&self, key: Fingerprint, full_at: u64) -> bool {
-        self.change(key, |seen| seen.min(full_at))
+    fn lower(&self, key: Fingerprint, tat: u64) -> bool {
+        self.change(key, |seen| seen.min(tat))
     }
 
     fn change(&self, key: Fingerprint, to: impl Fn(u64) -> u64) -> bool {
-        let mut seen = self.full_at.load(Acquire);
+        let mut seen = self.tat.load(Acquire);
         loop {
             if seen == CLAIMED || self.owner.load(Acquire) != key.0 {
                 return false;
             }
             match self
-                .full_at
+                .tat
                 .compare_exchange_weak(seen, to(seen), AcqRel, Acquire)
             {
                 Ok(_) => return true,
@@ -508,11 +500,11 @@ impl Slot {
 
     fn claim(&self, now: u64, what: Idle) -> Option<Claim<'_>> {
         // In this order, so that if the time is still the same at the claim, it was the owner's of whom we asked.
-        let was = self.full_at.load(Acquire);
+        let was = self.tat.load(Acquire);
         if was > now || self.kind() != what {
             return None;
         }
-        self.full_at
+        self.tat
             .compare_exchange(was, CLAIMED, AcqRel, Relaxed)
             .ok()
             .map(|_| Claim { slot: self, was })
@@ -540,29 +532,29 @@ impl Claim<'_> {
     }
 
     /// Makes `key` the owner and takes what is asked.
-    fn move_in(self, key: Fingerprint, ask: &Ask) -> Drawn {
+    fn insert(self, key: Fingerprint, charge: &Charge) -> Debit {
         self.slot.owner.store(key.0, Release);
         // `was` is not after now, and no ask is for more than a full bucket: it gives, and the slot's time grows.
-        let debt = ask.cost();
-        self.slot.full_at.store(ask.now + debt, Release);
-        Drawn::from(debt)
+        let debt = charge.cost();
+        self.slot.tat.store(charge.now + debt, Release);
+        Debit::from(debt)
     }
 
     /// Leaves the slot empty. One more than it was: a thread that read it before must not succeed now.
     fn clear(self) {
         self.slot.owner.store(0, Release);
-        self.slot.full_at.store(self.was + 1, Release);
+        self.slot.tat.store(self.was + 1, Release);
     }
 
     /// Leaves the slot as it was.
     fn give_back(self) {
-        self.slot.full_at.store(self.was, Release);
+        self.slot.tat.store(self.was, Release);
     }
 }
 
-// === impl OnceAMinute ===
+// === impl LogLimit ===
 
-impl OnceAMinute {
+impl LogLimit {
     pub(crate) fn is_due(&self, now: u64) -> bool {
         let last = self.0.load(Relaxed);
         let due = last == 0 || now.saturating_sub(last) >= ONE_MINUTE;
@@ -614,23 +606,23 @@ mod tests {
     /// One token, counted as the limiter does it.
     fn take(store: &Store, key: Fingerprint, now: u64, quota: Quota) -> Result<u64, u64> {
         let decision = store
-            .take(Drawer::Key(key), &Ask::one(now, quota))
-            .map(|drawn| drawn.debt);
+            .take(BucketKey::Key(key), &Charge::one(now, quota))
+            .map(|debit| debit.debt);
         store.count(
-            Drawer::Key(key),
+            BucketKey::Key(key),
             if decision.is_ok() {
-                Fate::Allowed
+                Decision::Allowed
             } else {
-                Fate::Refused
+                Decision::Refused
             },
         );
         decision
     }
 
     /// For one that took at once.
-    fn give_back(store: &Store, drawer: Drawer, ask: &Ask, drawn: Drawn, now: u64) {
-        let refund = Refund::of(ask.ahead(ask.now, now));
-        store.refund(drawn.bucket(drawer), refund, now);
+    fn give_back(store: &Store, bucket_key: BucketKey, charge: &Charge, debit: Debit, now: u64) {
+        let refund = Refund::of(charge.ahead(charge.now, now));
+        store.refund(debit.bucket(bucket_key), refund, now);
     }
 
     /// A good hash of a small number (SplitMix64), the same in each run.
@@ -766,32 +758,40 @@ mod tests {
     #[test]
     fn what_is_given_back_goes_to_the_bucket_it_came_from() {
         let (store, quota) = (Store::new(8), quota(SECOND, 1));
-        let ask = Ask::one(5, quota);
+        let charge = Charge::one(5, quota);
         for number in 0..8 {
             assert!(take(&store, key(number), 5, quota).is_ok());
         }
-        for drawer in [Drawer::Key(key(100)), Drawer::Keyless] {
-            let drawn = store.take(drawer, &ask).unwrap();
-            give_back(&store, drawer, &ask, drawn, 5);
-            assert_eq!(store.debt(drawer, 5), 0);
-            assert!(store.take(drawer, &ask).is_ok() && store.take(drawer, &ask).is_err());
+        for bucket_key in [BucketKey::Key(key(100)), BucketKey::Keyless] {
+            let debit = store.take(bucket_key, &charge).unwrap();
+            give_back(&store, bucket_key, &charge, debit, 5);
+            assert_eq!(store.debt(bucket_key, 5), 0);
+            assert!(
+                store.take(bucket_key, &charge).is_ok() && store.take(bucket_key, &charge).is_err()
+            );
         }
         assert_eq!(
             take(&store, key(3), 5, quota),
             Err(SECOND),
             "a neighbour's is not touched"
         );
-        give_back(&store, Drawer::Key(key(3)), &ask, Drawn::from(SECOND), 5);
+        give_back(
+            &store,
+            BucketKey::Key(key(3)),
+            &charge,
+            Debit::from(SECOND),
+            5,
+        );
         assert_eq!(
-            store.debt(Drawer::Key(key(3)), 5),
+            store.debt(BucketKey::Key(key(3)), 5),
             1,
             "all but the nanosecond that marks the slot"
         );
         give_back(
             &store,
-            Drawer::Key(key(3)),
-            &ask,
-            Drawn::from(SECOND),
+            BucketKey::Key(key(3)),
+            &charge,
+            Debit::from(SECOND),
             6 + SECOND,
         );
         assert_eq!(take(&store, key(3), 6 + SECOND, quota), Ok(SECOND));
@@ -881,9 +881,9 @@ mod tests {
                 let Some(claim) = slot.claim(now, Idle::Empty) else {
                     return false;
                 };
-                let (key, ask) = (key(now), Ask::one(now, quota));
-                claim.move_in(key, &ask);
-                let is_lost = slot.take(key, &ask) != Some(Err(1));
+                let (key, charge) = (key(now), Charge::one(now, quota));
+                claim.insert(key, &charge);
+                let is_lost = slot.take(key, &charge) != Some(Err(1));
                 is_lost || !slot.evict(now + 1)
             });
             let lost = lost.count();
@@ -901,8 +901,12 @@ mod tests {
             },
             quota(SECOND, 1),
         );
-        let lives_in =
-            |key, set: &Set| store.homes(key).iter().any(|home| std::ptr::eq(*home, set));
+        let lives_in = |key, set: &Set| {
+            store
+                .candidate_sets(key)
+                .iter()
+                .any(|candidate| std::ptr::eq(*candidate, set))
+        };
         assert_eq!(take(&store, key(0), 0, quota), Ok(SECOND));
         let set = store.sets.iter().find(|set| set.occupied() == 1).unwrap();
         let newcomer = (1..).map(key).find(|&key| !lives_in(key, set)).unwrap();
@@ -988,11 +992,11 @@ mod tests {
             let (mut now, mut served) = (0, vec![Vec::new(); 41]);
             for (number, tokens, gives_back, step) in requests {
                 now += step;
-                let Some(ask) = Ask::tokens(now, quota, tokens) else { continue };
-                let drawer = Drawer::Key(key(number));
-                match store.take(drawer, &ask) {
-                    Ok(drawn) if gives_back => give_back(&store, drawer, &ask, drawn, now),
-                    Ok(drawn) => served[if drawn.overflowed { 40 } else { number as usize }].push((now, ask.cost())),
+                let Some(charge) = Charge::tokens(now, quota, tokens) else { continue };
+                let bucket_key = BucketKey::Key(key(number));
+                match store.take(bucket_key, &charge) {
+                    Ok(debit) if gives_back => give_back(&store, bucket_key, &charge, debit, now),
+                    Ok(debit) => served[if debit.overflowed { 40 } else { number as usize }].push((now, charge.cost())),
                     Err(_) => {}
                 }
                 prop_assert!(store.keys.load(Relaxed) <= capacity);
@@ -1054,10 +1058,10 @@ mod loom_tests {
     fn take(store: &Store, number: u64, now: u64, quota: Quota) -> Result<u64, u64> {
         store
             .take(
-                Drawer::Key(Fingerprint::from(number)),
-                &Ask::one(now, quota),
+                BucketKey::Key(Fingerprint::from(number)),
+                &Charge::one(now, quota),
             )
-            .map(|drawn| drawn.debt)
+            .map(|debit| debit.debt)
     }
 
     fn check(model: impl Fn() + Send + Sync + 'static) {

@@ -16,13 +16,13 @@ use tower_outcome::refuse::Refuse;
 use tower_service::Service;
 
 use crate::{
-    Bucket, Limit,
-    fields::Tell,
+    BucketService, Limit,
+    headers::DecorateResponse,
     limit::{Denial, Terms},
-    places::{Place, Places},
+    waiters::{WaiterLimit, WaiterPermit},
 };
 
-/// The requests that wait, and the settings for them: [`Bucket`]'s mode when
+/// The requests that wait, and the settings for them: [`BucketService`]'s mode when
 /// [`BucketLayer::wait`](crate::BucketLayer::wait) made it.
 ///
 /// # Order
@@ -38,7 +38,7 @@ use crate::{
 /// Of several limits each has a queue of its own, and the request passes at the latest of its turns. The others are paid for by
 /// then, and may see it later than it was paid for: beyond their burst by as many requests as wait, at most.
 ///
-/// # Places
+/// # How many wait
 ///
 /// How many may wait is bounded ([`waiters`](crate::BucketLayer::waiters)), and one key, such as a client, has at most a share
 /// of the places ([`waiters_per_key`](crate::BucketLayer::waiters_per_key)): one that sends more requests than it may does not
@@ -49,12 +49,12 @@ use crate::{
 /// The inner service that was ready for it, and what that reserved: place a concurrency limit outside, or requests that wait
 /// take its permits.
 #[derive(Clone, Debug)]
-pub struct Waiting {
+pub struct Queue {
     longest: Duration,
-    places: Places,
+    waiters: WaiterLimit,
 }
 
-/// The future of a [`Bucket`] whose requests may wait: its turn, then the inner service's; or a refusal.
+/// The future of a [`BucketService`] whose requests may wait: its turn, then the inner service's; or a refusal.
 ///
 /// # Cancel safety
 ///
@@ -96,51 +96,51 @@ where
     Refused(Option<T>),
 }
 
-/// The tokens that a waiting request has taken in advance, and its place. Given back on drop.
+/// The tokens that a waiting request has taken in advance, and its permit. Given back on drop.
 struct Reservation<L, Req>
 where
     L: Limit<Req>,
 {
     limit: L,
-    ask: L::Ask,
+    charge: L::Charge,
     taken: L::Taken,
     turn: L::Turn,
     is_used: bool,
-    _place: Place,
+    _permit: WaiterPermit,
 }
 
-// === impl Waiting ===
+// === impl Queue ===
 
-impl Waiting {
+impl Queue {
     pub(crate) fn new(longest: Duration) -> Self {
         Self {
             longest,
-            places: Places::new(DEFAULT_WAITERS),
+            waiters: WaiterLimit::new(DEFAULT_WAITERS),
         }
     }
 
-    pub(crate) const fn places_mut(&mut self) -> &mut Places {
-        &mut self.places
+    pub(crate) const fn limit_mut(&mut self) -> &mut WaiterLimit {
+        &mut self.waiters
     }
 
     /// How many requests wait just now.
     #[must_use]
     pub fn waiters(&self) -> u32 {
-        self.places.taken()
+        self.waiters.taken()
     }
 
-    fn patience(&self) -> u64 {
+    fn max_wait(&self) -> u64 {
         u64::try_from(self.longest.as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
-// === impl Bucket ===
+// === impl BucketService ===
 
-impl<S, L, R, Req> Service<Req> for Bucket<S, L, R, Waiting>
+impl<S, L, R, Req> Service<Req> for BucketService<S, L, R, Queue>
 where
     S: Service<Req> + Clone,
     L: Limit<Req>,
-    L::Note: Tell<R::Response>,
+    L::Note: DecorateResponse<R::Response>,
     R: Refuse<Req, S::Response, S::Error>,
 {
     type Response = R::Response;
@@ -155,21 +155,21 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let (ask, now) = (self.limit.ask(&request, Terms::USUAL), Instant::now());
-        let queued = match self.limit.take(ask, now, 0) {
+        let (charge, now) = (self.limit.charge(&request, Terms::USUAL), Instant::now());
+        let queued = match self.limit.take(charge, now, 0) {
             Ok(taken) => {
-                self.limit.count_passed(ask, taken, false);
-                let note = self.limit.note(ask, Ok(taken));
+                self.limit.count_passed(charge, taken, false);
+                let note = self.limit.note(charge, Ok(taken));
                 return WaitFuture {
                     state: State::Called(self.inner.call(request)),
                     note,
                 };
             }
-            Err(denial) => self.queue(ask, now, denial),
+            Err(denial) => self.queue(charge, now, denial),
         };
         match queued {
             Ok(reservation) => {
-                let note = self.limit.note(ask, Ok(reservation.taken));
+                let note = self.limit.note(charge, Ok(reservation.taken));
                 // Set by the first poll.
                 let sleep = sleep_until(now);
                 let held = Some((self.take_ready(), request, reservation));
@@ -179,7 +179,7 @@ where
                 }
             }
             Err(denial) => {
-                let (answer, note) = self.deny(&request, ask, denial);
+                let (answer, note) = self.deny(&request, charge, denial);
                 WaitFuture {
                     state: State::Refused(Some(answer)),
                     note,
@@ -189,11 +189,11 @@ where
     }
 }
 
-impl<S, L, R> Bucket<S, L, R, Waiting> {
+impl<S, L, R> BucketService<S, L, R, Queue> {
     /// Takes a turn and a place in the queue, unless the turn would come too late or the places are taken.
     fn queue<Req>(
         &self,
-        ask: L::Ask,
+        charge: L::Charge,
         now: Instant,
         denial: Denial,
     ) -> Result<Reservation<L, Req>, Denial>
@@ -201,27 +201,27 @@ impl<S, L, R> Bucket<S, L, R, Waiting> {
         L: Limit<Req>,
     {
         // Of what is refused, most is refused here, without a lock.
-        let Some(mut place) = self.mode.places.take() else {
+        let Some(mut permit) = self.mode.waiters.take() else {
             return Err(denial);
         };
-        let (taken, turn) = self.limit.queue(ask, now, self.mode.patience())?;
+        let (taken, turn) = self.limit.queue(charge, now, self.mode.max_wait())?;
         let mut keys = Vec::new();
-        L::keyed_buckets(ask, taken, 0, &mut keys);
-        if !place.enter(keys) {
-            self.limit.leave(ask, taken, turn, now);
+        L::keyed_buckets(charge, taken, 0, &mut keys);
+        if !permit.enter(keys) {
+            self.limit.leave(charge, taken, turn, now);
             return Err(denial);
         }
         Ok(Reservation {
             limit: self.limit.clone(),
-            ask,
+            charge,
             taken,
             turn,
             is_used: false,
-            _place: place,
+            _permit: permit,
         })
     }
 
-    /// The service that said it is ready; a clone, which is not, stays in its place.
+    /// The service that said it is ready; a clone, which is not, stays in its permit.
     fn take_ready(&mut self) -> S
     where
         S: Clone,
@@ -237,7 +237,7 @@ impl<S, L, R, Req> Future for WaitFuture<S, L, R, Req>
 where
     S: Service<Req>,
     L: Limit<Req>,
-    L::Note: Tell<R::Response>,
+    L::Note: DecorateResponse<R::Response>,
     R: Refuse<Req, S::Response, S::Error>,
 {
     type Output = Result<R::Response, R::Error>;
@@ -268,7 +268,7 @@ where
             }
         };
         if let Ok(response) = &mut answer {
-            this.note.tell(response);
+            this.note.decorate(response);
         }
         Poll::Ready(answer)
     }
@@ -298,12 +298,12 @@ impl<L: Limit<Req>, Req> Reservation<L, Req> {
     /// `None`: its turn has come. `Some`: ask again then, or when woken.
     fn poll(&mut self, now: Instant, waker: &Waker) -> Option<Instant> {
         self.limit
-            .poll_turn(self.ask, self.taken, &mut self.turn, now, waker)
+            .poll_turn(self.charge, self.taken, &mut self.turn, now, waker)
     }
 
     fn spend(mut self) {
         self.is_used = true;
-        self.limit.count_passed(self.ask, self.taken, true);
+        self.limit.count_passed(self.charge, self.taken, true);
     }
 }
 
@@ -311,8 +311,8 @@ impl<L: Limit<Req>, Req> Drop for Reservation<L, Req> {
     fn drop(&mut self) {
         if !self.is_used {
             self.limit
-                .leave(self.ask, self.taken, self.turn, Instant::now());
-            self.limit.count_abandoned(self.ask);
+                .leave(self.charge, self.taken, self.turn, Instant::now());
+            self.limit.count_abandoned(self.charge);
         }
     }
 }

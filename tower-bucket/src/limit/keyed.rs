@@ -5,10 +5,10 @@ use tokio::time::Instant;
 use super::{Denial, Standing, Taken, Terms, sealed::Decide};
 use crate::{
     Key, KeyedLimiter, OnMissingKey,
-    places::LimiterKey,
     queue::Turn,
-    snapshot::Fate,
-    store::{BucketId, Drawer},
+    snapshot::Decision,
+    store::{BucketId, BucketKey},
+    waiters::LimiterKey,
 };
 
 /// A [`KeyedLimiter`] together with the [`Key`] that tells whose bucket a request draws from.
@@ -22,13 +22,13 @@ pub struct Keyed<F, K: ?Sized> {
 #[derive(Clone, Copy, Debug)]
 #[expect(unnameable_types, reason = "part of a sealed trait")]
 pub struct KeyedTerms {
-    who: Who,
+    target: Target,
     terms: Terms,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Who {
-    Drawer(Drawer),
+enum Target {
+    BucketKey(BucketKey),
     Allow,
     Deny,
 }
@@ -53,12 +53,12 @@ impl<F, K: ?Sized> Keyed<F, K> {
     }
 
     #[cold]
-    fn keyless(&self) -> Who {
+    fn keyless(&self) -> Target {
         self.limiter.note_keyless();
         match self.missing {
-            OnMissingKey::Shared => Who::Drawer(Drawer::Keyless),
-            OnMissingKey::Allow => Who::Allow,
-            OnMissingKey::Deny => Who::Deny,
+            OnMissingKey::Shared => Target::BucketKey(BucketKey::Keyless),
+            OnMissingKey::Allow => Target::Allow,
+            OnMissingKey::Deny => Target::Deny,
         }
     }
 }
@@ -69,109 +69,121 @@ where
     K: Hash,
 {
     const LIMITERS: u32 = 1;
-    type Ask = KeyedTerms;
+    type Charge = KeyedTerms;
     type Taken = Taken;
     type Turn = Turn;
     type Note = ();
 
     #[inline]
-    fn ask(&self, request: &Req, terms: Terms) -> KeyedTerms {
-        let who = match self.key.key(request) {
-            Some(key) => Who::Drawer(Drawer::Key(self.limiter.fingerprint(&key))),
+    fn charge(&self, request: &Req, terms: Terms) -> KeyedTerms {
+        let target = match self.key.key(request) {
+            Some(key) => Target::BucketKey(BucketKey::Key(self.limiter.fingerprint(&key))),
             None => self.keyless(),
         };
-        KeyedTerms { who, terms }
+        KeyedTerms { target, terms }
     }
 
-    fn peek(&self, ask: KeyedTerms, now: Instant, patience: u64) -> Result<(), Denial> {
-        let KeyedTerms { who, terms } = ask;
-        match who {
-            Who::Drawer(drawer) => {
+    fn peek(&self, charge: KeyedTerms, now: Instant, max_wait: u64) -> Result<(), Denial> {
+        let KeyedTerms { target, terms } = charge;
+        match target {
+            Target::BucketKey(bucket_key) => {
                 let quota = terms.quota_or(self.limiter.quota());
                 let now = self.limiter.since_start(now);
-                terms.peek(now, quota, patience, |ask| {
-                    self.limiter.peek_at(drawer, ask)
+                terms.peek(now, quota, max_wait, |charge| {
+                    self.limiter.peek_at(bucket_key, charge)
                 })
             }
-            Who::Allow => Ok(()),
-            Who::Deny => terms.keyless().map(drop),
+            Target::Allow => Ok(()),
+            Target::Deny => terms.keyless().map(drop),
         }
     }
 
     #[inline]
-    fn take(&self, ask: KeyedTerms, now: Instant, patience: u64) -> Result<Taken, Denial> {
-        let KeyedTerms { who, terms } = ask;
-        match who {
-            Who::Drawer(drawer) => {
+    fn take(&self, charge: KeyedTerms, now: Instant, max_wait: u64) -> Result<Taken, Denial> {
+        let KeyedTerms { target, terms } = charge;
+        match target {
+            Target::BucketKey(bucket_key) => {
                 let quota = terms.quota_or(self.limiter.quota());
                 let now = self.limiter.since_start(now);
-                terms.take(now, quota, patience, |ask| self.limiter.take(drawer, ask))
+                terms.take(now, quota, max_wait, |charge| {
+                    self.limiter.take(bucket_key, charge)
+                })
             }
-            Who::Allow => Ok(Taken::NOTHING),
-            Who::Deny => terms.keyless(),
+            Target::Allow => Ok(Taken::NOTHING),
+            Target::Deny => terms.keyless(),
         }
     }
 
-    fn give_back(&self, ask: KeyedTerms, taken: Taken, now: Instant) {
-        Decide::<Req>::leave(self, ask, taken, taken.at_once(), now);
+    fn give_back(&self, charge: KeyedTerms, taken: Taken, now: Instant) {
+        Decide::<Req>::leave(self, charge, taken, taken.at_once(), now);
     }
 
-    fn queue(&self, ask: KeyedTerms, now: Instant, patience: u64) -> Result<(Taken, Turn), Denial> {
-        let KeyedTerms { who, terms } = ask;
-        match who {
-            Who::Drawer(drawer) => {
+    fn queue(
+        &self,
+        charge: KeyedTerms,
+        now: Instant,
+        max_wait: u64,
+    ) -> Result<(Taken, Turn), Denial> {
+        let KeyedTerms { target, terms } = charge;
+        match target {
+            Target::BucketKey(bucket_key) => {
                 let quota = terms.quota_or(self.limiter.quota());
                 let now = self.limiter.since_start(now);
-                terms.queue(now, quota, patience, |ask| self.limiter.queue(drawer, ask))
+                terms.queue(now, quota, max_wait, |charge| {
+                    self.limiter.queue(bucket_key, charge)
+                })
             }
-            Who::Allow => Ok(Taken::NOTHING.now()),
-            Who::Deny => terms.keyless().map(Taken::now),
+            Target::Allow => Ok(Taken::NOTHING.now()),
+            Target::Deny => terms.keyless().map(Taken::now),
         }
     }
 
     fn poll_turn(
         &self,
-        ask: KeyedTerms,
+        charge: KeyedTerms,
         taken: Taken,
         turn: &mut Turn,
         now: Instant,
         waker: &Waker,
     ) -> Option<Instant> {
-        let bucket = ask.bucket(taken)?;
+        let bucket = charge.bucket(taken)?;
         turn.poll(self.limiter.since_start(now), now, |waiter, now| {
             self.limiter.poll_turn(bucket, waiter, now, waker)
         })
     }
 
-    fn leave(&self, ask: KeyedTerms, taken: Taken, turn: Turn, now: Instant) {
-        if let Some(bucket) = ask.bucket(taken) {
+    fn leave(&self, charge: KeyedTerms, taken: Taken, turn: Turn, now: Instant) {
+        if let Some(bucket) = charge.bucket(taken) {
             let now = self.limiter.since_start(now);
-            self.limiter.give_back(bucket, taken.ask(), turn, now);
+            self.limiter.give_back(bucket, taken.charge(), turn, now);
         }
     }
 
-    fn keyed_buckets(ask: KeyedTerms, taken: Taken, first: u32, buckets: &mut Vec<LimiterKey>) {
-        let bucket = ask.bucket(taken);
+    fn keyed_buckets(charge: KeyedTerms, taken: Taken, first: u32, buckets: &mut Vec<LimiterKey>) {
+        let bucket = charge.bucket(taken);
         buckets.extend(bucket.map(|bucket| LimiterKey::new(first, bucket)));
     }
 
     #[inline]
-    fn count_passed(&self, ask: KeyedTerms, taken: Taken, waited: bool) {
-        self.limiter.count(ask.who.drawer(), taken.fate(waited));
+    fn count_passed(&self, charge: KeyedTerms, taken: Taken, waited: bool) {
+        self.limiter
+            .count(charge.target.bucket_key(), taken.decision(waited));
     }
 
-    fn count_abandoned(&self, ask: KeyedTerms) {
-        self.limiter.count(ask.who.drawer(), Fate::Abandoned);
+    fn count_abandoned(&self, charge: KeyedTerms) {
+        self.limiter
+            .count(charge.target.bucket_key(), Decision::Abandoned);
     }
 
-    fn count_denied(&self, ask: KeyedTerms, by: u32) {
+    fn count_denied(&self, charge: KeyedTerms, by: u32) {
         if by & 1 != 0 {
-            self.limiter.count(ask.who.drawer(), Fate::Refused);
+            self.limiter
+                .count(charge.target.bucket_key(), Decision::Refused);
         }
     }
 
-    fn standing(&self, ask: KeyedTerms, decision: Result<Taken, Denial>) -> Standing {
-        Standing::new(decision, || ask.terms.quota_or(self.limiter.quota()))
+    fn standing(&self, charge: KeyedTerms, decision: Result<Taken, Denial>) -> Standing {
+        Standing::new(decision, || charge.terms.quota_or(self.limiter.quota()))
     }
 
     #[inline]
@@ -202,22 +214,22 @@ impl<F, K: ?Sized> fmt::Debug for Keyed<F, K> {
 impl KeyedTerms {
     /// The bucket that was drawn from. `None`: nothing was.
     fn bucket(self, taken: Taken) -> Option<BucketId> {
-        match self.who {
-            Who::Drawer(drawer) => Some(taken.drawn()?.bucket(drawer)),
-            Who::Allow | Who::Deny => None,
+        match self.target {
+            Target::BucketKey(bucket_key) => Some(taken.debit()?.bucket(bucket_key)),
+            Target::Allow | Target::Deny => None,
         }
     }
 }
 
-// === impl Who ===
+// === impl Target ===
 
-impl Who {
+impl Target {
     /// Where it is counted.
     #[inline]
-    fn drawer(self) -> Drawer {
+    fn bucket_key(self) -> BucketKey {
         match self {
-            Self::Drawer(drawer) => drawer,
-            Self::Allow | Self::Deny => Drawer::Keyless,
+            Self::BucketKey(bucket_key) => bucket_key,
+            Self::Allow | Self::Deny => BucketKey::Keyless,
         }
     }
 }

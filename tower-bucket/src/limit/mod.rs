@@ -1,9 +1,9 @@
 //! What decides about a request: one limiter, or several, and what is asked of them.
 //!
 //! ```text
-//!   BucketLayer<Both<Tuned<Limiter, Cost<F>>, Keyed<PeerIp, ClientIp>>>
+//!   BucketLayer<And<Tuned<Limiter, Cost<F>>, Keyed<PeerIp, ClientIp>>>
 //!
-//!   ask:  request ──► whose bucket, how many tokens, what quota       once, by the outermost
+//!   charge:  request ──► whose bucket, how many tokens, what quota       once, by the outermost
 //!   take: all of them peek; if none refuses all take, and if one of those lost a race the others give back
 //!   count: when it is known what became of the request
 //! ```
@@ -12,91 +12,92 @@
 macro_rules! as_inside {
     () => {
         const LIMITERS: u32 = L::LIMITERS;
-        type Ask = L::Ask;
+        type Charge = L::Charge;
         type Taken = L::Taken;
         type Turn = L::Turn;
 
-        fn peek(&self, ask: L::Ask, now: Instant, patience: u64) -> Result<(), Denial> {
-            self.limit.peek(ask, now, patience)
+        fn peek(&self, charge: L::Charge, now: Instant, max_wait: u64) -> Result<(), Denial> {
+            self.limit.peek(charge, now, max_wait)
         }
 
-        fn take(&self, ask: L::Ask, now: Instant, patience: u64) -> Result<L::Taken, Denial> {
-            self.limit.take(ask, now, patience)
+        fn take(&self, charge: L::Charge, now: Instant, max_wait: u64) -> Result<L::Taken, Denial> {
+            self.limit.take(charge, now, max_wait)
         }
 
-        fn give_back(&self, ask: L::Ask, taken: L::Taken, now: Instant) {
-            self.limit.give_back(ask, taken, now);
+        fn give_back(&self, charge: L::Charge, taken: L::Taken, now: Instant) {
+            self.limit.give_back(charge, taken, now);
         }
 
         fn queue(
             &self,
-            ask: L::Ask,
+            charge: L::Charge,
             now: Instant,
-            patience: u64,
+            max_wait: u64,
         ) -> Result<(L::Taken, L::Turn), Denial> {
-            self.limit.queue(ask, now, patience)
+            self.limit.queue(charge, now, max_wait)
         }
 
         fn poll_turn(
             &self,
-            ask: L::Ask,
+            charge: L::Charge,
             taken: L::Taken,
             turn: &mut L::Turn,
             now: Instant,
             waker: &std::task::Waker,
         ) -> Option<Instant> {
-            self.limit.poll_turn(ask, taken, turn, now, waker)
+            self.limit.poll_turn(charge, taken, turn, now, waker)
         }
 
-        fn leave(&self, ask: L::Ask, taken: L::Taken, turn: L::Turn, now: Instant) {
-            self.limit.leave(ask, taken, turn, now);
+        fn leave(&self, charge: L::Charge, taken: L::Taken, turn: L::Turn, now: Instant) {
+            self.limit.leave(charge, taken, turn, now);
         }
 
         fn keyed_buckets(
-            ask: L::Ask,
+            charge: L::Charge,
             taken: L::Taken,
             first: u32,
-            buckets: &mut Vec<crate::places::LimiterKey>,
+            buckets: &mut Vec<crate::waiters::LimiterKey>,
         ) {
-            L::keyed_buckets(ask, taken, first, buckets);
+            L::keyed_buckets(charge, taken, first, buckets);
         }
 
-        fn count_passed(&self, ask: L::Ask, taken: L::Taken, waited: bool) {
-            self.limit.count_passed(ask, taken, waited);
+        fn count_passed(&self, charge: L::Charge, taken: L::Taken, waited: bool) {
+            self.limit.count_passed(charge, taken, waited);
         }
 
-        fn count_abandoned(&self, ask: L::Ask) {
-            self.limit.count_abandoned(ask);
+        fn count_abandoned(&self, charge: L::Charge) {
+            self.limit.count_abandoned(charge);
         }
 
-        fn count_denied(&self, ask: L::Ask, by: u32) {
-            self.limit.count_denied(ask, by);
+        fn count_denied(&self, charge: L::Charge, by: u32) {
+            self.limit.count_denied(charge, by);
         }
 
-        fn standing(&self, ask: L::Ask, decision: Result<L::Taken, Denial>) -> Standing {
-            self.limit.standing(ask, decision)
+        fn standing(&self, charge: L::Charge, decision: Result<L::Taken, Denial>) -> Standing {
+            self.limit.standing(charge, decision)
         }
     };
 }
 
-mod both;
+mod and;
 mod keyed;
 mod shared;
-mod told;
 mod tuned;
+mod with_headers;
 
 use self::sealed::Decide;
 pub use self::{
-    both::Both,
+    and::And,
     keyed::Keyed,
-    told::Told,
-    tuned::{Cost, Plan, Shadow, Tuned},
+    tuned::{Cost, QuotaFn, Shadow, Tuned},
+    with_headers::WithHeaders,
 };
 use crate::{
-    Admitted, Exhausted, Quota, error::Reason, gcra::Ask, queue::Turn, snapshot::Fate, store::Drawn,
+    Admitted, Exhausted, Quota, error::Reason, gcra::Charge, queue::Turn, snapshot::Decision,
+    store::Debit,
 };
 
-/// Decides about requests: a [`Limiter`](crate::Limiter), a [`Keyed`] one, [`Both`] of two, or one that is [`Tuned`]. Implemented here only;
+/// Decides about requests: a [`Limiter`](crate::Limiter), a [`Keyed`] one, [`And`] of two, or one that is [`Tuned`]. Implemented here only;
 /// [`BucketLayer`](crate::BucketLayer) puts them together.
 pub trait Limit<Req>: sealed::Decide<Req> + Clone {}
 
@@ -115,7 +116,7 @@ pub struct Terms {
 #[expect(unnameable_types, reason = "part of a sealed trait")]
 pub struct Taken {
     from: From,
-    ask: Ask,
+    charge: Charge,
     quota: Quota,
 }
 
@@ -140,7 +141,7 @@ pub enum Standing {
 
 #[derive(Clone, Copy, Debug)]
 enum From {
-    Bucket(Drawn),
+    Bucket(Debit),
     /// Nothing was taken: it costs nothing, or all may pass who have no key.
     Free,
     /// Nothing was taken, because nothing is there.
@@ -153,7 +154,7 @@ pub(crate) mod sealed {
     use tokio::time::Instant;
 
     use super::{Denial, Standing, Terms};
-    use crate::places::LimiterKey;
+    use crate::waiters::LimiterKey;
 
     /// How a limit decides. `take` and `peek` count nothing: whoever asks knows what becomes of the request, and tells it.
     #[expect(unnameable_types, reason = "that is what seals the trait")]
@@ -161,7 +162,7 @@ pub(crate) mod sealed {
         /// How many limiters it is.
         const LIMITERS: u32;
         /// What a request asks, found out once.
-        type Ask: Copy + Send + Sync + 'static;
+        type Charge: Copy + Send + Sync + 'static;
         /// What was taken, to be given back or told.
         type Taken: Copy + Send + Sync + 'static;
         /// Where one stands that may wait.
@@ -169,41 +170,47 @@ pub(crate) mod sealed {
         /// What an answer is told.
         type Note: Copy + Send + Sync + 'static;
 
-        fn ask(&self, request: &Req, terms: Terms) -> Self::Ask;
-        fn peek(&self, ask: Self::Ask, now: Instant, patience: u64) -> Result<(), Denial>;
-        fn take(&self, ask: Self::Ask, now: Instant, patience: u64) -> Result<Self::Taken, Denial>;
+        fn charge(&self, request: &Req, terms: Terms) -> Self::Charge;
+        fn peek(&self, charge: Self::Charge, now: Instant, max_wait: u64) -> Result<(), Denial>;
+        fn take(
+            &self,
+            charge: Self::Charge,
+            now: Instant,
+            max_wait: u64,
+        ) -> Result<Self::Taken, Denial>;
         /// For what was taken, if the request is not let through after all.
-        fn give_back(&self, ask: Self::Ask, taken: Self::Taken, now: Instant);
+        fn give_back(&self, charge: Self::Charge, taken: Self::Taken, now: Instant);
         /// Takes, behind all that wait. Then either [`poll_turn`](Self::poll_turn) says that the turn has come, or it
         /// [leaves](Self::leave).
         fn queue(
             &self,
-            ask: Self::Ask,
+            charge: Self::Charge,
             now: Instant,
-            patience: u64,
+            max_wait: u64,
         ) -> Result<(Self::Taken, Self::Turn), Denial>;
         /// `None`: its turn has come. `Some`: it comes then; or earlier, and then the waker is woken.
         fn poll_turn(
             &self,
-            ask: Self::Ask,
+            charge: Self::Charge,
             taken: Self::Taken,
             turn: &mut Self::Turn,
             now: Instant,
             waker: &Waker,
         ) -> Option<Instant>;
-        fn leave(&self, ask: Self::Ask, taken: Self::Taken, turn: Self::Turn, now: Instant);
+        fn leave(&self, charge: Self::Charge, taken: Self::Taken, turn: Self::Turn, now: Instant);
         /// The buckets that are one key's, and which limiters they belong to, of those that begin with `first`.
         fn keyed_buckets(
-            ask: Self::Ask,
+            charge: Self::Charge,
             taken: Self::Taken,
             first: u32,
             buckets: &mut Vec<LimiterKey>,
         );
-        fn count_passed(&self, ask: Self::Ask, taken: Self::Taken, waited: bool);
-        fn count_abandoned(&self, ask: Self::Ask);
-        fn count_denied(&self, ask: Self::Ask, by: u32);
-        fn standing(&self, ask: Self::Ask, decision: Result<Self::Taken, Denial>) -> Standing;
-        fn note(&self, ask: Self::Ask, decision: Result<Self::Taken, Denial>) -> Self::Note;
+        fn count_passed(&self, charge: Self::Charge, taken: Self::Taken, waited: bool);
+        fn count_abandoned(&self, charge: Self::Charge);
+        fn count_denied(&self, charge: Self::Charge, by: u32);
+        fn standing(&self, charge: Self::Charge, decision: Result<Self::Taken, Denial>)
+        -> Standing;
+        fn note(&self, charge: Self::Charge, decision: Result<Self::Taken, Denial>) -> Self::Note;
     }
 
     /// Changes what is asked.
@@ -235,25 +242,25 @@ impl Terms {
         self,
         now: u64,
         quota: Quota,
-        patience: u64,
-        take: impl FnOnce(&Ask) -> Result<Drawn, u64>,
+        max_wait: u64,
+        take: impl FnOnce(&Charge) -> Result<Debit, u64>,
     ) -> Result<Taken, Denial> {
         if self.tokens == 0 {
             return Ok(Taken::NOTHING);
         }
-        let Some(ask) = Ask::tokens(now, quota, self.tokens) else {
+        let Some(charge) = Charge::tokens(now, quota, self.tokens) else {
             return self.refuse(Reason::Cost);
         };
         // Who is not held up has nothing to wait for.
-        let ask = if self.shadow {
-            ask
+        let charge = if self.shadow {
+            charge
         } else {
-            ask.patience(patience)
+            charge.with_max_wait(max_wait)
         };
-        match take(&ask) {
-            Ok(drawn) => Ok(Taken {
-                from: From::Bucket(drawn),
-                ask,
+        match take(&charge) {
+            Ok(debit) => Ok(Taken {
+                from: From::Bucket(debit),
+                charge,
                 quota,
             }),
             Err(wait) => self.refuse(Reason::Wait(wait)),
@@ -265,14 +272,14 @@ impl Terms {
         self,
         now: u64,
         quota: Quota,
-        patience: u64,
-        queue: impl FnOnce(&Ask) -> Result<(Drawn, Turn), u64>,
+        max_wait: u64,
+        queue: impl FnOnce(&Charge) -> Result<(Debit, Turn), u64>,
     ) -> Result<(Taken, Turn), Denial> {
         let mut turn = Turn::Came(now);
-        let taken = self.take(now, quota, patience, |ask| {
-            let drawn;
-            (drawn, turn) = queue(ask)?;
-            Ok(drawn)
+        let taken = self.take(now, quota, max_wait, |charge| {
+            let debit;
+            (debit, turn) = queue(charge)?;
+            Ok(debit)
         })?;
         Ok((taken, turn))
     }
@@ -281,10 +288,10 @@ impl Terms {
         self,
         now: u64,
         quota: Quota,
-        patience: u64,
-        peek: impl FnOnce(&Ask) -> Result<u64, u64>,
+        max_wait: u64,
+        peek: impl FnOnce(&Charge) -> Result<u64, u64>,
     ) -> Result<(), Denial> {
-        self.take(now, quota, patience, |ask| peek(ask).map(Drawn::from))
+        self.take(now, quota, max_wait, |charge| peek(charge).map(Debit::from))
             .map(drop)
     }
 
@@ -308,7 +315,7 @@ impl Terms {
 impl Taken {
     pub(crate) const NOTHING: Self = Self {
         from: From::Free,
-        ask: Ask::NOTHING,
+        charge: Charge::NOTHING,
         quota: Quota::ONE_A_SECOND,
     };
     const IN_SHADOW: Self = Self {
@@ -318,7 +325,7 @@ impl Taken {
 
     /// The turn of one that did not wait.
     pub(crate) const fn at_once(&self) -> Turn {
-        Turn::Came(self.ask.now)
+        Turn::Came(self.charge.now)
     }
 
     fn now(self) -> (Self, Turn) {
@@ -326,23 +333,23 @@ impl Taken {
     }
 
     /// `None`: nothing was.
-    pub(crate) const fn drawn(self) -> Option<Drawn> {
+    pub(crate) const fn debit(self) -> Option<Debit> {
         match self.from {
-            From::Bucket(drawn) => Some(drawn),
+            From::Bucket(debit) => Some(debit),
             From::Free | From::Shadow => None,
         }
     }
 
-    pub(crate) const fn ask(&self) -> &Ask {
-        &self.ask
+    pub(crate) const fn charge(&self) -> &Charge {
+        &self.charge
     }
 
     #[inline]
-    pub(crate) fn fate(self, waited: bool) -> Fate {
+    pub(crate) fn decision(self, waited: bool) -> Decision {
         match self.from {
-            From::Shadow => Fate::Shadowed,
-            _ if waited => Fate::Waited,
-            _ => Fate::Allowed,
+            From::Shadow => Decision::Shadowed,
+            _ if waited => Decision::Waited,
+            _ => Decision::Allowed,
         }
     }
 }
@@ -374,7 +381,7 @@ impl Denial {
         }
     }
 
-    /// Both, with the longer wait.
+    /// And, with the longer wait.
     fn and(self, other: Self) -> Self {
         Self {
             reason: self.reason.max(other.reason),
@@ -389,10 +396,10 @@ impl Standing {
     pub(crate) fn new(decision: Result<Taken, Denial>, quota: impl FnOnce() -> Quota) -> Self {
         match decision {
             Ok(Taken {
-                from: From::Bucket(drawn),
+                from: From::Bucket(debit),
                 quota,
                 ..
-            }) => Self::Admitted(Admitted::new(drawn.debt, quota)),
+            }) => Self::Admitted(Admitted::new(debit.debt, quota)),
             Err(denial) if denial.by & 1 != 0 => Self::Denied(quota(), denial.reason),
             _ => Self::None,
         }

@@ -3,34 +3,34 @@ use std::task::Waker;
 use tokio::time::Instant;
 
 use super::{Denial, Standing, Taken, Terms, sealed::Decide};
-use crate::{Limiter, places::LimiterKey, queue::Turn, snapshot::Fate};
+use crate::{Limiter, queue::Turn, snapshot::Decision, waiters::LimiterKey};
 
 // === impl Limiter ===
 
 impl<Req> Decide<Req> for Limiter {
     const LIMITERS: u32 = 1;
-    type Ask = Terms;
+    type Charge = Terms;
     type Taken = Taken;
     type Turn = Turn;
     type Note = ();
 
     #[inline]
-    fn ask(&self, _: &Req, terms: Terms) -> Terms {
+    fn charge(&self, _: &Req, terms: Terms) -> Terms {
         terms
     }
 
-    fn peek(&self, terms: Terms, now: Instant, patience: u64) -> Result<(), Denial> {
+    fn peek(&self, terms: Terms, now: Instant, max_wait: u64) -> Result<(), Denial> {
         let quota = terms.quota_or(self.quota());
-        terms.peek(self.since_start(now), quota, patience, |ask| {
-            self.peek_at(ask)
+        terms.peek(self.since_start(now), quota, max_wait, |charge| {
+            self.peek_at(charge)
         })
     }
 
     #[inline]
-    fn take(&self, terms: Terms, now: Instant, patience: u64) -> Result<Taken, Denial> {
+    fn take(&self, terms: Terms, now: Instant, max_wait: u64) -> Result<Taken, Denial> {
         let quota = terms.quota_or(self.quota());
-        terms.take(self.since_start(now), quota, patience, |ask| {
-            Ok(self.take(ask)?.into())
+        terms.take(self.since_start(now), quota, max_wait, |charge| {
+            Ok(self.take(charge)?.into())
         })
     }
 
@@ -38,10 +38,10 @@ impl<Req> Decide<Req> for Limiter {
         Decide::<Req>::leave(self, terms, taken, taken.at_once(), now);
     }
 
-    fn queue(&self, terms: Terms, now: Instant, patience: u64) -> Result<(Taken, Turn), Denial> {
+    fn queue(&self, terms: Terms, now: Instant, max_wait: u64) -> Result<(Taken, Turn), Denial> {
         let quota = terms.quota_or(self.quota());
-        terms.queue(self.since_start(now), quota, patience, |ask| {
-            let (debt, turn) = self.queue(ask)?;
+        terms.queue(self.since_start(now), quota, max_wait, |charge| {
+            let (debt, turn) = self.queue(charge)?;
             Ok((debt.into(), turn))
         })
     }
@@ -60,8 +60,8 @@ impl<Req> Decide<Req> for Limiter {
     }
 
     fn leave(&self, _: Terms, taken: Taken, turn: Turn, now: Instant) {
-        if taken.drawn().is_some() {
-            self.give_back(taken.ask(), turn, self.since_start(now));
+        if taken.debit().is_some() {
+            self.give_back(taken.charge(), turn, self.since_start(now));
         }
     }
 
@@ -69,16 +69,16 @@ impl<Req> Decide<Req> for Limiter {
 
     #[inline]
     fn count_passed(&self, _: Terms, taken: Taken, waited: bool) {
-        self.count(taken.fate(waited));
+        self.count(taken.decision(waited));
     }
 
     fn count_abandoned(&self, _: Terms) {
-        self.count(Fate::Abandoned);
+        self.count(Decision::Abandoned);
     }
 
     fn count_denied(&self, _: Terms, by: u32) {
         if by & 1 != 0 {
-            self.count(Fate::Refused);
+            self.count(Decision::Refused);
         }
     }
 

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::Quota;
 
-/// A limit of which something else is asked: a [`Cost`], a [`Plan`], or only to count, [`Shadow`].
+/// A limit of which something else is asked: a [`Cost`], a [`QuotaFn`], or only to count, [`Shadow`].
 #[derive(Clone, Copy, Debug)]
 pub struct Tuned<L, T> {
     pub(super) limit: L,
@@ -21,7 +21,7 @@ pub struct Cost<F>(F);
 
 /// Which quota a request is held to, by a function of the request; `None` for the limiter's own.
 #[derive(Clone, Copy)]
-pub struct Plan<F>(F);
+pub struct QuotaFn<F>(F);
 
 /// Refuses nothing, and counts what would have been refused.
 #[derive(Clone, Copy, Debug)]
@@ -39,12 +39,12 @@ impl<Req, L: Decide<Req>, T: Tune<Req>> Decide<Req> for Tuned<L, T> {
     as_inside!();
     type Note = L::Note;
 
-    fn ask(&self, request: &Req, terms: Terms) -> L::Ask {
-        self.limit.ask(request, self.tune.tune(request, terms))
+    fn charge(&self, request: &Req, terms: Terms) -> L::Charge {
+        self.limit.charge(request, self.tune.tune(request, terms))
     }
 
-    fn note(&self, ask: L::Ask, decision: Result<L::Taken, Denial>) -> L::Note {
-        self.limit.note(ask, decision)
+    fn note(&self, charge: L::Charge, decision: Result<L::Taken, Denial>) -> L::Note {
+        self.limit.note(charge, decision)
     }
 }
 
@@ -71,15 +71,15 @@ impl<F> fmt::Debug for Cost<F> {
     }
 }
 
-// === impl Plan ===
+// === impl QuotaFn ===
 
-impl<F> Plan<F> {
+impl<F> QuotaFn<F> {
     pub(crate) const fn new(plan: F) -> Self {
         Self(plan)
     }
 }
 
-impl<Req, F: Fn(&Req) -> Option<Quota>> Tune<Req> for Plan<F> {
+impl<Req, F: Fn(&Req) -> Option<Quota>> Tune<Req> for QuotaFn<F> {
     fn tune(&self, request: &Req, terms: Terms) -> Terms {
         Terms {
             quota: (self.0)(request).or(terms.quota),
@@ -88,9 +88,9 @@ impl<Req, F: Fn(&Req) -> Option<Quota>> Tune<Req> for Plan<F> {
     }
 }
 
-impl<F> fmt::Debug for Plan<F> {
+impl<F> fmt::Debug for QuotaFn<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Plan").finish_non_exhaustive()
+        f.debug_tuple("QuotaFn").finish_non_exhaustive()
     }
 }
 

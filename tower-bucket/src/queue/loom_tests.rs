@@ -9,7 +9,7 @@ use std::{
 use loom::{model::Builder, sync::Arc, thread};
 
 use super::*;
-use crate::{Quota, gcra::Cell};
+use crate::{Quota, gcra::AtomicTat};
 
 /// Counts how often it was woken. Not loom's, because nothing depends on when that is seen.
 #[derive(Default)]
@@ -23,14 +23,14 @@ impl Wake for Wakes {
 
 #[derive(Default)]
 struct Bucket {
-    cell: Cell,
+    tat: AtomicTat,
     queues: WaitQueues<()>,
 }
 
 /// One token a decade, one at a time.
-fn ask(now: u64) -> Ask {
+fn charge(now: u64) -> Charge {
     let quota = Quota::every(Duration::from_nanos(10)).unwrap();
-    Ask::one(now, quota.burst(NonZeroU32::MIN))
+    Charge::one(now, quota.burst(NonZeroU32::MIN))
 }
 
 impl Bucket {
@@ -43,9 +43,9 @@ impl Bucket {
     }
 
     fn take(&self, now: u64) -> Result<Turn, u64> {
-        let ask = ask(now).patience(1_000);
-        let took = self.queues.push(&ask, || {
-            let debt = self.cell.take(&ask)?;
+        let charge = charge(now).with_max_wait(1_000);
+        let took = self.queues.push(&charge, || {
+            let debt = self.tat.take(&charge)?;
             Ok(((), (), debt))
         });
         took.map(|((), turn)| turn)
@@ -62,7 +62,7 @@ impl Bucket {
 
     fn leave(&self, turn: Turn, now: u64) {
         self.queues.with((), |queue| {
-            self.cell.refund(queue.leave(&ask(100), turn, now));
+            self.tat.refund(queue.leave(&charge(100), turn, now));
         });
     }
 }
@@ -91,7 +91,7 @@ fn one_that_leaves_while_the_next_asks_for_its_turn_makes_it_ask_again() {
             bucket.poll(second, 110, &wakes),
             Answer::Came(110)
         ));
-        assert_eq!(bucket.cell.debt(110), 10);
+        assert_eq!(bucket.tat.debt(110), 10);
     });
 }
 
@@ -114,7 +114,7 @@ fn a_newcomer_stands_behind_those_who_are_there_and_not_behind_one_that_leaves()
             bucket.poll(newcomer, 110, &wakes),
             Answer::At(120)
         ));
-        assert_eq!(bucket.cell.debt(110), 20);
+        assert_eq!(bucket.tat.debt(110), 20);
     });
 }
 
@@ -132,7 +132,7 @@ fn neighbours_that_leave_together_give_back_what_both_cost() {
         other.join().unwrap();
         assert_eq!(wakes.0.load(SeqCst), 1);
         assert!(matches!(bucket.poll(third, 110, &wakes), Answer::Came(110)));
-        assert_eq!(bucket.cell.debt(110), 10);
+        assert_eq!(bucket.tat.debt(110), 10);
     });
 }
 
@@ -142,12 +142,12 @@ fn what_one_that_waits_gives_back_passes_one_that_does_not_wait_once() {
         let (bucket, [only]) = Bucket::with_waiters();
         let other = thread::spawn({
             let bucket = bucket.clone();
-            move || bucket.cell.take(&ask(110)).is_ok()
+            move || bucket.tat.take(&charge(110)).is_ok()
         });
         // By a clock that is a little behind.
         bucket.leave(only, 109);
         let passed = other.join().unwrap();
-        assert_eq!(bucket.cell.debt(110), if passed { 10 } else { 0 });
-        assert_eq!(bucket.cell.take(&ask(110)).is_ok(), !passed);
+        assert_eq!(bucket.tat.debt(110), if passed { 10 } else { 0 });
+        assert_eq!(bucket.tat.take(&charge(110)).is_ok(), !passed);
     });
 }

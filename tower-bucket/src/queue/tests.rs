@@ -12,7 +12,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Quota, gcra::Cell};
+use crate::{Quota, gcra::AtomicTat};
 
 fn quota(interval: u64, burst: u32) -> Quota {
     Quota::every(Duration::from_nanos(interval))
@@ -33,14 +33,14 @@ impl Wake for Wakes {
 /// A bucket and its queue.
 #[derive(Default)]
 struct Bucket {
-    cell: Cell,
+    tat: AtomicTat,
     queues: WaitQueues<()>,
 }
 
 impl Bucket {
-    fn take(&self, ask: &Ask) -> Result<Turn, u64> {
-        let took = self.queues.push(ask, || {
-            let debt = self.cell.take(ask)?;
+    fn take(&self, charge: &Charge) -> Result<Turn, u64> {
+        let took = self.queues.push(charge, || {
+            let debt = self.tat.take(charge)?;
             Ok(((), (), debt))
         });
         took.map(|((), turn)| turn)
@@ -52,16 +52,16 @@ impl Bucket {
             .0
     }
 
-    fn leave(&self, ask: &Ask, turn: Turn, now: u64) {
+    fn leave(&self, charge: &Charge, turn: Turn, now: u64) {
         self.queues.with((), |queue| {
-            self.cell.refund(queue.leave(ask, turn, now));
+            self.tat.refund(queue.leave(charge, turn, now));
         });
     }
 }
 
 /// A request that was not refused.
 struct Request {
-    ask: Ask,
+    charge: Charge,
     turn: Turn,
     /// The turn that it was given when it came.
     given: u64,
@@ -82,7 +82,7 @@ impl Request {
 /// A list of all that wait for a bucket of one quota, and what it owes for those that were let in.
 #[derive(Default)]
 struct Oracle {
-    full_at: u64,
+    tat: u64,
     waiting: Vec<(usize, u64)>,
     /// Who was let in, and when.
     admitted: Vec<(usize, u64)>,
@@ -91,11 +91,11 @@ struct Oracle {
 impl Oracle {
     /// When the bucket is full again, if nobody leaves.
     fn end(&self) -> u64 {
-        self.full_at + self.waiting.iter().map(|(_, cost)| cost).sum::<u64>()
+        self.tat + self.waiting.iter().map(|(_, cost)| cost).sum::<u64>()
     }
 
     fn turn(&self, name: usize, depth: u64) -> Option<u64> {
-        let mut end = self.full_at;
+        let mut end = self.tat;
         self.waiting.iter().find_map(|&(waiting, cost)| {
             end += cost;
             (waiting == name).then(|| end.saturating_sub(depth))
@@ -104,11 +104,11 @@ impl Oracle {
 
     fn advance(&mut self, now: u64, depth: u64) {
         while let Some(&(name, cost)) = self.waiting.first()
-            && let turn = (self.full_at + cost).saturating_sub(depth)
+            && let turn = (self.tat + cost).saturating_sub(depth)
             && turn <= now
         {
             self.waiting.remove(0);
-            self.full_at += cost;
+            self.tat += cost;
             self.admitted.push((name, turn));
         }
     }
@@ -119,16 +119,16 @@ impl Oracle {
         now: u64,
         cost: u64,
         depth: u64,
-        patience: u64,
+        max_wait: u64,
     ) -> Result<u64, u64> {
         self.advance(now, depth);
         let end = self.end().max(now) + cost;
         let wait = end.saturating_sub(now + depth);
-        if wait > patience {
+        if wait > max_wait {
             return Err(wait);
         }
         if wait == 0 {
-            self.full_at = end;
+            self.tat = end;
             self.admitted.push((name, now));
         } else {
             self.waiting.push((name, cost));
@@ -150,7 +150,7 @@ impl Oracle {
             .position(|&(admitted, _)| admitted == name)
         {
             let (_, turn) = self.admitted.remove(at);
-            self.full_at -= cost.saturating_sub(now - turn);
+            self.tat -= cost.saturating_sub(now - turn);
         }
         self.advance(now, depth);
     }
@@ -170,7 +170,7 @@ enum Act {
 /// Both, side by side.
 struct World {
     quota: Quota,
-    patience: u64,
+    max_wait: u64,
     now: u64,
     bucket: Bucket,
     oracle: Oracle,
@@ -178,10 +178,10 @@ struct World {
 }
 
 impl World {
-    fn new(quota: Quota, patience: u64) -> Self {
+    fn new(quota: Quota, max_wait: u64) -> Self {
         Self {
             quota,
-            patience,
+            max_wait,
             now: 1_000,
             bucket: Bucket::default(),
             oracle: Oracle::default(),
@@ -218,22 +218,22 @@ impl World {
     }
 
     fn arrive(&mut self, tokens: u32) {
-        let Some(ask) = Ask::tokens(self.now, self.quota, tokens) else {
+        let Some(charge) = Charge::tokens(self.now, self.quota, tokens) else {
             return;
         };
         let (name, depth) = (self.requests.len(), self.quota.depth());
         let expected = self
             .oracle
-            .take(name, self.now, ask.cost(), depth, self.patience);
-        let ask = ask.patience(self.patience);
-        let turn = self.bucket.take(&ask);
+            .take(name, self.now, charge.cost(), depth, self.max_wait);
+        let charge = charge.with_max_wait(self.max_wait);
+        let turn = self.bucket.take(&charge);
         assert_eq!(turn.err(), expected.err(), "the wait that is told");
         let (Ok(turn), Ok(given)) = (turn, expected) else {
             return;
         };
         assert_eq!(turn == Turn::Came(self.now), given == self.now);
         self.requests.push(Request {
-            ask,
+            charge,
             turn,
             given,
             knows: None,
@@ -273,14 +273,14 @@ impl World {
 
     fn leave(&mut self, name: usize) {
         let (now, depth, request) = (self.now, self.quota.depth(), &mut self.requests[name]);
-        self.oracle.leave(name, now, request.ask.cost(), depth);
-        self.bucket.leave(&request.ask, request.turn, now);
+        self.oracle.leave(name, now, request.charge.cost(), depth);
+        self.bucket.leave(&request.charge, request.turn, now);
         request.is_over = true;
     }
 
     fn check(&self) {
         let owes = self.oracle.end().saturating_sub(self.now);
-        assert_eq!(self.bucket.cell.debt(self.now), owes, "the bucket's end");
+        assert_eq!(self.bucket.tat.debt(self.now), owes, "the bucket's end");
         let mut queues = self.bucket.queues.lock();
         let mut queue = queues.get_mut(&());
         // The first few, as far as the queue has seen: they are woken if their timers are late.
@@ -333,10 +333,10 @@ proptest! {
     fn it_is_first_come_first_served_at_the_rate_whoever_leaves(
         interval in 1_u64..40,
         burst in 1_u32..5,
-        patience in 1_u64..1_000,
+        max_wait in 1_u64..1_000,
         acts in acts(),
     ) {
-        let mut world = World::new(quota(interval, burst), patience);
+        let mut world = World::new(quota(interval, burst), max_wait);
         for act in acts {
             world.act(act);
         }
@@ -347,10 +347,10 @@ proptest! {
     fn whoever_waits_and_leaves_no_interval_sees_more_than_burst_and_rate(
         interval in 1_u64..40,
         burst in 1_u32..5,
-        patience in 0_u64..1_000,
+        max_wait in 0_u64..1_000,
         acts in acts(),
     ) {
-        let mut world = World::new(quota(interval, burst), patience);
+        let mut world = World::new(quota(interval, burst), max_wait);
         for act in acts {
             world.act(act);
         }
@@ -359,7 +359,7 @@ proptest! {
             .oracle
             .admitted
             .iter()
-            .map(|&(name, turn)| (turn, world.requests[name].ask.cost()))
+            .map(|&(name, turn)| (turn, world.requests[name].charge.cost()))
             .collect();
         served.sort_unstable();
         for (first, &(from, _)) in served.iter().enumerate() {
@@ -379,28 +379,28 @@ proptest! {
         acts in prop::collection::vec((0_usize..5, 0_usize..8, 0_u64..60), 1..150),
     ) {
         let (bucket, mut now) = (Bucket::default(), 1_000);
-        let mut waiting: Vec<(Ask, WaiterId, u64)> = Vec::new();
+        let mut waiting: Vec<(Charge, WaiterId, u64)> = Vec::new();
         for (what, number, step) in acts {
             match what {
                 0 | 1 => {
                     let (interval, burst) = quotas[number % quotas.len()];
-                    let ask = Ask::one(now, quota(interval, burst)).patience(500);
-                    match bucket.take(&ask) {
+                    let charge = Charge::one(now, quota(interval, burst)).with_max_wait(500);
+                    match bucket.take(&charge) {
                         Ok(Turn::Queued(id)) => {
-                            let given = bucket.cell.debt(now) + now - ask.depth();
+                            let given = bucket.tat.debt(now) + now - charge.depth();
                             prop_assert!(given > now && given <= now + 500);
-                            waiting.push((ask, id, given));
+                            waiting.push((charge, id, given));
                         }
                         Ok(Turn::Came(at)) => prop_assert_eq!(at, now),
                         Err(_) => {
-                            // As `Dial::relieve` does.
-                            bucket.cell.lower(ask.empty_until() + 500);
+                            // As `QuotaCell::clamp_debt` does.
+                            bucket.tat.lower(charge.empty_until() + 500);
                         }
                     }
                 }
                 2 if !waiting.is_empty() => {
-                    let (ask, id, _) = waiting.remove(number % waiting.len());
-                    bucket.leave(&ask, Turn::Queued(id), now);
+                    let (charge, id, _) = waiting.remove(number % waiting.len());
+                    bucket.leave(&charge, Turn::Queued(id), now);
                 }
                 _ => now += step,
             }
@@ -418,12 +418,12 @@ proptest! {
             });
         }
         // Each that leaves gives back no more than its own.
-        let owed = bucket.cell.debt(now);
-        let theirs: u64 = waiting.iter().map(|(ask, ..)| ask.cost()).sum();
-        for (ask, id, _) in waiting {
-            bucket.leave(&ask, Turn::Queued(id), now);
+        let owed = bucket.tat.debt(now);
+        let theirs: u64 = waiting.iter().map(|(charge, ..)| charge.cost()).sum();
+        for (charge, id, _) in waiting {
+            bucket.leave(&charge, Turn::Queued(id), now);
         }
-        prop_assert!(bucket.cell.debt(now) + theirs >= owed);
+        prop_assert!(bucket.tat.debt(now) + theirs >= owed);
         prop_assert!(bucket.queues.lock().is_empty());
     }
 }
@@ -462,11 +462,11 @@ fn in_a_small_world_every_order_of_events_is_as_the_oracle_says() {
 #[test]
 fn one_that_leaves_wakes_a_few_tasks_however_many_wait() {
     let (bucket, quota) = (Bucket::default(), quota(10, 1));
-    let ask = Ask::one(100, quota).patience(100_000);
-    assert_eq!(bucket.take(&ask), Ok(Turn::Came(100)));
+    let charge = Charge::one(100, quota).with_max_wait(100_000);
+    assert_eq!(bucket.take(&charge), Ok(Turn::Came(100)));
     let waiters: Vec<_> = (0..1_000)
         .map(|_| {
-            let Ok(Turn::Queued(id)) = bucket.take(&ask) else {
+            let Ok(Turn::Queued(id)) = bucket.take(&charge) else {
                 panic!("it waits")
             };
             let wakes = Arc::<Wakes>::default();
@@ -482,14 +482,14 @@ fn one_that_leaves_wakes_a_few_tasks_however_many_wait() {
     };
     // From the middle: the first ones' turns are as they were.
     for (id, _) in &waiters[200..700] {
-        bucket.leave(&ask, Turn::Queued(*id), 105);
+        bucket.leave(&charge, Turn::Queued(*id), 105);
     }
     assert_eq!(woken(), 0);
     // From the front: the next one's turn is the first one's.
-    bucket.leave(&ask, Turn::Queued(waiters[0].0), 105);
+    bucket.leave(&charge, Turn::Queued(waiters[0].0), 105);
     assert_eq!(woken(), FEW);
     assert!((1..=FEW).all(|next| waiters[next].1.0.load(SeqCst) == 1));
-    assert_eq!(bucket.cell.debt(105), 10 * 500 - 5);
+    assert_eq!(bucket.tat.debt(105), 10 * 500 - 5);
     let waker = Arc::<Wakes>::default().into();
     assert!(matches!(
         bucket.poll(waiters[1].0, 110, waker),
@@ -501,10 +501,10 @@ fn one_that_leaves_wakes_a_few_tasks_however_many_wait() {
 fn a_few_waiters_that_are_not_polled_keep_nobody_and_many_no_longer_than_they_did_on_arrival() {
     for (unpolled, comes) in [(1, 120), (FEW as u64 - 1, 140), (FEW as u64, 160)] {
         let (bucket, quota) = (Bucket::default(), quota(10, 1));
-        let ask = Ask::one(100, quota).patience(1_000);
-        bucket.take(&ask).unwrap();
+        let charge = Charge::one(100, quota).with_max_wait(1_000);
+        bucket.take(&charge).unwrap();
         let mut waiters: Vec<_> = (0..unpolled + 2)
-            .map(|_| bucket.take(&ask).unwrap())
+            .map(|_| bucket.take(&charge).unwrap())
             .collect();
         let Some(Turn::Queued(last)) = waiters.pop() else {
             panic!("it waits")
@@ -515,7 +515,7 @@ fn a_few_waiters_that_are_not_polled_keep_nobody_and_many_no_longer_than_they_di
             panic!("its turn has not come")
         };
         // One of those before it leaves, so it moves up.
-        bucket.leave(&ask, waiters.remove(0), 100);
+        bucket.leave(&charge, waiters.remove(0), 100);
         if wakes.0.load(SeqCst) > 0
             && let Answer::At(turn) = poll(100)
         {
@@ -524,7 +524,7 @@ fn a_few_waiters_that_are_not_polled_keep_nobody_and_many_no_longer_than_they_di
         assert_eq!(knows, comes, "{unpolled} are not polled");
         assert!(matches!(poll(knows), Answer::Came(turn) if turn == 110 + 10 * unpolled));
         for waiter in waiters {
-            bucket.leave(&ask, waiter, 200);
+            bucket.leave(&charge, waiter, 200);
         }
         assert!(bucket.queues.lock().is_empty());
     }
@@ -535,15 +535,15 @@ fn a_few_waiters_that_are_not_polled_keep_nobody_and_many_no_longer_than_they_di
 fn after_a_change_to_a_smaller_quota_nobody_moves_up_by_what_the_bucket_does_not_owe() {
     let (bucket, old) = (Bucket::default(), quota(100, 10));
     let waits = |now, quota| {
-        let ask = Ask::one(now, quota).patience(500);
-        (ask, bucket.take(&ask).unwrap())
+        let charge = Charge::one(now, quota).with_max_wait(500);
+        (charge, bucket.take(&charge).unwrap())
     };
     for _ in 0..10 {
         assert_eq!(waits(1_000, old).1, Turn::Came(1_000));
     }
     let [first, second, third, fourth] = [(); 4].map(|()| waits(1_000, old));
-    let small = Ask::one(1_010, quota(10, 1));
-    bucket.cell.lower(small.empty_until() + 500);
+    let small = Charge::one(1_010, quota(10, 1));
+    bucket.tat.lower(small.empty_until() + 500);
     let (_, newcomer) = waits(1_020, quota(10, 1));
     let behind = waits(1_030, quota(10, 1));
     let turn_of = |turn: Turn, now| match turn {
@@ -552,15 +552,15 @@ fn after_a_change_to_a_smaller_quota_nobody_moves_up_by_what_the_bucket_does_not
         },
         Turn::Came(at) => at,
     };
-    let end = 1_040 + bucket.cell.debt(1_040);
-    for (ask, turn) in [second, first] {
-        bucket.leave(&ask, turn, 1_040);
-        assert_eq!(1_040 + bucket.cell.debt(1_040), end);
+    let end = 1_040 + bucket.tat.debt(1_040);
+    for (charge, turn) in [second, first] {
+        bucket.leave(&charge, turn, 1_040);
+        assert_eq!(1_040 + bucket.tat.debt(1_040), end);
     }
     // Those behind it stand where the new quota says, and move up by what it says.
     assert_eq!(turn_of(behind.1, 1_040), 1_530);
     bucket.leave(&behind.0, behind.1, 1_040);
-    assert_eq!(1_040 + bucket.cell.debt(1_040), end - 10);
+    assert_eq!(1_040 + bucket.tat.debt(1_040), end - 10);
     assert_eq!(turn_of(newcomer, 1_525), 1_520);
     for (_, turn) in [third, fourth] {
         assert!(turn_of(turn, 1_525) <= 1_400);
@@ -572,18 +572,18 @@ fn after_a_change_to_a_smaller_quota_nobody_moves_up_by_what_the_bucket_does_not
 #[test]
 fn what_one_gives_back_that_stands_behind_the_waiters_moves_none_of_them_before_now() {
     let (bucket, waits_for) = (Bucket::default(), quota(10, 1));
-    let ask = Ask::one(0, waits_for).patience(500);
-    assert_eq!(bucket.take(&ask), Ok(Turn::Came(0)));
-    let Ok(Turn::Queued(first)) = bucket.take(&ask) else {
+    let charge = Charge::one(0, waits_for).with_max_wait(500);
+    assert_eq!(bucket.take(&charge), Ok(Turn::Came(0)));
+    let Ok(Turn::Queued(first)) = bucket.take(&charge) else {
         panic!("it waits")
     };
-    let Ok(Turn::Queued(second)) = bucket.take(&ask) else {
+    let Ok(Turn::Queued(second)) = bucket.take(&charge) else {
         panic!("it waits")
     };
-    let deep = Ask::one(0, quota(3_600, 100)).patience(500);
+    let deep = Charge::one(0, quota(3_600, 100)).with_max_wait(500);
     assert_eq!(bucket.take(&deep), Ok(Turn::Came(0)));
     bucket.leave(&deep, Turn::Came(0), 0);
-    assert_eq!(bucket.cell.debt(0), 30, "and the bucket has it back");
+    assert_eq!(bucket.tat.debt(0), 30, "and the bucket has it back");
     let poll = |id, now| bucket.poll(id, now, Arc::<Wakes>::default().into());
     assert!(matches!(poll(first, 10), Answer::Came(at) if at <= 10));
     assert!(matches!(poll(second, 20), Answer::Came(at) if at <= 20));
@@ -607,9 +607,9 @@ fn the_waker_of_one_that_leaves_is_dropped_without_the_lock() {
         }
     }
     let (bucket, was_free) = (Arc::new(Bucket::default()), Arc::new(AtomicUsize::new(0)));
-    let ask = Ask::one(100, quota(10, 1)).patience(1_000);
-    bucket.take(&ask).unwrap();
-    let waiters = [(); 3].map(|()| bucket.take(&ask).unwrap());
+    let charge = Charge::one(100, quota(10, 1)).with_max_wait(1_000);
+    bucket.take(&charge).unwrap();
+    let waiters = [(); 3].map(|()| bucket.take(&charge).unwrap());
     for waiter in waiters {
         let Turn::Queued(id) = waiter else {
             panic!("it waits")
@@ -622,7 +622,7 @@ fn the_waker_of_one_that_leaves_is_dropped_without_the_lock() {
     }
     let [first, middle, last] = waiters;
     for waiter in [middle, last, first] {
-        bucket.leave(&ask, waiter, 100);
+        bucket.leave(&charge, waiter, 100);
     }
     assert_eq!(was_free.load(SeqCst), 3);
 }

@@ -3,9 +3,9 @@
 use http::{Request, Response};
 use testkit::Probe;
 use tower_bucket::{
-    Admitted, Both, Bucket, BucketLayer, ClientIp, Exhausted, Fields, Header, Keyed, KeyedLimiter,
-    Limiter, Network, NotANetwork, OnMissingKey, Path, PeerIp, PolicyName, ProxiedIp, Quota,
-    ResponseFuture, Share, Snapshot, UriPath, WaitFuture, Waiting,
+    Admitted, And, BucketLayer, BucketService, ClientIp, Exhausted, Header, Keyed, KeyedLimiter,
+    Limiter, Network, NotANetwork, OnMissingKey, Path, PeerIp, PolicyName, ProxiedIp, Queue, Quota,
+    RateLimitHeaders, ResponseFuture, Share, Snapshot, UriPath, WaitFuture,
 };
 use tower_outcome::refuse::{Auto, Fail};
 
@@ -25,14 +25,14 @@ fn handles_and_layers_go_anywhere() {
     handle::<KeyedLimiter<str>>();
     handle::<BucketLayer<Limiter>>();
     handle::<BucketLayer<Keyed<PeerIp, ClientIp>, Auto>>();
-    handle::<Bucket<Probe, Keyed<Header, Odd>, Fail>>();
-    handle::<Bucket<Probe, Both<Limiter, Keyed<ProxiedIp, ClientIp>>, Auto, Waiting>>();
-    handle::<(Header, ProxiedIp, UriPath, Waiting)>();
+    handle::<BucketService<Probe, Keyed<Header, Odd>, Fail>>();
+    handle::<BucketService<Probe, And<Limiter, Keyed<ProxiedIp, ClientIp>>, Auto, Queue>>();
+    handle::<(Header, ProxiedIp, UriPath, Queue)>();
     small::<(
         Admitted,
         ClientIp,
         Exhausted,
-        Fields,
+        RateLimitHeaders,
         Network,
         NotANetwork,
         OnMissingKey,
@@ -55,6 +55,6 @@ fn a_future_is_sent_and_pinned_as_the_inner_one_is() {
 #[test]
 fn a_response_of_any_type_may_be_rejected() {
     type Plain = tower::util::BoxCloneSyncService<&'static str, Response<()>, std::io::Error>;
-    handle::<Bucket<Plain, Limiter>>();
+    handle::<BucketService<Plain, Limiter>>();
     debug::<ResponseFuture<Plain, Fail, &'static str>>();
 }

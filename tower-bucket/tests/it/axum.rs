@@ -84,7 +84,7 @@ async fn limits_that_wait_and_tell_how_they_stand_fit_on_a_router() {
     )));
     let layer = all
         .and(BucketLayer::per_client(FIVE_A_MINUTE))
-        .fields(PolicyName::default())
+        .rate_limit_headers(PolicyName::default())
         .respond();
     let app = app().layer(layer.wait(Duration::from_secs(30)));
     let begin = tokio::time::Instant::now();

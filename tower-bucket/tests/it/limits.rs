@@ -84,7 +84,7 @@ async fn every_combination_keeps_the_contract() {
     contract::check(|probe| limiter().cost(|_: &Request<String>| 2).layer(probe));
     contract::check(|probe| {
         limiter()
-            .plan(|_: &Request<String>| Some(A_MILLION))
+            .quota_fn(|_: &Request<String>| Some(A_MILLION))
             .shadow()
             .respond()
             .layer(probe)
@@ -92,7 +92,7 @@ async fn every_combination_keeps_the_contract() {
     contract::check(|probe| {
         limiter()
             .and(BucketLayer::per_client(A_MILLION))
-            .fields(DEFAULT)
+            .rate_limit_headers(DEFAULT)
             .respond()
             .layer(probe)
     });
@@ -188,8 +188,11 @@ async fn each_tenant_has_the_quota_of_its_plan() {
             .insert("x-plan", plan.parse().unwrap());
         request
     };
-    let (mut service, _probe) =
-        layered(&BucketLayer::per_client(FIVE_A_SECOND).plan(plan).respond());
+    let (mut service, _probe) = layered(
+        &BucketLayer::per_client(FIVE_A_SECOND)
+            .quota_fn(plan)
+            .respond(),
+    );
     assert_eq!(pass(&mut service, || with("192.0.2.1", "free")).await, 2);
     assert_eq!(pass(&mut service, || with("192.0.2.2", "paid")).await, 10);
     assert_eq!(pass(&mut service, || with("192.0.2.3", "none")).await, 5);
@@ -497,7 +500,7 @@ async fn a_client_behind_a_proxy_cannot_pose_as_another() {
 async fn the_fields_tell_how_it_stands_on_success_and_on_refusal() {
     let (mut service, _probe) = layered(
         &BucketLayer::per_client(FIVE_A_SECOND)
-            .fields(DEFAULT)
+            .rate_limit_headers(DEFAULT)
             .respond(),
     );
     let response = call(&mut service, from("192.0.2.1")).await.unwrap();
@@ -520,7 +523,12 @@ async fn each_limit_is_told_by_its_name_or_the_tightest_alone() {
     const CLIENT: PolicyName = PolicyName::new("client").unwrap();
     let site = || BucketLayer::new(Limiter::new(Quota::per_minute(n(60))));
     let client = || BucketLayer::per_client(FIVE_A_SECOND);
-    let (mut each, _probe) = layered(&site().fields(SITE).and(client().fields(CLIENT)).respond());
+    let (mut each, _probe) = layered(
+        &site()
+            .rate_limit_headers(SITE)
+            .and(client().rate_limit_headers(CLIENT))
+            .respond(),
+    );
     let response = call(&mut each, from("192.0.2.1")).await.unwrap();
     assert_eq!(
         lines(&response, "ratelimit-policy"),
@@ -541,7 +549,7 @@ async fn each_limit_is_told_by_its_name_or_the_tightest_alone() {
     let (mut tightest, _probe) = layered(
         &site()
             .and(client())
-            .fields(DEFAULT)
+            .rate_limit_headers(DEFAULT)
             .wait(Duration::from_secs(1))
             .respond(),
     );
@@ -553,7 +561,7 @@ async fn each_limit_is_told_by_its_name_or_the_tightest_alone() {
 async fn who_is_not_limited_is_told_nothing() {
     let layer = BucketLayer::per_client(FIVE_A_SECOND)
         .on_missing_key(OnMissingKey::Allow)
-        .fields(DEFAULT)
+        .rate_limit_headers(DEFAULT)
         .respond();
     let (mut service, _probe) = layered(&layer);
     let response = call(&mut service, request()).await.unwrap();

@@ -473,7 +473,7 @@ fn nor_does_a_request_that_passes_under_any_of_the_other_limits() {
     let tuned = both
         .clone()
         .cost(|_: &Request<String>| 2)
-        .plan(|_: &Request<String>| Some(FIVE_A_SECOND))
+        .quota_fn(|_: &Request<String>| Some(FIVE_A_SECOND))
         .respond();
     assert_eq!(allocations(&both, proxied()), 0);
     assert_eq!(allocations(&tuned, proxied()), 0);
@@ -496,4 +496,21 @@ impl Service<Request<String>> for Plain {
     fn call(&mut self, _: Request<String>) -> Self::Future {
         std::future::ready(Ok(Response::new(())))
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_takes_a_limiter_or_a_reference_to_one() {
+    let limiter = Limiter::new(FIVE_A_SECOND);
+    let keyed = KeyedLimiter::<ClientIp>::new(FIVE_A_SECOND);
+    let (mut one, _probe) =
+        layered(&BucketLayer::new(&limiter).and(BucketLayer::keyed(&keyed, PeerIp)));
+    let _owned = (
+        BucketLayer::new(limiter.clone()),
+        BucketLayer::keyed(keyed.clone(), PeerIp),
+    );
+    assert!(one.ready().await.unwrap().call(request()).await.is_ok());
+    assert_eq!(
+        (limiter.snapshot().allowed, keyed.snapshot().allowed),
+        (1, 1)
+    );
 }

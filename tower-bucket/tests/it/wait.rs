@@ -83,7 +83,7 @@ async fn requests_beyond_the_burst_come_through_in_the_order_they_came_and_at_th
         .map(|_| tokio::spawn(timed(service.clone(), begin)))
         .collect();
     tokio::task::yield_now().await;
-    assert_eq!((probe.calls(), layer.waiting().waiters()), (2, 3));
+    assert_eq!((probe.calls(), layer.queue().waiters()), (2, 3));
     let mut answers = Vec::new();
     for call in calls {
         answers.push(call.await.unwrap());
@@ -116,7 +116,7 @@ async fn requests_beyond_the_burst_come_through_in_the_order_they_came_and_at_th
         ),
         (5, 3, 3, 0)
     );
-    assert_eq!((probe.calls(), layer.waiting().waiters()), (5, 0));
+    assert_eq!((probe.calls(), layer.queue().waiters()), (5, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -154,7 +154,7 @@ async fn so_many_wait_and_no_more() {
     for _ in 0..5 {
         calls.push(Box::pin(service.ready().await.unwrap().call(request())));
     }
-    assert_eq!(layer.waiting().waiters(), 3);
+    assert_eq!(layer.queue().waiters(), 3);
     let refused = other
         .ready()
         .await
@@ -173,7 +173,7 @@ async fn so_many_wait_and_no_more() {
         (1, 2)
     );
     drop(calls);
-    assert_eq!(layer.waiting().waiters(), 0);
+    assert_eq!(layer.queue().waiters(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -352,10 +352,10 @@ async fn a_newcomer_waits_for_those_who_are_there_and_not_for_those_who_hung_up(
         calls.push(Box::pin(service.ready().await.unwrap().call(request())));
     }
     calls.iter_mut().for_each(|call| drop(poll(call.as_mut())));
-    assert_eq!((probe.calls(), layer.waiting().waiters()), (2, 50));
+    assert_eq!((probe.calls(), layer.queue().waiters()), (2, 50));
     let last = calls.pop().unwrap();
     drop(calls);
-    assert_eq!(layer.waiting().waiters(), 1);
+    assert_eq!(layer.queue().waiters(), 1);
     let begin = Instant::now();
     let newcomer = service.ready().await.unwrap().call(request());
     let newcomer = tokio::spawn(async move {
@@ -412,7 +412,7 @@ async fn of_two_limits_both_queues_move_up_when_one_leaves() {
     let begin = Instant::now();
     let last = calls.pop().unwrap();
     drop(calls.split_off(3));
-    assert_eq!(layer.waiting().waiters(), 2);
+    assert_eq!(layer.queue().waiters(), 2);
     last.await.unwrap();
     assert_eq!(
         begin.elapsed().as_millis(),
@@ -428,13 +428,13 @@ async fn of_two_limits_both_queues_move_up_when_one_leaves() {
         ),
         (1, 1)
     );
-    assert_eq!(layer.waiting().waiters(), 0);
+    assert_eq!(layer.queue().waiters(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_waits_keeps_its_limiter_and_its_place_by_itself() {
     let layer = BucketLayer::new(Limiter::new(TEN_A_SECOND)).wait(Duration::from_secs(1));
-    let waiting = layer.waiting().clone();
+    let waiting = layer.queue().clone();
     let (mut service, probe) = layered(&layer);
     for _ in 0..2 {
         let call = service.ready().await.unwrap().call(request());
@@ -509,12 +509,12 @@ async fn one_client_leaves_places_for_the_requests_of_others() {
         let peer = format!("192.0.2.{other}");
         assert_eq!((call(&peer).await, call(&peer).await), (200, 0), "{peer}");
     }
-    assert_eq!(layer.waiting().waiters(), 56);
+    assert_eq!(layer.queue().waiters(), 56);
     assert_eq!(layer.limiter().snapshot().refused, 100);
     // What was refused has moved nobody.
     assert_eq!(call("192.0.2.2").await, 0);
     drop(calls);
-    assert_eq!(layer.waiting().waiters(), 0);
+    assert_eq!(layer.queue().waiters(), 0);
 }
 
 /// Its own limit lets it through, and it is the site's that it waits for.
@@ -535,7 +535,7 @@ async fn a_client_that_waits_for_a_limit_of_all_has_no_more_than_its_share_of_pl
     }
     calls.iter_mut().for_each(|call| drop(poll(call.as_mut())));
     assert_eq!(
-        layer.waiting().waiters(),
+        layer.queue().waiters(),
         4 + 3,
         "a third of twelve, and a third of eight"
     );
@@ -552,12 +552,12 @@ async fn requests_without_a_key_and_keys_without_room_are_one_key_among_the_plac
     for _ in 0..12 {
         calls.push(service.ready().await.unwrap().call(request()));
     }
-    assert_eq!(layer.waiting().waiters(), 8, "half of sixteen");
+    assert_eq!(layer.queue().waiters(), 8, "half of sixteen");
     for stranger in 0..12 {
         let peer = format!("192.0.2.{stranger}");
         calls.push(service.ready().await.unwrap().call(from(&peer)));
     }
-    assert_eq!(layer.waiting().waiters(), 8 + 4, "half of eight");
+    assert_eq!(layer.queue().waiters(), 8 + 4, "half of eight");
 }
 
 #[tokio::test(start_paused = true)]
@@ -590,7 +590,7 @@ struct Caller {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum Outcome {
     Passed(u64),
     GaveUp,
     Refused,
@@ -612,10 +612,10 @@ fn callers() -> impl Strategy<Value = Vec<Caller>> {
 }
 
 /// Ten a second and two at once, in a line that is kept as a list.
-fn first_come_first_served(callers: &[Caller], longest: u64) -> Vec<Fate> {
+fn first_come_first_served(callers: &[Caller], longest: u64) -> Vec<Outcome> {
     const COST: u64 = 100;
     const DEPTH: u64 = 200;
-    let mut fates = vec![Fate::GaveUp; callers.len()];
+    let mut fates = vec![Outcome::GaveUp; callers.len()];
     let (mut full_at, mut waiting) = (0_u64, Vec::<usize>::new());
     let mut times: Vec<u64> = callers
         .iter()
@@ -628,7 +628,7 @@ fn first_come_first_served(callers: &[Caller], longest: u64) -> Vec<Fate> {
             && turn <= now
         {
             full_at += COST;
-            fates[first] = Fate::Passed(turn);
+            fates[first] = Outcome::Passed(turn);
             waiting.remove(0);
         }
         waiting.retain(|&name| callers[name].leaves > now);
@@ -639,11 +639,11 @@ fn first_come_first_served(callers: &[Caller], longest: u64) -> Vec<Fate> {
             let end = now.max(full_at) + COST * (waiting.len() as u64 + 1);
             if end <= now + DEPTH {
                 full_at = end;
-                fates[name] = Fate::Passed(now);
+                fates[name] = Outcome::Passed(now);
             } else if end <= now + DEPTH + longest {
                 waiting.push(name);
             } else {
-                fates[name] = Fate::Refused;
+                fates[name] = Outcome::Refused;
             }
         }
     }
@@ -651,7 +651,7 @@ fn first_come_first_served(callers: &[Caller], longest: u64) -> Vec<Fate> {
 }
 
 /// What becomes of them in a service.
-async fn served<L>(layer: L, callers: &[Caller]) -> Vec<Fate>
+async fn served<L>(layer: L, callers: &[Caller]) -> Vec<Outcome>
 where
     L: Layer<Probe>,
     L::Service: Service<Request<String>, Error: std::fmt::Debug + Send, Future: Send>
@@ -670,9 +670,9 @@ where
                 sleep_until(comes).await;
                 let call = service.ready().await.unwrap().call(from("192.0.2.1"));
                 match timeout_at(leaves, call).await {
-                    Ok(Ok(_)) => Fate::Passed(begin.elapsed().as_millis() as u64),
-                    Ok(Err(_)) => Fate::Refused,
-                    Err(_) => Fate::GaveUp,
+                    Ok(Ok(_)) => Outcome::Passed(begin.elapsed().as_millis() as u64),
+                    Ok(Err(_)) => Outcome::Refused,
+                    Err(_) => Outcome::GaveUp,
                 }
             })
         })
@@ -772,7 +772,7 @@ async fn a_panic_of_the_inner_service_leaves_the_line_in_order() {
     probe.answer(Answer::Panic);
     let call = tokio::spawn(service.ready().await.unwrap().call(request()));
     assert!(call.await.unwrap_err().is_panic());
-    assert_eq!((layer.waiting().waiters(), probe.in_flight()), (0, 0));
+    assert_eq!((layer.queue().waiters(), probe.in_flight()), (0, 0));
     service
         .ready()
         .await

@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, time::Duration};
 
 use tower_benches::drive::{self, Bare, Case, Contended, FromClients};
 use tower_bucket::{
-    Bucket, BucketLayer, ClientIp, Keyed, KeyedLimiter, Limiter, PeerIp, PolicyName, Quota,
+    BucketLayer, BucketService, ClientIp, Keyed, KeyedLimiter, Limiter, PeerIp, PolicyName, Quota,
 };
 use tower_layer::Layer;
 use tower_outcome::{PeerAddr, refuse::Auto};
@@ -170,7 +170,7 @@ fn both(calls: u32) {
 
 fn fields(calls: u32) {
     let layer = BucketLayer::new(limiter())
-        .fields(PolicyName::default())
+        .rate_limit_headers(PolicyName::default())
         .respond();
     drive::http_calls(calls, layer.layer(HTTP), drive::plain);
 }
@@ -180,7 +180,7 @@ fn key(calls: u32, keys: u32) {
 }
 
 /// All keys are known from the start.
-fn keyed(keys: u32) -> Bucket<Bare, Keyed<impl Fn(&u32) -> Option<u32> + Clone, u32>> {
+fn keyed(keys: u32) -> BucketService<Bare, Keyed<impl Fn(&u32) -> Option<u32> + Clone, u32>> {
     let limiter = KeyedLimiter::new(PLENTY);
     assert!(
         (0..keys).all(|key| limiter.check_key(&key).is_ok()),

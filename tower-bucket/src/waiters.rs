@@ -13,7 +13,7 @@ use crate::store::BucketId;
 
 /// Bounded places to wait in, shared by all clones.
 #[derive(Clone, Debug)]
-pub(crate) struct Places {
+pub(crate) struct WaiterLimit {
     most: NonZeroU32,
     share: Share,
     taken: Arc<Taken>,
@@ -22,7 +22,7 @@ pub(crate) struct Places {
 /// How many of the waiting places one key may have: one in so many of those that the other keys leave. Default: one in two.
 ///
 /// It is a share of what is left and not of all, so that it adapts: with the default a key that is alone takes at most half
-/// of the places; two that want all of them come to a third each as places become free, nine to a tenth each, and as much stays
+/// of the waiters; two that want all of them come to a third each as places become free, nine to a tenth each, and as much stays
 /// free for the next one. As long as a place is free, a key of which no request waits gets it.
 ///
 /// ```
@@ -35,10 +35,10 @@ pub(crate) struct Places {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share(NonZeroU32);
 
-/// One place, given back on drop.
+/// One permit, given back on drop.
 #[derive(Debug)]
-pub(crate) struct Place {
-    places: Places,
+pub(crate) struct WaiterPermit {
+    waiters: WaiterLimit,
     keys: Vec<LimiterKey>,
 }
 
@@ -54,9 +54,9 @@ struct Taken {
 #[expect(unnameable_types, reason = "part of a sealed trait")]
 pub struct LimiterKey(u32, BucketId);
 
-// === impl Places ===
+// === impl WaiterLimit ===
 
-impl Places {
+impl WaiterLimit {
     pub(crate) fn new(most: NonZeroU32) -> Self {
         Self {
             most,
@@ -79,14 +79,14 @@ impl Places {
     }
 
     /// `None` if none is free.
-    pub(crate) fn take(&self) -> Option<Place> {
+    pub(crate) fn take(&self) -> Option<WaiterPermit> {
         let more = |taken| (taken < self.most.get()).then_some(taken + 1);
         self.taken
             .all
             .fetch_update(Relaxed, Relaxed, more)
             .ok()
-            .map(|_| Place {
-                places: self.clone(),
+            .map(|_| WaiterPermit {
+                waiters: self.clone(),
                 keys: Vec::new(),
             })
     }
@@ -95,7 +95,7 @@ impl Places {
 // === impl Share ===
 
 impl Share {
-    /// One key may take all places. For keys that are not those of strangers, such as the hosts that a client calls.
+    /// One key may take all waiters. For keys that are not those of strangers, such as the hosts that a client calls.
     pub const ALL: Self = Self(NonZeroU32::MIN);
 
     /// One in so many of the places that the other keys leave, rounded up.
@@ -104,8 +104,8 @@ impl Share {
         Self(divisor)
     }
 
-    fn of(self, places: u64) -> u64 {
-        places.div_ceil(self.0.get().into())
+    fn of(self, waiters: u64) -> u64 {
+        waiters.div_ceil(self.0.get().into())
     }
 }
 
@@ -124,16 +124,16 @@ impl LimiterKey {
     }
 }
 
-// === impl Place ===
+// === impl WaiterPermit ===
 
-impl Place {
-    /// Makes it one of these keys' places. False if one of them has its share of places already.
+impl WaiterPermit {
+    /// Makes it a waiter of these keys. False if one of them has its share already.
     #[must_use]
     pub(crate) fn enter(&mut self, keys: Vec<LimiterKey>) -> bool {
         if keys.is_empty() {
             return true;
         }
-        let Places { most, share, taken } = &self.places;
+        let WaiterLimit { most, share, taken } = &self.waiters;
         // With this one, which nobody else can have.
         let free = u64::from(most.get()).saturating_sub(u64::from(taken.all.load(Relaxed)) - 1);
         let mut by_key = taken.lock();
@@ -153,9 +153,9 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for WaiterPermit {
     fn drop(&mut self) {
-        let taken = &self.places.taken;
+        let taken = &self.waiters.taken;
         if !self.keys.is_empty() {
             let mut by_key = taken.lock();
             for key in &self.keys {
@@ -192,41 +192,41 @@ mod tests {
     }
 
     /// Takes as many places as it can get.
-    fn fill(places: &Places, keys: &[LimiterKey], kept: &mut Vec<Place>) -> usize {
+    fn fill(waiters: &WaiterLimit, keys: &[LimiterKey], kept: &mut Vec<WaiterPermit>) -> usize {
         let before = kept.len();
-        while let Some(mut place) = places.take()
-            && place.enter(keys.to_vec())
+        while let Some(mut permit) = waiters.take()
+            && permit.enter(keys.to_vec())
         {
-            kept.push(place);
+            kept.push(permit);
         }
         kept.len() - before
     }
 
     #[test]
     fn one_key_takes_half_of_what_is_left_and_another_always_finds_a_place() {
-        let (places, mut kept) = (Places::new(n(100)), Vec::new());
-        assert_eq!(fill(&places, &key(1), &mut kept), 50);
-        assert_eq!(fill(&places, &key(2), &mut kept), 25);
-        assert_eq!(fill(&places, &key(3), &mut kept), 13);
+        let (waiters, mut kept) = (WaiterLimit::new(n(100)), Vec::new());
+        assert_eq!(fill(&waiters, &key(1), &mut kept), 50);
+        assert_eq!(fill(&waiters, &key(2), &mut kept), 25);
+        assert_eq!(fill(&waiters, &key(3), &mut kept), 13);
         for number in 4..=7 {
-            assert!(fill(&places, &key(number), &mut kept) > 0, "{number}");
+            assert!(fill(&waiters, &key(number), &mut kept) > 0, "{number}");
         }
-        assert_eq!((places.taken() as usize, kept.len()), (100, 100));
+        assert_eq!((waiters.taken() as usize, kept.len()), (100, 100));
         kept.clear();
-        assert_eq!((places.taken(), places.taken.lock().len()), (0, 0));
+        assert_eq!((waiters.taken(), waiters.taken.lock().len()), (0, 0));
     }
 
     #[test]
     fn keys_that_want_all_end_with_the_same_number() {
         for (keys, each) in [(1, 50), (2, 33), (4, 20), (9, 10)] {
-            let (places, mut kept) = (Places::new(n(100)), Vec::new());
+            let (waiters, mut kept) = (WaiterLimit::new(n(100)), Vec::new());
             // They come by turns.
             loop {
                 let before = kept.len();
                 for number in 1..=keys {
-                    let mut place = places.take().unwrap();
-                    if place.enter(key(number)) {
-                        kept.push(place);
+                    let mut permit = waiters.take().unwrap();
+                    if permit.enter(key(number)) {
+                        kept.push(permit);
                     }
                 }
                 if kept.len() == before {
@@ -234,41 +234,41 @@ mod tests {
                 }
             }
             for number in 1..=keys {
-                let own = places.taken.lock()[&key(number)[0]];
+                let own = waiters.taken.lock()[&key(number)[0]];
                 assert!((each..=each + 1).contains(&own), "{own} for each of {keys}");
             }
-            assert!(places.taken() < 100, "one more finds a place");
+            assert!(waiters.taken() < 100, "one more finds a place");
         }
     }
 
     #[test]
     fn a_share_of_all_is_no_bound_and_one_of_few_places_is_at_least_one() {
-        let mut places = Places::new(n(3));
-        places.per_key(Share::ALL);
-        assert_eq!(fill(&places, &key(1), &mut Vec::new()), 3);
-        places.per_key(Share::one_in(n(1_000)));
+        let mut waiters = WaiterLimit::new(n(3));
+        waiters.per_key(Share::ALL);
+        assert_eq!(fill(&waiters, &key(1), &mut Vec::new()), 3);
+        waiters.per_key(Share::one_in(n(1_000)));
         let mut kept = Vec::new();
         for number in 1..=3 {
-            assert_eq!(fill(&places, &key(number), &mut kept), 1);
+            assert_eq!(fill(&waiters, &key(number), &mut kept), 1);
         }
-        assert!(places.take().is_none());
+        assert!(waiters.take().is_none());
     }
 
     #[test]
     fn requests_without_a_key_of_their_own_share_all_places() {
-        let (places, mut kept) = (Places::new(n(10)), Vec::new());
-        assert_eq!(fill(&places, &[], &mut kept), 10);
+        let (waiters, mut kept) = (WaiterLimit::new(n(10)), Vec::new());
+        assert_eq!(fill(&waiters, &[], &mut kept), 10);
     }
 
     #[test]
     fn a_request_of_two_keys_counts_for_both() {
-        let (places, mut kept) = (Places::new(n(8)), Vec::new());
+        let (waiters, mut kept) = (WaiterLimit::new(n(8)), Vec::new());
         let (one, two) = (key(1)[0], LimiterKey(1, BucketId::Keyless));
-        assert_eq!(fill(&places, &[one, two], &mut kept), 4);
-        assert_eq!(fill(&places, &[two], &mut kept), 0);
-        assert_eq!(fill(&places, &[one], &mut kept), 0);
+        assert_eq!(fill(&waiters, &[one, two], &mut kept), 4);
+        assert_eq!(fill(&waiters, &[two], &mut kept), 0);
+        assert_eq!(fill(&waiters, &[one], &mut kept), 0);
         assert_eq!(
-            fill(&places, &[LimiterKey(1, one.1)], &mut kept),
+            fill(&waiters, &[LimiterKey(1, one.1)], &mut kept),
             2,
             "another limiter's"
         );

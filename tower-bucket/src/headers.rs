@@ -23,12 +23,12 @@ use crate::{Admitted, Exhausted, Quota, error::Reason, limit::Standing};
 ///
 /// Several limits that are told each add a line; they are told apart by their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fields {
+pub struct RateLimitHeaders {
     name: PolicyName,
     standing: Standing,
 }
 
-/// A limit's name in the [`Fields`]. Default: `default`.
+/// A limit's name in the [`RateLimitHeaders`]. Default: `default`.
 ///
 /// ```
 /// use tower_bucket::PolicyName;
@@ -39,16 +39,16 @@ pub struct Fields {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PolicyName(&'static str);
 
-/// Writes itself into an answer: nothing, [`Fields`], or several.
+/// Writes itself into an answer: nothing, [`RateLimitHeaders`], or several.
 #[expect(unnameable_types, reason = "part of a sealed trait")]
-pub trait Tell<Res> {
+pub trait DecorateResponse<Res> {
     /// Writes.
-    fn tell(&self, response: &mut Res);
+    fn decorate(&self, response: &mut Res);
 }
 
-// === impl Fields ===
+// === impl RateLimitHeaders ===
 
-impl Fields {
+impl RateLimitHeaders {
     /// The fields of a request that was let through.
     #[must_use]
     pub const fn admitted(name: PolicyName, admitted: Admitted) -> Self {
@@ -152,22 +152,22 @@ impl Default for PolicyName {
     }
 }
 
-// === impl Tell ===
+// === impl DecorateResponse ===
 
-impl<Res> Tell<Res> for () {
-    fn tell(&self, _: &mut Res) {}
+impl<Res> DecorateResponse<Res> for () {
+    fn decorate(&self, _: &mut Res) {}
 }
 
-impl<B> Tell<Response<B>> for Fields {
-    fn tell(&self, response: &mut Response<B>) {
+impl<B> DecorateResponse<Response<B>> for RateLimitHeaders {
+    fn decorate(&self, response: &mut Response<B>) {
         self.add_to(response.headers_mut());
     }
 }
 
-impl<Res, A: Tell<Res>, B: Tell<Res>> Tell<Res> for (A, B) {
-    fn tell(&self, response: &mut Res) {
-        self.0.tell(response);
-        self.1.tell(response);
+impl<Res, A: DecorateResponse<Res>, B: DecorateResponse<Res>> DecorateResponse<Res> for (A, B) {
+    fn decorate(&self, response: &mut Res) {
+        self.0.decorate(response);
+        self.1.decorate(response);
     }
 }
 
@@ -192,7 +192,7 @@ mod tests {
 
     fn told(standing: Standing) -> Vec<String> {
         let mut headers = HeaderMap::new();
-        Fields::new(PolicyName::default(), standing).add_to(&mut headers);
+        RateLimitHeaders::new(PolicyName::default(), standing).add_to(&mut headers);
         ["ratelimit-policy", "ratelimit"]
             .map(|name| headers[name].to_str().unwrap().to_owned())
             .into()

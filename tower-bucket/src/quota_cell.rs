@@ -5,15 +5,15 @@ use std::sync::{
 
 use crate::{
     Quota,
-    gcra::Ask,
+    gcra::Charge,
     sync::{AtomicU64, Mutex, fence},
 };
 
 /// A quota that can be changed while it is read: a reader sees the old one or the new one, never half of each.
 ///
 /// ```text
-///   version 2k:     pages[0] is in force, pages[1] may be written
-///   version 2k + 1: pages[1] is in force, pages[0] may be written
+///   version 2k:     versions[0] is in force, versions[1] may be written
+///   version 2k + 1: versions[1] is in force, versions[0] may be written
 /// ```
 ///
 /// A reader asks the version before and after. It reads again if a change came in between; a writer that is stopped
@@ -26,31 +26,31 @@ use crate::{
 /// has his bucket brought to where an empty one stands today. It passes nothing by itself, and who waits keeps his turn: the
 /// longest that anybody may wait is left on top.
 #[derive(Debug)]
-pub(crate) struct Dial {
+pub(crate) struct QuotaCell {
     version: AtomicU64,
-    pages: [Page; 2],
-    turning: Mutex<()>,
+    versions: [Version; 2],
+    writing: Mutex<()>,
     /// When no debt of a deeper quota is left, in nanoseconds of the limiter's clock.
-    relief_until: AtomicU64,
-    longest_patience: AtomicU64,
+    clamp_until: AtomicU64,
+    longest_wait: AtomicU64,
 }
 
 #[derive(Debug)]
-struct Page {
+struct Version {
     interval: AtomicU64,
     burst: AtomicU64,
 }
 
-// === impl Dial ===
+// === impl QuotaCell ===
 
-impl Dial {
+impl QuotaCell {
     pub(crate) fn new(quota: Quota) -> Self {
         Self {
             version: AtomicU64::new(0),
-            pages: [Page::new(quota), Page::new(quota)],
-            turning: Mutex::new(()),
-            relief_until: AtomicU64::new(0),
-            longest_patience: AtomicU64::new(0),
+            versions: [Version::new(quota), Version::new(quota)],
+            writing: Mutex::new(()),
+            clamp_until: AtomicU64::new(0),
+            longest_wait: AtomicU64::new(0),
         }
     }
 
@@ -58,7 +58,7 @@ impl Dial {
     pub(crate) fn read(&self) -> Quota {
         loop {
             let version = self.version.load(Acquire);
-            let quota = self.page(version).read();
+            let quota = self.at(version).read();
             fence(Acquire);
             if self.version.load(Relaxed) == version {
                 return quota;
@@ -66,48 +66,50 @@ impl Dial {
         }
     }
 
-    pub(crate) fn turn(&self, quota: Quota, now: u64) {
-        let _alone = self.turning.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn set(&self, quota: Quota, now: u64) {
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let version = self.version.load(Relaxed);
-        let (deep, next) = (self.page(version).read().depth(), version + 1);
+        let (deep, next) = (self.at(version).read().depth(), version + 1);
         if deep > quota.depth() {
-            self.relief_until
-                .fetch_max(now + deep + self.longest_patience.load(Relaxed), Relaxed);
+            self.clamp_until
+                .fetch_max(now + deep + self.longest_wait.load(Relaxed), Relaxed);
         }
         fence(Release);
-        self.page(next).write(quota);
+        self.at(next).write(quota);
         self.version.store(next, Release);
     }
 
     /// Notes how long somebody may wait. Before he does.
     #[inline]
-    pub(crate) fn note_patience(&self, ask: &Ask) {
-        if ask.is_patient() {
-            self.longest_patience
-                .fetch_max(ask.patience_nanos(), Relaxed);
+    pub(crate) fn note_max_wait(&self, charge: &Charge) {
+        if charge.may_wait() {
+            self.longest_wait.fetch_max(charge.max_wait(), Relaxed);
         }
     }
 
     /// What to tell one who is refused and should wait for so long; and the moment at which his bucket may be full at the latest,
     /// if it is deeper in debt than an empty one.
     #[cold]
-    pub(crate) fn relieve(&self, ask: &Ask, wait: u64) -> (u64, Option<u64>) {
-        let patience = self.longest_patience.load(Relaxed);
-        if ask.now >= self.relief_until.load(Relaxed) || wait <= ask.cost() + patience {
+    pub(crate) fn clamp_debt(&self, charge: &Charge, wait: u64) -> (u64, Option<u64>) {
+        let max_wait = self.longest_wait.load(Relaxed);
+        if charge.now >= self.clamp_until.load(Relaxed) || wait <= charge.cost() + max_wait {
             return (wait, None);
         }
-        (ask.cost() + patience, Some(ask.empty_until() + patience))
+        (
+            charge.cost() + max_wait,
+            Some(charge.empty_until() + max_wait),
+        )
     }
 
     #[inline]
-    fn page(&self, version: u64) -> &Page {
-        &self.pages[(version & 1) as usize]
+    fn at(&self, version: u64) -> &Version {
+        &self.versions[(version & 1) as usize]
     }
 }
 
-// === impl Page ===
+// === impl Version ===
 
-impl Page {
+impl Version {
     fn new(quota: Quota) -> Self {
         let (interval, burst) = quota.parts();
         Self {
@@ -138,20 +140,20 @@ mod tests {
 
     #[test]
     fn a_turned_dial_shows_what_it_was_turned_to() {
-        let dial = Dial::new(quota(1));
+        let quota_cell = QuotaCell::new(quota(1));
         for number in [2, 3, 3, 7] {
-            dial.turn(quota(number), 0);
-            assert_eq!(dial.read(), quota(number));
+            quota_cell.set(quota(number), 0);
+            assert_eq!(quota_cell.read(), quota(number));
         }
     }
 
     #[test]
     fn a_reader_never_sees_half_of_a_change() {
-        let dial = Dial::new(quota(1));
+        let quota_cell = QuotaCell::new(quota(1));
         std::thread::scope(|scope| {
-            scope.spawn(|| (1..50_000).for_each(|number| dial.turn(quota(number), 0)));
+            scope.spawn(|| (1..50_000).for_each(|number| quota_cell.set(quota(number), 0)));
             for _ in 0..50_000 {
-                let seen = dial.read();
+                let seen = quota_cell.read();
                 assert_eq!(seen.parts().0, u64::from(seen.parts().1));
             }
         });
@@ -173,15 +175,15 @@ mod loom_tests {
         let mut builder = Builder::new();
         builder.preemption_bound = Some(3);
         builder.check(|| {
-            let dial = Arc::new(Dial::new(quota(1)));
+            let quota_cell = Arc::new(QuotaCell::new(quota(1)));
             let writer = thread::spawn({
-                let dial = dial.clone();
-                move || [2, 3].map(|number| dial.turn(quota(number), 0))
+                let quota_cell = quota_cell.clone();
+                move || [2, 3].map(|number| quota_cell.set(quota(number), 0))
             });
-            let seen = dial.read();
+            let seen = quota_cell.read();
             assert_eq!(seen.parts().0, u64::from(seen.parts().1));
             writer.join().unwrap();
-            assert_eq!(dial.read(), quota(3));
+            assert_eq!(quota_cell.read(), quota(3));
         });
     }
 }
