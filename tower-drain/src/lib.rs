@@ -76,7 +76,8 @@
 //! ```
 //!
 //! Under [`Drain::serve`] a tonic server has the limits of [`Http`] too, and its calls may be silent for as long as they
-//! like with a [`StreamingLayer`]: `drain.serve(listener, StreamingLayer::new().layer(routes.prepare()))`.
+//! like with a [`StreamingLayer`]: `drain.serve(listener, StreamingLayer::new().layer(routes.prepare()))`. That needs the
+//! feature `tonic`, or `http2`: without them the server speaks HTTP/1 only.
 //!
 //! # WebSocket, `CONNECT`, and streams without end
 //!
@@ -93,7 +94,7 @@
 //! | `max_concurrent_connections` | [`ListenerConfig::max_concurrent_connections`], [`ConnectionLimit`] |
 //! | `ConnectionConfig` | the knobs of [`Http`] |
 //! | `ConnectionRunner::run` | any `Service<Accepted<Io>>` |
-//! | `PlainHttp1Runner`, `Http2cRunner` | [`Http`], which tells both apart: `http1_only`, `http2_only` |
+//! | `PlainHttp1Runner`, `Http2cRunner` | [`Http`], which tells both apart with the feature `http2`: `http1_only`, `http2_only` |
 //! | `TlsHttp1Runner` | [`TlsLayer`] around it |
 //! | `ConnectionRunner::refuse_overloaded` | [`ConnectionLimitLayer::refuse_overloaded`], [`Overloaded`] |
 //! | a lease that is not held refuses connections | [`Server::only_while`], [`ConnectionLimitLayer::only_while`] |

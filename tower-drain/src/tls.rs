@@ -114,7 +114,8 @@ impl Tls {
         }
     }
 
-    /// A certificate chain and its key, both PEM; HTTP/2 and HTTP/1.1 by ALPN; no client certificates; ring.
+    /// A certificate chain and its key, both PEM; HTTP/1.1 by ALPN, and HTTP/2 first with the feature `http2`; no client
+    /// certificates; ring.
     ///
     /// # Errors
     ///
@@ -162,9 +163,14 @@ fn read_pem(chain: &[u8], key: &[u8]) -> Result<ServerConfig, BoxError> {
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = ALPN.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(config)
 }
+
+#[cfg(feature = "http2")]
+const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+#[cfg(not(feature = "http2"))]
+const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 // === impl TlsLayer ===
 

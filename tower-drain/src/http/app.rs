@@ -18,7 +18,7 @@ use tower_service::Service;
 use super::{
     body::RequestBody,
     exchange::{Ending, Exchange},
-    response::{Held, Http1Body, Http2Body},
+    response::{Held, Http1Body},
     shared::{ConnShared, RequestGuard},
 };
 use crate::{cancel::Cancellation, close::Closable};
@@ -30,9 +30,8 @@ pub(super) struct HyperAdapter<App, P> {
     _protocol: PhantomData<P>,
 }
 
-/// The protocols, whose bodies differ.
+/// The protocol, whose bodies are [`Http1Body`]. That of HTTP/2 is in its module.
 pub(super) enum Http1 {}
-pub(super) enum Http2 {}
 
 /// An answer on its way.
 #[pin_project]
@@ -67,7 +66,7 @@ impl<App, P> HyperAdapter<App, P> {
         }
     }
 
-    fn begin<B>(&self, request: Request<Incoming>) -> ResponseFuture<App, P>
+    pub(super) fn begin<B>(&self, request: Request<Incoming>) -> ResponseFuture<App, P>
     where
         App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     {
@@ -107,20 +106,6 @@ where
     }
 }
 
-impl<App, B> hyper::service::Service<Request<Incoming>> for HyperAdapter<App, Http2>
-where
-    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
-    B: Body,
-{
-    type Response = Response<Http2Body<B>>;
-    type Error = BoxError;
-    type Future = ResponseFuture<App, Http2>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.begin(request)
-    }
-}
-
 // === impl Step ===
 
 impl<App: Service<Request<RequestBody>, Error: Into<BoxError>>> Step<App, App::Future> {
@@ -141,7 +126,7 @@ where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>>,
 {
     /// The response, and what goes with its body.
-    fn poll_response(
+    pub(super) fn poll_response(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(Response<B>, Held), BoxError>> {
@@ -186,18 +171,5 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let (response, held) = ready!(self.poll_response(cx))?;
         Poll::Ready(Ok(response.map(|body| Http1Body::new(body, held))))
-    }
-}
-
-impl<App, B> Future for ResponseFuture<App, Http2>
-where
-    App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>>,
-    B: Body,
-{
-    type Output = Result<Response<Http2Body<B>>, BoxError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let (response, held) = ready!(self.poll_response(cx))?;
-        Poll::Ready(Ok(response.map(|body| Http2Body::new(body, held))))
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use pin_project::pin_project;
 use tokio::{
@@ -23,13 +23,11 @@ use tower_service::Service;
 use super::{
     app::{self, HyperAdapter},
     body::RequestBody,
-    frames::Reason,
+    http2::Session,
     late::{self, Late},
-    lent::{Lent, Owner, lend},
-    lifecycle::{Activity, ConnLifecycle, Next, Observation},
-    shared::{ConnShared, Ping},
+    lifecycle::{Activity, ConnLifecycle, Next, Observation, Ping},
+    shared::ConnShared,
     stream::{Protocol, Stream},
-    streams::Streams,
 };
 use crate::{bell::Heard, eviction};
 
@@ -55,7 +53,6 @@ where
     conn: Arc<ConnShared>,
 }
 
-/// HTTP/2 is boxed: it is twice as large, and ten thousand idle HTTP/1 connections should not pay for it.
 #[allow(
     clippy::large_enum_variant,
     reason = "the large one is nearly all there are"
@@ -70,14 +67,13 @@ where
     /// -> `Late` when a head takes too long.
     Http1(Http1<App, Io>),
     /// -> `Late` when the peer misbehaves.
-    Http2(Pin<Box<Http2<App, Io>>>, Owner<Io>),
+    Http2(Session<App, Io, B>),
     Late(Late<Io>),
     Over,
 }
 
 type Http1<App, Io> =
     http1::UpgradeableConnection<TokioIo<Stream<Io>>, HyperAdapter<App, app::Http1>>;
-type Http2<App, Io> = http2::Connection<TokioIo<Lent<Io>>, HyperAdapter<App, app::Http2>, Streams>;
 
 // === impl Connection ===
 
@@ -125,8 +121,8 @@ where
                     }
                     Poll::Pending
                 }
-                Stage::Http2(connection, _) => {
-                    if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                Stage::Http2(session) => {
+                    if let Poll::Ready(result) = session.poll(cx) {
                         let Some(late) = this.stage.after_flood() else {
                             return Poll::Ready(result.map_err(Into::into));
                         };
@@ -160,39 +156,28 @@ where
     /// Hands the stream to hyper.
     fn speak(self: Pin<&mut Self>, protocol: Protocol) {
         let this = self.project();
-        let Stage::Sniffing(mut stream, app) = std::mem::replace(this.stage, Stage::Over) else {
+        let Stage::Sniffing(stream, app) = std::mem::replace(this.stage, Stage::Over) else {
             return;
         };
-        let settings = &this.conn.settings;
-        if !settings.protocols.includes(protocol) {
-            // A client that speaks only HTTP/2 would not understand the answer.
-            let answer = if protocol == Protocol::Http1 {
-                late::NOT_SPOKEN
-            } else {
-                b""
-            };
-            *this.stage = Stage::Late(Late::new(stream, Bytes::from_static(answer)));
-            return;
-        }
+        let protocols = this.conn.settings.protocols;
         *this.stage = match protocol {
-            Protocol::Http1 => Stage::Http1(
-                settings
-                    .http1
-                    .serve_connection(
-                        TokioIo::new(stream),
-                        HyperAdapter::new(app, this.conn.clone()),
-                    )
-                    .with_upgrades(),
-            ),
-            Protocol::Http2 => {
-                stream.expect_frames();
-                let (lent, owner) = lend(stream);
-                let connection = settings.http2(this.conn.clone()).serve_connection(
-                    TokioIo::new(lent),
-                    HyperAdapter::new(app, this.conn.clone()),
-                );
-                Stage::Http2(Box::pin(connection), owner)
+            Protocol::Http1 if !protocols.includes_http1() => {
+                Stage::Late(Late::new(stream, Bytes::from_static(late::NOT_SPOKEN)))
             }
+            Protocol::Http1 => {
+                let adapter = HyperAdapter::new(app, this.conn.clone());
+                let http1 = &this.conn.settings.http1;
+                let connection = http1.serve_connection(TokioIo::new(stream), adapter);
+                Stage::Http1(connection.with_upgrades())
+            }
+            Protocol::Http2 => match Session::begin(stream, app, this.conn) {
+                Ok(session) => Stage::Http2(session),
+                // A client that speaks only HTTP/2 would not understand an answer.
+                Err(stream) => {
+                    tracing::debug!("connection closed: HTTP/2 is not enabled");
+                    Stage::Late(Late::new(stream, Bytes::new()))
+                }
+            },
             Protocol::Nothing => Stage::Over,
         };
     }
@@ -273,7 +258,7 @@ where
             (Next::Ask, _) => this.conn.ask_unacknowledged(),
             (Next::Cut, _) => return Err("cut: it does not read, or it is too old".into()),
             (Next::Goodbye, Stage::Http1(connection)) => Pin::new(connection).graceful_shutdown(),
-            (Next::Goodbye, Stage::Http2(connection, _)) => connection.as_mut().graceful_shutdown(),
+            (Next::Goodbye, Stage::Http2(session)) => session.graceful_shutdown(),
             // Nothing was asked, so there is nothing to say.
             (Next::Goodbye, Stage::Sniffing(..)) => this.stage.be_late(b""),
             (Next::Late, Stage::Http1(_)) => this.stage.be_late(late::TIMEOUT),
@@ -318,30 +303,18 @@ where
 
     /// What is left to do once hyper has ended an HTTP/2 connection because of a flood.
     fn after_flood(&mut self) -> Option<Late<Io>> {
-        let stream = self.reclaim()?;
-        let flood = stream.flood()?.as_str();
-        tracing::debug!(flood, "connection cut");
-        let goaway = stream.goaway(Reason::EnhanceYourCalm, flood)?;
-        Some(Late::new(stream, goaway.into()))
+        match std::mem::replace(self, Self::Over) {
+            Self::Http2(session) => session.after_flood(),
+            _ => None,
+        }
     }
 
     /// Ends an HTTP/2 connection that hyper would keep.
     fn end_http2(&mut self) {
-        if let Some(stream) = self.reclaim()
-            && let Some(goaway) = stream.goaway(Reason::NoError, "")
+        if let Self::Http2(session) = std::mem::replace(self, Self::Over)
+            && let Some(late) = session.end()
         {
-            *self = Self::Late(Late::new(stream, goaway.into()));
-        }
-    }
-
-    /// Takes the stream of an HTTP/2 connection from hyper.
-    fn reclaim(&mut self) -> Option<Stream<Io>> {
-        match std::mem::replace(self, Self::Over) {
-            Self::Http2(connection, owner) => {
-                drop(connection);
-                owner.take()
-            }
-            _ => None,
+            *self = Self::Late(late);
         }
     }
 }

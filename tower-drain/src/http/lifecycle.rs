@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::shared::Ping;
-
 /// What is known about one connection's time.
 #[derive(Debug)]
 pub(super) struct ConnLifecycle {
@@ -69,6 +67,7 @@ pub(super) struct Observation {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "http2"), allow(dead_code))]
 pub(super) enum Activity {
     /// Not a byte so far, or not enough to know its protocol.
     Silent,
@@ -82,6 +81,18 @@ pub(super) enum Activity {
     Held,
     /// Responses have left, but a request has not come to its end.
     Upload,
+}
+
+/// The ping of the first GOAWAY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "http2"), allow(dead_code))]
+pub(super) enum Ping {
+    Unanswered,
+    /// The peer has answered, and hyper does not know it.
+    Hidden,
+    /// We give the answer ourselves.
+    Wanted,
+    Answered,
 }
 
 /// What to do now.

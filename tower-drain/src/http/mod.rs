@@ -1,23 +1,25 @@
-//! The HTTP runner: one connection, HTTP/1 or HTTP/2, from the first byte to the last.
+//! The HTTP runner: one connection from the first byte to the last.
 
 mod ahead;
 mod app;
 mod body;
 mod connection;
 mod exchange;
-mod frames;
+#[cfg(feature = "http2")]
+mod http2;
 mod info;
 mod kernel;
 mod late;
-mod lent;
 mod lifecycle;
+mod moment;
 mod pace;
 mod response;
 mod serve;
 mod shared;
 mod stream;
 mod streaming;
-mod streams;
+#[cfg(not(feature = "http2"))]
+mod without_http2;
 
 use std::{
     fmt,
@@ -29,7 +31,7 @@ use std::{
 
 use ::http::{HeaderValue, Request, Response};
 use http_body::Body;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper_util::rt::TokioTimer;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -39,22 +41,25 @@ use tower_outcome::BoxError;
 use tower_service::Service;
 
 pub(crate) use self::exchange::Exchange;
+#[cfg(not(feature = "http2"))]
+use self::without_http2 as http2;
 pub use self::{
     body::{RequestBody, TooSlow},
     connection::Connection,
     streaming::{StreamingLayer, StreamingService},
 };
-use self::{
-    shared::ConnShared,
-    stream::{Protocol, Stream},
-    streams::Streams,
-};
+use self::{shared::ConnShared, stream::Stream};
 use crate::{
     accepted::Accepted,
     drain::{Drain, bounded},
 };
 
-/// Serves `App` on a connection: HTTP/1.1, or HTTP/2 with prior knowledge, told apart by their first bytes.
+/// Serves `App` on a connection: HTTP/1.1, and with the feature `http2` also HTTP/2 with prior knowledge. The first bytes
+/// decide which.
+///
+/// The feature is off by default: it turns on HTTP/2 of hyper, and Cargo adds up the features of a build, so a server of
+/// `axum::serve` in the same application would speak HTTP/2 too. Without it a connection that begins HTTP/2 is closed,
+/// [`Tls::from_pem`](crate::Tls::from_pem) offers only `http/1.1`, and the settings that concern HTTP/2 do not exist.
 ///
 /// `App` is any `Service<Request<RequestBody>>`: an axum `Router`, tonic `Routes`, a stack of layers. In a request's
 /// extensions are
@@ -139,29 +144,18 @@ pub struct Http<App> {
 
 #[derive(Clone, Debug)]
 struct Settings {
-    protocols: Protocols,
+    protocols: http2::Protocols,
     life: lifecycle::Limits,
     last_chance: Duration,
     linger: Duration,
     pace: pace::Limits,
-    frames: frames::Limits,
     /// What HTTP/1.1 answers say of it.
     keep_alive: Option<HeaderValue>,
     http1: http1::Builder,
-    max_streams: u32,
     max_header_bytes: u32,
     max_buffer_bytes: u32,
     half_close: bool,
-    ping_every: Duration,
-    ping_within: Duration,
-}
-
-/// The protocols that are protocols.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocols {
-    Both,
-    Http1,
-    Http2,
+    http2: http2::Settings,
 }
 
 // === impl Http ===
@@ -176,16 +170,13 @@ impl<App> Http<App> {
         }
     }
 
-    /// Speaks HTTP/1 and nothing else: a connection that begins HTTP/2 is closed. Default: both.
+    /// Speaks HTTP/1 and nothing else: a connection that begins HTTP/2 is closed. Default: both, with the feature `http2`.
+    ///
+    /// It exists without that feature too, for a server that must not speak HTTP/2 when another crate of the build turns
+    /// the feature on.
     #[must_use]
     pub fn http1_only(self) -> Self {
-        self.set(|settings| settings.protocols = Protocols::Http1)
-    }
-
-    /// Speaks HTTP/2 and nothing else: a connection that does not begin so gets a `505`. Default: both.
-    #[must_use]
-    pub fn http2_only(self) -> Self {
-        self.set(|settings| settings.protocols = Protocols::Http2)
+        self.set(|settings| settings.protocols = http2::Protocols::http1_only())
     }
 
     /// How long a connection may be silent before its first byte. Default: 10 s.
@@ -272,56 +263,13 @@ impl<App> Http<App> {
     /// For HTTP/1 those are the connection's; it is closed. For HTTP/2 a stream that does not get on is reset, unless it
     /// waits for its turn on a connection that does. Up to 16 KiB at a response's end are out of a stream's reach; a
     /// connection that has nothing else left, and of that nothing is taken, is closed.
+    ///
+    /// A short duration can cut a client that reads slowly but steadily, because its kernel may acknowledge nothing for
+    /// seconds while its receive buffer is nearly full. Measured with a response of 8 MB: clients that read 10 and 20 kB/s
+    /// got all of it with the default, and with 5 s one that reads 20 kB/s was cut.
     #[must_use]
     pub fn write_stall(self, stall: Duration) -> Self {
         self.set(|settings| settings.life.write_stall = bounded(stall))
-    }
-
-    /// How many HTTP/2 streams a connection may have open. Default: 100.
-    #[must_use]
-    pub fn max_streams(self, max: u32) -> Self {
-        self.set(|settings| settings.max_streams = max)
-    }
-
-    /// How many more streams an HTTP/2 peer may reset early in ten seconds than it lets be answered. Default: 250.
-    ///
-    /// A reset is early before the response has begun, and within a second of the request: asking and taking it back
-    /// costs the peer nothing, and the server a handler (CVE-2023-44487). Each stream that is answered gives one back, so
-    /// a client that cancels some of its requests is served however many it has, and so is one whose deadlines pass. The
-    /// default leaves room for two pages of 100 requests each that are left before they were answered.
-    ///
-    /// The connection of a peer that goes beyond it is closed with a GOAWAY (`ENHANCE_YOUR_CALM`).
-    #[must_use]
-    pub fn max_resets(self, max: u32) -> Self {
-        self.set(|settings| settings.frames.resets = max)
-    }
-
-    /// How many frames that cost it nothing an HTTP/2 peer may send in ten seconds while no stream moves: pings, settings,
-    /// priorities, empty data, unknown ones. Default: 1 000. Ten window updates count as one of them.
-    ///
-    /// The count begins anew with each HEADERS and DATA frame of either side, because clients send such frames in
-    /// proportion to their traffic (grpc-go pings for each message, to measure its bandwidth). Acknowledgements of our own
-    /// frames do not count.
-    ///
-    /// The connection of a peer that goes beyond it is closed with a GOAWAY (`ENHANCE_YOUR_CALM`).
-    #[must_use]
-    pub fn max_control_frames(self, max: u32) -> Self {
-        self.set(|settings| settings.frames.controls = max)
-    }
-
-    /// How often an HTTP/2 peer is pinged, and how long it may take to answer. Default: 20 s and 10 s.
-    #[must_use]
-    pub fn ping(self, every: Duration, within: Duration) -> Self {
-        self.set(|settings| {
-            (settings.ping_every, settings.ping_within) = (bounded(every), bounded(within))
-        })
-    }
-
-    /// How long an HTTP/2 peer may take to answer the first GOAWAY before the second one is sent all the same.
-    /// Default: 1 s.
-    #[must_use]
-    pub fn goaway_timeout(self, timeout: Duration) -> Self {
-        self.set(|settings| settings.life.goaway = bounded(timeout))
     }
 
     /// How old a connection may get before it is told to end as at a drain, a tenth more or less. Default: 1 h.
@@ -420,12 +368,14 @@ impl<App> fmt::Debug for Http<App> {
             life,
             last_chance,
             linger,
+            http2,
             ..
         } = &*self.settings;
         f.debug_struct("Http")
             .field("limits", life)
             .field("last_chance", last_chance)
             .field("linger", linger)
+            .field("http2", http2)
             .finish_non_exhaustive()
     }
 }
@@ -437,31 +387,6 @@ impl Settings {
     fn bound_buffers(&mut self) {
         let bytes = self.max_buffer_bytes.max(self.max_header_bytes);
         self.http1.max_buf_size(bytes as usize);
-    }
-
-    /// One per connection: hyper ties a builder to its executor. It is boxed with the connection.
-    fn http2(&self, conn: Arc<ConnShared>) -> http2::Builder<Streams> {
-        let mut http2 = http2::Builder::new(Streams { conn });
-        http2
-            .timer(TokioTimer::new())
-            .max_header_list_size(self.max_header_bytes)
-            .max_concurrent_streams(self.max_streams)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buf_size(self.max_buffer_bytes as usize)
-            .keep_alive_interval(self.ping_every)
-            .keep_alive_timeout(self.ping_within);
-        http2
-    }
-}
-
-impl Protocols {
-    const fn includes(self, heard: Protocol) -> bool {
-        match self {
-            Self::Both => true,
-            Self::Http1 => !matches!(heard, Protocol::Http2),
-            Self::Http2 => !matches!(heard, Protocol::Http1),
-        }
     }
 }
 
@@ -482,7 +407,7 @@ impl Default for Settings {
             goaway: GOAWAY,
         };
         let mut settings = Self {
-            protocols: Protocols::Both,
+            protocols: http2::Protocols::default(),
             life,
             last_chance: LAST_CHANCE,
             linger: LINGER,
@@ -491,18 +416,12 @@ impl Default for Settings {
                 grace: BODY_GRACE,
                 rate: BODY_RATE,
             },
-            frames: frames::Limits {
-                resets: RESETS,
-                controls: CONTROLS,
-            },
             keep_alive: advertised(IDLE),
             http1,
-            max_streams: STREAMS,
             max_header_bytes: HEADER_BYTES,
             max_buffer_bytes: BUFFER_BYTES,
             half_close: false,
-            ping_every: PING_EVERY,
-            ping_within: PING_WITHIN,
+            http2: http2::Settings::default(),
         };
         settings.bound_buffers();
         settings
@@ -531,13 +450,6 @@ const BODY_RATE: u32 = 240;
 const UPLOAD: Duration = Duration::from_secs(5);
 const WRITE_STALL: Duration = Duration::from_secs(30);
 const AGE: Duration = Duration::from_secs(3600);
-const STREAMS: u32 = 100;
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
-const RESETS: u32 = 250;
-const CONTROLS: u32 = 1000;
-const PING_EVERY: Duration = Duration::from_secs(20);
-const PING_WITHIN: Duration = Duration::from_secs(10);
 const GOAWAY: Duration = Duration::from_secs(1);
 const LAST_CHANCE: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(1);

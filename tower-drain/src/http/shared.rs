@@ -5,7 +5,7 @@ use std::{
     sync::{
         Arc, OnceLock,
         atomic::{
-            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+            AtomicBool, AtomicU32, AtomicU64,
             Ordering::{AcqRel, Relaxed},
         },
     },
@@ -15,7 +15,13 @@ use std::{
 use http::{HeaderName, Response, Version};
 use tokio::time::Instant;
 
-use super::{Settings, frames::Totals, info::ConnectionInfo, lifecycle::Activity};
+use super::{
+    Settings,
+    http2::{self, Slot},
+    info::ConnectionInfo,
+    lifecycle::{Activity, Ping},
+    moment::Moment,
+};
 use crate::{
     accepted::Accepted,
     close::Closable,
@@ -29,8 +35,9 @@ pub(super) struct ConnShared {
     shared: Arc<Shared>,
     pub(super) settings: Arc<Settings>,
     pub(super) info: ConnectionInfo,
-    born: Instant,
-    http2: OnceLock<Box<Http2Shared>>,
+    pub(super) born: Instant,
+    /// Set only for HTTP/2.
+    pub(super) http2: OnceLock<Box<http2::State>>,
     /// Guards of requests: until their response's end, and for HTTP/2 that of the task that sends it.
     under_way: AtomicU32,
     /// Requests so far; it may wrap.
@@ -67,57 +74,10 @@ pub(super) struct ConnShared {
 #[derive(Debug, Default)]
 struct Sample(AtomicU64);
 
-/// What only HTTP/2 has.
-#[derive(Debug)]
-struct Http2Shared {
-    /// When the whole connection last kept its streams waiting, and got on.
-    congested: Moment,
-    /// What is on its streams.
-    frames: FrameTotals,
-    /// Count up when a peer takes some of a response. A response has one of them, and may share it: it is thought to get
-    /// on then while the other one does.
-    taken: [AtomicU32; SLOTS],
-    ping: AtomicU8,
-}
-
-/// Which of the counters is a response's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Slot(u8);
-
-/// A piece of a response, of which something may be taken.
-#[derive(Debug)]
-pub(super) struct Taken {
-    conn: Arc<ConnShared>,
-    slot: Slot,
-}
-
-/// An instant: milliseconds since the connection was born, and one. `0`: none.
-#[derive(Debug)]
-struct Moment(AtomicU64);
-
-#[derive(Debug, Default)]
-struct FrameTotals {
-    responses: AtomicU32,
-    uploads: AtomicU32,
-    sent: AtomicU32,
-    received: AtomicU32,
-}
-
-/// The ping of the first GOAWAY.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ping {
-    Unanswered,
-    /// The peer has answered, and hyper does not know it.
-    Hidden,
-    /// We give the answer ourselves.
-    Wanted,
-    Answered,
-}
-
 /// A request under way, until its response's end or drop.
 pub(super) struct RequestGuard {
-    conn: Arc<ConnShared>,
-    slot: Slot,
+    pub(super) conn: Arc<ConnShared>,
+    pub(super) slot: Slot,
 }
 
 // === impl ConnShared ===
@@ -166,18 +126,6 @@ impl ConnShared {
         Arc::new(Self::new(&drain, Arc::default(), &accepted, Instant::now()))
     }
 
-    /// It is known which protocol it is.
-    pub(super) fn speak_http2(&self) {
-        self.http2.get_or_init(|| {
-            Box::new(Http2Shared {
-                congested: Moment::none(),
-                frames: FrameTotals::default(),
-                taken: [const { AtomicU32::new(0) }; SLOTS],
-                ping: AtomicU8::new(0),
-            })
-        });
-    }
-
     pub(super) fn activity(&self) -> Activity {
         if self.under_way.load(Relaxed) > 0 {
             return Activity::Request;
@@ -197,11 +145,11 @@ impl ConnShared {
 
     /// Changes whenever what it does gets on.
     pub(super) fn progress(&self, activity: Activity) -> u32 {
-        let http2 = self.http2.get().map(|http2| &http2.frames);
+        let http2 = self.http2.get();
         match activity {
-            Activity::Held => http2.map_or(0, |frames| frames.sent.load(Relaxed)),
+            Activity::Held => http2.map_or(0, |http2| http2.sent()),
             Activity::Upload => {
-                let received = http2.map_or(0, |frames| frames.received.load(Relaxed));
+                let received = http2.map_or(0, |http2| http2.received());
                 self.read.load(Relaxed).wrapping_add(received)
             }
             _ => 0,
@@ -341,7 +289,7 @@ impl ConnShared {
             (true, false) => {
                 self.stalled.clear();
                 if let Some(http2) = self.http2.get() {
-                    http2.congested.set(self.born, Instant::now());
+                    http2.note_congested(self.born, Instant::now());
                 }
             }
             _ => {}
@@ -372,49 +320,16 @@ impl ConnShared {
         u32::try_from(bytes).ok()
     }
 
-    /// What is on the streams of HTTP/2 has changed.
-    pub(super) fn note_frames(&self, totals: Totals, congested: bool) {
-        let Some(http2) = self.http2.get() else {
-            return;
-        };
-        http2.frames.note(totals);
-        if congested {
-            http2.congested.set(self.born, Instant::now());
-        }
-    }
-
-    /// Since when a stream of HTTP/2 would have got on, if its peer took what is there for it. That is not so while the
-    /// connection is the one that waits: then its streams have their turn only now and then.
-    pub(super) fn uncongested_since(&self) -> Option<Instant> {
-        if self.stalled.is_set() {
-            Some(Instant::now())
-        } else {
-            self.http2.get()?.congested.get(self.born)
-        }
-    }
-
-    /// Changes whenever some of a response with this slot is taken.
-    pub(super) fn taken(&self, slot: Slot) -> u32 {
-        self.http2
-            .get()
-            .map_or(0, |http2| http2.taken(slot).load(Relaxed))
-    }
-
     /// For HTTP/1 as if there were none to wait for.
     pub(super) fn ping(&self) -> Ping {
         self.http2
             .get()
-            .map_or(Ping::Answered, |http2| match http2.ping.load(Relaxed) {
-                0 => Ping::Unanswered,
-                1 => Ping::Hidden,
-                2 => Ping::Wanted,
-                _ => Ping::Answered,
-            })
+            .map_or(Ping::Answered, |http2| http2.ping())
     }
 
     pub(super) fn set_ping(&self, ping: Ping) {
         if let Some(http2) = self.http2.get() {
-            http2.ping.store(ping as u8, Relaxed);
+            http2.set_ping(ping);
         }
     }
 
@@ -437,15 +352,10 @@ impl ConnShared {
             flag.store(false, Relaxed);
         }
         self.head_bytes.store(0, Relaxed);
-        self.guard_of(Slot((nth % SLOTS as u32) as u8))
+        self.guard_of(Slot::of(nth))
     }
 
-    /// One more, for what goes on with a request that is counted.
-    pub(super) fn guard(self: &Arc<Self>) -> RequestGuard {
-        self.guard_of(Slot(0))
-    }
-
-    fn guard_of(self: &Arc<Self>, slot: Slot) -> RequestGuard {
+    pub(super) fn guard_of(self: &Arc<Self>, slot: Slot) -> RequestGuard {
         self.under_way.fetch_add(1, AcqRel);
         RequestGuard {
             conn: self.clone(),
@@ -500,87 +410,11 @@ impl Evictable for ConnShared {
     }
 }
 
-// === impl Http2Shared ===
-
-impl Http2Shared {
-    fn activity(&self) -> Activity {
-        if self.frames.responses.load(Relaxed) > 0 {
-            Activity::Held
-        } else if self.frames.uploads.load(Relaxed) > 0 {
-            Activity::Upload
-        } else {
-            Activity::Idle
-        }
-    }
-
-    fn taken(&self, slot: Slot) -> &AtomicU32 {
-        &self.taken[usize::from(slot.0)]
-    }
-}
-
-// === impl FrameTotals ===
-
-impl FrameTotals {
-    fn note(&self, totals: Totals) {
-        self.responses.store(totals.responses, Relaxed);
-        self.uploads.store(totals.uploads, Relaxed);
-        self.sent.store(totals.sent, Relaxed);
-        self.received.store(totals.received, Relaxed);
-    }
-}
-
-// === impl Taken ===
-
-impl Taken {
-    pub(super) fn note(&self) {
-        if let Some(http2) = self.conn.http2.get() {
-            http2.taken(self.slot).fetch_add(1, Relaxed);
-        }
-    }
-}
-
-// === impl Moment ===
-
-impl Moment {
-    const fn none() -> Self {
-        Self(AtomicU64::new(0))
-    }
-
-    fn is_set(&self) -> bool {
-        self.0.load(Relaxed) != 0
-    }
-
-    fn set(&self, born: Instant, moment: Instant) {
-        let millis = moment.saturating_duration_since(born).as_millis() as u64;
-        self.0.store(millis + 1, Relaxed);
-    }
-
-    fn clear(&self) {
-        self.0.store(0, Relaxed);
-    }
-
-    fn get(&self, born: Instant) -> Option<Instant> {
-        let millis = self.0.load(Relaxed).checked_sub(1)?;
-        Some(born + Duration::from_millis(millis))
-    }
-}
-
 // === impl RequestGuard ===
 
 impl RequestGuard {
     pub(super) fn conn(&self) -> &ConnShared {
         &self.conn
-    }
-
-    pub(super) const fn slot(&self) -> Slot {
-        self.slot
-    }
-
-    pub(super) fn taken(&self) -> Taken {
-        Taken {
-            conn: self.conn.clone(),
-            slot: self.slot,
-        }
     }
 }
 
@@ -592,10 +426,10 @@ impl Drop for RequestGuard {
 
 impl fmt::Debug for RequestGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RequestGuard")
+        f.debug_struct("RequestGuard")
+            .field("slot", &self.slot)
+            .finish_non_exhaustive()
     }
 }
 
-/// As many responses are told apart.
-const SLOTS: usize = 64;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");

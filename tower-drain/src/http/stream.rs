@@ -12,14 +12,14 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep},
+    time::{Sleep, sleep},
 };
 
 use super::{
     ahead::{Ahead, Peer},
-    frames::{Flood, Frames, Reason},
+    http2::Wire,
     kernel::unacknowledged,
-    shared::{ConnShared, Ping},
+    shared::ConnShared,
 };
 use crate::{
     accepted::{Accepted, Place},
@@ -42,9 +42,7 @@ pub(super) struct Stream<Io> {
     /// and both must hear of it.
     cut: [Option<Pin<Box<Heard>>>; 2],
     /// Set only for HTTP/2.
-    frames: Option<Box<Frames>>,
-    /// What the peer has sent too much of.
-    flood: Option<Flood>,
+    pub(super) wire: Option<Box<Wire>>,
     close: Close,
     /// The end of our half has been asked for, and nothing is written but that.
     ending: bool,
@@ -97,28 +95,11 @@ impl<Io> Stream<Io> {
             line_ended: true,
             conn,
             cut,
-            frames: None,
-            flood: None,
+            wire: None,
             close,
             ending: false,
             place,
         }
-    }
-
-    /// From now on the bytes that come are frames.
-    pub(super) fn expect_frames(&mut self) {
-        self.conn.speak_http2();
-        self.frames = Some(Box::new(Frames::new()));
-    }
-
-    /// What the peer has sent too much of, if that is why the connection ended.
-    pub(super) const fn flood(&self) -> Option<Flood> {
-        self.flood
-    }
-
-    /// The last frame for an HTTP/2 peer, if one can be sent now.
-    pub(super) fn goaway(&self, reason: Reason, debug: &str) -> Option<Vec<u8>> {
-        self.frames.as_ref()?.goaway(reason, debug)
     }
 
     /// An upgraded connection lives in a task of the user's, where only its stream can end it.
@@ -141,67 +122,30 @@ impl<Io> Stream<Io> {
             self.close = Close::Ended;
             return Ok(());
         }
-        let Some(frames) = &mut self.frames else {
-            self.conn.heard(bytes);
-            self.emptied = false;
-            self.line_ended = bytes.ends_with(b"\n");
-            return Ok(());
-        };
-        if let Err(flood) = frames.receive(bytes, &self.conn.settings.frames, Instant::now()) {
-            self.flood = Some(flood);
-            return Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                flood.as_str(),
-            ));
+        if let Some(wire) = &mut self.wire {
+            return wire.note_read(bytes, &self.conn);
         }
-        self.conn.note_frames(frames.totals(), false);
-        if frames.is_acknowledged() && self.conn.ping() == Ping::Unanswered {
-            self.conn.set_ping(if frames.is_hidden() {
-                Ping::Hidden
-            } else {
-                Ping::Answered
-            });
-        }
+        self.conn.heard(bytes);
+        self.emptied = false;
+        self.line_ended = bytes.ends_with(b"\n");
         Ok(())
     }
 
-    /// Gives the answer to our GOAWAY's ping, so that hyper ends the connection in good order: the peer has given none, or
-    /// long enough ago that nothing it had sent without knowing of the GOAWAY is still on its way.
+    /// Gives the answer to our GOAWAY's ping, when it is due.
     fn answer_ping(&mut self, buf: &mut ReadBuf<'_>) -> bool {
-        let Some(frames) = &mut self.frames else {
-            return false;
-        };
-        if frames.is_between() && self.conn.ping() == Ping::Wanted {
-            frames.answer();
-            self.conn.set_ping(Ping::Answered);
-        }
-        self.say(buf)
+        self.wire
+            .as_mut()
+            .is_some_and(|wire| wire.answer_ping(buf, &self.conn))
     }
 
     /// Gives what is left of it.
     fn say(&mut self, buf: &mut ReadBuf<'_>) -> bool {
-        let piece = self
-            .frames
-            .as_mut()
-            .map_or(&[][..], |frames| frames.say(buf.remaining()));
-        buf.put_slice(piece);
-        !piece.is_empty()
+        self.wire.as_mut().is_some_and(|wire| wire.say(buf))
     }
 
     fn note_sent(&mut self, bufs: &[io::IoSlice<'_>], written: &Poll<io::Result<usize>>) {
-        let (Some(frames), Poll::Ready(Ok(written))) = (&mut self.frames, written) else {
-            return;
-        };
-        let (mut left, before) = (*written, frames.totals());
-        for buf in bufs {
-            let sent = &buf[..buf.len().min(left)];
-            frames.send(sent);
-            left -= sent.len();
-        }
-        let totals = frames.totals();
-        if totals != before {
-            // What this data leaves of the window, the streams that wait may not use.
-            self.conn.note_frames(totals, frames.is_window_shut());
+        if let Some(wire) = &mut self.wire {
+            wire.note_sent(bufs, written, &self.conn);
         }
     }
 
@@ -292,7 +236,7 @@ impl<Io: AsyncRead + Unpin> Stream<Io> {
     /// request while it has bytes behind it, be it a line end, and nothing of a body that the app does not ask for.
     fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let asked = std::mem::take(&mut self.asked);
-        if self.frames.is_some() {
+        if self.wire.is_some() {
             return Ok(());
         }
         if !self.emptied && !self.line_ended {
@@ -487,8 +431,6 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     use super::*;
 
     fn sniffed(bytes: &[u8]) -> Sniffed {
@@ -509,37 +451,6 @@ mod tests {
         );
         assert_eq!(sniffed(&PREFACE[..23]).protocol(), None);
         assert_eq!(sniffed(PREFACE).protocol(), Some(Protocol::Http2));
-    }
-
-    #[tokio::test]
-    async fn our_answer_to_a_goaways_ping_is_read_whole_and_nothing_comes_between() {
-        use crate::{Addr, Drain};
-        let (drain, (mut client, server)) = (Drain::new(), tokio::io::duplex(64));
-        let accepted = Accepted::new(&drain, server, Addr::Other, Addr::Other);
-        let conn = Arc::new(ConnShared::new(
-            &drain,
-            Arc::default(),
-            &accepted,
-            Instant::now(),
-        ));
-        let mut stream = Stream::new(accepted, conn.clone());
-        stream.expect_frames();
-        client.write_all(PREFACE).await.unwrap();
-        stream.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
-        conn.set_ping(Ping::Wanted);
-        let (mut head, mut payload, mut settings) = ([0; 9], [0; 8], [7; 9]);
-        stream.read_exact(&mut head).await.unwrap();
-        client
-            .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
-            .await
-            .unwrap();
-        stream.read_exact(&mut payload).await.unwrap();
-        stream.read_exact(&mut settings).await.unwrap();
-        assert_eq!(
-            (head[3..5].to_vec(), payload[0], settings[3..5].to_vec()),
-            (vec![6, 1], 0x0b, vec![4, 0])
-        );
-        assert_eq!(conn.ping(), Ping::Answered);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::cancel::Cancellation;
 /// # let _ = app;
 /// ```
 ///
-/// A whole tonic server takes one line:
+/// A whole tonic server takes one line (features `http2` and `tonic`):
 ///
 /// ```no_run
 /// # async fn run(drain: tower_drain::Drain, listener: tokio::net::TcpListener, routes: tonic::service::Routes) -> std::io::Result<()> {
@@ -37,7 +37,7 @@ use crate::cancel::Cancellation;
 /// # Ok(()) }
 /// ```
 ///
-/// It holds for HTTP/2 only, where a connection is pinged, has a window of bounded size for each stream, and may have other
+/// It holds for HTTP/2 only (feature `http2`), where a connection is pinged, has a window of bounded size for each stream, and may have other
 /// streams. A silent request of HTTP/1 has a connection, and its place in a limit, for itself. A call whose response has
 /// begun needs no mark, over either: until the response has ended too, silence is part of it.
 ///

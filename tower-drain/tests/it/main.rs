@@ -12,24 +12,26 @@ mod connect_info;
 mod descriptors;
 #[cfg(feature = "http")]
 mod disconnects;
-#[cfg(feature = "http")]
+#[cfg(feature = "http2")]
 mod eviction;
 #[cfg(all(feature = "handoff", feature = "http", target_os = "linux"))]
 mod handoff;
-#[cfg(all(feature = "handoff", feature = "http", target_os = "linux"))]
+#[cfg(all(feature = "handoff", feature = "http2", target_os = "linux"))]
 mod handoff_lossless;
 #[cfg(feature = "http")]
 mod http1;
-#[cfg(feature = "http")]
+#[cfg(all(feature = "http", not(feature = "http2")))]
+mod http1_only;
+#[cfg(feature = "http2")]
 mod http2;
 #[cfg(all(feature = "http", target_os = "linux"))]
 mod idle;
 mod layer;
 #[cfg(feature = "http")]
 mod limits;
-#[cfg(feature = "http")]
+#[cfg(feature = "http2")]
 mod limits_http2;
-#[cfg(feature = "http")]
+#[cfg(feature = "http2")]
 mod others;
 mod phases;
 #[cfg(feature = "http")]
@@ -42,7 +44,7 @@ mod signal;
 mod slow_readers;
 #[cfg(feature = "http")]
 mod support;
-#[cfg(all(feature = "http", feature = "tls"))]
+#[cfg(all(feature = "http2", feature = "tls"))]
 mod tls;
-#[cfg(feature = "http")]
+#[cfg(feature = "http2")]
 mod uploads;

@@ -1,5 +1,6 @@
 //! What the tests on sockets share: a server to drain, and a client that sees every byte.
 
+#[cfg(feature = "http2")]
 pub(crate) mod peer;
 
 use std::{

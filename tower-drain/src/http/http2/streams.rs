@@ -13,8 +13,9 @@ use pin_project::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    response::{Said, listen},
-    shared::{ConnShared, RequestGuard, Slot},
+    super::shared::{ConnShared, RequestGuard},
+    body::{Said, listen},
+    state::Slot,
 };
 
 /// Spawns the streams of a connection.
@@ -155,10 +156,7 @@ mod tests {
     use tokio_test::{assert_pending, assert_ready, task};
 
     use super::*;
-    use crate::http::{
-        exchange::Ending,
-        response::{Held, Http2Body},
-    };
+    use crate::http::{exchange::Ending, http2::body::Http2Body, response::Held};
 
     fn held() -> Held {
         Held {

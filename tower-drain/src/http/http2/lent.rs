@@ -10,7 +10,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::stream::Stream;
+use super::super::stream::Stream;
 
 pub(super) struct Lent<Io> {
     /// Until it is dropped.
