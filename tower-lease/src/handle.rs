@@ -260,8 +260,9 @@ impl<C: Clock> Lease<C> {
         })
     }
 
-    /// The claim by which this one takes over when a holder [hands over](Self::hand_over) to it: send it to that
-    /// process. It is valid while this keeper waits for the key, and for one handover.
+    /// The claim by which this one takes over when a holder [hands over](Self::hand_over) to it. Send it to that process, as
+    /// text if you like: [`Claim`] implements `Display` and `FromStr`. It is valid while this keeper waits for the key, and
+    /// for one handover.
     #[must_use]
     pub fn handover_claim(&self) -> Claim {
         self.shared.handover().claim.clone()

@@ -188,7 +188,7 @@ pub use self::{
     layer::{LeaseGateLayer, LeaseLayer},
     memory::{MemoryStore, MemoryWatch},
     propagate::{PropagateFuture, PropagateLayer, PropagateService},
-    record::{Claim, ClaimId, Grant, Holder, PayloadTooLong, Record, Revision},
+    record::{Claim, ClaimId, Grant, Holder, InvalidClaim, PayloadTooLong, Record, Revision},
     service::{LeaseGate, LeaseService},
     settings::{InFlight, TokenIn},
     snapshot::{Failures, Histogram, Losses, Snapshot},

@@ -1,7 +1,8 @@
 use std::{
     error::Error,
-    fmt,
+    fmt::{self, Write},
     hash::{BuildHasher, RandomState},
+    str::FromStr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -59,6 +60,10 @@ pub struct Record {
     claim: ClaimId,
     expires_in: Option<Duration>,
 }
+
+/// A text that is not a [`Claim`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidClaim(());
 
 /// A payload longer than [`Holder::MAX_PAYLOAD`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +174,33 @@ impl Claim {
     #[must_use]
     pub const fn ttl(&self) -> Duration {
         self.ttl
+    }
+}
+
+impl fmt::Display for Claim {
+    /// One line of visible ASCII, to send a [`handover_claim`](crate::Lease::handover_claim) to another process:
+    /// `<key>;<id>;<ttl in seconds>;<incarnation>;<name>;<payload>`, the last two in hexadecimal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (seconds, nanos) = (self.ttl.as_secs(), self.ttl.subsec_nanos());
+        let Holder {
+            name,
+            incarnation,
+            payload,
+        } = &self.holder;
+        write!(f, "{};{:032x};{seconds}.{nanos:09};", self.key, self.id.0)?;
+        write!(f, "{incarnation:032x};")?;
+        write_hex(f, name.as_bytes())?;
+        f.write_char(';')?;
+        write_hex(f, payload)
+    }
+}
+
+impl FromStr for Claim {
+    type Err = InvalidClaim;
+
+    /// Reads what `Display` writes.
+    fn from_str(text: &str) -> Result<Self, InvalidClaim> {
+        parse_claim(text).ok_or(InvalidClaim(()))
     }
 }
 
@@ -331,7 +363,15 @@ impl Record {
     }
 }
 
-// === impl PayloadTooLong ===
+// === impl InvalidClaim, PayloadTooLong ===
+
+impl fmt::Display for InvalidClaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("invalid claim: expected the text that another keeper's claim was written as")
+    }
+}
+
+impl Error for InvalidClaim {}
 
 impl fmt::Display for PayloadTooLong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -345,6 +385,45 @@ impl fmt::Display for PayloadTooLong {
 }
 
 impl Error for PayloadTooLong {}
+
+fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+}
+
+fn parse_claim(text: &str) -> Option<Claim> {
+    let parts: [&str; 6] = text.split(';').collect::<Vec<_>>().try_into().ok()?;
+    let [key, id, ttl, incarnation, name, payload] = parts;
+    let (seconds, nanos) = ttl.split_once('.')?;
+    let nanos = Some(nanos).filter(|nanos| nanos.len() == 9)?;
+    let ttl = Duration::from_secs(decimal(seconds)?)
+        .checked_add(Duration::from_nanos(decimal(nanos)?))?;
+    let name = String::from_utf8(bytes_of(name)?).ok()?;
+    let holder = Holder::restore(&name, number_of(incarnation)?, Bytes::new());
+    let holder = holder.with_payload(bytes_of(payload)?).ok()?;
+    let key = LeaseKey::new(key).ok()?;
+    Some(Claim::new(key, holder, ClaimId(number_of(id)?), ttl))
+}
+
+/// The standard library's parsers of numbers accept a plus sign.
+fn decimal(text: &str) -> Option<u64> {
+    let is_decimal = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_decimal)
+}
+
+fn number_of(hex: &str) -> Option<u128> {
+    Some(u128::from_be_bytes(bytes_of(hex)?.try_into().ok()?))
+}
+
+fn bytes_of(hex: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let pairs = hex.as_bytes().chunks(2);
+    pairs
+        .map(|pair| {
+            let [high, low] = *pair else { return None };
+            u8::try_from(digit(high)? << 4 | digit(low)?).ok()
+        })
+        .collect()
+}
 
 /// 128 bits that no other process draws. The standard library's hash keys are its one public source of the system's
 /// randomness; what differs between a process and its fork goes in beside them.
@@ -369,6 +448,51 @@ mod tests {
             one.incarnation() >> 64 != 0 && one.incarnation() as u64 != 0,
             "both halves are drawn"
         );
+    }
+
+    #[test]
+    fn a_claim_is_read_as_it_is_written() {
+        let claim = |name: &str, payload: Vec<u8>, ttl| {
+            let key = LeaseKey::new("svc/echo/0").unwrap();
+            let holder = Holder::new(name).with_payload(payload).unwrap();
+            Claim::new(key, holder, ClaimId::random(), ttl)
+        };
+        for (name, payload, ttl) in [
+            ("node-1", b"10.0.0.7:80".to_vec(), Duration::from_secs(10)),
+            ("", Vec::new(), Duration::ZERO),
+            ("ä;\n\0", (0..=255).collect(), Duration::MAX),
+            ("n", vec![0; 1024], Duration::from_nanos(1)),
+        ] {
+            let claim = claim(name, payload, ttl);
+            let text = claim.to_string();
+            assert_eq!(text.parse(), Ok(claim), "{text}");
+            assert!(text.bytes().all(|byte| byte.is_ascii_graphic()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_claim_is_rejected() {
+        let id = "0123456789abcdef0123456789ABCDEF";
+        let good = format!("a;{id};1.000000000;{id};6e;");
+        assert!(good.parse::<Claim>().is_ok());
+        let long = "00".repeat(Holder::MAX_PAYLOAD + 1);
+        for bad in [
+            String::new(),
+            "a".to_owned(),
+            format!("{good};"),
+            format!(";{id};1.000000000;{id};6e;"),
+            format!("a;{};1.000000000;{id};6e;", &id[1..]),
+            format!("a;{id}0;1.000000000;{id};6e;"),
+            format!("a;{id};1;{id};6e;"),
+            format!("a;{id};+1.000000000;{id};6e;"),
+            format!("a;{id};1.0;{id};6e;"),
+            format!("a;{id};1.000000000;{id};6;"),
+            format!("a;{id};1.000000000;{id};ff;"),
+            format!("a;{id};1.000000000;{id};6e;+1"),
+            format!("a;{id};1.000000000;{id};6e;{long}"),
+        ] {
+            assert_eq!(bad.parse::<Claim>(), Err(InvalidClaim(())), "{bad:?}");
+        }
     }
 
     #[test]

@@ -279,7 +279,9 @@ async fn r20_a_successor_does_not_hand_over_to_itself() {
     soon(first.held()).await.unwrap();
     let (second, _two) = spawn(builder(&store));
     let own = second.handover_claim();
-    soon(first.hand_over(&own)).await.unwrap();
+    // As it comes to another process.
+    let sent: Claim = own.to_string().parse().unwrap();
+    soon(first.hand_over(&sent)).await.unwrap();
     soon(second.held()).await.unwrap();
     assert_ne!(second.handover_claim().id(), own.id(), "for one handover");
     let refused = soon(second.hand_over(&own)).await;
