@@ -1,8 +1,6 @@
 //! Two limiters, as two machines would have them, share one quota in Redis:
 //! `cargo run -p tower-bucket-redis --example shared -- redis://127.0.0.1/`.
 
-use std::num::NonZeroU32;
-
 use tower_bucket::Quota;
 use tower_bucket_redis::RedisLimiter;
 
@@ -10,7 +8,7 @@ use tower_bucket_redis::RedisLimiter;
 async fn main() -> redis::RedisResult<()> {
     let url = std::env::args().nth(1);
     let client = redis::Client::open(url.as_deref().unwrap_or("redis://127.0.0.1/"))?;
-    let quota = Quota::per_minute(NonZeroU32::new(5).unwrap());
+    let quota = Quota::per_minute(5);
     let one = RedisLimiter::<str, _>::new(client.get_connection_manager().await?, "example", quota);
     let two = RedisLimiter::<str, _>::new(client.get_connection_manager().await?, "example", quota);
 

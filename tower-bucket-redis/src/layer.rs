@@ -16,7 +16,6 @@ use crate::{
 /// their order would have to be kept over all machines.
 ///
 /// ```no_run
-/// use std::num::NonZeroU32;
 /// use http::Request;
 /// use tower_bucket::{ClientIp, PeerIp, PolicyName, Quota};
 /// use tower_bucket_redis::{RedisLayer, RedisLimiter};
@@ -25,7 +24,7 @@ use crate::{
 /// const SITE: PolicyName = PolicyName::new("site").unwrap();
 ///
 /// let connection = redis::Client::open("redis://127.0.0.1/")?.get_connection_manager().await?;
-/// let quota = Quota::per_minute(NonZeroU32::new(600).unwrap());
+/// let quota = Quota::per_minute(600);
 /// let limiter = RedisLimiter::<ClientIp, _>::new(connection, "site", quota);
 /// let layer = RedisLayer::new(&limiter, PeerIp)
 ///     .cost(|request: &Request<String>| if request.method() == "POST" { 5 } else { 1 })

@@ -1,13 +1,12 @@
 //! One rate limit over many machines: the quotas of [`tower_bucket`] with the buckets in Redis.
 //!
 //! ```no_run
-//! use std::num::NonZeroU32;
 //! use tower_bucket::{ClientIp, PeerIp, Quota};
 //! use tower_bucket_redis::{RedisLayer, RedisLimiter};
 //!
 //! # async fn connect() -> redis::RedisResult<()> {
 //! let connection = redis::Client::open("redis://127.0.0.1/")?.get_connection_manager().await?;
-//! let quota = Quota::per_minute(NonZeroU32::new(600).unwrap());
+//! let quota = Quota::per_minute(600);
 //! let limiter = RedisLimiter::<ClientIp, _>::new(connection, "shop", quota);
 //! let app: axum::Router = axum::Router::new().layer(RedisLayer::new(&limiter, PeerIp).respond());
 //! # let _ = app;

@@ -1,4 +1,4 @@
-use std::{fmt, hash::Hash, mem, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{fmt, hash::Hash, mem, sync::Arc, time::Duration};
 
 use redis::{ErrorKind, RedisError, aio::ConnectionLike};
 use tokio::time::timeout;
@@ -121,7 +121,7 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
     /// made-up keys does not fill Redis. Set a greater number where this machine receives more clients than that within
     /// the [`interval`](Quota::interval) of a quota.
     #[must_use]
-    pub fn capacity(self, keys: NonZeroU32) -> Self {
+    pub fn capacity(self, keys: u32) -> Self {
         Self {
             local: self.local.capacity(keys),
             server: Arc::default(),
@@ -416,7 +416,7 @@ fn in_micros(quota: Quota, tokens: u32) -> (u64, u64) {
     let one = quota.interval().as_nanos().div_ceil(1000);
     // Lua's numbers are exact up to 2^53; the clock is below 2^51, and two of these are added to it.
     let micros = |tokens: u32| (one * u128::from(tokens)).min(MOST_MICROS.into()) as u64;
-    (micros(tokens), micros(quota.burst_size().get()))
+    (micros(tokens), micros(quota.burst_size()))
 }
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(100);
@@ -427,10 +427,6 @@ const MOST_MICROS: u64 = 1 << 51;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const fn n(number: u32) -> NonZeroU32 {
-        NonZeroU32::new(number).unwrap()
-    }
 
     #[test]
     fn no_key_is_named_as_one_of_a_limiter_with_a_longer_prefix() {
@@ -445,16 +441,16 @@ mod tests {
     #[test]
     fn a_quota_in_microseconds_is_never_more_than_it_was() {
         assert_eq!(
-            in_micros(Quota::per_second(n(100)).burst(n(20)), 1),
+            in_micros(Quota::per_second(100).burst(20), 1),
             (10_000, 200_000)
         );
         assert_eq!(
-            in_micros(Quota::per_second(n(100)).burst(n(20)), 20),
+            in_micros(Quota::per_second(100).burst(20), 20),
             (200_000, 200_000)
         );
-        assert_eq!(in_micros(Quota::per_second(n(3)), 2), (666_668, 1_000_002));
+        assert_eq!(in_micros(Quota::per_second(3), 2), (666_668, 1_000_002));
         assert_eq!(
-            in_micros(Quota::per_second(n(4_000_000)).burst(n(10)), 1),
+            in_micros(Quota::per_second(4_000_000).burst(10), 1),
             (1, 10)
         );
         let never = Quota::every(Duration::MAX).unwrap();

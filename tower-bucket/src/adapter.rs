@@ -4,10 +4,10 @@
 //! round trip, decides while the other place does not reply, and counts.
 //!
 //! ```
-//! use std::{num::NonZeroU32, time::Duration};
+//! use std::time::Duration;
 //! use tower_bucket::{Quota, adapter::{Decision, LocalLimiter}};
 //!
-//! let quota = Quota::per_hour(NonZeroU32::MIN);
+//! let quota = Quota::per_hour(1);
 //! let local = LocalLimiter::<str>::new(quota);
 //! let bucket = local.bucket("alice");
 //! let withdrawal = local.take(bucket, 1, quota).expect("the local bucket is full");
@@ -20,7 +20,7 @@
 //! assert_eq!(local.limiter().snapshot().refused, 1);
 //! ```
 
-use std::{fmt, hash::Hash, num::NonZeroU32, time::Duration};
+use std::{fmt, hash::Hash, time::Duration};
 
 use tokio::time::Instant;
 
@@ -60,7 +60,7 @@ impl<K: ?Sized> LocalLimiter<K> {
 
     /// Fresh buckets for so many keys; see [`KeyedLimiter::capacity`].
     #[must_use]
-    pub fn capacity(self, keys: NonZeroU32) -> Self {
+    pub fn capacity(self, keys: u32) -> Self {
         Self(self.0.capacity(keys))
     }
 

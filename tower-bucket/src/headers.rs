@@ -108,7 +108,9 @@ fn policy(quota: Quota) -> (u64, u64) {
     let seconds = seconds.max(1);
     let requests = (u128::from(seconds) * 1_000_000_000 + interval / 2) / interval;
     (
-        u64::try_from(requests).map_or(MOST, |requests| requests.clamp(1, MOST)),
+        u64::try_from(requests).map_or(MOST, |requests| {
+            requests.clamp(u64::from(quota.burst_size() > 0), MOST)
+        }),
         seconds,
     )
 }
@@ -182,13 +184,7 @@ const MOST: u64 = 999_999_999_999_999;
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
-
     use super::*;
-
-    const fn n(number: u32) -> NonZeroU32 {
-        NonZeroU32::new(number).unwrap()
-    }
 
     fn told(standing: Standing) -> Vec<String> {
         let mut headers = HeaderMap::new();
@@ -202,14 +198,14 @@ mod tests {
     fn a_policy_is_the_rate_in_whole_seconds() {
         let every = |seconds| Quota::every(Duration::from_secs(seconds)).unwrap();
         for (quota, expected) in [
-            (Quota::per_second(n(100)), (100, 1)),
-            (Quota::per_second(n(100)).burst(n(20)), (100, 1)),
-            (Quota::per_second(n(3)), (3, 1)),
-            (Quota::per_minute(n(60)), (60, 60)),
-            (Quota::per_minute(n(60)).burst(n(5)), (5, 5)),
-            (Quota::per_hour(n(1000)), (1000, 3600)),
+            (Quota::per_second(100), (100, 1)),
+            (Quota::per_second(100).burst(20), (100, 1)),
+            (Quota::per_second(3), (3, 1)),
+            (Quota::per_minute(60), (60, 60)),
+            (Quota::per_minute(60).burst(5), (5, 5)),
+            (Quota::per_hour(1000), (1000, 3600)),
             (every(5), (1, 5)),
-            (Quota::per_second(n(u32::MAX)), (4_000_000_000, 4)),
+            (Quota::per_second(u32::MAX), (4_000_000_000, 4)),
         ] {
             assert_eq!(policy(quota), expected, "{quota:?}");
         }
@@ -217,7 +213,7 @@ mod tests {
 
     #[test]
     fn an_admission_tells_what_is_left_and_until_when_there_is_more() {
-        let quota = Quota::per_minute(n(60));
+        let quota = Quota::per_minute(60);
         let after = |debt| told(Standing::Admitted(Admitted::new(debt, quota)))[1].clone();
         assert_eq!(after(1_000_000_000), "\"default\";r=59;t=1");
         assert_eq!(after(1_500_000_000), "\"default\";r=58;t=1");
@@ -230,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_refusal_tells_the_wait_and_one_that_no_wait_helps_tells_none() {
-        let quota = Quota::per_minute(n(60));
+        let quota = Quota::per_minute(60);
         let after = |reason| told(Standing::Denied(quota, reason))[1].clone();
         assert_eq!(after(Reason::Wait(1)), "\"default\";r=0;t=1");
         assert_eq!(after(Reason::Wait(1_000_000_001)), "\"default\";r=0;t=2");

@@ -1,4 +1,4 @@
-use std::{fmt, hash::Hash, marker::PhantomData, num::NonZeroU32, sync::Arc, task::Waker};
+use std::{fmt, hash::Hash, marker::PhantomData, sync::Arc, task::Waker};
 
 use tokio::time::Instant;
 
@@ -17,10 +17,9 @@ use crate::{
 /// A bucket for each key, in bounded memory: a cheap handle, whose clones share it.
 ///
 /// ```
-/// use std::num::NonZeroU32;
 /// use tower_bucket::{KeyedLimiter, Quota};
 ///
-/// let limiter = KeyedLimiter::<str>::new(Quota::per_minute(NonZeroU32::MIN));
+/// let limiter = KeyedLimiter::<str>::new(Quota::per_minute(1));
 /// assert!(limiter.check_key("alice").is_ok());
 /// assert!(limiter.check_key("alice").is_err());
 /// assert!(limiter.check_key("bob").is_ok());
@@ -62,12 +61,12 @@ impl<K: ?Sized> KeyedLimiter<K> {
         Self::with(quota, DEFAULT_CAPACITY)
     }
 
-    /// How many keys are remembered at most. Default: 100 000, which is 2.1 MB.
+    /// How many keys are remembered at most. Zero: none, and all share the overflow bucket. Default: 100,000, which is 2.1 MB.
     ///
     /// Call it first: what it returns is a fresh limiter, which shares nothing with earlier clones.
     #[must_use]
-    pub fn capacity(self, keys: NonZeroU32) -> Self {
-        Self::with(self.quota(), keys.get() as usize)
+    pub fn capacity(self, keys: u32) -> Self {
+        Self::with(self.quota(), keys as usize)
     }
 
     /// The quota that each key has.
@@ -238,13 +237,11 @@ impl<K: Hash + ?Sized> KeyedLimiter<K> {
     /// The bucket is empty.
     pub fn peek_key(&self, key: &K) -> Result<Admitted, Exhausted> {
         let (bucket_key, quota) = (BucketKey::Key(self.fingerprint(key)), self.quota());
-        let decision = self.peek_at(
-            bucket_key,
-            &Charge::one(self.since_start(Instant::now()), quota),
-        );
-        decision
+        let charge = Charge::tokens(self.since_start(Instant::now()), quota, 1).ok_or(Reason::Cost);
+        charge
+            .and_then(|charge| self.peek_at(bucket_key, &charge).map_err(Reason::Wait))
             .map(|debt| Admitted::new(debt, quota))
-            .map_err(|wait| Exhausted::new(Reason::Wait(wait)))
+            .map_err(Exhausted::new)
     }
 
     #[inline]

@@ -1,4 +1,4 @@
-use std::{num::NonZeroU32, time::Duration};
+use std::time::Duration;
 
 use tower_layer::Layer;
 use tower_outcome::refuse::{Auto, Fail};
@@ -13,11 +13,10 @@ use crate::{
 /// The limiter is a value that you own; all services made by this layer and its clones draw from it.
 ///
 /// ```
-/// use std::num::NonZeroU32;
 /// use http::{HeaderName, HeaderValue};
 /// use tower_bucket::{BucketLayer, Header, KeyedLimiter, Limiter, OnMissingKey, Quota};
 ///
-/// const HUNDRED: NonZeroU32 = NonZeroU32::new(100).unwrap();
+/// const HUNDRED: u32 = 100;
 ///
 /// // At most 100 a second to this upstream, whoever asks; beyond that an `Err`.
 /// let upstream = BucketLayer::new(Limiter::new(Quota::per_second(HUNDRED)));
@@ -35,11 +34,10 @@ use crate::{
 /// Several limits at once, requests that cost more, and an answer that says how it stands:
 ///
 /// ```
-/// # use std::num::NonZeroU32;
 /// # use http::Request;
 /// # use tower_bucket::{BucketLayer, Limiter, PolicyName, Quota};
-/// # const TEN: NonZeroU32 = NonZeroU32::new(10).unwrap();
-/// # const HUNDRED: NonZeroU32 = NonZeroU32::new(100).unwrap();
+/// # const TEN: u32 = 10;
+/// # const HUNDRED: u32 = 100;
 /// const SITE: PolicyName = PolicyName::new("site").unwrap();
 /// const CLIENT: PolicyName = PolicyName::new("client").unwrap();
 ///
@@ -81,11 +79,10 @@ impl<F, K> BucketLayer<Keyed<F, K>> {
     /// makes of the request.
     ///
     /// ```
-    /// use std::num::NonZeroU32;
     /// use axum::{Router, extract::Request, routing::get};
     /// use tower_bucket::{BucketLayer, KeyedLimiter, Quota};
     ///
-    /// let limiter = KeyedLimiter::new(Quota::per_second(NonZeroU32::MIN));
+    /// let limiter = KeyedLimiter::new(Quota::per_second(1));
     /// let host = |request: &Request| request.uri().host().map(str::to_owned);
     /// let app: Router = Router::new()
     ///     .route("/", get(async || "hello"))
@@ -152,7 +149,6 @@ impl<L, R, M> BucketLayer<L, R, M> {
     /// pays for both.
     ///
     /// ```
-    /// use std::num::NonZeroU32;
     /// use http::{HeaderName, HeaderValue, Request};
     /// use tower_bucket::{BucketLayer, Header, KeyedLimiter, Quota};
     ///
@@ -160,7 +156,7 @@ impl<L, R, M> BucketLayer<L, R, M> {
     /// struct Tenant { plan: Quota } // put into the extensions by who checks the API key
     ///
     /// let api_key = Header::new(HeaderName::from_static("x-api-key"));
-    /// let tenants = KeyedLimiter::<HeaderValue>::new(Quota::per_minute(NonZeroU32::MIN));
+    /// let tenants = KeyedLimiter::<HeaderValue>::new(Quota::per_minute(1));
     /// let layer = BucketLayer::keyed(tenants, api_key)
     ///     .quota_fn(|request: &Request<String>| request.extensions().get::<Tenant>().map(|tenant| tenant.plan))
     ///     .respond();
@@ -223,11 +219,11 @@ impl<L, R> BucketLayer<L, R> {
     /// [`WaitFuture`](crate::WaitFuture) for cancellation. The inner service must be `Clone`.
     ///
     /// ```
-    /// use std::{num::NonZeroU32, time::Duration};
+    /// use std::time::Duration;
     /// use tower_bucket::{BucketLayer, Limiter, Quota};
     ///
     /// // A client of an API that allows ten a second: a burst is spread out instead of failing.
-    /// let ten = Limiter::new(Quota::per_second(NonZeroU32::new(10).unwrap()));
+    /// let ten = Limiter::new(Quota::per_second(10));
     /// let layer = BucketLayer::new(ten).wait(Duration::from_secs(5));
     /// # let _ = layer;
     /// ```
@@ -242,10 +238,10 @@ impl<L, R> BucketLayer<L, R> {
 }
 
 impl<L, R> BucketLayer<L, R, Queue> {
-    /// How many requests may wait at a time, in all services that this layer and its clones make. Default: 1024; a request
+    /// How many requests may wait at a time, in all services that this layer and its clones make. Zero: none, each is rejected. Default: 1024; a request
     /// that waits is held in memory, with what of its body has come.
     #[must_use]
-    pub fn waiters(mut self, most: NonZeroU32) -> Self {
+    pub fn waiters(mut self, most: u32) -> Self {
         self.mode.limit_mut().at_most(most);
         self
     }
@@ -258,14 +254,14 @@ impl<L, R> BucketLayer<L, R, Queue> {
     /// theirs found no room, count as one key. A [`Limiter`] has no keys, and all who draw from it share all waiters.
     ///
     /// ```
-    /// use std::{num::NonZeroU32, time::Duration};
+    /// use std::time::Duration;
     /// use tower_bucket::{BucketLayer, Quota, Share};
     ///
-    /// let ten = NonZeroU32::new(10).unwrap();
+    /// let ten = 10;
     /// let layer = BucketLayer::per_client(Quota::per_second(ten))
     ///     .respond()
     ///     .wait(Duration::from_secs(2))
-    ///     .waiters(NonZeroU32::new(500).unwrap())
+    ///     .waiters(500)
     ///     .waiters_per_key(Share::one_in(ten));
     /// # let _ = layer;
     /// ```

@@ -37,13 +37,12 @@
 //! With defaults, for an upstream: beyond 100 a second the error is an [`Exhausted`], boxed.
 //!
 //! ```
-//! use std::num::NonZeroU32;
 //! use tower::{Service, ServiceBuilder, ServiceExt};
 //! use tower_bucket::{BucketLayer, Exhausted, Limiter, Quota};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
-//! let limiter = Limiter::new(Quota::per_hour(NonZeroU32::MIN));
+//! let limiter = Limiter::new(Quota::per_hour(1));
 //! let mut service = ServiceBuilder::new()
 //!     .layer(BucketLayer::new(limiter.clone()))
 //!     .service_fn(async |name: &'static str| Ok::<_, tower::BoxError>(format!("hello {name}")));
@@ -59,15 +58,10 @@
 //! clients, and those that come without an address are refused.
 //!
 //! ```
-//! use std::num::NonZeroU32;
 //! use tower_bucket::{BucketLayer, ClientIp, KeyedLimiter, OnMissingKey, PeerIp, Quota};
 //!
-//! const fn n(number: u32) -> NonZeroU32 {
-//!     NonZeroU32::new(number).expect("not zero")
-//! }
-//!
-//! let quota = Quota::per_second(n(100)).burst(n(20));
-//! let limiter = KeyedLimiter::<ClientIp>::new(quota).capacity(n(1_000_000));
+//! let quota = Quota::per_second(100).burst(20);
+//! let limiter = KeyedLimiter::<ClientIp>::new(quota).capacity(1_000_000);
 //! let layer = BucketLayer::keyed(limiter.clone(), PeerIp).on_missing_key(OnMissingKey::Deny).respond();
 //! let app: axum::Router = axum::Router::new().layer(layer); // and `limiter` for its numbers
 //! ```
@@ -139,11 +133,11 @@ struct Readme;
 /// A second `wait` would drop what was set for the first.
 ///
 /// ```compile_fail,E0599
-/// use std::{num::NonZeroU32, time::Duration};
+/// use std::time::Duration;
 /// use tower_bucket::{BucketLayer, Quota};
 ///
-/// let layer = BucketLayer::per_client(Quota::per_second(NonZeroU32::MIN)).wait(Duration::from_secs(1));
-/// layer.waiters(NonZeroU32::MIN).wait(Duration::from_secs(2));
+/// let layer = BucketLayer::per_client(Quota::per_second(1)).wait(Duration::from_secs(1));
+/// layer.waiters(1).wait(Duration::from_secs(2));
 /// ```
 #[cfg(doctest)]
 struct WaitsTwice;

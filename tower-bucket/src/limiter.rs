@@ -15,15 +15,14 @@ use crate::{
 /// One bucket for all: a cheap handle, whose clones share it.
 ///
 /// ```
-/// use std::num::NonZeroU32;
 /// use tower_bucket::{Limiter, Quota};
 ///
-/// let limiter = Limiter::new(Quota::per_minute(NonZeroU32::MIN));
+/// let limiter = Limiter::new(Quota::per_minute(1));
 /// assert!(limiter.check().is_ok());
 /// assert!(limiter.clone().check().unwrap_err().retry_after().is_some());
 /// assert_eq!(limiter.snapshot().refused, 1);
 ///
-/// limiter.set_quota(Quota::per_second(NonZeroU32::MAX)); // for all clones, from here on
+/// limiter.set_quota(Quota::per_second(u32::MAX)); // for all clones, from here on
 /// ```
 ///
 /// A check costs a clock reading, one compare-and-swap and one addition; no lock, no allocation.
@@ -106,10 +105,11 @@ impl Limiter {
     /// The bucket is empty.
     pub fn peek(&self) -> Result<Admitted, Exhausted> {
         let quota = self.quota();
-        let decision = self.peek_at(&Charge::one(self.since_start(Instant::now()), quota));
-        decision
+        let charge = Charge::tokens(self.since_start(Instant::now()), quota, 1).ok_or(Reason::Cost);
+        charge
+            .and_then(|charge| self.peek_at(&charge).map_err(Reason::Wait))
             .map(|debt| Admitted::new(debt, quota))
-            .map_err(|wait| Exhausted::new(Reason::Wait(wait)))
+            .map_err(Exhausted::new)
     }
 
     /// The quota it keeps.
@@ -244,12 +244,10 @@ impl Admitted {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
-
     use super::*;
 
     fn five_a_second() -> Quota {
-        Quota::per_second(NonZeroU32::new(5).unwrap())
+        Quota::per_second(5)
     }
 
     #[tokio::test(start_paused = true)]
@@ -318,13 +316,13 @@ mod tests {
         let limiter = Limiter::new(five_a_second());
         while limiter.check().is_ok() {}
         let other = limiter.clone();
-        other.set_quota(Quota::per_second(NonZeroU32::new(10).unwrap()));
+        other.set_quota(Quota::per_second(10));
         assert_eq!(limiter.quota().interval(), Duration::from_millis(100));
         assert_eq!(
             limiter.check().unwrap_err().retry_after(),
             Some(Duration::from_millis(100))
         );
-        other.set_quota(Quota::per_minute(NonZeroU32::MIN));
+        other.set_quota(Quota::per_minute(1));
         tokio::time::advance(Duration::from_millis(999)).await;
         assert_eq!(
             limiter.check().unwrap_err().retry_after(),
@@ -337,7 +335,7 @@ mod tests {
     /// Who had used up a slow quota stayed refused for as long as that had said: for hours, after it was made a fast one.
     #[tokio::test(start_paused = true)]
     async fn after_a_change_to_a_faster_quota_what_is_empty_is_empty_and_no_emptier() {
-        let (ten_an_hour, hundred) = (NonZeroU32::new(10).unwrap(), NonZeroU32::new(100).unwrap());
+        let (ten_an_hour, hundred) = (10, 100);
         let limiter = Limiter::new(Quota::per_hour(ten_an_hour));
         while limiter.check().is_ok() {}
         limiter.set_quota(Quota::per_second(hundred));

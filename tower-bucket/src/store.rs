@@ -588,7 +588,9 @@ const CLAIMED: u64 = u64::MAX;
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::{num::NonZeroU32, sync::atomic::AtomicBool, time::Duration};
+    use std::num::NonZeroU32;
+
+    use std::{sync::atomic::AtomicBool, time::Duration};
 
     use governor::{RateLimiter, clock::FakeRelativeClock};
     use proptest::prelude::*;
@@ -600,7 +602,7 @@ mod tests {
 
     fn quota(interval: u64, burst: u32) -> Quota {
         let quota = Quota::every(Duration::from_nanos(interval)).unwrap();
-        quota.burst(NonZeroU32::new(burst).unwrap())
+        quota.burst(burst)
     }
 
     /// One token, counted as the limiter does it.
@@ -1020,7 +1022,7 @@ mod tests {
             requests in prop::collection::vec((0_u64..40, prop_oneof![Just(0), 0_u64..50, 0_u64..2_000]), 1..300),
         ) {
             let (store, ours) = (Store::new(capacity), quota(interval, burst));
-            let theirs = governor::Quota::with_period(ours.interval()).unwrap().allow_burst(ours.burst_size());
+            let theirs = governor::Quota::with_period(ours.interval()).unwrap().allow_burst(NonZeroU32::new(ours.burst_size()).unwrap());
             let clock = FakeRelativeClock::default();
             let oracle = RateLimiter::hashmap_with_clock(theirs, clock.clone());
             let mut now = 0;
@@ -1040,7 +1042,7 @@ mod tests {
 
 #[cfg(all(test, loom))]
 mod loom_tests {
-    use std::{num::NonZeroU32, time::Duration};
+    use std::time::Duration;
 
     use loom::{model::Builder, sync::Arc, thread};
 
@@ -1052,7 +1054,7 @@ mod loom_tests {
     fn quota(burst: u32) -> Quota {
         Quota::every(Duration::from_nanos(FIVE))
             .unwrap()
-            .burst(NonZeroU32::new(burst).unwrap())
+            .burst(burst)
     }
 
     fn take(store: &Store, number: u64, now: u64, quota: Quota) -> Result<u64, u64> {

@@ -4,7 +4,6 @@ use std::{
     fmt,
     future::Future,
     mem,
-    num::NonZeroU32,
     pin::Pin,
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -318,4 +317,4 @@ impl<L: Limit<Req>, Req> Drop for Reservation<L, Req> {
 }
 
 /// With a request of a few KiB each, a few MiB at most.
-const DEFAULT_WAITERS: NonZeroU32 = NonZeroU32::new(1024).unwrap();
+const DEFAULT_WAITERS: u32 = 1024;

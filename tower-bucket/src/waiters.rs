@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    num::NonZeroU32,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -14,7 +13,7 @@ use crate::store::BucketId;
 /// Bounded places to wait in, shared by all clones.
 #[derive(Clone, Debug)]
 pub(crate) struct WaiterLimit {
-    most: NonZeroU32,
+    most: u32,
     share: Share,
     taken: Arc<Taken>,
 }
@@ -26,14 +25,13 @@ pub(crate) struct WaiterLimit {
 /// free for the next one. As long as a place is free, a key of which no request waits gets it.
 ///
 /// ```
-/// use std::num::NonZeroU32;
 /// use tower_bucket::Share;
 ///
-/// let tenth = Share::one_in(NonZeroU32::new(10).unwrap());
+/// let tenth = Share::one_in(10);
 /// assert_ne!(tenth, Share::default());
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share(NonZeroU32);
+pub struct Share(u32);
 
 /// One permit, given back on drop.
 #[derive(Debug)]
@@ -57,7 +55,7 @@ pub struct LimiterKey(u32, BucketId);
 // === impl WaiterLimit ===
 
 impl WaiterLimit {
-    pub(crate) fn new(most: NonZeroU32) -> Self {
+    pub(crate) fn new(most: u32) -> Self {
         Self {
             most,
             share: Share::default(),
@@ -65,7 +63,7 @@ impl WaiterLimit {
         }
     }
 
-    pub(crate) const fn at_most(&mut self, most: NonZeroU32) {
+    pub(crate) const fn at_most(&mut self, most: u32) {
         self.most = most;
     }
 
@@ -80,7 +78,7 @@ impl WaiterLimit {
 
     /// `None` if none is free.
     pub(crate) fn take(&self) -> Option<WaiterPermit> {
-        let more = |taken| (taken < self.most.get()).then_some(taken + 1);
+        let more = |taken| (taken < self.most).then_some(taken + 1);
         self.taken
             .all
             .fetch_update(Relaxed, Relaxed, more)
@@ -96,23 +94,22 @@ impl WaiterLimit {
 
 impl Share {
     /// One key may take all waiters. For keys that are not those of strangers, such as the hosts that a client calls.
-    pub const ALL: Self = Self(NonZeroU32::MIN);
+    pub const ALL: Self = Self(1);
 
-    /// One in so many of the places that the other keys leave, rounded up.
+    /// One in so many of the places that the other keys leave, rounded up. Zero is taken for one: all of them.
     #[must_use]
-    pub const fn one_in(divisor: NonZeroU32) -> Self {
-        Self(divisor)
+    pub const fn one_in(divisor: u32) -> Self {
+        Self(if divisor == 0 { 1 } else { divisor })
     }
 
     fn of(self, waiters: u64) -> u64 {
-        waiters.div_ceil(self.0.get().into())
+        waiters.div_ceil(self.0.into())
     }
 }
 
 impl Default for Share {
     fn default() -> Self {
-        const TWO: NonZeroU32 = NonZeroU32::new(2).unwrap();
-        Self(TWO)
+        Self(2)
     }
 }
 
@@ -135,7 +132,7 @@ impl WaiterPermit {
         }
         let WaiterLimit { most, share, taken } = &self.waiters;
         // With this one, which nobody else can have.
-        let free = u64::from(most.get()).saturating_sub(u64::from(taken.all.load(Relaxed)) - 1);
+        let free = u64::from(*most).saturating_sub(u64::from(taken.all.load(Relaxed)) - 1);
         let mut by_key = taken.lock();
         let has_room = |key| {
             let own = u64::from(by_key.get(key).copied().unwrap_or(0));
@@ -183,10 +180,6 @@ impl Taken {
 mod tests {
     use super::*;
 
-    const fn n(number: u32) -> NonZeroU32 {
-        NonZeroU32::new(number).unwrap()
-    }
-
     fn key(number: u64) -> Vec<LimiterKey> {
         vec![LimiterKey(0, BucketId::Key(number.into()))]
     }
@@ -204,7 +197,7 @@ mod tests {
 
     #[test]
     fn one_key_takes_half_of_what_is_left_and_another_always_finds_a_place() {
-        let (waiters, mut kept) = (WaiterLimit::new(n(100)), Vec::new());
+        let (waiters, mut kept) = (WaiterLimit::new(100), Vec::new());
         assert_eq!(fill(&waiters, &key(1), &mut kept), 50);
         assert_eq!(fill(&waiters, &key(2), &mut kept), 25);
         assert_eq!(fill(&waiters, &key(3), &mut kept), 13);
@@ -219,7 +212,7 @@ mod tests {
     #[test]
     fn keys_that_want_all_end_with_the_same_number() {
         for (keys, each) in [(1, 50), (2, 33), (4, 20), (9, 10)] {
-            let (waiters, mut kept) = (WaiterLimit::new(n(100)), Vec::new());
+            let (waiters, mut kept) = (WaiterLimit::new(100), Vec::new());
             // They come by turns.
             loop {
                 let before = kept.len();
@@ -243,10 +236,10 @@ mod tests {
 
     #[test]
     fn a_share_of_all_is_no_bound_and_one_of_few_places_is_at_least_one() {
-        let mut waiters = WaiterLimit::new(n(3));
+        let mut waiters = WaiterLimit::new(3);
         waiters.per_key(Share::ALL);
         assert_eq!(fill(&waiters, &key(1), &mut Vec::new()), 3);
-        waiters.per_key(Share::one_in(n(1_000)));
+        waiters.per_key(Share::one_in(1_000));
         let mut kept = Vec::new();
         for number in 1..=3 {
             assert_eq!(fill(&waiters, &key(number), &mut kept), 1);
@@ -256,13 +249,13 @@ mod tests {
 
     #[test]
     fn requests_without_a_key_of_their_own_share_all_places() {
-        let (waiters, mut kept) = (WaiterLimit::new(n(10)), Vec::new());
+        let (waiters, mut kept) = (WaiterLimit::new(10), Vec::new());
         assert_eq!(fill(&waiters, &[], &mut kept), 10);
     }
 
     #[test]
     fn a_request_of_two_keys_counts_for_both() {
-        let (waiters, mut kept) = (WaiterLimit::new(n(8)), Vec::new());
+        let (waiters, mut kept) = (WaiterLimit::new(8), Vec::new());
         let (one, two) = (key(1)[0], LimiterKey(1, BucketId::Keyless));
         assert_eq!(fill(&waiters, &[one, two], &mut kept), 4);
         assert_eq!(fill(&waiters, &[two], &mut kept), 0);

@@ -10,7 +10,7 @@
 //! $ kill -TERM <its pid>               # /ready returns 503, requests are still served, then it exits with a report
 //! ```
 
-use std::{num::NonZeroU32, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -27,7 +27,7 @@ use tower_drain::Drain;
 /// The app's own state: for each seat, whether it is sold.
 type Seats = Arc<Mutex<[bool; 100]>>;
 
-const FIFTY: NonZeroU32 = NonZeroU32::new(50).unwrap();
+const FIFTY: u32 = 50;
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {

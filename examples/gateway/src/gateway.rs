@@ -220,7 +220,7 @@ fn quota(limit: config::PerClient) -> Quota {
         Per::Minute => Quota::per_minute,
         Per::Hour => Quota::per_hour,
     };
-    rate(limit.rate).burst(limit.burst)
+    rate(limit.rate.get()).burst(limit.burst.get())
 }
 
 // === impl Gateway ===

@@ -8,7 +8,7 @@
 //! $ kill -TERM <its pid>                # streams end with OK, calls finish, then it exits with a report
 //! ```
 
-use std::{num::NonZeroU32, pin::Pin, process::ExitCode, time::Duration};
+use std::{pin::Pin, process::ExitCode, time::Duration};
 
 use futures_util::{Stream, StreamExt};
 use tokio::{net::TcpListener, time::interval};
@@ -29,7 +29,7 @@ mod weather {
     tonic::include_proto!("weather.v1");
 }
 
-const TWENTY: NonZeroU32 = NonZeroU32::new(20).unwrap();
+const TWENTY: u32 = 20;
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {

@@ -1,6 +1,6 @@
 //! Every pair of layers, both ways round: the contract of `tower-service`, the error types, and what is given back.
 
-use std::{fmt::Debug, num::NonZeroU32, task::Poll, time::Duration};
+use std::{fmt::Debug, task::Poll, time::Duration};
 
 use http::{Request, Response};
 use http_body::Body;
@@ -19,7 +19,7 @@ use tower_outcome::classify;
 use crate::parts::held_lease;
 
 /// No call of these tests reaches it.
-const PLENTY: NonZeroU32 = NonZeroU32::new(1_000_000).unwrap();
+const PLENTY: u32 = 1_000_000;
 
 fn plenty() -> Quota {
     Quota::per_second(PLENTY).burst(PLENTY)

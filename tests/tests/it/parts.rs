@@ -1,6 +1,6 @@
 //! The parts that the stacks are made of.
 
-use std::{convert::Infallible, io, net::SocketAddr, num::NonZeroU32, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -16,10 +16,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) type AnyBody = BoxBody<Bytes, Infallible>;
 
-pub(crate) const fn n(count: u32) -> NonZeroU32 {
-    NonZeroU32::new(count).unwrap()
-}
-
 /// Opens at the second failure in a row, for a minute.
 pub(crate) fn circuit() -> Circuit {
     Circuit::builder()
@@ -30,7 +26,7 @@ pub(crate) fn circuit() -> Circuit {
 
 /// Twenty at once, and then one a minute.
 pub(crate) fn twenty() -> Quota {
-    Quota::per_minute(n(1)).burst(n(20))
+    Quota::per_minute(1).burst(20)
 }
 
 /// A lease that is held, and what ends it: dropping the keeper's task.

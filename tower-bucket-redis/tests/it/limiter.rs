@@ -22,10 +22,10 @@ use tower_bucket::{ClientIp, Exhausted, Header, OnMissingKey, PeerIp, PolicyName
 use tower_bucket_redis::{OnFailure, RedisLayer, RedisLimiter};
 use tower_outcome::{Class, Refusal};
 
-use crate::common::{from, n, request};
+use crate::common::{from, request};
 
 /// So slow that nothing comes back while a test runs.
-const TEN_AN_HOUR: Quota = Quota::per_hour(n(10));
+const TEN_AN_HOUR: Quota = Quota::per_hour(10);
 
 const PREFIX: &str = "tower-bucket";
 
@@ -295,7 +295,7 @@ async fn a_decision_is_one_script_and_what_was_refused_is_not_asked_again() {
 #[ignore = "needs redis-server"]
 async fn tokens_come_back_at_the_rate_and_full_buckets_go_by_themselves() {
     let server = Server::start().await;
-    let quota = Quota::per_second(n(10)).burst(n(3));
+    let quota = Quota::per_second(10).burst(3);
     let (one, two) = (server.machine(quota).await, server.machine(quota).await);
     let begin = Instant::now();
     let mut passed = 0;
@@ -316,7 +316,7 @@ async fn tokens_come_back_at_the_rate_and_full_buckets_go_by_themselves() {
         "none is left whose bucket is full"
     );
     // As long as it takes to be full again, and no longer.
-    let minutes = server.machine(Quota::per_minute(n(2))).await;
+    let minutes = server.machine(Quota::per_minute(2)).await;
     for (turn, most) in [(1, 30_000), (2, 60_000)] {
         assert_eq!(pass(&minutes, "bob", 1).await, 1);
         let left: i64 = connection.pttl("tower-bucket\0bob").await.unwrap();
@@ -415,7 +415,7 @@ async fn a_limiter_of_another_capacity_shares_nothing_here_with_the_one_it_was_m
     server.kill();
     assert_eq!(pass(&one, "bob", 1).await, 1);
     assert!(
-        !one.is_up() && one.clone().capacity(n(10)).is_up(),
+        !one.is_up() && one.clone().capacity(10).is_up(),
         "the one's time is not the other's"
     );
 }
@@ -425,7 +425,7 @@ async fn a_limiter_of_another_capacity_shares_nothing_here_with_the_one_it_was_m
 #[ignore = "needs redis-server"]
 async fn while_a_server_hangs_one_request_at_a_time_finds_out() {
     let server = Server::start().await;
-    let machine = server.machine::<str>(Quota::per_hour(n(1_000))).await;
+    let machine = server.machine::<str>(Quota::per_hour(1_000)).await;
     assert_eq!(pass(&machine, "warm", 1).await, 1);
     let machine = machine.timeout(Duration::from_millis(500));
     server.signal("-STOP");
@@ -466,7 +466,7 @@ async fn a_layer_asks_for_what_a_request_costs_by_its_plan_and_tells_how_it_stan
         request
             .headers()
             .contains_key("x-paid")
-            .then_some(Quota::per_hour(n(100)))
+            .then_some(Quota::per_hour(100))
     };
     let mut service = RedisLayer::new(limiter.clone(), PeerIp)
         .cost(cost)
@@ -516,7 +516,7 @@ async fn a_layer_asks_for_what_a_request_costs_by_its_plan_and_tells_how_it_stan
     );
     let paid = call("192.0.2.2", "twelve chars", true).await;
     assert_eq!(paid, told(200, "q=100;w=3600", "r=88;t=36"));
-    let other = server.machine::<str>(Quota::per_hour(n(100))).await;
+    let other = server.machine::<str>(Quota::per_hour(100)).await;
     assert_eq!(
         other
             .check_key_cost("192.0.2.2", 89)

@@ -2,7 +2,6 @@ use std::{
     error::Error,
     fmt,
     net::{IpAddr, Ipv6Addr},
-    num::NonZeroU8,
     str::FromStr,
     sync::Arc,
 };
@@ -29,12 +28,11 @@ use super::{
 /// ```
 ///
 /// ```
-/// use std::num::{NonZeroU8, NonZeroU32};
 /// use tower_bucket::{BucketLayer, ClientIp, KeyedLimiter, ProxiedIp, Quota};
 ///
-/// let quota = Quota::per_second(NonZeroU32::MIN);
+/// let quota = Quota::per_second(1);
 /// // There is always exactly one proxy before us.
-/// let one = ProxiedIp::behind(NonZeroU8::MIN);
+/// let one = ProxiedIp::behind(1);
 /// // Whoever has one of these addresses is a proxy; anybody else is a client.
 /// let ours = ProxiedIp::trusting(["10.0.0.0/8".parse()?, "fd00::/8".parse()?]);
 /// let layer = BucketLayer::keyed(KeyedLimiter::<ClientIp>::new(quota), ours).respond();
@@ -70,7 +68,7 @@ pub struct NotANetwork(());
 
 #[derive(Clone, Debug)]
 enum Trust {
-    Count(NonZeroU8),
+    Count(u8),
     Networks(Arc<[Network]>),
 }
 
@@ -81,9 +79,9 @@ impl ProxiedIp {
     /// that number, counted from the right.
     ///
     /// Every way in must lead through all of them: whoever finds a shorter one has as many entries to make up as it saves.
-    /// With fewer entries than that the leftmost counts, and with none the connection's own address.
+    /// Zero: there is no proxy, and the client is the connection's own address. With fewer entries than that the leftmost counts, and with none the connection's own address.
     #[must_use]
-    pub const fn behind(proxies: NonZeroU8) -> Self {
+    pub const fn behind(proxies: u8) -> Self {
         Self {
             trust: Trust::Count(proxies),
             forwarded: false,
@@ -146,14 +144,14 @@ impl<B> Key<Request<B>> for ProxiedIp {
 }
 
 fn nth(
-    proxies: NonZeroU8,
+    proxies: u8,
     peer: Option<IpAddr>,
     entries: impl Iterator<Item = Result<IpAddr, Junk>>,
 ) -> Option<IpAddr> {
     // What an inner proxy calls its neighbour does not matter; only at the client's place an address must stand.
     let mut client = peer.ok_or(Junk);
-    for (entry, at) in entries.zip(1..=proxies.get()) {
-        client = if at < proxies.get() {
+    for (entry, at) in entries.zip(1..=proxies) {
+        client = if at < proxies {
             entry.or(client)
         } else {
             entry
@@ -280,7 +278,7 @@ mod tests {
     const CLIENT: &str = "192.0.2.7";
 
     fn behind(proxies: u8) -> ProxiedIp {
-        ProxiedIp::behind(NonZeroU8::new(proxies).unwrap())
+        ProxiedIp::behind(proxies)
     }
 
     fn ours() -> ProxiedIp {

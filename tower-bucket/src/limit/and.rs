@@ -153,8 +153,6 @@ fn split<A, B>(
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
-
     use super::*;
     use crate::{
         Limiter, Quota,
@@ -207,7 +205,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_loses_a_race_for_the_second_limit_gives_the_first_back() {
-        let limiter = Limiter::new(Quota::per_second(NonZeroU32::new(5).unwrap()));
+        let limiter = Limiter::new(Quota::per_second(5));
         let both = And::new(
             And::new(limiter.clone(), Tuned::new(limiter.clone(), Shadow)),
             Fickle,

@@ -1,7 +1,6 @@
 //! Every order in which threads can meet at a queue and its bucket.
 
 use std::{
-    num::NonZeroU32,
     sync::atomic::{AtomicUsize, Ordering::SeqCst},
     task::Wake,
 };
@@ -30,7 +29,7 @@ struct Bucket {
 /// One token a decade, one at a time.
 fn charge(now: u64) -> Charge {
     let quota = Quota::every(Duration::from_nanos(10)).unwrap();
-    Charge::one(now, quota.burst(NonZeroU32::MIN))
+    Charge::one(now, quota.burst(1))
 }
 
 impl Bucket {

@@ -1,7 +1,6 @@
 //! The queue beside an oracle that keeps a plain list and counts everything anew each time.
 
 use std::{
-    num::NonZeroU32,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -17,7 +16,7 @@ use crate::{Quota, gcra::AtomicTat};
 fn quota(interval: u64, burst: u32) -> Quota {
     Quota::every(Duration::from_nanos(interval))
         .unwrap()
-        .burst(NonZeroU32::new(burst).unwrap())
+        .burst(burst)
 }
 
 /// Counts how often it was woken.

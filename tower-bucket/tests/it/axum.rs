@@ -1,6 +1,6 @@
 //! On an axum router: no `HandleErrorLayer`, no `Buffer`, and one limiter however often axum layers.
 
-use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use axum::{Router, body::Body, routing::get};
 use http::{Request, StatusCode};
@@ -8,7 +8,7 @@ use tower::ServiceExt as _;
 use tower_bucket::{BucketLayer, KeyedLimiter, Limiter, PolicyName, Quota};
 use tower_outcome::PeerAddr;
 
-const FIVE_A_MINUTE: Quota = Quota::per_minute(NonZeroU32::new(5).unwrap());
+const FIVE_A_MINUTE: Quota = Quota::per_minute(5);
 
 fn request<T: Clone + Send + Sync + 'static>(path: &str, peer: T) -> Request<Body> {
     Request::builder()
@@ -57,7 +57,7 @@ async fn a_clients_limit_holds_over_all_routes_and_methods() {
 async fn a_shared_limit_and_one_by_function_stand_on_one_router() {
     let path = |request: &Request<Body>| Some(request.uri().path().to_owned());
     let per_path = BucketLayer::keyed(KeyedLimiter::new(FIVE_A_MINUTE), path).respond();
-    let limiter = Limiter::new(Quota::per_minute(NonZeroU32::new(8).unwrap()));
+    let limiter = Limiter::new(Quota::per_minute(8));
     let app = app()
         .layer(per_path)
         .layer(BucketLayer::new(limiter.clone()).respond());
@@ -79,9 +79,7 @@ async fn a_shared_limit_and_one_by_function_stand_on_one_router() {
 
 #[tokio::test(start_paused = true)]
 async fn limits_that_wait_and_tell_how_they_stand_fit_on_a_router() {
-    let all = BucketLayer::new(Limiter::new(Quota::per_minute(
-        NonZeroU32::new(600).unwrap(),
-    )));
+    let all = BucketLayer::new(Limiter::new(Quota::per_minute(600)));
     let layer = all
         .and(BucketLayer::per_client(FIVE_A_MINUTE))
         .rate_limit_headers(PolicyName::default())

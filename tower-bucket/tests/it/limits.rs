@@ -13,15 +13,15 @@ use tokio::time::advance;
 use tower::{Layer, Service, ServiceExt as _};
 use tower_bucket::{
     BucketLayer, ClientIp, Exhausted, KeyedLimiter, Limiter, OnMissingKey, Path, PeerIp,
-    PolicyName, ProxiedIp, Quota,
+    PolicyName, ProxiedIp, Quota, Share,
 };
 use tower_outcome::Refusal;
 
-use crate::common::{from, n, request};
+use crate::common::{from, request};
 
-const TEN_A_SECOND: Quota = Quota::per_second(n(10));
-const FIVE_A_SECOND: Quota = Quota::per_second(n(5));
-const A_MILLION: Quota = Quota::per_second(n(1_000_000));
+const TEN_A_SECOND: Quota = Quota::per_second(10);
+const FIVE_A_SECOND: Quota = Quota::per_second(5);
+const A_MILLION: Quota = Quota::per_second(1_000_000);
 const DEFAULT: PolicyName = PolicyName::new("default").unwrap();
 
 fn layered<L: Layer<Probe>>(layer: &L) -> (L::Service, ProbeHandle) {
@@ -177,7 +177,7 @@ async fn what_costs_more_than_the_burst_is_refused_at_once_and_for_good() {
 #[tokio::test(start_paused = true)]
 async fn each_tenant_has_the_quota_of_its_plan() {
     let plan = |request: &Request<String>| match request.headers().get("x-plan")?.to_str().ok()? {
-        "free" => Some(Quota::per_minute(n(2))),
+        "free" => Some(Quota::per_minute(2)),
         "paid" => Some(TEN_A_SECOND),
         _ => None,
     };
@@ -227,7 +227,7 @@ async fn a_shadow_counts_what_it_would_refuse_and_refuses_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_shadow_beside_a_limit_lets_the_limit_decide_and_waits_for_nothing() {
     let (shadow, limit) = (
-        Limiter::new(Quota::per_minute(n(1))),
+        Limiter::new(Quota::per_minute(1)),
         Limiter::new(FIVE_A_SECOND),
     );
     let layer = BucketLayer::new(limit.clone()).and(BucketLayer::new(shadow.clone()).shadow());
@@ -267,7 +267,7 @@ async fn a_shadow_beside_a_limit_lets_the_limit_decide_and_waits_for_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn several_limits_must_all_let_a_request_through_and_a_refused_one_costs_none_of_them() {
-    let site = Limiter::new(Quota::per_second(n(8)));
+    let site = Limiter::new(Quota::per_second(8));
     let clients = KeyedLimiter::<ClientIp>::new(FIVE_A_SECOND);
     let layer = BucketLayer::new(site.clone())
         .and(BucketLayer::keyed(clients.clone(), PeerIp))
@@ -307,9 +307,9 @@ async fn several_limits_must_all_let_a_request_through_and_a_refused_one_costs_n
 #[tokio::test(start_paused = true)]
 async fn of_several_that_refuse_the_longest_wait_is_told_whatever_their_order() {
     let quotas = [
-        Quota::per_second(n(2)).burst(n(1)),
-        Quota::per_minute(n(6)).burst(n(1)),
-        Quota::per_minute(n(60)).burst(n(1)),
+        Quota::per_second(2).burst(1),
+        Quota::per_minute(6).burst(1),
+        Quota::per_minute(60).burst(1),
     ];
     for order in [
         [0, 1, 2],
@@ -353,8 +353,8 @@ async fn a_refusal_that_no_wait_helps_outweighs_one_that_a_wait_does() {
 #[tokio::test(start_paused = true)]
 async fn two_limits_that_wait_wait_for_the_later_turn_and_give_both_back() {
     let (slow, fast) = (
-        Limiter::new(Quota::per_second(n(2)).burst(n(1))),
-        Limiter::new(TEN_A_SECOND.burst(n(1))),
+        Limiter::new(Quota::per_second(2).burst(1)),
+        Limiter::new(TEN_A_SECOND.burst(1)),
     );
     let layer = BucketLayer::new(slow.clone())
         .and(BucketLayer::new(fast.clone()))
@@ -388,7 +388,7 @@ async fn two_limits_that_wait_wait_for_the_later_turn_and_give_both_back() {
 fn what_a_race_takes_is_given_back() {
     const EACH: u32 = 20_000;
     // So slow that nothing comes back by itself while the test runs.
-    let slow = |burst| Quota::per_hour(n(1)).burst(n(burst));
+    let slow = |burst| Quota::per_hour(1).burst(burst);
     let (site, other) = (Limiter::new(slow(1_000_000)), Limiter::new(slow(5_000)));
     let layer = BucketLayer::new(site.clone()).and(BucketLayer::new(other.clone()));
     let passed = AtomicU32::new(0);
@@ -434,7 +434,7 @@ async fn a_quota_changed_at_run_time_holds_for_every_service_from_then_on() {
     );
     advance(Duration::from_millis(300)).await;
     assert_eq!(pass(&mut service, || from("192.0.2.1")).await, 3);
-    layer.limiter().set_quota(Quota::per_minute(n(1)));
+    layer.limiter().set_quota(Quota::per_minute(1));
     assert_eq!(pass(&mut service, || from("192.0.2.3")).await, 1);
     assert_eq!(pass(&mut service, request).await, 1);
     assert_eq!(layer.limiter().snapshot().keys, 3);
@@ -521,7 +521,7 @@ async fn the_fields_tell_how_it_stands_on_success_and_on_refusal() {
 async fn each_limit_is_told_by_its_name_or_the_tightest_alone() {
     const SITE: PolicyName = PolicyName::new("site").unwrap();
     const CLIENT: PolicyName = PolicyName::new("client").unwrap();
-    let site = || BucketLayer::new(Limiter::new(Quota::per_minute(n(60))));
+    let site = || BucketLayer::new(Limiter::new(Quota::per_minute(60)));
     let client = || BucketLayer::per_client(FIVE_A_SECOND);
     let (mut each, _probe) = layered(
         &site()
@@ -590,4 +590,49 @@ async fn a_grpc_client_is_told_pushback_by_the_same_limiter() {
         ),
         (&"8".parse().unwrap(), &"400".parse().unwrap())
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_of_zero_admits_nothing_and_has_no_time_to_retry() {
+    for quota in [Quota::per_second(0), Quota::per_second(5).burst(0)] {
+        let (shared, keyed) = (Limiter::new(quota), KeyedLimiter::<str>::new(quota));
+        let checks = [
+            shared.check(),
+            shared.peek(),
+            keyed.check_key("alice"),
+            keyed.peek_key("alice"),
+        ];
+        for error in checks.map(Result::unwrap_err) {
+            assert!(error.is_cost() && error.retry_after().is_none());
+        }
+        assert!(shared.check_cost(0).is_ok() && keyed.check_key_cost("alice", 0).is_ok());
+        let (mut waits, probe) = layered(&BucketLayer::new(&shared).wait(Duration::MAX));
+        assert!(waits.ready().await.unwrap().call(request()).await.is_err());
+        assert_eq!(probe.calls(), 0);
+        shared.set_quota(FIVE_A_SECOND);
+        keyed.set_quota(FIVE_A_SECOND);
+        assert!(shared.check().is_ok() && keyed.check_key("alice").is_ok());
+    }
+}
+
+#[test]
+fn a_capacity_of_zero_is_one_bucket_for_all_keys() {
+    let limiter = KeyedLimiter::<u64>::new(FIVE_A_SECOND).capacity(0);
+    assert_eq!(
+        (0..10).filter(|key| limiter.check_key(key).is_ok()).count(),
+        5
+    );
+    let snapshot = limiter.snapshot();
+    assert_eq!((snapshot.keys, snapshot.overflowed), (0, 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_no_waiters_each_request_beyond_the_burst_is_rejected() {
+    let layer = BucketLayer::new(Limiter::new(FIVE_A_SECOND)).wait(Duration::from_secs(1));
+    let (mut service, _probe) = layered(&layer.waiters(0));
+    for number in 0..7 {
+        let answer = service.ready().await.unwrap().call(request()).await;
+        assert_eq!(answer.is_ok(), number < 5);
+    }
+    assert_eq!(Share::one_in(0), Share::ALL);
 }

@@ -16,9 +16,9 @@ use tower_bucket::{
     BucketLayer, Exhausted, KeyedLimiter, Limiter, OnMissingKey, PeerIp, Quota, Share,
 };
 
-use crate::common::{from, n, request};
+use crate::common::{from, request};
 
-const TEN_A_SECOND: Quota = Quota::per_second(n(10)).burst(n(2));
+const TEN_A_SECOND: Quota = Quota::per_second(10).burst(2);
 const INTERVAL: Duration = Duration::from_millis(100);
 
 fn layered<L: Layer<Probe>>(layer: &L) -> (L::Service, ProbeHandle) {
@@ -57,7 +57,7 @@ where
 
 #[tokio::test(start_paused = true)]
 async fn a_layer_that_waits_keeps_the_contract() {
-    let plenty = Quota::per_second(n(1_000_000));
+    let plenty = Quota::per_second(1_000_000);
     contract::check(|probe| {
         BucketLayer::new(Limiter::new(plenty))
             .wait(INTERVAL)
@@ -147,7 +147,7 @@ async fn so_many_wait_and_no_more() {
     let limiter = Limiter::new(TEN_A_SECOND);
     let layer = BucketLayer::new(limiter.clone())
         .wait(Duration::from_secs(60))
-        .waiters(n(3));
+        .waiters(3);
     let (mut service, _probe) = layered(&layer);
     let mut other = layer.clone().layer(Probe::new().0);
     let mut calls = Vec::new();
@@ -398,7 +398,7 @@ async fn one_that_is_dropped_when_its_turn_has_come_gives_back_what_lies_ahead()
 async fn of_two_limits_both_queues_move_up_when_one_leaves() {
     let (per_second, slow) = (
         Limiter::new(TEN_A_SECOND),
-        Limiter::new(Quota::per_second(n(2)).burst(n(2))),
+        Limiter::new(Quota::per_second(2).burst(2)),
     );
     let layer = BucketLayer::new(per_second.clone())
         .and(BucketLayer::new(slow.clone()))
@@ -450,8 +450,8 @@ async fn a_request_that_waits_keeps_its_limiter_and_its_place_by_itself() {
 #[tokio::test(start_paused = true)]
 async fn when_the_quota_changes_those_who_wait_keep_their_turns_and_move_up_as_before() {
     for (quota, newcomer) in [
-        (Quota::per_second(n(100)).burst(n(2)), 490),
-        (Quota::per_second(n(2)).burst(n(1)), 500),
+        (Quota::per_second(100).burst(2), 490),
+        (Quota::per_second(2).burst(1), 500),
     ] {
         let limiter = Limiter::new(TEN_A_SECOND);
         let layer = BucketLayer::new(limiter.clone()).wait(Duration::from_secs(5));
@@ -483,10 +483,10 @@ async fn when_the_quota_changes_those_who_wait_keep_their_turns_and_move_up_as_b
 /// With 150 requests one client had all of the 100 places, and another's second request was refused.
 #[tokio::test(start_paused = true)]
 async fn one_client_leaves_places_for_the_requests_of_others() {
-    let layer = BucketLayer::per_client(Quota::per_second(n(10)).burst(n(1)))
+    let layer = BucketLayer::per_client(Quota::per_second(10).burst(1))
         .respond()
         .wait(Duration::from_secs(60))
-        .waiters(n(100));
+        .waiters(100);
     let (mut service, _probe) = layered(&layer);
     let mut calls = Vec::new();
     let mut call = async |peer: &str| {
@@ -521,11 +521,11 @@ async fn one_client_leaves_places_for_the_requests_of_others() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_waits_for_a_limit_of_all_has_no_more_than_its_share_of_places() {
     let site = BucketLayer::new(Limiter::new(TEN_A_SECOND));
-    let layer = BucketLayer::per_client(Quota::per_second(n(1_000)))
+    let layer = BucketLayer::per_client(Quota::per_second(1_000))
         .and(site)
         .wait(Duration::from_secs(60))
-        .waiters(n(12))
-        .waiters_per_key(Share::one_in(n(3)));
+        .waiters(12)
+        .waiters_per_key(Share::one_in(3));
     let (mut service, _probe) = layered(&layer);
     let mut calls = Vec::new();
     for turn in 0..20 {
@@ -543,10 +543,10 @@ async fn a_client_that_waits_for_a_limit_of_all_has_no_more_than_its_share_of_pl
 
 #[tokio::test(start_paused = true)]
 async fn requests_without_a_key_and_keys_without_room_are_one_key_among_the_places() {
-    let limiter = KeyedLimiter::new(Quota::per_hour(n(1))).capacity(n(1));
+    let limiter = KeyedLimiter::new(Quota::per_hour(1)).capacity(1);
     let layer = BucketLayer::keyed(limiter, PeerIp)
         .wait(Duration::from_secs(100 * 3600))
-        .waiters(n(16));
+        .waiters(16);
     let (mut service, _probe) = layered(&layer);
     let mut calls = Vec::new();
     for _ in 0..12 {

@@ -1,6 +1,6 @@
 //! Buckets that are never empty.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::time::Duration;
 
 use tower_benches::drive::{self, Bare, Case, Contended, FromClients};
 use tower_bucket::{
@@ -123,7 +123,7 @@ const SHARED: &str = "rate, one state";
 const KEYED: &str = "rate, per client";
 
 /// So much that nothing is ever refused.
-const PLENTY: Quota = Quota::per_second(NonZeroU32::MAX);
+const PLENTY: Quota = Quota::per_second(u32::MAX);
 
 fn limiter() -> Limiter {
     Limiter::new(PLENTY)

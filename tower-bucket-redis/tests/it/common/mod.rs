@@ -1,13 +1,9 @@
 //! What the tests share.
 
-use std::{net::SocketAddr, num::NonZeroU32};
+use std::net::SocketAddr;
 
 use http::Request;
 use tower_outcome::PeerAddr;
-
-pub(crate) const fn n(number: u32) -> NonZeroU32 {
-    NonZeroU32::new(number).unwrap()
-}
 
 pub(crate) fn request() -> Request<String> {
     Request::new(String::new())
