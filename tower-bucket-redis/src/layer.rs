@@ -1,16 +1,15 @@
 use std::{fmt, hash::Hash};
 
 use tower_bucket::{Exhausted, Key, OnMissingKey, PolicyName, adapter::LocalBucket};
-use tower_layer::Layer;
 use tower_outcome::refuse::{Auto, Fail};
 
 use crate::{
-    RedisKey, RedisLimiter, RedisService,
+    RedisKey, RedisLimiter,
     limiter::{Charge, First, Outcome},
     modifiers::{CostFn, Modifiers, QuotaFn},
 };
 
-/// Applies a [`RedisLimiter`] to a service. Makes a [`RedisService`].
+/// Applies a [`RedisLimiter`] to a service. Makes a [`RedisService`](crate::RedisService).
 ///
 /// For local limits besides, put a [`BucketLayer`](tower_bucket::BucketLayer) outside. Requests do not wait for tokens:
 /// their order would have to be kept over all machines.
@@ -208,17 +207,6 @@ impl<F, K: ?Sized, C, R, M> fmt::Debug for RedisLayer<F, K, C, R, M> {
         f.debug_struct("RedisLayer")
             .field("limiter", &self.limiter)
             .finish_non_exhaustive()
-    }
-}
-
-impl<S, F: Clone, K: ?Sized, C: Clone, R: Clone, M: Clone> Layer<S> for RedisLayer<F, K, C, R, M> {
-    type Service = RedisService<S, Self>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        RedisService {
-            inner,
-            layer: self.clone(),
-        }
     }
 }
 

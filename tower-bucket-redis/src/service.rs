@@ -6,6 +6,7 @@ use std::{
 
 use redis::aio::ConnectionLike;
 use tower_bucket::Key;
+use tower_layer::Layer;
 use tower_outcome::refuse::Refuse;
 use tower_service::Service;
 
@@ -25,6 +26,17 @@ pub struct RedisService<S, L> {
 }
 
 // === impl RedisService ===
+
+impl<S, F: Clone, K: ?Sized, C: Clone, R: Clone, M: Clone> Layer<S> for RedisLayer<F, K, C, R, M> {
+    type Service = RedisService<S, Self>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RedisService {
+            inner,
+            layer: self.clone(),
+        }
+    }
+}
 
 impl<S, F, K, C, R, T, Q, H, Req> Service<Req>
     for RedisService<S, RedisLayer<F, K, C, R, Modifiers<T, Q, H>>>

@@ -102,6 +102,7 @@ mod queue;
 mod quota;
 mod quota_cell;
 mod service;
+mod slot;
 mod snapshot;
 mod store;
 mod sync;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use pin_project::pin_project;
+use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower_outcome::refuse::Refuse;
 use tower_service::Service;
@@ -53,46 +53,49 @@ pub struct Queue {
     waiters: WaiterLimit,
 }
 
-/// The future of a [`BucketService`] whose requests may wait: its turn, then the inner service's; or a refusal.
-///
-/// # Cancel safety
-///
-/// It may be dropped at any time. One that is dropped while it waits has not called the inner service and costs nothing: its
-/// tokens go to the requests behind it, which move up, or back into the bucket. One that is dropped when its turn has come
-/// and before it was polled gives back what of its tokens still lies ahead. A caller that retries with a new request stands at
-/// the end of the queue.
-///
-/// # Panics
-///
-/// When it must wait outside of a Tokio runtime with a timer.
-#[pin_project]
-pub struct WaitFuture<S, L, R, Req>
-where
-    S: Service<Req>,
-    L: Limit<Req>,
-    R: Refuse<Req, S::Response, S::Error>,
-{
-    #[pin]
-    state: State<S, L, Req, Result<R::Response, R::Error>>,
-    note: L::Note,
+pin_project! {
+    /// The future of a [`BucketService`] whose requests may wait: its turn, then the inner service's; or a refusal.
+    ///
+    /// # Cancel safety
+    ///
+    /// It may be dropped at any time. One that is dropped while it waits has not called the inner service and costs nothing: its
+    /// tokens go to the requests behind it, which move up, or back into the bucket. One that is dropped when its turn has come
+    /// and before it was polled gives back what of its tokens still lies ahead. A caller that retries with a new request stands at
+    /// the end of the queue.
+    ///
+    /// # Panics
+    ///
+    /// When it must wait outside of a Tokio runtime with a timer.
+    pub struct WaitFuture<S, L, R, Req>
+    where
+        S: Service<Req>,
+        L: Limit<Req>,
+        R: Refuse<Req, S::Response, S::Error>,
+    {
+        #[pin]
+        state: State<S, L, Req, Result<R::Response, R::Error>>,
+        note: L::Note,
+    }
 }
 
-#[pin_project(project = StateProj)]
-enum State<S, L, Req, T>
-where
-    S: Service<Req>,
-    L: Limit<Req>,
-{
-    /// -> `Called` when the turn comes.
-    Waiting {
-        #[pin]
-        sleep: Sleep,
-        /// `None` once the turn has come.
-        held: Option<(S, Req, Reservation<L, Req>)>,
-    },
-    Called(#[pin] S::Future),
-    /// `None` once it was told.
-    Refused(Option<T>),
+pin_project! {
+    #[project = StateProj]
+    enum State<S, L, Req, T>
+    where
+        S: Service<Req>,
+        L: Limit<Req>,
+    {
+        // -> `Called` when the turn comes.
+        Waiting {
+            #[pin]
+            sleep: Sleep,
+            // `None` once the turn has come.
+            held: Option<(S, Req, Reservation<L, Req>)>,
+        },
+        Called { #[pin] inner: S::Future },
+        // `None` once it was told.
+        Refused { answer: Option<T> },
+    }
 }
 
 /// The tokens that a waiting request has taken in advance, and its permit. Given back on drop.
@@ -160,7 +163,9 @@ where
                 self.limit.count_passed(charge, taken, false);
                 let note = self.limit.note(charge, Ok(taken));
                 return WaitFuture {
-                    state: State::Called(self.inner.call(request)),
+                    state: State::Called {
+                        inner: self.inner.call(request),
+                    },
                     note,
                 };
             }
@@ -180,7 +185,9 @@ where
             Err(denial) => {
                 let (answer, note) = self.deny(&request, charge, denial);
                 WaitFuture {
-                    state: State::Refused(Some(answer)),
+                    state: State::Refused {
+                        answer: Some(answer),
+                    },
                     note,
                 }
             }
@@ -258,10 +265,12 @@ where
                     let (mut service, request, reservation) =
                         held.take().expect("it was there just now");
                     reservation.spend();
-                    this.state.set(State::Called(service.call(request)));
+                    this.state.set(State::Called {
+                        inner: service.call(request),
+                    });
                 }
-                StateProj::Called(inner) => break R::pass(ready!(inner.poll(cx))),
-                StateProj::Refused(answer) => {
+                StateProj::Called { inner } => break R::pass(ready!(inner.poll(cx))),
+                StateProj::Refused { answer } => {
                     break answer.take().expect("polled after it was ready");
                 }
             }
@@ -282,8 +291,8 @@ where
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
             State::Waiting { .. } => "waiting",
-            State::Called(_) => "called",
-            State::Refused(_) => "refused",
+            State::Called { .. } => "called",
+            State::Refused { .. } => "refused",
         };
         f.debug_struct("WaitFuture")
             .field("state", &state)
