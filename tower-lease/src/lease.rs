@@ -32,6 +32,8 @@ pub(crate) struct Core {
     /// An earlier claim of this keeper that may still hold the key; it is revoked before the next one tries.
     unreleased_claim: Option<ClaimId>,
     stepping_down: bool,
+    /// A second claim to revoke at the end: a handover to it may have gone unnoticed.
+    also_revoke: Option<ClaimId>,
     /// Whether it is to be handed over when it is given back.
     hands_over: bool,
     counts: Counts,
@@ -244,6 +246,7 @@ impl Core {
             highest: 0,
             unreleased_claim: None,
             stepping_down: false,
+            also_revoke: None,
             hands_over: false,
             counts: Counts::default(),
             outputs: Vec::new(),
@@ -792,6 +795,9 @@ impl Core {
                 self.enter(Phase::Closing(held, by));
             }
             Phase::Acquiring(acquisition) => {
+                // The holder may have handed over to this keeper, with the report still on its way.
+                self.also_revoke = Some(self.handover_claim)
+                    .filter(|claim| acquisition.contended && acquisition.claim != *claim);
                 let asked = acquisition.unknown
                     || !matches!(
                         acquisition.step,
@@ -847,7 +853,7 @@ impl Core {
     /// Leaves, with what this claim may hold; no clean end.
     fn revoke_own(&mut self, claim: Option<ClaimId>, now: BootInstant) {
         self.outputs.push(Output::Forget);
-        let Some(claim) = claim else {
+        let Some(claim) = claim.or_else(|| self.also_revoke.take()) else {
             return self.enter(Phase::Released);
         };
         self.outputs.push(Output::RevokeOwn(claim));
@@ -873,7 +879,10 @@ impl Core {
         }
         match &self.phase {
             // an unknown result is "released" here; the TTL cleans up there.
-            Phase::Releasing(which, _) if *which == claim => self.enter(Phase::Released),
+            Phase::Releasing(which, _) if *which == claim => match self.also_revoke.take() {
+                Some(next) => self.revoke_own(Some(next), now),
+                None => self.enter(Phase::Released),
+            },
             Phase::Acquiring(Acquisition {
                 step: Step::Clearing { .. },
                 ..

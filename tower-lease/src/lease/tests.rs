@@ -843,6 +843,33 @@ fn r30_a_release_without_an_answer_is_released_here() {
     assert_eq!(core.state(), State::Released);
 }
 
+/// the key was handed to this keeper, and it steps down before the report comes.
+#[test]
+fn r20_a_contender_that_steps_down_revokes_what_may_have_been_handed_to_it() {
+    for is_asking in [false, true] {
+        let mut core = core(Timing::default());
+        let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+        let reply = Reply::Held {
+            claim: ClaimId::from_u128(9),
+            expires_in: None,
+        };
+        core.on(Input::Acquired(stamp, Ok(reply)), ms(10));
+        let (mut now, mut claims) = (ms(20), vec![core.handover_claim()]);
+        if is_asking {
+            now = core.deadline().unwrap();
+            let stamp = acquire_in(&core.on(Input::Timer, now)).unwrap();
+            claims.insert(0, stamp.claim);
+        }
+        let mut outputs = core.on(Input::StepDown { hands_over: false }, now);
+        for claim in claims {
+            assert_eq!(revoke_own_in(&outputs), Some(claim), "asking: {is_asking}");
+            assert!(!core.is_over());
+            outputs = core.on(Input::Released(claim, true), now);
+        }
+        assert_eq!(core.state(), State::Released);
+    }
+}
+
 #[test]
 fn stepping_down_while_seeking_releases_what_may_have_been_got() {
     let mut asking = core(Timing::default());
