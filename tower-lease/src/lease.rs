@@ -211,9 +211,11 @@ enum Renewal {
 enum OwnWatch {
     Unsupported,
     Off,
-    /// `true`: it broke before, and has not reported since that the record is ours.
+    /// `unconfirmed`: it broke before, or did not report in time, and has not reported since that the record is ours.
     Open {
         unconfirmed: bool,
+        /// When the first report of a held lease is late.
+        report_by: Option<BootInstant>,
     },
     Broken {
         again: BootInstant,
@@ -294,10 +296,12 @@ impl Core {
             }
             Phase::Fenced { again, .. } => *again,
         };
-        match self.own_watch {
-            OwnWatch::Broken { again } => Some(phase.map_or(again, |phase| phase.min(again))),
-            _ => phase,
-        }
+        let watch = match self.own_watch {
+            OwnWatch::Broken { again } => Some(again),
+            OwnWatch::Open { report_by, .. } => report_by,
+            OwnWatch::Unsupported | OwnWatch::Off => None,
+        };
+        phase.into_iter().chain(watch).min()
     }
 
     /// Whether nothing will ever happen again.
@@ -921,8 +925,11 @@ impl Core {
             WatchReport::Vacant(_) => Lost::Gone,
             WatchReport::Held(claim, _) if claim != held.claim => Lost::Replaced,
             WatchReport::Held(..) => {
-                if let OwnWatch::Open { unconfirmed } = &mut self.own_watch {
-                    *unconfirmed = false;
+                if let OwnWatch::Open { .. } = self.own_watch {
+                    self.own_watch = OwnWatch::Open {
+                        unconfirmed: false,
+                        report_by: None,
+                    };
                 }
                 return;
             }
@@ -971,9 +978,21 @@ impl Core {
             _ => None,
         };
         match (wanted, &self.own_watch) {
-            (Some(from), OwnWatch::Off) => self.open_watch(from, false),
+            (Some(from), OwnWatch::Off) => self.open_watch(from, false, now),
             (Some(from), OwnWatch::Broken { again }) if now >= *again => {
-                self.open_watch(from, true)
+                self.open_watch(from, true, now)
+            }
+            (
+                Some(_),
+                OwnWatch::Open {
+                    report_by: Some(by),
+                    ..
+                },
+            ) if now >= *by => {
+                self.own_watch = OwnWatch::Open {
+                    unconfirmed: true,
+                    report_by: None,
+                };
             }
             (None, OwnWatch::Open { .. } | OwnWatch::Broken { .. }) => {
                 self.own_watch = OwnWatch::Off;
@@ -983,8 +1002,14 @@ impl Core {
         }
     }
 
-    fn open_watch(&mut self, from: Revision, unconfirmed: bool) {
-        self.own_watch = OwnWatch::Open { unconfirmed };
+    fn open_watch(&mut self, from: Revision, unconfirmed: bool, now: BootInstant) {
+        let report_by = self
+            .held()
+            .map(|held| now.after(self.timing.attempt(held.ttl)));
+        self.own_watch = OwnWatch::Open {
+            unconfirmed,
+            report_by,
+        };
         self.outputs.push(Output::Watch(from));
     }
 
@@ -1149,7 +1174,14 @@ impl Step {
 
 impl OwnWatch {
     const fn is_unconfirmed(&self) -> bool {
-        matches!(self, Self::Broken { .. } | Self::Open { unconfirmed: true })
+        matches!(
+            self,
+            Self::Broken { .. }
+                | Self::Open {
+                    unconfirmed: true,
+                    ..
+                }
+        )
     }
 
     fn reset(&mut self) {

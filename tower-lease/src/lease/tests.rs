@@ -120,6 +120,8 @@ fn r2_the_granted_ttl_counts_not_the_one_asked_for() {
         let mut core = core(Timing::default());
         let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
         core.on(Input::Acquired(stamp, grant(5, ttl)), ms(10));
+        let report = WatchReport::Held(stamp.claim, Revision::new(5));
+        core.on(Input::Watched(report), ms(10));
         assert!(
             until(&core).since(ms(valid)) < Duration::from_millis(1),
             "{ttl:?}"
@@ -843,6 +845,22 @@ fn r30_a_release_without_an_answer_is_released_here() {
     assert_eq!(core.state(), State::Released);
 }
 
+/// a watch that opens and never reports.
+#[test]
+fn r12_a_watch_whose_first_report_is_late_is_jeopardy_until_it_comes() {
+    let mut core = core(Timing::default());
+    let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
+    core.on(Input::Acquired(stamp, grant(5, TTL)), ms(10));
+    let late = core.deadline().unwrap();
+    assert_eq!(late, ms(1_010), "the time of one attempt");
+    assert!(matches!(core.state(), State::Held { .. }));
+    core.on(Input::Timer, late);
+    assert!(matches!(core.state(), State::Jeopardy { .. }));
+    let report = WatchReport::Held(stamp.claim, Revision::new(5));
+    core.on(Input::Watched(report), ms(1_500));
+    assert!(matches!(core.state(), State::Held { .. }));
+}
+
 /// the key was handed to this keeper, and it steps down before the report comes.
 #[test]
 fn r20_a_contender_that_steps_down_revokes_what_may_have_been_handed_to_it() {
@@ -945,6 +963,8 @@ fn r18_after_an_unclean_end_the_gate_stays_closed_for_the_lock_delay() {
     let stamp = acquire_in(&core.on(Input::Start, ms(0))).unwrap();
     let outputs = core.on(Input::Acquired(stamp, grant_after_unclean_end(5)), ms(10));
     assert!(!opens(&outputs));
+    let report = WatchReport::Held(stamp.claim, Revision::new(5));
+    core.on(Input::Watched(report), ms(10));
     assert_eq!(core.state(), State::LockDelay { epoch: epoch(5) });
     assert_eq!(core.next_attempt(), Some(ms(20_010)), "when to come again");
     // Longer than the TTL, so it is renewed meanwhile; and no renewal opens it.
