@@ -81,8 +81,8 @@ impl<K: ?Sized, C> RedisLimiter<K, C> {
     /// The same quota for each key, over all machines that use the same Redis and prefix.
     ///
     /// The names of the buckets in Redis begin with the prefix, such as `shop:logins`. It is the limit's name there
-    /// and has no default: two limiters with the same prefix draw from the same buckets, whatever their quotas are. A zero byte
-    /// separates it from the key, so that no key, whatever a client sends, is a bucket of a limiter with a longer prefix.
+    /// and has no default: two limiters with the same prefix draw from the same buckets, even with different quotas. A zero byte
+    /// separates it from the key, so that no key that a client sends is a bucket of a limiter with a longer prefix.
     #[must_use]
     pub fn new(connection: C, prefix: &str, quota: Quota) -> Self {
         Self {

@@ -23,7 +23,7 @@ impl Server {
         self.now() >= self.down_until.load(Relaxed)
     }
 
-    /// While it is not known to reply, one request at a time asks, and the others do not wait for that one.
+    /// While it is not known to reply, one request at a time asks, and the rest do not wait for that one.
     pub(crate) fn may_ask(&self) -> bool {
         let (now, until) = (self.now(), self.down_until.load(Relaxed));
         until == 0

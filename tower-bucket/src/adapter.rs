@@ -58,7 +58,7 @@ impl<K: ?Sized> LocalLimiter<K> {
         Self(KeyedLimiter::new(quota))
     }
 
-    /// Fresh buckets for so many keys; see [`KeyedLimiter::capacity`].
+    /// Fresh buckets for `keys` keys; see [`KeyedLimiter::capacity`].
     #[must_use]
     pub fn capacity(self, keys: u32) -> Self {
         Self(self.0.capacity(keys))

@@ -19,7 +19,7 @@ pub(crate) struct Start {
 ///
 /// An `Instant` does not show its number, and a subtraction, which the standard library does out of line, costs as much as
 /// all the rest of a check: 41 instructions more. But it can be hashed, which writes out its seconds and nanoseconds, and
-/// costs three. No document says so. Therefore each limiter tries it on distances that are known, and subtracts where it
+/// costs three. This is not documented. Therefore each limiter tries it on distances that are known, and subtracts where it
 /// is not so: a platform or a library that hashes in another way makes a check longer, and no decision another one.
 #[derive(Default)]
 struct Reading {

@@ -4,16 +4,17 @@ use tower_outcome::{Class, Refusal, Refused};
 
 /// The bucket is empty: the request was refused and the inner service not called.
 ///
-/// Its `source()` is the [`Refusal`] (class [`Limited`](Class::Limited), but for the last row), so it is found in any error chain. Told as HTTP it
+/// Its `source()` is the [`Refusal`] (class [`Limited`](Class::Limited), but for the last row), so it is found in any
+/// error chain. As HTTP it
 /// is a 429, as gRPC `RESOURCE_EXHAUSTED`, both with the time of [`retry_after`](Self::retry_after) where there is one.
-/// The refusal's code tells why:
+/// The code of the refusal is the reason:
 ///
 /// | code | | waiting helps |
 /// |---|---|---|
 /// | `rate-limited` | the bucket is empty | yes |
 /// | `rate-limit-cost` | the request costs more than the bucket ever holds | no |
 /// | `rate-limit-key-missing` | it has no key, and must have one ([`OnMissingKey::Deny`](crate::OnMissingKey)) | no |
-/// | `rate-limit-unavailable` | the server that should decide does not answer (an [adapter](crate::adapter)'s); a 503 | unknown |
+/// | `rate-limit-unavailable` | the server that decides does not reply (an [adapter](crate::adapter)'s); a 503 | unknown |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exhausted(Refusal);
 
@@ -21,13 +22,13 @@ pub struct Exhausted(Refusal);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(unnameable_types, reason = "part of a sealed trait")]
 pub enum Reason {
-    /// It would pass after so many nanoseconds.
+    /// It would pass after this time, in nanoseconds.
     Wait(u64),
     /// It costs more than the bucket ever holds.
     Cost,
     /// It has no key.
     Keyless,
-    /// Who should decide does not answer.
+    /// The place that decides does not reply.
     Unavailable,
 }
 
@@ -44,7 +45,7 @@ impl Exhausted {
         })
     }
 
-    /// How long until a request would pass, if nobody else takes the token first: to the nanosecond, and never zero. Of
+    /// How long until a request would pass, if no other request takes the token first: to the nanosecond, and never zero. Of
     /// several limits that refuse it is the longest wait. `None` if waiting does not help.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {

@@ -33,7 +33,7 @@ pin_project! {
     #[project = StateProj]
     enum State<F, T> {
         Admitted { #[pin] inner: F },
-        // `None` once it was told.
+        // `None` once it was returned.
         Refused { answer: Option<T> },
     }
 }

@@ -1,4 +1,4 @@
-//! The heart: the generic cell rate algorithm (ITU-T I.371) as arithmetic on nanoseconds.
+//! The state machine: the generic cell rate algorithm (ITU-T I.371) as arithmetic on nanoseconds.
 //!
 //! A bucket is one number, the *theoretical arrival time*: the moment at which it is full again.
 //!
@@ -15,14 +15,15 @@
 //! # Giving back
 //!
 //! Taking out what was taken is sound only as far as it still lies ahead: what the bucket has forgotten by itself must
-//! not be given back as well. A request that passed at `at` gives back its cost less the time since, whatever others took or
+//! not be given back as well. A request that passed at `at` gives back its cost less the time since, regardless of what
+//! other requests took or
 //! gave back meanwhile; one that still waits gives back all of it. Those that wait behind it must move up by the same
 //! amount, and `queue.rs` sees to that: if the bucket alone moved, two could pass where one may.
 //!
 //! # Why not `governor`'s
 //!
 //! `governor` has the same algorithm, and is the oracle of the tests below. As the engine it does not carry what this
-//! crate is for: its `StateStore` is not told the time, so a store cannot know which of its keys are indistinguishable
+//! crate is for: its `StateStore` does not receive the time, so a store cannot know which of its keys are indistinguishable
 //! from new, and cannot evict them by itself; it has no peek and no refund, which several limits at once need; one
 //! limiter has one quota, so there is none per key; it reads its clock itself; and very long quotas panic
 //! (`every(Duration::MAX)`), where ours are cut. All of that wants the arithmetic in our own hands, and it is this:
@@ -109,7 +110,7 @@ impl Charge {
         self.now + self.depth
     }
 
-    /// For so long it may wait.
+    /// Lets it wait for at most `nanos`.
     #[inline]
     pub(crate) fn with_max_wait(self, nanos: u64) -> Self {
         Self {
@@ -118,7 +119,7 @@ impl Charge {
         }
     }
 
-    /// Puts it to a bucket that will be full at `tat`. Gives the new moment, or how long to wait.
+    /// Charges a bucket that will be full at `tat`. Returns the new moment, or how long to wait.
     ///
     /// Nothing overflows: `now`, cost and depth are at most [`HORIZON`], a quarter of `u64`, and max_wait half of that, so
     /// `tat` is at most two quarters and a half, and `next` three and a half.
@@ -139,7 +140,7 @@ impl Charge {
         debt.saturating_sub(self.depth)
     }
 
-    /// The moment a bucket must be full at, so that the like of this ask waits for so long.
+    /// The moment a bucket must be full at, so that an equal charge waits for `nanos`.
     pub(crate) fn refused_for(&self, nanos: u64) -> u64 {
         (self.now + nanos.min(HORIZON / 2) + self.depth).saturating_sub(self.cost)
     }

@@ -2,7 +2,7 @@
 //!
 //! # Which hash, and why
 //!
-//! Two keys of one fingerprint share a bucket, and the fingerprint says where a key lives. So nobody must be able to make
+//! Two keys of one fingerprint share a bucket, and the fingerprint selects the slots of a key. So no client must be able to make
 //! keys that meet a victim's, or that crowd one place. That takes a secret seed and a hash whose collisions depend on it; it
 //! takes no cryptographic hash, because an attacker sees no outputs: only whether a bucket is shared, which for any pair of
 //! keys happens once in 2^64.
@@ -12,7 +12,7 @@
 //!   what its successor does:
 //! - `foldhash` multiplies 64 by 64 bits and folds the product, with secret numbers in both factors: about 20
 //!   instructions. Its *quality* variant mixes once more, so that all 64 bits are good. Its authors claim resistance to
-//!   attackers who cannot study the hash's outputs, which is our case.
+//!   attackers that cannot study the hash's outputs, which is our case.
 //!
 //! Its own seeds come from addresses and the time. Ours come from the operating system, by way of [`RandomState`]: one for
 //! the process and one for each limiter.

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response};
 
 use crate::{Admitted, Exhausted, Quota, error::Reason, limit::Standing};
 
-/// What an answer says about a limit: the fields of draft-ietf-httpapi-ratelimit-headers-11.
+/// The state of a limit in a response: the fields of draft-ietf-httpapi-ratelimit-headers-11.
 ///
 /// ```text
 /// ratelimit-policy: "default";q=100;w=60
@@ -21,7 +21,7 @@ use crate::{Admitted, Exhausted, Quota, error::Reason, limit::Standing};
 /// there is one more, rounded up, and the same as `Retry-After` where the request was refused. It is left out where
 /// waiting adds nothing: the bucket is full, or no wait helps.
 ///
-/// Several limits that are told each add a line; they are told apart by their names.
+/// Several limits add a line each, with their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimitHeaders {
     name: PolicyName,

@@ -31,10 +31,10 @@ use crate::{
 /// # Memory
 ///
 /// It is taken at the start and never grows: 21 bytes for each key of the [`capacity`](Self::capacity), 2.1 MB for the
-/// default of 100 000. A key is forgotten only when its bucket is full again, so that it cannot be told from a new one,
+/// default of 100 000. A key is forgotten only when its bucket is full again, so that it equals a new one,
 /// and only when another needs the room; nothing has to be cleaned up. When the store is full of active keys, these keep
-/// their buckets, and new ones share one overflow bucket of the same quota, until somebody's is full again: a flood of
-/// made-up keys harms other newcomers, but nobody who is known. [`Snapshot::overflowed`] tells, and a warning once a
+/// their buckets, and new ones share one overflow bucket of the same quota, until a bucket is full again: a flood of
+/// made-up keys harms other new keys, but not the known ones. [`Snapshot::overflowed`] counts them, and a warning is logged once a
 /// minute. A key that finds room after it shared the overflow bucket begins like any other, with a full one.
 ///
 /// The keys themselves are not kept, only their hashes (`foldhash`, seeded by the operating system).
@@ -148,7 +148,7 @@ impl<K: ?Sized> KeyedLimiter<K> {
         });
     }
 
-    /// Lets nothing more like `ask` pass for so many nanoseconds.
+    /// Rejects equal charges for `nanos`.
     pub(crate) fn hold(&self, bucket_key: BucketKey, charge: &Charge, nanos: u64) {
         self.shared.store.hold(bucket_key, charge, nanos);
     }
@@ -196,11 +196,11 @@ impl<K: Hash + ?Sized> KeyedLimiter<K> {
         self.check_key_cost(key, 1)
     }
 
-    /// Takes so many tokens from the bucket of `key`, now. What costs none always passes.
+    /// Takes `tokens` from the bucket of `key`. Zero tokens always pass.
     ///
     /// # Errors
     ///
-    /// The bucket has not so many now, or never holds so many. Nothing was taken.
+    /// The bucket does not hold that many now, or never does. Nothing was taken.
     pub fn check_key_cost(&self, key: &K, tokens: u32) -> Result<Admitted, Exhausted> {
         let (bucket_key, quota, now) = (
             BucketKey::Key(self.fingerprint(key)),

@@ -16,43 +16,40 @@ use crate::{
 /// use http::{HeaderName, HeaderValue};
 /// use tower_bucket::{BucketLayer, Header, KeyedLimiter, Limiter, OnMissingKey, Quota};
 ///
-/// const HUNDRED: u32 = 100;
-///
-/// // At most 100 a second to this upstream, whoever asks; beyond that an `Err`.
-/// let upstream = BucketLayer::new(Limiter::new(Quota::per_second(HUNDRED)));
+/// // At most 100 a second to this upstream, from all clients; beyond that an `Err`.
+/// let upstream = BucketLayer::new(Limiter::new(Quota::per_second(100)));
 ///
 /// // For each client 100 a second; beyond that a 429 with `Retry-After`.
-/// let site = BucketLayer::per_client(Quota::per_second(HUNDRED)).respond();
+/// let site = BucketLayer::per_client(Quota::per_second(100)).respond();
 ///
 /// // For each API key 100 a minute, and nothing without one.
-/// let tenants = KeyedLimiter::<HeaderValue>::new(Quota::per_minute(HUNDRED));
+/// let tenants = KeyedLimiter::<HeaderValue>::new(Quota::per_minute(100));
 /// let api_key = Header::new(HeaderName::from_static("x-api-key"));
 /// let api = BucketLayer::keyed(tenants.clone(), api_key).on_missing_key(OnMissingKey::Deny).respond();
 /// # let _ = (upstream, site, api);
 /// ```
 ///
-/// Several limits at once, requests that cost more, and an answer that says how it stands:
+/// Several limits at once, requests that cost more, and responses with the state of the limits:
 ///
 /// ```
 /// # use http::Request;
 /// # use tower_bucket::{BucketLayer, Limiter, PolicyName, Quota};
-/// # const TEN: u32 = 10;
-/// # const HUNDRED: u32 = 100;
 /// const SITE: PolicyName = PolicyName::new("site").unwrap();
 /// const CLIENT: PolicyName = PolicyName::new("client").unwrap();
 ///
-/// let site = BucketLayer::new(Limiter::new(Quota::per_second(HUNDRED))).rate_limit_headers(SITE);
-/// let client = BucketLayer::per_client(Quota::per_second(TEN)).rate_limit_headers(CLIENT);
+/// let site = BucketLayer::new(Limiter::new(Quota::per_second(100))).rate_limit_headers(SITE);
+/// let client = BucketLayer::per_client(Quota::per_second(10)).rate_limit_headers(CLIENT);
 /// let both = site.and(client).cost(|request: &Request<String>| if request.method() == "POST" { 5 } else { 1 }).respond();
 /// # let _ = both;
 /// ```
 ///
-/// # Order of words
+/// # Order of calls
 ///
-/// What makes the limit comes first ([`new`](Self::new), [`on_missing_key`](Self::on_missing_key)), then what is asked of it
-/// ([`quota_fn`](Self::quota_fn), [`cost`](Self::cost), [`shadow`](Self::shadow), [`rate_limit_headers`](Self::rate_limit_headers), [`and`](Self::and)), then
-/// how a refusal is told and whether one may wait. `cost` and the like hold for all limits that are put together by then, but
-/// for those that have their own already: what was said first, of fewer limits, holds. [`wait`](Self::wait) is said once.
+/// What makes the limit comes first ([`new`](Self::new), [`on_missing_key`](Self::on_missing_key)), then how it is applied
+/// ([`quota_fn`](Self::quota_fn), [`cost`](Self::cost), [`shadow`](Self::shadow),
+/// [`rate_limit_headers`](Self::rate_limit_headers), [`and`](Self::and)), then
+/// how requests are rejected and whether they may wait. `cost` and the like apply to all limits that are combined by then, except
+/// those that have a setting already: the first one, of fewer limits, applies. [`wait`](Self::wait) is called once.
 #[derive(Clone, Copy, Debug)]
 pub struct BucketLayer<L, R = Fail, M = Reject> {
     limit: L,
@@ -99,7 +96,7 @@ impl<F, K> BucketLayer<Keyed<F, K>> {
 }
 
 impl BucketLayer<Keyed<PeerIp, ClientIp>> {
-    /// The same quota for each client, told apart by the address of its connection ([`PeerIp`]).
+    /// The same quota for each client, identified by the address of its connection ([`PeerIp`]).
     ///
     /// The buckets are made here, once: clones of this layer and all services it makes share them. Reach them by
     /// [`limiter`](Self::limiter). Up to 100 000 clients; for another number, use [`keyed`](Self::keyed).
@@ -129,7 +126,7 @@ impl<L, R, M> BucketLayer<L, R, M> {
     /// A request must pass `other`, too. Of the other one the limits are taken, not how it refuses.
     ///
     /// All limits are asked first and take only if none refuses; if another request then is faster, what was taken is given
-    /// back. The refusal tells the longest wait. Put first what you want counted and told first.
+    /// back. The refusal has the longest wait. The first limit is counted and reported first.
     #[must_use]
     pub fn and<T>(self, other: BucketLayer<T>) -> BucketLayer<And<L, T>, R, M> {
         self.map(|limit| And::new(limit, other.limit))
@@ -142,7 +139,7 @@ impl<L, R, M> BucketLayer<L, R, M> {
         self.map(|limit| Tuned::new(limit, Cost::new(tokens)))
     }
 
-    /// Which quota a request is held to, such as its tenant's plan: `Fn(&Req) -> Option<Quota>`. Default, and where it says
+    /// Which quota a request is held to, such as its tenant's plan: `Fn(&Req) -> Option<Quota>`. Default, and where it returns
     /// `None`: the limiter's own.
     ///
     /// Let it depend on nothing but the key. What is owed is time: a key that is asked under a slow quota and under a fast one
@@ -153,7 +150,7 @@ impl<L, R, M> BucketLayer<L, R, M> {
     /// use tower_bucket::{BucketLayer, Header, KeyedLimiter, Quota};
     ///
     /// #[derive(Clone)]
-    /// struct Tenant { plan: Quota } // put into the extensions by who checks the API key
+    /// struct Tenant { plan: Quota } // put into the extensions where the API key is checked
     ///
     /// let api_key = Header::new(HeaderName::from_static("x-api-key"));
     /// let tenants = KeyedLimiter::<HeaderValue>::new(Quota::per_minute(1));
@@ -174,10 +171,10 @@ impl<L, R, M> BucketLayer<L, R, M> {
         self.map(|limit| Tuned::new(limit, Shadow))
     }
 
-    /// Tells how the limit stands in the `RateLimit` and `RateLimit-Policy` fields of every answer, also those that are let
+    /// Adds the state of the limit to every response, in the `RateLimit` and `RateLimit-Policy` fields, also to those that were let
     /// through; see [`RateLimitHeaders`](crate::RateLimitHeaders). For HTTP responses. Default: off, as it costs a few allocations.
     ///
-    /// Said after [`and`](Self::and) it tells the limit that leaves least; said before, each one.
+    /// After [`and`](Self::and) it reports the limit that leaves least; before it, each one.
     #[must_use]
     pub fn rate_limit_headers(self, name: PolicyName) -> BucketLayer<WithHeaders<L>, R, M> {
         self.map(|limit| WithHeaders::new(limit, name))
@@ -190,7 +187,7 @@ impl<L, R, M> BucketLayer<L, R, M> {
         self.respond_with(Auto::new())
     }
 
-    /// Tells refusals in another way: [`refuse`](tower_outcome::refuse) has some, and room for yours.
+    /// Rejects in another way: [`refuse`](tower_outcome::refuse) has some, and a trait for new ones.
     #[must_use]
     pub fn respond_with<T>(self, refuse: T) -> BucketLayer<L, T, M> {
         BucketLayer {
@@ -238,7 +235,8 @@ impl<L, R> BucketLayer<L, R> {
 }
 
 impl<L, R> BucketLayer<L, R, Queue> {
-    /// How many requests may wait at a time, in all services that this layer and its clones make. Zero: none, each is rejected. Default: 1024; a request
+    /// How many requests may wait at a time, in all services that this layer and its clones make. Zero: none, each is
+    /// rejected. Default: 1024; a request
     /// that waits is held in memory, with what of its body has come.
     #[must_use]
     pub fn waiters(mut self, most: u32) -> Self {
@@ -247,11 +245,11 @@ impl<L, R> BucketLayer<L, R, Queue> {
     }
 
     /// How many of the [`waiters`](Self::waiters) may be one key's: its share of the places that the other keys leave.
-    /// Default: one in two, so that the requests of one client, however many it sends, leave half of the places to others. A
+    /// Default: one in two, so that the requests of one client, however many it sends, leave half of the places to other clients. A
     /// request beyond that is refused as if all places were taken.
     ///
     /// Keys are those of all keyed limiters of this layer; requests that share a bucket because they have no key, or because
-    /// theirs found no room, count as one key. A [`Limiter`] has no keys, and all who draw from it share all waiters.
+    /// theirs found no room, count as one key. A [`Limiter`] has no keys, and all requests that draw from it share all places.
     ///
     /// ```
     /// use std::time::Duration;

@@ -1,8 +1,8 @@
-//! Let no more through than was agreed: token buckets, one for all or one for each client.
+//! Rate limits for Tower: token buckets, one shared by all requests or one for each client.
 //!
 //! Put it where requests come in, so that one client cannot take what is meant for all; or before an upstream that
-//! allows only so much. A request beyond the quota is answered at once, and told when to come back; or it waits for its turn,
-//! where you say so. It guards a rate; against too many requests *at a time* a concurrency limit is the means.
+//! has a rate limit itself. A request beyond the quota is rejected at once, with the time to retry; or it waits for its turn,
+//! as an option. It limits a rate; to limit how many requests run *at a time*, use a concurrency limit.
 //!
 //! ```text
 //!                                    ┌ token there ──► inner service
@@ -11,7 +11,7 @@
 //!                    └ no key: share a bucket (default), allow, or deny
 //! ```
 //!
-//! | you want | say |
+//! | purpose | call |
 //! |---|---|
 //! | one bucket for all, or for one upstream | [`BucketLayer::new`] with a [`Limiter`] |
 //! | one for each client | [`BucketLayer::per_client`]; behind proxies [`BucketLayer::keyed`] with [`ProxiedIp`] |
@@ -21,7 +21,7 @@
 //! | several limits at once | [`and`](BucketLayer::and) |
 //! | to wait instead of failing | [`wait`](BucketLayer::wait) |
 //! | to try a quota without refusing | [`shadow`](BucketLayer::shadow) |
-//! | answers that tell what is left | [`rate_limit_headers`](BucketLayer::rate_limit_headers) |
+//! | responses with the tokens that are left | [`rate_limit_headers`](BucketLayer::rate_limit_headers) |
 //! | another quota while it runs | [`Limiter::set_quota`], [`KeyedLimiter::set_quota`] |
 //!
 //! The price of a request that passes: one clock reading and one or two atomic additions, and per client a hash and a
@@ -29,7 +29,7 @@
 //! for, at the start, and nothing after that.
 //!
 //! What is kept is the generic cell rate algorithm: over any stretch of time *t* a bucket lets no more through than its
-//! `burst + rate * t`, whatever the threads, costs and changes of mind. Each process counts for
+//! `burst + rate * t`, regardless of concurrency, costs and quota changes. Each process counts for
 //! itself; for one quota over many machines there is the crate `tower-bucket-redis`.
 //!
 //! # Examples
@@ -54,8 +54,8 @@
 //! # }
 //! ```
 //!
-//! Tuned, for a server: 100 a second for each client with at most 20 at once, told as an answer, up to a million
-//! clients, and those that come without an address are refused.
+//! With options, for a server: 100 a second for each client with at most 20 at once, rejected with a response, up to a million
+//! clients; those without an address are rejected.
 //!
 //! ```
 //! use tower_bucket::{BucketLayer, ClientIp, KeyedLimiter, OnMissingKey, PeerIp, Quota};

@@ -75,11 +75,11 @@ impl Limiter {
         self.check_cost(1)
     }
 
-    /// Takes so many tokens, now. What costs none always passes.
+    /// Takes `tokens`. Zero tokens always pass.
     ///
     /// # Errors
     ///
-    /// The bucket has not so many now, or never holds so many. Nothing was taken.
+    /// The bucket does not hold that many now, or never does. Nothing was taken.
     pub fn check_cost(&self, tokens: u32) -> Result<Admitted, Exhausted> {
         let (quota, now) = (self.quota(), self.since_start(Instant::now()));
         if tokens == 0 {
@@ -121,11 +121,12 @@ impl Limiter {
 
     /// Keeps another quota from now on, without forgetting what was taken: one atomic change, for all clones.
     ///
-    /// What is owed stays what it is in *time*, but no more than an empty bucket owes under the new quota. Who had used up a
+    /// What is owed stays what it is in *time*, but no more than an empty bucket owes under the new quota. A client that
+    /// had used up a
     /// bucket of 10 a second waits for a tenth of a second before the next request passes, also if the rate is 1 a minute
-    /// then; and who had used up one of 10 an hour waits for 10 milliseconds if it is 100 a second. So each quota by itself is
+    /// then; and one that had used up 10 an hour waits for 10 milliseconds if it is 100 a second. So each quota by itself is
     /// kept for as long as it stands. Requests that [`wait`](crate::BucketLayer::wait) keep the turns they were given, or
-    /// earlier ones as others leave; where some may, the longest that they may wait is added to what is owed at most.
+    /// earlier ones as other requests leave; where requests may wait, their longest wait is added to the clamp.
     pub fn set_quota(&self, quota: Quota) {
         self.0
             .quota_cell
@@ -214,13 +215,13 @@ impl Admitted {
         (self.left() / self.quota.interval_nanos()) as u32
     }
 
-    /// How long until the bucket is full again, if nobody else takes from it.
+    /// How long until the bucket is full again, if no request takes from it.
     #[must_use]
     pub const fn reset_after(&self) -> Duration {
         Duration::from_nanos(self.debt)
     }
 
-    /// How long until one more would pass than [`remaining`](Self::remaining) says; zero if the bucket is full.
+    /// How long until one more would pass than [`remaining`](Self::remaining); zero if the bucket is full.
     #[must_use]
     pub const fn next_after(&self) -> Duration {
         let interval = self.quota.interval_nanos();

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A request that queues takes its tokens in advance, so the bucket's number is the end of its queue. A request that does
-//! not wait finds the bucket empty as long as others wait for it, without a look at the queue; and the turn of one that does
+//! not wait finds the bucket empty as long as other requests wait for it, without a look at the queue; and the turn of
+//! one that does
 //! is known when it comes. The queue is looked at only by requests that wait or leave, under one lock for each limiter.
 //!
 //! # When one leaves
@@ -15,12 +16,12 @@
 //! What it cost goes to those behind it: they move up, and so does the bucket. A waiter is kept as its distance from the one
 //! before it, so that this changes one number: leaving costs the same however long the queue is.
 //!
-//! # Who wakes whom
+//! # Wake-ups
 //!
-//! Each waiter has a timer of its own for the turn that it knows of, which is that of its arrival or an earlier one.
-//! Any look at the queue lets in all those whose turn has come, and wakes the first few of the others if their timers would be
+//! Each waiter has a timer for the turn that it knows of, which is that of its arrival or an earlier one.
+//! Any look at the queue lets in all those whose turn has come, and wakes the first few of the rest if their timers would be
 //! late. Not all of them: a client that opens and drops requests would make each one wake a thousand. And not only the first:
-//! it may be a future that is not polled, and then nobody would look when its turn comes. Where more than these few are not
+//! it may be a future that is not polled, and then no look would follow when its turn comes. Where more than these few are not
 //! polled, those behind them come through at the latest at the turn they were given on arrival.
 //!
 //! There is no clock in here: `now` comes in, wakers and [`Refund`]s go out.
@@ -41,15 +42,15 @@ use crate::{
     sync::{Mutex, MutexGuard},
 };
 
-/// The queues of a limiter's buckets; those in which nobody waits are not kept.
+/// The queues of a limiter's buckets; empty ones are not kept.
 #[derive(Debug)]
 pub(crate) struct WaitQueues<B>(Mutex<HashMap<B, WaitQueue>>);
 
-/// Those who wait for one bucket.
+/// The waiters of one bucket.
 #[derive(Debug, Default)]
 pub(crate) struct WaitQueue {
     waiters: BTreeMap<WaiterId, Waiter>,
-    /// The turns of those who are out of the queue and have not asked since.
+    /// The turns of waiters that left the queue and were not polled since.
     admitted: BTreeMap<WaiterId, u64>,
     next: WaiterId,
     /// Where the first waiter's tokens end, if there is one.
@@ -281,7 +282,7 @@ impl WaitQueue {
         if !self.clamped.is_empty() {
             return Refund::NOTHING;
         }
-        // One of a deeper quota does not wait where others do. It stands behind them, so what it gives back may be more than
+        // One of a deeper quota does not wait where the rest do. It stands behind them, so what it gives back may be more than
         // what is before them.
         let before_first = self.first_end.saturating_sub(first.cost + now);
         let moved = amount.min(before_first);

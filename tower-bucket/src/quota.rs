@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_of_zero_has_no_burst_whatever_is_set_and_a_burst_of_zero_can_be_set_again() {
+    fn a_rate_of_zero_has_no_burst_after_any_call_and_a_burst_of_zero_can_be_set_again() {
         assert_eq!(Quota::per_second(0).burst_size(), 0);
         assert_eq!(Quota::per_hour(0).burst(u32::MAX).burst_size(), 0);
         assert_eq!(Quota::per_second(5).burst(0).burst(3).burst_size(), 3);

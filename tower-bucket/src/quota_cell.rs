@@ -17,14 +17,13 @@ use crate::{
 /// ```
 ///
 /// A reader asks the version before and after. It reads again if a change came in between; a writer that is stopped
-/// half-way holds nobody up.
+/// half-way blocks no reader.
 ///
 /// # What is owed from before
 ///
 /// A bucket's debt is time, and an hour owed under a slow quota is still an hour under a fast one, whose bucket is perhaps a
-/// second deep. So after a change to a quota that is less deep, and as long as such debts may be about, whoever is refused
-/// has his bucket brought to where an empty one stands today. It passes nothing by itself, and who waits keeps his turn: the
-/// longest that anybody may wait is left on top.
+/// second deep. So after a change to a quota that is less deep, and as long as such debts may exist, the TAT of a
+/// rejected key is clamped to `now + depth + longest wait`. Queued requests keep their turns.
 #[derive(Debug)]
 pub(crate) struct QuotaCell {
     version: AtomicU64,
@@ -79,7 +78,7 @@ impl QuotaCell {
         self.version.store(next, Release);
     }
 
-    /// Notes how long somebody may wait. Before he does.
+    /// Records the longest wait, before a request waits.
     #[inline]
     pub(crate) fn note_max_wait(&self, charge: &Charge) {
         if charge.may_wait() {
@@ -87,7 +86,7 @@ impl QuotaCell {
         }
     }
 
-    /// What to tell one who is refused and should wait for so long; and the moment at which his bucket may be full at the latest,
+    /// The wait of a rejected request after the clamp; and the moment at which its bucket is full at the latest,
     /// if it is deeper in debt than an empty one.
     #[cold]
     pub(crate) fn clamp_debt(&self, charge: &Charge, wait: u64) -> (u64, Option<u64>) {
@@ -139,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turned_dial_shows_what_it_was_turned_to() {
+    fn a_cell_shows_what_it_was_set_to() {
         let quota_cell = QuotaCell::new(quota(1));
         for number in [2, 3, 3, 7] {
             quota_cell.set(quota(number), 0);

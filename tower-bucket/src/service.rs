@@ -16,7 +16,7 @@ use crate::{
 /// none. A call that is refused does not reach the inner service, which stays ready: what it reserved for the call it
 /// keeps until the next one, or its drop.
 ///
-/// `M` says what becomes of a request that finds no token: with [`Reject`] it is refused, with
+/// `M` decides about a request that finds no token: with [`Reject`] it is refused, with
 /// [`Queue`](crate::Queue) it may wait.
 #[derive(Clone, Debug)]
 pub struct BucketService<S, L, R = Fail, M = Reject> {
@@ -26,7 +26,7 @@ pub struct BucketService<S, L, R = Fail, M = Reject> {
     pub(crate) mode: M,
 }
 
-/// Who finds no token is refused at once.
+/// A request that finds no token is rejected at once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reject;
 
@@ -97,7 +97,7 @@ where
 }
 
 impl<S, L, R, M> BucketService<S, L, R, M> {
-    /// Counts a refusal and tells it.
+    /// Counts a refusal and makes the response.
     #[cold]
     #[inline(never)]
     pub(crate) fn deny<Req>(

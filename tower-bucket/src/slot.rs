@@ -14,23 +14,23 @@ pub(crate) struct Set(pub(crate) [Slot; WAYS]);
 
 /// One key's bucket.
 ///
-/// `tat` also says who may write the slot. It is [`CLAIMED`] while the slot changes owner, and greater ever after: an
-/// owner moves in when the slot is idle and brings it beyond that moment, and what it gives back never leads to before it. So
-/// a compare-and-swap on it succeeds only if the owner is still who it was when it was read.
+/// `tat` also decides which thread may write the slot. It is [`CLAIMED`] while the slot changes owner, and greater ever after: an
+/// owner is stored when the slot is idle and brings it beyond that moment, and what it gives back never leads to before it. So
+/// a compare-and-swap on it succeeds only if the owner has not changed since it was read.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
     pub(crate) owner: AtomicU64,
     pub(crate) tat: AtomicU64,
 }
 
-/// A slot that may be given a new owner: nobody's, or that of a key whose bucket is full.
+/// A slot that may be given a new owner: an empty one, or that of a key whose bucket is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Idle {
     Empty,
     Occupied,
 }
 
-/// The right to give an idle slot a new owner. Whoever holds it must give it back by one of its methods.
+/// The right to give an idle slot a new owner. It must be given back by one of its methods.
 #[must_use]
 pub(crate) struct Claim<'a> {
     slot: &'a Slot,
@@ -186,7 +186,7 @@ impl Claim<'_> {
     }
 }
 
-/// Slots in a set: two cache lines. One under loom, so that everybody wants the same.
+/// Slots in a set: two cache lines. One under loom, so that all keys compete for it.
 pub(crate) const WAYS: usize = if cfg!(all(test, loom)) { 1 } else { 8 };
 
 /// The slot is changing its owner.

@@ -10,7 +10,8 @@ pub struct Snapshot {
     pub refused: u64,
     /// Of those allowed, the ones that waited for their turn first.
     pub waited: u64,
-    /// Requests that were dropped while they waited for their turn, or for the reply of an [adapter](crate::adapter); neither allowed nor refused.
+    /// Requests that were dropped while they waited for their turn, or for the reply of an [adapter](crate::adapter);
+    /// neither allowed nor refused.
     pub abandoned: u64,
     /// Requests that would have been refused, but passed in shadow mode; neither allowed nor refused.
     pub shadowed: u64,
@@ -20,7 +21,7 @@ pub struct Snapshot {
     pub evictions: u64,
     /// Requests of new keys that found no room and were put to the overflow bucket.
     pub overflowed: u64,
-    /// Requests, let through or refused, that had no key. Many of them: something does not tell us who is asking.
+    /// Requests, let through or refused, that had no key. A great number means that the server does not pass on addresses or keys.
     pub keyless: u64,
 }
 

@@ -1,18 +1,18 @@
 //! The bounded store: many buckets in a table that never grows.
 //!
 //! ```text
-//!   hash of the key ──► its two homes, sets of eight slots           slot: (hash, full at)
+//!   hash of the key ──► two sets of eight slots                      slot: (hash, TAT)
 //!   known in one of them ─────────────────────────────────────────► take from that slot: no lock
-//!   else, under the lock of its stripe: ──► a slot that is idle ───► moves in; whoever idled there is forgotten
+//!   else, under the lock of its stripe: ──► a slot that is idle ───► takes it; the idle key there is forgotten
 //!                                      └──► none ──────────────────► the overflow bucket, shared by all such
 //! ```
 //!
-//! A bucket that is full again (`full at` is past) is *idle*: it cannot be told from a new one, so forgetting it changes
-//! no decision. Only idle buckets are ever forgotten, and only when a newcomer needs the room; so there is no cleanup
-//! task, and known keys keep theirs whatever flood comes.
+//! A bucket that is full again (its TAT is past) is *idle*: it equals a new one, so forgetting it changes
+//! no decision. Only idle buckets are ever forgotten, and only when a new key needs the slot; so there is no cleanup
+//! task, and known keys keep theirs in any flood.
 //!
-//! Of a key its 64-bit hash is kept, not the key (`hash.rs` says which). Two keys with the same hash would share a
-//! bucket: at 100 000 keys the odds that any two do are 1 in 3 000 million, and without the hash's random seed nobody can
+//! Of a key its 64-bit hash is kept, not the key (see `hash.rs`). Two keys with the same hash would share a
+//! bucket: at 100 000 keys the odds that any two do are 1 in 3 000 million, and without the hash's random seed no client can
 //! look for a pair. In return a key costs 16 bytes however long it is, a newcomer allocates nothing, and no user code
 //! (`Eq`) runs in here.
 
@@ -37,7 +37,7 @@ pub(crate) struct Store {
     capacity: usize,
     /// Slots in use, never more than `capacity`.
     keys: AtomicUsize,
-    /// Where the next search for an idle key among strangers begins.
+    /// Where the next search for an idle key in other sets begins.
     hand: AtomicUsize,
     overflow: AtomicTat,
     keyless: AtomicTat,
@@ -49,7 +49,7 @@ pub(crate) struct Store {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BucketKey {
     Key(Fingerprint),
-    /// All who have no key.
+    /// All requests without a key.
     Keyless,
 }
 
@@ -111,7 +111,7 @@ impl Store {
         self.capacity
     }
 
-    /// Takes from the drawer's bucket, or tells how long it must wait.
+    /// Takes from the bucket, or returns how long to wait.
     #[inline]
     pub(crate) fn take(&self, bucket_key: BucketKey, charge: &Charge) -> Result<Debit, u64> {
         match bucket_key {
@@ -128,7 +128,7 @@ impl Store {
         }
     }
 
-    /// How far in debt the drawer's bucket is.
+    /// How far in debt the bucket is.
     pub(crate) fn debt(&self, bucket_key: BucketKey, now: u64) -> u64 {
         match bucket_key {
             BucketKey::Keyless => self.keyless.debt(now),
@@ -153,7 +153,7 @@ impl Store {
         }
     }
 
-    /// Makes the drawer's bucket full no later than `tat`, which is ahead.
+    /// Makes the bucket full no later than `tat`, which is ahead.
     pub(crate) fn lower(&self, bucket_key: BucketKey, tat: u64) {
         match bucket_key {
             BucketKey::Keyless => self.keyless.lower(tat),
@@ -165,7 +165,7 @@ impl Store {
         }
     }
 
-    /// Lets nothing more like `ask` pass for so many nanoseconds from then, if the bucket_key has a bucket of its own.
+    /// Rejects equal charges for `nanos` from then, if the key has a slot.
     pub(crate) fn hold(&self, bucket_key: BucketKey, charge: &Charge, nanos: u64) {
         let tat = charge.refused_for(nanos);
         match bucket_key {
@@ -270,7 +270,7 @@ impl Store {
         charge.try_advance(tat).map(|next| next - charge.now)
     }
 
-    /// A slot in one of the key's homes: an empty one, else that of a key that idles. So nobody who idles is forgotten while
+    /// A slot in one of the key's sets: an empty one, else that of an idle key. So no idle key is forgotten while
     /// there is room, and need not be found anew.
     fn find_slot(&self, key: Fingerprint, now: u64, stripe: &Stripe) -> Option<Claim<'_>> {
         let mut sets = self.candidate_sets(key);
@@ -286,7 +286,7 @@ impl Store {
         Some(claim)
     }
 
-    /// A slot of somebody who idles there; or an empty one, for which a key elsewhere must go, because that would be one too
+    /// A slot of an idle key there; or an empty one, for which a key elsewhere must go, because that would be one too
     /// many.
     fn replace<'a>(&self, set: &'a Set, now: u64) -> Option<Claim<'a>> {
         let claim = set
@@ -352,7 +352,7 @@ fn scale(random: u64, bound: usize) -> usize {
 // === impl Debit ===
 
 impl Debit {
-    /// Where it came from, if this bucket_key was asked.
+    /// Where it came from, if this key was charged.
     pub(crate) const fn bucket(self, bucket_key: BucketKey) -> BucketId {
         match bucket_key {
             BucketKey::Keyless => BucketId::Keyless,
@@ -385,14 +385,14 @@ impl LogLimit {
     }
 }
 
-/// One slot to spare for so many keys: 21 bytes a key. With two homes of eight slots, a store then finds room for all but
+/// One spare slot for this many keys: 21 bytes a key. With two sets of eight slots, a store then finds room for all but
 /// two or three in 100 000 of the active keys it was made for.
 const SPARE: usize = 3;
 
 /// As many as threads are likely to meet; 2 KiB in all.
 const STRIPES: usize = 16;
 
-/// Sets looked at for one idle stranger, when the store is at its capacity.
+/// Sets looked at for one idle key, when the store is at its capacity.
 const SWEEP: usize = 4;
 
 /// 2^64 divided by the golden ratio: makes a second number out of the first one's bits.

@@ -34,14 +34,14 @@ use crate::{
 /// Turns that fall into the same millisecond come together, because the timer is not finer; and so do those that come due
 /// while their futures are not polled, for example because the runtime stalls: a turn that is missed is not lost.
 ///
-/// Of several limits each has a queue of its own, and the request passes at the latest of its turns. The others are paid for by
+/// Each of several limits has a queue, and the request passes at the latest of its turns. The rest are paid for by
 /// then, and may see it later than it was paid for: beyond their burst by as many requests as wait, at most.
 ///
 /// # How many wait
 ///
 /// How many may wait is bounded ([`waiters`](crate::BucketLayer::waiters)), and one key, such as a client, has at most a share
 /// of the places ([`waiters_per_key`](crate::BucketLayer::waiters_per_key)): one that sends more requests than it may does not
-/// keep those of others from waiting.
+/// keep those of other keys from waiting.
 ///
 /// # What a waiting request holds
 ///
@@ -93,7 +93,7 @@ pin_project! {
             held: Option<(S, Req, Reservation<L, Req>)>,
         },
         Called { #[pin] inner: S::Future },
-        // `None` once it was told.
+        // `None` once it was returned.
         Refused { answer: Option<T> },
     }
 }
@@ -227,7 +227,7 @@ impl<S, L, R> BucketService<S, L, R, Queue> {
         })
     }
 
-    /// The service that said it is ready; a clone, which is not, stays in its permit.
+    /// The service that was ready; a clone, which is not, takes its place.
     fn take_ready(&mut self) -> S
     where
         S: Clone,

@@ -18,7 +18,7 @@ pub(crate) struct WaiterLimit {
     taken: Arc<Taken>,
 }
 
-/// How many of the waiting places one key may have: one in so many of those that the other keys leave. Default: one in two.
+/// How many of the waiting places one key may have: one in `n` of those that the other keys leave. Default: one in two.
 ///
 /// It is a share of what is left and not of all, so that it adapts: with the default a key that is alone takes at most half
 /// of the waiters; two that want all of them come to a third each as places become free, nine to a tenth each, and as much stays
@@ -93,10 +93,10 @@ impl WaiterLimit {
 // === impl Share ===
 
 impl Share {
-    /// One key may take all waiters. For keys that are not those of strangers, such as the hosts that a client calls.
+    /// One key may take all waiters. For keys that clients do not choose, such as the hosts that a client calls.
     pub const ALL: Self = Self(1);
 
-    /// One in so many of the places that the other keys leave, rounded up. Zero is taken for one: all of them.
+    /// One in `divisor` of the places that the other keys leave, rounded up. Zero is taken for one: all of them.
     #[must_use]
     pub const fn one_in(divisor: u32) -> Self {
         Self(if divisor == 0 { 1 } else { divisor })
@@ -131,7 +131,7 @@ impl WaiterPermit {
             return true;
         }
         let WaiterLimit { most, share, taken } = &self.waiters;
-        // With this one, which nobody else can have.
+        // With this one, which no other thread can have.
         let free = u64::from(*most).saturating_sub(u64::from(taken.all.load(Relaxed)) - 1);
         let mut by_key = taken.lock();
         let has_room = |key| {

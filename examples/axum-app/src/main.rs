@@ -27,8 +27,6 @@ use tower_drain::Drain;
 /// The app's own state: for each seat, whether it is sold.
 type Seats = Arc<Mutex<[bool; 100]>>;
 
-const FIFTY: u32 = 50;
-
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     tracing_subscriber::fmt()
@@ -38,7 +36,7 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     // What outlives a request is a value of the app's own: cheap handles, which the layers refer to.
     let drain = Drain::new();
     let prices = Circuit::builder().name("prices").build();
-    let each = Quota::per_second(FIFTY).burst(FIFTY);
+    let each = Quota::per_second(50).burst(50);
 
     let (ready, status) = (drain.clone(), prices.clone());
     let app = Router::new()

@@ -29,8 +29,6 @@ mod weather {
     tonic::include_proto!("weather.v1");
 }
 
-const TWENTY: u32 = 20;
-
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     tracing_subscriber::fmt()
@@ -50,7 +48,7 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         // One: counts each call to its last byte.
         .layer(DrainLayer::new(&drain))
         // Two: RESOURCE_EXHAUSTED with a retry hint for a client that exceeds its limit.
-        .layer(BucketLayer::per_client(Quota::per_second(TWENTY).burst(TWENTY)).respond())
+        .layer(BucketLayer::per_client(Quota::per_second(20).burst(20)).respond())
         // Three: UNAVAILABLE with a retry hint while calls keep failing. A status such as NOT_FOUND is not a failure.
         .layer(
             CircuitLayer::new(&circuit)

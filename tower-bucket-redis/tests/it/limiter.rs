@@ -351,10 +351,10 @@ async fn a_clock_that_was_set_leaves_no_bucket_fuller_than_full_or_emptier_than_
 }
 
 /// A clock that was set back, or a quota made smaller, left a key refused for as long as the old moment was ahead, and each
-/// time told that it would soon pass.
+/// time reported that it would soon pass.
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_bucket_far_in_debt_is_refused_for_as_long_as_is_told_and_no_longer() {
+async fn a_bucket_far_in_debt_is_rejected_for_the_reported_time_and_no_longer() {
     let server = Server::start().await;
     let _: () = server
         .connect()
@@ -381,7 +381,7 @@ async fn a_bucket_far_in_debt_is_refused_for_as_long_as_is_told_and_no_longer() 
     );
 }
 
-/// What Redis refuses had used up a token of the local bucket, which then refused for longer than was told.
+/// What Redis refuses had used up a token of the local bucket, which then refused for longer than was reported.
 #[tokio::test]
 #[ignore = "needs redis-server"]
 async fn what_redis_refuses_costs_nothing_here() {
@@ -420,7 +420,7 @@ async fn a_limiter_of_another_capacity_shares_nothing_here_with_the_one_it_was_m
     );
 }
 
-/// After the pause all who came within the timeout had to wait for it.
+/// After the pause all requests within the timeout had to wait for it.
 #[tokio::test]
 #[ignore = "needs redis-server"]
 async fn while_a_server_hangs_one_request_at_a_time_finds_out() {
@@ -456,7 +456,7 @@ async fn while_a_server_hangs_one_request_at_a_time_finds_out() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_layer_asks_for_what_a_request_costs_by_its_plan_and_tells_how_it_stands() {
+async fn a_layer_asks_for_what_a_request_costs_by_its_quota_function_and_reports_the_state() {
     const SITE: PolicyName = PolicyName::new("site").unwrap();
     let server = Server::start().await;
     let (probe, handle) = Probe::new();
@@ -548,7 +548,7 @@ async fn a_layer_asks_for_what_a_request_costs_by_its_plan_and_tells_how_it_stan
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
-async fn a_shadow_over_all_machines_refuses_nothing_even_if_nobody_answers() {
+async fn a_shadow_over_all_machines_rejects_nothing_even_without_a_reply() {
     let mut server = Server::start().await;
     let limiter = server
         .machine::<ClientIp>(TEN_AN_HOUR)
@@ -717,7 +717,7 @@ async fn a_connection_manager_brings_the_limit_over_all_machines_back_after_a_re
     ask_until_it_is_asked().await;
 }
 
-/// A header that is empty and one that says so had been the name of those without a key.
+/// A header that is empty and one with that text had been the key of requests without one.
 #[tokio::test]
 #[ignore = "needs redis-server"]
 async fn no_key_that_a_client_can_send_is_that_of_those_without_one() {
@@ -772,7 +772,7 @@ async fn a_server_that_is_gone_means_no_where_that_was_chosen() {
     );
 }
 
-/// It made the limiter leave the server alone for all keys: with `Closed` everybody was refused for a second.
+/// It made the limiter leave the server alone for all keys: with `Closed` all requests were refused for a second.
 #[tokio::test]
 #[ignore = "needs redis-server"]
 async fn an_error_reply_about_one_key_harms_that_key_and_no_other() {

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use axum::extract::ConnectInfo;
 use http::Extensions;
 
-/// The peer as axum tells it.
+/// The peer from axum's extension.
 pub(super) fn connect_info(extensions: &Extensions) -> Option<SocketAddr> {
     extensions.get().map(|&ConnectInfo(addr)| addr)
 }

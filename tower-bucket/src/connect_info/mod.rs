@@ -1,4 +1,4 @@
-//! The peer's address as web frameworks tell it.
+//! The peer's address from the extensions of web frameworks.
 
 #[cfg(feature = "axum")]
 mod axum;

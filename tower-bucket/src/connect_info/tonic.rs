@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use http::Extensions;
 use tonic::transport::server::TcpConnectInfo;
 
-/// The peer as tonic tells it.
+/// The peer from tonic's extension.
 pub(super) fn connect_info(extensions: &Extensions) -> Option<SocketAddr> {
     extensions.get().and_then(TcpConnectInfo::remote_addr)
 }

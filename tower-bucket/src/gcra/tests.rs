@@ -100,7 +100,7 @@ proptest! {
     }
 
     #[test]
-    fn the_wait_that_is_told_is_exact(interval in 2_u64..1_000, burst in 1_u32..10, now in 0_u64..1_000) {
+    fn the_reported_wait_is_exact(interval in 2_u64..1_000, burst in 1_u32..10, now in 0_u64..1_000) {
         let quota = quota(Duration::from_nanos(interval), burst);
         let tat = AtomicTat::default();
         let wait = loop {
@@ -173,7 +173,7 @@ fn a_costly_request_waits_for_all_it_costs_and_one_beyond_the_burst_is_none() {
 }
 
 #[test]
-fn who_may_wait_stands_behind_those_who_wait() {
+fn a_request_that_may_wait_queues_behind_the_waiting_ones() {
     let quota = quota(Duration::from_nanos(10), 2);
     let tat = AtomicTat::default();
     let charge = Charge::one(100, quota).with_max_wait(25);
@@ -261,7 +261,7 @@ proptest! {
 
     /// As a limiter does it.
     #[test]
-    fn while_quotas_change_each_is_kept_and_nobody_waits_for_longer_than_it_says(
+    fn while_quotas_change_each_is_kept_and_no_request_waits_longer_than_it_allows(
         quotas in prop::collection::vec((1_u64..2_000, 1_u32..6, 0_usize..30), 1..8),
         acts in acts(150),
         max_wait in prop_oneof![Just(0), 0_u64..300],

@@ -26,7 +26,7 @@ fn a_policy_is_the_rate_in_whole_seconds() {
 }
 
 #[test]
-fn an_admission_tells_what_is_left_and_until_when_there_is_more() {
+fn an_admission_reports_what_is_left_and_when_there_is_more() {
     let quota = Quota::per_minute(60);
     let after = |debt| told(Standing::Admitted(Admitted::new(debt, quota)))[1].clone();
     assert_eq!(after(1_000_000_000), "\"default\";r=59;t=1");
@@ -39,7 +39,7 @@ fn an_admission_tells_what_is_left_and_until_when_there_is_more() {
 }
 
 #[test]
-fn a_refusal_tells_the_wait_and_one_that_no_wait_helps_tells_none() {
+fn a_rejection_reports_the_wait_unless_no_wait_helps() {
     let quota = Quota::per_minute(60);
     let after = |reason| told(Standing::Denied(quota, reason))[1].clone();
     assert_eq!(after(Reason::Wait(1)), "\"default\";r=0;t=1");

@@ -1,7 +1,7 @@
 //! Reading `X-Forwarded-For` and `Forwarded` (RFC 7239) from the right.
 //!
 //! The right end is what our own proxies wrote; anything further left may be a client's invention. So each line is read
-//! backwards, element by element, and no further than somebody trusts. What is broken on the left, such as a quote that
+//! backwards, element by element, and no further than the trusted proxies. What is broken on the left, such as a quote that
 //! never ends, cannot change what is read on the right.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

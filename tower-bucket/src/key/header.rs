@@ -2,9 +2,9 @@ use http::{HeaderName, HeaderValue, Request};
 
 use super::Key;
 
-/// The value of a header, such as an API key or a tenant, told apart by its bytes. Of several lines it is the first.
+/// The value of a header, such as an API key or a tenant, compared by its bytes. Of several lines it is the first.
 ///
-/// Use it only for what was checked before it came here, or was written by a proxy of yours: clients can send any.
+/// Use it only for what was checked before it came here, or was written by a trusted proxy: clients can send any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header(HeaderName);
 

@@ -1,4 +1,4 @@
-//! Who is asking.
+//! The key of a request: which bucket it draws from.
 
 mod client_ip;
 mod forwarded;
@@ -17,7 +17,7 @@ pub use self::{
     proxied_ip::{Network, NotANetwork, ProxiedIp},
 };
 
-/// Tells from a request whose bucket it draws from.
+/// Finds the key of a request, which selects its bucket.
 ///
 /// A function does as well: `|request: &Request<_>| -> Option<K>`. A key must come from what the client cannot make
 /// up, or each request brings a fresh bucket.
@@ -25,7 +25,7 @@ pub use self::{
 /// Two or three together, `(ProxiedIp, Path)`, are one key: a bucket for each client *and* path. A request has that key if
 /// it has each of its parts.
 pub trait Key<Req> {
-    /// What tells one from another. Cheap to make, because it is made for each request; only its hash is kept.
+    /// The type of the key. Cheap to make, because it is made for each request; only its hash is kept.
     type Key: Hash;
 
     /// The key, or `None` if the request has none; then [`OnMissingKey`] decides.

@@ -9,8 +9,8 @@ use super::Key;
 
 /// The path of the request's URI, without the query.
 ///
-/// For limits of a few known paths, and best together with who is asking: `(ProxiedIp, Path)`. Clients can make up paths,
-/// so this alone does not stop anybody; and a path can be spelled in many ways (`/a`, `/%61`). For a limit of a route, put
+/// For limits of a few known paths, and best together with the client: `(ProxiedIp, Path)`. Clients can make up paths,
+/// so this alone is no limit; and a path can be spelled in many ways (`/a`, `/%61`). For a limit of a route, put
 /// the layer on the route, or take the key from what the router matched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Path;

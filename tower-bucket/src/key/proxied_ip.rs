@@ -17,7 +17,7 @@ use super::{
     peer_ip::peer,
 };
 
-/// The client's address behind proxies of yours: from `X-Forwarded-For`, or from [`forwarded`](Self::forwarded).
+/// The client's address behind trusted proxies: from `X-Forwarded-For`, or from [`forwarded`](Self::forwarded).
 ///
 /// Each proxy appends the address that it was called from. So the line is read from its right end, over all lines of that
 /// name, and no further left than your own proxies wrote: what stands there a client may have made up.
@@ -33,7 +33,7 @@ use super::{
 /// let quota = Quota::per_second(1);
 /// // There is always exactly one proxy before us.
 /// let one = ProxiedIp::behind(1);
-/// // Whoever has one of these addresses is a proxy; anybody else is a client.
+/// // These addresses are proxies; any other address is one of are clients.
 /// let ours = ProxiedIp::trusting(["10.0.0.0/8".parse()?, "fd00::/8".parse()?]);
 /// let layer = BucketLayer::keyed(KeyedLimiter::<ClientIp>::new(quota), ours).respond();
 /// # let _ = (one, layer);
@@ -41,10 +41,10 @@ use super::{
 /// ```
 ///
 /// A request has no key where the place of the client holds no address: `unknown`, a made-up name or junk, which only a
-/// proxy of yours can have put there. Then [`OnMissingKey`](super::OnMissingKey) decides.
+/// trusted proxy can have put there. Then [`OnMissingKey`](super::OnMissingKey) decides.
 ///
 /// The header is the one that **all** your proxies write and none lets through as it came. The other one is never looked at:
-/// whoever does not know it passes on what a client wrote there.
+/// a proxy that does not know it passes on what a client wrote there.
 #[derive(Clone, Debug)]
 pub struct ProxiedIp {
     trust: Trust,
@@ -75,11 +75,13 @@ enum Trust {
 // === impl ProxiedIp ===
 
 impl ProxiedIp {
-    /// There are exactly so many proxies before us. The connection comes from the last of them, so the client is the entry of
+    /// There are exactly `proxies` proxies before this server. The connection comes from the last of them, so the client
+    /// is the entry of
     /// that number, counted from the right.
     ///
-    /// Every way in must lead through all of them: whoever finds a shorter one has as many entries to make up as it saves.
-    /// Zero: there is no proxy, and the client is the connection's own address. With fewer entries than that the leftmost counts, and with none the connection's own address.
+    /// Every way in must lead through all of them: a client that finds a shorter one can make up as many entries as it saves.
+    /// Zero: there is no proxy, and the client is the connection's own address. With fewer entries than that the
+    /// leftmost counts, and with none the connection's own address.
     #[must_use]
     pub const fn behind(proxies: u8) -> Self {
         Self {
@@ -88,10 +90,10 @@ impl ProxiedIp {
         }
     }
 
-    /// Whoever is in these networks is a proxy. The client is the first address from the right that is not: the connection's
+    /// Addresses in these networks are proxies. The client is the first address from the right that is not: the connection's
     /// own, if that is not in them. Where all are in them it is the leftmost.
     ///
-    /// A connection without an address (a Unix socket, or nobody told it) has no key.
+    /// A connection without an address (a Unix socket, or a server that does not write it) has no key.
     #[must_use]
     pub fn trusting(networks: impl IntoIterator<Item = Network>) -> Self {
         Self {
@@ -181,7 +183,7 @@ fn first_untrusted(
 // === impl Network ===
 
 impl Network {
-    /// The network of `address` with a common beginning of `length` bits. `None` if it has not so many, or others are set.
+    /// The network of `address` with a common beginning of `length` bits. `None` if it has fewer, or later bits are set.
     #[must_use]
     pub const fn new(address: IpAddr, length: u8) -> Option<Self> {
         let (first, length) = match address {

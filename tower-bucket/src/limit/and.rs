@@ -7,7 +7,7 @@ use crate::waiters::LimiterKey;
 
 /// Two limits, both of which must let a request through. More than two are nested.
 ///
-/// All are asked first, so a request that one refuses costs the others nothing, and the longest wait is told. If between
+/// All are asked first, so a request that one refuses costs the other one nothing, and the error has the longest wait. If between
 /// asking and taking one was emptied by another request, what was taken is given back.
 #[derive(Clone, Copy, Debug)]
 pub struct And<A, B>(A, B);

@@ -11,7 +11,7 @@ use crate::{
     waiters::LimiterKey,
 };
 
-/// A [`KeyedLimiter`] together with the [`Key`] that tells whose bucket a request draws from.
+/// A [`KeyedLimiter`] together with the [`Key`] that selects the bucket of a request.
 pub struct Keyed<F, K: ?Sized> {
     limiter: KeyedLimiter<K>,
     key: F,

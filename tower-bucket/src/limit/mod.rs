@@ -4,7 +4,7 @@
 //!   BucketLayer<And<Tuned<Limiter, Cost<F>>, Keyed<PeerIp, ClientIp>>>
 //!
 //!   charge:  request ──► whose bucket, how many tokens, what quota       once, by the outermost
-//!   take: all of them peek; if none refuses all take, and if one of those lost a race the others give back
+//!   take: all of them peek; if none refuses all take, and if one of those lost a race the rest give back
 //!   count: when it is known what became of the request
 //! ```
 
@@ -97,7 +97,8 @@ use crate::{
     store::Debit,
 };
 
-/// Decides about requests: a [`Limiter`](crate::Limiter), a [`Keyed`] one, [`And`] of two, or one that is [`Tuned`]. Implemented here only;
+/// Decides about requests: a [`Limiter`](crate::Limiter), a [`Keyed`] one, [`And`] of two, or one that is [`Tuned`].
+/// Implemented here only;
 /// [`BucketLayer`](crate::BucketLayer) puts them together.
 pub trait Limit<Req>: sealed::Decide<Req> + Clone {}
 
@@ -120,7 +121,7 @@ pub struct Taken {
     quota: Quota,
 }
 
-/// Why not, and who says so.
+/// The reason of a rejection, and which limiters rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(unnameable_types, reason = "part of a sealed trait")]
 pub struct Denial {
@@ -129,7 +130,7 @@ pub struct Denial {
     by: u32,
 }
 
-/// How a bucket stands, for those who tell it.
+/// The state of a bucket, for header fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(unnameable_types, reason = "part of a sealed trait")]
 pub enum Standing {
@@ -142,7 +143,7 @@ pub enum Standing {
 #[derive(Clone, Copy, Debug)]
 enum From {
     Bucket(Debit),
-    /// Nothing was taken: it costs nothing, or all may pass who have no key.
+    /// Nothing was taken: it costs nothing, or requests without a key may pass.
     Free,
     /// Nothing was taken, because nothing is there.
     Shadow,
@@ -156,18 +157,18 @@ pub(crate) mod sealed {
     use super::{Denial, Standing, Terms};
     use crate::waiters::LimiterKey;
 
-    /// How a limit decides. `take` and `peek` count nothing: whoever asks knows what becomes of the request, and tells it.
+    /// How a limit decides. `take` and `peek` count nothing: the caller counts the decision.
     #[expect(unnameable_types, reason = "that is what seals the trait")]
     pub trait Decide<Req> {
         /// How many limiters it is.
         const LIMITERS: u32;
         /// What a request asks, found out once.
         type Charge: Copy + Send + Sync + 'static;
-        /// What was taken, to be given back or told.
+        /// What was taken, to be given back or reported.
         type Taken: Copy + Send + Sync + 'static;
         /// Where one stands that may wait.
         type Turn: Copy + Send + Sync + 'static;
-        /// What an answer is told.
+        /// What is added to a response.
         type Note: Copy + Send + Sync + 'static;
 
         fn charge(&self, request: &Req, terms: Terms) -> Self::Charge;
@@ -180,7 +181,7 @@ pub(crate) mod sealed {
         ) -> Result<Self::Taken, Denial>;
         /// For what was taken, if the request is not let through after all.
         fn give_back(&self, charge: Self::Charge, taken: Self::Taken, now: Instant);
-        /// Takes, behind all that wait. Then either [`poll_turn`](Self::poll_turn) says that the turn has come, or it
+        /// Takes, behind all that wait. Then either [`poll_turn`](Self::poll_turn) returns that the turn has come, or it
         /// [leaves](Self::leave).
         fn queue(
             &self,
@@ -251,7 +252,7 @@ impl Terms {
         let Some(charge) = Charge::tokens(now, quota, self.tokens) else {
             return self.refuse(Reason::Cost);
         };
-        // Who is not held up has nothing to wait for.
+        // A shadowed request is not delayed.
         let charge = if self.shadow {
             charge
         } else {
@@ -366,7 +367,7 @@ impl Denial {
         self.by
     }
 
-    /// As seen from outside, where so many limiters stand before it.
+    /// As seen from outside, with `others` limiters before it.
     fn after(self, others: u32) -> Self {
         Self {
             by: self.by.checked_shl(others).unwrap_or(0),

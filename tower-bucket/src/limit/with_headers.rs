@@ -3,7 +3,7 @@ use tokio::time::Instant;
 use super::{Denial, Standing, Terms, sealed::Decide};
 use crate::{PolicyName, RateLimitHeaders};
 
-/// A limit that is told in the `RateLimit` fields of answers; see [`RateLimitHeaders`].
+/// A limit that is reported in the `RateLimit` fields of responses; see [`RateLimitHeaders`].
 #[derive(Clone, Copy, Debug)]
 pub struct WithHeaders<L> {
     pub(super) limit: L,

@@ -5,7 +5,7 @@ fn five_a_second() -> Quota {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_admission_tells_what_is_left() {
+async fn an_admission_reports_what_is_left() {
     let limiter = Limiter::new(five_a_second());
     let admitted = limiter.check().unwrap();
     assert_eq!(
@@ -21,7 +21,7 @@ async fn an_admission_tells_what_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_tells_the_exact_wait_and_takes_nothing() {
+async fn a_rejection_reports_the_exact_wait_and_takes_nothing() {
     let limiter = Limiter::new(five_a_second());
     while limiter.check().is_ok() {}
     tokio::time::advance(Duration::from_millis(150)).await;
@@ -37,7 +37,7 @@ async fn a_refusal_tells_the_exact_wait_and_takes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peek_takes_nothing_and_tells_what_a_check_would() {
+async fn a_peek_takes_nothing_and_returns_what_a_check_would() {
     let limiter = Limiter::new(five_a_second());
     for _ in 0..10 {
         assert_eq!(limiter.peek().unwrap().remaining(), 4);
@@ -86,7 +86,7 @@ async fn another_quota_takes_effect_at_once_and_what_is_owed_stays_owed() {
     assert!(limiter.check().is_ok() && limiter.check().is_err());
 }
 
-/// Who had used up a slow quota stayed refused for as long as that had said: for hours, after it was made a fast one.
+/// A client that had used up a slow quota stayed rejected for the time of that quota: for hours, after it was made a fast one.
 #[tokio::test(start_paused = true)]
 async fn after_a_change_to_a_faster_quota_what_is_empty_is_empty_and_no_emptier() {
     let (ten_an_hour, hundred) = (10, 100);

@@ -33,7 +33,7 @@ fn charge(now: u64) -> Charge {
 }
 
 impl Bucket {
-    /// Empty until 110, and so many wait.
+    /// Empty until 110, and `waiters` requests wait.
     fn with_waiters<const N: usize>() -> (Arc<Self>, [Turn; N]) {
         let bucket = Self::default();
         assert_eq!(bucket.take(100), Ok(Turn::Came(100)));
@@ -95,7 +95,7 @@ fn one_that_leaves_while_the_next_asks_for_its_turn_makes_it_ask_again() {
 }
 
 #[test]
-fn a_newcomer_stands_behind_those_who_are_there_and_not_behind_one_that_leaves() {
+fn a_newcomer_queues_behind_the_present_waiters_and_not_behind_one_that_leaves() {
     check(|| {
         let (bucket, [first, second]) = Bucket::with_waiters();
         let other = thread::spawn({

@@ -83,12 +83,12 @@ impl Request {
 struct Oracle {
     tat: u64,
     waiting: Vec<(usize, u64)>,
-    /// Who was let in, and when.
+    /// The requests that were let in, and when.
     admitted: Vec<(usize, u64)>,
 }
 
 impl Oracle {
-    /// When the bucket is full again, if nobody leaves.
+    /// When the bucket is full again, if no waiter leaves.
     fn end(&self) -> u64 {
         self.tat + self.waiting.iter().map(|(_, cost)| cost).sum::<u64>()
     }
@@ -157,7 +157,7 @@ impl Oracle {
 
 #[derive(Clone, Copy, Debug)]
 enum Act {
-    /// So many tokens.
+    /// In tokens.
     Arrive(u32),
     /// Of those that have neither called nor left.
     Leave(usize),
@@ -329,7 +329,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
-    fn it_is_first_come_first_served_at_the_rate_whoever_leaves(
+    fn it_is_first_come_first_served_at_the_rate_when_any_leave(
         interval in 1_u64..40,
         burst in 1_u32..5,
         max_wait in 1_u64..1_000,
@@ -343,7 +343,7 @@ proptest! {
     }
 
     #[test]
-    fn whoever_waits_and_leaves_no_interval_sees_more_than_burst_and_rate(
+    fn with_any_that_wait_and_leave_no_interval_sees_more_than_burst_and_rate(
         interval in 1_u64..40,
         burst in 1_u32..5,
         max_wait in 0_u64..1_000,
@@ -370,10 +370,11 @@ proptest! {
         }
     }
 
-    /// Requests of several quotas draw from one bucket, and a new quota takes away what the bucket owed beyond it: then nobody is
+    /// Requests of several quotas draw from one bucket, and a new quota takes away what the bucket owed beyond it: then
+    /// no request is
     /// let in by the order alone.
     #[test]
-    fn nobody_is_let_in_later_than_on_arrival_was_said_whatever_quotas_there_are(
+    fn no_request_is_let_in_later_than_on_arrival_with_any_quotas(
         quotas in prop::collection::vec((1_u64..200, 1_u32..5), 1..4),
         acts in prop::collection::vec((0_usize..5, 0_usize..8, 0_u64..60), 1..150),
     ) {
@@ -427,9 +428,9 @@ proptest! {
     }
 }
 
-/// All of them: whatever arrives, leaves and is polled in six steps.
+/// All orders of arrivals, departures and polls in six steps.
 #[test]
-fn in_a_small_world_every_order_of_events_is_as_the_oracle_says() {
+fn in_a_small_world_every_order_of_events_equals_the_oracle() {
     const ACTS: [Act; 8] = [
         Act::Arrive(1),
         Act::Arrive(2),
@@ -497,7 +498,7 @@ fn one_that_leaves_wakes_a_few_tasks_however_many_wait() {
 }
 
 #[test]
-fn a_few_waiters_that_are_not_polled_keep_nobody_and_many_no_longer_than_they_did_on_arrival() {
+fn a_few_waiters_that_are_not_polled_delay_none_and_many_no_longer_than_on_arrival() {
     for (unpolled, comes) in [(1, 120), (FEW as u64 - 1, 140), (FEW as u64, 160)] {
         let (bucket, quota) = (Bucket::default(), quota(10, 1));
         let charge = Charge::one(100, quota).with_max_wait(1_000);
@@ -531,7 +532,7 @@ fn a_few_waiters_that_are_not_polled_keep_nobody_and_many_no_longer_than_they_di
 
 /// The bucket was brought to what the new quota can owe: what the old waiters had cost is no longer in it.
 #[test]
-fn after_a_change_to_a_smaller_quota_nobody_moves_up_by_what_the_bucket_does_not_owe() {
+fn after_a_change_to_a_smaller_quota_no_waiter_moves_up_by_what_the_bucket_does_not_owe() {
     let (bucket, old) = (Bucket::default(), quota(100, 10));
     let waits = |now, quota| {
         let charge = Charge::one(now, quota).with_max_wait(500);
@@ -556,7 +557,7 @@ fn after_a_change_to_a_smaller_quota_nobody_moves_up_by_what_the_bucket_does_not
         bucket.leave(&charge, turn, 1_040);
         assert_eq!(1_040 + bucket.tat.debt(1_040), end);
     }
-    // Those behind it stand where the new quota says, and move up by what it says.
+    // The waiters behind it are at the times of the new quota, and move up by it.
     assert_eq!(turn_of(behind.1, 1_040), 1_530);
     bucket.leave(&behind.0, behind.1, 1_040);
     assert_eq!(1_040 + bucket.tat.debt(1_040), end - 10);
@@ -567,7 +568,7 @@ fn after_a_change_to_a_smaller_quota_nobody_moves_up_by_what_the_bucket_does_not
     assert!(bucket.queues.lock().is_empty());
 }
 
-/// One of a deeper quota passes although others wait, so it stands behind them. What it gives back is not theirs.
+/// One of a deeper quota passes although other requests wait, so it stands behind them. What it gives back is not theirs.
 #[test]
 fn what_one_gives_back_that_stands_behind_the_waiters_moves_none_of_them_before_now() {
     let (bucket, waits_for) = (Bucket::default(), quota(10, 1));

@@ -47,7 +47,7 @@ fn key(number: u64) -> Fingerprint {
 }
 
 #[test]
-fn each_key_has_a_bucket_of_its_own() {
+fn each_key_has_its_bucket() {
     let (store, quota) = (Store::new(100), quota(10, 2));
     for number in 0..100 {
         let decisions = [(); 3].map(|()| take(&store, key(number), 5, quota));
@@ -253,7 +253,7 @@ fn the_idle_make_room_and_the_active_stay() {
 }
 
 #[test]
-fn who_idles_is_not_forgotten_while_there_is_room() {
+fn an_idle_key_is_not_forgotten_while_there_is_room() {
     let (store, quota) = (Store::new(10_000), quota(1, 1));
     for round in 0..3 {
         for number in 0..9_000 {
@@ -275,7 +275,8 @@ fn who_idles_is_not_forgotten_while_there_is_room() {
     );
 }
 
-/// A slot seems empty. Then a key moves in, and idles at once by the clock of the one who looked. If the slot were claimed all
+/// A slot seems empty. Then a key takes it, and is idle at once by the clock of the thread that looked. If the slot were
+/// claimed all
 /// the same, and given back, the key would not be found for a moment, and would move in elsewhere as well. Loom does not
 /// try that order.
 #[test]
@@ -306,7 +307,7 @@ fn a_slot_is_claimed_for_what_it_is_or_left_alone() {
 }
 
 #[test]
-fn a_stranger_who_idles_makes_room_where_the_homes_are_empty() {
+fn an_idle_key_elsewhere_is_evicted_where_the_sets_are_empty() {
     let (store, quota) = (
         Store {
             capacity: 1,
@@ -379,7 +380,7 @@ fn an_active_key_keeps_its_bucket_while_slots_change_owners_around_it() {
     let (store, once_a_second, often) = (Store::new(32), quota(SECOND, 1), quota(1, 1));
     assert!(take(&store, key(0), 10, once_a_second).is_ok());
     std::thread::scope(|scope| {
-        // Each stranger is idle again at the next turn, so every turn evicts.
+        // Each other key is idle again at the next turn, so every turn evicts.
         scope.spawn(|| {
             (0..200_000).all(|turn| take(&store, key(100 + turn), 10 + turn, often).is_ok())
         });
@@ -393,7 +394,7 @@ fn an_active_key_keeps_its_bucket_while_slots_change_owners_around_it() {
 }
 
 proptest! {
-    /// Of each bucket: that of a key, whatever the others do and however small the store is, and the overflow bucket.
+    /// Of each bucket: that of a key, regardless of other keys and of the size of the store, and the overflow bucket.
     #[test]
     fn no_bucket_gives_more_than_burst_and_rate(
         interval in 1_u64..500,
@@ -442,7 +443,7 @@ proptest! {
             clock.advance(Duration::from_nanos(step));
             let overflowed = store.snapshot().overflowed;
             let decision = take(&store, key(number), now, ours).is_ok();
-            // Who found no room is in one bucket, here and there.
+            // Keys without a slot share one bucket, here and there.
             let number = if store.snapshot().overflowed > overflowed { u64::MAX } else { number };
             prop_assert_eq!(decision, oracle.check_key(&number).is_ok());
             prop_assert!(store.keys.load(Relaxed) <= capacity);

@@ -68,7 +68,7 @@ fn a_share_of_all_is_no_bound_and_one_of_few_places_is_at_least_one() {
 }
 
 #[test]
-fn requests_without_a_key_of_their_own_share_all_places() {
+fn requests_without_a_key_share_all_places() {
     let (waiters, mut kept) = (WaiterLimit::new(10), Vec::new());
     assert_eq!(fill(&waiters, &[], &mut kept), 10);
 }

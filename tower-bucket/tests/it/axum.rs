@@ -78,7 +78,7 @@ async fn a_shared_limit_and_one_by_function_stand_on_one_router() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn limits_that_wait_and_tell_how_they_stand_fit_on_a_router() {
+async fn limits_that_wait_and_write_headers_fit_on_a_router() {
     let all = BucketLayer::new(Limiter::new(Quota::per_minute(600)));
     let layer = all
         .and(BucketLayer::per_client(FIVE_A_MINUTE))
@@ -104,7 +104,7 @@ async fn limits_that_wait_and_tell_how_they_stand_fit_on_a_router() {
 
 #[cfg(feature = "axum")]
 #[tokio::test(start_paused = true)]
-async fn axums_own_connect_info_tells_the_client() {
+async fn axums_connect_info_identifies_the_client() {
     use axum::extract::ConnectInfo;
 
     let layer = BucketLayer::per_client(FIVE_A_MINUTE).respond();

@@ -1,4 +1,4 @@
-//! Costs, plans, shadows, several limits at once, changed quotas and the fields that tell all that, in paused time.
+//! Costs, plans, shadows, several limits at once, changed quotas and header fields, in paused time.
 
 use std::{
     convert::Infallible,
@@ -115,7 +115,7 @@ async fn a_request_takes_what_it_costs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cost_that_one_limit_has_holds_for_it_and_a_later_one_for_the_others() {
+async fn a_cost_that_one_limit_has_applies_to_it_and_a_later_one_to_the_rest() {
     let (one, two) = (Limiter::new(TEN_A_SECOND), Limiter::new(TEN_A_SECOND));
     let layer = BucketLayer::new(one.clone())
         .cost(|_: &Request<String>| 2)
@@ -305,7 +305,7 @@ async fn several_limits_must_all_let_a_request_through_and_a_refused_one_costs_n
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_several_that_refuse_the_longest_wait_is_told_whatever_their_order() {
+async fn of_several_that_refuse_the_longest_wait_is_reported_in_any_order() {
     let quotas = [
         Quota::per_second(2).burst(1),
         Quota::per_minute(6).burst(1),
@@ -383,7 +383,7 @@ async fn two_limits_that_wait_wait_for_the_later_turn_and_give_both_back() {
     );
 }
 
-/// Two threads race for what is left. Whoever takes from the first limit and then finds the second one empty gives back.
+/// Two threads race for what is left. The one that takes from the first limit and then finds the second one empty gives back.
 #[test]
 fn what_a_race_takes_is_given_back() {
     const EACH: u32 = 20_000;
@@ -497,7 +497,7 @@ async fn a_client_behind_a_proxy_cannot_pose_as_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_fields_tell_how_it_stands_on_success_and_on_refusal() {
+async fn the_fields_are_written_on_success_and_on_rejection() {
     let (mut service, _probe) = layered(
         &BucketLayer::per_client(FIVE_A_SECOND)
             .rate_limit_headers(DEFAULT)
@@ -518,7 +518,7 @@ async fn the_fields_tell_how_it_stands_on_success_and_on_refusal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_limit_is_told_by_its_name_or_the_tightest_alone() {
+async fn each_limit_is_reported_by_its_name_or_the_tightest_alone() {
     const SITE: PolicyName = PolicyName::new("site").unwrap();
     const CLIENT: PolicyName = PolicyName::new("client").unwrap();
     let site = || BucketLayer::new(Limiter::new(Quota::per_minute(60)));
@@ -558,7 +558,7 @@ async fn each_limit_is_told_by_its_name_or_the_tightest_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_not_limited_is_told_nothing() {
+async fn a_request_that_is_not_limited_gets_no_fields() {
     let layer = BucketLayer::per_client(FIVE_A_SECOND)
         .on_missing_key(OnMissingKey::Allow)
         .rate_limit_headers(DEFAULT)
@@ -572,7 +572,7 @@ async fn who_is_not_limited_is_told_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grpc_client_is_told_pushback_by_the_same_limiter() {
+async fn a_grpc_client_gets_pushback_from_the_same_limiter() {
     let layer = BucketLayer::new(Limiter::new(FIVE_A_SECOND))
         .cost(cost)
         .respond();

@@ -56,7 +56,7 @@ async fn call<S: Service<Request<String>>>(
     service.ready().await?.call(request).await
 }
 
-/// Calls until refused, in whatever way that is told; how many passed before.
+/// Calls until rejected in any way; how many passed before.
 async fn pass<S, B>(service: &mut S, mut request: impl FnMut() -> Request<String>) -> usize
 where
     S: Service<Request<String>, Response = Response<B>>,
@@ -228,7 +228,7 @@ async fn an_ipv6_client_cannot_get_more_by_changing_its_address() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_no_key_shares_a_bucket_or_passes_or_is_refused_and_never_a_500() {
+async fn a_request_without_a_key_shares_a_bucket_or_passes_or_is_rejected_and_never_a_500() {
     let layer = |choice| {
         BucketLayer::per_client(FIVE_A_SECOND)
             .on_missing_key(choice)
@@ -304,7 +304,7 @@ async fn a_header_or_a_function_may_be_the_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_may_be_told_in_the_users_own_way() {
+async fn a_rejection_may_be_rendered_by_the_user() {
     let layer = || BucketLayer::new(Limiter::new(FIVE_A_SECOND));
     let problem = layer().respond_with(Http::new().problem_json());
     let (mut service, _probe) = layered(&problem);
@@ -414,7 +414,7 @@ fn a_client_costs_no_allocation_be_it_known_or_new() {
     }
 }
 
-/// All that the READMEs and the table of the crate's documentation recommend, but for the fields, which say that they cost.
+/// All that the READMEs and the table of the crate's documentation recommend, except the fields, whose cost is documented.
 #[test]
 fn nor_does_a_request_that_passes_under_any_of_the_other_limits() {
     fn allocations<L>(layer: &L, request: Request<String>) -> u64

@@ -39,7 +39,7 @@ fn is_ready<S: Service<Request<String>>>(service: &mut S) -> bool {
     )
 }
 
-/// Calls, and tells when the answer came.
+/// Calls, and returns when the answer came.
 async fn timed<S, B>(mut service: S, begin: Instant) -> (u16, u128)
 where
     S: Service<Request<String>, Response = Response<B>>,
@@ -143,7 +143,7 @@ async fn the_inner_service_is_called_when_the_turn_comes_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_many_wait_and_no_more() {
+async fn the_number_of_waiters_is_bounded() {
     let limiter = Limiter::new(TEN_A_SECOND);
     let layer = BucketLayer::new(limiter.clone())
         .wait(Duration::from_secs(60))
@@ -210,7 +210,7 @@ async fn the_last_in_the_line_gives_its_token_back_when_it_is_dropped() {
     );
 }
 
-/// In a keyed store a nanosecond of what was given back stayed, and so the next one to leave seemed to have somebody behind.
+/// In a keyed store a nanosecond of what was given back stayed, and so the next one to leave seemed to have a waiter behind.
 #[tokio::test(start_paused = true)]
 async fn a_queue_that_goes_from_its_end_gives_all_back_shared_or_keyed() {
     async fn check<L>(layer: L)
@@ -285,9 +285,9 @@ async fn when_one_leaves_from_the_middle_those_behind_it_move_up() {
     assert_eq!(probe.calls(), 6);
 }
 
-/// The turns of those who had left stayed in the line: 21 of 600 passed.
+/// The turns of requests that had left stayed in the line: 21 of 600 passed.
 #[tokio::test(start_paused = true)]
-async fn twice_as_many_as_may_pass_and_callers_who_give_up_leave_the_rate_to_those_who_are_there() {
+async fn under_double_load_callers_that_give_up_leave_the_rate_to_the_rest() {
     async fn passed_in_a_minute<L>(layer: L, patience: Duration) -> usize
     where
         L: Layer<Probe>,
@@ -344,7 +344,7 @@ async fn twice_as_many_as_may_pass_and_callers_who_give_up_leave_the_rate_to_tho
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newcomer_waits_for_those_who_are_there_and_not_for_those_who_hung_up() {
+async fn a_newcomer_waits_for_present_requests_and_not_for_dropped_ones() {
     let layer = BucketLayer::new(Limiter::new(TEN_A_SECOND)).wait(Duration::from_secs(10));
     let (mut service, probe) = layered(&layer);
     let mut calls = Vec::new();
@@ -448,7 +448,7 @@ async fn a_request_that_waits_keeps_its_limiter_and_its_place_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_quota_changes_those_who_wait_keep_their_turns_and_move_up_as_before() {
+async fn when_the_quota_changes_waiting_requests_keep_their_turns_and_move_up_as_before() {
     for (quota, newcomer) in [
         (Quota::per_second(100).burst(2), 490),
         (Quota::per_second(2).burst(1), 500),
@@ -482,7 +482,7 @@ async fn when_the_quota_changes_those_who_wait_keep_their_turns_and_move_up_as_b
 
 /// With 150 requests one client had all of the 100 places, and another's second request was refused.
 #[tokio::test(start_paused = true)]
-async fn one_client_leaves_places_for_the_requests_of_others() {
+async fn one_client_leaves_places_for_other_clients() {
     let layer = BucketLayer::per_client(Quota::per_second(10).burst(1))
         .respond()
         .wait(Duration::from_secs(60))
@@ -511,7 +511,7 @@ async fn one_client_leaves_places_for_the_requests_of_others() {
     }
     assert_eq!(layer.queue().waiters(), 56);
     assert_eq!(layer.limiter().snapshot().refused, 100);
-    // What was refused has moved nobody.
+    // A rejected request has moved no waiter.
     assert_eq!(call("192.0.2.2").await, 0);
     drop(calls);
     assert_eq!(layer.queue().waiters(), 0);
@@ -542,7 +542,7 @@ async fn a_client_that_waits_for_a_limit_of_all_has_no_more_than_its_share_of_pl
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_without_a_key_and_keys_without_room_are_one_key_among_the_places() {
+async fn requests_without_a_key_and_keys_without_room_are_one_key_for_the_share() {
     let limiter = KeyedLimiter::new(Quota::per_hour(1)).capacity(1);
     let layer = BucketLayer::keyed(limiter, PeerIp)
         .wait(Duration::from_secs(100 * 3600))
@@ -688,7 +688,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn whoever_gives_up_all_others_pass_in_order_and_at_the_rate(
+    fn when_any_give_up_the_rest_pass_in_order_and_at_the_rate(
         callers in callers(),
         longest in prop_oneof![Just(60_000_u64), (1_u64..20).prop_map(|tenths| 100 * tenths)],
     ) {
@@ -783,7 +783,7 @@ async fn a_panic_of_the_inner_service_leaves_the_line_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_client_stands_in_a_line_of_its_own() {
+async fn each_client_has_its_queue() {
     let layer = BucketLayer::per_client(TEN_A_SECOND)
         .on_missing_key(OnMissingKey::Deny)
         .respond()
@@ -854,7 +854,7 @@ async fn each_client_stands_in_a_line_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_who_does_not_wait_cannot_get_ahead_of_those_who_do() {
+async fn a_request_that_does_not_wait_cannot_get_ahead_of_waiting_ones() {
     let limiter = Limiter::new(TEN_A_SECOND);
     let (mut patient, _probe) =
         layered(&BucketLayer::new(limiter.clone()).wait(Duration::from_secs(1)));

@@ -146,7 +146,7 @@ fn junk_is_no_address() {
 }
 
 #[test]
-fn forwarded_is_read_as_rfc_7239_says() {
+fn forwarded_is_read_as_in_rfc_7239() {
     for text in [
         "for=192.0.2.43",
         "For=\"192.0.2.43\"",

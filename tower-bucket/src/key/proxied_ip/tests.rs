@@ -54,7 +54,7 @@ fn is(key: &ProxiedIp, peer: &str, lines: &[&str], expected: &str) {
 }
 
 #[test]
-fn behind_so_many_proxies_the_client_is_the_entry_of_that_number_from_the_right() {
+fn behind_n_proxies_the_client_is_the_entry_of_that_number_from_the_right() {
     is(&behind(1), "10.0.0.1", &[CLIENT], CLIENT);
     is(&behind(1), "10.0.0.1", &["203.0.113.9, 192.0.2.7"], CLIENT);
     is(
@@ -82,7 +82,7 @@ fn where_entries_are_missing_it_is_the_farthest_that_is_there() {
 }
 
 #[test]
-fn of_trusted_networks_the_client_is_the_first_who_is_not_in_them() {
+fn of_trusted_networks_the_client_is_the_first_address_outside() {
     is(
         &ours(),
         "10.0.0.1",
@@ -228,7 +228,7 @@ fn networks_are_read_and_written() {
     assert!(one.contains(ip("2001:db8::1")) && !one.contains(ip("2001:db8::2")));
 }
 
-/// Who trusts all of IPv6 did trust all of IPv4 as well, which stands in it in mapped form.
+/// Trusting all of IPv6 meant to trust all of IPv4 as well, which stands in it in mapped form.
 #[test]
 fn a_network_of_ipv6_has_no_ipv4_in_it() {
     for text in ["::/0", "::/64", "::/80"] {

@@ -49,7 +49,7 @@ impl Decide<()> for Fickle {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_loses_a_race_for_the_second_limit_gives_the_first_back() {
+async fn a_lost_race_for_the_second_limit_gives_the_first_back() {
     let limiter = Limiter::new(Quota::per_second(5));
     let both = And::new(
         And::new(limiter.clone(), Tuned::new(limiter.clone(), Shadow)),
