@@ -15,7 +15,7 @@ use crate::{
     policy::{LeastRequest, Policy},
 };
 
-/// The knobs of a [`Balance`]. Made by [`Balance::builder`].
+/// The settings of a [`Balance`]. Created by [`Balance::builder`].
 #[derive(Debug)]
 pub struct BalanceBuilder<P = LeastRequest, C = AnyErr> {
     policy: P,
@@ -24,7 +24,7 @@ pub struct BalanceBuilder<P = LeastRequest, C = AnyErr> {
     pub(super) follows: Follows,
 }
 
-/// What only the driver needs.
+/// Settings that only the driver needs.
 #[derive(Debug)]
 pub(super) struct Follows {
     pub(super) zone: Option<Arc<str>>,
@@ -49,7 +49,7 @@ impl BalanceBuilder {
 }
 
 impl<P, C> BalanceBuilder<P, C> {
-    /// Which of the eligible endpoints gets a request. Default: [`LeastRequest`], which evens out slow endpoints.
+    /// The policy that picks an endpoint for each request. Default: [`LeastRequest`], which evens out slow endpoints.
     #[must_use]
     pub fn policy<Q>(self, policy: Q) -> BalanceBuilder<Q, C> {
         let Self {
@@ -66,20 +66,21 @@ impl<P, C> BalanceBuilder<P, C> {
         }
     }
 
-    /// For HTTP and gRPC: [`classify`](Self::classify) with [`Auto`]. So a request is in flight until the **end of its
-    /// response's body** (default: until the response), 5xx and the failing codes of gRPC are failures, and the endpoint's
-    /// epoch goes along in the header [`LEASE_EPOCH`](tower_outcome::header::LEASE_EPOCH), by which a replica refuses what
-    /// was meant for another instance. A value of the client's own is overwritten, or removed where the endpoint has no
-    /// epoch.
+    /// For HTTP and gRPC: [`classify`](Self::classify) with [`Auto`]. A request is then in flight until the **end of the
+    /// response body** (default: until the response), 5xx and the gRPC codes that mean a failing server are failures, and
+    /// the epoch of the endpoint is sent in the header [`LEASE_EPOCH`](tower_outcome::header::LEASE_EPOCH), so that a
+    /// replica can reject requests that are meant for another instance. A value that the client has set is overwritten, or
+    /// removed if the endpoint has no epoch.
     #[must_use]
     pub fn http(self) -> BalanceBuilder<P, Auto> {
         self.classify(Auto::new())
     }
 
-    /// What is an endpoint's failure. Default: [`AnyErr`], any error that is not a refusal of our own.
+    /// How responses are classified. Default: [`AnyErr`], any error that is not a local rejection.
     ///
-    /// It makes a failing endpoint dearer to the policies that look at load (see [`policy`](crate::policy)), and feeds
-    /// [`outlier`](Self::outlier). It also says what a request is: see [`Stamp`].
+    /// Failures raise the cost of an endpoint for the policies that compare loads (see [`policy`](crate::policy)), and are
+    /// the input of [`outlier`](Self::outlier). The classification also decides which requests get the epoch header: see
+    /// [`Stamp`].
     #[must_use]
     pub fn classify<D>(self, classify: D) -> BalanceBuilder<P, D> {
         let Self {
@@ -96,47 +97,47 @@ impl<P, C> BalanceBuilder<P, C> {
         }
     }
 
-    /// How many requests may wait for an endpoint at once; one more is rejected. Default: 1 024, which is what a second
-    /// of a busy server holds, in a few hundred kilobytes. Those that wait are served in the order in which they came.
+    /// The maximum number of requests that wait for an endpoint; further requests are rejected. Default: 1 024, about one
+    /// second of a busy server, in a few hundred kilobytes. Waiting requests are served in order of arrival.
     ///
-    /// With 0 a request is rejected at once where it finds no endpoint for it. So that this does not cost more the more
-    /// endpoints there are, it then tries at most 128 that are [full](Self::max_in_flight), beginning with a random one.
+    /// With 0 a request that finds no endpoint is rejected at once. To bound the cost of that with many endpoints, it tries
+    /// at most 128 endpoints that are [full](Self::max_in_flight), starting at a random one.
     #[must_use]
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.limits.max_waiting = requests;
         self
     }
 
-    /// How long a request may wait for an endpoint, all its waits together. Default: 1 s: long enough for a failover
-    /// between leased replicas, short enough for the caller to do something else.
+    /// How long a request may wait for an endpoint, the sum of all its waits. Default: 1 s, which is long enough for a
+    /// failover between leased replicas, and short enough for the caller to react.
     #[must_use]
     pub fn max_wait(mut self, wait: Duration) -> Self {
         self.limits.max_wait = wait.min(FOR_EVER);
         self
     }
 
-    /// How many endpoints one request may be given to, as long as each hands it back unsent. Default: 3; where three
-    /// refuse, the fourth hardly helps.
+    /// The maximum number of endpoints that one request is given to, as long as each returns it unsent. Default: 3; after
+    /// three rejections a fourth endpoint rarely helps.
     #[must_use]
     pub fn max_endpoints(mut self, endpoints: NonZeroU32) -> Self {
         self.limits.max_endpoints = endpoints.get();
         self
     }
 
-    /// How many requests each endpoint may have in flight, for HTTP until the end of the body. One that is full is passed
-    /// over; when all are, requests wait as they do for any other reason, and then are refused with 503. Default: no limit
-    /// of ours.
+    /// The maximum number of requests in flight for each endpoint, for HTTP until the end of the body. A full endpoint is
+    /// skipped; if all are full, requests wait as usual, and are then rejected with 503. Default: no limit.
     #[must_use]
     pub fn max_in_flight(mut self, requests: NonZeroU32) -> Self {
         self.limits.max_in_flight = requests.get();
         self
     }
 
-    /// Where this client runs: endpoints of the same zone are preferred. Default: unknown, and all zones are one.
+    /// The zone of this client: endpoints of the same zone are preferred. Default: unknown, and zones are ignored.
     ///
-    /// They get everything while at least 5 of 7 of them are usable, and then less and less, in proportion, the rest going
-    /// to the other zones: the remaining ones must not be run over. (Envoy's rule for priorities, with its
-    /// overprovisioning factor of 1.4; [priorities](Endpoint::with_priority) spill over in the same way.)
+    /// The zone gets all requests while at least 5 of 7 of its endpoints are usable. Below that its share falls in
+    /// proportion and the rest goes to the other zones, so that the remaining endpoints are not overloaded. (This is Envoy's
+    /// rule for priorities, with its overprovisioning factor of 1.4; [priorities](Endpoint::with_priority) spill over in the
+    /// same way.)
     #[must_use]
     pub fn zone(mut self, zone: impl Into<Arc<str>>) -> Self {
         self.follows.zone = Some(zone.into());
@@ -150,63 +151,65 @@ impl<P, C> BalanceBuilder<P, C> {
         self
     }
 
-    /// How long a new endpoint takes to get its full share, beginning with a tenth of it: for caches to fill, for code to
-    /// be compiled. Default: none.
+    /// How long a new endpoint takes to reach its full share, starting at a tenth, so that it can fill caches and compile
+    /// code. Default: none.
     ///
-    /// It is a factor of the endpoint's weight under every policy; where requests are tied to endpoints by a key, keys come
-    /// to the new endpoint one by one. The clock starts when the endpoint may be picked for the first time: it is in phase
-    /// [`Ready`](crate::Phase::Ready), its service is ready, and its health does not speak against it. One that was
-    /// restarted under its id (with another epoch or address) is new, too, and one that was ejected begins anew. Endpoints
-    /// that become eligible within a tenth of this time after the very first one get their full share at once, for all
-    /// of them are new.
+    /// Slow start is a factor of the weight of the endpoint under every policy; under policies that pick by a key, keys move
+    /// to the new endpoint one by one. It begins when the endpoint is eligible for the first time: its phase is
+    /// [`Ready`](crate::Phase::Ready), its service is ready, and it is healthy. An endpoint that was restarted under its id
+    /// (with another epoch or address) is new, and one that was ejected starts again. Endpoints that become eligible within
+    /// a tenth of this time after the very first one get their full share at once, because then all endpoints are new.
     #[must_use]
     pub fn slow_start(mut self, window: Duration) -> Self {
         self.follows.slow_start = window.min(FOR_EVER);
         self
     }
 
-    /// Ejects endpoints by what becomes of their requests. Default: off.
+    /// Ejects endpoints by the outcomes of their requests. Default: off.
     #[must_use]
     pub fn outlier(mut self, outlier: Outlier) -> Self {
         self.follows.outlier = Some(outlier);
         self
     }
 
-    /// Checks endpoints now and then. Default: off.
+    /// Checks endpoints periodically. Default: off.
     #[must_use]
     pub fn active_check(mut self, check: ActiveCheck) -> Self {
         self.follows.check = Some(check);
         self
     }
 
-    /// When fewer than so many percent of the endpoints of a priority and zone are well, and the others cannot take the
-    /// load, health is ignored there; 0 for never. Off below five endpoints in all. Default: 50 (Envoy's).
+    /// The panic threshold: if fewer than this percentage of the endpoints of a priority and zone are healthy, and the
+    /// remaining priorities and zones cannot take the load, health is ignored there; 0 disables it. Not used with fewer than
+    /// five endpoints in total. Default: 50, as in Envoy.
     ///
-    /// Those are counted that are meant to serve ([`Phase::Ready`](crate::Phase::Ready)): against them count failed checks,
-    /// ejections, and what has a place in the [budget](Self::build). A priority and zone can take all of the load while 5 of
-    /// 7 of it are ready and well, and less in proportion; several add up. How much each gets follows its health in any
-    /// case. One that panics spreads its part over all of its endpoints that are ready. Only when no endpoint at all is
-    /// well, those that panic take everything, the most preferred first.
+    /// Only endpoints in phase [`Ready`](crate::Phase::Ready) count. Unhealthy are those with failed health checks, those
+    /// that are ejected, and those that have a place in the [budget](Self::build). A priority and zone can take the full
+    /// load while 5 of 7 of its endpoints are ready and healthy, and proportionally less below that; several add up. The
+    /// share of each follows its health in any case. A priority and zone in panic spreads its share over all of its
+    /// endpoints that are ready. If no endpoint at all is healthy, those in panic take the full load, the most preferred
+    /// first.
     #[must_use]
     pub fn panic_threshold(mut self, percent: u8) -> Self {
         self.follows.panic_below = percent.min(100);
         self
     }
 
-    /// The balance, and the driver that must be spawned for it to do anything.
+    /// Returns the balance and its driver, which must be spawned.
     ///
-    /// `make` makes the service of an endpoint: once for each instance, and again when its `poll_ready` has failed. This
-    /// is the place for what each endpoint has for itself: its circuit, its limit, its pool. It should only build, not
-    /// connect; the service connects when the driver asks whether it is ready.
+    /// `make` creates the service of an endpoint: once for each instance, and again when its `poll_ready` has failed. Add
+    /// here the layers that each endpoint has for itself: its circuit, its limit, its pool. `make` should build the service
+    /// without connecting; the service connects when the driver polls its readiness.
     ///
-    /// With the endpoint comes its handle on the budget of its priority and zone, for what takes endpoints out by their
-    /// answers, such as a circuit: together with [`outlier`](Self::outlier), no more than
-    /// [a share](Outlier::max_ejected) of them is out at once, and never the last one, unless the priorities and zones after
-    /// it can take all of the load. (There are two zones: the [own](Self::zone) and the others.) An endpoint that moves to
-    /// another priority or zone gets a service made anew, with another handle, as the old one belongs to another budget.
+    /// The second argument is the endpoint's handle on the ejection budget of its priority and zone, for layers that take
+    /// endpoints out of service because of their responses, such as a circuit. Together with [`outlier`](Self::outlier), at
+    /// most [a share](Outlier::max_ejected) of the endpoints is out at once, and never the last one, unless the priorities
+    /// and zones after it can take the full load. (There are two zones: the [own](Self::zone) zone, and all remaining ones.)
+    /// An endpoint that moves to another priority or zone gets a new service with a new handle, because the old one belongs
+    /// to another budget.
     ///
-    /// Readiness must be the endpoint's and not a single clone's: each request asks a fresh clone, once. (A service that
-    /// needs two polls before it says `Ready`, on each clone, would never be picked.)
+    /// Readiness must be a property of the endpoint and not of a single clone: each request polls a fresh clone once. (A
+    /// service whose clones each need two polls before they are `Ready` would never be picked.)
     #[expect(
         clippy::type_complexity,
         reason = "the two are a pair, and each is named where it is kept"

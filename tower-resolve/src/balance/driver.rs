@@ -39,17 +39,17 @@ use crate::{
     policy::Policy,
 };
 
-/// Keeps a [`Balance`](super::Balance) alive: follows the topology, makes and drops endpoint services, watches those that
-/// are not ready, and keeps the books of their health. Spawn it.
+/// Keeps a [`Balance`](super::Balance) up to date: follows the topology, creates and drops endpoint services, polls those
+/// that are not ready, and tracks their health. Spawn it.
 ///
-/// It works without traffic, by events alone, and ends when the last handle of the balance and the last request is gone.
-/// When it is dropped earlier, the balance says so for good. Its `tracing` events are its own, so
-/// `driver.instrument(span)` tells several balances apart.
+/// It is driven by events and needs no traffic. It ends when the last handle of the balance and the last request are
+/// dropped. If it is dropped earlier, the balance is stopped for good. Its `tracing` events are emitted while it is polled,
+/// so `driver.instrument(span)` distinguishes several balances.
 ///
 /// # Panics
 ///
-/// Where the `make` function, an endpoint's `poll_ready`, a probe or a policy's `table` does; the balance is then stopped.
-/// And outside of a Tokio runtime, when it has to wait for a time.
+/// If the `make` function, the `poll_ready` of an endpoint, a probe or the `table` of a policy panics; the balance is then
+/// stopped. Also outside of a Tokio runtime, when it needs a timer.
 #[pin_project]
 #[must_use = "a balance does nothing until its driver is spawned"]
 pub struct Driver<S, Req, P: Policy<Req>, U, M, C> {
@@ -60,32 +60,32 @@ pub struct Driver<S, Req, P: Policy<Req>, U, M, C> {
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
-/// The driver's own view of the endpoints. The slots themselves are in [`Shared::slots`], where snapshots find them.
+/// The driver's view of the endpoints. The slots themselves are in [`Shared::slots`], which snapshots read.
 struct Pool<S, Req, P: Policy<Req>, M, C> {
     shared: Weak<Shared<S, P::Table, P, C>>,
     hub: Arc<Hub>,
     looks: UnboundedReceiver<Look>,
     make: M,
     fold: Fold,
-    /// Words in a row that were all there is as of an older generation.
+    /// Consecutive updates that contain only state of an older generation.
     older: u32,
     part: Option<Part>,
     tiers: Tiers<S, P::Table>,
     watches: FuturesUnordered<Abortable<Watch<S, Req>>>,
-    /// Those that are watched, or failed lately.
+    /// Endpoints that are watched, or that failed recently.
     cares: HashMap<EndpointId, Care>,
     ward: Ward,
     panic_below: u8,
     checkups: Option<Checkups<Arc<Stats>>>,
     ease: Ease,
-    /// What is published is no longer true.
+    /// The published state is out of date.
     is_stale: bool,
 }
 
-/// What the driver does for an endpoint that is not well.
+/// What the driver holds for an endpoint that is not ready.
 #[derive(Default)]
 struct Care {
-    /// While it is watched. Dropping this ends the watch.
+    /// Set while the endpoint is watched. Dropping this ends the watch.
     watch: Option<AbortOnDrop>,
     failures: u32,
     failed_at: Option<Instant>,
@@ -147,7 +147,7 @@ where
         let mut this = self.project();
         loop {
             while let Poll::Ready(look) = this.pool.looks.poll_recv(cx) {
-                // Without a balance nobody is left to look for.
+                // Without a balance there is no reader.
                 let Some(shared) = this.pool.shared.upgrade() else {
                     return Poll::Ready(());
                 };
@@ -183,7 +183,7 @@ where
             }
             this.pool.pass(&shared, cx);
             this.pool.publish(&shared, cx);
-            // The balance may go while it is held here; then the word of it comes again.
+            // The balance may be dropped while it is upgraded here; then the event arrives again.
             drop(shared);
             match this.pool.next() {
                 None => return Poll::Pending,
@@ -278,8 +278,8 @@ where
             was_well != is_well || self.fold.topology().map(Topology::generation) != before;
     }
 
-    /// A source that says again and again that all there is is older than what is known does not help: it is in trouble
-    /// until it says something newer. (Deltas may be older: a replay.)
+    /// A source that repeatedly answers with an older generation than the known one is degraded until it answers with a
+    /// newer one. (Deltas may be older: a replay.)
     fn went_back(&mut self, all_as_of: Option<Generation>) {
         let known = self.fold.topology().map(Topology::generation);
         let (Some(seen), Some(known)) = (all_as_of, known) else {
@@ -296,7 +296,7 @@ where
         }
     }
 
-    /// New ones first; all of it shows at once, when it is published.
+    /// Inserts new endpoints first; the changes become visible together, when they are published.
     fn change(&mut self, shared: &Shared<S, P::Table, P, C>, change: Change) {
         self.is_stale = true;
         let change = match (&mut self.part, self.fold.topology()) {
@@ -313,7 +313,7 @@ where
             .removed
             .iter()
             .for_each(|endpoint| self.remove(shared, endpoint.id()));
-        // When it is known how many each budget is for.
+        // The size of each budget has to be known first.
         for (before, after) in &change.changed {
             if self.tiers.level(before) != self.tiers.level(after) {
                 self.transfer(shared, after.id());
@@ -321,7 +321,7 @@ where
         }
     }
 
-    /// A new instance, with a service and a history of its own.
+    /// A new instance, with a new service and no history.
     fn insert(&mut self, shared: &Shared<S, P::Table, P, C>, endpoint: Arc<Endpoint>) {
         let stats = Arc::new(Stats::new(endpoint.clone(), self.hub.clone()));
         self.ease.add(&stats);
@@ -337,21 +337,21 @@ where
         self.ask(&slot);
     }
 
-    /// The same id, described anew: another instance starts afresh, the same one keeps what it has. But for its service, if
-    /// its priority or zone is another: that holds on to the budget of the old one.
+    /// The same id with another description: another instance starts afresh, and the same instance keeps its state. Its
+    /// service is replaced if its priority or zone changed, because it has a handle on the budget of the old one.
     fn describe(&mut self, shared: &Shared<S, P::Table, P, C>, endpoint: Arc<Endpoint>) {
         let Some(before) = shared.slots().get(endpoint.id().as_str()).cloned() else {
             self.insert(shared, endpoint);
             return;
         };
         if !before.endpoint.is_same_instance(&endpoint) {
-            // The books hold one of a name. Requests see the change as one, when it is published.
+            // The map holds one entry for each id. For requests the change is atomic, when it is published.
             self.remove(shared, endpoint.id());
             self.insert(shared, endpoint);
             return;
         }
         if self.tiers.level(&before.endpoint) != self.tiers.level(&endpoint) {
-            // Whatever it is waited for: that is the old service.
+            // The watch is for the old service.
             self.cares.remove(endpoint.id());
             before.stats.be_unready();
             return self.remake(shared, &before, endpoint);
@@ -365,7 +365,7 @@ where
         self.exchange(shared, &before, after);
     }
 
-    /// Its service has another handle on a budget now, so an ejection needs a place there.
+    /// Its service has another handle on a budget now, so an ejection needs a place in that budget.
     fn transfer(&mut self, shared: &Shared<S, P::Table, P, C>, id: &EndpointId) {
         let slot = shared.slots().get(id.as_str()).cloned();
         if let Some(slot) = slot
@@ -375,8 +375,8 @@ where
         }
     }
 
-    /// A new service for the same instance. What the old one has out of the budget is given back, even while requests that
-    /// it still has keep it alive. [`transfer`](Self::transfer) follows.
+    /// A new service for the same instance. What the old service has taken from the budget is returned, even if requests in
+    /// flight keep it alive. [`transfer`](Self::transfer) follows.
     fn remake(
         &mut self,
         shared: &Shared<S, P::Table, P, C>,
@@ -405,13 +405,13 @@ where
             }
         }
         self.put(&after);
-        // What is dropped is the user's: after the lock is released.
+        // These values belong to the user, so they are dropped after the lock is released.
         let replaced = shared.slots().insert(after);
         drop(replaced);
         self.is_stale = true;
     }
 
-    /// Requests that still hold the set it was in skip it from now on; those it has, it finishes.
+    /// Requests that hold an older set skip the endpoint from now on. Its requests in flight continue.
     fn remove(&mut self, shared: &Shared<S, P::Table, P, C>, id: &EndpointId) {
         let removed = shared.slots().remove(id.as_str());
         let Some(slot) = removed else { return };
@@ -460,7 +460,7 @@ where
     }
 
     fn seen(&mut self, shared: &Shared<S, P::Table, P, C>, stats: &Arc<Stats>, seen: Seen) {
-        // One that was replaced meanwhile is nobody's business.
+        // An endpoint that was replaced meanwhile is ignored.
         let Some(slot) = slot(shared, stats) else {
             return;
         };
@@ -470,7 +470,7 @@ where
         match seen {
             Seen::Ready => {
                 tracing::debug!(endpoint = %stats.id(), from = "not ready", to = "ready", "endpoint");
-                // What never failed needs no memory.
+                // An endpoint that never failed needs no state.
                 if self
                     .cares
                     .get(stats.id())
@@ -493,14 +493,14 @@ where
         }
     }
 
-    /// All endpoints are watched at first, and hardly any later.
+    /// All endpoints are watched at first, and few later.
     fn forget_cares(&mut self) {
         if self.cares.capacity() > 4 * self.cares.len() + 4 {
             self.cares.shrink_to(2 * self.cares.len());
         }
     }
 
-    /// Starts to watch it, unless somebody does.
+    /// Starts to watch the endpoint, unless it is watched already.
     fn ask(&mut self, slot: &Slot<S>) {
         let care = self.cares.entry(slot.stats.id().clone()).or_default();
         if care.watch.is_none() {
@@ -509,7 +509,7 @@ where
         }
     }
 
-    /// Lets a finished service rest before it is made anew.
+    /// Waits for the backoff before a finished service is created again.
     fn rest(&mut self, stats: &Arc<Stats>) {
         let care = self.cares.entry(stats.id().clone()).or_default();
         if care.watch.is_none() {
@@ -519,7 +519,7 @@ where
         }
     }
 
-    /// What is due by now.
+    /// Runs the timers that have expired.
     fn pass(&mut self, shared: &Shared<S, P::Table, P, C>, cx: &mut Context<'_>) {
         let now = Instant::now();
         self.ease.pass(now);
@@ -531,7 +531,7 @@ where
         } else if self.ward.is_sweep_due(now) {
             self.sweep(shared, now);
         }
-        // A panic that is over is weighed again.
+        // The panic state is evaluated again after its minimum duration.
         self.is_stale |= self.tiers.next().is_some_and(|at| at <= now);
         while let Some(checkups) = &mut self.checkups
             && let Poll::Ready(Checkup { whose, is_well }) = checkups.poll(cx, now, |stats| {
@@ -544,7 +544,7 @@ where
         }
     }
 
-    /// Compares the endpoints by their answers.
+    /// Compares the success rates of the endpoints.
     fn sweep(&mut self, shared: &Shared<S, P::Table, P, C>, now: Instant) {
         let all = shared.slots().clone();
         let serving = all
@@ -579,7 +579,7 @@ where
 }
 
 impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
-    /// Puts an endpoint where its readiness and its health say.
+    /// Moves an endpoint to the tier that its readiness and health require.
     fn put(&mut self, slot: &Arc<Slot<S>>) {
         if self.tiers.put(slot, P::KEEPS_UNREADY) {
             self.ease.eligible(&slot.stats, Instant::now());
@@ -587,7 +587,7 @@ impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
         self.is_stale = true;
     }
 
-    /// The one door between in and out for one's health.
+    /// All health transitions of an endpoint.
     fn judge(&mut self, slot: &Arc<Slot<S>>, is_out: bool, why: &'static str) {
         let name = |is_out| if is_out { "out" } else { "in" };
         tracing::info!(endpoint = %slot.stats.id(), from = name(!is_out), to = name(is_out), why, "health");
@@ -598,7 +598,7 @@ impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
         self.put(slot);
     }
 
-    /// Decides where health is believed, and ends the ejections that are too many, of as many endpoints as there are now.
+    /// Evaluates the panic state, and ends ejections above the limit for the current number of endpoints.
     fn weigh(&mut self, shared: &Shared<S, P::Table, P, C>, now: Instant) {
         self.believe(shared, now);
         let overdrawn = self.tiers.overdrawn();
@@ -656,7 +656,7 @@ impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
             .min()
     }
 
-    /// Publishes what changed, again when a table that it needs has been built.
+    /// Publishes what changed. Repeated when a table that is needed has been built.
     fn publish(&mut self, shared: &Shared<S, P::Table, P, C>, cx: &mut Context<'_>) {
         loop {
             if self.is_stale {
@@ -669,7 +669,7 @@ impl<S, Req, P: Policy<Req>, M, C> Pool<S, Req, P, M, C> {
         }
     }
 
-    /// The only way to what requests see.
+    /// The only place that changes what requests read.
     fn publish_now(&mut self, shared: &Shared<S, P::Table, P, C>) {
         self.weigh(shared, Instant::now());
         self.is_stale = false;
@@ -717,7 +717,7 @@ impl<S, Req, P: Policy<Req>, M, C> Drop for Pool<S, Req, P, M, C> {
     }
 }
 
-/// The slot of this very instance.
+/// The slot of exactly this instance.
 fn slot<S, T, P, C>(shared: &Shared<S, T, P, C>, stats: &Arc<Stats>) -> Option<Arc<Slot<S>>> {
     shared
         .slots()
@@ -729,7 +729,7 @@ fn slot<S, T, P, C>(shared: &Shared<S, T, P, C>, stats: &Arc<Stats>) -> Option<A
 // === impl Care ===
 
 impl Care {
-    /// Counts a failure. Those of long ago are forgotten.
+    /// Counts a failure. Old failures are forgotten.
     fn fail(&mut self, now: Instant) -> u32 {
         let is_old = self
             .failed_at
@@ -758,15 +758,15 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Between the failure of an endpoint's service and the next one: 100 ms, doubling to 10 s.
+/// The backoff after failures of an endpoint's service: 100 ms, doubling to 10 s.
 const REBUILD: Backoff = Backoff {
     first: Duration::from_millis(100),
     cap: Duration::from_secs(10),
 };
 
-/// Of the endpoints of a priority and zone, in percent, as far as nobody says otherwise: as many may be out at once for what
-/// they answered.
+/// The default share of the endpoints of a priority and zone, in percent, that may be out at once because of their
+/// responses.
 const HALF: u8 = 50;
 
-/// How many updates are applied before anybody else gets a turn.
+/// The number of updates that are applied before the task yields.
 const UPDATES_A_POLL: usize = 64;

@@ -7,17 +7,17 @@ use super::{
     slot::{COLD, Hub, Stats, TO_COME, WARM},
 };
 
-/// Timed recovery: the decay of failures, slow start, the end of `Retry-After`, and turns that nothing takes.
+/// Timed recovery: failure-rate decay, slow start, expiry of `Retry-After`, and turns that are not taken.
 #[derive(Debug)]
 pub(super) struct Ease {
     failing: Vec<Arc<Stats>>,
     forgive_at: Option<Instant>,
     held: Vec<(Instant, Arc<Stats>)>,
-    /// Those in their slow start, and since when.
+    /// Endpoints in slow start, with its beginning.
     warming: Vec<(Instant, Arc<Stats>)>,
     warm_at: Option<Instant>,
     window: Duration,
-    /// When the first endpoint of all was eligible.
+    /// When the first endpoint became eligible.
     began: Option<Instant>,
     hub: Arc<Hub>,
     lapse_at: Option<Instant>,
@@ -26,7 +26,7 @@ pub(super) struct Ease {
 // === impl Ease ===
 
 impl Ease {
-    /// With a slow start of so long; zero for none.
+    /// With a slow start of this duration; zero disables it.
     pub(super) fn new(window: Duration, hub: Arc<Hub>) -> Self {
         Self {
             failing: Vec::new(),
@@ -41,7 +41,7 @@ impl Ease {
         }
     }
 
-    /// Requests wait, so turns of theirs may lapse.
+    /// Requests are waiting, so their turns may lapse.
     pub(super) fn waiting(&mut self, now: Instant) {
         self.lapse_at.get_or_insert(now + TURN);
     }
@@ -55,34 +55,34 @@ impl Ease {
         self.held.push((now + time.min(HELD_AT_MOST), stats));
     }
 
-    /// A new instance, whose slow start begins when it is eligible first.
+    /// A new instance; its slow start begins when it is eligible for the first time.
     pub(super) fn add(&self, stats: &Stats) {
         if !self.window.is_zero() {
             stats.warm_to(TO_COME);
         }
     }
 
-    /// It may be picked from now on. That is the first time for some.
+    /// The endpoint is eligible, possibly for the first time.
     pub(super) fn eligible(&mut self, stats: &Arc<Stats>, now: Instant) {
         if !stats.is_to_come() {
             return;
         }
         let began = *self.began.get_or_insert(now);
         if now < began + self.window / 10 {
-            // As new as all others.
+            // All endpoints are new.
             stats.warm_to(WARM);
         } else {
             self.warm(stats, now);
         }
     }
 
-    /// It gets a tenth of its share at first, and all of it when the window is over.
+    /// The endpoint starts at a tenth of its share, and has all of it at the end of the window.
     pub(super) fn warm(&mut self, stats: &Arc<Stats>, now: Instant) {
         if self.window.is_zero() {
             return;
         }
         if stats.is_warming() {
-            // Once more, so it is known already.
+            // A repeated start; the endpoint is registered already.
             self.warming.retain(|(_, known)| !Arc::ptr_eq(known, stats));
         }
         stats.warm_to(COLD);
@@ -98,7 +98,7 @@ impl Ease {
             .min()
     }
 
-    /// Does what is due.
+    /// Runs the timers that have expired.
     pub(super) fn pass(&mut self, now: Instant) {
         self.held.retain(|(until, stats)| {
             let is_over = *until <= now;
@@ -135,10 +135,10 @@ impl Ease {
     }
 }
 
-/// An eighth of what is left, twice a second: everything is forgotten in half a minute.
+/// An eighth of the remaining value, twice a second: a failure is forgotten within half a minute.
 const FORGIVE_EVERY: Duration = Duration::from_millis(500);
 
-/// linkerd's cap on what a server may ask for is of this order; a server that needs longer will say so again.
+/// The maximum pause that a server can ask for, similar to linkerd's; a server that needs longer repeats it.
 const HELD_AT_MOST: Duration = Duration::from_secs(30);
 
 #[cfg(test)]

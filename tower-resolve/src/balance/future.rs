@@ -26,7 +26,7 @@ use crate::{
     stripe::Held,
 };
 
-/// A request on its way through a [`Balance`](super::Balance).
+/// The response future of a [`Balance`](super::Balance).
 #[pin_project]
 pub struct ResponseFuture<S: Service<Req>, Req, P: Policy<Req>, C: Classify<Req>> {
     shared: Held<Shared<S, P::Table, P, C>>,
@@ -37,16 +37,16 @@ pub struct ResponseFuture<S: Service<Req>, Req, P: Policy<Req>, C: Classify<Req>
 
 #[pin_project(project = StateProj)]
 enum State<F, Req, J> {
-    /// At an endpoint. -> `Waiting`, `Calling` or `Refused` if that hands it back.
+    /// At an endpoint. -> `Waiting`, `Calling` or `Refused` if the endpoint returns the request.
     Calling {
         #[pin]
         future: F,
-        /// Who judges the answer, and whose it is.
+        /// The classifier of the response, and its in-flight guard.
         held: Option<(J, InFlight)>,
     },
-    /// For an endpoint to become ready. -> `Calling` when woken in time. Boxed, because few wait, and it is large.
+    /// For an endpoint to become ready. -> `Calling` if woken in time. Boxed, because it is large and few requests wait.
     Waiting(Pin<Box<Waiting<Req>>>),
-    /// Decided. -> `Done`
+    /// The result is known. -> `Done`
     Refused(Option<BoxError>),
     Done,
 }
@@ -59,16 +59,16 @@ struct Waiting<Req> {
     deadline: Sleep,
 }
 
-/// What a request leaves behind on its way.
+/// State that a request keeps across endpoints.
 #[derive(Default)]
 struct Trail {
-    /// How many endpoints handed it back so far…
+    /// The number of endpoints that returned it unsent…
     tried: u32,
-    /// …and why the last of them did.
+    /// …and the error of the last one.
     cause: Option<BoxError>,
-    /// Ends all waits together. Set by the first…
+    /// The deadline of all waits. Set by the first…
     deadline: Option<Instant>,
-    /// …with the number by which the longest waiting is known.
+    /// …with its number in the queue.
     number: Option<u64>,
 }
 
@@ -83,7 +83,7 @@ where
     pub(super) fn new(shared: Held<Shared<S, P::Table, P, C>>, request: Req) -> Self {
         let mut trail = Trail::default();
         let state = if shared.0.hub.queue.is_waited_in() {
-            // Behind those that wait, whatever is free: that is theirs.
+            // Queues behind waiting requests even if an endpoint is free, because that is reserved for them.
             State::wait(&shared.0, request, &mut trail)
         } else {
             State::begin(&shared.0, request, &mut trail)
@@ -216,7 +216,7 @@ impl<F, Req, J> State<F, Req, J> {
         }
     }
 
-    /// The endpoint failed. A request that it hands back goes elsewhere.
+    /// The endpoint failed. A request that it returned unsent goes to another endpoint.
     fn failed<S, T, P, C>(
         shared: &Shared<S, T, P, C>,
         (mut guard, outcome): (InFlight, Outcome),
@@ -231,7 +231,7 @@ impl<F, Req, J> State<F, Req, J> {
     {
         match Unsent::<Req>::recover(error) {
             Ok((request, cause)) => {
-                // Whatever made it refuse, its readiness shows; the driver asks before the next request does.
+                // Its readiness shows why it rejected the request; the driver polls it before the next request does.
                 shared.set_aside(guard.stats(), false);
                 guard.handed_back();
                 Self::elsewhere(shared, request, cause, trail)
@@ -264,7 +264,7 @@ impl<F, Req, J> State<F, Req, J> {
         if trail.tried < shared.limits.max_endpoints {
             return Self::begin(shared, request, trail);
         }
-        // Those that are full are well, and will have room again.
+        // Full endpoints are healthy, and will have room again.
         match is_full
             && trail
                 .deadline
@@ -275,7 +275,7 @@ impl<F, Req, J> State<F, Req, J> {
         }
     }
 
-    /// Something may be ready now, or it is too late. `None`: goes on waiting.
+    /// An endpoint may be ready now, or the deadline has passed. `None`: continues to wait.
     fn woken<S, T, P, C>(
         shared: &Shared<S, T, P, C>,
         waiting: &mut Option<Req>,

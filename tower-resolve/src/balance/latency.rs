@@ -2,30 +2,29 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use crate::{policy::Estimate, sync::AtomicU64};
 
-/// The latency of an endpoint as its clients feel it: rises with the slowest answer at once, falls slowly ("peak EWMA",
-/// after Finagle's `PeakEwma`; the decay follows the time that passed and not the number of samples, so it does not depend
-/// on the load).
+/// The latency of an endpoint from the view of its clients: rises at once with the slowest response, and falls slowly ("peak
+/// EWMA", after Finagle's `PeakEwma`; the decay depends on the elapsed time and not on the number of samples, so it is
+/// independent of the load).
 ///
-/// One word: the value as an `f32` in microseconds, negative while nothing was answered yet, and when it was written, in
-/// turns of 16 µs. The turns wrap after 19 hours; an endpoint idle for just that long is taken for one that answered
-/// lately.
+/// One word: the value as an `f32` in microseconds, negative before the first response, and the time of the last write in
+/// ticks of 16 µs. The ticks wrap after 19 hours; an endpoint idle for exactly that long is taken for a recently used one.
 #[derive(Debug, Default)]
 pub(super) struct PeakLatency(AtomicU64);
 
 // === impl PeakLatency ===
 
 impl PeakLatency {
-    /// Takes one answer's time, at `now`, in nanoseconds since some common start.
+    /// Records the time of one response, at `now`, in nanoseconds since a common start.
     pub(super) fn record(&self, now: u64, took: u64) {
         let sample = micros(took);
-        // A sample lost to a faster one does not matter; a lost peak would.
+        // A sample may be lost to a faster one; a peak must not be lost.
         let _ = self.0.fetch_update(Relaxed, Relaxed, |word| {
             let (value, turn) = unpacked(word);
             let passed = turns(now).wrapping_sub(turn);
             let next = match () {
-                // The first answer, or a peak.
+                // The first response, or a peak.
                 () if word == 0 || sample >= value => sample,
-                // At the same moment there is no weight to give.
+                // No time has passed, so the new sample has no weight.
                 () if passed == 0 => return None,
                 () => sample + (value - sample) * remaining(passed),
             };
@@ -33,8 +32,8 @@ impl PeakLatency {
         });
     }
 
-    /// An answer that did not come in this time, and is not waited for any more. Says nothing where less than that was known
-    /// to happen, so it only raises.
+    /// Records a request that was abandoned after this time without a response. It is a lower bound, so it can only raise
+    /// the value.
     pub(super) fn at_least(&self, now: u64, took: u64) {
         let sample = micros(took);
         let _ = self
@@ -45,8 +44,8 @@ impl PeakLatency {
             });
     }
 
-    /// A failure that took so long. It raises what is known, but not by much: one failure must not keep an endpoint out of
-    /// the picks for long.
+    /// Records a failure after this duration. It raises the value, but only to a limit: one failure must not keep an
+    /// endpoint out of the picks for long.
     pub(super) fn failed(&self, now: u64, took: u64) {
         let sample = micros(took);
         let _ =
@@ -58,7 +57,7 @@ impl PeakLatency {
                 });
     }
 
-    /// As of `now`. What is not asked falls towards zero, so that it is asked again.
+    /// As of `now`. The latency of an idle endpoint decays towards zero, so that it is picked again.
     pub(super) fn read(&self, now: u64) -> Estimate {
         read(self.0.load(Relaxed), now)
     }
@@ -82,7 +81,7 @@ fn micros(nanos: u64) -> f32 {
 }
 
 fn turns(nanos: u64) -> u32 {
-    // On from 1, so that no written word is 0.
+    // Starts from 1, so that no written word is 0.
     ((nanos >> 14) as u32).wrapping_add(1)
 }
 
@@ -94,16 +93,16 @@ fn unpacked(word: u64) -> (f32, u32) {
     (f32::from_bits((word >> 32) as u32), word as u32)
 }
 
-/// How much of a value is left after so many turns.
+/// The remaining part of a value after this number of ticks.
 fn remaining(turns: u32) -> f32 {
     (-(turns as f32) / DECAY_TURNS).exp()
 }
 
-/// Finagle's and linkerd's: after 10 s a third of the old value is left.
+/// As in Finagle and linkerd: after 10 s a third of the old value remains.
 const DECAY: Duration = Duration::from_secs(10);
 const DECAY_TURNS: f32 = (DECAY.as_nanos() >> 14) as f32;
 
-/// A slow failure makes the latency at most this many times what it was: forgotten within 14 s.
+/// A slow failure raises the latency to at most this factor of the old value, which decays within 14 s.
 const FAILURE_RAISES: f32 = 4.0;
 
 #[cfg(all(test, not(loom)))]

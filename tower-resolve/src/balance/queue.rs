@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::slot::{Hub, Look, Stats};
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, fence};
 
-/// The requests that wait for an endpoint, in the order in which they came.
+/// The queue of requests that wait for an endpoint, in order of arrival.
 ///
 /// ```text
 ///              join                 a place is free, or the set changed
@@ -24,19 +24,19 @@ use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, fence};
 ///                        └──── polled ──── lapsed ◄── not polled ──┘
 /// ```
 ///
-/// A free place is a turn of the request that waits longest, and a request that comes while others wait queues behind
-/// them, so nothing overtakes. Several turns are taken at the same time, because a request is polled only when its task
-/// gets to run. A request that found nothing keeps its number, and so its place in the queue.
+/// Free capacity gives a turn to the request that has waited longest, and a request that arrives while requests wait is
+/// queued behind them, so none overtakes. Several requests may have a turn at the same time, because a request is polled
+/// only when its task runs. A request that found no endpoint keeps its number, and so its position in the queue.
 ///
-/// A request that has a turn and is not polled would hold up all others, for as long as its caller likes. So its turn
-/// lapses after [`TURN`], and goes to the next.
+/// A request that has a turn and is not polled would block the queue for any length of time. So its turn lapses after
+/// [`TURN`], and goes to the next request.
 ///
-/// The lock is taken by requests that wait, and by those that make room for them.
+/// The lock is taken by waiting requests, and by requests that free capacity for them.
 #[derive(Debug)]
 pub(super) struct Queue {
-    /// How many wait or have a turn. Beside the lock, because every request looks at it.
+    /// The number of requests that wait or have a turn. Outside of the lock, because every request reads it.
     active: AtomicUsize,
-    /// How many tickets there are: those that lapsed, too.
+    /// The number of tickets, including those whose turn lapsed.
     tickets: AtomicUsize,
     /// The driver knows that turns may lapse.
     is_watched: AtomicBool,
@@ -49,25 +49,26 @@ struct Line {
     waiting: BTreeMap<u64, Option<Waker>>,
     turns: BTreeMap<u64, (Turn, Instant)>,
     trying: usize,
-    /// A turn that came while all that wait had one. Another request may have looked before there was room and not
-    /// have joined yet.
+    /// A turn that was given while all waiting requests had one. Another request may have tried before there was capacity
+    /// and not have joined yet.
     missed: Option<Turn>,
 }
 
-/// The right to look for an endpoint.
+/// The right to try the endpoints.
 #[derive(Clone, Debug)]
 pub(super) struct Turn {
-    /// Where a place is free, if that is known.
+    /// The endpoint with free capacity, if known.
     pub(super) freed: Option<Arc<Stats>>,
-    /// Whether there may be more than one place. Then whoever finds one gives the next two requests a turn each.
+    /// Whether there may be more than one free slot. If so, a request that finds one gives the next two requests a turn
+    /// each.
     spreads: bool,
 }
 
-/// One request's place in the queue, given up by being dropped.
+/// The position of one request in the queue. Dropping it leaves the queue.
 pub(super) struct Ticket {
     hub: Arc<Hub>,
     number: u64,
-    /// While it tries.
+    /// Set while it has a turn.
     turn: Option<Turn>,
 }
 
@@ -83,31 +84,31 @@ impl Queue {
         }
     }
 
-    /// Whether a request that comes now has to queue.
+    /// Whether a request that arrives now has to queue.
     pub(super) fn is_waited_in(&self) -> bool {
         self.active.load(Acquire) > 0
     }
 
-    /// How many requests wait.
+    /// The number of waiting requests.
     pub(super) fn len(&self) -> usize {
         self.tickets.load(Relaxed)
     }
 
-    /// The set changed: there may be room for all that wait.
+    /// The set changed: there may be capacity for all waiting requests.
     pub(super) fn open(&self) {
-        // A request that joins right now looks at the set after it has counted itself in; see `Ticket::new`.
+        // A request that joins right now reads the set after it has registered; see `Ticket::new`.
         fence(SeqCst);
         if self.is_waited_in() {
             self.give(Turn::ANYTHING);
         }
     }
 
-    /// There is nothing to wait for, so all have a turn to find that out, and so have those that join meanwhile.
+    /// No endpoint will become ready, so all requests get a turn to find that out, including those that join meanwhile.
     pub(super) fn close(&self) {
         fence(SeqCst);
         if self.is_waited_in() {
             let mut line = self.line();
-            // One more than wait: it is for those that try right now, and may have looked before.
+            // One more than the waiting ones: for requests that are trying right now, and may have read the old state.
             let wakers: Vec<_> = (0..=line.waiting.len())
                 .filter_map(|_| line.give(Turn::ANYTHING))
                 .collect();
@@ -116,10 +117,10 @@ impl Queue {
         }
     }
 
-    /// An endpoint has room for one more request.
+    /// An endpoint has capacity for one more request.
     pub(super) fn freed(&self, stats: &Arc<Stats>) {
-        // A request that joins right now tries by itself: it counts itself in before it looks at the endpoint, and the
-        // endpoint was changed before this. See `InFlight::begin`.
+        // A request that joins right now tries by itself: it registers before it reads the endpoint, and the endpoint was
+        // changed before this. See `InFlight::begin`.
         if self.is_waited_in() {
             self.give(Turn {
                 freed: Some(stats.clone()),
@@ -128,7 +129,7 @@ impl Queue {
         }
     }
 
-    /// Passes on turns that were not taken in time. Returns whether to come back in [`TURN`].
+    /// Passes on turns that were not taken in time. Returns whether to call it again after [`TURN`].
     pub(super) fn lapse(&self, now: Instant) -> bool {
         let mut wakers = Vec::new();
         let mut line = self.line();
@@ -142,8 +143,8 @@ impl Queue {
         for number in late {
             if let Some((turn, _)) = line.turns.remove(&number) {
                 self.active.fetch_sub(1, AcqRel);
-                // Two, where there may be room for both: many that are not polled hold up the others for a few turns, and
-                // not for one each.
+                // Two, if there may be capacity for both: many requests that are not polled then block the queue for a few
+                // turns, and not for one turn each.
                 let turns = if turn.spreads { 2 } else { 1 };
                 wakers.extend((0..turns).filter_map(|_| line.give(turn.clone())));
             }
@@ -154,7 +155,7 @@ impl Queue {
             return true;
         }
         self.is_watched.store(false, Relaxed);
-        // It may have been joined in between, by a request that still saw it watched; see `Ticket::new`.
+        // A request may have joined in between that still read it as watched; see `Ticket::new`.
         fence(SeqCst);
         self.is_waited_in() && !self.is_watched.swap(true, Relaxed)
     }
@@ -172,7 +173,7 @@ impl Queue {
 // === impl Line ===
 
 impl Line {
-    /// Gives a turn to the one that waits longest, which is to be woken.
+    /// Gives a turn to the request that has waited longest, and returns its waker.
     #[must_use]
     fn give(&mut self, turn: Turn) -> Option<Waker> {
         match self.waiting.pop_first() {
@@ -196,7 +197,7 @@ impl Line {
         self.trying == 0 && self.turns.is_empty() && self.waiting.is_empty()
     }
 
-    /// The last one leaves nothing behind.
+    /// When the last one leaves, unused turns are dropped.
     fn left(&mut self) {
         if self.is_empty() {
             self.missed = None;
@@ -221,9 +222,9 @@ impl Turn {
 // === impl Ticket ===
 
 impl Ticket {
-    /// Queues a request, with the number that it had before if it waited already. `None`: as many wait as may.
+    /// Queues a request, with its previous number if it waited before. `None`: the queue is full.
     ///
-    /// Where no other one waits, it has a turn at once: what it missed before it was counted in, it finds now.
+    /// If no other request waits, it has a turn at once, so that it sees changes from before it was registered.
     pub(super) fn new(hub: &Arc<Hub>, limit: usize, number: Option<u64>) -> Option<Self> {
         let queue = &hub.queue;
         if queue.tickets.fetch_add(1, Relaxed) >= limit {
@@ -258,10 +259,10 @@ impl Ticket {
         self.number
     }
 
-    /// Waits for a turn, and takes it. One that `is_late` takes it in any case.
+    /// Waits for a turn, and takes it. With `is_late` it takes one in any case.
     pub(super) fn poll_turn(&mut self, cx: &Context<'_>, is_late: bool) -> Poll<&Turn> {
         let queue = &self.hub.queue;
-        // What is the user's is neither cloned nor dropped under the lock.
+        // The waker is user code: it is neither cloned nor dropped under the lock.
         let mut waker = Some(cx.waker().clone());
         let mut line = queue.line();
         let turn = match line.turns.remove(&self.number) {
@@ -278,7 +279,7 @@ impl Ticket {
                     Turn::ONCE
                 }
                 None => {
-                    // Its turn lapsed; there may be something yet.
+                    // Its turn lapsed; there may still be capacity.
                     queue.active.fetch_add(1, AcqRel);
                     Turn::ONCE
                 }
@@ -290,7 +291,7 @@ impl Ticket {
         Poll::Ready(self.turn.insert(turn))
     }
 
-    /// It found nothing, and waits for its next turn, which may have come already.
+    /// It found no endpoint, and waits for its next turn, which may have been given already.
     pub(super) fn wait_on(&mut self, cx: &Context<'_>) {
         let waker = cx.waker().clone();
         self.turn = None;
@@ -306,7 +307,7 @@ impl Ticket {
         }
     }
 
-    /// It is done. Where there may be more than what it found, the next two have a turn.
+    /// It has found an endpoint. If there may be more capacity, the next two requests get a turn.
     pub(super) fn done(mut self) {
         let Some(turn) = self.turn.take() else {
             return;
@@ -326,7 +327,7 @@ impl Ticket {
 }
 
 impl Drop for Ticket {
-    /// A turn that was not used goes to the next.
+    /// An unused turn goes to the next request.
     fn drop(&mut self) {
         let queue = &self.hub.queue;
         queue.tickets.fetch_sub(1, Relaxed);
@@ -363,8 +364,8 @@ impl fmt::Debug for Ticket {
     }
 }
 
-/// How long a turn lasts. A task that is woken gets to run sooner, where the runtime is not overloaded; and where it is, the
-/// request loses nothing but this turn, because it keeps its number.
+/// How long a turn lasts. A woken task runs sooner than that unless the runtime is overloaded; in that case the request
+/// loses only this turn, because it keeps its number.
 pub(super) const TURN: Duration = Duration::from_millis(50);
 
 #[cfg(all(test, not(loom)))]
@@ -400,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_are_not_polled_hold_up_the_others_for_a_few_turns_and_not_for_one_each() {
+    fn requests_that_are_not_polled_delay_the_queue_by_a_few_turns_and_not_by_one_each() {
         let (hub, cx) = (hub(), Context::from_waker(Waker::noop()));
         let idle: Vec<_> = (0..100).map(|_| waiting(&hub)).collect();
         let mut last = waiting(&hub);
@@ -411,7 +412,7 @@ mod tests {
             now += TURN;
             hub.queue.lapse(now);
             lapses += 1;
-            assert!(lapses < 10, "it is still held up");
+            assert!(lapses < 10, "the queue is still blocked");
         }
         drop((last, idle));
         assert_eq!((hub.queue.len(), hub.queue.is_waited_in()), (0, false));

@@ -36,22 +36,22 @@ use crate::{
     stripe::StripedArc,
 };
 
-/// Sends each request to one of a living set of endpoints. See the [module](super).
+/// Sends each request to one of a changing set of endpoints. See the [module](super).
 ///
-/// A handle: clones share everything. `Clone + Send + Sync` where the endpoints' services are, without a `Buffer`.
+/// A handle: clones share all state. `Clone + Send + Sync` if the services of the endpoints are, without a `Buffer`.
 pub struct Balance<S, Req, P: Policy<Req> = LeastRequest, C = AnyErr> {
     handle: Arc<Handle<S, P::Table, P, C>>,
     request: PhantomData<fn(Req)>,
 }
 
-/// What the clones of a balance share; requests in flight hold on to the shared state by themselves.
+/// State that the clones of a balance share. Requests in flight have their own reference to the shared state.
 struct Handle<S, T, P, C> {
     shared: StripedArc<Shared<S, T, P, C>>,
 }
 
-/// How the chosen endpoint's epoch goes along with a request that is judged in this way: in a header, if that is HTTP.
+/// How the epoch of the picked endpoint is added to a request with this classification: for HTTP, in a header.
 ///
-/// A classification of one's own that is not about HTTP needs no more than `impl<Req> Stamp<Req> for Mine {}`.
+/// A custom classification that is not about HTTP needs only `impl<Req> Stamp<Req> for Mine {}`.
 pub trait Stamp<Req>: Classify<Req> {
     /// Writes the epoch, or takes a foreign one away. Default: nothing.
     fn stamp(&self, request: &mut Req, epoch: Option<&HeaderValue>) {
@@ -115,21 +115,21 @@ impl<S, Req, P: Policy<Req>, C> Balance<S, Req, P, C> {
         self.handle.shared.get()
     }
 
-    /// What is known and what it did so far: numbers for an exporter or a status page. Costs a walk over the endpoints,
-    /// during which nobody waits.
+    /// The state of the balance and its counters, for an exporter or a status page. Costs a walk over the endpoints, and
+    /// blocks no request.
     #[must_use]
     pub fn snapshot(&self) -> BalanceSnapshot {
         BalanceSnapshot::of(self.shared())
     }
 
-    /// Follows the generation that is in use; `None` before the source's first answer.
+    /// Watches the generation in use; `None` before the first answer of the source.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Option<Generation>> {
         self.shared().generations.subscribe()
     }
 }
 
-/// The driver's ends of what it shares with the balance.
+/// What the driver shares with the balance.
 pub(super) struct Ends<S, T, P, C> {
     pub(super) shared: Weak<Shared<S, T, P, C>>,
     pub(super) hub: Arc<Hub>,

@@ -21,18 +21,18 @@ use crate::{
     policy::{Candidates, PickContext, Policy, mixed},
 };
 
-/// What a balance, its clones, its requests and its driver share. Requests read `current`; only the driver writes it.
+/// State that a balance, its clones, its requests and its driver share. Requests read `current`; only the driver writes it.
 pub(super) struct Shared<S, T, P, C> {
     pub(super) current: ArcSwap<Published<S, T>>,
-    /// Apart from the rest, because a table may be built by another thread.
+    /// Separate, because a table may be built by another thread.
     pub(super) policy: Arc<P>,
     pub(super) classify: C,
     pub(super) limits: Limits,
     pub(super) hub: Arc<Hub>,
-    /// The driver is gone. Beside `current`, because it is asked before each request.
+    /// The driver is gone. Beside `current`, because it is read before each request.
     pub(super) is_stopped: AtomicBool,
     pub(super) generations: watch::Sender<Option<Generation>>,
-    /// All endpoints, in the order of their ids. The driver's; snapshots take a copy, which costs two counters.
+    /// All endpoints, in order of their ids. Written by the driver; snapshots take a copy, which costs two reference counts.
     pub(super) slots: Mutex<Slots<S>>,
 }
 
@@ -46,13 +46,13 @@ pub(super) struct Limits {
     pub(super) max_in_flight: u32,
 }
 
-/// What requests pick from. Immutable; another one takes its place when anything changes.
+/// What requests pick from. Immutable; replaced on every change.
 pub(super) struct Published<S, T> {
     pub(super) life: Life,
     pub(super) degraded: bool,
     pub(super) panics: bool,
     pub(super) counts: Counts,
-    /// Those with something to pick from, the most wanted first. So an endpoint that is not ready costs a pick nothing.
+    /// The tiers that can be picked from, most preferred first. An endpoint that is not ready costs a pick nothing.
     pub(super) shares: Box<[Share<S, T>]>,
 }
 
@@ -60,16 +60,16 @@ pub(super) struct Published<S, T> {
 pub(super) enum Life {
     /// The source has not answered yet.
     Pending,
-    /// As of this generation.
+    /// Of this generation.
     Known(Generation),
     /// The driver is gone.
     Stopped,
 }
 
-/// Why there is nothing to pick.
+/// Why no endpoint can be picked.
 #[derive(Debug)]
 pub(super) enum Nothing {
-    /// Something may become ready.
+    /// An endpoint may become ready.
     Yet,
     /// The set is known to be empty.
     Empty,
@@ -77,7 +77,7 @@ pub(super) enum Nothing {
     Stopped,
 }
 
-/// An endpoint that said it was ready.
+/// An endpoint that was ready when it was polled.
 pub(super) struct Chosen<S> {
     pub(super) service: S,
     pub(super) guard: InFlight,
@@ -95,7 +95,7 @@ impl<S, T, P, C> Shared<S, T, P, C> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an endpoint out of the picks and gives it to the driver to watch.
+    /// Makes an endpoint ineligible and gives it to the driver to watch.
     pub(super) fn set_aside(&self, stats: &Arc<Stats>, is_finished: bool) {
         if stats.be_unready() {
             let look = if is_finished {
@@ -107,12 +107,12 @@ impl<S, T, P, C> Shared<S, T, P, C> {
         }
     }
 
-    /// Picks an endpoint that is ready right now, and marks the request for it.
+    /// Picks an endpoint that is ready now, and takes an in-flight slot for the request.
     ///
-    /// One snapshot serves the whole pick, and the service is taken from the place that was picked, so no index can go
+    /// The whole pick uses one snapshot, and the service is taken from the entry that was picked, so no index can become
     /// stale in between.
     ///
-    /// `freed` is an endpoint that is known to have room for it.
+    /// `freed` is an endpoint that is known to have capacity.
     pub(super) fn choose<Req>(
         &self,
         request: &mut Req,
@@ -149,7 +149,7 @@ impl<S, T, P, C> Shared<S, T, P, C> {
 }
 
 impl<S, T, P, C> Drop for Shared<S, T, P, C> {
-    /// The last handle and the last request are gone: that ends the driver.
+    /// The last handle and the last request are gone, which ends the driver.
     fn drop(&mut self) {
         self.hub.look(Look::Gone);
     }
@@ -190,7 +190,7 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
         None
     }
 
-    /// Where a place is free while all others are taken, there is nothing to pick.
+    /// Tries the endpoint that has free capacity, without asking the policy.
     #[cold]
     fn try_freed<Req>(&self, freed: &Arc<Stats>, request: &mut Req) -> Option<Chosen<S>>
     where
@@ -207,7 +207,8 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
         self.ask(slot, panics, request)
     }
 
-    /// Few are left, and the driver has not caught up yet: one after the other, a flag each; then in the other tiers.
+    /// Few endpoints are ready, and the driver has not caught up yet: tries them in order, one flag each; then the other
+    /// tiers.
     #[cold]
     fn try_elsewhere<Req>(&self, first: usize, request: &mut Req) -> Option<Chosen<S>>
     where
@@ -217,8 +218,7 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
     {
         let shares = &self.published.shares;
         let tiers = std::iter::once(first).chain((0..shares.len()).filter(|tier| *tier != first));
-        // While requests wait, those that come look at no endpoint. Where none may wait, each would look at all that are
-        // full.
+        // While requests wait, new ones try no endpoint. If none may wait, each request would try all full endpoints.
         let mut looks = if self.shared.limits.max_waiting == 0 {
             LOOKS
         } else {
@@ -245,7 +245,7 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
         None
     }
 
-    /// Asks one endpoint, once. If it is not ready, the driver watches it from now on, and nobody else asks.
+    /// Polls one endpoint once. If it is not ready, the driver watches it from now on, and other requests do not poll it.
     #[inline]
     fn ask<Req>(&self, slot: &Slot<S>, panics: bool, request: &mut Req) -> Option<Chosen<S>>
     where
@@ -263,7 +263,7 @@ impl<S, T, P, C> Picks<'_, S, T, P, C> {
         };
         let guard = InFlight::begin(&slot.stats, began)?;
         let mut service = slot.service.clone();
-        // Nobody waits here: the driver's own clone is the one that gets woken.
+        // The waker is not used: the driver registers the one of its clone.
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => {
                 self.shared.classify.stamp(request, slot.epoch.as_deref());
@@ -286,8 +286,8 @@ fn is_eligible<S>(slot: &Slot<S>, panics: bool) -> bool {
     (slot.stats.is_usable() || panics && slot.stats.is_ready()) && !slot.is_withdrawn()
 }
 
-/// Where a key is among the tiers: spread, for it may be a small number, and in another way than policies do, so that what a
-/// tier gets is no stretch of its ring.
+/// Maps a key to a position among the tiers. It is hashed, because it may be a small number, and in another way than in the
+/// policies, so that a tier does not get a contiguous part of its ring.
 fn tier_of(key: u64) -> u32 {
     (mixed(!key) >> 32) as u32
 }
@@ -317,7 +317,7 @@ impl<S, T> Published<S, T> {
         }
     }
 
-    /// The tier for this request. One that is tied to an endpoint is tied to its tier as well.
+    /// The tier for this request. A request with a key always gets the same tier.
     fn first(&self, context: &PickContext) -> Option<usize> {
         match &*self.shares {
             [] => None,
@@ -351,11 +351,11 @@ impl<S> Named for Arc<Slot<S>> {
     }
 }
 
-/// How often the policy is asked before the rest is tried in order.
+/// How often the policy is called before the remaining candidates are tried in order.
 const PICKS: usize = 3;
 
-/// The same where it picks among those that are not ready, too.
+/// The same for policies whose candidates include endpoints that are not ready.
 const KEYED_PICKS: usize = 8;
 
-/// How many endpoints a request tries besides, where it must not wait.
+/// How many further endpoints a request tries if it must not wait.
 const LOOKS: usize = 128;

@@ -6,8 +6,8 @@ use crate::{
     policy::{Candidates, Estimate, PickContext},
 };
 
-/// The endpoints to pick from, without gaps, in pieces that what is published shares with what comes next. A change
-/// copies a piece or two and the list of pieces: for 10 000 endpoints some 220 pointers.
+/// The candidates, without gaps, in pieces that successive published versions share. A change copies one or two pieces and
+/// the list of pieces: some 220 pointers with 10 000 endpoints.
 #[derive(Debug)]
 pub(super) struct Shelf<S> {
     pieces: Vec<Arc<Piece<S>>>,
@@ -16,7 +16,7 @@ pub(super) struct Shelf<S> {
 
 type Piece<S> = [Option<Arc<Slot<S>>>; PIECE];
 
-/// A shelf as it is published.
+/// A published version of a [`Shelf`].
 #[derive(Debug)]
 pub(super) struct Shown<S> {
     pieces: Box<[Arc<Piece<S>>]>,
@@ -35,7 +35,7 @@ impl<S> Shelf<S> {
         }
     }
 
-    /// Returns where it is.
+    /// Returns its position.
     pub(super) fn push(&mut self, slot: Arc<Slot<S>>) -> usize {
         let index = self.count;
         if index == self.pieces.len() * PIECE {
@@ -50,7 +50,7 @@ impl<S> Shelf<S> {
         *self.at(index) = Some(slot);
     }
 
-    /// Takes one out, and puts the last in its place, which is returned unless it was the last itself.
+    /// Removes an entry and moves the last one to its position. Returns that one, unless the last one was removed.
     pub(super) fn remove(&mut self, index: usize) -> Option<Arc<Slot<S>>> {
         self.count -= 1;
         let last = self.at(self.count).take();
@@ -89,7 +89,7 @@ impl<S> Shown<S> {
 }
 
 impl<S> Shown<S> {
-    /// Puts another description of an endpoint in the place of this one. Returns whether it is here; costs a walk.
+    /// Replaces the description of an endpoint. Returns whether it was found; costs a walk.
     pub(super) fn replace(&mut self, after: &Arc<Slot<S>>) -> bool {
         let is_same = |slot: &Option<Arc<Slot<S>>>| {
             slot.as_ref()
@@ -156,5 +156,5 @@ impl<S> Candidates for Shown<S> {
     }
 }
 
-/// The root of 4 096: for as many, a piece is as long as the list of pieces.
+/// The root of 4 096: with that number of entries a piece is as long as the list of pieces.
 const PIECE: usize = 64;

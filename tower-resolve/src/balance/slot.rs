@@ -21,24 +21,25 @@ use crate::{
     sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64},
 };
 
-/// One endpoint's place in a published set: what is known of it, what it did, and its service.
+/// One endpoint of a published set: its description, its statistics, and its service.
 #[derive(Debug)]
 pub(super) struct Slot<S> {
     pub(super) endpoint: Arc<Endpoint>,
-    /// Boxed, because most have none.
+    /// Boxed, because most endpoints have none.
     pub(super) epoch: Option<Box<HeaderValue>>,
     pub(super) stats: Arc<Stats>,
     pub(super) service: S,
     /// The handle that its service was given.
     pub(super) budget: EjectionBudget,
-    /// The endpoint may no longer serve, as its phase changed. A view whose table is still being built may contain it.
+    /// The endpoint may no longer serve, because its phase changed. A view whose table is still being built may contain it.
     withdrawn: AtomicBool,
 }
 
-/// What one instance did so far. Outlives changes of weight or phase, and rebuilt services.
+/// Statistics of one instance. They outlive changes of weight or phase, and new services.
 ///
-/// In this order: what each request writes comes first, beside the reference count that it writes too, and then what picks
-/// read. So a request fetches one cache line of an endpoint from the processor that had it last, and seldom two.
+/// The order of fields matters: first what each request writes, beside the reference count that it writes too, then what
+/// picks read. So a request usually fetches one cache line of an endpoint from the processor that used it last, and rarely
+/// two.
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Stats {
@@ -50,66 +51,66 @@ pub(super) struct Stats {
     ///   │ term           │       │ struck │ failing │ retired │ held │ out │ ready │
     ///   └────────────────┴───────┴────────┴─────────┴─────────┴──────┴─────┴───────┘
     /// ```
-    /// A term lasts from one ejection to the next: what began in another one says nothing about this. *Held*, *failing* and
-    /// *struck* say that the driver knows, or that its [`Look`] is on its way.
+    /// A term lasts from one ejection to the next: the outcome of a request that began in another term is not counted.
+    /// *Held*, *failing* and *struck* mean that the driver knows of it, or that its [`Look`] is on its way.
     state: AtomicU32,
     weight: AtomicU32,
-    /// The share of failures lately, of 1 024.
+    /// The recent share of failures, of 1 024.
     failing: AtomicU16,
-    /// The part of its weight that it has come to in its slow start, of 255; 0 before that.
+    /// The part of the weight that it has reached in slow start, of 255; 0 before that.
     warmth: AtomicU8,
     latency: PeakLatency,
     failures: AtomicU64,
     returned: AtomicU32,
-    /// Ended without a verdict: given up by whoever asked, or refused by ourselves.
+    /// Ended without a verdict: abandoned by the caller, or rejected locally.
     unjudged: AtomicU32,
-    /// As it was first described: for its name, which stays.
+    /// As it was first described: for its id, which does not change.
     endpoint: Arc<Endpoint>,
     hub: Arc<Hub>,
-    /// The driver's: where it is among those to pick from, see [`Tiers`](super::tier::Tiers).
+    /// Used by the driver: its position among the candidates, see [`Tiers`](super::tier::Tiers).
     pub(super) place: AtomicU32,
-    /// The driver's too: whether its tier counts it among those that are out.
+    /// Used by the driver: whether its tier counts it as out.
     pub(super) counts_as_out: AtomicBool,
-    /// Failures in a row.
+    /// Consecutive failures.
     streak: AtomicU16,
 }
 
-/// What all endpoints of a balance share, whatever their services are.
+/// State that all endpoints of a balance share, independent of the type of their services.
 #[derive(Debug)]
 pub(super) struct Hub {
     pub(super) queue: Queue,
     looks: mpsc::UnboundedSender<Look>,
-    /// Of all endpoints, where the policy wants to know.
+    /// The requests in flight of all endpoints, if the policy needs the total.
     total: Option<Sum>,
     max_in_flight: u32,
-    /// Failures in a row that the driver wants to know of; 0 for none.
+    /// The number of consecutive failures that is reported to the driver; 0 for none.
     strikes: u16,
     start: Instant,
 }
 
-/// Asks the driver to look at something. At most one of each kind is on its way for an endpoint.
+/// An event for the driver. At most one of each kind is queued for an endpoint.
 #[derive(Debug)]
 pub(super) enum Look {
-    /// It was found not ready.
+    /// The endpoint was found not ready.
     Pending(Arc<Stats>),
-    /// Its service is finished and must be made anew.
+    /// Its service is finished and must be created again.
     Finished(Arc<Stats>),
-    /// It began to fail now and then.
+    /// It had its first recent failure.
     Failing(Arc<Stats>),
-    /// It said when to come back.
+    /// It sent `Retry-After`.
     Asked(Arc<Stats>, Duration),
-    /// It failed so many times in a row, in this term.
+    /// It reached the number of consecutive failures, in this term.
     Struck(Arc<Stats>, u32),
-    /// A request waits for an endpoint, and nothing watches the [`Queue`] yet.
+    /// A request waits for an endpoint, and the driver does not run timers for the [`Queue`] yet.
     Waiting,
     /// The last handle is gone.
     Gone,
 }
 
-/// One request's place among those in flight to an endpoint, given up by being dropped.
+/// The in-flight slot of one request at an endpoint. Dropping it frees the slot.
 ///
-/// Rides in the response body where the balance was built with [`http`](super::BalanceBuilder::http). It is told how the
-/// request ended, which is what failing endpoints are known by.
+/// It is held by the response body if the balance was built with [`http`](super::BalanceBuilder::http). It records the
+/// outcome of the request, by which failing endpoints are recognized.
 #[derive(Debug)]
 pub struct InFlight {
     stats: Arc<Stats>,
@@ -143,7 +144,7 @@ impl<S> Slot<S> {
         }
     }
 
-    /// No request picks it from now on, not even from a view that was published before.
+    /// No request picks it from now on, even from a view that was published before.
     pub(super) fn withdraw(&self) {
         self.withdrawn.store(true, Release);
     }
@@ -189,17 +190,17 @@ impl Stats {
         self.state.fetch_or(READY, AcqRel);
     }
 
-    /// Returns whether it was ready until now: of many who notice, one is the first.
+    /// Returns whether it was ready until now: of several concurrent calls, one returns `true`.
     pub(super) fn be_unready(&self) -> bool {
         self.state.fetch_and(!READY, AcqRel) & READY != 0
     }
 
-    /// Ready, and nothing is said against its health.
+    /// Ready and healthy.
     pub(super) fn is_usable(&self) -> bool {
         self.state.load(Acquire) & (READY | OUT) == READY
     }
 
-    /// Not to be used, or to be used again. Begins a new term when it comes back.
+    /// Takes it out, or back in. Coming back begins a new term.
     pub(super) fn be_out(&self, is_out: bool) {
         if is_out {
             self.state.fetch_or(OUT, AcqRel);
@@ -215,7 +216,7 @@ impl Stats {
         self.state.load(Acquire) & OUT != 0
     }
 
-    /// It was removed: nobody picks it any more.
+    /// It was removed: it is not picked any more.
     pub(super) fn retire(&self) {
         self.state.fetch_and(!READY, AcqRel);
         self.state.fetch_or(RETIRED, AcqRel);
@@ -237,12 +238,12 @@ impl Stats {
         self.picks.load(Relaxed)
     }
 
-    /// How many went wrong, those handed back among them.
+    /// The number of failed requests, including those returned unsent.
     pub(super) fn failures(&self) -> u64 {
         self.failures.load(Relaxed) + u64::from(self.returned.load(Relaxed))
     }
 
-    /// How many were judged, and how many of those went wrong.
+    /// The number of requests with a verdict, and of failures among them.
     pub(super) fn ended(&self) -> (u64, u64) {
         let failures = self.failures.load(Relaxed);
         let others = [&self.in_flight, &self.returned, &self.unjudged]
@@ -265,8 +266,8 @@ impl Stats {
         &self.hub
     }
 
-    /// `1 / (1 - f)²` for its failures, rounded down: an endpoint that fails fast looks idle, and would draw all traffic;
-    /// one that failed once or twice does not.
+    /// `1 / (1 - f)²` for its failures, rounded down: an endpoint that fails fast looks idle and would attract the traffic.
+    /// After one or two failures the factor is still 1.
     pub(super) fn penalty(&self) -> u32 {
         match u32::from(self.failing.load(Relaxed)) {
             0 => 1,
@@ -274,7 +275,7 @@ impl Stats {
         }
     }
 
-    /// The part of its weight that counts.
+    /// The part of its weight that is in use.
     pub(super) fn warmth(&self) -> f32 {
         match self.warmth.load(Relaxed) {
             WARM => 1.0,
@@ -287,7 +288,7 @@ impl Stats {
         self.warmth.load(Relaxed) == TO_COME
     }
 
-    /// Whether it is in its slow start.
+    /// Whether it is in slow start.
     pub(super) fn is_warming(&self) -> bool {
         !matches!(self.warmth.load(Relaxed), TO_COME | WARM)
     }
@@ -296,9 +297,9 @@ impl Stats {
         self.warmth.store(warmth, Relaxed);
     }
 
-    /// Forgets a part of the failures, as time does. Returns whether the driver has to come back to it.
+    /// Decays the failures. Returns whether the driver has to call it again.
     pub(super) fn forgive(&self) -> bool {
-        // First, so that a failure from here on is told anew.
+        // First, so that a failure from here on is reported again.
         self.unmark(FAILING);
         let update = |failing: u16| Some(failing - failing.div_ceil(8));
         let before = self
@@ -308,20 +309,20 @@ impl Stats {
         before > before.div_ceil(8) && self.mark(FAILING)
     }
 
-    /// It is no longer held to what it asked for.
+    /// Its `Retry-After` has expired.
     pub(super) fn release(&self) {
         self.unmark(HELD);
     }
 
-    /// The driver heard of the failures in a row: as many again are told anew, for it may have to keep the endpoint now and
-    /// not the next time.
+    /// The driver has handled the consecutive failures: the next ones are reported again after the same number, because the
+    /// driver may have been unable to eject the endpoint now, and may be able to then.
     pub(super) fn heard_strike(&self) {
-        // Unmarked first: what fails in between is told, and not merely counted.
+        // Clears the flag first, so that a concurrent failure is reported and not only counted.
         self.unmark(STRUCK);
         self.streak.store(0, Relaxed);
     }
 
-    /// Returns whether it was not marked until now: of many who say the same, one is the first.
+    /// Returns whether the flag was not set until now: of several concurrent calls, one returns `true`.
     fn mark(&self, mark: u32) -> bool {
         self.state.fetch_or(mark, AcqRel) & mark == 0
     }
@@ -363,14 +364,14 @@ impl Stats {
         }
     }
 
-    /// What is failing is forgiven in time, which is the driver's business.
+    /// The driver decays the failures over time.
     fn tell_failing(self: &Arc<Self>) {
         if self.mark(FAILING) {
             self.hub.look(Look::Failing(self.clone()));
         }
     }
 
-    /// It said when to come back: until then it is as dear as one that always fails.
+    /// The endpoint sent `Retry-After`; until it expires, its cost is that of an endpoint that always fails.
     fn asked(self: &Arc<Self>, after: Duration) {
         self.failing.store(MOST_FAILING, Relaxed);
         if self.mark(HELD) {
@@ -402,7 +403,7 @@ impl Hub {
     }
 
     pub(super) fn look(&self, look: Look) {
-        // A driver that is gone has told so already.
+        // Without a driver the balance is stopped already.
         let _ = self.looks.send(look);
     }
 
@@ -410,7 +411,7 @@ impl Hub {
         self.total.as_ref().map_or(0, Sum::get)
     }
 
-    /// Nanoseconds since the balance was made.
+    /// Nanoseconds since the balance was created.
     pub(super) fn nanos(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
@@ -419,9 +420,9 @@ impl Hub {
 // === impl InFlight ===
 
 impl InFlight {
-    /// `None`: it has as many as it may. `began` counts until there is an answer.
+    /// `None`: the endpoint is full. `began` is the start of the latency measurement.
     pub(super) fn begin(stats: &Arc<Stats>, began: u64) -> Option<Self> {
-        // The guard first: what is over the limit is given back by it.
+        // Creates the guard first: it releases the slot if the limit is exceeded.
         let before = stats.in_flight.fetch_add(1, Relaxed);
         if before >= stats.hub.max_in_flight {
             give_back(stats);
@@ -443,8 +444,8 @@ impl InFlight {
         &self.stats
     }
 
-    /// Takes the time to the head of a response, or to a failure, which says nothing about how fast an answer is. A
-    /// rejection of our own says nothing at all.
+    /// Records the time to a response head or to a failure. The time to a failure is no measure of the latency, and a local
+    /// rejection is not recorded at all.
     pub(super) fn took(&mut self, verdict: Verdict) {
         let began = std::mem::replace(&mut self.began, UNTIMED);
         if began == UNTIMED {
@@ -465,13 +466,13 @@ impl InFlight {
         self.stats.picks.fetch_sub(1, Relaxed);
     }
 
-    /// The request came back unsent: nobody's failure.
+    /// The request came back unsent, which is not a failure.
     pub(super) fn handed_back(mut self) {
         (self.is_judged, self.began) = (true, UNTIMED);
         self.stats.returned.fetch_add(1, Relaxed);
     }
 
-    /// Whoever asked gave up before the answer: it takes at least so long.
+    /// The caller abandoned the request before the response: the latency is at least the elapsed time.
     #[cold]
     fn gave_up(&self) {
         let now = self.stats.hub.nanos();
@@ -511,7 +512,8 @@ impl Drop for InFlight {
     }
 }
 
-/// Whatever makes room gives a waiting request a turn; also a request that was too many, for it may have hidden the room.
+/// A released slot gives a waiting request a turn. The same for a request above the limit, because a concurrent request may
+/// have seen the endpoint as full because of it.
 fn give_back(stats: &Arc<Stats>) {
     let hub = &stats.hub;
     let before = stats.in_flight.fetch_sub(1, AcqRel);
@@ -528,18 +530,18 @@ const FAILING: u32 = 1 << 4;
 const STRUCK: u32 = 1 << 5;
 const TERM: u32 = 1 << 8;
 
-/// Answered, or nobody wants to know how long that takes.
+/// The response head has arrived, or the policy does not use latencies.
 pub(super) const UNTIMED: u64 = u64::MAX;
 
-/// As dear as 16 384 requests in flight.
+/// The cost of 16 384 requests in flight.
 const MOST_FAILING: u16 = 1016;
 
 pub(super) const WARM: u8 = u8::MAX;
 
-/// Its slow start begins when it is eligible first.
+/// Its slow start begins when it is eligible for the first time.
 pub(super) const TO_COME: u8 = 0;
 
-/// A tenth of the weight: what a new endpoint begins with.
+/// A tenth of the weight, at which a new endpoint starts.
 pub(super) const COLD: u8 = WARM / 10;
 
 #[cfg(all(test, loom))]
@@ -574,7 +576,7 @@ mod loom {
         Some(ticket)
     }
 
-    /// There is room, so of those that wait one has a turn, and then the next.
+    /// One of the waiting requests has a turn, and then the next.
     fn all_get_their_turn(stats: &Arc<Stats>, tickets: impl IntoIterator<Item = Option<Ticket>>) {
         let cx = Context::from_waker(Waker::noop());
         assert_eq!(stats.in_flight(), 0);
@@ -595,7 +597,7 @@ mod loom {
     }
 
     #[test]
-    fn a_request_that_finds_an_endpoint_full_hears_of_the_room() {
+    fn a_request_that_finds_an_endpoint_full_is_woken_by_free_capacity() {
         ::loom::model(|| {
             let (stats, _looks) = stats(1);
             let guard = InFlight::begin(&stats, UNTIMED);
@@ -607,7 +609,7 @@ mod loom {
     }
 
     #[test]
-    fn requests_that_hide_the_room_from_each_other_hear_of_it() {
+    fn requests_that_take_the_last_slot_from_each_other_are_woken() {
         let mut builder = ::loom::model::Builder::new();
         builder.preemption_bound = Some(3);
         builder.check(|| {
@@ -625,7 +627,7 @@ mod loom {
     }
 
     #[test]
-    fn a_turn_of_a_request_that_goes_away_is_the_next_ones() {
+    fn the_turn_of_a_dropped_request_goes_to_the_next() {
         let mut builder = ::loom::model::Builder::new();
         builder.preemption_bound = Some(3);
         builder.check(|| {
@@ -640,7 +642,7 @@ mod loom {
     }
 
     #[test]
-    fn the_driver_hears_once_that_an_endpoint_began_to_fail_and_once_that_it_struck_out() {
+    fn the_first_failure_and_the_limit_of_consecutive_failures_are_each_reported_once() {
         ::loom::model(|| {
             let (stats, mut looks) = stats(u32::MAX);
             let guards = [
@@ -660,7 +662,7 @@ mod loom {
     }
 
     #[test]
-    fn a_failure_while_earlier_ones_are_forgiven_is_forgiven_in_its_turn() {
+    fn a_failure_during_the_decay_of_earlier_ones_decays_later() {
         ::loom::model(|| {
             let (stats, mut looks) = stats(u32::MAX);
             let guards = [
@@ -679,7 +681,7 @@ mod loom {
     }
 
     #[test]
-    fn one_of_many_who_find_it_not_ready_is_the_first() {
+    fn exactly_one_of_concurrent_requests_marks_an_endpoint_not_ready() {
         ::loom::model(|| {
             let (stats, _looks) = stats(u32::MAX);
             stats.be_ready();

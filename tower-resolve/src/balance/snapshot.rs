@@ -3,19 +3,19 @@ use std::{sync::Arc, time::Duration};
 use super::shared::Shared;
 use crate::{Endpoint, Generation, policy::Estimate};
 
-/// A [`Balance`](super::Balance) at one moment.
+/// The state of a [`Balance`](super::Balance) at one moment.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BalanceSnapshot {
-    /// The generation in use; `None` before the source's first answer.
+    /// The generation in use; `None` before the first answer of the source.
     pub generation: Option<Generation>,
-    /// Whether the source is in trouble and the last set stays in use.
+    /// Whether the source is degraded, so that the last set stays in use.
     pub degraded: bool,
-    /// Whether so many endpoints of a priority and zone are thought ill that it is not believed there.
+    /// Whether a priority and zone is in panic, which means that health is ignored there.
     pub panics: bool,
-    /// How many requests wait for an endpoint.
+    /// The number of requests that wait for an endpoint.
     pub waiting: usize,
-    /// All endpoints, in the order of their ids.
+    /// All endpoints, in order of their ids.
     pub endpoints: Vec<EndpointSnapshot>,
 }
 
@@ -23,23 +23,23 @@ pub struct BalanceSnapshot {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EndpointSnapshot {
-    /// What its source tells of it.
+    /// Its description by the source.
     pub endpoint: Arc<Endpoint>,
-    /// Whether its service said it was ready when it was asked last.
+    /// Whether its service was ready when it was last polled.
     pub ready: bool,
-    /// Whether its health speaks against it: ejected, out for its circuit, or failing its checks.
+    /// Whether it is unhealthy: ejected, out because of its circuit, or failing its health checks.
     pub ejected: bool,
-    /// How many requests it has just now.
+    /// The number of requests in flight.
     pub in_flight: u32,
-    /// How many requests it was given.
+    /// The number of requests that it was given.
     pub picks: u64,
-    /// How many of those ended in an error, were handed back unsent, or broke off in the body; also answers that asked for
-    /// less (`429`).
+    /// The number of those that ended in an error, were returned unsent, or failed in the body; and of responses that asked
+    /// for less traffic (`429`).
     pub failures: u64,
-    /// Its latency as [`PeakEwma`](crate::policy::PeakEwma) sees it; `None` before the first answer, and with another
-    /// policy.
+    /// The latency that [`PeakEwma`](crate::policy::PeakEwma) uses; `None` before the first response, and under other
+    /// policies.
     pub latency: Option<Duration>,
-    /// How far it has come in its slow start, of 1.
+    /// The progress of its slow start, at most 1.
     pub warmth: f32,
 }
 
@@ -71,7 +71,7 @@ impl BalanceSnapshot {
         }
     }
 
-    /// How many endpoints are ready.
+    /// The number of ready endpoints.
     #[must_use]
     pub fn ready(&self) -> usize {
         self.endpoints

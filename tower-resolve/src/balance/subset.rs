@@ -6,14 +6,14 @@ use std::{
 
 use crate::{Endpoint, EndpointId, Phase, Topology, diff::Change, policy::key};
 
-/// Uses only some of the endpoints: a part of its own for each client, so that many clients of many endpoints do not keep
-/// a connection each to each.
+/// Uses only a part of the endpoints, another one for each client, so that many clients of many endpoints do not keep a
+/// connection to each.
 ///
-/// Each [priority](Endpoint::priority) has a part of its own, and so have the [own zone](super::BalanceBuilder::zone) and
-/// the others; so a client always has endpoints that are preferred, and some to fail over to. The part is chosen by
-/// rendezvous hashing (highest random weight): an endpoint that comes or goes changes the parts of only as many clients
-/// as have it or get it, and by one endpoint. Parts overlap at random, so endpoints are used by more or fewer clients by
-/// about the root of the mean (gRFC A68 says the same of its own).
+/// Each [priority](Endpoint::priority) has a separate part, and within it the [own zone](super::BalanceBuilder::zone) and
+/// the other zones; so a client always has preferred endpoints, and some to fail over to. The part is chosen by rendezvous
+/// hashing (highest random weight): when an endpoint is added or removed, only the parts that contain it change, by one
+/// endpoint. Parts overlap at random, so the number of clients of an endpoint varies by about the root of its mean (as in
+/// gRFC A68).
 #[derive(Clone, Debug)]
 pub struct Subset {
     client: u64,
@@ -25,7 +25,7 @@ pub struct Subset {
 pub(super) struct Part {
     subset: Subset,
     zone: Option<Arc<str>>,
-    /// By priority and whether it is another zone; the most wanted last.
+    /// By priority and whether it is another zone; the most preferred last.
     tiers: BTreeMap<(u16, bool), BTreeSet<(u64, EndpointId)>>,
     chosen: BTreeMap<EndpointId, Arc<Endpoint>>,
 }
@@ -33,8 +33,8 @@ pub(super) struct Part {
 // === impl Subset ===
 
 impl Subset {
-    /// The part of the client of this name, which should be its own and stay: a host name, an instance id. 20 endpoints of
-    /// each priority and zone, and all of them while there are fewer than 40.
+    /// The part for the client of this name, which should be unique and stable: a host name, an instance id. 20 endpoints of
+    /// each priority and zone, or all of them if there are fewer than 40.
     #[must_use]
     pub fn new(client: &str) -> Self {
         Self {
@@ -43,8 +43,8 @@ impl Subset {
         }
     }
 
-    /// How many endpoints of each priority, in the own zone and in others. Default: 20. With fewer than twice as many there
-    /// is no point, and all are used.
+    /// The number of endpoints of each priority, in the own zone and in other zones. Default: 20. If there are fewer than
+    /// twice that number, all are used.
     #[must_use]
     pub fn size(self, endpoints: NonZeroUsize) -> Self {
         Self {
@@ -75,7 +75,7 @@ impl Part {
         }
     }
 
-    /// What a change of all endpoints means for the part. Costs the size of the part, and of the change.
+    /// Translates a change of all endpoints into a change of the part. Costs the size of the part, and of the change.
     pub(super) fn change(&mut self, change: Change, all: &Topology) -> Change {
         for endpoint in change
             .removed
@@ -122,7 +122,7 @@ impl Part {
                     .push((std::mem::replace(known, after.clone()), after));
             }
         }
-        // What is leaving by itself stays until it has left.
+        // A draining endpoint stays until it is removed.
         self.chosen.retain(|id, endpoint| {
             let stays = wanted.contains(id)
                 || all
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn few_are_used_all_and_of_many_a_part() {
+    fn few_endpoints_are_all_used_and_of_many_only_a_part() {
         let mut rig = Rig::new("me");
         rig.set((0..9).map(endpoint));
         assert_eq!(rig.own.len(), 9);
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn each_priority_and_the_own_zone_have_a_part_of_their_own() {
+    fn each_priority_and_the_own_zone_have_separate_parts() {
         let placed = |id: usize| {
             let (priority, zone) = (u16::from(id >= 100), ["here", "there"][id / 50 % 2]);
             endpoint(id).with_priority(priority).with_zone(zone)
@@ -227,7 +227,7 @@ mod tests {
                 parts[id[1..].parse::<usize>().unwrap() / 50] += 1;
             }
             assert_eq!(parts, [5; 4]);
-            // One that goes over to another tier makes room in its own.
+            // An endpoint that moves to another tier is replaced in the old one.
             let first: usize = rig.own.first().unwrap()[1..].parse().unwrap();
             let moved = |id| placed(id).with_priority(u16::from(id >= 100 || id == first));
             rig.set((0..200).map(moved));
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_comes_or_goes_changes_a_part_by_one_at_most() {
+    fn adding_or_removing_an_endpoint_changes_a_part_by_at_most_one() {
         let mut rig = Rig::new("me");
         rig.set((0..100).map(endpoint));
         for gone in 0..80 {
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_have_parts_of_their_own_and_the_same_each_time() {
+    fn clients_have_different_parts_that_are_stable() {
         let own = |client: &str| {
             let mut rig = Rig::new(client);
             rig.set((0..100).map(endpoint));
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_drains_makes_room_and_stays_until_it_is_gone() {
+    fn a_draining_endpoint_is_replaced_and_stays_until_it_is_removed() {
         let mut rig = Rig::new("me");
         rig.set((0..100).map(endpoint));
         let first: usize = rig.own.first().unwrap()[1..].parse().unwrap();

@@ -15,12 +15,12 @@ use super::{
 };
 use crate::{Endpoint, Phase, error::Counts, policy::Policy};
 
-/// The endpoints by how much they are wanted: the ready before the draining, a low priority before a high one, the own
-/// zone before others.
+/// The endpoints in order of preference: ready before draining, a low priority before a high one, the own zone before other
+/// zones.
 ///
-/// An endpoint is *known* to its tier as long as it is in that phase, *usable* while it is ready and well, *eligible* while
-/// it is usable, or ready in a tier that panics, and on its shelf while it may be picked: as long as it is eligible, or where
-/// the policy keeps those that are not, known.
+/// An endpoint is *known* to its tier as long as it is in that phase, *usable* while it is ready and healthy, *eligible*
+/// while it is usable, or ready in a tier in panic, and on its shelf while it may be picked: as long as it is eligible, or
+/// known if the policy keeps candidates that are not ready.
 #[derive(Debug)]
 pub(super) struct Tiers<S, T> {
     zone: Option<Arc<str>>,
@@ -28,7 +28,7 @@ pub(super) struct Tiers<S, T> {
     tiers: BTreeMap<Rank, Box<Tier<S, T>>>,
     /// Of the endpoints in any phase.
     levels: BTreeMap<Level, Budgeted>,
-    /// The share of each level that may be out for what it answered.
+    /// The share of each level that may be out because of its responses.
     max_ejected: u8,
     counts: Counts,
     builds: Builds<Rank, T>,
@@ -40,7 +40,7 @@ struct Rank {
     level: Level,
 }
 
-/// A priority and a zone: the endpoints that stand in for each other before others do.
+/// A priority and a zone: endpoints that replace each other before those of another level do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Level {
     pub(super) priority: u16,
@@ -57,27 +57,27 @@ struct Budgeted {
 #[derive(Debug)]
 struct Tier<S, T> {
     shelf: Shelf<S>,
-    /// How many of each weight are on the shelf.
+    /// The number of entries of each weight on the shelf.
     weights: BTreeMap<u32, usize>,
     total_weight: u64,
     known: usize,
     usable: usize,
     eligible: usize,
-    /// Out for their health, of those known.
+    /// The known endpoints that are out because of their health.
     out: usize,
     panic: Option<Panic>,
     views: Views<S, T>,
 }
 
-/// A tier's health is not believed.
+/// Health is ignored in this tier.
 #[derive(Clone, Copy, Debug)]
 struct Panic {
     since: Instant,
-    /// It would be, if the panic had not just begun.
+    /// Health would be used again, but the panic has not reached its minimum duration.
     is_over: bool,
 }
 
-/// A tier where it changed whether health is believed.
+/// A tier that entered or left panic.
 #[derive(Debug)]
 pub(super) struct Weighed {
     pub(super) level: Level,
@@ -86,11 +86,11 @@ pub(super) struct Weighed {
     pub(super) known: usize,
 }
 
-/// A tier's part of the requests: those whose number is below this, and not below the one before's.
+/// The share of the requests of a tier: those with a number below this, and not below that of the tier before.
 #[derive(Debug)]
 pub(super) struct Share<S, T> {
     pub(super) below: u32,
-    /// Its health is not believed.
+    /// Health is ignored in this tier.
     pub(super) panics: bool,
     pub(super) view: Arc<View<S, T>>,
 }
@@ -122,7 +122,7 @@ impl<S, T> Tiers<S, T> {
         self.tiers.values().any(|tier| tier.panic.is_some())
     }
 
-    /// The handle of one endpoint on the budget of its level.
+    /// The handle of an endpoint on the budget of its level.
     pub(super) fn budget(&mut self, endpoint: &Endpoint) -> EjectionBudget {
         let (level, max_ejected) = (self.level(endpoint), self.max_ejected);
         let budgeted = self.levels.entry(level);
@@ -173,7 +173,7 @@ impl<S, T> Tiers<S, T> {
         }
     }
 
-    /// Puts it where it belongs now: the cost of one change. Returns whether it may be picked.
+    /// Moves it to where it belongs now: the cost of one change. Returns whether it may be picked.
     pub(super) fn put(&mut self, slot: &Arc<Slot<S>>, keeps_unready: bool) -> bool {
         let place = Place::of(slot);
         let Some(tier) = self
@@ -209,12 +209,13 @@ impl<S, T> Tiers<S, T> {
         is_eligible
     }
 
-    /// Decides anew where health is believed, and where all may be ejected. Returns what changed; who is out there is to be
-    /// [put](Self::put) again.
+    /// Evaluates the panic state of each tier, and whether all of it may be ejected. Returns what changed; endpoints that
+    /// are out there are to be [put](Self::put) again.
     ///
-    /// As Envoy does: a tier panics when fewer than so many percent of it are well, and only while all tiers together
-    /// cannot take all of the load. Those who are meant to serve count, and what is said against them: failed checks, and
-    /// what is out of the budget. Not refused connections nor vacant leases, for there is nothing to disbelieve.
+    /// As in Envoy, a tier panics when fewer than this percentage of it are healthy, but only while all tiers together
+    /// cannot take the full load. Only endpoints that are meant to serve count; unhealthy are those with failed health
+    /// checks, and those out of the budget. Refused connections and vacant leases do not count, because they are facts and
+    /// no guess.
     pub(super) fn weigh(&mut self, panic_below: u8, now: Instant) -> Vec<Weighed> {
         let health = self.health();
         let is_enough = health.iter().sum::<f64>() >= ENOUGH;
@@ -222,7 +223,7 @@ impl<S, T> Tiers<S, T> {
         let is_few = serving().map(|(_, tier)| tier.known).sum::<usize>() < FEW;
         let mut rest: f64 = serving().zip(&health).map(|(_, health)| health).sum();
         let mut weighed = Vec::new();
-        // Those that serve come first.
+        // The tiers that serve come first.
         for ((rank, tier), health) in self.tiers.iter_mut().zip(health) {
             if rank.drains {
                 break;
@@ -246,7 +247,7 @@ impl<S, T> Tiers<S, T> {
         weighed
     }
 
-    /// When a panic that is no longer wanted ends.
+    /// When a panic that is no longer needed ends.
     pub(super) fn next(&self) -> Option<Instant> {
         let panics = self.tiers.values().filter_map(|tier| tier.panic);
         panics
@@ -255,7 +256,7 @@ impl<S, T> Tiers<S, T> {
             .min()
     }
 
-    /// Whether more of a level are out than may be: the set has shrunk, or its standby is gone.
+    /// Whether more of a level are out than allowed: the set has shrunk, or its standby is gone.
     pub(super) fn is_overdrawn(&self, level: Level) -> bool {
         let budgeted = self.levels.get(&level);
         budgeted.is_some_and(|level| level.budget.out() > level.budget.max_out())
@@ -266,7 +267,8 @@ impl<S, T> Tiers<S, T> {
         levels.filter(|level| self.is_overdrawn(*level)).collect()
     }
 
-    /// Another description of what is on the shelf, in the same tier. Returns whether it is; if not, nothing was done.
+    /// Replaces the description of an entry on the shelf, in the same tier. Returns whether it was found; if not, nothing
+    /// changed.
     pub(super) fn describe(&mut self, before: &Slot<S>, after: &Arc<Slot<S>>) -> bool {
         let (rank, phase) = (self.rank(&before.endpoint), before.endpoint.phase());
         if self.level(&before.endpoint) != self.level(&after.endpoint)
@@ -306,7 +308,7 @@ impl<S, T> Tiers<S, T> {
         }
     }
 
-    /// What requests pick from. Tiers that did not change are shared with what was published before.
+    /// What requests pick from. Tiers that did not change are shared with the previous version.
     pub(super) fn shares<Req, P: Policy<Req, Table = T>>(
         &mut self,
         policy: &Arc<P>,
@@ -316,7 +318,7 @@ impl<S, T> Tiers<S, T> {
     {
         let mut health = self.health();
         if health.iter().all(|health| *health == 0.0) {
-            // Nobody is well: where that is not believed, those who are ready take it all.
+            // No endpoint is healthy: the tiers in panic take the full load with what is ready.
             health = self
                 .tiers
                 .values()
@@ -328,11 +330,11 @@ impl<S, T> Tiers<S, T> {
         let mut shares = Vec::with_capacity(1);
         for (rank, tier) in &mut self.tiers {
             below += parts.next().unwrap_or_default();
-            // One whose first table is being built cannot be picked from yet.
+            // A tier whose first table is being built cannot be picked from yet.
             if tier.eligible > 0
                 && let Some(view) = tier.view(policy, (*rank, &mut self.builds))
             {
-                // Rounded to the full range at the end, so that the last one with a part takes what is left of it.
+                // Rounded to the full range at the end, so that the last tier with a share takes the rest.
                 let below = (below * f64::from(u32::MAX)).round() as u32;
                 shares.push(Share {
                     below,
@@ -344,7 +346,7 @@ impl<S, T> Tiers<S, T> {
         shares.into()
     }
 
-    /// The part of all requests that each tier can take. The draining none, as long as there is another.
+    /// The share of all requests that each tier can take. Draining ones take none, as long as there is another.
     fn health(&self) -> Vec<f64> {
         let mut tiers = self.tiers.iter();
         let serves = tiers.any(|(rank, tier)| !rank.drains && tier.usable > 0);
@@ -365,7 +367,7 @@ impl<S, T> Tiers<S, T> {
         }
     }
 
-    /// Whether a table that was built elsewhere is there, so that what requests pick from changed.
+    /// Whether a table from another thread is complete, so that what requests pick from changed.
     pub(super) fn poll_builds(&mut self, cx: &mut Context<'_>) -> bool {
         let Poll::Ready((rank, table)) = self.builds.poll(cx) else {
             return false;
@@ -450,7 +452,7 @@ impl<S, T> Tier<S, T> {
         self.eligible -= usize::from(place.is_eligible);
     }
 
-    /// The part of all requests that so many of it can take: all of them, as long as they are 5 of 7.
+    /// The share of all requests that this part of it can take: all of them down to 5 of 7.
     fn part(&self, usable: usize) -> f64 {
         (OVERPROVISIONED * usable as f64 / self.known.max(1) as f64).min(1.0)
     }
@@ -509,7 +511,7 @@ impl<S, T> Default for Tier<S, T> {
     }
 }
 
-/// Where a slot is on its shelf, and what it was when it was put there. Only the driver asks.
+/// The position of a slot on its shelf, and its state when it was put there. Only the driver reads it.
 #[derive(Clone, Copy)]
 struct Place {
     index: usize,
@@ -539,7 +541,7 @@ impl Place {
     }
 }
 
-/// Where an endpoint is on the shelf of its tier, as the driver put it there last.
+/// The position of an endpoint on the shelf of its tier, as the driver put it there last.
 pub(super) fn index(stats: &Stats) -> Option<usize> {
     match stats.place.load(Relaxed) {
         NOWHERE => None,
@@ -547,7 +549,7 @@ pub(super) fn index(stats: &Stats) -> Option<usize> {
     }
 }
 
-/// Each tier in turn takes what it can of what is left; where all together cannot take everything, in proportion.
+/// Each tier in order takes what it can of the rest; if all together cannot take everything, in proportion.
 fn spread(health: impl Iterator<Item = f64> + Clone) -> impl Iterator<Item = f64> {
     let all: f64 = health.clone().sum();
     let scale = if all > 0.0 && all < 1.0 {
@@ -567,14 +569,14 @@ const NOWHERE: u32 = u32::MAX;
 /// Envoy's overprovisioning factor.
 const OVERPROVISIONED: f64 = 1.4;
 
-/// All of the load, as sums of floating point numbers have it.
+/// The full load, as a sum of floating point numbers.
 const ENOUGH: f64 = 1.0 - 1e-9;
 
-/// With fewer endpoints than these, shares of them mean nothing: no tier panics.
+/// With fewer endpoints than this, percentages are meaningless: no tier panics.
 const FEW: usize = 5;
 
-/// A panic that has begun lasts at least so long. Readiness comes and goes with each request, and each time a tier is put
-/// together anew; which tier gets how much does not depend on it.
+/// The minimum duration of a panic. Readiness changes with each request, and each change would rebuild a tier; the share of
+/// each tier does not depend on it.
 const PANIC_LASTS: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

@@ -12,18 +12,18 @@ use crate::{
     policy::{Candidates, Estimate, LARGE_TABLE, PickContext, Policy},
 };
 
-/// A tier as requests see it.
+/// The view of a tier that requests use.
 #[derive(Debug)]
 pub(super) struct View<S, T> {
     pub(super) shown: Shown<S>,
-    /// Made of the same candidates in the same order. Outlives changes of their descriptions and services.
+    /// Made of the same candidates in the same order. It outlives changes of their descriptions and services.
     pub(super) table: Arc<T>,
 }
 
-/// The view of a tier, which follows its changes.
+/// Creates the view of a tier again when the tier changes.
 ///
-/// A large table is built elsewhere. Meanwhile the view is the one before: what was removed since is not picked from it, and
-/// what was added is not yet.
+/// A large table is built on another thread. Meanwhile the previous view stays in use: endpoints that were removed since are
+/// not picked from it, and new ones are not in it yet.
 #[derive(Debug)]
 pub(super) struct Views<S, T> {
     latest: Option<Arc<View<S, T>>>,
@@ -33,15 +33,15 @@ pub(super) struct Views<S, T> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The latest view is true. -> `Replaced`, `Changed`
+    /// The latest view is up to date. -> `Replaced`, `Changed`
     True,
-    /// Its table is, but not what it shows. -> `True` when it is asked for, `Changed`
+    /// Its table is up to date, its entries are not. -> `True` at the next read, `Changed`
     Replaced,
-    /// Others are on the shelf, or they weigh something else. -> `True` when there is a table of them
+    /// The candidates or their weights changed. -> `True` when their table has been built
     Changed,
 }
 
-/// What a table is being built of.
+/// The input of a table that is being built.
 #[derive(Debug)]
 struct Building<S> {
     shown: Shown<S>,
@@ -76,7 +76,7 @@ impl<S, T> Views<S, T> {
         }
     }
 
-    /// The candidates or their weights are others than before.
+    /// The candidates or their weights have changed.
     pub(super) fn changed(&mut self) {
         self.state = State::Changed;
         if let Some(building) = &mut self.building {
@@ -84,7 +84,7 @@ impl<S, T> Views<S, T> {
         }
     }
 
-    /// A candidate is described in another way, or has another service. It weighs the same.
+    /// A candidate has another description or another service, with the same weight.
     pub(super) fn replaced(&mut self, after: &Arc<Slot<S>>) {
         match (self.state, &mut self.latest) {
             (State::True, _) => self.state = State::Replaced,
@@ -102,8 +102,8 @@ impl<S, T> Views<S, T> {
         }
     }
 
-    /// The view to publish: of what is `shown` now, or the one before while its table is being built. `None`: there is none
-    /// yet.
+    /// The view to publish: of what is `shown` now, or the previous one while the table is being built. `None`: there is
+    /// none yet.
     pub(super) fn latest<K, Req, P>(
         &mut self,
         shown: impl FnOnce() -> Shown<S>,
@@ -148,7 +148,7 @@ impl<S, T> Views<S, T> {
         self.latest.clone()
     }
 
-    /// The table is there, or will never be.
+    /// The table has been built, or never will be.
     pub(super) fn built(&mut self, table: Option<T>) {
         let Some(Building {
             shown,
@@ -193,11 +193,11 @@ impl<K, T> Builds<K, T> {
         Start::Yes
     }
 
-    /// Waits for the table of the build that runs. `None`: the runtime is ending.
+    /// Waits for the table of the running build. `None`: the runtime is shutting down.
     ///
     /// # Panics
     ///
-    /// Where the policy did.
+    /// If the policy panicked.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(K, Option<T>)> {
         let Some((_, running)) = &mut self.running else {
             return Poll::Pending;
@@ -216,7 +216,7 @@ impl<K, T> Builds<K, T> {
     }
 }
 
-/// Candidates without their services, which need not be [`Send`]. Nothing is in flight to them.
+/// Candidates without their services, which need not be [`Send`]. They have no requests in flight.
 struct Described {
     endpoints: Box<[Arc<Endpoint>]>,
     heaviest: u32,

@@ -13,9 +13,9 @@ use tower_service::Service;
 
 use super::slot::Stats;
 
-/// Waits for one endpoint: until it is ready, or until its service may be made anew.
+/// Waits for one endpoint: until it is ready, or until its service may be created again.
 ///
-/// Polled only when that endpoint woke it, however many there are.
+/// Polled only when that endpoint woke it, for any number of endpoints.
 #[pin_project]
 pub(super) struct Watch<S, Req> {
     stats: Arc<Stats>,
@@ -26,20 +26,20 @@ pub(super) struct Watch<S, Req> {
 
 #[pin_project(project = StateProj)]
 enum State<S> {
-    /// Asks a clone of the endpoint's service, the same one until it is ready. What it reserved goes back with it.
+    /// Polls a clone of the service, the same one until it is ready. Its reservation is dropped with it.
     Asking(S),
     /// After a failure.
     Resting(#[pin] Sleep),
 }
 
-/// What a [`Watch`] saw.
+/// The result of a [`Watch`].
 #[derive(Debug)]
 pub(super) enum Seen {
     /// The endpoint is ready.
     Ready,
     /// Its service is finished.
     Failed(BoxError),
-    /// The rest after a failure is over.
+    /// The backoff after a failure is over.
     Rested,
 }
 
