@@ -1,4 +1,4 @@
-//! What was read of an HTTP/1 connection before hyper asked for it.
+//! Bytes of an HTTP/1 connection that were read before hyper asked for them.
 
 use std::{
     io,
@@ -8,7 +8,7 @@ use std::{
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// Bytes that wait for hyper. Most connections never have any, so it takes a word, and an allocation with the first ones.
+/// Bytes buffered for hyper. Most connections never have any, so the empty buffer is one word, and the first bytes allocate.
 #[derive(Debug, Default)]
 pub(super) struct Ahead(Option<Box<Waiting>>);
 
@@ -18,18 +18,18 @@ struct Waiting {
     given: usize,
 }
 
-/// How the peer is.
+/// The state of the peer's half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
     There,
-    /// It sends no more.
+    /// Closed: the peer sends no more.
     Closed,
 }
 
 // === impl Ahead ===
 
 impl Ahead {
-    /// Gives bytes to hyper; `false` if there are none.
+    /// Copies buffered bytes to hyper; `false` if there are none.
     pub(super) fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let Some(Waiting { bytes, given }) = self.0.as_deref_mut() else {
             return false;
@@ -47,7 +47,7 @@ impl Ahead {
         self.0.as_ref().map_or(0, |waiting| waiting.bytes.len())
     }
 
-    /// Reads until nothing is there, the peer's end is, or the bytes that wait are too many. An error is the peer's end too.
+    /// Reads until the socket is empty, the peer has closed its half, or the buffer is full. An error counts as closed.
     pub(super) fn read<Io: AsyncRead + Unpin>(
         &mut self,
         io: &mut Io,
@@ -69,7 +69,7 @@ impl Ahead {
     }
 }
 
-/// A few requests of the usual size; a client may not have us hold more.
+/// A few requests of the usual size: the bound on what a client can have buffered.
 const MOST: usize = 16 * 1024;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Between hyper and the app.
+//! The adapter between hyper and the app.
 
 use std::{
     future::Future,
@@ -23,17 +23,17 @@ use super::{
 };
 use crate::{cancel::Cancellation, close::Closable};
 
-/// The app as hyper wants it for a protocol.
+/// The app as a hyper service for one protocol.
 pub(super) struct HyperAdapter<App, P> {
     app: App,
     conn: Arc<ConnShared>,
     _protocol: PhantomData<P>,
 }
 
-/// The protocol, whose bodies are [`Http1Body`]. That of HTTP/2 is in its module.
+/// HTTP/1, whose bodies are [`Http1Body`]. HTTP/2 has its own type, in its module.
 pub(super) enum Http1 {}
 
-/// An answer on its way.
+/// The response future.
 #[pin_project]
 pub(super) struct ResponseFuture<App: Service<Request<RequestBody>>, P> {
     #[pin]
@@ -45,13 +45,13 @@ pub(super) struct ResponseFuture<App: Service<Request<RequestBody>>, P> {
     _protocol: PhantomData<P>,
 }
 
-/// hyper keeps room for one of these as long as the connection lives, so what is rare is boxed.
+/// hyper reserves space for one of these for the whole connection, so rare states are boxed.
 #[pin_project(project = StepProj)]
 enum Step<App, F> {
-    /// The app was not ready at once. -> `Called`, when it is.
+    /// The app was not ready at once. -> `Called` when it is ready.
     Asking(Option<Box<(App, Request<RequestBody>)>>),
     Called(#[pin] F),
-    /// The app has ended for good.
+    /// The app's future has completed.
     Failed(Option<BoxError>),
 }
 
@@ -109,7 +109,7 @@ where
 // === impl Step ===
 
 impl<App: Service<Request<RequestBody>, Error: Into<BoxError>>> Step<App, App::Future> {
-    /// Most apps are always ready. One that is not is asked again with a waker that counts.
+    /// Most apps are always ready. An app that is not is polled again with a real waker.
     fn begin(mut app: App, request: Request<RequestBody>) -> Self {
         match app.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => Self::Called(app.call(request)),
@@ -125,7 +125,7 @@ impl<App, B, P> ResponseFuture<App, P>
 where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>>,
 {
-    /// The response, and what goes with its body.
+    /// The response, and the guards that are kept with its body.
     pub(super) fn poll_response(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -1,4 +1,4 @@
-//! Request bodies that must get on.
+//! Request bodies with a timeout and a minimum rate.
 
 use std::{
     error::Error,
@@ -22,42 +22,42 @@ use super::{
     shared::ConnShared,
 };
 
-/// The body of a request: hyper's, with a clock that runs while the app waits for it.
+/// The body of a request: hyper's body, with a timer that runs while the app waits for data.
 ///
 /// A client that sends nothing for 30 s, or less than 240 bytes a second after the first five, ends it with
-/// [`TooSlow`]. Time in which the app does not read does not count, so an upload may go to a slow disk.
+/// [`TooSlow`]. Time in which the app does not read is not counted, so an upload may be written to a slow disk.
 ///
-/// No header turns the clock off, but the server may: for all requests with
+/// No header turns the timer off, but the server can: for all requests with
 /// [`Http::body_timeout`](crate::Http::body_timeout) and [`Http::body_rate`](crate::Http::body_rate), for a route over
-/// HTTP/2 with a [`StreamingLayer`](crate::StreamingLayer), and for a request by beginning its response: then it is a
-/// conversation, and silence is part of it. Once the response has ended, what is left of the body has
-/// [`Http::upload_linger`](crate::Http::upload_linger), 5 s, between two pieces.
+/// HTTP/2 with a [`StreamingLayer`](crate::StreamingLayer), and for one request by beginning its response: the request is
+/// then taken for a bidirectional stream, which may be silent. Once the response has ended, the rest of the body may take
+/// [`Http::upload_linger`](crate::Http::upload_linger), 5 s, between two frames.
 ///
-/// It costs nothing until the app has to wait for the first time; then one allocation with a timer. A request that
-/// brings a body costs one more, for what its body and its response know of each other.
+/// It costs nothing until the app waits for the first time; then one allocation with a timer. A request with a body costs
+/// one more allocation, for the state that its body and its response share.
 pub struct RequestBody {
-    /// Gone at its end, so that what is behind it is free though the app may keep this.
+    /// `None` after the end, so that hyper's body is freed even if the app keeps this value.
     incoming: Option<Incoming>,
     upload: Option<Upload>,
     watch: Option<Pin<Box<Watch>>>,
 }
 
-/// The error of a [`RequestBody`] whose client is too slow. It is a `408` to the client; axum's extractors make it a
-/// `400`, and the connection ends in any case.
+/// The error of a [`RequestBody`] whose client is too slow. The client gets a `408`; axum's extractors make it a
+/// `400`. The connection is closed in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooSlow(());
 
-/// A body that has not come to its end.
+/// A body that has not ended.
 struct Upload {
     conn: Arc<ConnShared>,
     exchange: Arc<Exchange>,
-    /// It has come to its end after all.
+    /// It has ended.
     whole: bool,
 }
 
 #[pin_project]
 struct Watch {
-    /// What it watches over.
+    /// The connection whose counters it updates.
     owes: Owes,
     pace: Pace,
     #[pin]
@@ -80,7 +80,7 @@ impl RequestBody {
         Some(self.upload.as_ref()?.exchange.clone())
     }
 
-    /// Ready when the client has had its time.
+    /// Ready when the client's time has expired.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(Upload { conn, exchange, .. }) = &self.upload else {
             return Poll::Pending;
@@ -176,7 +176,7 @@ impl Body for RequestBody {
 }
 
 impl From<Incoming> for RequestBody {
-    /// Without a clock.
+    /// Without a timer.
     fn from(incoming: Incoming) -> Self {
         Self {
             incoming: Some(incoming),

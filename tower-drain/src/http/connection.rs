@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{bell::Heard, eviction};
 
-/// An HTTP connection's whole life. Made by [`Http`](crate::Http).
+/// A future that runs an HTTP connection to its end. Made by [`Http`](crate::Http).
 ///
 /// # Cancel safety
 ///
@@ -62,7 +62,7 @@ where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
     B: Body + 'static,
 {
-    /// -> `Http1` or `Http2`, when the first bytes tell; `Late` when they do not come.
+    /// -> `Http1` or `Http2` when the first bytes decide the protocol; `Late` when none arrive.
     Sniffing(Stream<Io>, App),
     /// -> `Late` when a head takes too long.
     Http1(Http1<App, Io>),
@@ -172,7 +172,7 @@ where
             }
             Protocol::Http2 => match Session::begin(stream, app, this.conn) {
                 Ok(session) => Stage::Http2(session),
-                // A client that speaks only HTTP/2 would not understand an answer.
+                // A client that speaks only HTTP/2 would not understand a response.
                 Err(stream) => {
                     tracing::debug!("connection closed: HTTP/2 is not enabled");
                     Stage::Late(Late::new(stream, Bytes::new()))
@@ -227,7 +227,7 @@ where
             match next {
                 Next::Wait(None) => return Poll::Pending,
                 Next::Wait(Some(due)) => {
-                    // An alarm that is set too early rings for nothing, which is cheaper than setting it each time.
+                    // A timer that fires early costs one poll, which is cheaper than resetting it each time.
                     if this
                         .alarm
                         .as_ref()
@@ -259,7 +259,7 @@ where
             (Next::Cut, _) => return Err("cut: it does not read, or it is too old".into()),
             (Next::Goodbye, Stage::Http1(connection)) => Pin::new(connection).graceful_shutdown(),
             (Next::Goodbye, Stage::Http2(session)) => session.graceful_shutdown(),
-            // Nothing was asked, so there is nothing to say.
+            // There is no request to respond to.
             (Next::Goodbye, Stage::Sniffing(..)) => this.stage.be_late(b""),
             (Next::Late, Stage::Http1(_)) => this.stage.be_late(late::TIMEOUT),
             (Next::End, Stage::Http1(_)) => this.stage.be_late(b""),
@@ -301,7 +301,7 @@ where
         }
     }
 
-    /// What is left to do once hyper has ended an HTTP/2 connection because of a flood.
+    /// Sends the last GOAWAY once hyper has ended an HTTP/2 connection because of a flood.
     fn after_flood(&mut self) -> Option<Late<Io>> {
         match std::mem::replace(self, Self::Over) {
             Self::Http2(session) => session.after_flood(),
@@ -309,7 +309,7 @@ where
         }
     }
 
-    /// Ends an HTTP/2 connection that hyper would keep.
+    /// Ends an HTTP/2 connection that hyper would keep open.
     fn end_http2(&mut self) {
         if let Self::Http2(session) = std::mem::replace(self, Self::Over)
             && let Some(late) = session.end()
@@ -319,8 +319,8 @@ where
     }
 }
 
-/// Not longer than what is left of the phase, and up to a quarter longer than it says: ten thousand clients should not
-/// all come back in the same moment.
+/// At most what is left of the phase, and up to a quarter longer than the setting: ten thousand clients should not
+/// reconnect at the same moment.
 fn last_chance(conn: &ConnShared) -> Duration {
     let (_, deadline) = conn.shared().look();
     let left = deadline.map_or(Duration::ZERO, |deadline| {

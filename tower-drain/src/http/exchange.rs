@@ -1,4 +1,4 @@
-//! A request with a body and its response, which know of each other.
+//! The state that a request with a body shares with its response.
 
 use std::{
     fmt,
@@ -14,26 +14,26 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 
-/// What the clock of a request's body depends on, beside the body. There is one for each request that has a body.
+/// What the timer of a request's body depends on, beside the body. There is one for each request with a body.
 #[derive(Default)]
 pub(crate) struct Exchange {
     state: AtomicU8,
-    /// The reader of the body.
+    /// The task that reads the body.
     reader: AtomicWaker,
 }
 
-/// What the client owes the reader of a body.
+/// What the client must send to the reader of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owes {
-    /// The next bytes, in time.
+    /// The next bytes, within the timeout.
     Request,
-    /// Nothing: it is a conversation, and silence is part of it.
+    /// Nothing: the request is a bidirectional stream, which may be silent.
     Nothing,
-    /// What is left of a request that has its response.
+    /// The rest of a request whose response has ended.
     Rest,
 }
 
-/// Tells that the response is over, when dropped.
+/// Marks the response as ended when dropped.
 #[derive(Debug)]
 pub(super) struct Ending(pub(super) Option<Arc<Exchange>>);
 

@@ -1,4 +1,4 @@
-//! What a connection's requests learn of it.
+//! What a connection's requests find in their extensions.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use crate::accepted::Accepted;
 pub(super) struct ConnectionInfo {
     peer: Option<SocketAddr>,
     local: Option<SocketAddr>,
-    /// What layers around the runner have added.
+    /// Added by layers around the runner.
     extensions: Extensions,
 }
 

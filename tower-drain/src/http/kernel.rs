@@ -1,10 +1,10 @@
-//! What the kernel knows of a connection that a stream does not show.
+//! What the kernel knows about a connection beyond the stream's API.
 
 use std::any::Any;
 
-/// How many bytes the peer's kernel has not acknowledged yet, of those that ours has taken: it gets less while the peer
-/// reads, long before there is room for another write. `None` where that is not known: only for a TCP or Unix socket of
-/// Linux, with TLS over it or without.
+/// How many bytes in the socket's send queue the peer's kernel has not acknowledged yet. It falls while the peer reads,
+/// long before there is room for another write. `None` where it is not known: it is known for TCP and Unix sockets on
+/// Linux, with TLS or without.
 #[cfg(target_os = "linux")]
 pub(super) fn unacknowledged<Io: 'static>(io: &Io) -> Option<u32> {
     use tokio::net::{TcpStream, UnixStream};

@@ -1,5 +1,5 @@
-//! The end of a connection that is not served any further: nothing came in time, a head took too long, the protocol is
-//! not spoken here, or an HTTP/2 peer misbehaves. hyper would close without a word, and with a reset.
+//! The end of a connection that is not served any further: nothing arrived in time, a head took too long, the protocol is
+//! not supported, or an HTTP/2 peer misbehaves. hyper would close without a response, and with a reset.
 
 use std::{
     future::Future,

@@ -1,21 +1,21 @@
-//! The state machine of a connection's lifetime: how long it may go on as it is, and when it must end.
+//! The state machine of a connection's lifetime: how long it may stay in a state, and when it must end.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is known about one connection's time.
+/// The times of one connection.
 #[derive(Debug)]
 pub(super) struct ConnLifecycle {
     activity: Activity,
     since: Instant,
-    /// What these were when `activity` was noted: a short request comes and goes between two looks.
+    /// Their values when `activity` was recorded: a short request may begin and end between two observations.
     requests: u32,
     progress: u32,
     stage: ShutdownStage,
-    /// When it is old enough to leave.
+    /// When it reaches its maximum age.
     old: Instant,
-    /// Kept for the next one: most connections never have one.
+    /// Kept for the next stall: most connections never have one.
     stall: Option<Box<Stall>>,
 }
 
@@ -23,15 +23,15 @@ pub(super) struct ConnLifecycle {
 #[derive(Debug)]
 struct Stall {
     since: Instant,
-    /// When the peer was seen to take some.
+    /// When the peer last took some of them.
     moved: Instant,
-    /// How much the peer had not acknowledged when that was known last.
+    /// How much was unacknowledged at the last check.
     unacknowledged: Option<u32>,
     ask: Instant,
     asked: bool,
 }
 
-/// The durations it goes by.
+/// The limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) first_byte: Duration,
@@ -45,41 +45,41 @@ pub(super) struct Limits {
     pub(super) goaway: Duration,
 }
 
-/// What is seen at a look.
+/// The connection as observed at one instant.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Observation {
     pub(super) activity: Activity,
     pub(super) requests: u32,
-    /// Changes whenever the activity gets on.
+    /// Changes whenever the activity makes progress.
     pub(super) progress: u32,
     pub(super) stalled_since: Option<Instant>,
-    /// What was asked for with [`Next::Ask`], if it is known.
+    /// The result of [`Next::Ask`], if it is known.
     pub(super) unacknowledged: Option<u32>,
     /// How long the last chance is, once closing has begun.
     pub(super) told: Option<Duration>,
-    /// The last chance of one that leaves for its age.
+    /// The last chance of a connection that ends because of its age.
     pub(super) chance: Duration,
     pub(super) http2: bool,
     /// HTTP/2: the ping of the first GOAWAY.
     pub(super) ping: Ping,
-    /// How long the peer may take to answer it.
+    /// How long the peer may take to acknowledge it.
     pub(super) goaway: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(feature = "http2"), allow(dead_code))]
 pub(super) enum Activity {
-    /// Not a byte so far, or not enough to know its protocol.
+    /// No byte so far, or too few to decide the protocol.
     Silent,
-    /// Nothing.
+    /// Idle.
     Idle,
-    /// Half a head is there.
+    /// A part of a head has arrived.
     Head,
     /// At least one request is under way.
     Request,
-    /// HTTP/2: the app is done, but the peer has not taken all of its responses.
+    /// HTTP/2: the app is done, but the peer has not taken all of the responses.
     Held,
-    /// Responses have left, but a request has not come to its end.
+    /// Responses have been sent, but a request has not ended.
     Upload,
 }
 
@@ -88,51 +88,51 @@ pub(super) enum Activity {
 #[cfg_attr(not(feature = "http2"), allow(dead_code))]
 pub(super) enum Ping {
     Unanswered,
-    /// The peer has answered, and hyper does not know it.
+    /// The peer has acknowledged it, and hyper does not know that yet.
     Hidden,
-    /// We give the answer ourselves.
+    /// The acknowledgement is made here.
     Wanted,
     Answered,
 }
 
-/// What to do now.
+/// The next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Nothing, until then.
+    /// Wait until then.
     Wait(Option<Instant>),
-    /// Tell hyper that this connection ends.
+    /// Begin hyper's graceful shutdown.
     Goodbye,
-    /// The head takes too long: say so and end.
+    /// The head takes too long: respond with `408` and close.
     Late,
-    /// HTTP/2: the peer has not answered the first GOAWAY, or has done so a while ago. Let hyper have the answer.
+    /// HTTP/2: the peer has not acknowledged the first GOAWAY, or did so a while ago. Pass the acknowledgement to hyper.
     Answer,
-    /// Find out how much the peer has not acknowledged, and look again.
+    /// Find out how much the peer has not acknowledged, and check again.
     Ask,
-    /// Nothing is under way that could come to an end: close without hyper.
+    /// No request is under way that could complete: close without hyper.
     End,
-    /// It does not read what it asked for, or outstays its age: end at once.
+    /// The peer does not read its responses, or the age limit has passed: close at once.
     Cut,
 }
 
-/// How far it is on its way out.
+/// How far the shutdown of the connection has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ShutdownStage {
     /// -> `Chance` when closing begins, or at its age; `Left` when it was idle too long.
     Stay,
-    /// -> `Left` when a request comes, or at `until` if it is idle. Half a head has its own time.
+    /// -> `Left` when a request arrives, or at `until` if idle. A partial head has its own timeout.
     Chance { until: Instant },
-    /// Goodbye was said. -> `Heeded` when an HTTP/2 peer has answered, `Answered` if it says nothing.
+    /// Graceful shutdown has begun. -> `Heeded` when an HTTP/2 peer acknowledges it, `Answered` if it does not in time.
     Left { said: Instant },
-    /// It opens no more streams, but may have had some in its hands. -> `Answered` at `until`.
+    /// The peer opens no more streams, but may have some queued. -> `Answered` at `until`.
     Heeded { until: Instant },
-    /// Ends after what is under way.
+    /// Ends after the requests under way.
     Answered,
 }
 
 // === impl ConnLifecycle ===
 
 impl ConnLifecycle {
-    /// `age`: how old this one may get, jitter and all.
+    /// `age`: the maximum age, with jitter.
     pub(super) fn new(now: Instant, age: Duration) -> Self {
         Self {
             activity: Activity::Silent,
@@ -145,7 +145,7 @@ impl ConnLifecycle {
         }
     }
 
-    /// Since when it does what it does.
+    /// Since when the activity has not changed.
     pub(super) const fn since(&self) -> Instant {
         self.since
     }
@@ -217,25 +217,26 @@ impl ConnLifecycle {
         }
     }
 
-    /// How long a connection that does nothing may do so.
+    /// How long a connection may stay idle.
     fn patience(&self, limits: &Limits, seen: &Observation) -> Option<Instant> {
         match self.activity {
             Activity::Silent => Some(self.since + limits.first_byte),
             Activity::Idle => Some(self.since + limits.idle),
-            // Other streams may come, so it is told first.
+            // Other streams may be opened, so a GOAWAY is sent first.
             Activity::Upload if seen.http2 => Some(self.since + limits.upload),
             Activity::Head | Activity::Request | Activity::Held | Activity::Upload => None,
         }
     }
 
-    /// When half a head is late. Not while an answer before it is still held: what we had to say would come in its middle.
+    /// The deadline of a partial head. None while a response before it is still held: a `408` would be written into its
+    /// middle.
     fn late(&self, limits: &Limits, seen: &Observation) -> Option<Instant> {
         let free = self.activity == Activity::Head && seen.stalled_since.is_none();
         free.then(|| self.since + limits.head)
     }
 
-    /// When a connection that only waits for its peer has waited long enough. While bytes cannot be written, that is for
-    /// the write stall to tell.
+    /// The deadline of a connection that only waits for its peer. While bytes cannot be written, the write stall decides
+    /// instead.
     fn overdue(&self, limits: &Limits, seen: &Observation) -> Option<Instant> {
         let patience = match self.activity {
             _ if seen.stalled_since.is_some() => return None,
@@ -248,8 +249,8 @@ impl ConnLifecycle {
         Some(self.since + patience)
     }
 
-    /// Whether hyper cannot end this connection though nothing is under way: it reads no answer to its GOAWAY while a
-    /// frame of the peer's is not whole.
+    /// Whether hyper cannot end this connection though no request is under way: it reads no acknowledgement of its GOAWAY
+    /// while a frame of the peer is incomplete.
     fn is_stuck(&self, seen: &Observation) -> bool {
         self.activity == Activity::Idle && seen.ping == Ping::Wanted
     }
@@ -287,7 +288,7 @@ impl ConnLifecycle {
         }
     }
 
-    /// However far it is on its way out.
+    /// In any stage of the shutdown.
     fn outlived(&self, limits: &Limits) -> Instant {
         self.old + limits.age_grace
     }
@@ -331,7 +332,8 @@ impl Stall {
         }
     }
 
-    /// The peer is asked for before it is cut, and a few times before that: it may read, and still leave no room.
+    /// The unacknowledged bytes are checked before the peer is cut, and a few times before that: a peer may read without
+    /// making room for a write.
     fn look(&mut self, limit: Duration, unacknowledged: Option<u32>, now: Instant) -> Option<Next> {
         if std::mem::take(&mut self.asked) {
             let moved = self.unacknowledged.zip(unacknowledged);
@@ -350,10 +352,10 @@ impl Stall {
     }
 }
 
-/// How often, before a peer that takes nothing is cut.
+/// How often they are checked before a peer that takes nothing is cut.
 const ASKED: u32 = 4;
-/// How long streams may still come that a client had queued before it heard of the GOAWAY. hyper's own sends such ones
-/// after its answer to the ping; refused by the second GOAWAY they would be errors to most of its users.
+/// How long streams may still be opened that a client had queued before it received the GOAWAY. hyper's client sends
+/// such streams after it has acknowledged the ping; if the second GOAWAY refused them, most of its users would see errors.
 const STRAGGLERS: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
@@ -475,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_head_is_told_so_even_while_leaving() {
+    fn a_late_head_gets_a_408_even_while_leaving() {
         for seen in [while_in(Activity::Head), told(while_in(Activity::Head))] {
             let (mut life, start) = life();
             at(&mut life, start, 0, seen);
@@ -484,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_head_behind_an_answer_that_is_still_held_is_not_told_in_its_middle() {
+    fn no_408_is_written_into_the_middle_of_a_response_that_is_still_held() {
         let (mut life, start) = life();
         let stalled = |since| Observation {
             stalled_since: Some(start + secs(since)),
@@ -748,7 +750,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn who_waits_for_what_it_says_always_gets_on(
+        fn waiting_until_the_returned_instant_always_makes_progress(
             looks in proptest::collection::vec((0_u8..6, 0_u64..20, any::<bool>(), any::<bool>()), 1..30),
         ) {
             let (mut life, start) = life();
@@ -760,7 +762,7 @@ mod tests {
                 let ping = if acknowledged { Ping::Hidden } else { Ping::Unanswered };
                 let seen = Observation { activity, told: told.then_some(secs(1)), ping, ..CALM };
                 match life.next(&LIMITS, &seen, now) {
-                    // Else the alarm would ring for ever.
+                    // Else the timer would fire for ever.
                     Next::Wait(deadline) => prop_assert!(deadline.is_none_or(|deadline| deadline > now)),
                     Next::Goodbye => goodbyes += 1,
                     Next::Late | Next::Answer | Next::Ask | Next::End | Next::Cut => {}

@@ -1,4 +1,4 @@
-//! The HTTP runner: one connection from the first byte to the last.
+//! The HTTP runner: serves one connection from its first byte to its last.
 
 mod ahead;
 mod app;
@@ -69,7 +69,7 @@ use crate::{
 ///   `tonic::Request::remote_addr()` reads;
 /// - a [`Cancellation`](crate::Cancellation);
 /// - clones of the connection's own [extensions](Accepted::extensions_mut), to which a layer around this service may add
-///   what handlers need to know: the certificates of the peer, the name it asked for by SNI, the local address.
+///   values for handlers: the certificates of the peer, its SNI name, the local address.
 ///
 /// ```no_run
 /// # #[cfg(feature = "tls")]
@@ -79,7 +79,7 @@ use crate::{
 /// use tower::ServiceBuilder;
 /// use tower_drain::{Accepted, Http, Overloaded, Server, TlsLayer};
 ///
-/// /// What the client has proved to be. A handler takes `Extension<ClientCertificate>`.
+/// /// The certificate of the client. A handler takes `Extension<ClientCertificate>`.
 /// #[derive(Clone)]
 /// struct ClientCertificate(rustls::pki_types::CertificateDer<'static>);
 ///
@@ -103,32 +103,32 @@ use crate::{
 ///
 /// | limit | default | why |
 /// |---|---|---|
-/// | first byte | 10 s | hyper-util waits for ever while it sniffs |
+/// | first byte | 10 s | hyper-util detects the protocol without a timeout |
 /// | head, from its first byte | 10 s in all, then `408` | counting each read would let a byte a minute hold a slot |
-/// | head | 32 KiB, 100 fields, else `431` | a quarter of what peers take, and more than browsers send |
+/// | head | 32 KiB, 100 fields, else `431` | a quarter of what other servers take, and more than browsers send |
 /// | buffers | 64 KiB for a connection's response, and for its request | a client that reads nothing holds that much |
-/// | idle between requests | 75 s; `Keep-Alive: timeout=70` says less | a client that leaves first never loses a request |
+/// | idle between requests | 75 s; advertised as `Keep-Alive: timeout=70` | a client that closes first never loses a request |
 /// | request body | 30 s without a byte; 240 B/s after 5 s | see [`RequestBody`] |
 /// | request that goes on after its response | 5 s without progress | what is left of it holds the connection |
-/// | response that is not taken | 30 s without progress | only while unsent bytes are held: SSE and gRPC live |
+/// | response that is not taken | 30 s without progress | only while unsent bytes are held: idle SSE and gRPC streams are not cut |
 /// | HTTP/2 streams | 100 | what RFC 9113 recommends at least |
-/// | HTTP/2 windows | 256 KiB a stream, 1 MiB a connection | bounds what a peer can make us hold |
+/// | HTTP/2 windows | 256 KiB a stream, 1 MiB a connection | bounds the memory that a peer can use |
 /// | HTTP/2 resets | 250 early ones in 10 s, less those answered | rapid reset |
 /// | HTTP/2 pings, settings, priorities, empty data | 1 000 together without a stream's frame between them | floods that cost their sender nothing |
-/// | HTTP/2 ping of ours | every 20 s, answered within 10 s | finds peers that are gone |
+/// | HTTP/2 keep-alive ping | every 20 s, answered within 10 s | detects peers that are gone |
 /// | age | 1 h, ± 10 % | lets load move to new machines; what is under way is not cut, unless there is a `max_age_grace` |
 /// | last chance | 1 s, up to a quarter more | see below |
-/// | lingering | 1 s | an answer is not lost for bytes that still come |
+/// | lingering | 1 s | a response is not lost because the client is still sending |
 ///
-/// # How a connection leaves
+/// # How a connection ends
 ///
 /// ```text
 ///   HTTP/1   in a request ─────────────────────────────► answer with Connection: close, linger, end
 ///            idle, or silent so far ── last chance ────► end            (a request in time is answered as above)
 ///            half a head ── until it is whole, or its time is over ──► as above, or 408
 ///   HTTP/2   GOAWAY at once; streams under way complete ─► end          (a peer that does not answer it: after 1 s,
-///            we act as if it had; one that stands in the middle of a frame gets the last GOAWAY, and the end)
-///   upgraded lives on until its own end, or until the drain is done
+///            as if it had; a peer in the middle of a frame gets the last GOAWAY, and the end)
+///   upgraded stays open until it ends by itself, or until the drain is done
 /// ```
 ///
 /// The last chance is for requests that are on their way when closing begins. hyper by itself closes idle connections at
@@ -149,7 +149,7 @@ struct Settings {
     last_chance: Duration,
     linger: Duration,
     pace: pace::Limits,
-    /// What HTTP/1.1 answers say of it.
+    /// The value advertised in HTTP/1.1 responses.
     keep_alive: Option<HeaderValue>,
     http1: http1::Builder,
     max_header_bytes: u32,
@@ -161,7 +161,7 @@ struct Settings {
 // === impl Http ===
 
 impl<App> Http<App> {
-    /// Serves `app` with the default limits, for as long as `drain` lets it.
+    /// Serves `app` with the default limits, until `drain` is over.
     pub fn new(drain: &Drain, app: App) -> Self {
         Self {
             app,
@@ -170,7 +170,7 @@ impl<App> Http<App> {
         }
     }
 
-    /// Speaks HTTP/1 and nothing else: a connection that begins HTTP/2 is closed. Default: both, with the feature `http2`.
+    /// Serves only HTTP/1: a connection that begins HTTP/2 is closed. Default: both, with the feature `http2`.
     ///
     /// It exists without that feature too, for a server that must not speak HTTP/2 when another crate of the build turns
     /// the feature on.
@@ -243,8 +243,8 @@ impl<App> Http<App> {
         self.set(|settings| settings.pace.rate = rate.map_or(0, NonZeroU32::get))
     }
 
-    /// How long a request that has its response may get on with nothing: its client sends no more of the body, or the app
-    /// reads no more. Default: 5 s.
+    /// How long a request whose response has ended may make no progress, because its client sends no more of the body or
+    /// the app reads no more. Default: 5 s.
     ///
     /// An app may answer early and still read the upload, for as long as it gets on. One that does not keeps the
     /// connection from its next request and from its end, so it is closed then; over HTTP/2 the stream is reset, if the
@@ -272,7 +272,7 @@ impl<App> Http<App> {
         self.set(|settings| settings.life.write_stall = bounded(stall))
     }
 
-    /// How old a connection may get before it is told to end as at a drain, a tenth more or less. Default: 1 h.
+    /// The age at which a connection is closed gracefully, as at a drain, a tenth more or less. Default: 1 h.
     #[must_use]
     pub fn max_age(self, age: Duration) -> Self {
         self.set(|settings| settings.life.age = bounded(age))
@@ -292,7 +292,8 @@ impl<App> Http<App> {
         self.set(|settings| settings.last_chance = bounded(grace))
     }
 
-    /// How long a connection that we have closed is read from, until its peer closes too. Default: 1 s.
+    /// How long a connection is still read from after the server has closed its half, until the peer closes too.
+    /// Default: 1 s.
     ///
     /// The drain waits for it: closing with unread bytes resets the connection, which may destroy the last answer.
     #[must_use]
@@ -303,7 +304,7 @@ impl<App> Http<App> {
     /// Whether a client that has closed its half of an HTTP/1 connection still gets its answer. Default: `false`.
     ///
     /// RFC 9112 wants the answer delivered, and `printf .. | nc -N` needs it. But a client that hangs up looks the same
-    /// until something is written to it, so with `true` its handler runs to the end for nobody.
+    /// until something is written to it, so with `true` its handler runs to the end for no reader.
     ///
     /// With `false` a client that closes, and with either one that resets, is seen at once and its handler dropped, though
     /// it may have sent the next request, or a body that is not read, up to 16 KiB of it.
@@ -334,7 +335,7 @@ where
     type Error = BoxError;
     type Future = Connection<App, Io, B>;
 
-    /// Always ready: each request asks the app for its readiness, on a clone of its own.
+    /// Always ready: the app's readiness is polled for each request, on a clone.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
@@ -383,7 +384,7 @@ impl<App> fmt::Debug for Http<App> {
 // === impl Settings ===
 
 impl Settings {
-    /// hyper looks for the end of a head in its buffer only.
+    /// hyper searches for the end of a head in its buffer only.
     fn bound_buffers(&mut self) {
         let bytes = self.max_buffer_bytes.max(self.max_header_bytes);
         self.http1.max_buf_size(bytes as usize);
@@ -393,8 +394,8 @@ impl Settings {
 impl Default for Settings {
     fn default() -> Self {
         let mut http1 = http1::Builder::new();
-        // The time of heads is ours. hyper's 100 fields are what we want, and setting them would cost an allocation per
-        // request.
+        // The timeout of heads is enforced here. hyper's default is the 100 fields wanted, and setting it would cost an
+        // allocation per request.
         http1.timer(TokioTimer::new()).header_read_timeout(None);
         let life = lifecycle::Limits {
             first_byte: FIRST_BYTE,

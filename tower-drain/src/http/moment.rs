@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Milliseconds since the connection was born, and one. `0`: none.
+/// Milliseconds since the connection was accepted, plus one. `0`: none.
 #[derive(Debug)]
 pub(super) struct Moment(AtomicU64);
 

@@ -1,10 +1,10 @@
-//! The heart of a request body: how slow is too slow.
+//! The state machine of a request body's timer: how slow is too slow.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What a body must keep to while it is being read.
+/// The limits for a body while it is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Limits {
     pub(super) idle: Duration,
@@ -13,13 +13,13 @@ pub(super) struct Limits {
     pub(super) rate: u32,
 }
 
-/// What was read, and how long the reader had to wait for it.
+/// How much was read, and how long the reader waited for it.
 ///
-/// Only waiting counts: an app that does not ask, or works between two reads, takes nothing from its client's time.
+/// Only waiting counts: an app that does not read, or works between two reads, does not use up its client's time.
 #[derive(Debug)]
 pub(super) struct Pace {
     bytes: u64,
-    /// All waits so far, but the first: the rate counts from the first byte.
+    /// All waits so far but the first: the rate counts from the first byte.
     waited: Duration,
     waiting_since: Option<Instant>,
     began: bool,
@@ -37,7 +37,7 @@ impl Pace {
         }
     }
 
-    /// The reader waits; tells until when it may.
+    /// The reader waits; returns until when it may.
     pub(super) fn wait(&mut self, limits: &Limits, now: Instant) -> Instant {
         let since = *self.waiting_since.get_or_insert(now);
         let idle = since + limits.idle;
@@ -57,7 +57,7 @@ impl Pace {
         self.bytes += bytes as u64;
     }
 
-    /// How much longer it may be waited for at this rate.
+    /// How much longer the reader may wait at this rate.
     fn left(&self, limits: &Limits) -> Option<Duration> {
         let earned = Duration::from_secs(self.bytes.checked_div(u64::from(limits.rate))?);
         self.began
@@ -142,7 +142,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_gets_more_than_the_rate_allows(reads in proptest::collection::vec((0_u64..40, 0_usize..5000), 1..50)) {
+        fn no_body_may_take_longer_than_the_rate_allows(reads in proptest::collection::vec((0_u64..40, 0_usize..5000), 1..50)) {
             let (mut pace, start) = (Pace::new(), Instant::now());
             let (mut now, mut bytes, mut waited) = (start, 0, secs(0));
             for (index, (wait, read)) in reads.into_iter().enumerate() {

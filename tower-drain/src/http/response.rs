@@ -1,4 +1,4 @@
-//! Response bodies as hyper gets them.
+//! Response bodies as passed to hyper.
 
 use std::{
     fmt,
@@ -19,7 +19,7 @@ pub(super) struct Http1Body<B> {
     held: Held,
 }
 
-/// What goes with a body: hyper drops it at its end.
+/// Kept with a body: hyper drops it at the body's end.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) guard: RequestGuard,

@@ -40,7 +40,7 @@ impl<L: Listen, R> Server<L, R> {
 impl Drain {
     /// Serves `app` on `listener` until this drain is over: HTTP/1.1, and HTTP/2 with the feature `http2`, at most 10 000
     /// connections, with the default limits of [`Http`]. [`Server`] has the settings, and with [`Server::bind`] a listener
-    /// that closes without resetting a client in its last moment ([`BoundListener`](crate::BoundListener)).
+    /// that closes without resetting clients that connect as it closes ([`BoundListener`](crate::BoundListener)).
     ///
     /// ```no_run
     /// # async fn run() -> std::io::Result<()> {

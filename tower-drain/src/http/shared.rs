@@ -1,4 +1,4 @@
-//! What a connection's stream, its requests and its future know of each other.
+//! The state that a connection's stream, its requests and its future share.
 
 use std::{
     fmt,
@@ -42,7 +42,7 @@ pub(super) struct ConnShared {
     under_way: AtomicU32,
     /// Requests so far; it may wrap.
     requests: AtomicU32,
-    /// Bodies of requests that have not come to their end and are not dropped.
+    /// Bodies of requests that have not ended and are not dropped.
     uploads: AtomicU32,
     /// Frames of such bodies that were read; it may wrap.
     read: AtomicU32,
@@ -59,11 +59,11 @@ pub(super) struct ConnShared {
     /// HTTP/1: a body was given up before its end, so what hyper keeps may be some of it.
     abandoned: AtomicBool,
     upgraded: AtomicBool,
-    /// It ends though the drain has not begun.
+    /// The connection ends though the drain has not begun.
     leaving: AtomicBool,
-    /// Its limit has asked it to leave, and no request has come since.
+    /// Its limit has asked it to close, and no request has arrived since.
     evicted: AtomicBool,
-    /// Since when it does what it does, as of its last look.
+    /// Since when the activity has not changed, as of the last check.
     since: Moment,
     stalled: Moment,
     /// How much the peer has not acknowledged, for a lifecycle that asks.
@@ -143,7 +143,7 @@ impl ConnShared {
         }
     }
 
-    /// Changes whenever what it does gets on.
+    /// Changes whenever the activity makes progress.
     pub(super) fn progress(&self, activity: Activity) -> u32 {
         let http2 = self.http2.get();
         match activity {
@@ -164,7 +164,7 @@ impl ConnShared {
         self.upgraded.load(Relaxed)
     }
 
-    /// Bytes of HTTP/1 came. Line ends may come before a head (RFC 9112, 2.2), and begin none.
+    /// Bytes of HTTP/1 arrived. Empty lines before a head (RFC 9112, 2.2) do not begin one.
     pub(super) fn heard(&self, bytes: &[u8]) {
         if !self.awaits_head() {
             return;
@@ -198,7 +198,7 @@ impl ConnShared {
         self.head_too_large.store(true, Relaxed);
     }
 
-    /// Not while a response before it is held: the answer would come in its middle.
+    /// Not while a response before it is held: this one would be written into its middle.
     pub(super) fn is_head_too_large(&self) -> bool {
         self.head_too_large.load(Relaxed) && !self.stalled.is_set()
     }
@@ -220,7 +220,7 @@ impl ConnShared {
         self.reading.store(true, Relaxed);
     }
 
-    /// HTTP/1: whether the peer must be watched while hyper reads nothing. An app that reads a body will see for itself.
+    /// HTTP/1: whether to watch the peer while hyper reads nothing. An app that reads a body sees its end by itself.
     pub(super) fn must_watch(&self) -> bool {
         let has_body = self.uploads.load(Relaxed) > 0;
         self.under_way.load(Relaxed) > 0
@@ -241,7 +241,7 @@ impl ConnShared {
         self.read.fetch_add(1, Relaxed);
     }
 
-    /// Answers end the connection from now on.
+    /// Responses end the connection from now on.
     pub(super) fn leave(&self) {
         self.leaving.store(true, Relaxed);
     }
@@ -250,7 +250,7 @@ impl ConnShared {
         self.since.set(self.born, since);
     }
 
-    /// Whether its limit has asked it to leave. One that has something to do by then declines.
+    /// Whether its limit has asked it to close. A connection with a request under way declines.
     pub(super) fn heed_eviction(&self, activity: Activity) -> bool {
         if !self.evicted.load(Relaxed) {
             return false;
@@ -314,7 +314,7 @@ impl ConnShared {
         self.sample.0.store(sample, Relaxed);
     }
 
-    /// What the stream knew, once.
+    /// The stream's last value, once.
     pub(super) fn take_unacknowledged(&self) -> Option<u32> {
         let bytes = self.sample.0.swap(0, Relaxed).checked_sub(2)?;
         u32::try_from(bytes).ok()
@@ -333,7 +333,7 @@ impl ConnShared {
         }
     }
 
-    /// The stream is gone.
+    /// The stream was dropped.
     pub(super) fn ended(&self) {
         if self.is_upgraded() {
             self.shared.count.upgraded.fetch_sub(1, Relaxed);

@@ -1,5 +1,5 @@
-//! The stream under hyper: it sniffs the protocol, notes what comes and what does not go, lingers when it is closed, and
-//! is cut when the drain is done.
+//! The stream under hyper: it detects the protocol, records what arrives and what cannot be written, lingers when it is
+//! closed, and is cut when the drain is done.
 
 use std::{
     future::Future,
@@ -26,43 +26,43 @@ use crate::{
     bell::Heard,
 };
 
-/// A stream that keeps its connection's guard: wherever an upgrade takes it, the drain waits for it.
+/// A stream that keeps its connection's guard, so that the drain waits for an upgraded stream in any task.
 pub(super) struct Stream<Io> {
     io: Io,
     sniffed: Sniffed,
     ahead: Ahead,
-    /// hyper was told that nothing is there, and is woken when something is: since the last flush, and since it got the
-    /// last bytes.
+    /// A read by hyper has returned `Pending`, so it is woken when bytes arrive: since the last flush, and since it got
+    /// the last bytes.
     asked: bool,
     emptied: bool,
     /// The last bytes that hyper got end with a line.
     line_ended: bool,
     conn: Arc<ConnShared>,
-    /// Set only for an upgraded connection, which has left the future that would be cut. Its halves may be in two tasks,
-    /// and both must hear of it.
+    /// Set only for an upgraded connection, which is no longer in the future that would be cut. Its halves may be in two
+    /// tasks, and both are woken.
     cut: [Option<Pin<Box<Heard>>>; 2],
     /// Set only for HTTP/2.
     pub(super) wire: Option<Box<Wire>>,
     close: Close,
-    /// The end of our half has been asked for, and nothing is written but that.
+    /// Shutdown of the write half was requested, and nothing else is written.
     ending: bool,
     place: Place,
 }
 
-/// How far it is closed.
+/// How far the stream is closed.
 enum Close {
     /// -> `Ended` when the peer has closed its half, `Lingering` when ours is, or `Closed` if it need not linger.
     Open,
-    /// The peer sends no more. -> `Closed` when our half is closed too.
+    /// The peer has closed its half. -> `Closed` when the write half is closed too.
     Ended,
-    /// The peer may still be sending: closing with unread bytes resets the connection, and our answer may be lost.
+    /// The peer may still be sending: closing with unread bytes resets the connection, and the response may be lost.
     /// -> `Closed` when the peer has closed too, or when the time is up.
     Lingering(Pin<Box<Sleep>>),
     /// Both halves are, or need not be waited for.
     Closed,
 }
 
-/// What a connection speaks.
+/// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Http1,
@@ -102,7 +102,7 @@ impl<Io> Stream<Io> {
         }
     }
 
-    /// An upgraded connection lives in a task of the user's, where only its stream can end it.
+    /// An upgraded connection is in a task of the application, where only its stream can end it.
     fn check(&mut self, half: usize, cx: &mut Context<'_>) -> io::Result<()> {
         if !self.conn.is_upgraded() {
             return Ok(());
@@ -131,14 +131,14 @@ impl<Io> Stream<Io> {
         Ok(())
     }
 
-    /// Gives the answer to our GOAWAY's ping, when it is due.
+    /// Reads the acknowledgement of the GOAWAY's ping that is made here, when it is due.
     fn answer_ping(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         self.wire
             .as_mut()
             .is_some_and(|wire| wire.answer_ping(buf, &self.conn))
     }
 
-    /// Gives what is left of it.
+    /// Reads the rest of it.
     fn say(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         self.wire.as_mut().is_some_and(|wire| wire.say(buf))
     }
@@ -179,7 +179,7 @@ impl<Io> Stream<Io> {
 }
 
 impl<Io: AsyncRead + Unpin> Stream<Io> {
-    /// Reads until it is clear which protocol it is.
+    /// Reads until the protocol is known.
     pub(super) fn poll_sniff(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Protocol>> {
         self.place.register(&self.conn, cx.waker());
         loop {
@@ -204,13 +204,13 @@ impl<Io: AsyncRead + Unpin> Stream<Io> {
             return Poll::Ready(Ok(()));
         }
         match Pin::new(&mut self.io).poll_read(cx, buf) {
-            // An end or an error will be there again.
+            // The next read returns the end or the error again.
             Poll::Ready(Err(_)) | Poll::Pending if given => Poll::Ready(Ok(())),
             read => read,
         }
     }
 
-    /// Gives hyper no more of a head than it may have.
+    /// Bounds what hyper reads of a head.
     fn poll_bounded(
         &mut self,
         cx: &mut Context<'_>,
@@ -221,7 +221,7 @@ impl<Io: AsyncRead + Unpin> Stream<Io> {
             return self.poll_bytes(cx, buf);
         }
         if budget == 0 {
-            // The connection sees to it after this.
+            // The connection handles it after this.
             self.conn.reject_head();
             return Poll::Pending;
         }
@@ -253,7 +253,7 @@ impl<Io: AsyncRead + Unpin> Stream<Io> {
         Ok(())
     }
 
-    /// Reads what the peer still sends, and throws it away.
+    /// Reads what the peer still sends, and discards it.
     fn poll_read_out(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut bytes = [0; 1024];
         for _ in 0..READ_OUT {
@@ -294,7 +294,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Stream<Io> {
 }
 
 impl<Io: AsyncWrite + Unpin + 'static> Stream<Io> {
-    /// Closes our half, for which TLS has something to write.
+    /// Closes the write half; TLS writes its close notification.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.ending = true;
         let ended = Pin::new(&mut self.io).poll_shutdown(cx);
@@ -344,10 +344,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + 'static> AsyncWrite for Stream<Io> {
         self.note_write(flushed)
     }
 
-    /// Closes our half, and then reads for a while what the peer still sends.
+    /// Closes the write half, and then reads for a while what the peer still sends.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // A tunnel's halves close each by itself.
+        // The halves of a tunnel close independently.
         if this.conn.is_upgraded() {
             return Pin::new(&mut this.io).poll_shutdown(cx);
         }
@@ -391,7 +391,7 @@ impl Sniffed {
     }
 
     fn ended(&self) -> Protocol {
-        // Half a preface is a broken request, which HTTP/1 has an answer for.
+        // A partial preface is an invalid request, to which HTTP/1 responds.
         if self.filled == 0 {
             Protocol::Nothing
         } else {
@@ -412,7 +412,7 @@ impl Sniffed {
         self.filled += read as u8;
     }
 
-    /// Gives the bytes to their second reader; `false` if there are none left.
+    /// Copies the bytes to their second reader; `false` if there are none left.
     fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let bytes = &self.bytes[usize::from(self.given)..usize::from(self.filled)];
         let given = bytes.len().min(buf.remaining());
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn the_protocol_is_told_at_the_first_byte_that_differs() {
+    fn the_protocol_is_known_at_the_first_byte_that_differs() {
         assert_eq!(sniffed(b"").protocol(), None);
         assert_eq!(sniffed(b"P").protocol(), None);
         assert_eq!(sniffed(b"PO").protocol(), Some(Protocol::Http1));

@@ -6,11 +6,11 @@ use tower_service::Service;
 
 use crate::cancel::Cancellation;
 
-/// Marks the requests of a service as streams, whose bodies may be silent for as long as they like.
+/// Marks the requests of a service as streams, whose bodies may be silent for any time.
 ///
 /// A client that stops in the middle of a request's body is cut off by [`Http`](crate::Http) after 30 s (see
-/// [`RequestBody`](crate::RequestBody)). That is wrong for a gRPC call with a stream of requests, which may have nothing
-/// to say for hours, and only the server knows which of its routes are like that: a client could say so of any.
+/// [`RequestBody`](crate::RequestBody)). That is wrong for a gRPC call with a stream of requests, which may send nothing
+/// for hours. Only the server knows which of its routes are streams; a client could claim it of any route.
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -21,7 +21,7 @@ use crate::cancel::Cancellation;
 /// let app: Router = Router::new()
 ///     .route("/chat", post(chat))
 ///     .route_layer(StreamingLayer::new())
-///     .route("/upload", post(upload)); // has its clock
+///     .route("/upload", post(upload)); // has its timeout
 /// # let _ = app;
 /// ```
 ///
@@ -38,10 +38,10 @@ use crate::cancel::Cancellation;
 /// ```
 ///
 /// It holds for HTTP/2 only (feature `http2`), where a connection is pinged, has a window of bounded size for each stream, and may have other
-/// streams. A silent request of HTTP/1 has a connection, and its place in a limit, for itself. A call whose response has
-/// begun needs no mark, over either: until the response has ended too, silence is part of it.
+/// streams. A silent HTTP/1 request occupies a connection, and its place in a limit. A call whose response has begun
+/// needs no mark, over either protocol: its body may be silent until the response has ended.
 ///
-/// Under a server that is not this crate's it does nothing. It costs one look into a request's extensions.
+/// Under another server than this crate's it does nothing. It costs one lookup in the request's extensions.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StreamingLayer {
     _private: (),
@@ -56,7 +56,7 @@ pub struct StreamingService<S> {
 // === impl StreamingLayer ===
 
 impl StreamingLayer {
-    /// Marks all requests of the services it is put around.
+    /// Marks all requests of the services that it wraps.
     #[must_use]
     pub const fn new() -> Self {
         Self { _private: () }

@@ -1,5 +1,5 @@
-//! In the place of `http2` in builds without that feature: a connection that begins HTTP/2 is closed, so no value of the
-//! types here exists but the settings.
+//! Replaces `http2` in builds without that feature: a connection that begins HTTP/2 is closed, so the settings are the
+//! only type here of which a value exists.
 
 use std::{
     convert::Infallible,
@@ -109,7 +109,7 @@ impl Wire {
 // === impl Session ===
 
 impl<App, Io, B> Session<App, Io, B> {
-    /// Hands the stream back.
+    /// Returns the stream.
     pub(super) fn begin<S, C>(stream: S, _: App, _: &C) -> Result<Self, S> {
         Err(stream)
     }

@@ -1,4 +1,4 @@
-//! The app as hyper wants it for HTTP/2.
+//! The app as a hyper service for HTTP/2.
 
 use std::{
     future::Future,
@@ -20,7 +20,7 @@ use super::{
     body::Http2Body,
 };
 
-/// The protocol, whose bodies are [`Http2Body`].
+/// HTTP/2, whose bodies are [`Http2Body`].
 pub(super) enum Http2 {}
 
 // === impl HyperAdapter ===

@@ -1,4 +1,4 @@
-//! Response bodies over HTTP/2: they come in pieces of a bounded size, with a note of whether there is one.
+//! Response bodies over HTTP/2: in pieces of a bounded size, with a record of what the last poll returned.
 
 use std::{
     cell::Cell,
@@ -14,14 +14,14 @@ use pin_project::pin_project;
 
 use super::{super::response::Held, shared::Taken, state::Slot};
 
-/// A body over HTTP/2: its pieces are not larger than hyper should have at once, and it notes for the task that polls it
-/// whether it had one to give.
+/// A body over HTTP/2: it splits data into pieces that hyper may hold at once, and records for the task that polls it
+/// whether it returned one.
 ///
-/// hyper hands a piece to h2 as a whole once a single byte of it may be sent, and then the piece is beyond its reach and
-/// ours for as long as the peer likes. Of a large one h2 therefore gets a part at a time.
+/// hyper passes a piece to h2 as a whole once a single byte of it may be sent. From then on neither hyper nor this crate
+/// can take it back, and the peer decides how long it is held. A large piece is therefore passed in parts.
 ///
-/// hyper stands between a body and its task and reports neither, but polls both in one breath; hence a thread's own note
-/// rather than a shared allocation per request.
+/// hyper is between a body and its task and reports neither to the other, but polls both in one call; hence a
+/// thread-local record rather than a shared allocation per request.
 #[pin_project]
 pub(super) struct Http2Body<B: Body> {
     #[pin]
@@ -35,7 +35,7 @@ pub(super) struct Http2Body<B: Body> {
 #[derive(Debug)]
 pub(super) struct Piece<D> {
     data: Data<D>,
-    /// Whom it concerns that some of it was taken, if its stream is not done with it.
+    /// Counts that some of it was taken, unless its stream has ended.
     taken: Option<Taken>,
 }
 
@@ -45,12 +45,12 @@ enum Data<D> {
     Part(Bytes),
 }
 
-/// What a body had when it was last asked.
+/// What a body returned when it was last polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Said {
     /// Nothing so far.
     Waiting,
-    /// A piece, which is on its way now, and what counts that it gets on.
+    /// A piece, which is now being sent, and the counter of its progress.
     Gave(Slot),
 }
 
@@ -122,7 +122,7 @@ impl<B: Body> fmt::Debug for Http2Body<B> {
     }
 }
 
-/// For `Bytes`, which most bodies give, neither copies.
+/// For `Bytes`, which most bodies return, neither copies.
 fn split<D: Buf>(mut data: D) -> (Data<D>, Option<D>) {
     if data.remaining() <= LARGEST {
         return (Data::Whole(data), None);
@@ -166,7 +166,7 @@ impl<D: Buf> Buf for Piece<D> {
     }
 }
 
-/// Runs `poll`, and returns too what the body that it polled said last, if it polled one.
+/// Runs `poll`, and also returns what the body polled inside returned last, if one was polled.
 pub(super) fn listen<T>(poll: impl FnOnce() -> T) -> (T, Option<Said>) {
     SAID.set(None);
     let output = poll();

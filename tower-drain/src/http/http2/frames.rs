@@ -1,8 +1,8 @@
 //! The state machine of an HTTP/2 connection's frames, in both directions: which streams are open, and how much a peer
 //! sends that costs it nothing.
 //!
-//! hyper reports neither resets nor control frames, nor the answer to its GOAWAY's ping, nor when the last byte of a
-//! response has left. All of it can be read from the bytes.
+//! hyper reports neither resets nor control frames, nor the acknowledgement of its GOAWAY's ping, nor when the last byte
+//! of a response was sent. All of it can be read from the bytes.
 
 use std::time::Duration;
 
@@ -19,19 +19,19 @@ pub(super) struct Frames {
     block: Option<Block>,
     /// The greatest identifier a peer has used.
     newest: u32,
-    /// What our last GOAWAY told the peer about that.
+    /// The last stream identifier in the GOAWAY that was sent last.
     goaway: u32,
-    /// Ours that the peer has to acknowledge.
+    /// Frames sent that the peer has to acknowledge.
     pings: u32,
     settings: u32,
-    /// What the peer still takes on the whole connection.
+    /// The peer's window for the whole connection.
     window: i64,
     resets: Budget,
     controls: Budget,
     totals: Totals,
     acknowledged: bool,
     hidden: bool,
-    /// What is left to give of the answer that we give ourselves.
+    /// The rest of the acknowledgement that is made here.
     unsaid: &'static [u8],
 }
 
@@ -58,7 +58,7 @@ pub(super) enum Reason {
     EnhanceYourCalm,
 }
 
-/// What the connection has on its streams. The first two are the streams that are open.
+/// Totals of the connection's streams. The first two are the open streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     /// Streams whose response has not left to its end.
@@ -167,7 +167,7 @@ impl Frames {
         self.window <= 0
     }
 
-    /// The answer will be given by us.
+    /// The acknowledgement will be made here.
     pub(super) const fn answer(&mut self) {
         self.unsaid = &ANSWER;
     }
@@ -179,7 +179,7 @@ impl Frames {
         now
     }
 
-    /// A last frame of ours: `None` in the middle of one that is being sent.
+    /// A last frame to send: `None` in the middle of a frame that is being sent.
     pub(super) fn goaway(&self, reason: Reason, debug: &str) -> Option<Vec<u8>> {
         if !self.sent.is_between() {
             return None;
@@ -676,7 +676,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_answer_is_given_whole_however_little_room_there_is() {
+    fn an_acknowledgement_made_here_is_read_whole_with_any_buffer_size() {
         let mut frames = opened();
         assert_eq!(frames.say(100), b"");
         frames.answer();
@@ -915,7 +915,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_of_a_frame_of_ours_is_free() {
+    fn an_acknowledgement_of_a_frame_we_sent_is_free() {
         let (mut frames, now) = (opened(), Instant::now());
         for _ in 0..10 * LIMITS.controls {
             frames.send(&frame_of(0, PING_FRAME, 0, &[7; 8]));

@@ -1,5 +1,5 @@
-//! A stream that hyper has for an HTTP/2 connection, and that comes back when hyper is done with it: there may be
-//! something left to tell the peer.
+//! A stream that is lent to hyper for an HTTP/2 connection and returned when hyper has ended: a last frame may have to be
+//! sent to the peer.
 
 use std::{
     io,

@@ -1,5 +1,5 @@
-//! HTTP/2: what hyper does not bound, and the end of its connections. Builds without the feature have
-//! `without_http2` in its place.
+//! HTTP/2: limits that hyper does not have, and the end of connections. `without_http2` replaces this module in builds
+//! without the feature.
 
 mod app;
 mod body;
@@ -21,7 +21,7 @@ pub(super) use self::{
 use super::Http;
 use crate::drain::bounded;
 
-/// The protocols that are spoken.
+/// The protocols that are served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Protocols {
     #[default]
@@ -72,8 +72,8 @@ impl<App> Http<App> {
     /// priorities, empty data, unknown ones. Default: 1 000. Ten window updates count as one of them.
     ///
     /// The count begins anew with each HEADERS and DATA frame of either side, because clients send such frames in
-    /// proportion to their traffic (grpc-go pings for each message, to measure its bandwidth). Acknowledgements of our own
-    /// frames do not count.
+    /// proportion to their traffic (grpc-go pings for each message, to measure its bandwidth). Acknowledgements of the
+    /// server's frames do not count.
     ///
     /// The connection of a peer that goes beyond it is closed with a GOAWAY (`ENHANCE_YOUR_CALM`).
     #[must_use]

@@ -1,4 +1,4 @@
-//! A connection that speaks HTTP/2.
+//! An HTTP/2 connection.
 
 use std::{
     pin::Pin,
@@ -50,7 +50,7 @@ where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
 {
-    /// Hands the stream to hyper, or back if HTTP/2 is not spoken here.
+    /// Passes the stream to hyper, or returns it if HTTP/2 is not enabled.
     pub(in crate::http) fn begin(
         mut stream: Stream<Io>,
         app: App,

@@ -1,4 +1,4 @@
-//! What only HTTP/2 asks of a connection's shared state.
+//! The operations on a connection's shared state that only HTTP/2 needs.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 

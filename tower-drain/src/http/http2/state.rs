@@ -1,4 +1,4 @@
-//! What the stream of an HTTP/2 connection, its requests and its future share.
+//! The state that the stream of an HTTP/2 connection, its requests and its future share.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
@@ -12,7 +12,7 @@ use super::{
     frames::Totals,
 };
 
-/// The part of a connection's shared state that HTTP/1 does without.
+/// The part of a connection's shared state that only HTTP/2 has.
 #[derive(Debug)]
 pub(in crate::http) struct State {
     /// When the whole connection last kept its streams waiting, and got on.

@@ -1,4 +1,4 @@
-//! The tasks of HTTP/2 streams: hyper's, with an eye on peers that do not take what they asked for.
+//! The tasks of HTTP/2 streams: hyper's tasks, with a timeout for peers that do not take their responses.
 
 use std::{
     future::Future,

@@ -1,4 +1,4 @@
-//! What a stream notes of the frames that pass, and the answer that it gives to our own ping.
+//! What a stream records of the frames that pass, and the acknowledgement that it makes for the server's own ping.
 
 use std::{io, task::Poll};
 
