@@ -28,7 +28,7 @@ use crate::{
     wait::Reached,
 };
 
-/// Serves connections until the drain is over, which waits for it from now on, not only when it is first polled.
+/// Serves connections until the drain is over. The drain waits for it from now on, not only from the first poll.
 pub(crate) fn serve<L, S>(
     drain: Drain,
     listener: L,
@@ -57,10 +57,10 @@ where
     };
     let outcome = door.welcome(&mut listener).await;
     if outcome.is_err() {
-        // Nobody can come any more; those who are here are not dropped for it.
+        // No connection can be accepted any more; open ones are drained.
         drain.shutdown();
     } else {
-        // Who came is served, but not beyond the time there is for serving.
+        // Queued connections are served, but not once the drain is forced.
         until(pin!(drain.forced()), door.take_queued(&mut listener)).await;
     }
     drop(listener);
@@ -69,7 +69,7 @@ where
     outcome.map(|()| report)
 }
 
-/// Lets connections in, and cuts what is left of them when it is dropped.
+/// Accepts connections, and cuts the open ones when it is dropped.
 struct Door<S> {
     drain: Drain,
     service: S,
@@ -81,7 +81,7 @@ struct Door<S> {
 // === impl Door ===
 
 impl<S> Door<S> {
-    /// Until closing, or until nobody can come any more.
+    /// Accepts until closing begins, or until no more connections can be accepted.
     async fn welcome<L>(&mut self, listener: &mut L) -> io::Result<()>
     where
         L: Listen,
@@ -89,7 +89,7 @@ impl<S> Door<S> {
     {
         let mut closing = pin!(self.drain.closing());
         let mut backoff = Backoff::default();
-        // Readiness never delays the drain, and neither does a connection that may still come: hence `biased`.
+        // Neither readiness nor another connection delays the drain: hence `biased`.
         while let Some(ready) = until(closing.as_mut(), poll_fn(|cx| self.poll_ready(cx))).await {
             ready.map_err(io::Error::other)?;
             let Some(accepted) = until(closing.as_mut(), listener.accept()).await else {
@@ -115,7 +115,8 @@ impl<S> Door<S> {
         Ok(())
     }
 
-    /// Out of descriptors, and not for a moment only: who waits in the queue is closed, so that it goes elsewhere instead of hanging.
+    /// Out of descriptors for longer than a moment: closes queued connections, so that clients connect elsewhere instead of
+    /// hanging.
     fn turn_away<L: Listen>(&mut self, listener: &mut L) {
         let turned = self.reserve.lend(|| {
             let turned = (0..TURNED_AWAY).map_while(|_| listener.try_accept().ok().flatten());
@@ -124,9 +125,9 @@ impl<S> Door<S> {
         tracing::warn!(turned, "accept: connections closed for lack of descriptors");
     }
 
-    /// Lets in who came before the listener closes, until nobody came for a while: handshakes may be under way.
+    /// Accepts queued connections before the listener closes, until none arrived for a while: handshakes may be under way.
     ///
-    /// A service that is not ready takes nobody; they are closed with the listener.
+    /// If the service is not ready, none are accepted; they are closed with the listener.
     async fn take_queued<L>(&mut self, listener: &mut L)
     where
         L: Listen,
@@ -144,7 +145,7 @@ impl<S> Door<S> {
         self.take_all(listener).await;
     }
 
-    /// Tells how many it took.
+    /// Returns how many it took.
     async fn take_all<L>(&mut self, listener: &mut L) -> usize
     where
         L: Listen,
@@ -184,7 +185,7 @@ impl<S> Door<S> {
     }
 }
 
-/// `None` when closing comes first.
+/// `None` if closing begins first.
 async fn until<F: Future>(closing: Pin<&mut Reached>, future: F) -> Option<F::Output> {
     select! {
         biased;
@@ -206,13 +207,13 @@ fn pause(error: io::Error, backoff: &mut Backoff) -> io::Result<Option<Duration>
     }
 }
 
-/// How long nobody may have come before the listener is closed.
+/// How long no connection may have arrived before the listener is closed.
 const QUIET: Duration = Duration::from_millis(100);
-/// How often the queue is looked at meanwhile.
+/// How often the queue is polled meanwhile.
 const GLANCE: Duration = Duration::from_millis(10);
-/// A client that never stops coming must not keep the listener open.
+/// Clients that keep connecting must not keep the listener open.
 const LONGEST: Duration = Duration::from_secs(1);
-/// How many are taken from the queue in one go: Linux's default longest queue.
+/// How many are taken from the queue at once: Linux's default limit of a queue.
 const QUEUE: usize = 4096;
-/// How many are closed in one go when descriptors are out.
+/// How many are closed at once when descriptors run out.
 const TURNED_AWAY: usize = 64;

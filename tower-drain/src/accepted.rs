@@ -8,10 +8,10 @@ use http::Extensions;
 use crate::eviction::Evictable;
 use crate::{count::Kind, drain::Drain, guard::Guard, listen::Addr, places::Permit};
 
-/// A connection as a request: the stream, where it comes from, and the guard that the drain waits for.
+/// A connection as a request: the stream, its addresses, and the guard that the drain waits for.
 ///
-/// A `Service<Accepted<Io>>` is called with it, and its future is the connection's whole life. Wrapping the stream (TLS,
-/// counting, logging) is [`split`](Self::split) and [`with`](Accepted::with):
+/// A `Service<Accepted<Io>>` is called with it, and the future that it returns runs the connection to its end. To wrap the
+/// stream (TLS, counting, logging), use [`split`](Self::split) and [`with`](Accepted::with):
 ///
 /// ```
 /// # use tower_drain::Accepted;
@@ -22,8 +22,8 @@ use crate::{count::Kind, drain::Drain, guard::Guard, listen::Addr, places::Permi
 /// }
 /// ```
 ///
-/// Keep what [`split`](Self::split) gives beside the stream for as long as the stream lives: it *is* the connection, for
-/// the drain and for a [`ConnectionLimit`](crate::ConnectionLimit).
+/// Keep the second value of [`split`](Self::split) for as long as the stream: the drain and a
+/// [`ConnectionLimit`](crate::ConnectionLimit) count the connection until it is dropped.
 #[must_use = "dropping it closes the connection"]
 pub struct Accepted<Io> {
     io: Io,
@@ -34,7 +34,7 @@ pub struct Accepted<Io> {
     permit: Option<Permit>,
 }
 
-/// What makes a connection count, without its addresses.
+/// The guards that count a connection, without its addresses.
 #[cfg(feature = "http")]
 pub(crate) struct Place {
     _guard: Guard,
@@ -44,7 +44,7 @@ pub(crate) struct Place {
 // === impl Accepted ===
 
 impl<Io> Accepted<Io> {
-    /// A connection from an accept loop of your own.
+    /// A connection from a custom accept loop.
     pub fn new(drain: &Drain, io: Io, peer: Addr, local: Addr) -> Self {
         Self {
             io,
@@ -61,12 +61,12 @@ impl<Io> Accepted<Io> {
         &self.io
     }
 
-    /// The stream, to read a preamble from it.
+    /// The stream, mutably: to read a preamble from it.
     pub const fn io_mut(&mut self) -> &mut Io {
         &mut self.io
     }
 
-    /// Where it comes from.
+    /// The peer's address.
     pub const fn peer(&self) -> &Addr {
         &self.peer
     }
@@ -76,13 +76,13 @@ impl<Io> Accepted<Io> {
         &self.local
     }
 
-    /// What is known about this connection. Under [`Http`](crate::Http) each of its requests gets a clone.
+    /// The extensions of this connection. Under [`Http`](crate::Http) each of its requests gets a clone.
     pub const fn extensions(&self) -> &Extensions {
         &self.extensions
     }
 
-    /// What is known about this connection, to add to it, in a layer around [`Http`](crate::Http): the certificates of
-    /// its peer, for example.
+    /// The extensions of this connection, mutably: a layer around [`Http`](crate::Http) can add values, such as the
+    /// certificates of the peer.
     ///
     /// ```
     /// use tower_drain::{Accepted, Addr};
@@ -102,7 +102,7 @@ impl<Io> Accepted<Io> {
         &mut self.extensions
     }
 
-    /// The stream by itself, and all the rest.
+    /// The stream, and the rest of the connection.
     pub fn split(self) -> (Io, Accepted<()>) {
         let Self {
             io,
@@ -125,12 +125,12 @@ impl<Io> Accepted<Io> {
         )
     }
 
-    /// It comes from somewhere else than it seems: a proxy said so.
+    /// Replaces the addresses by those of a PROXY protocol header.
     pub fn readdress(&mut self, peer: Addr, local: Addr) {
         (self.peer, self.local) = (peer, local);
     }
 
-    /// A limit may be within another, whose place is kept too.
+    /// Limits can be nested; the outer limit's permit is kept too.
     pub(crate) fn hold(&mut self, mut permit: Permit) {
         permit.keep(self.permit.take());
         self.permit = Some(permit);
@@ -169,7 +169,7 @@ impl Accepted<()> {
 
 #[cfg(feature = "http")]
 impl Place {
-    /// The limits of this connection may ask it to leave from now on; `waker` is its task's.
+    /// Allows the limits of this connection to ask it to close from now on; `waker` is that of its task.
     pub(crate) fn register(
         &mut self,
         conn: &Arc<impl Evictable + 'static>,

@@ -1,4 +1,4 @@
-//! One rings, ten thousand hear it, and listening costs nothing until then.
+//! A one-shot broadcast flag. A poll is one atomic load; the list of waiters is locked only when a task registers.
 
 use std::{
     fmt,
@@ -17,7 +17,7 @@ use std::{
 use pin_project::pin_project;
 use tokio::sync::{Notify, futures::OwnedNotified};
 
-/// Rings once, and stays rung.
+/// A flag that is set once and stays set.
 #[derive(Clone, Default)]
 pub(crate) struct Bell(Arc<Rope>);
 
@@ -27,15 +27,15 @@ struct Rope {
     notify: Arc<Notify>,
 }
 
-/// Several bells that ring together, for what is short-lived: those who come to listen at the same time meet at
-/// different locks.
+/// Several flags that are set together, for short-lived waiters: tasks that register at the same time use different
+/// locks.
 #[derive(Debug, Default)]
 pub(crate) struct Bells([Bell; BELLS]);
 
-/// Ready when the bell has rung.
+/// Ready when the flag is set.
 ///
-/// A connection asks at each of its polls, so asking is one atomic load: the list of waiters has a lock, which is taken
-/// when the task is a new one, and not again.
+/// A connection polls it whenever it is polled itself, so a poll is one atomic load: the lock of the list of waiters is taken
+/// when a task registers, and not again.
 #[pin_project]
 pub(crate) struct Heard {
     bell: Bell,
@@ -99,7 +99,7 @@ impl Future for Heard {
             return Poll::Pending;
         }
         *this.waker = Some(cx.waker().clone());
-        // It was made before the load above, so a bell rung since then is heard.
+        // It was created before the load above, so it is notified if the flag was set since then.
         this.notified.poll(cx)
     }
 }
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_who_listen_hear_it_and_so_do_those_who_come_later() {
+    fn all_waiters_are_woken_and_later_ones_are_ready_at_once() {
         let bell = Bell::default();
         let mut early = task::spawn(bell.heard());
         let mut unpolled = task::spawn(bell.heard());

@@ -18,15 +18,15 @@ use crate::{
 
 /// The body of a response that the drain waits for. Made by [`DrainLayer`](crate::DrainLayer).
 ///
-/// If the drain is over before its end, the inner body is dropped and an error follows, a
-/// [`Refusal`](tower_outcome::Refusal), so that what was sent of it never looks whole.
+/// If the drain is over before the body ends, the inner body is dropped and an error follows, a
+/// [`Refusal`](tower_outcome::Refusal), so that a truncated body never looks complete.
 #[pin_project]
 pub struct DrainBody<B> {
-    /// `None` once it was cut.
+    /// `None` once it is cut.
     #[pin]
     inner: Option<GuardedBody<B, Guard>>,
     cut: Cut,
-    /// Of one that had to wait. It is boxed so that the body can be moved as the inner one can.
+    /// Set when the body had to wait. It is boxed so that the body is `Unpin` if the inner one is.
     heard: Option<Pin<Box<Heard>>>,
 }
 
@@ -48,7 +48,7 @@ impl<B: Body> DrainBody<B> {
 }
 
 impl<B> DrainBody<B> {
-    /// Of a response in the place of one that was cut.
+    /// The empty body of a response that replaces one that was cut.
     pub(crate) const fn empty() -> Self {
         Self {
             inner: None,

@@ -9,27 +9,27 @@ use crate::raw as system;
 /// A TCP listener that this process has bound and shares with no other. Made by
 /// [`ListenerConfig::bind`](crate::ListenerConfig::bind).
 ///
-/// A kernel completes handshakes whether anybody accepts or not, and closing a listening socket resets those that it
-/// completed since the queue was last looked at: a client that was told it is connected loses its request. Under load
-/// somebody meets that moment, however short it is. So on Linux, when closing begins, this listener has the kernel drop
-/// the SYNs of newcomers first, lets the handshakes under way complete, takes who is in the queue, and is closed then.
-/// A newcomer's SYN is repeated after a second, and finds the port closed or the next process.
+/// The kernel completes handshakes whether or not the process accepts, and closing a listening socket resets the
+/// connections that it completed since the queue was last polled: a client that has connected loses its request. Under
+/// load some client connects in that moment, however short it is. So on Linux, when closing begins, this listener makes
+/// the kernel drop new SYNs, lets the handshakes under way complete, accepts the queued connections, and is then closed.
+/// A client whose SYN was dropped repeats it after a second, and finds the port closed or the next process.
 ///
-/// It does so by raising the least TTL of what the socket receives to 255 (`IP_MINTTL`, `IPV6_MINHOPCOUNT`), for which a
-/// filter would need privileges. Nothing that has crossed a router arrives with that TTL, nor does what Linux, the BSDs
-/// and Windows send over loopback and to their neighbours. Neighbours that begin with 255, routers mostly, are not
-/// turned away.
+/// It does so by raising the socket's minimum TTL to 255 (`IP_MINTTL`, `IPV6_MINHOPCOUNT`), which needs no privileges as
+/// a packet filter would. No packet that has crossed a router arrives with that TTL, nor do packets that Linux, the BSDs
+/// and Windows send over loopback and to hosts on the same link. Hosts on the same link that send with 255, mostly
+/// routers, are not rejected.
 ///
-/// A socket that others hold too (systemd, a successor) would stay like that for them. It goes to
-/// [`Server::new`](crate::Server::new) as a `TcpListener`, which is closed as it is.
+/// A socket that is shared with another process (systemd, a successor) would keep this TTL there. Pass such a socket to
+/// [`Server::new`](crate::Server::new) as a `TcpListener`, which is closed without this step.
 #[derive(Debug)]
 pub struct BoundListener {
     listener: TcpListener,
-    /// Newcomers are turned away, and so would be all that those send who still come in: they inherit the limit.
+    /// New SYNs are dropped. Connections that are still accepted inherit the minimum TTL, so it is reset for them.
     closing: bool,
 }
 
-/// Other systems close as they close.
+/// On other systems the listener is just closed.
 #[cfg(not(target_os = "linux"))]
 mod system {
     use std::io;
@@ -57,12 +57,12 @@ impl BoundListener {
     ///
     /// # Errors
     ///
-    /// When the system does not tell it.
+    /// If the system does not return it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// What a connection sent before this was dropped, and is sent again.
+    /// Data that a connection sent before this call was dropped, and is retransmitted.
     fn let_in(&self, stream: &TcpStream) {
         if self.closing
             && let Err(error) = system::hear_all(stream)
@@ -89,7 +89,7 @@ impl Listen for BoundListener {
     fn begin_close(&mut self) {
         self.closing = true;
         if let Err(error) = system::turn_away_newcomers(&self.listener) {
-            tracing::warn!(%error, "newcomers cannot be turned away: who connects as the listener closes may be reset");
+            tracing::warn!(%error, "new connections cannot be rejected: clients that connect as the listener closes may be reset");
         }
     }
 

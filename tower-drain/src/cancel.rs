@@ -10,12 +10,11 @@ use crate::{
     wait::Reached,
 };
 
-/// The cancellation that reaches every handler: it fires when the drain is forced.
+/// The cancellation token of every handler: it fires when the drain is forced.
 ///
 /// [`Http`](crate::Http) and [`DrainLayer`](crate::DrainLayer) put one into the extensions of each request, and
-/// [`Drain::cancellation`] makes one for tasks. A
-/// handler that listens has the force time to say something sensible; one that does not is dropped at its next
-/// `await` when that time is over, and counted as leaked.
+/// [`Drain::cancellation`] makes one for tasks. A handler that awaits it has the force time to send a response; a handler
+/// that does not is dropped at its next `await` when that time is over, and counted as leaked.
 ///
 /// ```
 /// use axum::Extension;
@@ -23,7 +22,7 @@ use crate::{
 ///
 /// async fn slow(Extension(cancellation): Extension<Cancellation>) -> &'static str {
 ///     tokio::select! {
-///         () = cancellation.cancelled() => "not today",
+///         () = cancellation.cancelled() => "shutting down",
 ///         () = tokio::time::sleep(std::time::Duration::from_secs(60)) => "done",
 ///     }
 /// }
@@ -31,7 +30,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Cancellation {
     shared: Arc<Shared>,
-    /// It is in a request's extensions anyway, so what a route may tell of the request's body goes with it.
+    /// The exchange of the request, for a [`StreamingLayer`](crate::StreamingLayer): stored here it costs no extra extension.
     #[cfg(feature = "http")]
     exchange: Option<Arc<Exchange>>,
 }
@@ -59,7 +58,7 @@ impl Cancellation {
         }
     }
 
-    /// Not a second time where a server of this drain or another layer has done so.
+    /// Inserts it unless a server of this drain or another layer has done so.
     #[cfg_attr(not(feature = "http"), allow(unused_mut))]
     pub(crate) fn insert_into(mut self, extensions: &mut Extensions) {
         if let Some(there) = extensions.get::<Self>() {
@@ -85,7 +84,7 @@ impl Cancellation {
 }
 
 impl Drain {
-    /// The cancellation of this drain, for a task or a handler of your own.
+    /// The cancellation of this drain, for a task or a handler.
     #[must_use]
     pub fn cancellation(&self) -> Cancellation {
         Cancellation::new(self.shared.clone())

@@ -1,10 +1,10 @@
-//! `Connection: close`, and where it belongs.
+//! `Connection: close`, and the responses that get it.
 
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header::CONNECTION,
 };
 
-/// What must be remembered of a request to know whether its answer may carry `Connection: close`.
+/// The properties of a request that decide whether its response may carry `Connection: close`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Closable {
     http1: bool,
@@ -25,14 +25,14 @@ impl Closable {
         self.http1
     }
 
-    /// Whether this answer turns the connection into a tunnel.
+    /// Whether this response turns the connection into a tunnel.
     pub(crate) fn is_upgrade<B>(self, response: &Response<B>) -> bool {
         let status = response.status();
         self.http1
             && (status == StatusCode::SWITCHING_PROTOCOLS || self.connect && status.is_success())
     }
 
-    /// Adds `Connection: close` where HTTP/1 has it, and where it is not there yet.
+    /// Adds `Connection: close` to an HTTP/1 response that does not have it yet.
     pub(crate) fn close<B>(self, response: &mut Response<B>) {
         if self.is_http1() && !self.is_upgrade(response) && !says_close(response.headers()) {
             response
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn an_http_1_answer_says_close_once() {
+    fn an_http_1_response_gets_close_once() {
         assert_eq!(
             answer(Version::HTTP_11, Method::GET, response(200)),
             ["close"]
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn http_2_and_upgrades_never_say_close() {
+    fn http_2_and_upgrades_never_get_close() {
         assert!(answer(Version::HTTP_2, Method::GET, response(200)).is_empty());
         assert!(answer(Version::HTTP_11, Method::GET, response(101)).is_empty());
         assert!(answer(Version::HTTP_11, Method::CONNECT, response(200)).is_empty());

@@ -1,7 +1,8 @@
-//! Who is here, in one atomic word: a closed bit and three counts.
+//! The counts of a drain in one atomic word: a closed bit and three counters.
 //!
-//! Whoever leaves sees in the very same step whether it was the last, and whether anybody waits for that. So the end is
-//! an event, needs no polling, and is not lost when one leaves while another comes (TaskTracker's scheme).
+//! The same atomic operation that decrements a counter shows whether it was the last guard and whether the drain waits
+//! for it. So the end is an event, needs no polling, and is not lost when one guard is dropped while another is created
+//! (as in `TaskTracker` of tokio-util).
 
 use crate::{
     report::{Census, Tally},
@@ -16,18 +17,18 @@ pub(crate) struct Count {
     word: AtomicU64,
     left_guests: AtomicUsize,
     left_requests: AtomicUsize,
-    /// Only told in the report; whoever upgrades a connection counts it.
+    /// For the report only; incremented where a connection is upgraded.
     pub(crate) upgraded: AtomicUsize,
 }
 
-/// What a guard stands for.
+/// What a guard counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A connection, an upgraded connection, a task.
     Guest,
     /// A request inside the layer.
     Request,
-    /// An accept loop: waited for, since it may still let somebody in, but not told in the report.
+    /// An accept loop: waited for, since it may still accept a connection, but not part of the report.
     Loop,
 }
 
@@ -42,7 +43,7 @@ const GUESTS: Field = Field {
     bits: 27,
 };
 
-/// A count inside the word. 134 million guests, 16 million requests and 4 095 loops fit.
+/// A counter inside the word. It holds 134 million connections and tasks, 16 million requests and 4 095 loops.
 #[derive(Clone, Copy)]
 struct Field {
     shift: u32,
@@ -56,7 +57,7 @@ impl Count {
         self.word.fetch_add(kind.field().one(), Relaxed);
     }
 
-    /// Tells whether this was the last one, and somebody waits for that. `counted`: it goes into the report.
+    /// Returns whether this was the last one and the drain waits for it. `counted`: it is part of the report.
     #[must_use]
     pub(crate) fn leave(&self, kind: Kind, counted: bool) -> bool {
         if counted {
@@ -65,13 +66,13 @@ impl Count {
         let one = kind.field().one();
         let last = self.word.fetch_sub(one, Release) == CLOSED | one;
         if last {
-            // What the others did before they left is seen by whoever tells the end.
+            // Writes made before the other guards were dropped are visible to the caller that ends the drain.
             self.word.load(Acquire);
         }
         last
     }
 
-    /// From now on the last one to leave says so.
+    /// From now on, dropping the last guard is reported.
     pub(crate) fn close(&self) {
         self.word.fetch_or(CLOSED, AcqRel);
     }

@@ -38,7 +38,7 @@ fn the_counts_do_not_touch_each_other() {
 }
 
 #[test]
-fn only_the_last_one_after_closing_says_so() {
+fn only_the_last_guard_after_closing_is_reported() {
     let count = Count::default();
     count.enter(Kind::Guest);
     assert!(!count.leave(Kind::Guest, false), "nobody waits yet");

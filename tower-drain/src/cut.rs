@@ -1,4 +1,4 @@
-//! The end of a drain, for the requests that it has waited for.
+//! Cuts requests when the drain is over.
 
 use std::sync::Arc;
 
@@ -8,17 +8,17 @@ use crate::{bell::Heard, drain::Shared, phase::Phase};
 
 /// Whether the drain is over for a request.
 ///
-/// One that is answered at once asks for it with one atomic load. Only one that has to wait listens.
+/// A request that completes at once checks it with one atomic load. Only a request that has to wait registers.
 #[derive(Debug)]
 pub(crate) struct Cut {
-    /// `None`: there is nothing to cut.
+    /// `None`: the request is not cut.
     shared: Option<Arc<Shared>>,
 }
 
 // === impl Cut ===
 
 impl Cut {
-    /// Not of a drain that is over already: what begins then is waited for by nobody, and cut by nobody.
+    /// Never fires for a drain that is over already: a request that begins then is neither waited for nor cut.
     pub(crate) fn at_the_end_of(shared: Arc<Shared>) -> Self {
         let shared = (shared.told() != Phase::Done).then_some(shared);
         Self { shared }
@@ -33,12 +33,12 @@ impl Cut {
         shared.is_some_and(|shared| shared.told() == Phase::Done)
     }
 
-    /// Ready when it is due, if that is to come. An end before the first poll is not missed.
+    /// Ready when the drain is over. An end before the first poll is not missed.
     pub(crate) fn heard(&self) -> Option<Heard> {
         let shared = self.shared.as_ref()?;
         Some(shared.requests_done.heard())
     }
 }
 
-/// The end of what was cut.
+/// The error of a request that was cut.
 pub(crate) const CUT: Refusal = Refusal::new(Class::Unavailable, "drain-over");

@@ -24,24 +24,24 @@ use crate::{
     wait::{Done, Reached},
 };
 
-/// The handle of a drain: cheap to clone, and all clones are the same drain.
+/// The handle of a drain. It is cheap to clone, and all clones refer to the same drain.
 ///
-/// An operator has four verbs, none of which ever goes back:
+/// Four methods move it forward; none moves it back:
 ///
 /// | | from `Serving` | later |
 /// |---|---|---|
 /// | [`begin_drain`](Self::begin_drain) | `Announcing` | nothing: it may be called any number of times |
 /// | [`shutdown`](Self::shutdown) | `Closing`, without announcing | `Closing` if announcing, else nothing |
 /// | [`force`](Self::force) | `Forced` | `Forced` |
-/// | [`escalate`](Self::escalate) | `Announcing` | `Forced`: what a second signal means |
+/// | [`escalate`](Self::escalate) | `Announcing` | `Forced`, as on a second signal |
 ///
-/// # Who moves time on
+/// # When phases advance
 ///
-/// There is no task of its own. Time moves on whenever somebody looks or waits: [`phase`](Self::phase),
-/// [`snapshot`](Self::snapshot), and every future of this handle ([`closing`](Self::closing), [`done`](Self::done) …)
-/// has its own timer. An accept loop of this crate waits all the time; whoever has another server awaits
-/// [`done`](Self::done) beside it. Only who has nothing but a [`subscribe`](Self::subscribe)d receiver must see to it
-/// that somebody waits; `tokio::spawn(drain.done())` is enough.
+/// A drain has no background task. Its phase advances whenever it is observed or awaited: [`phase`](Self::phase) and
+/// [`snapshot`](Self::snapshot) check the clock, and every future of this handle ([`closing`](Self::closing),
+/// [`done`](Self::done) …) has its own timer. An accept loop of this crate awaits the drain all the time; with another
+/// server, await [`done`](Self::done) beside it. An application that has only a [`subscribe`](Self::subscribe)d receiver
+/// must await the drain as well; `tokio::spawn(drain.done())` is enough.
 #[derive(Clone)]
 pub struct Drain {
     pub(crate) shared: Arc<Shared>,
@@ -60,7 +60,7 @@ pub(crate) struct Shared {
     heart: Mutex<Phases>,
     /// Any change of phase.
     pub(crate) changed: Arc<Notify>,
-    /// `Closing` or later. Apart from `changed`, so that ten thousand connections are not woken for nothing.
+    /// `Closing` or later. Separate from `changed`, so that ten thousand connections are not woken at each change.
     pub(crate) closing: Bell,
     pub(crate) done: Bell,
     /// The same, for requests.
@@ -77,7 +77,7 @@ impl Drain {
         Self::builder().build()
     }
 
-    /// A drain with durations of your own.
+    /// A drain with custom durations.
     ///
     /// ```
     /// use std::time::Duration;
@@ -96,24 +96,24 @@ impl Drain {
         }
     }
 
-    /// Begins to leave: readiness goes off, while everybody is still served until the announce time is over.
+    /// Begins the drain: readiness is withdrawn, while new connections are still served until the announce time is over.
     ///
-    /// Calling it again changes nothing, so a health probe or an admin page may do it as often as it likes.
+    /// Calling it again changes nothing, so a health probe or an admin page may call it any number of times.
     pub fn begin_drain(&self) {
         self.shared.advance(Phase::Announcing);
     }
 
-    /// Closes now, without announcing, or ends announcing.
+    /// Begins closing now, without announcing, or ends announcing.
     pub fn shutdown(&self) {
         self.shared.advance(Phase::Closing);
     }
 
-    /// Cancels what is left, now. It gets the force time to end, then it is cut.
+    /// Cancels the remaining handlers now. They have the force time to end, then they are cut.
     pub fn force(&self) {
         self.shared.advance(Phase::Forced);
     }
 
-    /// What a signal means: the first [begins](Self::begin_drain), every later one [forces](Self::force).
+    /// The response to a signal: the first [begins](Self::begin_drain) the drain, every later one [forces](Self::force) it.
     pub fn escalate(&self) {
         match self.phase() {
             Phase::Serving => self.begin_drain(),
@@ -127,21 +127,21 @@ impl Drain {
         self.shared.look().0
     }
 
-    /// Whether to say so at a readiness endpoint: only while [`Serving`](Phase::Serving).
+    /// Whether a readiness endpoint should report ready: only while [`Serving`](Phase::Serving).
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.shared.is_serving()
     }
 
-    /// The changes of phase, for whoever wants to tell them on.
+    /// A receiver of the changes of phase.
     ///
-    /// Phases that last no time are skipped. See [above](Self#who-moves-time-on) for who moves time on.
+    /// Phases of zero duration are skipped. See [above](Self#when-phases-advance) for when phases advance.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Phase> {
         self.shared.watch.subscribe()
     }
 
-    /// Who is here.
+    /// The phase and the counts at this moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let phase = self.phase();
@@ -159,37 +159,37 @@ impl Drain {
         Reached::new(self.shared.clone(), Phase::Announcing)
     }
 
-    /// Ready from [`Closing`](Phase::Closing) on. It is the signal for others' servers, see [`around`](Self::around).
+    /// Ready from [`Closing`](Phase::Closing) on. It is the shutdown signal for another server, see [`around`](Self::around).
     pub fn closing(&self) -> Reached {
         Reached::new(self.shared.clone(), Phase::Closing)
     }
 
-    /// Ready from [`Forced`](Phase::Forced) on: the cancellation that handlers may listen to.
+    /// Ready from [`Forced`](Phase::Forced) on: the cancellation that handlers may await.
     pub fn forced(&self) -> Reached {
         Reached::new(self.shared.clone(), Phase::Forced)
     }
 
-    /// Ready when all is over, with the report.
+    /// Ready when the drain is over, with the report.
     ///
-    /// What it waits for are [`Guard`]s: of this crate's accept loops and connections, of [`DrainLayer`], and your own.
+    /// It waits for [`Guard`]s: those of this crate's accept loops and connections, of [`DrainLayer`], and of the
+    /// application.
     ///
     /// [`DrainLayer`]: crate::DrainLayer
     pub fn done(&self) -> Done {
         Done::new(self.shared.clone())
     }
 
-    /// Runs a server of somebody else's to its end, but no longer than the drain lasts: such servers have a signal, and no
-    /// deadline. `None` if the drain was over first; then the server is dropped, and the report says what was cut.
+    /// Runs another server to its end, but no longer than the drain lasts: such servers have a shutdown signal, but no
+    /// deadline. Returns `None` if the drain is over first; then the server is dropped, and the report counts what was cut.
     ///
-    /// Such servers spawn their connections, which go on when the server is dropped. It is [`DrainLayer`] that cuts what is
-    /// left of the requests: their handlers and bodies are dropped, and the connections end with them. Requests that do
-    /// not pass the layer are neither counted nor cut.
+    /// Such servers spawn their connections, which go on when the server is dropped. [`DrainLayer`] cuts the remaining
+    /// requests: their handlers and bodies are dropped, and the connections end with them. Requests that do not pass
+    /// through the layer are neither counted nor cut.
     ///
     /// [`DrainLayer`]: crate::DrainLayer
     ///
-    /// The server is a guest like any other, from this call on. So the drain waits until the server has written all that it
-    /// has to, and knows of no end before; [`done`](Self::done) alone is ready with the last request, whose last bytes may
-    /// still be on their way.
+    /// The server is counted like a task, from this call on. So the drain waits until the server has written all its
+    /// responses; [`done`](Self::done) alone is ready with the last request, whose last bytes may not be written yet.
     ///
     /// ```no_run
     /// # async fn run(listener: tokio::net::TcpListener, app: axum::Router) -> std::io::Result<()> {
@@ -207,7 +207,7 @@ impl Drain {
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the server, and the drain waits for it no more.
+    /// Dropping the future drops the server, and the drain no longer waits for it.
     pub fn around<S: IntoFuture>(
         &self,
         server: S,
@@ -225,7 +225,7 @@ impl Drain {
         }
     }
 
-    /// Lets somebody in whom the drain waits for.
+    /// A guard that the drain waits for until it is dropped.
     pub fn guard(&self) -> Guard {
         Guard::new(self.shared.clone(), Kind::Guest)
     }
@@ -255,10 +255,10 @@ impl fmt::Debug for Drain {
 // === impl DrainBuilder ===
 
 impl DrainBuilder {
-    /// How long everybody is still served while the world is told that we leave. Default: 5 s.
+    /// How long new connections are still served after readiness was withdrawn. Default: 5 s.
     ///
-    /// That is what load balancers and Kubernetes need to take the address out of their lists. It lasts that long even
-    /// if nobody is connected: who comes now does so because it was not told yet.
+    /// Load balancers and Kubernetes need that time to remove the address from their lists. The phase lasts that long even
+    /// if no client is connected: clients that connect during it have not yet seen the change of readiness.
     pub const fn announce(self, announce: Duration) -> Self {
         Self {
             times: Times {
@@ -268,7 +268,7 @@ impl DrainBuilder {
         }
     }
 
-    /// How long connections may take to end once they are told to. Default: 20 s. It ends earlier if all are gone.
+    /// How long connections may take to end gracefully. Default: 20 s. The phase ends earlier if all have ended.
     pub const fn close(self, close: Duration) -> Self {
         Self {
             times: Times {
@@ -278,9 +278,9 @@ impl DrainBuilder {
         }
     }
 
-    /// How long what is cancelled may take to end. Default: 2 s.
+    /// How long cancelled handlers may take to end. Default: 2 s.
     ///
-    /// With the other two it makes 27 s, inside the 30 s that Kubernetes grants before it kills.
+    /// With the other two defaults that is 27 s, within the 30 s after which Kubernetes kills a pod.
     pub const fn force(self, force: Duration) -> Self {
         Self {
             times: Times {
@@ -315,7 +315,7 @@ impl Shared {
         }
     }
 
-    /// The phase as it was told last, without a look at the clock.
+    /// The phase that was published last, without a check of the clock.
     pub(crate) fn told(&self) -> Phase {
         Phase::from_u8(self.phase.load(Acquire))
     }
@@ -324,7 +324,7 @@ impl Shared {
         self.told() == Phase::Serving
     }
 
-    /// The phase at this moment, and when the next one is due.
+    /// The phase at this moment, and the deadline of the next one.
     pub(crate) fn look(&self) -> (Phase, Option<Instant>) {
         match self.told() {
             phase @ (Phase::Serving | Phase::Done) => (phase, None),
@@ -350,7 +350,7 @@ impl Shared {
         let mut passed = Vec::new();
         while let Some(phase) = heart.step(now, &self.count.census()) {
             if phase >= Phase::Closing {
-                // Before the next census: whoever leaves after it says so.
+                // Before the next census: guards that are dropped after it are reported.
                 self.count.close();
             }
             self.phase.store(phase as u8, Release);
@@ -362,7 +362,7 @@ impl Shared {
         at
     }
 
-    /// Tells the transitions. Not under the lock: wakers are others' code.
+    /// Publishes the transitions. Not under the lock: wakers run code of other crates.
     fn tell(&self, mut from: Phase, passed: &[Phase]) {
         let Some(&last) = passed.last() else { return };
         for &to in passed {
@@ -370,7 +370,7 @@ impl Shared {
             tracing::info!(%from, %to, guests, "drain");
             from = to;
         }
-        // Two tellers may meet here in the wrong order; a phase is never taken back.
+        // Two threads may arrive here in the wrong order; a phase never goes back.
         self.watch.send_if_modified(|phase| {
             let later = last > *phase;
             *phase = last.max(*phase);
@@ -411,5 +411,5 @@ pub(crate) const fn bounded(duration: Duration) -> Duration {
 const ANNOUNCE: Duration = Duration::from_secs(5);
 const CLOSE: Duration = Duration::from_secs(20);
 const FORCE: Duration = Duration::from_secs(2);
-/// Far enough, and still far from where adding it to an instant would overflow.
+/// Long enough, and adding it to an instant does not overflow.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);

@@ -1,4 +1,4 @@
-//! The connections of a limit that can be asked to leave: at the limit, idle ones make room for new ones.
+//! The connections of a limit that can be asked to close: at the limit, idle ones make room for new ones.
 
 use std::{
     fmt,
@@ -9,16 +9,16 @@ use std::{
 
 use tokio::time::Instant;
 
-/// A connection that can be asked to leave while it is idle.
+/// A connection that can be asked to close while it is idle.
 pub(crate) trait Evictable: Send + Sync {
-    /// `None` while it has something to do, and once it leaves.
+    /// `None` while it has a request under way, and once it closes.
     fn idle(&self) -> Option<Idle>;
 
-    /// Asks it to leave. Its task is woken after that, and declines if it has something to do by then.
+    /// Asks it to close. Its task is woken after that, and declines if a request is under way by then.
     fn evict(&self);
 }
 
-/// An idle connection. The smaller it is, the earlier it is asked.
+/// An idle connection. The smaller value is asked first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Idle {
     /// It has had a request.
@@ -70,11 +70,11 @@ impl Candidates {
         drop(removed);
     }
 
-    /// Asks an idle connection to leave; `false` if none was found. Of those that it looks at, that is the one that has
-    /// been idle longest, and one that never had a request comes first.
+    /// Asks an idle connection to close; `false` if none was found. Of those compared, it is the one that has been idle
+    /// longest; connections that never had a request come first.
     pub(crate) fn ask(&self, now: Instant) -> bool {
         let waker = self.lock().ask(now);
-        // Not under the lock: a waker is not this crate's code.
+        // Not under the lock: a waker runs code of other crates.
         waker.map(Waker::wake).is_some()
     }
 
@@ -124,15 +124,15 @@ impl Idle {
     }
 }
 
-/// How many connections one search looks at, and how many idle ones it compares: a new connection must not cost a search
+/// How many connections one search visits, and how many idle ones it compares: a new connection must not cost a search
 /// through ten thousand.
 const MAX_EXAMINED: usize = 256;
 const MAX_COMPARED: usize = 16;
 /// A connection that has been used, or opened, within this time is not asked: the first request of a new one may be on its
 /// way, and new connections cannot take away those that are in use.
 pub(crate) const MIN_IDLE: Duration = Duration::from_secs(1);
-/// How long an HTTP/1 connection that is asked to leave still takes a request. A client that opens connections often uses
-/// its idle ones in the same moment.
+/// How long an HTTP/1 connection that is asked to close still takes a request. A client that opens connections often uses
+/// its idle ones at the same moment.
 #[cfg(feature = "http")]
 pub(crate) const GRACE: Duration = Duration::from_millis(50);
 /// How long its peer may take to close its half. Nothing was sent to it for a second, so there is no response to lose.

@@ -1,13 +1,13 @@
-//! What to do about an error of `accept`.
+//! The handling of errors of `accept`.
 
 use std::{io, time::Duration};
 
 /// The kinds of accept errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// It was that one connection: the next may be fine.
+    /// An error of that one connection: the next may succeed.
     Passing,
-    /// The process or the system is out of memory: trying again at once would only burn the processor.
+    /// The process or the system is out of memory: retrying at once would only waste CPU time.
     Scarce,
     /// It is out of descriptors.
     Full,
@@ -15,7 +15,7 @@ pub(crate) enum Fault {
     Fatal,
 }
 
-/// How long to wait while something is scarce: 10 ms, doubling to 1 s.
+/// The backoff while a resource is exhausted: 10 ms, doubling to 1 s.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     last: Option<Duration>,
@@ -42,7 +42,7 @@ impl Fault {
     }
 }
 
-/// Linux hands errors of the new connection's network out of `accept` (see its manual page), so they pass too.
+/// Linux returns network errors of the new connection from `accept` (see its manual page), so they are transient too.
 #[cfg(unix)]
 fn by_number(error: &io::Error) -> Option<Fault> {
     use rustix::io::Errno;
@@ -92,7 +92,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn errors_are_told_apart_by_their_number() {
+    fn errors_are_classified_by_their_number() {
         use rustix::io::Errno;
         for (errno, fault) in [
             (Errno::CONNABORTED, Fault::Passing),

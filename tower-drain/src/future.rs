@@ -23,16 +23,16 @@ use crate::{
     guard::Guard,
 };
 
-/// The answer of a [`Guarded`](crate::Guarded) service.
+/// The response future of a [`Guarded`](crate::Guarded) service.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture<F> {
-    /// `None` once it was cut.
+    /// `None` once it is cut.
     #[pin]
     inner: Option<F>,
     guard: Option<Guard>,
     cut: Cut,
-    /// Of one that had to wait.
+    /// Set when the request had to wait.
     #[pin]
     heard: Option<Heard>,
     closable: Closable,
@@ -99,7 +99,7 @@ impl<F> fmt::Debug for ResponseFuture<F> {
     }
 }
 
-/// The answer of a request that was cut. It has no body, since the body's type is the inner service's.
+/// The response to a request that was cut. It has no body, since the body's type is that of the inner service.
 fn instead<B>(protocol: Protocol) -> Response<DrainBody<B>> {
     let refusal = CUT.with_retry_after(Some(Duration::from_secs(1)));
     let mut response = Auto::new().response::<()>(protocol, &refusal, refusal);

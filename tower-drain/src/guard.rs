@@ -4,10 +4,10 @@ use tower_outcome::body::{End, OnEnd};
 
 use crate::{count::Kind, drain::Shared};
 
-/// Somebody the drain waits for: a task, a connection, a request. Dropping it is leaving.
+/// An in-flight guard: the drain waits until it is dropped. There is one for each task, connection or request.
 ///
-/// [`Drain::guard`](crate::Drain::guard) makes one for a task of yours, or for a connection that was upgraded under an
-/// accept loop that is not this crate's. Keep it for as long as the work must not be cut:
+/// [`Drain::guard`](crate::Drain::guard) makes one for a task of the application, or for a connection that was upgraded
+/// under another accept loop than this crate's. Keep it for as long as the work must not be cut:
 ///
 /// ```
 /// # use tower_drain::Drain;
@@ -21,8 +21,8 @@ use crate::{count::Kind, drain::Shared};
 /// # });
 /// ```
 ///
-/// It costs one atomic addition when made and one when dropped. One that is made after [`Phase::Done`](crate::Phase)
-/// is waited for by nobody.
+/// It costs one atomic addition when created and one when dropped. A guard created after [`Phase::Done`](crate::Phase) has
+/// no effect.
 #[must_use = "it counts for as long as it is kept"]
 pub struct Guard {
     shared: Arc<Shared>,
@@ -43,7 +43,7 @@ impl Guard {
 }
 
 impl OnEnd for Guard {
-    /// The body has ended, and with it the request, however it went.
+    /// The body has ended, and with it the request, with any outcome.
     fn on_end(self, _: End<'_>) {}
 }
 

@@ -1,7 +1,8 @@
-//! Leave without dropping anyone: graceful shutdown in phases, and an accept loop that keeps to it.
+//! Graceful shutdown in phases for any Tower server, and an accept loop with connection limits that follows them.
 //!
-//! A server that stops at once drops its requests; one that stops accepting drops those on their way; one that waits
-//! for the last client waits for ever. So leaving has phases, each with a time that may be zero:
+//! A server that stops at once drops the requests under way; one that only stops accepting loses those of clients that
+//! still connect; one that waits for all clients to disconnect waits for ever. So the shutdown has phases, each with a
+//! duration that may be zero:
 //!
 //! ```text
 //!             begin_drain()            5 s                   20 s                  2 s
@@ -18,8 +19,9 @@
 //!   HTTP/2        as is  │  as is       │ GOAWAY          │ streams under way end
 //! ```
 //!
-//! The end comes the moment the last guest leaves, by event, but never before the announce time: whoever still comes
-//! then was not told yet. The defaults fit into the 30 s of Kubernetes.
+//! The drain is over as soon as the last connection or task has ended, by event, without polling, but not before the
+//! announce time: clients that connect during it have not yet seen the change of readiness. The defaults fit within the
+//! 30 s of Kubernetes.
 //!
 //! # Example
 //!
@@ -35,12 +37,12 @@
 //!     .route("/", get(|| async { "hello" }))
 //!     .route_service("/ready", drain.readiness());
 //! # #[cfg(feature = "signal")]
-//! tokio::spawn(drain.on_signals()); // SIGTERM begins, a second one forces
+//! tokio::spawn(drain.on_signals()); // SIGTERM begins the drain, a second one forces it
 //! println!("{}", drain.serve(TcpListener::bind("0.0.0.0:8080").await?, app).await?);
 //! # Ok(()) }
 //! ```
 //!
-//! Tuned, with the knobs of the connections:
+//! With settings:
 //!
 //! ```no_run
 //! use std::{num::NonZeroUsize, time::Duration};
@@ -57,11 +59,12 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # With another's server
+//! # With another server
 //!
 //! [`Drain::closing`] is the signal for `axum::serve(..).with_graceful_shutdown(..)` and tonic's
-//! `serve_with_shutdown(..)`, [`Drain::around`] the deadline that those have not, and [`DrainLayer`] tells and counts the
-//! requests, and cuts them when the drain is over. Tasks and upgraded connections hold a [`Guard`].
+//! `serve_with_shutdown(..)`. [`Drain::around`] adds the deadline that those do not have. [`DrainLayer`] counts the
+//! requests, adds `Connection: close` to their responses, and cuts them when the drain is over. Tasks and upgraded
+//! connections hold a [`Guard`].
 //!
 //! ```no_run
 //! # async fn run(addr: std::net::SocketAddr, routes: tonic::service::Routes) -> Result<(), tonic::transport::Error> {
@@ -75,60 +78,42 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Under [`Drain::serve`] a tonic server has the limits of [`Http`] too, and its calls may be silent for as long as they
-//! like with a [`StreamingLayer`]: `drain.serve(listener, StreamingLayer::new().layer(routes.prepare()))`. That needs the
-//! feature `tonic`, or `http2`: without them the server speaks HTTP/1 only.
+//! Under [`Drain::serve`] a tonic server has the limits of [`Http`] too, and with a [`StreamingLayer`] its calls may be
+//! silent for any time: `drain.serve(listener, StreamingLayer::new().layer(routes.prepare()))`. That needs the feature
+//! `tonic`, or `http2`: without them the server supports HTTP/1 only.
 //!
 //! # WebSocket, `CONNECT`, and streams without end
 //!
-//! Under an accept loop of this crate an upgraded connection is waited for until its own end, or until the drain is
-//! done; the task that has it needs no guard. Nobody can say goodbye for it, so it should: let it await
-//! [`Drain::closing`] beside its messages, and send a close frame (1001, or 1012 for a restart). The same goes for a
-//! server-sent or gRPC stream that would never end by itself. What stays all the same is cut when the drain is done.
-//!
-//! # The words of others
-//!
-//! | elsewhere | here |
-//! |---|---|
-//! | `ListenerConfig`, `with_drain_grace_ms`, `with_reuseport` | [`ListenerConfig`], `drain_grace`, `reuse_port` |
-//! | `max_concurrent_connections` | [`ListenerConfig::max_concurrent_connections`], [`ConnectionLimit`] |
-//! | `ConnectionConfig` | the knobs of [`Http`] |
-//! | `ConnectionRunner::run` | any `Service<Accepted<Io>>` |
-//! | `PlainHttp1Runner`, `Http2cRunner` | [`Http`], which tells both apart with the feature `http2`: `http1_only`, `http2_only` |
-//! | `TlsHttp1Runner` | [`TlsLayer`] around it |
-//! | `ConnectionRunner::refuse_overloaded` | [`ConnectionLimitLayer::refuse_overloaded`], [`Overloaded`] |
-//! | a lease that is not held refuses connections | [`Server::only_while`], [`ConnectionLimitLayer::only_while`] |
-//! | `accept_loop` | [`Drain::accept_loop`] |
-//! | `Server::{bind, local_addr, begin_drain, shutdown, serve}` | the same of [`Server`] |
-//! | `shutdown_token`, `drain_handle` | [`Server::shutdown_token`], [`Server::drain_handle`] |
-//! | `CancellationToken` in every connection | [`Cancellation`] in every request's extensions |
-//! | `nursery.leaked_tasks` | [`Report::leaked_tasks`] |
+//! Under an accept loop of this crate the drain waits for an upgraded connection until it ends, or until the drain is
+//! over; its task needs no guard. The server cannot close such a connection gracefully, so its task should: let it await
+//! [`Drain::closing`] beside its messages, and send a close frame (1001, or 1012 for a restart). The same holds for a
+//! server-sent or gRPC stream that would never end by itself. Streams that are still open are cut when the drain is over.
 //!
 //! # In Kubernetes
 //!
-//! - A pod that ends gets `SIGTERM` while its address is still in everybody's lists; that is what the announce time is
-//!   for. With it there is no need of a `preStop` hook that sleeps. If there is one, its time counts too.
-//! - The readiness probe asks [`Drain::readiness`]. Serve it from an admin listener with a [`Drain`] of its own, so that it
+//! - A pod gets `SIGTERM` while its address is still in the endpoint lists; the announce time covers that, so no `preStop`
+//!   hook that sleeps is needed. If there is one, its time counts too.
+//! - The readiness probe is [`Drain::readiness`]. Serve it from an admin listener with a separate [`Drain`], so that it
 //!   outlives the data listeners; the liveness probe must not fail while draining.
-//! - `terminationGracePeriodSeconds` is 30 by default and covers everything. 5 + 20 + 2 s fit; who sets longer ones raises
+//! - `terminationGracePeriodSeconds` is 30 by default and covers everything. 5 + 20 + 2 s fit; with longer durations, raise
 //!   it too.
-//! - Process 1 of a container has no default handlers: without `on_signals` it ignores `SIGTERM` until it is killed.
+//! - Process 1 of a container has no default signal handlers: without `on_signals` it ignores `SIGTERM` until it is killed.
 //!
 //! # From one process to the next
 //!
-//! With the feature `handoff`, on Linux, a new process takes over the listening sockets, and no connection that waits in
-//! their queues is lost: see the module `handoff`. `SO_REUSEPORT` by itself loses them. On other systems there is a drain
-//! only.
+//! With the feature `handoff`, on Linux, a new process takes over the listening sockets, and no connection in their queues
+//! is lost: see the module `handoff`. `SO_REUSEPORT` alone loses them. On other systems there is only the drain.
 //!
-//! # What it costs
+//! # Costs
 //!
-//! The accept loop: one task, one small shared allocation, and a place in a list per connection; an HTTP/1 connection is
-//! not boxed, an HTTP/2 one is, once. Ten thousand idle ones take some 7 % more memory than with hyper alone.
+//! The accept loop: one task, one small shared allocation, and an entry in a list per connection; an HTTP/1 connection is
+//! not boxed, an HTTP/2 connection is boxed once. Ten thousand idle connections take some 7 % more memory than with hyper
+//! alone.
 //!
-//! A request under [`Drain::serve`], whatever its limits are, takes 13,084<!-- =serve/drain.request_instructions --> instructions and
+//! A request under [`Drain::serve`], with any limits, takes 13,084<!-- =serve/drain.request_instructions --> instructions and
 //! 15<!-- =serve/drain.request_allocations --> allocations, beside 10,609<!-- =serve/hyper.request_instructions --> and 11.9<!-- =serve/hyper.request_allocations --> with hyper-util: mostly
-//! for the peer's address and the cancellation in its extensions and the `Keep-Alive` field of its response; a body brings
-//! one allocation more. [`DrainLayer`]: two atomic additions, one clone of an `Arc`, 274<!-- =layers/drain.instructions --> instructions in all. The
+//! for the peer's address and the cancellation in its extensions and the `Keep-Alive` field of its response; a body costs
+//! one more allocation. [`DrainLayer`]: two atomic additions, one clone of an `Arc`, 274<!-- =layers/drain.instructions --> instructions in all. The
 //! README has the figures and the commands.
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

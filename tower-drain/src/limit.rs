@@ -28,25 +28,25 @@ use crate::{
 
 /// How many connections may be open at once: a handle, cheap to clone.
 ///
-/// A connection counts until its stream is gone, so an upgraded one counts for as long as it lives.
+/// A connection counts until its stream is dropped, so an upgraded connection counts until it ends.
 ///
 /// # At the limit
 ///
-/// A new connection has an idle one of [`Http`](crate::Http) asked to leave: over HTTP/1 one that waits for its next
+/// For a new connection an idle one of [`Http`](crate::Http) is asked to close: over HTTP/1 one that waits for its next
 /// request, over HTTP/2 one without a stream, and one of either that has sent nothing so far; each for at least a second.
-/// It waits up to 500 ms for the place, and another idle connection is asked every 125 ms. The one that has been idle
-/// longest goes first, of 16 that are found idle among the next 256. At most a tenth of the limit wait, in the order in
-/// which they came.
+/// The new connection waits up to 500 ms for the place, and another idle connection is asked every 125 ms. The one that
+/// has been idle longest is asked first, of 16 that are found idle among the next 256. At most a tenth of the limit wait,
+/// in the order of their arrival.
 ///
 /// An idle HTTP/1 connection still takes a request for 50 ms, then it is closed as by its idle timeout, except that it is
-/// read from for at most 50 ms; over HTTP/2 its peer gets a GOAWAY. A connection that has anything to do, be it a request
-/// that comes in this time, is not cut: only its response ends it.
+/// read from for at most 50 ms; over HTTP/2 its peer gets a GOAWAY. A connection with a request under way, even one that
+/// arrives in this time, is not cut: it ends after its response.
 ///
-/// A connection that comes while there is none to ask is accepted **and refused**, so that clients do not hang in the
-/// kernel's queue: at most 64 at once get an answer, for which they have a second each; beyond those the connection is
-/// just closed. The answer is that of [`ConnectionLimitLayer::refuse_overloaded`].
+/// If no idle connection is found, the new one is accepted **and rejected**, so that clients do not hang in the kernel's
+/// queue: at most 64 at once get a response, within a second each; beyond those the connection is just closed. The
+/// response is that of [`ConnectionLimitLayer::refuse_overloaded`].
 ///
-/// All this costs a request nothing, and a connection a lock when it begins and when it ends.
+/// This costs nothing per request, and a lock when a connection begins and when it ends.
 #[derive(Clone)]
 pub struct ConnectionLimit {
     open: Arc<Places>,
@@ -54,7 +54,7 @@ pub struct ConnectionLimit {
     refused: Arc<AtomicU64>,
 }
 
-/// Holds connections to a [`ConnectionLimit`], and refuses them all while there is no right to serve them.
+/// Applies a [`ConnectionLimit`], and rejects all connections while a condition does not hold.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimitLayer<R = Overloaded> {
     limit: ConnectionLimit,
@@ -62,7 +62,7 @@ pub struct ConnectionLimitLayer<R = Overloaded> {
     refuse: R,
 }
 
-/// A connection service within a limit. Made by [`ConnectionLimitLayer`].
+/// A connection service with a limit. Made by [`ConnectionLimitLayer`].
 #[derive(Clone, Debug)]
 pub struct Limited<S, R = Overloaded> {
     inner: S,
@@ -71,11 +71,11 @@ pub struct Limited<S, R = Overloaded> {
     refuse: R,
 }
 
-/// Whether connections may be served at all.
+/// The condition under which connections are served.
 #[derive(Clone)]
 struct Right(Option<Arc<dyn Fn() -> bool + Send + Sync>>);
 
-/// The life of a connection that was let in, or the refusal of one that was not.
+/// The future of a connection that was admitted, or the rejection of one that was not.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct LimitedFuture<S, R, Io>(#[pin] Fate<S, R, Io>)
@@ -96,7 +96,7 @@ where
     Closed,
 }
 
-/// A connection that waits for the place of an idle one, with the services that were ready for it.
+/// A connection that waits for the place of an idle one, with the services that are ready for it.
 struct Waiting<S, R, Io> {
     service: S,
     refuse: R,
@@ -105,7 +105,7 @@ struct Waiting<S, R, Io> {
     waiter: Waiter,
 }
 
-/// A refusal, which is over in a second at most.
+/// A rejection, which takes a second at most.
 #[pin_project]
 struct Refused<R> {
     #[pin]
@@ -115,23 +115,23 @@ struct Refused<R> {
     _permit: Permit,
 }
 
-/// A service that refuses connections, in a few bytes.
+/// A service that rejects connections with a short response.
 ///
-/// It is what a [`ConnectionLimit`] does by default with those it does not let in, for whatever reason
-/// ([`ConnectionLimitLayer::only_while`]). It is the limit that gives it a second and bounds how many there are; by itself
-/// it waits until its client has read the answer and closed.
+/// It is the default for connections that a [`ConnectionLimit`] or
+/// [`only_while`](ConnectionLimitLayer::only_while) does not admit. The limit gives it a second, and bounds how many run at
+/// once; by itself it waits until the client has read the response and closed.
 #[derive(Clone, Copy, Debug)]
 pub struct Overloaded {
     answer: &'static [u8],
 }
 
-/// The life of a connection that is refused. Made by [`Overloaded`].
+/// The future of a connection that is rejected. Made by [`Overloaded`].
 #[must_use = "futures do nothing unless polled"]
 pub struct Refusing<Io> {
     io: Io,
     unwritten: &'static [u8],
     told: bool,
-    // The drain waits for the answer to be told.
+    // The drain waits until the response is written.
     _rest: Accepted<()>,
 }
 
@@ -160,7 +160,7 @@ impl ConnectionLimit {
         self.open.taken()
     }
 
-    /// How many were refused so far, told so or not.
+    /// How many were rejected so far, with or without a response.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused.load(Relaxed)
@@ -182,8 +182,8 @@ impl ConnectionLimit {
 }
 
 impl Default for ConnectionLimit {
-    /// 10 000: at 33 kB each, what a proxy like HAProxy takes, that is 330 MB. Less where the process may not open that
-    /// many files: nine tenths of its `RLIMIT_NOFILE`, halved, because a proxy uses two for a request.
+    /// 10 000: at 33 kB each, about what HAProxy takes, that is 330 MB. Less where the process may not open that many
+    /// files: nine tenths of its `RLIMIT_NOFILE`, halved, because a proxy uses two for a request.
     fn default() -> Self {
         let max = files().map_or(MAX, |files| (files / 20 * 9).clamp(1, MAX));
         Self::new(NonZeroUsize::new(max).expect("at least 1"))
@@ -217,7 +217,7 @@ fn files() -> Option<usize> {
 // === impl ConnectionLimitLayer ===
 
 impl ConnectionLimitLayer {
-    /// Refers to `limit`. Who is refused gets an HTTP/1 `503`.
+    /// Refers to `limit`. A connection that is rejected gets an HTTP/1 `503`.
     #[must_use]
     pub fn new(limit: &ConnectionLimit) -> Self {
         Self {
@@ -229,10 +229,10 @@ impl ConnectionLimitLayer {
 }
 
 impl<R> ConnectionLimitLayer<R> {
-    /// What is done with a connection that is refused: any connection service, [`Overloaded`] by default.
+    /// The service for connections that are rejected: any connection service, [`Overloaded`] by default.
     ///
-    /// Under TLS nothing can be said before the handshake, so `Overloaded::silent()` fits there. It runs in the
-    /// connection's task, at most 64 at once, and is dropped after a second.
+    /// Under TLS no response can be sent before the handshake, so use `Overloaded::silent()` there. The service runs in
+    /// the connection's task, at most 64 at once, and is dropped after a second.
     #[must_use]
     pub fn refuse_overloaded<T>(self, refuse: T) -> ConnectionLimitLayer<T> {
         ConnectionLimitLayer {
@@ -242,9 +242,9 @@ impl<R> ConnectionLimitLayer<R> {
         }
     }
 
-    /// Refuses each connection that comes while `right` says no, in the same way and within the same bounds: a lease that
-    /// is not held, say. Those that are open stay. It is asked once for each connection, on the accept loop's task, so it
-    /// must not block.
+    /// Rejects each new connection for which `right` returns `false`, in the same way and within the same bounds: while a
+    /// lease is not held, for example. Open connections stay open. It is called once for each connection, on the accept
+    /// loop's task, so it must not block.
     #[must_use]
     pub fn only_while(self, right: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         Self {
@@ -289,11 +289,11 @@ where
     type Error = S::Error;
     type Future = LimitedFuture<S, R, Io>;
 
-    /// The refusal must be ready too, or nobody could be refused.
+    /// The rejecting service must be ready too, or no connection could be rejected.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         match self.refuse.poll_ready(cx) {
             Poll::Pending => Poll::Pending,
-            // One that has ended for good refuses by closing: its call fails.
+            // If that service has failed for good, its call fails, and the connection is closed.
             Poll::Ready(_) => self.inner.poll_ready(cx),
         }
     }
@@ -310,7 +310,7 @@ where
                 Fate::Admitted(self.inner.call(accepted))
             }
             Admission::Later(waiter) => {
-                // The ones that are ready go along.
+                // The services that are ready move into the future.
                 let (inner, refuse) = (self.inner.clone(), self.refuse.clone());
                 Fate::Waiting(Some(Box::new(Waiting {
                     service: mem::replace(&mut self.inner, inner),
@@ -422,7 +422,7 @@ impl<R: Future> Future for Refused<R> {
         if this.alarm.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        // Whether it could be told does not matter: a client that is gone needs no answer.
+        // An error of the rejecting service is ignored: a client that is gone needs no response.
         this.refusal.poll(cx).map(|_| ())
     }
 }
@@ -438,13 +438,13 @@ impl Overloaded {
         }
     }
 
-    /// Closes without a word, and without a reset: under TLS nothing can be said before the handshake.
+    /// Closes without a response, and without a reset: under TLS none can be sent before the handshake.
     #[must_use]
     pub const fn silent() -> Self {
         Self { answer: b"" }
     }
 
-    /// These bytes.
+    /// Responds with these bytes.
     #[must_use]
     pub const fn saying(answer: &'static [u8]) -> Self {
         Self { answer }
@@ -500,7 +500,7 @@ impl<Io> fmt::Debug for Refusing<Io> {
     }
 }
 
-/// Reads what the client still sends: closing with unread bytes resets the connection, and the answer may be lost.
+/// Reads what the client still sends: closing with unread bytes resets the connection, and the response may be lost.
 fn poll_read_out<Io: AsyncRead>(
     mut io: Pin<&mut Io>,
     cx: &mut Context<'_>,
@@ -517,11 +517,11 @@ fn poll_read_out<Io: AsyncRead>(
 
 /// How many connections may be open by default.
 const MAX: usize = 10_000;
-/// How many may be told at once that they are refused.
+/// How many may be rejected with a response at once.
 const REFUSING: usize = 64;
-/// How long one of them gets to take its answer.
+/// How long each of them may take to read its response.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
-/// Written before a byte of the request is read, so it cannot come from `tower-outcome`, which answers requests.
+/// Written before a byte of the request is read, so it cannot come from `tower-outcome`, which responds to requests.
 const OVERLOADED: &str = "HTTP/1.1 503 Service Unavailable\r\n\
     content-type: text/plain; charset=utf-8\r\n\
     content-length: 37\r\n\
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_is_as_long_as_it_says() {
+    fn the_content_length_is_that_of_the_body() {
         let (head, body) = OVERLOADED.split_once("\r\n\r\n").unwrap();
         assert!(
             head.contains(&format!("content-length: {}", body.len())),
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_too_many_is_told_so_and_a_place_comes_back() {
+    async fn a_connection_beyond_the_limit_gets_a_503_and_a_place_is_given_back() {
         let drain = Drain::new();
         let limit = ConnectionLimit::new(NonZeroUsize::MIN);
         let service = ConnectionLimitLayer::new(&limit).layer(service_fn(hold));
@@ -622,7 +622,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_comes_without_the_right_to_be_served_is_refused_and_who_is_here_stays() {
+    async fn new_connections_are_rejected_while_the_condition_does_not_hold_and_open_ones_stay() {
         use std::sync::atomic::AtomicBool;
         let (drain, limit, held) = (
             Drain::new(),
@@ -652,7 +652,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_so_many_are_told_at_once() {
+    async fn only_64_at_once_are_rejected_with_a_response() {
         let drain = Drain::new();
         let limit = ConnectionLimit::new(NonZeroUsize::MIN);
         let mut service = ConnectionLimitLayer::new(&limit).layer(service_fn(hold));

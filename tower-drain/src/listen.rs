@@ -12,16 +12,16 @@ use std::{
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 
-/// Where connections come from: TCP, Unix sockets, or a network of your own (a simulated one, say).
+/// A source of connections: TCP, Unix sockets, or another network, such as a simulated one.
 pub trait Listen: Send + 'static {
-    /// A connection.
+    /// The stream of a connection.
     type Io: Send + 'static;
 
     /// Waits for the next connection.
     ///
     /// # Errors
     ///
-    /// Those of `accept(2)`, as they are: the accept loop knows which of them pass.
+    /// Those of `accept(2)`, unchanged: the accept loop knows which of them are transient.
     ///
     /// # Cancel safety
     ///
@@ -30,7 +30,7 @@ pub trait Listen: Send + 'static {
 
     /// Takes a connection that is already in the queue, or `None` if there is none. It never waits.
     ///
-    /// A drain asks this way for those who were there before the listener closes. The default asks
+    /// The accept loop calls it for connections that were queued before the listener closes. The default polls
     /// [`accept`](Self::accept) once.
     ///
     /// # Errors
@@ -43,11 +43,12 @@ pub trait Listen: Send + 'static {
         }
     }
 
-    /// Closing begins: the last ones are taken with [`try_accept`](Self::try_accept), and then it is dropped.
+    /// Called when closing begins: the last connections are taken with [`try_accept`](Self::try_accept), and then the
+    /// listener is dropped.
     fn begin_close(&mut self) {}
 
-    /// Whether somebody is known to be on the way who must be waited for, besides those who come in the next 100 ms.
-    /// Asked every 10 ms.
+    /// Whether connections are expected that must be waited for, besides those that arrive within the next 100 ms.
+    /// Called every 10 ms.
     fn expects_more(&mut self) -> bool {
         false
     }
@@ -56,11 +57,11 @@ pub trait Listen: Send + 'static {
     ///
     /// # Errors
     ///
-    /// When the system does not tell it.
+    /// If the system does not return it.
     fn local_addr(&self) -> io::Result<Addr>;
 }
 
-/// An end of a connection.
+/// The address of an end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Addr {
@@ -77,16 +78,16 @@ pub enum Addr {
 impl Listen for TcpListener {
     type Io = TcpStream;
 
-    /// Sets two options of the connection. `TCP_NODELAY`: what a server writes it means to send, and with HTTP/2 a small
-    /// frame that waits for an acknowledgement costs 40 ms. `TCP_NOTSENT_LOWAT` (Linux), 64 KiB: the kernel takes no more
-    /// than that beyond what it may send, where it would take 4 MB for each client that does not read, and a client that
-    /// reads slowly is seen to read.
+    /// Sets two options of the connection. `TCP_NODELAY`: a server flushes when it means to send, and with HTTP/2 a small
+    /// frame that waits for an acknowledgement costs 40 ms. `TCP_NOTSENT_LOWAT` (Linux), 64 KiB: the kernel buffers no more
+    /// than that beyond what it may send, where it would buffer 4 MB for each client that does not read, and the progress
+    /// of a client that reads slowly is visible.
     async fn accept(&mut self) -> io::Result<(TcpStream, Addr)> {
         let (stream, peer) = Self::accept(self).await?;
         Ok((prepared(stream), Addr::Ip(peer)))
     }
 
-    /// Asks the system itself, since the runtime may not have been told yet of a connection that is there.
+    /// Calls `accept` directly, since the runtime may not have received the event of a queued connection yet.
     fn try_accept(&mut self) -> io::Result<Option<(TcpStream, Addr)>> {
         let Some((socket, peer)) = take_queued(SockRef::from(&*self).accept())? else {
             return Ok(None);
@@ -111,7 +112,7 @@ fn prepared(stream: TcpStream) -> TcpStream {
     stream
 }
 
-/// Enough for the time until the server is asked for more. Half of it is what is left when it is asked.
+/// Enough until the server writes more. The kernel asks for more when half of it is left.
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 64 * 1024;
 
@@ -145,7 +146,7 @@ mod unix {
             Ok((stream, Addr::from(&peer)))
         }
 
-        /// Asks the system itself, since the runtime may not have been told yet of a connection that is there.
+        /// Calls `accept` directly, since the runtime may not have received the event of a queued connection yet.
         fn try_accept(&mut self) -> io::Result<Option<(UnixStream, Addr)>> {
             let Some((socket, _)) = take_queued(SockRef::from(&*self).accept())? else {
                 return Ok(None);
@@ -208,7 +209,7 @@ mod tests {
         let mut listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         assert!(listener.try_accept().unwrap().is_none());
         let addr = TcpListener::local_addr(&listener).unwrap();
-        // A blocking connect, so the runtime never gets to hear of it.
+        // A blocking connect, so the runtime gets no event for it.
         let client = std::net::TcpStream::connect(addr).unwrap();
         let (stream, peer) = listener.try_accept().unwrap().unwrap();
         assert_eq!(peer, Addr::Ip(client.local_addr().unwrap()));

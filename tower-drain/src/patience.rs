@@ -1,4 +1,4 @@
-//! The time that a connection has for what comes before it is served.
+//! The deadline for what precedes the service of a connection, such as a handshake.
 
 use std::{
     future::Future,
@@ -12,7 +12,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::{bell::Heard, drain::Drain};
 
-/// Ready when the time is up: so long, but once closing begins a second at most.
+/// Ready at the deadline, which moves to one second ahead, if that is earlier, once closing begins.
 #[pin_project]
 pub(crate) struct Patience {
     #[pin]

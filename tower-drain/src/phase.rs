@@ -1,4 +1,4 @@
-//! The heart: which phase it is, from the time, the orders and the counts that come in.
+//! The state machine: the phase, from the time, the requested phase and the counts.
 
 use std::{fmt, time::Duration};
 
@@ -6,27 +6,27 @@ use tokio::time::Instant;
 
 use crate::report::{Census, Report, Tally};
 
-/// How far a [`Drain`](crate::Drain) has got. Phases only ever go forward, and their order is that of `Ord`.
+/// The phase of a [`Drain`](crate::Drain). Phases only go forward, and their order is that of `Ord`.
 ///
-/// | | ready | new connections | HTTP/1 answers | connections |
+/// | | ready | new connections | HTTP/1 responses | connections |
 /// |---|---|---|---|---|
-/// | `Serving` | yes | served | as they are | live on |
-/// | `Announcing` | **no** | served | `Connection: close` | end after their next answer |
-/// | `Closing` | no | those still queued, then none | `Connection: close` | told to end; idle ones get a last chance |
-/// | `Forced` | no | none | `Connection: close` | handlers that listen are cancelled |
-/// | `Done` | no | none | | what is left is cut and counted as leaked |
+/// | `Serving` | yes | served | unchanged | stay open |
+/// | `Announcing` | **no** | served | `Connection: close` | end after their next response |
+/// | `Closing` | no | those still queued, then none | `Connection: close` | are closed gracefully; idle ones get a last chance |
+/// | `Forced` | no | none | `Connection: close` | handlers are cancelled |
+/// | `Done` | no | none | | open ones are cut and counted as leaked |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Phase {
-    /// Nothing was ordered yet.
+    /// The drain has not begun.
     Serving,
-    /// The world is being told, while everybody is still served.
+    /// Readiness is withdrawn, while new connections are still served.
     Announcing,
-    /// The listeners close and the connections are told to end.
+    /// The listeners close and the connections end gracefully.
     Closing,
-    /// Time is up: handlers that listen are cancelled.
+    /// The close time is over: handlers are cancelled.
     Forced,
-    /// Over. There is a [`Report`].
+    /// The drain is over, and there is a [`Report`].
     Done,
 }
 
@@ -41,31 +41,31 @@ pub(crate) struct Times {
 #[derive(Debug)]
 pub(crate) struct Phases {
     times: Times,
-    /// The phase an operator wants at least.
+    /// The phase that was requested.
     ordered: Phase,
     state: State,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// -> whatever is ordered.
+    /// -> the phase that is requested.
     Serving,
-    /// -> `Closing` at `until`, or when ordered; `Forced` when ordered.
+    /// -> `Closing` at `until`, or on request; `Forced` on request.
     Announcing { began: Instant, until: Instant },
-    /// -> `Done` when all are gone; `Forced` at `until`, or when ordered.
+    /// -> `Done` when all counts are zero; `Forced` at `until`, or on request.
     Closing {
         began: Instant,
         until: Instant,
         upgraded: usize,
     },
-    /// -> `Done` when all are gone, or at `until`.
+    /// -> `Done` when all counts are zero, or at `until`.
     Forced {
         began: Instant,
         until: Instant,
         upgraded: usize,
         forced: Tally,
     },
-    /// Stays.
+    /// Final.
     Done(Report),
 }
 
@@ -116,7 +116,7 @@ impl Phases {
         }
     }
 
-    /// When [`step`](Self::step) will go on, if nothing else happens before.
+    /// When [`step`](Self::step) will make the next transition, if nothing else happens before.
     pub(crate) const fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Serving | State::Done(_) => None,
@@ -133,18 +133,18 @@ impl Phases {
         }
     }
 
-    /// Orders a phase. An order for one that is already passed changes nothing.
+    /// Requests a phase. A request for an earlier one changes nothing.
     pub(crate) fn order(&mut self, phase: Phase) {
         self.ordered = self.ordered.max(phase);
     }
 
-    /// Goes at most one phase on. The caller asks again until it gets `None`, counting anew each time.
+    /// Makes at most one transition. The caller repeats it until it returns `None`, with a new census each time.
     pub(crate) fn step(&mut self, now: Instant, census: &Census) -> Option<Phase> {
         let next = self.next(now, census)?;
         Some(self.enter(next))
     }
 
-    /// The one door between phases.
+    /// The only place that changes the state.
     fn enter(&mut self, state: State) -> Phase {
         self.state = state;
         self.phase()
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn announcing_lasts_its_time_though_nobody_is_there() {
+    fn announcing_lasts_its_time_without_connections() {
         let mut phases = Phases::new(TIMES);
         let start = Instant::now();
         phases.order(Phase::Announcing);
@@ -393,11 +393,11 @@ mod tests {
                 if phase > Phase::Serving {
                     began.get_or_insert(now);
                 }
-                // Looked at only now and then it may be late, but never further than one look behind its deadline.
+                // Stepped only now and then it may be late, but at most by one step after its deadline.
                 prop_assert!(phases.deadline().is_none_or(|deadline| deadline > now || phase == Phase::Serving));
             }
             if began.is_some() {
-                // Three looks are enough, whatever happened before.
+                // Three more steps are always enough.
                 for _ in 0..3 {
                     now += secs(20);
                     run(&mut phases, now, &here(1));

@@ -19,7 +19,7 @@ use crate::{
     slots::{self, Slots},
 };
 
-/// Exactly `max` places. A free one goes to the longest waiting of those that wait.
+/// Exactly `max` places. A free place goes to the connection that has waited longest.
 #[derive(Debug)]
 pub(crate) struct Places {
     max: usize,
@@ -37,7 +37,7 @@ pub(crate) enum Admission {
     Never,
 }
 
-/// A new connection in the queue for a place. Dropping it gives its turn to the next.
+/// A new connection in the queue for a place. Dropping it passes its turn to the next.
 pub(crate) struct Waiter {
     places: Arc<Places>,
     turn: Pin<Box<dyn Future<Output = Permit> + Send>>,
@@ -52,9 +52,9 @@ pub(crate) struct Waiter {
 #[derive(Debug)]
 pub(crate) struct Permit {
     places: Arc<Places>,
-    /// Of the connection that has this place, once it can be asked to leave.
+    /// The entry of the connection that has this place, once it can be asked to close.
     index: Option<u32>,
-    /// Of another limit around this one, given back with it.
+    /// The place in another limit around this one, given back with this one.
     outer: Option<Box<Self>>,
 }
 
@@ -90,7 +90,7 @@ impl Places {
             return Admission::Never;
         }
         let mut turn: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(self.clone().take());
-        // It queues at once, so that the order is that of arrival, whichever task is polled first.
+        // It queues at once, so that the order is that of arrival, not that in which tasks are polled.
         let queued = turn.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         match queued {
             Poll::Ready(permit) => Admission::Now(permit),
@@ -111,7 +111,7 @@ impl Places {
         Some(Permit::new(self.clone()))
     }
 
-    /// Waits for a place. A turn that comes after this is dropped goes to the next.
+    /// Waits for a place. A turn that comes after this is dropped passes to the next.
     async fn take(self: Arc<Self>) -> Permit {
         let permit = self.free.acquire().await.expect("never closed");
         permit.forget();
@@ -126,7 +126,7 @@ impl Places {
 // === impl Waiter ===
 
 impl Waiter {
-    /// Ready with a place, or with none when it has waited long enough.
+    /// Ready with a place, or with none after the longest wait.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Permit>> {
         loop {
             if let Poll::Ready(permit) = self.turn.as_mut().poll(cx) {
@@ -169,7 +169,7 @@ impl Permit {
         self.outer = outer.map(Box::new);
     }
 
-    /// From now on the connection that has this place can be asked to leave; `waker` is its task's.
+    /// From now on the connection that has this place can be asked to close; `waker` is that of its task.
     #[cfg(feature = "http")]
     pub(crate) fn register(
         &mut self,
@@ -195,12 +195,12 @@ impl Drop for Permit {
     }
 }
 
-/// At most one in so many of the limit wait for a place.
+/// At most a tenth of the limit wait for a place.
 const WAITING_SHARE: usize = 10;
-/// How many idle connections one new connection has asked to leave, at most: the first may get a request just then, or be
-/// slow to leave.
+/// How many idle connections are asked to close for one new connection, at most: the first may get a request just then,
+/// or be slow to close.
 const MAX_ASKED: u32 = 4;
-/// After that time the next one. A connection waits `MAX_ASKED` times as long: half a second.
+/// The time between two of them. A connection waits `MAX_ASKED` times as long: half a second.
 const ASK_EVERY: Duration = Duration::from_millis(125);
 
 #[cfg(test)]
@@ -237,7 +237,7 @@ mod tests {
         assert_pending!(second.poll());
         assert_pending!(third.poll());
         drop(first);
-        // Its turn has come, and it has not taken it.
+        // Its turn has come, but it was not polled.
         drop(second);
         assert!(third.is_woken());
         assert_ready!(third.poll());

@@ -25,15 +25,15 @@ use crate::{
     proxy::{Header, LONGEST, Parsed, parse},
 };
 
-/// Learns the true client from the PROXY protocol, version 1 or 2, that a load balancer in front speaks.
+/// Takes the client's address from the PROXY protocol, version 1 or 2, of a load balancer in front.
 ///
-/// Only sources that are trusted may say who they speak for, and they must: a trusted source without a header is closed,
-/// because whoever reaches the port through it could otherwise write the header himself. All others are served as who
-/// they are, and a header of theirs is not read: to HTTP it is a bad request.
+/// A header is read only from trusted sources, and it is required of them: a connection from a trusted source without a
+/// header is closed, because a client that reaches the port through it could otherwise send a header itself. Connections
+/// from other sources keep their own address, and a header from them is not read: to HTTP it is a bad request.
 ///
-/// The header has 10 s, and a second when closing begins; waiting for the service behind it to be ready is part of that.
-/// It is read to its last byte and no further, so the stream needs no wrapper and costs nothing later. Put it outside of
-/// TLS.
+/// The header must arrive within 10 s, and within a second once closing begins; this includes the wait for the inner
+/// service to be ready. It is read to its last byte and no further, so the stream needs no wrapper and there is no later
+/// cost. Put the layer outside of TLS.
 #[derive(Clone)]
 pub struct ProxyLayer {
     drain: Drain,
@@ -41,14 +41,14 @@ pub struct ProxyLayer {
     timeout: Duration,
 }
 
-/// A connection service that knows the true client. Made by [`ProxyLayer`].
+/// A connection service that reads the PROXY protocol. Made by [`ProxyLayer`].
 #[derive(Clone, Debug)]
 pub struct Proxied<S> {
     inner: S,
     layer: ProxyLayer,
 }
 
-/// Reading the header, waiting for the service, and the life of the connection after that.
+/// The future of a connection: reads the header, waits for the service, and runs it.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct ProxiedFuture<S, Io>
@@ -68,10 +68,10 @@ enum Stage<S, Io>
 where
     S: Service<Accepted<Io>>,
 {
-    /// -> `Living` when the header is there and the service is ready.
+    /// -> `Living` when the header is complete and the service is ready.
     Waiting {
         parts: Option<(Accepted<Io>, S)>,
-        /// What there is of a header that is still read.
+        /// The part of the header that was read so far.
         header: Option<Vec<u8>>,
         #[pin]
         patience: Patience,
@@ -82,7 +82,7 @@ where
 // === impl ProxyLayer ===
 
 impl ProxyLayer {
-    /// Trusts nobody so far.
+    /// Trusts no source yet.
     #[must_use]
     pub fn new(drain: &Drain) -> Self {
         Self {
@@ -108,7 +108,7 @@ impl ProxyLayer {
         })
     }
 
-    /// Trusts whom `trusted` says. For a Unix socket: `|_| true`.
+    /// Trusts the addresses for which `trusted` returns `true`. For a Unix socket: `|_| true`.
     #[must_use]
     pub fn trust_if(self, trusted: impl Fn(&Addr) -> bool + Send + Sync + 'static) -> Self {
         Self {
@@ -176,14 +176,15 @@ where
     type Error = BoxError;
     type Future = ProxiedFuture<S, Io>;
 
-    /// What the inner service reserves goes along with the connection, which asks it again after the header.
+    /// The reservation of the inner service moves into the connection's future, which polls readiness again after the
+    /// header.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, accepted: Accepted<Io>) -> ProxiedFuture<S, Io> {
         let trusted = (self.layer.trusted)(accepted.peer());
-        // The one that was asked goes on; what it has reserved would be lost in a clone.
+        // The service that is ready moves into the future; a clone would not have its reservation.
         let next = self.inner.clone();
         let parts = Some((accepted, std::mem::replace(&mut self.inner, next)));
         let patience = Patience::new(&self.layer.drain, self.layer.timeout);
@@ -243,7 +244,7 @@ where
     }
 }
 
-/// Ready when it is known whose connection it is.
+/// Ready when the client's address is known.
 fn poll_known<Io>(
     accepted: &mut Accepted<Io>,
     header: &mut Option<Vec<u8>>,

@@ -1,42 +1,41 @@
-//! The heart of the PROXY protocol: bytes in, the true addresses out.
+//! The parser of the PROXY protocol: bytes in, the client's addresses out.
 //! <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// What a header says.
+/// A parsed header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
-    /// The proxy speaks for itself (a health check), or for somebody it does not know: keep the connection's own
-    /// addresses.
+    /// The proxy's own connection (a health check), or one of an unknown client: keep the connection's addresses.
     Local,
-    /// The proxy speaks for `source`, who had connected to `destination`.
+    /// The connection of the client `source` to `destination`.
     Proxied {
         /// The client.
         source: SocketAddr,
-        /// Where it thinks it is.
+        /// The address that the client has connected to.
         destination: SocketAddr,
     },
 }
 
-/// What is known after some bytes.
+/// The result of parsing the bytes so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// At least so many more bytes belong to the header.
+    /// The header has at least this many more bytes.
     Needs(usize),
-    /// The header, and how long it is.
+    /// The header, and its length.
     Done(Header, usize),
-    /// This is none.
+    /// Not a header.
     Invalid,
 }
 
 /// Reads a header of version 1 or 2 from the beginning of `bytes`.
 ///
-/// It never asks for a byte that is not the header's, so whoever reads no more than it asks for leaves the stream
-/// exactly behind it. Unix addresses count as [`Header::Local`], and extensions (TLVs) are skipped.
+/// It never asks for a byte beyond the header, so a caller that reads no more than asked for leaves the stream exactly
+/// after it. Unix addresses count as [`Header::Local`], and extensions (TLVs) are skipped.
 #[must_use]
 pub fn parse(bytes: &[u8]) -> Parsed {
     if bytes.is_empty() {
-        // The shortest header there is.
+        // The shortest possible header.
         return Parsed::Needs(V1_SHORTEST);
     }
     let common = bytes.len().min(SIGNATURE.len());
@@ -75,7 +74,7 @@ fn parse_v1(bytes: &[u8]) -> Parsed {
     }
 }
 
-/// What stands between `PROXY ` and the end of the line.
+/// The text between `PROXY ` and the end of the line.
 fn parse_line(line: &str) -> Option<Header> {
     let mut words = line.split(' ');
     let family = words.next()?;
@@ -102,7 +101,7 @@ fn parse_ip(family: &str, word: &str) -> Option<IpAddr> {
     }
 }
 
-/// Digits without a zero before them (2.1); `parse` alone would take those, and a sign.
+/// Digits without a leading zero (2.1); `parse` alone would accept one, and a sign.
 fn parse_port(word: &str) -> Option<u16> {
     word.parse()
         .ok()

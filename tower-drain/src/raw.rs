@@ -1,6 +1,6 @@
-//! The four things that no safe library offers: descriptors that the environment names by number, a filter that chooses
-//! among the sockets of a port, the least TTL of what a socket receives, and how much of what it sent is acknowledged.
-//! Nothing else in this crate is unsafe.
+//! System calls without a safe wrapper: descriptors that the environment names by number, a filter that chooses among the
+//! sockets of a port, a socket's minimum TTL, and how much of its send queue is unacknowledged. Nothing else in this crate
+//! is unsafe.
 #![expect(unsafe_code, reason = "see above")]
 #![cfg_attr(
     not(feature = "handoff"),
@@ -13,15 +13,15 @@ use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-/// From now on the socket receives no SYN whose sender is not a neighbour that begins with the greatest TTL there is
-/// (RFC 5082). What belongs to a handshake under way still arrives.
+/// From now on the socket receives no SYN but those of hosts on the same link that send with the maximum TTL (RFC 5082).
+/// Segments of a handshake under way still arrive.
 ///
 /// An IPv6 socket that takes IPv4 too has both limits. It needs no privilege.
 pub(crate) fn turn_away_newcomers(socket: impl AsFd) -> io::Result<()> {
     set_least_ttl(&socket, GREATEST_TTL)
 }
 
-/// From now on a connection that was accepted from such a socket receives whatever is sent to it.
+/// From now on a connection that was accepted from such a socket receives all segments again.
 pub(crate) fn hear_all(connection: impl AsFd) -> io::Result<()> {
     set_least_ttl(&connection, 0)
 }
@@ -39,7 +39,7 @@ fn set_least_ttl(socket: impl AsFd, least: libc::c_int) -> io::Result<()> {
     }))
 }
 
-/// How many bytes in a connection's send queue its peer has not acknowledged, sent or not.
+/// How many bytes in a connection's send queue the peer has not acknowledged, sent or not.
 #[cfg(feature = "http")]
 pub(crate) fn unacknowledged(connection: impl AsFd) -> Option<u32> {
     let mut bytes: libc::c_int = 0;
@@ -59,11 +59,11 @@ pub(crate) fn unacknowledged(connection: impl AsFd) -> Option<u32> {
     }
 }
 
-/// Takes the descriptors from 3 on that `LISTEN_FDS` counts, the first time it is called; later there are none. A number
-/// that is no descriptor is `None`.
+/// Takes the descriptors from 3 on that `LISTEN_FDS` counts, the first time it is called; later calls return none. A
+/// number that is not a descriptor is `None`.
 ///
-/// Whoever starts a process with that variable gives these descriptors to the one who reads it, which the caller has
-/// seen to (`LISTEN_PID`). They are closed on `exec` from now on.
+/// The variable transfers the ownership of these descriptors to the process that `LISTEN_PID` names, which the caller has
+/// checked. They are closed on `exec` from now on.
 pub(crate) fn take_listen_fds(count: usize) -> Vec<Option<OwnedFd>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Relaxed) {
@@ -80,12 +80,12 @@ fn take(number: RawFd) -> Option<OwnedFd> {
     if flags < 0 || unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
         return None;
     }
-    // SAFETY: it is open, and the protocol of `LISTEN_FDS` makes it ours; `TAKEN` sees to it that it is taken once.
+    // SAFETY: it is open, and by the protocol of `LISTEN_FDS` this process owns it; `TAKEN` ensures that it is taken once.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// From now on the port's new connections go to the socket with this index: they count from 0 in the order in which they
-/// began to listen, and one that leaves is replaced by the last.
+/// From now on the port's new connections go to the socket with this index: sockets count from 0 in the order in which
+/// they began to listen, and one that is closed is replaced by the last.
 pub(crate) fn steer(socket: impl AsFd, index: u32) -> io::Result<()> {
     let mut program = [libc::sock_filter {
         code: RETURN,
@@ -97,7 +97,7 @@ pub(crate) fn steer(socket: impl AsFd, index: u32) -> io::Result<()> {
         len: 1,
         filter: program.as_mut_ptr(),
     };
-    // The kernel copies the program, whose length is as told, before the call returns.
+    // The kernel copies the program, which has the given length, before the call returns.
     set(
         &socket,
         libc::SOL_SOCKET,
@@ -123,7 +123,7 @@ fn set<T>(socket: impl AsFd, level: libc::c_int, option: libc::c_int, value: &T)
 
 const GREATEST_TTL: libc::c_int = 255;
 
-/// More than any configuration has; a number without sense must not take up memory.
+/// More than any configuration has; a nonsensical number must not allocate memory.
 const LISTEN_FDS: usize = 4096;
 /// `SD_LISTEN_FDS_START`.
 const FIRST: RawFd = 3;

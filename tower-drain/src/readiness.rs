@@ -13,8 +13,8 @@ use crate::drain::Drain;
 impl Drain {
     /// Readiness for probes: ready only while [`Serving`](crate::Phase::Serving).
     ///
-    /// It is a service that answers `200` or `503`, it can be joined with that of a lease, and it can be followed by
-    /// gRPC's health service: see [`Readiness`].
+    /// It is a service that responds with `200` or `503`, can be combined with that of a lease, and can drive gRPC's health
+    /// service: see [`Readiness`].
     ///
     /// ```
     /// use axum::Router;

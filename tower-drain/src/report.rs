@@ -1,39 +1,40 @@
 use std::{fmt, time::Duration};
 
-/// How a drain went.
+/// The result of a drain.
 ///
-/// Guests are connections, upgraded connections, and the [`Guard`](crate::Guard)s of tasks. Requests are counted
-/// beside them, because a request inside [`DrainLayer`](crate::DrainLayer) usually has a connection that is counted too.
+/// It counts connections, upgraded connections and tasks by their in-flight [`Guard`](crate::Guard)s. Requests are counted
+/// separately, because a request inside [`DrainLayer`](crate::DrainLayer) usually has a connection that is counted too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Guests that left by themselves between the order to leave and the end of closing.
+    /// Connections and tasks that ended by themselves between the begin of the drain and the end of closing.
     pub drained: usize,
-    /// Guests that were still there when the drain was forced.
+    /// Connections and tasks that were still in flight when the drain was forced.
     pub forced: usize,
     /// Upgraded connections (WebSocket, `CONNECT`) that were open when closing began.
     pub upgraded: usize,
-    /// Guests that were still there at the very end: they ignored the cancellation and were cut.
+    /// Connections and tasks that were still in flight when the drain was over: they ignored the cancellation and were
+    /// cut.
     pub leaked: usize,
     /// The same for the requests inside [`DrainLayer`](crate::DrainLayer).
     pub requests: Requests,
-    /// From the order to leave until the end.
+    /// The time from the begin of the drain until its end.
     pub took: Duration,
 }
 
-/// How the requests inside [`DrainLayer`](crate::DrainLayer) fared.
+/// The counts of requests inside [`DrainLayer`](crate::DrainLayer).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Requests {
-    /// Answered, or given up by their clients, between the order to leave and the end of closing.
+    /// Completed, or abandoned by their clients, between the begin of the drain and the end of closing.
     pub drained: usize,
-    /// Not yet answered when the drain was forced.
+    /// Not yet complete when the drain was forced.
     pub forced: usize,
-    /// Not yet answered at the very end.
+    /// Not yet complete when the drain was over.
     pub leaked: usize,
 }
 
-/// What a [`Drain`](crate::Drain) counts at this moment.
+/// The phase and the counts of a [`Drain`](crate::Drain) at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Snapshot {
@@ -43,25 +44,25 @@ pub struct Snapshot {
     pub guests: usize,
     /// Requests inside [`DrainLayer`](crate::DrainLayer).
     pub requests: usize,
-    /// Upgraded connections among the guests.
+    /// Upgraded connections, which are also among the connections above.
     pub upgraded: usize,
 }
 
-/// Numbers of both sorts of guests.
+/// The number of in-flight guards of both kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) guests: usize,
     pub(crate) requests: usize,
 }
 
-/// What the heart is told about the world outside.
+/// The counts that are the input of the state machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Census {
     pub(crate) here: Tally,
-    /// Those that left while the drain was announcing or closing.
+    /// Those that ended while the drain was announcing or closing.
     pub(crate) left: Tally,
     pub(crate) upgraded: usize,
-    /// Accept loops that may still let somebody in.
+    /// Accept loops that may still accept a connection.
     pub(crate) loops: usize,
 }
 
@@ -90,7 +91,7 @@ impl Report {
         }
     }
 
-    /// How many guests and requests ignored the cancellation: what `nursery.leaked_tasks` counts elsewhere.
+    /// How many connections, tasks and requests ignored the cancellation.
     ///
     /// A request inside [`DrainLayer`](crate::DrainLayer) is not counted again for its connection.
     #[must_use]
@@ -102,7 +103,7 @@ impl Report {
         }
     }
 
-    /// Whether everybody left by themselves.
+    /// Whether all connections, tasks and requests ended by themselves.
     #[must_use]
     pub const fn is_clean(&self) -> bool {
         self.forced == 0

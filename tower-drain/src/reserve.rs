@@ -1,4 +1,4 @@
-//! A descriptor kept back for when there is no other.
+//! A spare descriptor for when the process has run out of them.
 
 use std::fs::File;
 
@@ -14,7 +14,7 @@ impl Reserve {
         Self(open())
     }
 
-    /// Gives the descriptor up while `turn_away` runs, which must have closed all it opened when it returns.
+    /// Closes the descriptor while `turn_away` runs, which must have closed all that it opened when it returns.
     pub(crate) fn lend<T>(&mut self, turn_away: impl FnOnce() -> T) -> T {
         drop(self.0.take());
         let turned = turn_away();

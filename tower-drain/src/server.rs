@@ -17,9 +17,9 @@ use crate::{
     report::Report,
 };
 
-/// A listener with a limit, under a drain: [`Drain::serve`] with knobs.
+/// A listener with a connection limit and a drain: [`Drain::serve`] with settings.
 ///
-/// Several servers may share one drain. An admin server that must outlive the others gets a drain of its own.
+/// Several servers may share one drain. An admin server that must outlive them gets a separate drain.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -36,8 +36,8 @@ use crate::{
 ///
 /// # A pipeline of connections
 ///
-/// [`run`](Self::run) takes any connection service, so what surrounds it are layers, from the outside in: the limit of
-/// this server, the lease that gives it the right to serve, a count, a log line, TLS, then HTTP.
+/// [`run`](Self::run) takes any connection service, so it can be wrapped in layers. From the outside in: the limit of this
+/// server, a lease without which it does not serve, a counter, a log line, TLS, then HTTP.
 ///
 /// ```no_run
 /// # #[cfg(all(feature = "http", feature = "tls"))]
@@ -53,15 +53,15 @@ use crate::{
 /// use tower_drain::{Accepted, ConnectionLimit, Http, Overloaded, Server, TlsLayer};
 ///
 /// let limit = ConnectionLimit::new(NonZeroUsize::new(2_000).unwrap());
-/// let came = Arc::new(AtomicU64::new(0));
-/// let count = came.clone();
+/// let accepted_total = Arc::new(AtomicU64::new(0));
+/// let count = accepted_total.clone();
 /// let connections = ServiceBuilder::new()
 ///     .map_request(move |accepted: Accepted<TcpStream>| {
 ///         count.fetch_add(1, Ordering::Relaxed);
 ///         accepted
 ///     })
 ///     .map_request(|accepted: Accepted<TcpStream>| {
-///         println!("{} came", accepted.peer());
+///         println!("accepted {}", accepted.peer());
 ///         accepted
 ///     })
 ///     .map_err(|error| {
@@ -73,8 +73,8 @@ use crate::{
 /// let listener = TcpListener::bind("0.0.0.0:8443").await?;
 /// Server::new(&drain, listener)
 ///     .limit(&limit)
-///     .only_while(move || *lease.borrow()) // accepted and refused while it is not held: nobody hangs in the queue
-///     .refuse_overloaded(Overloaded::silent()) // before the handshake nothing can be said
+///     .only_while(move || *lease.borrow()) // while it is not held, connections are rejected and do not hang in the queue
+///     .refuse_overloaded(Overloaded::silent()) // no response can be sent before the handshake
 ///     .run(connections)
 ///     .await?;
 /// # Ok(()) }
@@ -87,7 +87,7 @@ pub struct Server<L, R = Overloaded> {
     layer: ConnectionLimitLayer<R>,
 }
 
-/// How [`Server::bind`] binds, and what its server is like.
+/// The settings of [`Server::bind`].
 #[derive(Clone, Debug)]
 #[must_use = "bind it"]
 pub struct ListenerConfig {
@@ -100,7 +100,7 @@ pub struct ListenerConfig {
 // === impl Server ===
 
 impl Server<BoundListener> {
-    /// Binds `addr` as `config` says.
+    /// Binds `addr` with the settings of `config`.
     ///
     /// # Errors
     ///
@@ -121,7 +121,7 @@ impl Server<BoundListener> {
 }
 
 impl<L: Listen> Server<L> {
-    /// Will serve `listener` for as long as `drain` lets it.
+    /// A server for `listener`, until `drain` is over.
     pub fn new(drain: &Drain, listener: L) -> Self {
         let layer = ConnectionLimitLayer::new(&ConnectionLimit::default());
         Self {
@@ -133,8 +133,8 @@ impl<L: Listen> Server<L> {
 }
 
 impl<L: Listen, R> Server<L, R> {
-    /// How many connections may be open. Default: one of its own, of at most 10 000. One limit may be shared by several
-    /// servers.
+    /// How many connections may be open. Default: a limit of at most 10 000 for this server alone. Several servers may share
+    /// one limit.
     pub fn limit(self, limit: &ConnectionLimit) -> Self {
         Self {
             layer: self.layer.with_limit(limit),
@@ -142,7 +142,7 @@ impl<L: Listen, R> Server<L, R> {
         }
     }
 
-    /// Refuses each connection that comes while `right` says no: see [`ConnectionLimitLayer::only_while`].
+    /// Rejects each new connection for which `right` returns `false`: see [`ConnectionLimitLayer::only_while`].
     pub fn only_while(self, right: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         Self {
             layer: self.layer.only_while(right),
@@ -150,8 +150,7 @@ impl<L: Listen, R> Server<L, R> {
         }
     }
 
-    /// What is done with a connection beyond the limit: see
-    /// [`ConnectionLimitLayer::refuse_overloaded`].
+    /// The service for connections beyond the limit: see [`ConnectionLimitLayer::refuse_overloaded`].
     pub fn refuse_overloaded<T>(self, refuse: T) -> Server<L, T> {
         let Self {
             drain,
@@ -169,7 +168,7 @@ impl<L: Listen, R> Server<L, R> {
     ///
     /// # Errors
     ///
-    /// When the system does not tell it.
+    /// If the system does not return it.
     pub fn local_addr(&self) -> io::Result<Addr> {
         self.listener.local_addr()
     }
@@ -180,24 +179,24 @@ impl<L: Listen, R> Server<L, R> {
         self.drain.clone()
     }
 
-    /// What every handler is cancelled by.
+    /// The cancellation token of every handler.
     #[must_use]
     pub fn shutdown_token(&self) -> Cancellation {
         self.drain.cancellation()
     }
 
-    /// [`Drain::begin_drain`]: the soft way out. Everybody is still served, and told.
+    /// [`Drain::begin_drain`]: new connections are still served for the announce time.
     pub fn begin_drain(&self) {
         self.drain.begin_drain();
     }
 
-    /// [`Drain::shutdown`]: the quick way out. Nobody new comes, what is under way has the close time, then it is
-    /// cancelled.
+    /// [`Drain::shutdown`]: no new connections are accepted, requests under way have the close time, then their handlers
+    /// are cancelled.
     pub fn shutdown(&self) {
         self.drain.shutdown();
     }
 
-    /// Runs connections through `service`, an [`Http`](crate::Http) with limits of your own for example.
+    /// Runs connections through `service`, such as an [`Http`](crate::Http) with custom limits.
     ///
     /// # Errors
     ///
@@ -221,7 +220,7 @@ impl<L: Listen, R> Server<L, R> {
 // === impl ListenerConfig ===
 
 impl ListenerConfig {
-    /// 10 000 connections, or what the process may open; a drain of its own; a queue of 4 096; one socket.
+    /// 10 000 connections, or as many as the process may open; a new drain; a queue of 4 096; one socket.
     pub fn new() -> Self {
         Self::default()
     }
@@ -242,7 +241,7 @@ impl ListenerConfig {
         }
     }
 
-    /// A drain of its own that gives connections so long to end once they are told to. Default: 20 s.
+    /// A new drain with this close time: how long connections may take to end gracefully. Default: 20 s.
     pub fn drain_grace(self, grace: Duration) -> Self {
         Self {
             drain: Drain::builder().close(grace).build(),
@@ -255,15 +254,15 @@ impl ListenerConfig {
         Self { backlog, ..self }
     }
 
-    /// Whether others may bind the same address (`SO_REUSEPORT`), to spread load. Default: `false`.
+    /// Whether other sockets may bind the same address (`SO_REUSEPORT`), to spread load. Default: `false`.
     ///
-    /// By itself this is **not** a way to change processes without losing anybody: each socket has a queue of its own,
-    /// and closing it resets all who wait there. See the feature `handoff`.
+    /// This alone is **not** a way to replace a process without losing connections: each socket has a separate queue, and
+    /// closing the socket resets all connections in it. See the feature `handoff`.
     pub fn reuse_port(self, reuse_port: bool) -> Self {
         Self { reuse_port, ..self }
     }
 
-    /// Binds and listens, for [`Server::new`]: under a drain and a limit that are shared, say.
+    /// Binds and listens, for [`Server::new`]: with a shared drain or a shared limit, for example.
     ///
     /// # Errors
     ///
@@ -276,7 +275,7 @@ impl ListenerConfig {
         TcpListener::from_std(self.listen(addr)?).map(BoundListener::new)
     }
 
-    /// Binds and listens; not blocking, and closed on `exec`. For a socket that others will have too.
+    /// Binds and listens; not blocking, and closed on `exec`. For a socket that is passed to another process.
     ///
     /// # Errors
     ///
@@ -309,7 +308,7 @@ fn set_reuse(socket: &Socket, port: bool) -> io::Result<()> {
     socket.set_reuse_port(port)
 }
 
-/// On Windows `SO_REUSEADDR` means something else: anybody could take the port.
+/// On Windows `SO_REUSEADDR` has another meaning: it would let any process take over the port.
 #[cfg(not(unix))]
 fn set_reuse(_: &Socket, port: bool) -> io::Result<()> {
     if port {
@@ -320,13 +319,12 @@ fn set_reuse(_: &Socket, port: bool) -> io::Result<()> {
 }
 
 impl Drain {
-    /// The accept loop by itself: calls `service` with each connection, until this drain is over.
+    /// The accept loop alone: calls `service` with each connection, until this drain is over.
     ///
-    /// Connections are requests, so what surrounds them are layers. The future that `service` answers with is the
-    /// connection's whole life; it runs in a task of its own, and is dropped if it is still there when the drain is
-    /// done. `service` is polled ready before each accept, which makes a layer that waits (tower's `ConcurrencyLimit`)
-    /// keep clients in the kernel's queue; [`ConnectionLimit`] accepts and refuses instead. Readiness never delays the
-    /// drain.
+    /// Connections are requests, so they can be wrapped in layers. The future that `service` returns runs the connection to
+    /// its end; it is spawned as a task, and dropped if it is not complete when the drain is over. `service` is polled
+    /// for readiness before each accept, so a layer that waits (tower's `ConcurrencyLimit`) keeps clients in the kernel's
+    /// queue; [`ConnectionLimit`] accepts and rejects instead. Readiness never delays the drain.
     ///
     /// ```no_run
     /// use tokio::{io, net::{TcpListener, TcpStream}};
@@ -343,7 +341,7 @@ impl Drain {
     /// # async fn run(drain: Drain, listener: TcpListener) -> io::Result<()> {
     /// let service = ServiceBuilder::new()
     ///     .map_request(|accepted: Accepted<TcpStream>| {
-    ///         println!("hello, {}", accepted.peer());
+    ///         println!("accepted {}", accepted.peer());
     ///         accepted
     ///     })
     ///     .layer(ConnectionLimitLayer::new(&ConnectionLimit::default()))
@@ -354,20 +352,21 @@ impl Drain {
     ///
     /// # When closing begins
     ///
-    /// Who is in the queue is still let in, until nobody came for 100 ms, or after 1 s. Then the listener is closed.
+    /// Queued connections are still accepted, until none arrived for 100 ms, and for at most 1 s. Then the listener is
+    /// closed.
     ///
     /// # Errors
     ///
-    /// When the listener is broken for good, or `service` is. Then nobody can come any more, so the drain
-    /// [shuts down](Drain::shutdown), those who are here end as in any drain, and the error is told after that. Errors
-    /// of single connections pass; when descriptors or memory run out it waits 10 ms, doubling to 1 s, and from the
-    /// second time on closes up to 64 of those who wait, with a descriptor kept for that.
+    /// If the listener or `service` has failed for good. Then no connection can be accepted any more, so the drain
+    /// [shuts down](Drain::shutdown), open connections end as in any drain, and the error is returned after that. Errors of
+    /// single connections are ignored. When descriptors or memory run out, the loop waits 10 ms, doubling to 1 s, and from
+    /// the second time on it closes up to 64 queued connections, with a spare descriptor.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with network and time enabled, when polled. And when `service` panics as it is asked for
-    /// readiness or called: then its connections are cut, as if the future was dropped. A connection that panics ends
-    /// alone.
+    /// Outside a tokio runtime with network and time enabled, when polled. And if `service` panics in `poll_ready` or
+    /// `call`: then its connections are cut, as if the future was dropped. A panic in a connection's future ends only that
+    /// connection.
     ///
     /// # Cancel safety
     ///
@@ -385,5 +384,5 @@ impl Drain {
     }
 }
 
-/// Linux's own limit, unless an administrator has set another.
+/// Linux's limit, unless an administrator has set another.
 const BACKLOG: u32 = 4096;

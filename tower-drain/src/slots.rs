@@ -1,20 +1,20 @@
-//! A number of places, and who has one.
+//! A fixed number of permits.
 
 use crate::sync::{
     Arc, AtomicUsize,
     Ordering::{AcqRel, Relaxed},
 };
 
-/// So many places, exactly: never is one more taken, and who gives one back gives it to whoever asks next.
+/// Exactly `max` permits: never is one more taken, and a permit that is dropped is available to the next caller.
 ///
-/// There is nobody to wake: who gets none is refused.
+/// There are no wakers: a caller that gets no permit rejects its connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Slots {
     max: usize,
     taken: Arc<AtomicUsize>,
 }
 
-/// A place, given back on drop.
+/// A permit, returned on drop.
 #[derive(Debug)]
 pub(crate) struct Permit {
     taken: Arc<AtomicUsize>,

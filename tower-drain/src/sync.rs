@@ -1,4 +1,4 @@
-//! The atomics of `count.rs` and `slots.rs`, in a room of their own so that `tests/loom.rs` can put loom's in their place.
+//! The atomics of `count.rs` and `slots.rs`, in a separate module so that `tests/loom.rs` can replace them by loom's.
 
 pub(crate) use std::sync::{
     Arc,

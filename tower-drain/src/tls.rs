@@ -27,16 +27,16 @@ use crate::{
     patience::Patience,
 };
 
-/// Certificates that can be changed while they serve: a handle, cheap to clone.
+/// Certificates that can be replaced at run time: a handle, cheap to clone.
 ///
-/// A handshake uses what is there when it begins; connections that are open keep what they have.
+/// A handshake uses the configuration at its begin; open connections are not affected.
 ///
 /// ```no_run
 /// # fn run() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 /// use tower_drain::Tls;
 ///
 /// let tls = Tls::from_pem(&std::fs::read("cert.pem")?, &std::fs::read("key.pem")?)?;
-/// // Later, when the files have changed. A pair that does not fit is refused, and the old one stays.
+/// // Later, when the files have changed. A pair that does not match is rejected, and the old one stays.
 /// tls.reload_pem(&std::fs::read("cert.pem")?, &std::fs::read("key.pem")?)?;
 /// # Ok(()) }
 /// ```
@@ -45,14 +45,13 @@ pub struct Tls {
     config: Arc<RwLock<Arc<ServerConfig>>>,
 }
 
-/// Puts TLS between a connection and its service, which is called with an [`Accepted`] of [`TlsStream`] once the
-/// handshake is done.
+/// Performs the TLS handshake, and then calls the inner service with an [`Accepted`] of [`TlsStream`].
 ///
-/// The handshake runs in the connection's own task, within 10 s; waiting for the service behind it to be ready is part of
-/// that. When closing begins, one that is under way has a second left, so silent peers do not hold the drain up. It costs
-/// one lock, held for a clone, per handshake.
+/// The handshake runs in the connection's task, within 10 s; this includes the wait for the inner service to be ready.
+/// When closing begins, a handshake under way has a second left, so silent peers do not delay the drain. It costs one
+/// lock, held for a clone, per handshake.
 ///
-/// Which protocol was agreed on (ALPN) is known to the stream; [`Http`](crate::Http) looks at the first bytes anyway.
+/// The stream has the protocol that was negotiated (ALPN); [`Http`](crate::Http) detects it from the first bytes.
 #[derive(Clone, Debug)]
 pub struct TlsLayer {
     drain: Drain,
@@ -60,14 +59,14 @@ pub struct TlsLayer {
     timeout: Duration,
 }
 
-/// A connection service behind TLS. Made by [`TlsLayer`].
+/// A connection service with TLS. Made by [`TlsLayer`].
 #[derive(Clone, Debug)]
 pub struct TlsService<S> {
     inner: S,
     layer: TlsLayer,
 }
 
-/// A handshake, waiting for the service, and the life of the connection after that.
+/// The future of a connection: performs the handshake, waits for the service, and runs it.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct TlsFuture<S, Io>
@@ -106,7 +105,7 @@ where
 // === impl Tls ===
 
 impl Tls {
-    /// Uses `config` as it is: see to its ALPN protocols yourself.
+    /// Uses `config` unchanged, so it must have its ALPN protocols.
     #[must_use]
     pub fn new(config: impl Into<Arc<ServerConfig>>) -> Self {
         Self {
@@ -119,7 +118,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// When one of them is not what it should be, or they do not belong together.
+    /// If one of them is invalid, or they do not match.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, BoxError> {
         read_pem(chain, key).map(Self::new)
     }
@@ -134,7 +133,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// As there. What was in use stays in use.
+    /// As there. The configuration in use is kept.
     pub fn reload_pem(&self, chain: &[u8], key: &[u8]) -> Result<(), BoxError> {
         self.reload(read_pem(chain, key)?);
         Ok(())
@@ -175,7 +174,7 @@ const ALPN: &[&[u8]] = &[b"http/1.1"];
 // === impl TlsLayer ===
 
 impl TlsLayer {
-    /// Uses the certificates of `tls`, for as long as `drain` lets handshakes go on.
+    /// Uses the certificates of `tls`; `drain` ends handshakes when it is closing.
     #[must_use]
     pub fn new(drain: &Drain, tls: &Tls) -> Self {
         Self {
@@ -217,14 +216,15 @@ where
     type Error = BoxError;
     type Future = TlsFuture<S, Io>;
 
-    /// What the inner service reserves goes along with the connection, which asks it again after the handshake.
+    /// The reservation of the inner service moves into the connection's future, which polls readiness again after the
+    /// handshake.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, accepted: Accepted<Io>) -> TlsFuture<S, Io> {
         let (io, rest) = accepted.split();
-        // The one that was asked goes on; what it has reserved would be lost in a clone.
+        // The service that is ready moves into the future; a clone would not have its reservation.
         let next = self.inner.clone();
         let service = std::mem::replace(&mut self.inner, next);
         let stage = Stage::Waiting {

@@ -16,7 +16,7 @@ use crate::{drain::Shared, phase::Phase, report::Report};
 
 /// Ready when the drain has reached a phase. Made by [`Drain::closing`](crate::Drain::closing) and its siblings.
 ///
-/// It owns what it needs, so it can be moved into a task, and it has its own timer, so phases go on while it is awaited.
+/// It is `'static`, so it can be moved into a task, and it has its own timer, so phases advance while it is awaited.
 ///
 /// # Cancel safety
 ///
@@ -38,7 +38,7 @@ pub struct Reached {
 
 /// Ready when the drain is over, with the [`Report`]. Made by [`Drain::done`](crate::Drain::done).
 ///
-/// It has its own timer as [`Reached`] has; cancelling and panics are as there.
+/// It has its own timer, as [`Reached`] has; cancel safety and panics are as there.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Future for Reached {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
         loop {
-            // `changed` was made before this look, so a change after it is not missed.
+            // `changed` was created before this check, so a change after it is not missed.
             let (phase, deadline) = this.shared.look();
             if phase >= *this.phase {
                 return Poll::Ready(());
@@ -89,7 +89,7 @@ impl fmt::Debug for Reached {
     }
 }
 
-/// Sets the alarm to `deadline` and asks whether it has rung.
+/// Sets the timer to `deadline` and polls it.
 fn poll_alarm(
     mut alarm: Pin<&mut Option<Sleep>>,
     deadline: Option<Instant>,
