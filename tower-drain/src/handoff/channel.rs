@@ -1,4 +1,4 @@
-//! A packet at a time between two processes, with descriptors.
+//! A packet socket between two processes that passes descriptors.
 
 use std::{
     convert::Infallible,
@@ -30,25 +30,25 @@ use tokio::{
 
 use super::message::{MOST, Message, PACKET};
 
-/// One end.
+/// One end of the connection.
 #[derive(Debug)]
 pub(crate) struct Channel(Polled);
 
-/// Where the next process knocks.
+/// The listening socket to which the next process connects.
 #[derive(Debug)]
 pub(crate) struct Porch(Polled);
 
-/// A socket in the runtime.
+/// A socket that is registered with the runtime.
 ///
-/// It is no datagram socket, but of tokio's safe types this one asks the least of what it holds: it registers it, and runs
-/// what it is given when it is ready.
+/// It is not a datagram socket, but of tokio's safe types this one makes the fewest assumptions: it registers the socket,
+/// and runs a closure when the socket is ready.
 #[derive(Debug)]
 struct Polled(UnixDatagram);
 
 // === impl Channel ===
 
 impl Channel {
-    /// Knocks at `path`; `None` if nobody is there.
+    /// Connects to `path`; `None` if no process listens there.
     pub(crate) fn knock(path: &Path) -> io::Result<Option<Self>> {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
         match connect(&socket, &SocketAddrUnix::new(path)?) {
@@ -71,16 +71,16 @@ impl Channel {
             .await
     }
 
-    /// `None` when the other end is gone.
+    /// `None` when the other end is closed.
     pub(crate) async fn receive(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
         match self.0.when(Interest::READABLE, receive).await {
-            // It died with our words unread.
+            // The other process died before it read our message.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
             received => received,
         }
     }
 
-    /// As [`receive`](Self::receive), for what must come at once.
+    /// As [`receive`](Self::receive), for a message that must arrive at once.
     pub(crate) async fn expect(&self) -> io::Result<(Message, Vec<OwnedFd>)> {
         timeout(ANSWER, self.receive())
             .await?
@@ -149,7 +149,7 @@ fn check_user(socket: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Only who runs as the same user, or root, may have our sockets or give us theirs.
+/// Sockets are exchanged only with a process of the same user, or of root.
 fn may_meet(other: Uid, own: Uid) -> bool {
     other == own || other.is_root()
 }
@@ -157,13 +157,13 @@ fn may_meet(other: Uid, own: Uid) -> bool {
 // === impl Porch ===
 
 impl Porch {
-    /// Opens at `path`, in place of whoever was there: from now on the next process finds this one.
+    /// Listens at `path`, in place of another process: from now on the next process connects to this one.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
-        // Of the socket, before it has a name: there is no moment in which others may enter, and no link to follow.
+        // Before the socket has a name: there is no moment in which other users can connect, and no link to follow.
         fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         let own = beside(path);
-        // A process that had our number and died.
+        // Left by a process with the same process id that died.
         let _ = std::fs::remove_file(&own);
         bind(&socket, &SocketAddrUnix::new(&own)?)?;
         listen(&socket, 8)?;
@@ -171,7 +171,7 @@ impl Porch {
         Polled::new(socket).map(Self)
     }
 
-    /// Tells whoever knocks that it is too early, for as long as it is polled.
+    /// Rejects processes that connect too early, for as long as it is polled.
     pub(crate) async fn turn_away(&self) -> Infallible {
         loop {
             let turned = match self.answer().await {
@@ -193,7 +193,7 @@ impl Porch {
     }
 }
 
-/// Hears it out first: closing with its words unread would reset the connection, and ours with it.
+/// Reads its message first: closing with unread data would reset the connection, and lose our message.
 async fn refuse(channel: &Channel) -> io::Result<()> {
     channel.expect().await?;
     channel.send(&Message::Refused, &[]).await
@@ -222,9 +222,9 @@ fn beside(path: &Path) -> PathBuf {
 }
 
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
-/// How long the other process may take to say what it has to say at once.
+/// How long the other process may take to send a message that it must send at once.
 const ANSWER: Duration = Duration::from_secs(5);
-/// The pause after somebody knocked who may not come in.
+/// The pause after a connection failed or was rejected.
 pub(crate) const KNOCK: Duration = Duration::from_millis(100);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Listening sockets that can be left alone for a while.
+//! Listening sockets that can be paused.
 
 use std::{fmt, io};
 
@@ -12,8 +12,8 @@ use crate::listen::{Addr, Listen};
 
 /// A listening socket that outlives its processes. Made by [`Inheritance`](super::Inheritance).
 ///
-/// Until its process is [`ready`](super::Inheritance::ready), and while a successor proves itself, it accepts nobody,
-/// without closing anything: who comes waits in the queue that both processes share.
+/// Until its process is [`ready`](super::Inheritance::ready), and during the probation of a successor, it accepts no
+/// connections, and closes nothing: new connections wait in the queue that both processes share.
 pub struct HandoffListener<L: Park> {
     held: Held<L>,
     gate: watch::Receiver<Gate>,
@@ -26,13 +26,13 @@ pub(super) enum Gate {
     Unready,
     /// -> `Parked` when a successor is ready.
     Open,
-    /// -> `Open` if that one dies.
+    /// -> `Open` if the successor dies.
     Parked,
 }
 
-/// A listener that can leave the runtime and come back.
+/// A listener that can be deregistered from the runtime and registered again.
 pub trait Park: Listen + Sized {
-    /// What it is outside of the runtime.
+    /// Its type outside of the runtime.
     #[doc(hidden)]
     type Std: Send + 'static;
 
@@ -49,9 +49,9 @@ pub trait Park: Listen + Sized {
 enum Held<L: Park> {
     /// -> `Parked` when the gate closes.
     Polled(L),
-    /// -> `Polled` when it opens.
+    /// -> `Polled` when the gate opens.
     Parked(L::Std),
-    /// The system did not let it through; there is an error already.
+    /// Registration has failed, and the error was returned.
     Lost,
 }
 
@@ -65,11 +65,11 @@ impl<L: Park> HandoffListener<L> {
         }
     }
 
-    /// Leaves the runtime, or comes back, as it is told.
+    /// Deregisters from the runtime, or registers again, as the gate requires.
     fn settle(&mut self) -> io::Result<()> {
         let parked = *self.gate.borrow_and_update() != Gate::Open;
         self.held = match std::mem::replace(&mut self.held, Held::Lost) {
-            // `into_std` takes it out of epoll, which follows the open file and not the number.
+            // `into_std` removes it from epoll, which refers to the open file and not to the descriptor.
             Held::Polled(listener) if parked => Held::Parked(listener.park()?),
             Held::Parked(listener) if !parked => Held::Polled(L::resume(listener)?),
             held => held,
@@ -79,7 +79,7 @@ impl<L: Park> HandoffListener<L> {
 }
 
 impl<L: Park> HandoffListener<L> {
-    /// Without this, a process that forgets to be ready would wait for ever, and say nothing.
+    /// Without this, a process that drops its inheritance before it is ready would wait for ever, without an error.
     fn abandoned(&self) -> io::Result<()> {
         match *self.gate.borrow() {
             Gate::Unready => Err(io::Error::new(
@@ -107,7 +107,7 @@ impl<L: Park> Listen for HandoffListener<L> {
                 Held::Parked(_) => {
                     if changed.await.is_err() {
                         self.abandoned()?;
-                        // Nobody is left who could tell it to come back: the successor has the queue.
+                        // The gate has no sender any more, so it will not open: the successor has the queue.
                         std::future::pending::<()>().await;
                     }
                 }

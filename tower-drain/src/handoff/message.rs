@@ -1,41 +1,41 @@
-//! The heart: what two processes say to each other. One message per packet, sockets beside it.
+//! The messages between two processes. One message per packet, with sockets attached.
 
 use std::fmt;
 
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// New to old: here I am.
+    /// New to old: request for the sockets.
     Hello { version: u16, pid: u32 },
-    /// Old to new: a part of the sockets, in the order of the descriptors that come with it.
+    /// Old to new: some of the sockets, in the order of the attached descriptors.
     Listeners {
         generation: u64,
         last: bool,
         sockets: Vec<Socket>,
     },
-    /// New to old: I accept; and again, when the old one leaves: I am at the path.
+    /// New to old: it accepts connections; and again, when the old one is draining: it listens at the path.
     Ready,
-    /// Old to new: you have proved yourself, I leave.
+    /// Old to new: the probation is over, and the old process drains.
     Draining,
-    /// Old to new: I have left.
+    /// Old to new: the drain of the old process is over.
     Done {
         drained: u64,
         forced: u64,
         leaked: u64,
     },
-    /// Old to new: not now.
+    /// Old to new: rejected; try again later.
     Refused,
 }
 
-/// What a socket is. No two may be the same in one process.
+/// The identity of a socket, unique in one process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Socket {
     pub(crate) kind: Kind,
-    /// What its owner calls it.
+    /// The name that the application has given it.
     pub(crate) name: String,
-    /// As the owner wrote it: an address with port, or a path.
+    /// As configured: an address with port, or a path.
     pub(crate) addr: String,
-    /// Which of several sockets of one address.
+    /// The index among several sockets of one address.
     pub(crate) shard: u16,
 }
 
@@ -45,7 +45,7 @@ pub(crate) enum Kind {
     Unix = 1,
 }
 
-/// This is no message.
+/// The bytes are not a valid message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Garbled;
 
@@ -154,7 +154,7 @@ impl Socket {
         })
     }
 
-    /// Whether it fits into a message with others like it.
+    /// Whether `MOST` sockets of this length fit into one message.
     pub(crate) fn is_short(&self) -> bool {
         self.name.len() <= LONGEST && self.addr.len() <= LONGEST
     }
@@ -268,7 +268,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_said_is_understood(message in messages()) {
+        fn each_message_decodes_to_itself(message in messages()) {
             let bytes = message.encode();
             prop_assert!(bytes.len() <= PACKET);
             prop_assert_eq!(Message::decode(&bytes), Ok(message));

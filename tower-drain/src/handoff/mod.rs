@@ -1,7 +1,7 @@
-//! A new process in place of the old one, and nobody notices (Linux).
+//! Passes listening sockets from an old process to a new one without losing a connection (Linux).
 //!
 //! There is one listening socket per address, and it outlives every process: closing the last copy of it would reset all
-//! who wait in its queue. The old process gives it to the new one over a Unix socket.
+//! connections in its queue. The old process passes it to the new one over a Unix socket.
 //!
 //! ```text
 //!        new                                   old
@@ -11,21 +11,22 @@
 //!         │◄────────────────────────────────────┤ serving
 //!         │ (warms up, then accepts)            │
 //!         │  ready                              │
-//!         ├────────────────────────────────────►│ accepts nobody: probation, 10 s
-//!         │                                     │    the new one dies ─► accepts again, nothing was lost
+//!         ├────────────────────────────────────►│ does not accept: probation, 10 s
+//!         │                                     │    the new one dies ─► accepts again, nothing is lost
 //!         │                  draining           │
 //!         │◄────────────────────────────────────┤
-//!         │  ready (at the path now)            │
-//!         ├────────────────────────────────────►│ closing: its connections end in good order
+//!         │  ready (now listens at the path)    │
+//!         ├────────────────────────────────────►│ closing: its connections end gracefully
 //!         │                  done               │
 //!         │◄────────────────────────────────────┤
 //! ```
 //!
-//! A new process that dies before it is ready has changed nothing. One that dies in its probation, or begins to leave in
-//! it, gives the queue back, so a release that crashes or is rolled back at once is harmless. The drain of the old one
-//! begins only after that, because a drain never goes back: until then its connections are served as ever. A third
-//! process that comes meanwhile is told that it is too early ([`ResourceBusy`](io::ErrorKind::ResourceBusy)). A new process
-//! may warm up for as long as it needs; one that hangs there keeps others out until it is ended, or the old one leaves.
+//! If a new process dies before it is ready, nothing has changed. If it dies or begins to drain in its probation, the old
+//! process takes the queue back, so a release that crashes or is rolled back at once is harmless. The drain of the old
+//! process begins only after the probation, because a drain never goes back: until then its connections are served as
+//! before. A third process that connects meanwhile gets an error ([`ResourceBusy`](io::ErrorKind::ResourceBusy)) and can
+//! try again later. A new process may warm up for any time; if it hangs there, no further process can take over until it
+//! is stopped, or the old one drains.
 //!
 //! ```no_run
 //! # #[cfg(feature = "http")]
@@ -33,20 +34,20 @@
 //! use tower_drain::{Drain, ListenerConfig, Server, handoff::Handoff};
 //!
 //! let drain = Drain::new();
-//! // 1. What is there already: `LISTEN_FDS`, the old process, or nothing.
+//! // 1. Inherit from `LISTEN_FDS` or from the old process, if there is one.
 //! let mut inheritance = Handoff::at("/run/app/handoff").inherit().await?;
 //! let listener = inheritance.tcp("http", "0.0.0.0:8080".parse().unwrap(), &ListenerConfig::new())?;
-//! // 2. Whatever is slow: configuration, certificates, upstreams. The old process still serves.
+//! // 2. Slow preparation: configuration, certificates, upstreams. The old process still serves.
 //! let server = tokio::spawn(Server::new(&drain, listener).serve(app));
-//! // 3. From now on this process accepts, and once it has proved itself the next one finds it.
+//! // 3. From now on this process accepts, and after its probation the next one can inherit from it.
 //! let incumbent = inheritance.ready().await?;
 //! tokio::spawn(incumbent.serve(drain.clone()));
 //! println!("{}", server.await.unwrap()?);
 //! # Ok(()) }
 //! ```
 //!
-//! The path should be in a directory that only its user may enter: the socket itself is `0600`, and both sides check
-//! that the other one runs as the same user, or as root. Processes in different network or mount namespaces cannot meet
+//! The path should be in a directory that only its user can access: the socket itself is `0600`, and both sides check that
+//! the other process runs as the same user, or as root. Processes in different network or mount namespaces cannot connect
 //! there; for them there is [`ReusePortListener`].
 
 mod channel;
@@ -87,17 +88,17 @@ use crate::{
     server::ListenerConfig,
 };
 
-/// The place where the next process finds this one.
+/// The path at which the next process connects to this one, and the settings of the handoff.
 #[derive(Clone, Debug)]
-#[must_use = "inherit from whoever is there"]
+#[must_use = "does nothing until `inherit` is called"]
 pub struct Handoff {
     path: PathBuf,
     probation: Duration,
 }
 
-/// What a process starts with: the sockets of the one before, or none.
+/// The sockets of the previous process, or none.
 #[derive(Debug)]
-#[must_use = "take the listeners, and say when you are ready"]
+#[must_use = "take the listeners, and call `ready`"]
 pub struct Inheritance {
     handoff: Handoff,
     origin: Origin,
@@ -109,11 +110,11 @@ pub struct Inheritance {
     gate: watch::Sender<Gate>,
 }
 
-/// Where listening sockets came from.
+/// The origin of listening sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origin {
-    /// There were none: they are bound.
+    /// None were inherited: they are bound.
     Bound,
     /// From the environment: `LISTEN_FDS` and `LISTEN_FDNAMES`.
     Environment,
@@ -121,30 +122,30 @@ pub enum Origin {
     Predecessor,
 }
 
-/// The process that serves, until the next one has proved itself. Made by [`Inheritance::ready`].
+/// The process that serves, until the probation of the next one is over. Made by [`Inheritance::ready`].
 #[derive(Debug)]
-#[must_use = "serve, or nobody can inherit"]
+#[must_use = "the next process can inherit only while `serve` runs"]
 pub struct Incumbent {
     handoff: Handoff,
     generation: u64,
     sockets: Vec<(Socket, OwnedFd)>,
     predecessor: Option<Channel>,
-    /// Open already, if nobody is there who must leave first.
+    /// Open already, unless a predecessor must stop first.
     porch: Option<Porch>,
     gate: watch::Sender<Gate>,
 }
 
-/// How a handoff went, seen from the old process.
+/// The result of a handoff, in the old process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Handover {
-    /// The other one did not get ready, or left in its probation.
+    /// The successor did not become ready, or stopped in its probation.
     Failed,
     Succeeded,
-    /// We had to leave before the other one was ready. It has the sockets all the same.
+    /// This process began to drain before the successor was ready. The successor has the sockets nevertheless.
     Abandoned,
 }
 
-/// Who left first, seen from the new process.
+/// Which process stopped first, in the new process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum First {
     Predecessor,
@@ -154,7 +155,7 @@ enum First {
 // === impl Handoff ===
 
 impl Handoff {
-    /// At this path, which need not exist.
+    /// Uses this path, which need not exist.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -162,7 +163,7 @@ impl Handoff {
         }
     }
 
-    /// How long a successor must live before this process begins to leave. Default: 10 s.
+    /// How long a successor must live before this process begins to drain. Default: 10 s.
     pub fn probation(self, probation: Duration) -> Self {
         Self {
             probation: bounded(probation),
@@ -170,13 +171,13 @@ impl Handoff {
         }
     }
 
-    /// Takes what is there: first from the environment, then from the process at the path.
+    /// Takes the sockets that exist: first from the environment, then from the process at the path.
     ///
     /// # Errors
     ///
-    /// Those of the system; that the process at the path runs as another user, or does not speak this language; and
-    /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if it is leaving, or has a successor already: try again later. Nobody
-    /// at the path is no error.
+    /// Those of the system; if the process at the path runs as another user, or uses another protocol; and
+    /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if it is draining, or has a successor already: try again later. It is
+    /// not an error if no process listens at the path.
     pub async fn inherit(self) -> io::Result<Inheritance> {
         let environment = from_environment();
         if !environment.is_empty() {
@@ -203,7 +204,7 @@ impl Handoff {
     }
 }
 
-/// Asks for the sockets.
+/// Requests the sockets.
 async fn pull(channel: &Channel) -> io::Result<(u64, Vec<(Socket, OwnedFd)>)> {
     channel
         .send(
@@ -230,7 +231,7 @@ async fn pull(channel: &Channel) -> io::Result<(u64, Vec<(Socket, OwnedFd)>)> {
                     "the process before is leaving, or has a successor that must prove itself";
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, busy));
             }
-            _ => return Err(io::Error::other("the process before says something else")),
+            _ => return Err(io::Error::other("unexpected message from the predecessor")),
         };
         if sockets.len() != fds.len() {
             return Err(io::Error::new(
@@ -248,7 +249,7 @@ async fn pull(channel: &Channel) -> io::Result<(u64, Vec<(Socket, OwnedFd)>)> {
     }
 }
 
-/// Whether it is what its name says.
+/// Whether it is a listening socket of its kind.
 fn check(socket: &Socket, fd: &OwnedFd) -> io::Result<()> {
     let unix = socket_domain(fd)? == rustix::net::AddressFamily::UNIX;
     let stream = socket_type(fd)? == rustix::net::SocketType::STREAM;
@@ -261,7 +262,7 @@ fn check(socket: &Socket, fd: &OwnedFd) -> io::Result<()> {
     ))
 }
 
-/// The sockets that systemd, or whoever started us, has left open.
+/// The sockets that systemd, or another parent process, has passed.
 fn from_environment() -> Vec<(Socket, OwnedFd)> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
     if number("LISTEN_PID") != Some(std::process::id() as usize) {
@@ -270,14 +271,14 @@ fn from_environment() -> Vec<(Socket, OwnedFd)> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let names = names.split(':').chain(std::iter::repeat(""));
     let fds = crate::raw::take_listen_fds(number("LISTEN_FDS").unwrap_or(0));
-    // A number that is no descriptor still has its name.
+    // A number that is not a descriptor still has a name in the list.
     names
         .zip(fds)
         .filter_map(|(name, fd)| named(name, fd?))
         .collect()
 }
 
-/// What the environment left open under `name`, if it is a listening socket.
+/// The socket of the environment with this `name`, if it is a listening socket.
 fn named(name: &str, fd: OwnedFd) -> Option<(Socket, OwnedFd)> {
     let unix = socket_domain(&fd).is_ok_and(|domain| domain == rustix::net::AddressFamily::UNIX);
     let kind = if unix { Kind::Unix } else { Kind::Tcp };
@@ -344,22 +345,23 @@ impl Inheritance {
         }
     }
 
-    /// Where the sockets came from.
+    /// The origin of the sockets.
     #[must_use]
     pub const fn origin(&self) -> Origin {
         self.origin
     }
 
-    /// The TCP listener `name` at `addr`: the one that was inherited, or a new one.
+    /// The TCP listener `name` at `addr`: inherited, or a new one.
     ///
     /// From an old process, name and address must be the same. From the environment, the name is enough, and so is the
     /// address: by default systemd gives its sockets the name of their unit (`app.socket`), unless the unit has a
-    /// `FileDescriptorName=`. A port of `0` is inherited by name only. It accepts nobody until [`ready`](Self::ready).
+    /// `FileDescriptorName=`. A port of `0` is inherited by name only. It accepts no connections until
+    /// [`ready`](Self::ready).
     ///
     /// # Errors
     ///
-    /// Those of the system when it must be bound, with what was inherited and not taken so far; and that name or address
-    /// is longer than 400 bytes.
+    /// Those of the system when it must be bound, with the inherited sockets that were not taken so far; and if name or
+    /// address is longer than 400 bytes.
     pub fn tcp(
         &mut self,
         name: &str,
@@ -372,7 +374,7 @@ impl Inheritance {
             Some(fd) => std::net::TcpListener::from(fd),
             None => config.listen(addr).map_err(|error| self.not_bound(error))?,
         };
-        // Those of systemd usually are blocking.
+        // Sockets of systemd are usually blocking.
         listener.set_nonblocking(true)?;
         self.keep(
             Kind::Tcp,
@@ -383,12 +385,13 @@ impl Inheritance {
         Ok(HandoffListener::new(listener, self.gate.subscribe()))
     }
 
-    /// The Unix listener `name` at `path`: the one that was inherited, by the rules of [`tcp`](Self::tcp), or a new one.
-    /// A socket that is there is replaced if nobody listens to it any more.
+    /// The Unix listener `name` at `path`: inherited, by the rules of [`tcp`](Self::tcp), or a new one. An existing socket
+    /// file is replaced if no process listens at it any more.
     ///
     /// # Errors
     ///
-    /// As [`tcp`](Self::tcp). Something else at the path, or a socket that is listened to, is in use.
+    /// As [`tcp`](Self::tcp). If there is another kind of file at the path, or a process listens at it, the address is in
+    /// use.
     pub fn unix(&mut self, name: &str, path: &Path) -> io::Result<HandoffListener<UnixListener>> {
         let addr = path.to_string_lossy().into_owned();
         let at = |fd: &OwnedFd| {
@@ -409,7 +412,7 @@ impl Inheritance {
         Ok(HandoffListener::new(listener, self.gate.subscribe()))
     }
 
-    /// `by_name`: the address says nothing.
+    /// `by_name`: the address does not identify the socket.
     fn take(
         &mut self,
         kind: Kind,
@@ -424,7 +427,7 @@ impl Inheritance {
             given.position(|(socket, fd)| socket.kind == kind && wanted(socket, fd))
         };
         let index = if self.origin == Origin::Environment {
-            // Several may have one name: all sockets of a systemd unit do.
+            // Several may have the same name: all sockets of a systemd unit do.
             find(&|socket, fd| socket.name == name && at(fd))
                 .or_else(|| find(&|socket, _| socket.name == name))
                 .or_else(|| find(&|socket, fd| (!by_name || socket.name.is_empty()) && at(fd)))
@@ -479,15 +482,14 @@ impl Inheritance {
         Ok(())
     }
 
-    /// This process accepts from now on, and the one before stops; if there was none, the next one finds this one from
-    /// now on. Should that one be gone by now, nothing is lost: its
-    /// queues are here.
+    /// From now on this process accepts and its predecessor does not; without a predecessor, the next process can inherit
+    /// from now on. If the predecessor has died meanwhile, nothing is lost: this process has its queues.
     ///
     /// # Errors
     ///
-    /// When sockets were inherited that nobody has taken: closing them would lose who waits in their queues. Then the
-    /// listeners of this process end with an error, nobody was let in, and the old process serves on. And when there was
-    /// no process before and the path cannot be bound.
+    /// If inherited sockets were not taken: closing them would lose the connections in their queues. Then the listeners of
+    /// this process end with an error, no connection was accepted, and the old process continues to serve. And if there is
+    /// no predecessor and the path cannot be bound.
     pub async fn ready(self) -> io::Result<Incumbent> {
         if !self.given.is_empty() {
             return Err(io::Error::new(
@@ -538,7 +540,7 @@ fn bind_unix(path: &Path) -> io::Result<unix::net::UnixListener> {
     }
 }
 
-/// Whether a socket is at `path` that nobody listens to.
+/// Whether there is a socket at `path` at which no process listens.
 fn is_deserted(path: &Path) -> io::Result<bool> {
     if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
         return Ok(false);
@@ -561,32 +563,32 @@ fn is_refused(error: &io::Error) -> bool {
 // === impl Incumbent ===
 
 impl Incumbent {
-    /// How many processes have had these sockets.
+    /// How many processes have used these sockets.
     #[must_use]
     pub const fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Which guarantee is in force: [`HandoffMode::Descriptor`].
+    /// The guarantee in force: [`HandoffMode::Descriptor`].
     #[must_use]
     pub const fn mode(&self) -> HandoffMode {
         HandoffMode::Descriptor
     }
 
-    /// Gives the sockets to the next process, and when that one has proved itself [shuts `drain` down](Drain::shutdown);
-    /// until then, or until `drain` closes for another reason. It ends when the drain is done.
+    /// Passes the sockets to the next process, and [shuts `drain` down](Drain::shutdown) after the probation of that
+    /// process. It serves until then, or until `drain` closes for another reason, and ends when the drain is over.
     ///
-    /// If `drain` begins to leave while this process is in its own probation, the one before takes the queue back.
+    /// If `drain` begins during the probation of this process, the predecessor takes the queue back.
     ///
     /// # Errors
     ///
-    /// When the path cannot be bound. What goes wrong with a successor is logged, and the next one may try.
+    /// If the path cannot be bound. A failure of a successor is logged, and the next one may try.
     ///
     /// # Cancel safety
     ///
-    /// Dropping it means that nobody can inherit any more.
+    /// After the future is dropped, no process can inherit any more.
     pub async fn serve(mut self, drain: Drain) -> io::Result<()> {
-        // The one before must be told to be gone before this one may go.
+        // The predecessor must have stopped before this process may hand over.
         if let Some(predecessor) = self.predecessor.take() {
             if outlive(&predecessor, &drain).await == First::Us {
                 drop(predecessor);
@@ -610,7 +612,7 @@ impl Incumbent {
             let (handed, channel) = match channel {
                 Ok(channel) => (self.hand_over(&channel, &porch, &drain).await, channel),
                 Err(error) => {
-                    tracing::warn!(%error, "handoff: somebody knocked");
+                    tracing::warn!(%error, "handoff: connection rejected");
                     sleep(KNOCK).await;
                     continue;
                 }
@@ -626,14 +628,14 @@ impl Incumbent {
             self.gate.send_replace(Gate::Open);
             porch = Porch::open(&self.handoff.path)?;
         };
-        // Whoever knocks from now on finds the successor, or is told to come later.
+        // A process that connects from now on reaches the successor, or is rejected until later.
         select! {
             () = self.leave(successor, &drain) => Ok(()),
             never = porch.turn_away() => match never {},
         }
     }
 
-    /// Gives the sockets away and waits until the other one has proved itself.
+    /// Passes the sockets on and waits for the end of the successor's probation.
     async fn hand_over(
         &self,
         channel: &Channel,
@@ -653,16 +655,16 @@ impl Incumbent {
         tracing::info!(probation = ?self.handoff.probation, "handoff: the successor accepts");
         select! {
             biased;
-            // It says nothing now, unless it dies.
+            // It sends nothing now; this is ready if it dies.
             _ = channel.receive() => Ok(Handover::Failed),
-            // It need not prove itself any longer: we leave in any case.
+            // The probation is over early: this process drains in any case.
             () = drain.closing() => Ok(Handover::Succeeded),
             () = sleep(self.handoff.probation) => Ok(Handover::Succeeded),
             never = porch.turn_away() => match never {},
         }
     }
 
-    /// Tells whether the other one got ready.
+    /// Returns whether the successor became ready.
     async fn give(&self, channel: &Channel) -> io::Result<bool> {
         match channel.expect().await? {
             (
@@ -672,7 +674,7 @@ impl Incumbent {
                 },
                 _,
             ) => tracing::info!(pid, "handoff: a successor"),
-            _ => return Err(io::Error::other("it says something else")),
+            _ => return Err(io::Error::other("unexpected message from the successor")),
         }
         let mut rest = &self.sockets[..];
         loop {
@@ -697,21 +699,22 @@ impl Incumbent {
             }
             rest = after;
         }
-        // It may take its time: configuration, certificates, upstreams.
+        // No timeout: it may load configuration and certificates, and connect to upstreams.
         Ok(matches!(
             channel.receive().await?,
             Some((Message::Ready, _))
         ))
     }
 
-    /// Closes our copies. Whoever has others serves on; whoever has not, loses nobody who was let in.
+    /// Closes the copies of this process. Another process with copies continues to serve; without one, accepted
+    /// connections are still drained.
     async fn leave(self, successor: Option<Channel>, drain: &Drain) {
         let Some(channel) = successor else {
             return self.close(drain).await;
         };
         drop(self.sockets);
         if channel.send(&Message::Draining, &[]).await.is_ok() {
-            // It says that it is at the path. Until then somebody must be there, or a third one would take it for empty.
+            // It reports that it listens at the path. Until then this process must, or a third one would find the path free.
             let _ = channel.expect().await;
         }
         drain.shutdown();
@@ -734,15 +737,15 @@ impl Incumbent {
             .await;
     }
 
-    /// As [`leave`](Self::leave), with nobody to tell.
+    /// As [`leave`](Self::leave), without a successor.
     async fn close(self, drain: &Drain) {
         drop(self.sockets);
-        // `gate` is kept: listeners that are open have nothing to wait for.
+        // `gate` is kept: open listeners must not see it closed.
         drain.done().await;
     }
 }
 
-/// Waits until the one before has begun to leave, or is gone, or we leave ourselves.
+/// Waits until the predecessor has begun to drain, or has died, or this process begins to drain.
 async fn outlive(predecessor: &Channel, drain: &Drain) -> First {
     select! {
         biased;
@@ -758,7 +761,7 @@ async fn outlive(predecessor: &Channel, drain: &Drain) -> First {
     First::Predecessor
 }
 
-/// Tells how the one before fared, and keeps the channel open for that long.
+/// Logs the report of the predecessor, and keeps the channel open until then.
 async fn farewell(predecessor: Channel) {
     if let Ok(Some((
         Message::Done {
@@ -788,7 +791,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// For the fuzzer alone.
+/// For the fuzzer only.
 #[cfg(fuzzing)]
 pub fn fuzz(bytes: &[u8]) {
     if let Ok(message) = Message::decode(bytes) {
@@ -802,7 +805,7 @@ const PROBATION: Duration = Duration::from_secs(10);
 mod tests {
     use super::*;
 
-    /// As if systemd had left open a listener at each of `addrs`, all under `name`.
+    /// As if systemd had passed a listener at each of `addrs`, all named `name`.
     fn activated(name: &str, addrs: &[&str]) -> (Vec<SocketAddr>, Inheritance) {
         let listeners = addrs
             .iter()

@@ -1,4 +1,4 @@
-//! `SO_REUSEPORT` for processes that cannot share a socket: steer, then wait.
+//! `SO_REUSEPORT` for processes that cannot share a socket: steers new connections away before closing.
 
 use std::{collections::HashSet, fmt, io};
 
@@ -9,28 +9,28 @@ use crate::{
     raw,
 };
 
-/// What is lost when a listening socket is given up for another.
+/// Which connections are lost when a listening socket is replaced by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HandoffMode {
-    /// Nothing: both processes have the same socket.
+    /// None: both processes have the same socket.
     Descriptor,
-    /// Nothing: the kernel moves who waits to another socket of the port (`net.ipv4.tcp_migrate_req=1`).
+    /// None: the kernel moves queued connections to another socket of the port (`net.ipv4.tcp_migrate_req=1`).
     Migrate,
-    /// Nothing, if all who wait get on within the closing time: new ones are steered away first.
+    /// None, if all queued connections are accepted within the close time: new ones are steered away first.
     Steer,
-    /// All who wait in the queue of the socket that is closed.
+    /// All in the queue of the socket that is closed.
     None,
 }
 
-/// One of several sockets of a port (`SO_REUSEPORT`), that leaves without losing who waits in its queue.
+/// One of several sockets of a port (`SO_REUSEPORT`), which closes without losing the connections in its queue.
 ///
-/// Each such socket has a queue of its own, and closing it resets all who are there and all whose handshake is under
+/// Each such socket has a separate queue, and closing it resets all connections in the queue and all handshakes under
 /// way. So when closing begins, new connections are steered to the youngest socket of the port, and the listener stays
-/// until everybody who had come before has been accepted, at most for the closing time.
+/// open until all earlier ones have been accepted, at most for the close time.
 ///
-/// [`HandoffListener`](super::HandoffListener) is better where two processes can meet at a path. This is for those who
-/// share only a network.
+/// [`HandoffListener`](super::HandoffListener) is better where two processes can reach the same path. This listener is for
+/// processes that share only a network.
 #[derive(Debug)]
 pub struct ReusePortListener {
     listener: TcpListener,
@@ -42,8 +42,8 @@ pub struct ReusePortListener {
 // === impl ReusePortListener ===
 
 impl ReusePortListener {
-    /// `sockets`: how many of them the port has while processes change, this one included; usually 2. The youngest, which
-    /// new connections are steered to, is the one that began to listen last.
+    /// `sockets`: how many sockets the port has during the change of processes, including this one; usually 2. The
+    /// youngest, to which new connections are steered, is the one that began to listen last.
     #[must_use]
     pub fn new(listener: TcpListener, sockets: u32) -> Self {
         Self {
@@ -53,7 +53,7 @@ impl ReusePortListener {
         }
     }
 
-    /// Which guarantee is in force.
+    /// The guarantee in force.
     #[must_use]
     pub fn mode(&self) -> HandoffMode {
         let migrates = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req");
@@ -97,7 +97,9 @@ impl Listen for ReusePortListener {
         }
         match raw::steer(&self.listener, self.sockets - 1) {
             Ok(()) => self.expected = self.handshakes(),
-            Err(error) => tracing::warn!(%error, "cannot steer: who waits may be lost"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot steer new connections away: queued connections may be lost")
+            }
         }
     }
 
