@@ -72,7 +72,7 @@ impl<B> DecorateResponse<Response<B>> for PolicyName {
     fn decorate(
         &self,
         response: &mut Response<B>,
-        headers: impl FnOnce(PolicyName) -> Option<RateLimitHeaders>,
+        headers: impl FnOnce(Self) -> Option<RateLimitHeaders>,
     ) {
         if let Some(headers) = headers(*self) {
             headers.add_to(response.headers_mut());

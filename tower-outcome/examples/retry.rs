@@ -13,17 +13,14 @@ use tower_outcome::{BoxError, Class, Refusal, RespondLayer};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), BoxError> {
     let client = ServiceBuilder::new().service(service_fn(send));
-    let retrying = service_fn(move |request: Request<()>| {
-        let client = client.clone();
-        async move {
-            let again = request.clone();
-            match client.clone().oneshot(request).await {
-                Err(error) if may_retry(&error) => {
-                    println!("  {error}: second attempt");
-                    client.oneshot(again).await
-                }
-                result => result,
+    let retrying = service_fn(move |request: Request<()>| async move {
+        let again = request.clone();
+        match client.oneshot(request).await {
+            Err(error) if may_retry(&error) => {
+                println!("  {error}: second attempt");
+                client.oneshot(again).await
             }
+            result => result,
         }
     });
     let edge = RespondLayer::new().layer(retrying);
