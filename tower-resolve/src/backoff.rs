@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// How long to rest before the next try.
+/// How long to wait before the next attempt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Backoff {
     pub(crate) first: Duration,
@@ -11,7 +11,7 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     /// Doubles with each failure up to the cap; of that, a random part between half and all, so that many clients of one
-    /// endpoint do not come back in step.
+    /// endpoint do not retry in step.
     pub(crate) fn after(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(16);
         let full = self.first.saturating_mul(1 << doublings).min(self.cap);

@@ -45,7 +45,7 @@ impl<T> Chunks<T> {
 }
 
 impl<T: Named> Chunks<T> {
-    /// Of two with the same name the later one counts.
+    /// Of two with the same id the later one is used.
     pub(crate) fn new(items: impl IntoIterator<Item = T>) -> Self {
         let mut items: Vec<T> = items.into_iter().collect();
         // Stable, so that the last of equals is the latest.
@@ -176,7 +176,7 @@ fn place<T: Named>(chunk: &[T], name: &str) -> Result<usize, usize> {
     chunk.binary_search_by(|item| item.name().as_str().cmp(name))
 }
 
-/// Makes one of a chunk and the next, if both together fill no more than half of one.
+/// Merges a chunk with the next one, if both together fill at most half of one.
 fn join<T: Clone>(chunks: &mut Vec<Arc<Vec<T>>>, index: usize) -> bool {
     let fits = chunks
         .get(index + 1)
@@ -234,7 +234,7 @@ impl<'a, T> Walk<'a, T> {
 /// A chunk that grows beyond this is split in two.
 const FULL: usize = 64;
 
-/// How many go into a chunk of a sequence made at once: room for some to come.
+/// The size of the chunks of a sequence made at once: leaves room for insertions.
 const FILLED: usize = 48;
 
 #[cfg(test)]
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_copies_one_chunk_and_shares_the_others() {
+    fn a_change_copies_one_chunk_and_shares_the_rest() {
         let before = Chunks::new((0..10_000).map(|id| item(id, 0)));
         let mut after = before.clone();
         after.insert(item(5_000, 1));

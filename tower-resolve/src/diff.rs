@@ -1,4 +1,4 @@
-//! What a source said, folded into what is known, and what that changed.
+//! Applies the updates of a source to the known topology, and reports what changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +7,7 @@ use std::{
 
 use crate::{Cause, Endpoint, EndpointId, Generation, Topology, Update, chunks::Difference};
 
-/// Folds updates into a topology: the heart of whatever follows a source.
+/// Applies updates to a topology. Every consumer of updates uses it.
 ///
 /// No clock, no task, no socket. It never goes back inside a source, asks for a snapshot when a delta does not fit, and
 /// keeps the last good set while the source is degraded:
@@ -25,39 +25,39 @@ pub struct Fold {
     cause: Option<Cause>,
 }
 
-/// What became of an update.
+/// The result of an update.
 #[derive(Clone, Debug, PartialEq)]
 #[must_use]
 pub enum Applied {
-    /// The set is another one now, or known for the first time.
+    /// The set changed, or is known for the first time.
     Changed(Change),
-    /// The same endpoints; the generation may have moved on.
+    /// The same endpoints; the generation may have advanced.
     Unchanged,
-    /// Refused: older than what is known, of the same source.
+    /// Ignored: older than the known generation of the same source.
     Stale,
-    /// Does not fit what is known: ask the source for a snapshot.
+    /// Does not fit the known set: ask the source for a snapshot.
     Gap,
-    /// Would have emptied the set right after the source was in trouble. Kept aside until the source says one thing more.
+    /// Would have emptied the set right after the source was degraded. Held until the next update of the source.
     Held,
-    /// The source is in trouble; what is known stays.
+    /// The source is degraded; the known set stays in use.
     Degraded,
 }
 
 /// The difference between two topologies.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Change {
-    /// Not there before.
+    /// New.
     pub added: Vec<Arc<Endpoint>>,
-    /// No longer there.
+    /// Removed.
     pub removed: Vec<Arc<Endpoint>>,
-    /// There before and different now: before, after.
+    /// Changed: before, after.
     pub changed: Vec<(Arc<Endpoint>, Arc<Endpoint>)>,
 }
 
 // === impl Fold ===
 
 impl Fold {
-    /// Knows nothing yet.
+    /// Knows no set yet.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -67,19 +67,19 @@ impl Fold {
         }
     }
 
-    /// What is known; `None` before the source's first answer.
+    /// The known set; `None` before the first answer of the source.
     #[must_use]
     pub fn topology(&self) -> Option<&Topology> {
         self.topology.as_ref()
     }
 
-    /// Why the source cannot be asked just now; `None` while it is well.
+    /// Why the source is degraded; `None` while it is not.
     #[must_use]
     pub fn degraded(&self) -> Option<&Cause> {
         self.cause.as_ref()
     }
 
-    /// Takes one update.
+    /// Applies one update.
     pub fn apply(&mut self, update: Update) -> Applied {
         match update {
             Update::Snapshot(topology) => self.replace(topology),
@@ -99,7 +99,7 @@ impl Fold {
     }
 
     fn replace(&mut self, topology: Topology) -> Applied {
-        // What is held aside may be another source's, and says nothing about how far this one was.
+        // A held set may belong to another source, and its generation has no order relative to this one.
         let is_newer = |known: &Topology| topology.generation() < known.generation();
         if [&self.held, &self.topology]
             .into_iter()
@@ -125,7 +125,7 @@ impl Fold {
         if to <= at {
             return Applied::Stale;
         }
-        // Entries are whole, so a delta that starts before what is known brings it to `to` all the same.
+        // Entries are whole, so a delta that starts before the known generation still results in the set of `to`.
         if !(from <= at && to.source == at.source) {
             return Applied::Gap;
         }
@@ -137,7 +137,7 @@ impl Fold {
             let next = known.clone().changed(to, put.into_values(), removed);
             return self.settle(next);
         }
-        // The source is well, so there is nothing to weigh: in place, at the cost of the change alone.
+        // The source is not degraded, so nothing has to be confirmed: in place, at the cost of the change alone.
         let Some(known) = self.topology.take() else {
             return Applied::Gap;
         };
@@ -172,12 +172,12 @@ impl Fold {
         Applied::Unchanged
     }
 
-    /// What the source said last, applied or held.
+    /// The last set of the source, applied or held.
     fn latest(&self) -> Option<&Topology> {
         self.held.as_ref().or(self.topology.as_ref())
     }
 
-    /// The one door to another topology.
+    /// The only place that replaces the topology.
     fn settle(&mut self, next: Topology) -> Applied {
         let in_doubt = self.cause.take().is_some();
         let Some(current) = &self.topology else {
@@ -208,13 +208,13 @@ impl Fold {
 // === impl Change ===
 
 impl Change {
-    /// Whether nothing differs.
+    /// Whether there is no difference.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
     }
 
-    /// How many endpoints differ.
+    /// The number of endpoints that differ.
     #[must_use]
     pub fn len(&self) -> usize {
         self.added.len() + self.removed.len() + self.changed.len()
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_tells_what_came_what_went_and_what_changed() {
+    fn a_snapshot_reports_what_was_added_removed_and_changed() {
         let mut fold = fold([snapshot(1, &[1, 2])]);
         let next = Topology::new(generation(2), [endpoint(2, 99), endpoint(3, 3)]);
         let Applied::Changed(change) = fold.apply(Update::Snapshot(next)) else {
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_set_of_another_source_hides_no_older_word_of_this_one() {
+    fn a_held_set_of_another_source_does_not_admit_an_older_generation() {
         let elsewhere = Topology::missing(Generation::new(SourceId::new(2), 1));
         let mut fold = fold([
             snapshot(12, &[1]),
@@ -501,7 +501,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a naive model: the generation never falls, and what is reported as changed is what changed.
+        /// Against a naive model: the generation never falls, and the reported changes are the actual ones.
         #[test]
         fn a_fold_is_its_updates_and_its_changes_add_up(words in words()) {
             let mut fold = Fold::new();

@@ -15,15 +15,15 @@ use crate::{Endpoint, EndpointId, Phase, Topology, Update, diff::Fold};
 
 /// The updates of a name as a [`tower::discover::Discover`], for Tower's own p2c `Balance`.
 ///
-/// Makes a service for each endpoint that may be used: those in phase [`Ready`](Phase::Ready); while there is none, those
-/// that are [`Draining`](Phase::Draining) but still serve. The same rules hold as everywhere in this crate: the set
-/// never goes back, a source in trouble takes nothing away, an instance that did not change keeps its service (so its
-/// load is not forgotten), another one under the same id replaces it, and what is new is told before what is gone.
+/// Creates a service for each endpoint that may be used: those in phase [`Ready`](Phase::Ready); if there is none, those
+/// that are [`Draining`](Phase::Draining) but still serve. The usual rules of this crate apply: the set never goes back, a
+/// degraded source removes nothing, an instance that did not change keeps its service (so its load is not forgotten),
+/// another one under the same id replaces it, and insertions come before removals.
 ///
-/// **It never yields an error**: the balance would be finished by one.
+/// **It never yields an error**, because an error would end the balance.
 ///
-/// Of two things Tower's balance does not take care, and [`Balance`](crate::Balance) does: it follows changes only while
-/// it is polled for requests, and with an empty set it is not ready for as long as it takes, so put a timeout around it.
+/// Tower's balance lacks two properties of [`Balance`](crate::Balance): it follows changes only while it is polled for
+/// requests, and with an empty set it stays not ready without a limit, so put a timeout around it.
 ///
 /// ```
 /// use tower::{balance::p2c::Balance, load::Constant, service_fn};
@@ -48,7 +48,7 @@ pub struct DiscoverEndpoints<U, M> {
     updates: U,
     make: M,
     fold: Fold,
-    /// Those that have a service.
+    /// The endpoints that have a service.
     told: BTreeMap<EndpointId, Arc<Endpoint>>,
     queue: VecDeque<Told>,
 }
@@ -65,8 +65,7 @@ where
     U: Stream<Item = Update>,
     M: FnMut(&Endpoint) -> S,
 {
-    /// Follows `updates`, with a service that `make` makes for each endpoint: wrap it there in what each should have of
-    /// its own.
+    /// Follows `updates`, with a service that `make` creates for each endpoint: add the layers for a single endpoint there.
     pub fn new(updates: U, make: M) -> Self {
         Self {
             updates,
@@ -115,7 +114,7 @@ impl<U, M> fmt::Debug for DiscoverEndpoints<U, M> {
     }
 }
 
-/// What to tell somebody who knows `told`, so that it knows what may be used of `topology`.
+/// Queues the changes from `told` to the endpoints of `topology` that may be used.
 fn tell(
     told: &mut BTreeMap<EndpointId, Arc<Endpoint>>,
     topology: &Topology,

@@ -9,17 +9,17 @@ use std::{
 
 use crate::chunks::Named;
 
-/// The name of an endpoint, unique in its set and kept over restarts: an instance id, a pod's name, or the address where
+/// The name of an endpoint, unique in its set and stable over restarts: an instance id, the name of a pod, or the address if
 /// there is nothing better.
 ///
 /// Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId(Arc<str>);
 
-/// One place that serves a name.
+/// An address that serves a name.
 ///
-/// [`id`](Self::id), [`addr`](Self::addr) and [`epoch`](Self::epoch) together say *which instance* it is; when one of
-/// them changes it is another instance, with its own connections and its own load. The rest describes the instance.
+/// [`id`](Self::id), [`addr`](Self::addr) and [`epoch`](Self::epoch) together identify the *instance*; when one of them
+/// changes it is another instance, with new connections and no load. The remaining fields describe the instance.
 ///
 /// ```
 /// use std::num::NonZeroU64;
@@ -44,7 +44,7 @@ pub struct Endpoint {
     phase: Phase,
 }
 
-/// Where an endpoint is in its life, as its source tells it.
+/// The phase of an endpoint, as reported by its source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Phase {
@@ -53,7 +53,7 @@ pub enum Phase {
     /// To be used.
     #[default]
     Ready,
-    /// Still serves, but is leaving: used only when nothing else is eligible.
+    /// Still serves, but is leaving: used only when no other endpoint is eligible.
     Draining,
     /// Must not be used: it lost the right to serve.
     Fenced,
@@ -96,7 +96,7 @@ impl Named for Arc<Endpoint> {
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// An endpoint in phase [`Ready`](Phase::Ready), with weight 1 and nothing else known of it.
+    /// An endpoint in phase [`Ready`](Phase::Ready), with weight 1 and no further properties.
     pub fn new(id: impl Into<EndpointId>, addr: SocketAddr) -> Self {
         Self {
             id: id.into(),
@@ -119,20 +119,20 @@ impl Endpoint {
         }
     }
 
-    /// Its share of the traffic beside the others'. Default: 1. [`policy`](crate::policy) tells which of them look at it.
+    /// Its share of the traffic relative to other endpoints. Default: 1. See [`policy`](crate::policy).
     #[must_use]
     pub fn with_weight(self, weight: NonZeroU32) -> Self {
         Self { weight, ..self }
     }
 
-    /// Which of several sets it belongs to: those of the lowest number serve as long as enough of them are well, as in
-    /// DNS SRV records. Default: 0.
+    /// The priority: endpoints of the lowest number serve as long as enough of them are healthy, as in DNS SRV records.
+    /// Default: 0.
     #[must_use]
     pub fn with_priority(self, priority: u16) -> Self {
         Self { priority, ..self }
     }
 
-    /// Where it runs. Default: unknown. One `Arc<str>` for all endpoints of a zone saves memory.
+    /// The zone in which it runs. Default: unknown. One `Arc<str>` for all endpoints of a zone saves memory.
     #[must_use]
     pub fn with_zone(self, zone: impl Into<Arc<str>>) -> Self {
         Self {
@@ -141,26 +141,26 @@ impl Endpoint {
         }
     }
 
-    /// Where it is in its life. Default: [`Phase::Ready`].
+    /// The phase. Default: [`Phase::Ready`].
     #[must_use]
     pub fn with_phase(self, phase: Phase) -> Self {
         Self { phase, ..self }
     }
 
-    /// Adds one pair of whatever else is known of it.
+    /// Adds a pair of metadata.
     #[must_use]
     pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         Arc::make_mut(self.metadata.get_or_insert_default()).insert(key.into(), value.into());
         self
     }
 
-    /// Its name.
+    /// The id.
     #[must_use]
     pub fn id(&self) -> &EndpointId {
         &self.id
     }
 
-    /// Where to connect.
+    /// The address to connect to.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
@@ -172,31 +172,31 @@ impl Endpoint {
         self.epoch
     }
 
-    /// Its share of the traffic.
+    /// The weight: its share of the traffic.
     #[must_use]
     pub fn weight(&self) -> NonZeroU32 {
         self.weight
     }
 
-    /// Which of several sets it belongs to; lower ones come first.
+    /// The priority; lower ones come first.
     #[must_use]
     pub fn priority(&self) -> u16 {
         self.priority
     }
 
-    /// Where it runs.
+    /// The zone in which it runs.
     #[must_use]
     pub fn zone(&self) -> Option<&str> {
         self.zone.as_deref()
     }
 
-    /// Where it is in its life.
+    /// The phase.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// Whatever else is known of it.
+    /// The metadata.
     #[must_use]
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         static NONE: BTreeMap<String, String> = BTreeMap::new();

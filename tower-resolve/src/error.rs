@@ -6,7 +6,7 @@ use crate::Generation;
 
 /// No endpoint could take the request: none is known, or none became ready in time.
 ///
-/// Told as HTTP 503 or gRPC `UNAVAILABLE`. Nothing was sent.
+/// Rendered as HTTP 503 or gRPC `UNAVAILABLE`. Nothing was sent.
 #[derive(Clone, Debug)]
 pub struct NoEndpoints {
     refusal: Refusal,
@@ -14,10 +14,10 @@ pub struct NoEndpoints {
     counts: Counts,
 }
 
-/// As many endpoints as allowed handed the request back unsent.
+/// The maximum number of endpoints returned the request unsent.
 ///
-/// Told as HTTP 503 and gRPC `UNAVAILABLE`, not as 502: no upstream saw a byte of the request and none answered, so
-/// coming back later is safe whatever the method is. 502 stays the word for an upstream that broke in the middle.
+/// Rendered as HTTP 503 and gRPC `UNAVAILABLE`, and not as 502: no upstream has seen a byte of the request and none
+/// responded, so a retry is safe for any method. 502 is for an upstream that failed during a request.
 #[derive(Debug)]
 pub struct Unreachable {
     refusal: Refusal,
@@ -25,21 +25,21 @@ pub struct Unreachable {
     cause: BoxError,
 }
 
-/// The balance's driver is gone, so it will never follow its topology again. Terminal.
+/// The driver of the balance is gone, so it will never follow its topology again. Terminal.
 #[derive(Clone, Debug)]
 pub struct Stopped {
     refusal: Refusal,
 }
 
-/// A source answers with an older generation than it did before: it lags behind, or it was restored and counts from one
-/// again. One that knows that should take another [`SourceId`](crate::SourceId).
+/// A source answers with an older generation than before: it lags behind, or it was restored and counts from one again. A
+/// source that knows of a restore should use another [`SourceId`](crate::SourceId).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WentBack {
     known: u64,
     seen: u64,
 }
 
-/// The endpoints of a balance, counted.
+/// The numbers of endpoints of a balance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) known: usize,
@@ -61,50 +61,50 @@ impl NoEndpoints {
         }
     }
 
-    /// The generation that this was decided on; `None` when the source has not answered yet.
+    /// The generation at the time of the decision; `None` if the source has not answered yet.
     #[must_use]
     pub fn generation(&self) -> Option<Generation> {
         self.generation
     }
 
-    /// How many endpoints are known.
+    /// The number of known endpoints.
     #[must_use]
     pub fn known(&self) -> usize {
         self.counts.known
     }
 
-    /// How many of them are ready and well.
+    /// The number of them that are ready and healthy.
     #[must_use]
     pub fn ready(&self) -> usize {
         self.counts.ready
     }
 
-    /// How many of them are starting, as their source tells it.
+    /// The number of them that are starting, as reported by the source.
     #[must_use]
     pub fn starting(&self) -> usize {
         self.counts.starting
     }
 
-    /// How many of them are draining, as their source tells it.
+    /// The number of them that are draining, as reported by the source.
     #[must_use]
     pub fn draining(&self) -> usize {
         self.counts.draining
     }
 
-    /// How many of them are fenced, as their source tells it.
+    /// The number of them that are fenced, as reported by the source.
     #[must_use]
     pub fn fenced(&self) -> usize {
         self.counts.fenced
     }
 
-    /// How many of those that are meant to serve are out for their health: ejected, out for their circuit, or failing their
-    /// checks.
+    /// The number of endpoints that are meant to serve and are out because of their health: ejected, out because of their
+    /// circuit, or failing their health checks.
     #[must_use]
     pub fn ejected(&self) -> usize {
         self.counts.ejected
     }
 
-    /// When to come back: not known.
+    /// When to retry: not known.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.refusal.retry_after()
@@ -158,19 +158,20 @@ impl Unreachable {
         }
     }
 
-    /// How many endpoints the request was given to.
+    /// The number of endpoints that the request was given to.
     #[must_use]
     pub fn tried(&self) -> NonZeroU32 {
         self.tried
     }
 
-    /// Why the last of them handed it back. (`source()` is the refusal, by which layers know it.)
+    /// The error with which the last of them returned it. (`source()` is the [`Refusal`](tower_outcome::Refusal), by which
+    /// layers recognize it.)
     #[must_use]
     pub fn cause(&self) -> &(dyn Error + Send + Sync + 'static) {
         &*self.cause
     }
 
-    /// When to come back, if the last endpoint said so.
+    /// When to retry, if the last endpoint sent it.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.refusal.retry_after()
@@ -250,7 +251,8 @@ impl fmt::Display for WentBack {
 
 impl Error for WentBack {}
 
-/// So many answers in a row with an older generation are trouble. One or two are a replica that lags behind.
+/// The number of consecutive answers with an older generation that make a source degraded. One or two are a replica that
+/// lags behind.
 pub(crate) const OLDER_IN_A_ROW: u32 = 3;
 
 #[cfg(test)]
@@ -258,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_found_in_the_chain_and_say_what_is_known() {
+    fn refusals_are_found_in_the_chain_and_carry_the_numbers() {
         let counts = Counts {
             known: 3,
             draining: 1,

@@ -10,7 +10,7 @@ use crate::{Endpoint, Generation, Resolve, SourceId, Topology, Update};
 
 /// Names whose endpoints never change.
 ///
-/// Answers each name with one snapshot, or with [`Update::DoesNotExist`], and is silent from then on.
+/// Answers each name with one snapshot, or with [`Update::DoesNotExist`], and sends nothing after that.
 ///
 /// ```
 /// use tower_resolve::{Endpoint, StaticResolver};
@@ -27,14 +27,14 @@ pub struct StaticResolver {
     names: HashMap<String, Topology>,
 }
 
-/// The updates of a [`StaticResolver`]: one, then none for ever.
+/// The updates of a [`StaticResolver`]: a single one, then pending.
 #[derive(Debug)]
 pub struct StaticUpdates(Option<Update>);
 
 // === impl StaticResolver ===
 
 impl StaticResolver {
-    /// Knows no name yet.
+    /// Without names.
     #[must_use]
     pub fn new() -> Self {
         Self {

@@ -3,16 +3,16 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// Which source a [`Generation`] counts in: an etcd cluster, a file, one run of a local counter.
+/// The source that counts a [`Generation`]: an etcd cluster, a file, one run of a local counter.
 ///
-/// A source that cannot go on counting (it was restored from a backup, its counter restarted) takes a new id; that
+/// A source that cannot continue its count (it was restored from a backup, its counter restarted) takes a new id; that
 /// resets the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SourceId(u64);
 
-/// How new a set of endpoints is. Ordered only inside one source.
+/// The version of a set of endpoints. Ordered only inside one source.
 ///
-/// `a < b`, `a == b` and `a > b` are all false for two sources: nobody knows which is newer.
+/// `a < b`, `a == b` and `a > b` are all false for two sources, because their generations have no order.
 ///
 /// | source | the value counts | another id when |
 /// |---|---|---|
@@ -21,9 +21,9 @@ pub struct SourceId(u64);
 /// | DNS | changes of a name's sorted set, as seen | the resolver is made anew |
 /// | etcd, a lease store | revisions | it is another cluster, or was restored |
 ///
-/// So a generation can be told to another process (see
-/// [`invalidate_older_than`](crate::CachedResolver::invalidate_older_than)) only where its source is one that both know,
-/// under an id that it has by itself.
+/// So a generation can be passed to another process (see
+/// [`invalidate_older_than`](crate::CachedResolver::invalidate_older_than)) only if both use the same source, under an id
+/// that the source defines.
 ///
 /// ```
 /// use tower_resolve::{Generation, SourceId};
@@ -34,7 +34,7 @@ pub struct SourceId(u64);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Generation {
-    /// Where it was counted.
+    /// The source that counted it.
     pub source: SourceId,
     /// The count: a revision, a resource version, a local counter. It only grows.
     pub value: u64,
@@ -43,8 +43,7 @@ pub struct Generation {
 // === impl SourceId ===
 
 impl SourceId {
-    /// The id a source has by itself, such as a cluster id. The upper half of the range belongs to
-    /// [`unique`](Self::unique).
+    /// The id that a source defines, such as a cluster id. The upper half of the range belongs to [`unique`](Self::unique).
     #[must_use]
     pub const fn new(id: u64) -> Self {
         Self(id)

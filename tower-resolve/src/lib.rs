@@ -1,32 +1,32 @@
-//! A name in, a living set of endpoints out: discovery and a cloneable load balancer for Tower.
+//! Service discovery and a cloneable load balancer for Tower: turns a name into a changing set of endpoints.
 //!
-//! It helps a client that talks to several replicas of a service, which come and go: requests go round those that are
-//! not ready, a request that was never written goes to another replica, and when there is none the answer is explicit
-//! and soon.
+//! It is for clients of a service with several replicas, which come and go: requests skip replicas that are not ready, a
+//! request that was never written goes to another replica, and if there is none the request is rejected explicitly and in
+//! bounded time.
 //!
 //! ```text
 //!   Resolve ── Update ──► CachedResolver ── Update ──► Driver ──► Balance ──► endpoint services
-//!   (a source)            remembers, one question     follows     picks,      yours, one for each
-//!                         for all who follow          and watches fails over  instance
+//!   (a source)            caches, one subscription    follows     picks,      one for each
+//!                         for all followers           and watches fails over  instance
 //! ```
 //!
-//! - [`Resolve`] is a name in and an endless stream of [`Update`]s out. [`StaticResolver`] is the simplest one; there are
+//! - [`Resolve`] turns a name into an endless stream of [`Update`]s. [`StaticResolver`] is the simplest one; there are
 //!   `FileResolver` (feature `file`: TOML or JSON, followed while it changes), `DnsResolver` (feature `dns`: A, AAAA and
-//!   SRV, as long as their time to live), and one of your own is a stream.
-//!   [`diff`] folds updates into a [`Topology`]: never back inside a source, nothing lost while it is in trouble.
-//! - [`CachedResolver`] remembers: one question for all who follow a name, the last good set on errors.
-//!   `DiscoverEndpoints` (feature `tower`) gives it to Tower's own p2c balance.
-//! - [`Balance`] sends each request to one of the endpoints that are ready; see [`balance`] for what it promises, and
-//!   [`policy`] for how it picks.
-//! - [`health`] checks endpoints and ejects them by their answers.
+//!   SRV, for their time to live), and a custom one is a stream. [`diff`] applies updates to a [`Topology`]: it never goes
+//!   back inside a source, and keeps the last set while the source is degraded.
+//! - [`CachedResolver`] caches: one subscription for all followers of a name, and the last good set on errors.
+//!   `DiscoverEndpoints` (feature `tower`) provides it to Tower's own p2c balance.
+//! - [`Balance`] sends each request to one of the ready endpoints; see [`balance`] for its contract, and [`policy`] for how
+//!   it picks.
+//! - [`health`] checks endpoints and ejects them by their responses.
 //! - `upstream::Upstream` (feature `hyper`) is a pooled HTTP/1 endpoint.
 //!
-//! # What it costs
+//! # Costs
 //!
-//! A request loads one snapshot, picks (the same cost for two endpoints and for ten thousand), clones the endpoint's
-//! service and counts itself in: no lock, no allocation, no boxed future and no task hop besides the endpoint's own. It
-//! is shareable as it is, without a `Buffer`. In exchange there is one task for each balance, the driver. A change of one
-//! endpoint costs about that endpoint, however many there are ([`balance`] has the rest).
+//! A request loads one snapshot, picks (at the same cost for two endpoints and for ten thousand), clones the service of the
+//! endpoint and increments its in-flight count: no lock, no allocation, no boxed future and no task switch besides those of
+//! the endpoint. No `Buffer` is needed to share it. In exchange each balance has one task, the driver. A change of one
+//! endpoint has a cost that hardly depends on the number of endpoints (see [`balance`]).
 //!
 //! # Example
 //!
@@ -56,7 +56,7 @@
 //! # }
 //! ```
 //!
-//! Tuned: for HTTP, by latency, in a zone, with an eye on the answers, and less patience.
+//! With settings: for HTTP, by latency, in a zone, with outlier ejection, and a shorter wait.
 //!
 //! ```
 //! use std::time::Duration;
@@ -75,16 +75,16 @@
 //!
 //! # Errors
 //!
-//! | error | when | told as |
+//! | error | when | rendered as |
 //! |---|---|---|
 //! | [`NoEndpoints`] | none is known, or none became ready in time | 503, gRPC `UNAVAILABLE` |
-//! | [`Unreachable`] | as many as allowed handed the request back unsent | 503, gRPC `UNAVAILABLE` |
+//! | [`Unreachable`] | the maximum number of endpoints returned the request unsent | 503, gRPC `UNAVAILABLE` |
 //! | [`Stopped`] | the driver is gone; also from `poll_ready` | 503, gRPC `UNAVAILABLE` |
-//! | the endpoint's own | it failed after the request may have been seen | as you like: 502 |
+//! | the error of the endpoint | it failed after the request may have been seen | up to the application: 502 |
 //!
-//! The first three are refusals of our own ([`Refusal::find`](tower_outcome::Refusal::find)): nothing was sent.
+//! The first three are local rejections ([`Refusal::find`](tower_outcome::Refusal::find)): nothing was sent.
 //!
-//! # When not
+//! # When not to use it
 //!
 //! For one upstream at one address there is nothing to balance.
 #![forbid(unsafe_code)]

@@ -4,23 +4,23 @@ use futures_core::Stream;
 
 use crate::{Endpoint, EndpointId, Generation, Topology};
 
-/// Why a source could not answer. Shared, because many may look at it.
+/// Why a source could not answer. Shared, because it has several readers.
 pub type Cause = Arc<dyn Error + Send + Sync>;
 
-/// A name in, an endless stream of updates out.
+/// Turns a name into an endless stream of updates.
 ///
 /// # Contract
 ///
-/// - The stream never ends and never fails: a source that cannot be reached says [`Update::Degraded`] and goes on
-///   trying, with its own backoff.
-/// - It says *something* in bounded time, a [`Degraded`](Update::Degraded) if nothing better.
-/// - The first content is a [`Snapshot`](Update::Snapshot) or a [`DoesNotExist`](Update::DoesNotExist). Only a source
-///   that can prove the order of its events may emit a [`Delta`](Update::Delta).
+/// - The stream never ends and never fails: a source that cannot be reached sends [`Update::Degraded`] and keeps trying,
+///   with a backoff.
+/// - It sends *an update* in bounded time, at least a [`Degraded`](Update::Degraded).
+/// - The first content is a [`Snapshot`](Update::Snapshot) or a [`DoesNotExist`](Update::DoesNotExist). Only a source that
+///   can prove the order of its events may emit a [`Delta`](Update::Delta).
 /// - Dropping the stream stops the work.
 ///
 /// # Example
 ///
-/// One of your own, here asked every few seconds. An error is an update like the others.
+/// A custom source that polls every few seconds. An error is an update.
 ///
 /// ```
 /// use std::{net::SocketAddr, time::Duration};
@@ -63,28 +63,28 @@ pub trait Resolve: Send + Sync + 'static {
     fn resolve(&self, name: &str) -> Self::Updates;
 }
 
-/// What a source says of a name.
+/// An update of a source about a name.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Update {
-    /// All endpoints. An empty one is an answer too: nobody serves the name now.
+    /// All endpoints. An empty set is an answer: no endpoint serves the name now.
     Snapshot(Topology),
-    /// What changed since a generation of the same source. Whoever does not hold `from` needs a snapshot.
+    /// What changed since a generation of the same source. A consumer that does not have `from` needs a snapshot.
     Delta {
-        /// Contains everything that changed after this one…
+        /// Contains all changes after this generation…
         from: Generation,
         /// …and up to this one.
         to: Generation,
         /// Added or changed endpoints, whole.
         put: Vec<Arc<Endpoint>>,
-        /// The names of those that are gone.
+        /// The ids of removed endpoints.
         removed: Vec<EndpointId>,
     },
     /// Nothing changed up to this generation: a sign of life.
     Progress(Generation),
-    /// The source answered, and knows no such name.
+    /// The source answered that the name does not exist.
     DoesNotExist(Generation),
-    /// The source cannot be asked now. What is known stays in use.
+    /// The source cannot be reached. The known set stays in use.
     Degraded(Cause),
 }
 

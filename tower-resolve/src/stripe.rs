@@ -1,4 +1,4 @@
-//! What many threads touch with each request, laid out so that they do not fight for one cache line.
+//! Counters and references that many threads write with each request, laid out to avoid contention for a cache line.
 
 use std::{
     array,
@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-/// One value for each of up to 16 threads, in cache lines of its own. Further threads share.
+/// One value for each of up to 16 threads, each in separate cache lines. Further threads share.
 #[derive(Debug)]
 pub(crate) struct Stripes<T>(Box<[Line<T>; STRIPES]>);
 
@@ -25,7 +25,7 @@ pub(crate) type Held<T> = Arc<Line<Arc<T>>>;
 #[repr(align(128))]
 pub(crate) struct Line<T>(pub(crate) T);
 
-/// A sum that each thread adds to in a line of its own.
+/// A sum to which each thread adds in a separate line.
 #[derive(Debug, Default)]
 pub(crate) struct Sum(Stripes<AtomicU64>);
 
@@ -55,7 +55,7 @@ impl<T> StripedArc<T> {
         Self(array::from_fn(|_| Arc::new(Line(value.clone()))))
     }
 
-    /// A reference of its own.
+    /// A new reference.
     pub(crate) fn hold(&self) -> Held<T> {
         self.0[stripe()].clone()
     }
@@ -76,8 +76,8 @@ impl Sum {
         self.0.own().fetch_sub(number, Relaxed);
     }
 
-    /// Right to within what is being added meanwhile. One stripe may be below zero: what was added on one thread is
-    /// taken off on another.
+    /// Exact up to concurrent additions. A single stripe may be negative: what was added on one thread is subtracted on
+    /// another.
     pub(crate) fn get(&self) -> u64 {
         let sum = self
             .0
@@ -88,7 +88,7 @@ impl Sum {
     }
 }
 
-/// The stripe of this thread: threads take turns when they first ask.
+/// The stripe of this thread: assigned in turn on first use.
 fn stripe() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {

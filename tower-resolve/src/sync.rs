@@ -1,4 +1,4 @@
-//! The standard library's primitives, or loom's where its tests look at every interleaving.
+//! The primitives of the standard library, or those of loom in its tests.
 
 #[cfg(not(all(test, loom)))]
 pub(crate) use std::sync::{

@@ -8,8 +8,8 @@ use crate::{
 
 /// The endpoints of a name at one generation.
 ///
-/// Immutable and cheap to clone. Generations share what did not change, in pieces of up to 64 endpoints, so that one made
-/// of the other by a small change costs little more than that change, to make and to compare.
+/// Immutable and cheap to clone. Generations share unchanged endpoints, in chunks of up to 64, so that a small change costs
+/// little more than its size, to apply and to compare.
 #[derive(Clone)]
 pub struct Topology {
     generation: Generation,
@@ -20,7 +20,7 @@ pub struct Topology {
 // === impl Topology ===
 
 impl Topology {
-    /// All endpoints of a name as of `generation`. Of two with the same id the later one counts.
+    /// All endpoints of a name as of `generation`. Of two with the same id the later one is used.
     pub fn new<E: Into<Arc<Endpoint>>>(
         generation: Generation,
         endpoints: impl IntoIterator<Item = E>,
@@ -32,7 +32,7 @@ impl Topology {
         }
     }
 
-    /// What is known of a name that does not exist.
+    /// The topology of a name that does not exist.
     #[must_use]
     pub fn missing(generation: Generation) -> Self {
         Self {
@@ -42,42 +42,42 @@ impl Topology {
         }
     }
 
-    /// The generation that it is complete to.
+    /// The generation of the set.
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.generation
     }
 
-    /// Whether the source knows the name at all.
+    /// Whether the source knows the name.
     #[must_use]
     pub fn exists(&self) -> bool {
         self.exists
     }
 
-    /// How many endpoints there are.
+    /// The number of endpoints.
     #[must_use]
     pub fn len(&self) -> usize {
         self.endpoints.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no endpoints.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.endpoints.len() == 0
     }
 
-    /// The endpoint of that name.
+    /// The endpoint with that id.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Arc<Endpoint>> {
         self.endpoints.get(id)
     }
 
-    /// The endpoints, in the order of their ids.
+    /// The endpoints, in order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         self.endpoints.iter()
     }
 
-    /// Whether both hold the same endpoints, whatever their generations.
+    /// Whether both have the same endpoints, regardless of their generations.
     pub(crate) fn has_same_endpoints(&self, other: &Self) -> bool {
         self.exists == other.exists
             && self.len() == other.len()
@@ -88,7 +88,7 @@ impl Topology {
         Self { generation, ..self }
     }
 
-    /// Tells what became of each endpoint, besides those in pieces that both share.
+    /// Reports the difference of each endpoint, except in chunks that both share.
     pub(crate) fn differences<'a>(
         &'a self,
         after: &'a Self,
@@ -97,7 +97,7 @@ impl Topology {
         self.endpoints.differences(&after.endpoints, tell);
     }
 
-    /// The same endpoints, sharing with `older` all that did not change; `change` is what did.
+    /// The same endpoints, sharing with `older` all that did not change; `change` is the difference.
     pub(crate) fn sharing(self, older: &Self, change: &Change) -> Self {
         if self.endpoints.is_same(&older.endpoints) {
             return self;
@@ -114,7 +114,7 @@ impl Topology {
         }
     }
 
-    /// Costs the size of the change, and where somebody else still holds it, a copy of the pieces that change.
+    /// Costs the size of the change, and if another reference exists, a copy of the chunks that change.
     pub(crate) fn changed<'a>(
         self,
         to: Generation,

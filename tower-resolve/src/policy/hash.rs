@@ -3,9 +3,9 @@ use super::{Candidates, PickContext};
 /// How much more than the mean an endpoint may have in flight before its keys go to the next one ("consistent hashing
 /// with bounded loads", Mirrokni, Thorup and Zadimoghaddam, 2017). Off by default.
 ///
-/// It keeps one popular key from overloading its endpoint, at the price that this key then has two homes. With little in
-/// flight the bound is one request, so a client that sends several requests at once reaches several endpoints: not for
-/// sessions, nor for caches that are filled by whoever asks first.
+/// It keeps a single popular key from overloading its endpoint; in exchange that key then has two endpoints. With few
+/// requests in flight the bound is one request, so a client that sends several requests at once reaches several endpoints:
+/// it does not suit sessions, nor caches that are filled by requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound(u32);
 
@@ -15,8 +15,7 @@ impl Bound {
     /// No bound: a key goes to its endpoint as long as that is ready. The default.
     pub const NONE: Self = Self(u32::MAX);
 
-    /// So many percent more than the mean. The paper shows that with 25 a change of the set moves few more keys than it
-    /// must.
+    /// This percentage above the mean. The paper shows that with 25 a change of the set moves few keys more than necessary.
     #[must_use]
     pub const fn percent(more: u32) -> Self {
         Self(more)
@@ -40,11 +39,11 @@ impl Default for Bound {
     }
 }
 
-/// A key of some bytes of a request: a user's name, a cookie, a path. The same in every process and every version, so
-/// that all clients agree on where it belongs.
+/// A key made of bytes of a request: a user name, a cookie, a path. The same in every process and every version, so that all
+/// clients agree on its endpoint.
 ///
-/// FNV-1a, with the finalizer of MurmurHash3 to spread it. Not for keys that an attacker chooses to collide: that would
-/// send them all to one endpoint, which the [`Bound`] then limits.
+/// FNV-1a, with the finalizer of MurmurHash3 to spread it. Not for keys that an attacker can choose to collide: they would
+/// all go to one endpoint, which the [`Bound`] then limits.
 #[must_use]
 pub fn key(bytes: &[u8]) -> u64 {
     mixed(bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -61,20 +60,21 @@ pub(crate) const fn mixed(mut hash: u64) -> u64 {
     hash ^ hash >> 33
 }
 
-/// The key of a request; one without gets any endpoint.
+/// The key of a request; a request without one gets any endpoint.
 pub(super) fn key_of(context: &PickContext) -> u64 {
     context.key().map_or_else(|| fastrand::u64(..), mixed)
 }
 
-/// Whether this key is one of those that have not come to this endpoint yet, because it is in its slow start. Each key
-/// comes once, at a warmth of its own.
+/// Whether this key has not moved to this endpoint yet, because the endpoint is in slow start. Each key moves once, at its
+/// own warmth.
 pub(super) fn is_to_come<C: Candidates>(candidates: &C, index: usize, key: u64) -> bool {
     let warmth = candidates.warmth(index);
     // Spread in another way than on the ring.
     warmth < 1.0 && (mixed(key.rotate_left(32)) >> 40) as f32 >= warmth * (1 << 24) as f32
 }
 
-/// How far a pick looks for an endpoint below its bound. By the bound's definition at least a fifth of all are.
+/// How many candidates a pick tries to find an endpoint below its bound. By the definition of the bound at least a fifth of
+/// all are.
 pub(super) const LOOKS: usize = 32;
 
 #[cfg(test)]

@@ -2,14 +2,14 @@ use super::{Candidates, Load, PickContext, Policy, Weights};
 
 /// Of two candidates at random, the one with fewer requests in flight for its weight ("power of two choices").
 ///
-/// The default: it evens out slow endpoints by itself, never herds onto the one that looks best, and costs the same for
-/// two endpoints and for ten thousand. See the [module](super) for what a failing one looks like to it.
+/// The default: it evens out slow endpoints, does not herd onto the endpoint that looks best, and costs the same for two
+/// endpoints and for ten thousand. See the [module](super) for how it treats failing endpoints.
 ///
 /// Both candidates are drawn by weight. The first is taken, unless the second would have no more in flight for its weight
-/// with this request than the first has without it; so the shares of idle endpoints are exactly their weights, and where
-/// all weigh the same the less loaded of the two is always taken. Where the first is the lighter of the two, it may have
-/// one request more than that: one request is a large part of what a light endpoint may have, and without this one of
-/// weight 1 beside one of weight 99 would get two thirds of its share at 50 requests in flight.
+/// with this request than the first has without it. So the shares of idle endpoints are exactly their weights, and with
+/// equal weights the less loaded of the two is always taken. If the first is the lighter of the two, it may have one request
+/// more than that: one request is a large part of the capacity of a light endpoint, and without this one of weight 1 beside
+/// one of weight 99 would get two thirds of its share at 50 requests in flight.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LeastRequest;
 
@@ -50,7 +50,7 @@ mod tests {
     use crate::policy::testing::{Some, is_about, picks};
 
     #[test]
-    fn of_two_the_idle_one_is_always_picked() {
+    fn of_two_the_idle_endpoint_is_always_picked() {
         assert_eq!(
             picks(&LeastRequest, &Some::with_loads(&[3, 0]), 100),
             [0, 100]
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_busiest_is_never_picked_and_the_idle_one_is_seldom_missed() {
+    fn the_busiest_is_never_picked_and_the_idle_one_is_rarely_missed() {
         let picks = picks(&LeastRequest, &Some::with_loads(&[9, 1, 1, 0]), 6_000);
         assert_eq!(picks[0], 0, "whatever it is compared with has less");
         // It is one of the two in half of all picks.

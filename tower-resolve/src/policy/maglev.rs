@@ -3,17 +3,17 @@ use super::{
     hash::{LOOKS, is_to_come, key, key_of, mixed},
 };
 
-/// Keeps each key at one endpoint, by a table in which each endpoint has its share of places (Eisenbud and others,
-/// "Maglev: A Fast and Reliable Software Network Load Balancer", 2016, section 3.4).
+/// Keeps each key at one endpoint, by a table in which each endpoint has its share of places (Eisenbud et al., "Maglev: A
+/// Fast and Reliable Software Network Load Balancer", 2016, section 3.4).
 ///
-/// Beside [`RingHash`](super::RingHash): a pick is one look into the table, and the shares are even to within a percent;
-/// but when the set changes, a few keys move that need not (less than 2 % of them beyond the unavoidable, with 100 places
-/// an endpoint), and the table costs more to make. A request without a key goes anywhere.
+/// Compared with [`RingHash`](super::RingHash), a pick is one table lookup, and the shares are even to within a percent; but
+/// when the set changes, a few keys move unnecessarily (less than 2 % of them, with 100 places for each endpoint), and the
+/// table costs more to build. A request without a key goes to any endpoint.
 ///
 /// The table has 65 537 places for up to 655 endpoints, and 655 357 beyond, of 4 bytes each. It is built when the set or a
-/// weight changes, not when readiness does, on a thread for blocking work, while requests use the one before. That takes
-/// time in proportion to the places and the endpoints, whatever the weights are. Each endpoint has one place at least, so
-/// one that weighs less than a place's part gets a little more than its share.
+/// weight changes, not when readiness does, on a thread for blocking work, while requests use the previous one. That takes
+/// time in proportion to the places and the endpoints, for any weights. Each endpoint has at least one place, so one that
+/// weighs less than a place gets a little more than its share.
 #[derive(Clone, Debug)]
 pub struct Maglev<F> {
     key: F,
@@ -27,7 +27,7 @@ pub struct Places(Box<[u32]>);
 // === impl Maglev ===
 
 impl<F> Maglev<F> {
-    /// The policy for keys that `key` takes from the request. [`policy::key`](key) makes one of bytes.
+    /// The policy for keys that `key` takes from the request. [`policy::key`](key) makes a key of bytes.
     pub const fn new<Req>(key: F) -> Self
     where
         F: Fn(&Req) -> Option<u64>,
@@ -38,8 +38,8 @@ impl<F> Maglev<F> {
         }
     }
 
-    /// How much more than the mean an endpoint may have in flight. Default: [`Bound::NONE`], so that keys stay where they
-    /// are.
+    /// How far an endpoint may exceed the mean number of requests in flight. Default: [`Bound::NONE`], so that keys do not
+    /// move.
     #[must_use]
     pub fn bound(self, bound: Bound) -> Self {
         Self { bound, ..self }
@@ -78,7 +78,7 @@ where
     ) -> usize {
         let key = key_of(context);
         let (mut first, mut below) = (None, 0);
-        // Another place for each further look, the same for this key each time.
+        // A different place in each further step, the same for this key each time.
         for look in 0..LOOKS as u64 {
             let place = if look == 0 {
                 key
@@ -102,9 +102,9 @@ where
     }
 }
 
-/// Each in turn takes the next free place of its own permutation of them all, until it has as many as its weight gives it.
+/// Each in order takes the next free place of its permutation of all places, until it has as many as its weight allows.
 fn places<C: Candidates>(candidates: &C) -> Places {
-    // In the order of the names, because all clients must come to one table.
+    // In order of the ids, because all clients must get the same table.
     let mut order: Vec<u32> = (0..candidates.count() as u32).collect();
     order.sort_unstable_by_key(|index| candidates.endpoint(*index as usize).id());
     let size = size(candidates.count());
@@ -115,7 +115,7 @@ fn places<C: Candidates>(candidates: &C) -> Places {
         .map(|(index, seats)| Walk::of(candidates, *index, seats, size))
         .collect();
     let mut places = vec![u32::MAX; size as usize];
-    // In each round all take one place that have not all of theirs, so the rounds take as many steps as there are places.
+    // In each round every endpoint that still needs places takes one, so the rounds take as many steps as there are places.
     while !walks.is_empty() {
         for walk in &mut walks {
             let place = loop {
@@ -141,8 +141,8 @@ const fn size(endpoints: usize) -> u64 {
     }
 }
 
-/// How many places each gets, in this order: its part of them, rounded so that all are given away (largest remainders).
-/// One at least, as long as there are enough, which the heaviest ones give.
+/// The number of places of each, in this order: its share, rounded so that all are assigned (largest remainders). At least
+/// one, as long as there are enough; the heaviest ones give them up.
 fn seats<C: Candidates>(candidates: &C, order: &[u32], size: u64) -> Vec<u64> {
     let total = u128::from(candidates.total_weight());
     let parts = order.iter().map(|index| {
@@ -151,7 +151,7 @@ fn seats<C: Candidates>(candidates: &C, order: &[u32], size: u64) -> Vec<u64> {
     });
     let (mut seats, remainders): (Vec<u64>, Vec<u64>) = parts.unzip();
     let mut by_remainder: Vec<usize> = (0..order.len()).collect();
-    // Stable, so that of equals the first by name gets one.
+    // Stable, so that of equals the first by id gets one.
     by_remainder.sort_by_key(|index| std::cmp::Reverse(remainders[*index]));
     let left = size - seats.iter().sum::<u64>();
     for index in &by_remainder[..left as usize] {
@@ -178,7 +178,7 @@ struct Walk {
     index: u32,
     next: u64,
     skip: u64,
-    /// How many places it still gets.
+    /// The number of places it still gets.
     seats: u64,
 }
 
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn uneven_weights_cost_no_more_steps_than_even_ones() {
-        // A round that also visits those that have all their places takes places times endpoints: here minutes.
+        // A round that also visits those with all their places takes places times endpoints steps: here minutes.
         let weights = [&[1; 20_000][..], &[65_535]].concat();
         let start = tokio::time::Instant::now();
         let table = places(&Some::of(&weights));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_one_home_in_whatever_order_they_are_known() {
+    fn a_key_has_one_endpoint_for_any_order_of_the_endpoints() {
         assert_eq!(owners(&[0, 1, 2, 3]), owners(&[2, 0, 3, 1]));
         let candidates = Some::of(&[1; 10]);
         assert_eq!(

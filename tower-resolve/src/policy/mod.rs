@@ -1,4 +1,4 @@
-//! Which of the eligible endpoints gets the next request.
+//! Policies that pick an endpoint for each request.
 //!
 //! | policy | picks | cost of a pick |
 //! |---|---|---|
@@ -9,25 +9,25 @@
 //! | [`RingHash`] | by a key of the request | a binary search |
 //! | [`Maglev`] | by a key of the request | one lookup in a table |
 //!
-//! All cost the same for two endpoints and for ten thousand, but the ring, whose search is logarithmic. A policy only
-//! picks. Whether an endpoint may be used at all is readiness and health, and is decided before and after it; which of
-//! several sets is picked from (zones, priorities) is decided before it.
+//! The cost is the same for two endpoints and for ten thousand, except for the ring, whose search is logarithmic. A policy
+//! only picks. Whether an endpoint may be used at all depends on readiness and health, and is decided before and after the
+//! pick; which of several sets is picked from (zones, priorities) is decided before it.
 //!
 //! # A weight is a share
 //!
-//! Under every policy, an endpoint's part of the requests is its [weight](crate::Endpoint::with_weight) divided by the sum
-//! of the weights, whether there are many requests in flight or hardly any. The policies that compare loads depart from
-//! it only to give less to an endpoint that is slower, fuller for its weight, or failing. With keys, it is the part of all
-//! keys. During [slow start](crate::balance::BalanceBuilder::slow_start) the weight that counts is a part of it.
+//! Under every policy, the share of the requests of an endpoint is its [weight](crate::Endpoint::with_weight) divided by the
+//! sum of the weights, with many requests in flight or few. Policies that compare loads deviate from it only to give less to
+//! an endpoint that is slower, fuller for its weight, or failing. With keys, it is the share of all keys. During [slow
+//! start](crate::balance::BalanceBuilder::slow_start) only a part of the weight is used.
 //!
-//! # Failing fast must not pay
+//! # Failing endpoints do not attract traffic
 //!
-//! An endpoint that fails at once has nothing in flight and the best latency. So both choices of two multiply the load by
-//! `1 / (1 - f)²`, rounded down, where `f` is the share of failures among its last answers (each counts for an eighth;
-//! forgotten within half a minute). So one or two failures cost nothing, eight in a row as much as eight requests in
-//! flight, and a black hole as much as thousands. One that sends when to come back (`Retry-After`,
-//! `grpc-retry-pushback-ms`) costs as much as one that always fails until then. The other policies do not look at the
-//! load, so failing fast draws nothing to it.
+//! An endpoint that fails at once has no requests in flight and the best latency. So both policies with two choices multiply
+//! the load by `1 / (1 - f)²`, rounded down, where `f` is the share of failures among its recent responses (each has a
+//! weight of an eighth; forgotten within half a minute). One or two failures cost nothing, eight in a row as much as eight
+//! requests in flight, and an endpoint that always fails as much as thousands. An endpoint that sends when to retry
+//! (`Retry-After`, `grpc-retry-pushback-ms`) costs as much as one that always fails until then. The remaining policies do
+//! not compare loads, so failing fast attracts nothing.
 
 mod hash;
 mod least_request;
@@ -70,44 +70,44 @@ use crate::Endpoint;
 /// }
 /// ```
 pub trait Policy<Req>: Send + Sync + 'static {
-    /// What is computed once for each set of candidates instead of once a request: a ring, a schedule, or `()`.
+    /// Computed once for each set of candidates and not for each request: a ring, a schedule, or `()`.
     type Table: Send + Sync + 'static;
 
-    /// Whether candidates are all endpoints that might be used, ready or not, so that the table is made anew only when
-    /// the *set* changes and a key keeps its endpoint. Default: no, only those that are ready just now.
+    /// Whether candidates are all endpoints that might be used, ready or not, so that the table is rebuilt only when the
+    /// *set* changes and a key keeps its endpoint. Default: no, only those that are ready.
     const KEEPS_UNREADY: bool = false;
 
-    /// Whether it looks at [`latency`](Candidates::latency), which costs reading the clock twice a request. Default: no.
+    /// Whether it uses [`latency`](Candidates::latency), which costs reading the clock twice for each request. Default: no.
     const MEASURES_LATENCY: bool = false;
 
-    /// Whether it looks at [`total_in_flight`](Candidates::total_in_flight), which costs counting it. Default: no. Called
-    /// once, when the balance is built.
+    /// Whether it uses [`total_in_flight`](Candidates::total_in_flight), which costs counting it. Default: no. Called once,
+    /// when the balance is built.
     fn counts_total(&self) -> bool {
         false
     }
 
-    /// Computes the table. Called when the set of candidates, or a weight, has changed; there is at least one. It is to look
-    /// at what the candidates are, not at what they do.
+    /// Computes the table. Called when the set of candidates, or a weight, has changed; there is at least one candidate. It
+    /// should depend on the candidates and not on their load.
     fn table<C: Candidates>(&self, candidates: &C) -> Self::Table;
 
-    /// How many entries the table will have. Default: 0. One of more than [`LARGE_TABLE`] is built on a thread for blocking
-    /// work, while requests go on with the one before, and the driver with its own work; one table at a time. In a
-    /// balance that is driven outside of a Tokio runtime, the driver builds it.
+    /// The number of entries of the table. Default: 0. A table with more than [`LARGE_TABLE`] is built on a thread for
+    /// blocking work, one at a time, while requests use the previous one and the driver continues. If a balance is driven
+    /// outside of a Tokio runtime, the driver builds it.
     fn table_size<C: Candidates>(&self, candidates: &C) -> usize {
         let _ = candidates;
         0
     }
 
-    /// What ties a request to an endpoint, for the policies that do so. Default: nothing. Called once a request.
+    /// The key that ties a request to an endpoint, for policies that use one. Default: none. Called once for each request.
     fn key(&self, request: &Req) -> Option<u64> {
         let _ = request;
         None
     }
 
-    /// Picks the index of a candidate. What is out of range wraps around.
+    /// Picks the index of a candidate. An index out of range wraps around.
     ///
-    /// Called once a request, and again with the next [`step`](PickContext::step) for each pick that turned out not to be
-    /// ready. It must not block, and should cost the same for any number of candidates.
+    /// Called once for each request, and again with the next [`step`](PickContext::step) for each pick that was not ready.
+    /// It must not block, and should cost the same for any number of candidates.
     fn pick<C: Candidates>(
         &self,
         table: &Self::Table,
@@ -117,29 +117,29 @@ pub trait Policy<Req>: Send + Sync + 'static {
 }
 
 /// A table with more entries than this is not built by the driver, see [`Policy::table_size`]: 16 384 points of a ring take
-/// about a millisecond to compute and sort, which is as long as a task should hold its thread.
+/// about a millisecond to compute and sort, which is as long as a task should occupy its thread.
 pub const LARGE_TABLE: usize = 16_384;
 
-/// The endpoints that a [`Policy`] may pick: at least one, in no particular order, but always in the same one beside a
-/// table that was made of them.
+/// The endpoints that a [`Policy`] may pick: at least one, in no particular order, but in the same order as in the table
+/// that was made of them.
 pub trait Candidates {
-    /// How many there are.
+    /// The number of candidates.
     fn count(&self) -> usize;
 
-    /// What is known of one.
+    /// The description of a candidate.
     fn endpoint(&self, index: usize) -> &Endpoint;
 
-    /// How many requests one has in flight, sent by this balance and its clones.
+    /// The number of requests in flight to a candidate, sent by this balance and its clones.
     fn in_flight(&self, index: usize) -> u32;
 
-    /// What the failures of one multiply its load by: ⌊1 / (1 - f)²⌋, see the [module](self). 1 for one that is well.
+    /// The factor of its load because of its failures: ⌊1 / (1 - f)²⌋, see the [module](self). 1 for a healthy candidate.
     fn penalty(&self, index: usize) -> u32;
 
-    /// The weight of one.
+    /// The weight of a candidate.
     fn weight(&self, index: usize) -> u32;
 
-    /// The part of its weight that one has come to in its slow start: above 0, and 1 when that is over. It changes without
-    /// the table's being made anew.
+    /// The part of its weight that a candidate has reached in slow start: above 0, and 1 at the end. It changes without a
+    /// new table.
     fn warmth(&self, index: usize) -> f32;
 
     /// The largest weight among them.
@@ -148,24 +148,24 @@ pub trait Candidates {
     /// The sum of their weights.
     fn total_weight(&self) -> u64;
 
-    /// The latency of one. Only kept where the policy [`MEASURES_LATENCY`](Policy::MEASURES_LATENCY).
+    /// The latency of a candidate. Only measured if the policy [`MEASURES_LATENCY`](Policy::MEASURES_LATENCY).
     fn latency(&self, index: usize, context: &PickContext) -> Estimate;
 
-    /// How many requests all endpoints of the balance have in flight together. Only kept where the policy
-    /// [counts the total](Policy::counts_total).
+    /// The number of requests in flight to all endpoints of the balance. Only counted if the policy [counts the
+    /// total](Policy::counts_total).
     fn total_in_flight(&self) -> u64;
 }
 
-/// What is known of an endpoint's latency, in microseconds. It decays by two thirds in 10 s.
+/// The latency of an endpoint, in microseconds. It decays by two thirds in 10 s.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Estimate {
-    /// As its slowest answers lately.
+    /// That of its slowest recent responses.
     Known(f32),
-    /// It has not answered yet. A request was given up after this time; 0 where none was.
+    /// No response yet. A request was abandoned after this time; 0 if none was.
     AtLeast(f32),
 }
 
-/// What a policy is told of the request that it picks for.
+/// The properties of the request that a policy picks for.
 #[derive(Clone, Copy, Debug)]
 pub struct PickContext {
     step: usize,
@@ -192,13 +192,13 @@ impl PickContext {
         self.nanos
     }
 
-    /// 0 for the first pick of a request, 1 when that one was not ready, and so on.
+    /// 0 for the first pick of a request, 1 when that endpoint was not ready, and so on.
     #[must_use]
     pub const fn step(&self) -> usize {
         self.step
     }
 
-    /// What [`Policy::key`] said.
+    /// The result of [`Policy::key`].
     #[must_use]
     pub const fn key(&self) -> Option<u64> {
         self.key
@@ -211,7 +211,7 @@ struct Load {
     in_flight: f64,
     penalty: f64,
     weight: f64,
-    /// What one request counts for.
+    /// The cost of one request.
     unit: f64,
 }
 
@@ -240,8 +240,8 @@ impl Load {
         (self.in_flight + 1.0) * self.penalty
     }
 
-    /// Whether it has no more for its weight with one more request than `first`, which was drawn before it, has without.
-    /// A lighter `first` may have one request more.
+    /// Whether it has no more for its weight with one more request than `first`, which was drawn before it, has without. A
+    /// lighter `first` may have one request more.
     fn is_below(&self, first: &Self) -> bool {
         let slack = if first.weight < self.weight { 1.0 } else { 0.0 };
         let (mine, theirs) = (self.cost() - slack, first.cost() - 1.0 - slack);

@@ -1,25 +1,24 @@
 use super::{Candidates, Estimate, Load, PickContext, Policy, Weights};
 
-/// Of two candidates at random, the one that will answer sooner: the latency of its worst answers lately, times what it
-/// has in flight (Finagle's peak EWMA).
+/// Of two candidates at random, the one with the lower expected latency: the latency of its slowest recent responses, times
+/// its requests in flight (Finagle's peak EWMA).
 ///
-/// For endpoints that differ in speed, or are slow at times. The latency is that to the head of a response. It rises with
-/// a slow answer at once and falls by two thirds in 10 s, so one answer that took a hundred times as long as usual keeps
-/// an endpoint out of the picks for about 45 s. A request that is given up before its answer counts for as long as it was
-/// waited for, if that is longer than what was known, so that an endpoint that never answers is not taken for a fast
-/// one. Costs reading the clock twice a request.
+/// For endpoints that differ in speed, or are slow at times. The latency is measured to the head of a response. It rises
+/// with a slow response at once and falls by two thirds in 10 s, so one response that took a hundred times as long as usual
+/// keeps an endpoint out of the picks for about 45 s. A request that is abandoned before its response counts with the time
+/// that it waited, if that is longer than the known latency, so that an endpoint that never responds does not look fast.
+/// Costs reading the clock twice for each request.
 ///
-/// Both candidates are drawn by weight, and their loads, times the latencies, are compared as those of
-/// [`LeastRequest`](super::LeastRequest) are. Besides, the second is taken where it answers in two thirds of the time and
-/// its load for its weight allows. So endpoints of about the same speed get their weights' shares, also when they are
-/// idle.
+/// Both candidates are drawn by weight, and their loads, times the latencies, are compared as in
+/// [`LeastRequest`](super::LeastRequest). In addition, the second is taken if its latency is at most two thirds and its load
+/// for its weight allows it. So endpoints of about the same speed get the shares of their weights, also when they are idle.
 ///
-/// **A new endpoint** is taken to be as fast as the one that it is compared with, and gets one request at a time until
-/// the first answer.
+/// **A new endpoint** is assumed to be as fast as the one that it is compared with, and gets one request at a time until its
+/// first response.
 ///
-/// **A failure** says how long the endpoint takes to fail, which is nothing to choose it for. It counts by the factor
-/// described in the [module](super); one that took long also raises the latency, to four times what was known at most.
-/// An endpoint that keeps failing is never taken to be faster than the one that it is compared with.
+/// **A failure** is no measure of speed. It counts by the factor described in the [module](super); a slow one also raises
+/// the latency, to at most four times the known value. An endpoint that keeps failing is never assumed to be faster than the
+/// one that it is compared with.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PeakEwma;
 
@@ -81,8 +80,8 @@ impl<Req> Policy<Req> for PeakEwma {
     }
 }
 
-/// In microseconds. One that never answered is as fast as the other one, and one at least: what decayed to nothing still
-/// has its load.
+/// In microseconds. Without a response it is that of the other candidate, and at least one: a value that has decayed to
+/// nothing still has its load.
 fn takes(latency: Estimate, against: Estimate) -> f64 {
     let micros = match (latency, against) {
         (Estimate::AtLeast(waited), Estimate::Known(other)) => waited.max(other),
@@ -91,8 +90,8 @@ fn takes(latency: Estimate, against: Estimate) -> f64 {
     f64::from(micros).max(1.0)
 }
 
-/// How much faster the other one must be to be taken when both have about nothing in flight. Latencies of equal endpoints
-/// differ by less than that most of the time, and then their shares are those of their weights.
+/// How much faster the second must be to be taken when both have about nothing in flight. Latencies of equal endpoints
+/// usually differ by less than that, and then their shares are those of their weights.
 const FASTER: f64 = 1.5;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 use super::{Candidates, PickContext, Policy, Weights};
 
-/// Any candidate, each as often as its weight says.
+/// Any candidate, each as often as its weight requires.
 ///
-/// Needs no state, so threads and clients cannot disturb each other. Less even than a round: of 100 requests to ten
+/// It has no state, so threads and clients do not affect each other. Less even than a round: of 100 requests to ten
 /// endpoints, one usually gets 15 or more.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Random;

@@ -7,9 +7,9 @@ use super::{
 
 /// Keeps each key at one endpoint: the next one on a ring of hashes (consistent hashing).
 ///
-/// A request without a key goes anywhere. When an endpoint comes or goes, only keys that move to it or away from it move:
-/// of *n* endpoints, one in *n*. One that is merely not ready keeps its place on the ring, and its keys go to the next one
-/// until it is back.
+/// A request without a key goes to any endpoint. When an endpoint is added or removed, only the keys that it gains or loses
+/// move: of *n* endpoints, one in *n*. An endpoint that is only not ready keeps its place on the ring, and its keys go to
+/// the next one until it is ready again.
 ///
 /// ```
 /// use http::Request;
@@ -28,12 +28,12 @@ use super::{
 /// share is right to one part in the root of its points (the standard deviation), so to 10 % for the lightest. A point
 /// costs 16 bytes, so with equal weights an endpoint costs 1.6 kB.
 ///
-/// An endpoint's points do not depend on the other endpoints, so that keys move to and from the one that changes and not
-/// between others; that is why small sets are not filled up to some minimum. Weights without a common divisor would make
-/// the ring large. One of more than [`MIN_CUT`](Self::MIN_CUT) points therefore has its unit doubled until an endpoint has
-/// at most 16 times `points` on average, and the ring at most [`max_ring_size`](Self::max_ring_size); a `debug` event says
-/// so. The shares stay as they are, but become less exact, and an endpoint always has one point. A change of the
-/// weights that changes the unit moves many keys.
+/// The points of an endpoint do not depend on other endpoints, so that keys move only to and from the endpoint that changes;
+/// that is why small sets are not filled up to a minimum size. Weights without a common divisor would make the ring large.
+/// If a ring has more than [`MIN_CUT`](Self::MIN_CUT) points, its unit is doubled until an endpoint has at most 16 times
+/// `points` on average, and the ring at most [`max_ring_size`](Self::max_ring_size); a `debug` event reports it. The shares
+/// remain, but become less exact, and each endpoint has at least one point. A change of the weights that changes the unit
+/// moves many keys.
 ///
 /// The ring is built when the set or a weight changes, not when readiness does; a large one on a thread for blocking
 /// work, while requests use the one before.
@@ -52,12 +52,12 @@ pub struct Ring(Box<[(u64, u32)]>);
 // === impl RingHash ===
 
 impl RingHash<()> {
-    /// A ring of so many points, 1 MB, is never cut.
+    /// A ring with up to this number of points, 1 MB, is never cut.
     pub const MIN_CUT: u32 = 65_536;
 }
 
 impl<F> RingHash<F> {
-    /// The policy for keys that `key` takes from the request. [`policy::key`](key) makes one of bytes.
+    /// The policy for keys that `key` takes from the request. [`policy::key`](key) makes a key of bytes.
     pub const fn new<Req>(key: F) -> Self
     where
         F: Fn(&Req) -> Option<u64>,
@@ -70,15 +70,15 @@ impl<F> RingHash<F> {
         }
     }
 
-    /// How many points an endpoint has for each unit of its weight. Default: 100. More are more even, and cost more to build
-    /// and to keep.
+    /// The number of points of an endpoint for each unit of its weight. Default: 100. More points give more even shares, and
+    /// cost more time and memory.
     #[must_use]
     pub fn points(self, points: NonZeroU32) -> Self {
         Self { points, ..self }
     }
 
-    /// How many points the ring has at most, but for one that each endpoint has in any case. Default: 1 048 576, which
-    /// are 16 MB and enough for 10 000 endpoints.
+    /// The maximum number of points of the ring, not counting the one that each endpoint has in any case. Default: 1 048
+    /// 576, which takes 16 MB and is enough for 10 000 endpoints.
     #[must_use]
     pub fn max_ring_size(self, points: NonZeroU32) -> Self {
         Self {
@@ -87,15 +87,15 @@ impl<F> RingHash<F> {
         }
     }
 
-    /// How much more than the mean an endpoint may have in flight. Default: [`Bound::NONE`], so that keys stay where they
-    /// are.
+    /// How far an endpoint may exceed the mean number of requests in flight. Default: [`Bound::NONE`], so that keys do not
+    /// move.
     #[must_use]
     pub fn bound(self, bound: Bound) -> Self {
         Self { bound, ..self }
     }
 
-    /// The weight that has [`points`](Self::points), how many points the ring has with that, and with the greatest common
-    /// divisor.
+    /// The weight that has [`points`](Self::points), and the number of points of the ring with that, and with the greatest
+    /// common divisor.
     fn unit<C: Candidates>(&self, candidates: &C) -> (u64, [u128; 2]) {
         let points = u64::from(self.points.get());
         let mut unit = (0..candidates.count())
@@ -179,7 +179,7 @@ where
     }
 }
 
-/// The `step`th of those that are not over their bound, each counted once; the first where there is none.
+/// The `step`th candidate within its bound, each counted once; the first if there is none.
 fn nth_below(
     around: impl Iterator<Item = usize>,
     step: usize,
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_one_home_and_all_homes_have_keys() {
+    fn a_key_has_one_endpoint_and_all_endpoints_have_keys() {
         let picked = picks(&policy(), &Some::of(&[1; 10]), 20_000);
         assert!(
             picked.iter().all(|picked| (1_200..2_900).contains(picked)),

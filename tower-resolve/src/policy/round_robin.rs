@@ -6,17 +6,17 @@ use super::{
 };
 use crate::stripe::Stripes;
 
-/// One candidate after the other, each as often as its weight says.
+/// Each candidate in order, as often as its weight requires.
 ///
-/// Where all weigh the same, this is a plain round. Else, in each round a candidate is passed over unless its stride comes
-/// round, so that the turns of a heavy one are spread out and not in a row (gRPC's A58, "static stride scheduler"): no
-/// table, so a change of the set or of a weight costs nothing, and a pick takes as many steps as the heaviest is above
-/// the mean weight, on average. Where that is more than four times, the turns are read from a table instead, in an order
-/// that is as even in the long run but leaves larger gaps.
+/// With equal weights this is a plain round. Otherwise a candidate is skipped in a round unless its stride has come up, so
+/// that the turns of a heavy one are spread out (gRPC's A58, "static stride scheduler"): there is no table, so a change of
+/// the set or of a weight costs nothing, and a pick takes on average as many steps as the ratio of the heaviest weight to
+/// the mean. If that is more than four, the turns are read from a table, in an order that is as even in the long run but
+/// leaves larger gaps.
 ///
-/// Clones of a balance share the round; each thread walks one of its own (up to 16 of them), so that threads do not
-/// contend for one counter: with *t* threads and equal weights, no endpoint is ever more than *t* requests ahead of
-/// another. A round starts somewhere at random, so that many clients started at once do not walk in step.
+/// Clones of a balance share the round; each thread has a separate one (up to 16 of them), so that threads do not contend
+/// for one counter: with *t* threads and equal weights, no endpoint is ever more than *t* requests ahead of another. A round
+/// starts at a random position, so that clients that start together are not in step.
 #[derive(Debug)]
 pub struct RoundRobin {
     next: Stripes<AtomicU64>,
@@ -75,8 +75,8 @@ impl<Req> Policy<Req> for RoundRobin {
     }
 }
 
-/// Whether a multiple of the heaviest weight lies between what it has by this round and what it had by the last. Every other
-/// one starts half a stride on, so that equals of half the weight do not come in one round.
+/// Whether a multiple of the heaviest weight lies between its sum in this round and in the previous one. Every other one
+/// starts half a stride later, so that equals of half the weight do not come in one round.
 fn is_due(weight: u64, heaviest: u64, round: u64, index: u64) -> bool {
     let offset = if index.is_multiple_of(2) {
         0
@@ -90,7 +90,7 @@ fn is_due(weight: u64, heaviest: u64, round: u64, index: u64) -> bool {
 /// The multiples of 2⁶⁴ ÷ the golden ratio fill the range of a `u64` more evenly than those of any other number.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Four on average at most, ten times that where all are as cold as can be.
+/// Four on average at most, ten times that when all are at the start of their slow start.
 const STEPS: usize = 256;
 
 #[cfg(test)]
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_are_picked_in_turn_whatever_they_weigh() {
+    fn equal_weights_are_picked_in_turn() {
         assert_eq!(picks(&RoundRobin::new(), &Some::of(&[7; 5]), 50), [10; 5]);
     }
 

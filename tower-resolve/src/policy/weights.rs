@@ -2,10 +2,10 @@ use super::{Candidates, two};
 
 /// The table of the policies that draw by weight.
 ///
-/// It is empty while the heaviest candidate weighs at most four times the mean: a draw then picks any candidate and
-/// accepts it with the probability of its weight (rejection sampling), which takes at most four tries on average and
-/// leaves nothing to rebuild when the set changes. Beyond that it is an alias table (Walker, 1977; Vose, 1991) of 8 bytes
-/// a candidate, and a draw is one look into it.
+/// It is empty while the heaviest candidate weighs at most four times the mean: a draw then picks any candidate and accepts
+/// it with the probability of its weight (rejection sampling), which takes at most four tries on average, and there is
+/// nothing to rebuild when the set changes. Beyond that it is an alias table (Walker, 1977; Vose, 1991) of 8 bytes for each
+/// candidate, and a draw is one lookup.
 #[derive(Debug)]
 pub struct Weights(Option<Box<[Column]>>);
 
@@ -25,7 +25,7 @@ impl Weights {
         Self((Self::size(candidates) > 0).then(|| columns(candidates)))
     }
 
-    /// How many columns there are.
+    /// The number of columns.
     pub(super) fn size<C: Candidates>(candidates: &C) -> usize {
         let count = candidates.count();
         let heaviest = u128::from(candidates.heaviest()) * count as u128;
@@ -53,8 +53,8 @@ impl Weights {
         index
     }
 
-    /// Two different candidates of at least two, each drawn by weight and warmth. Where the same one is drawn twice, the
-    /// second is any other.
+    /// Two different candidates of at least two, each drawn by weight and warmth. If the same one is drawn twice, the second
+    /// is any other one.
     pub(super) fn pair<C: Candidates>(&self, candidates: &C) -> (usize, usize) {
         let count = candidates.count();
         let (one, mut other) = if is_even(candidates) {
@@ -88,7 +88,7 @@ impl Weights {
     }
 }
 
-/// The weight that counts: less while the candidate warms up.
+/// The weight in use: less during slow start.
 pub(super) fn effective<C: Candidates>(candidates: &C, index: usize) -> f64 {
     f64::from(candidates.weight(index)) * f64::from(candidates.warmth(index))
 }
@@ -132,11 +132,11 @@ fn columns<C: Candidates>(candidates: &C) -> Box<[Column]> {
     columns.into()
 }
 
-/// How many times the mean the heaviest may weigh before there is a table.
+/// The largest weight without a table, as a multiple of the mean.
 const SKEWED: u128 = 4;
 
-/// A draw takes the last candidate after so many tries. Without a table and with all candidates at a tenth of their
-/// warmth one draw in 25 comes to that; usually one in 10¹⁵ does.
+/// A draw takes the last candidate after this number of tries. Without a table and with all candidates at a tenth of their
+/// warmth one draw in 25 reaches it; usually one in 10¹⁵ does.
 const TRIES: usize = 128;
 
 #[cfg(test)]
