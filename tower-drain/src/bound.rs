@@ -67,7 +67,7 @@ impl BoundListener {
         if self.closing
             && let Err(error) = system::hear_all(stream)
         {
-            tracing::warn!(%error, "a connection that came as the listener closed will not be heard");
+            tracing::warn!(%error, "the minimum TTL of a connection cannot be reset: its data will not be received");
         }
     }
 }

@@ -41,7 +41,10 @@ fn the_counts_do_not_touch_each_other() {
 fn only_the_last_guard_after_closing_is_reported() {
     let count = Count::default();
     count.enter(Kind::Guest);
-    assert!(!count.leave(Kind::Guest, false), "nobody waits yet");
+    assert!(
+        !count.leave(Kind::Guest, false),
+        "the drain does not wait yet"
+    );
     count.enter(Kind::Guest);
     count.enter(Kind::Request);
     count.close();

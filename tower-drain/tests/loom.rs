@@ -1,6 +1,6 @@
-//! Every order in which guests may leave while the drain closes, and in which connections may meet at their limit. The
-//! counters themselves, with loom's atomics in place of the standard library's; loom needs no `--cfg` for that, and tokio
-//! under it would have no sockets.
+//! Every order in which in-flight guards may be dropped while the drain closes, and in which connections may contend for
+//! their limit. The counters themselves, with loom's atomics in place of the standard library's; loom needs no `--cfg` for
+//! that, with which tokio would have no sockets.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -33,14 +33,15 @@ use self::{
     slots::Slots,
 };
 
-/// Every order with at most three preemptions, which loom's authors find enough to show what is wrong.
+/// Every order with at most three preemptions, which is enough for most bugs, according to loom's documentation.
 fn model(check: impl Fn() + Send + Sync + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound = Some(3);
     builder.check(check);
 }
 
-/// `kinds` leave in threads of their own while this one closes and counts; tells how many learned that it is over.
+/// Guards of `kinds` are dropped in separate threads while this one closes and counts; returns how many of them observed
+/// the end.
 fn race(kinds: &'static [Kind]) {
     model(move || {
         let count = Arc::new(Count::default());
@@ -59,23 +60,23 @@ fn race(kinds: &'static [Kind]) {
             .map(|thread| usize::from(thread.join().unwrap()))
             .sum::<usize>();
         assert!(lasts <= 1, "only one is the last");
-        assert!(empty || lasts == 1, "somebody must tell that it is over");
+        assert!(empty || lasts == 1, "one of them must observe the end");
         assert!(count.census().is_empty());
     });
 }
 
 #[test]
-fn the_end_is_never_missed_when_two_guests_leave_while_it_closes() {
+fn the_end_is_never_missed_when_two_guards_are_dropped_while_it_closes() {
     race(&[Kind::Guest, Kind::Guest]);
 }
 
 #[test]
-fn nor_when_a_request_and_its_accept_loop_do() {
+fn nor_when_those_of_a_request_and_its_accept_loop_are() {
     race(&[Kind::Request, Kind::Loop]);
 }
 
 #[test]
-fn one_who_comes_while_it_closes_is_waited_for() {
+fn a_guard_created_while_it_closes_is_waited_for() {
     model(|| {
         let count = Arc::new(Count::default());
         count.enter(Kind::Loop);
@@ -84,7 +85,7 @@ fn one_who_comes_while_it_closes_is_waited_for() {
             move || {
                 count.enter(Kind::Guest);
                 let loop_was_last = count.leave(Kind::Loop, false);
-                assert!(!loop_was_last, "a guest is here");
+                assert!(!loop_was_last, "a guard is left");
                 count.leave(Kind::Guest, true)
             }
         });
@@ -120,27 +121,30 @@ fn a_limit_is_never_exceeded_and_each_place_comes_back() {
             .into_iter()
             .map(|thread| usize::from(thread.join().unwrap()))
             .sum::<usize>();
-        assert!(served >= 1, "somebody gets it");
+        assert!(served >= 1, "at least one gets a permit");
         assert_eq!(slots.taken(), 0);
-        assert!(slots.take().is_some(), "and whoever comes later");
+        assert!(slots.take().is_some(), "and so does a later caller");
     });
 }
 
 #[test]
-fn a_place_that_is_given_back_before_one_asks_is_had() {
+fn a_place_that_is_given_back_is_available_to_the_next_caller() {
     model(|| {
         let slots = Slots::new(1);
         let place = slots.take().unwrap();
-        let told = Arc::new(loom::sync::atomic::AtomicBool::new(false));
+        let released = Arc::new(loom::sync::atomic::AtomicBool::new(false));
         let giver = thread::spawn({
-            let told = told.clone();
+            let released = released.clone();
             move || {
                 drop(place);
-                told.store(true, Release);
+                released.store(true, Release);
             }
         });
-        if told.load(Acquire) {
-            assert!(slots.take().is_some(), "who knows that it is free gets it");
+        if released.load(Acquire) {
+            assert!(
+                slots.take().is_some(),
+                "a caller that has seen the release gets it"
+            );
         }
         giver.join().unwrap();
     });

@@ -247,7 +247,7 @@ mod tests {
         assert!(may_meet(one, one) && may_meet(root, one) && may_meet(root, root));
         assert!(
             !may_meet(other, one) && !may_meet(one, root),
-            "who is not root gives root no sockets"
+            "a process that is not root passes no sockets to root"
         );
     }
 

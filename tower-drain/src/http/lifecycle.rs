@@ -691,7 +691,7 @@ mod tests {
             assert_eq!(
                 at(&mut life, start, 60, blocked),
                 Next::Wait(Some(start + half_secs(135))),
-                "that is for the write stall to tell"
+                "the write stall decides"
             );
             assert_eq!(at(&mut life, start, 61, held(1)), Next::End);
         }

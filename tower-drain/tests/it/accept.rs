@@ -1,4 +1,4 @@
-//! The accept loop by itself, on a network of its own in paused time.
+//! The accept loop alone, on a simulated network in paused time.
 
 use std::{
     io,
@@ -99,7 +99,7 @@ async fn a_silent_connection_has_ten_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_of_single_connections_pass_and_scarcity_is_waited_out() {
+async fn errors_of_single_connections_are_ignored_and_exhausted_resources_are_retried() {
     let drain = Drain::new();
     let (dial, listener) = wire();
     let server = tokio::spawn(drain.serve(listener, app()));
@@ -121,7 +121,7 @@ async fn errors_of_single_connections_pass_and_scarcity_is_waited_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broken_listener_lets_those_who_are_here_end_and_is_told() {
+async fn after_a_listener_error_open_connections_end_and_the_error_is_returned() {
     let drain = Drain::new();
     let (dial, listener) = wire();
     let server = tokio::spawn(drain.serve(listener, app()));
@@ -217,19 +217,19 @@ async fn a_connection_that_panics_ends_alone_and_a_service_that_does_ends_the_se
     assert!(broken.is_closed().await);
     bystander.send("x").await;
     assert_eq!(bystander.0.read_u8().await.unwrap(), b'x');
-    assert_eq!(drain.snapshot().guests, 1, "who panicked left its guard");
+    assert_eq!(drain.snapshot().guests, 1, "the panic dropped its guard");
 
     let _third = dial.connect();
     assert!(
         server.await.unwrap_err().is_panic(),
-        "whoever runs the server is told"
+        "the panic reaches the task of the server"
     );
     assert!(bystander.is_closed().await);
     crate::support::guests(&drain, 0).await;
     drain.shutdown();
     assert!(
         drain.done().await.is_clean(),
-        "nobody is waited for who is gone"
+        "the drain does not wait for cut connections"
     );
 }
 

@@ -1,4 +1,4 @@
-//! A listener of one's own closes without resetting anybody; one that is just closed does not.
+//! A `BoundListener` closes without resetting connections; a listener that is just closed resets those in its queue.
 
 use std::{
     io::{self, Read, Write},
@@ -24,7 +24,7 @@ fn connects(addr: SocketAddr) -> io::Result<TcpStream> {
 }
 
 #[tokio::test]
-async fn whoever_comes_after_closing_began_is_not_connected() {
+async fn a_client_that_connects_after_closing_began_is_not_connected() {
     for loopback in LOOPBACKS {
         let mut listener = ListenerConfig::new()
             .bind(loopback.parse().unwrap())
@@ -38,14 +38,14 @@ async fn whoever_comes_after_closing_began_is_not_connected() {
         let (_, peer) = listener
             .try_accept()
             .unwrap()
-            .expect("who came before is in the queue");
+            .expect("an earlier connection is in the queue");
         assert_eq!(peer.ip(), early.local_addr().ok());
         assert!(listener.try_accept().unwrap().is_none());
     }
 }
 
 #[tokio::test]
-async fn a_listener_that_is_just_closed_resets_who_was_connected() {
+async fn a_listener_that_is_just_closed_resets_connected_clients() {
     let mut listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = addr(&listener);
     listener.begin_close();
@@ -59,7 +59,7 @@ async fn a_listener_that_is_just_closed_resets_who_was_connected() {
 }
 
 #[tokio::test]
-async fn an_address_for_both_families_turns_both_away() {
+async fn an_address_for_both_families_rejects_both() {
     let mut listener = ListenerConfig::new()
         .bind("[::]:0".parse().unwrap())
         .unwrap();
@@ -87,7 +87,7 @@ async fn a_handshake_under_way_completes() {
         half.write_all(b"hello").unwrap();
         let (mut stream, peer) = soon(listener.accept()).await.unwrap();
         assert_eq!(peer.ip(), half.local_addr().ok());
-        // A child of the socket that turns others away, and it must not do so itself.
+        // Accepted from the socket that drops SYNs, and it must not inherit that.
         let mut heard = [0; 5];
         soon(stream.read_exact(&mut heard)).await.unwrap();
         for _ in 0..3 {
@@ -127,7 +127,7 @@ async fn no_client_that_was_connected_is_reset_by_the_end_of_a_server() {
     }
 }
 
-/// Tells how often it was answered.
+/// Returns the number of responses.
 fn ask_until_refused(addr: SocketAddr) -> u32 {
     let mut answered = 0;
     loop {
@@ -146,7 +146,7 @@ fn ask_until_refused(addr: SocketAddr) -> u32 {
         stream
             .write_all(asked)
             .and_then(|()| stream.read_to_string(&mut answer))
-            .expect("who was connected is answered");
+            .expect("a connected client gets a response");
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         answered += 1;
     }

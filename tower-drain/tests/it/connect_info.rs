@@ -1,4 +1,4 @@
-//! What handlers learn of their connection.
+//! The properties of a connection that handlers get.
 
 use axum::{Extension, Router, routing::get};
 use tokio::net::TcpStream;
@@ -33,7 +33,7 @@ async fn axums_connect_info_works_under_this_server() {
 async fn tonics_remote_and_local_addresses_work_under_this_server() {
     let server = Drain::new();
     let (listener, at) = listen().await;
-    // What tonic's generated code makes of a request.
+    // The conversion of a request by tonic's generated code.
     let handler = |request: axum::extract::Request| async move {
         let request = tonic::Request::from_http(request);
         format!("{:?} {:?}", request.remote_addr(), request.local_addr())
@@ -78,7 +78,7 @@ async fn what_a_layer_adds_to_a_connection_is_in_each_of_its_requests() {
 }
 
 #[tokio::test]
-async fn the_cancellation_is_in_the_extensions_under_others_servers_too() {
+async fn the_cancellation_is_in_the_extensions_under_another_server_too() {
     let drain = Drain::builder().announce(ms(0)).close(ms(0)).build();
     let handler = |Extension(cancellation): Extension<Cancellation>| async move {
         cancellation.cancelled().await;

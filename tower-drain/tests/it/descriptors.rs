@@ -1,4 +1,4 @@
-//! Out of descriptors, in a process of its own.
+//! Out of descriptors, in a separate process.
 
 use std::fs::File;
 
@@ -8,9 +8,9 @@ use tokio::{net::TcpStream, time::sleep};
 use crate::support::*;
 
 #[tokio::test]
-async fn who_waits_while_there_are_no_descriptors_is_turned_away_and_later_ones_are_served() {
+async fn queued_connections_are_closed_while_there_are_no_descriptors_and_later_ones_are_served() {
     if !testkit::alone(
-        "descriptors::who_waits_while_there_are_no_descriptors_is_turned_away_and_later_ones_are_served",
+        "descriptors::queued_connections_are_closed_while_there_are_no_descriptors_and_later_ones_are_served",
     ) {
         return;
     }
@@ -41,7 +41,7 @@ async fn who_waits_while_there_are_no_descriptors_is_turned_away_and_later_ones_
     assert!(server.report().await.is_clean());
 }
 
-/// Every descriptor there is.
+/// Takes all descriptors.
 fn hoard() -> Vec<File> {
     let limit = Rlimit {
         current: Some(256),

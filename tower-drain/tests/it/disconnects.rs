@@ -1,4 +1,4 @@
-//! Clients that are gone are seen to be, whatever they have sent before.
+//! Disconnected clients are detected, with any data that they have sent before.
 
 use std::{
     sync::{
@@ -34,7 +34,7 @@ impl Running {
         self.0.load(SeqCst)
     }
 
-    /// Until there are so many, and how long that took.
+    /// Waits for this number, and returns how long that took.
     async fn reach(&self, count: usize) -> Duration {
         let start = Instant::now();
         while self.count() != count {
@@ -84,7 +84,7 @@ async fn serve(drain: &Drain, app: Router, half_close: bool) -> std::net::Socket
     addr
 }
 
-/// What the client has sent behind its request.
+/// The data that the client has sent after its request.
 const BEHIND: [&str; 5] = ["", "\r\n", "G", GET, "GET / HTTP/1.1\r\nhost: te"];
 const EVENTS: &str = "GET /events HTTP/1.1\r\nhost: test\r\n\r\n";
 /// A body that the handler does not read.
@@ -98,7 +98,7 @@ fn will_reset(client: &Client) {
 }
 
 #[tokio::test]
-async fn a_client_that_is_gone_is_seen_whatever_it_has_sent_behind_its_request() {
+async fn a_disconnected_client_is_detected_with_any_data_behind_its_request() {
     let drain = Drain::new();
     for half_close in [false, true] {
         for request in [GET, EVENTS, POST] {
@@ -193,7 +193,7 @@ async fn what_was_read_ahead_is_served_in_its_order() {
 }
 
 #[tokio::test]
-async fn a_client_that_closes_its_half_is_answered_if_that_is_allowed_whatever_is_behind() {
+async fn a_client_that_closes_its_half_gets_its_response_if_that_is_allowed_with_any_data_behind() {
     let drain = Drain::new();
     let slow = get(async || {
         sleep(ms(100)).await;

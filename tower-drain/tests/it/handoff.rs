@@ -1,4 +1,4 @@
-//! From one process to the next, both in this one: they meet at a path and share nothing else.
+//! Handoffs between two simulated processes, which share only a path.
 
 use std::{
     fs,
@@ -49,7 +49,7 @@ impl Drop for Place {
     }
 }
 
-/// What would be a process: it answers with its name.
+/// A simulated process: it responds with its name.
 struct Process {
     drain: Drain,
     addr: SocketAddr,
@@ -123,7 +123,7 @@ async fn the_new_one_takes_the_socket_and_the_old_one_drains() {
     assert_eq!(
         (answer.body.as_str(), answer.closes()),
         ("old", 0),
-        "in its probation nobody is told to leave"
+        "the drain does not begin in the probation"
     );
     soon(old.drain.closing()).await;
     let answer = kept.ask(GET).await;
@@ -140,8 +140,8 @@ async fn the_new_one_takes_the_socket_and_the_old_one_drains() {
 }
 
 #[tokio::test]
-async fn when_the_old_one_begins_to_leave_the_new_one_is_found() {
-    // Else a third process could find nobody at the path once the old one is gone, and try to bind.
+async fn when_the_old_one_begins_to_drain_the_new_one_listens_at_the_path() {
+    // Else a third process could find no listener at the path once the old one has stopped, and try to bind.
     let place = Place::new();
     let old = start("old", place.handoff().inherit().await.unwrap()).await;
     open(&place.path()).await;
@@ -154,7 +154,7 @@ async fn when_the_old_one_begins_to_leave_the_new_one_is_found() {
 }
 
 #[tokio::test]
-async fn once_the_new_one_is_ready_the_old_one_accepts_nobody() {
+async fn once_the_new_one_is_ready_the_old_one_does_not_accept() {
     let place = Place::new();
     let old = start("old", long(&place).inherit().await.unwrap()).await;
     open(&place.path()).await;
@@ -162,7 +162,7 @@ async fn once_the_new_one_is_ready_the_old_one_accepts_nobody() {
     let listener = inheritance
         .tcp("http", ANY, &ListenerConfig::new())
         .unwrap();
-    // Ready, and busy with something else: so it is the old one who must hold back.
+    // Ready, but it does not accept: so the test shows that the old one does not either.
     let _incumbent = inheritance.ready().await.unwrap();
     sleep(ms(100)).await;
     let mut client = Client(TcpStream::connect(old.addr).await.unwrap());
@@ -199,7 +199,7 @@ async fn one_that_dies_in_its_probation_gives_the_queue_back() {
     let doomed = start("doomed", handoff().inherit().await.unwrap()).await;
     sleep(ms(50)).await;
     assert_eq!(who(old.addr).await, "doomed");
-    // It crashes: its tasks are gone, and with them its descriptors. Who comes meanwhile waits in the queue.
+    // A crash: its tasks are dropped, and with them its descriptors. New connections wait in the queue.
     doomed.server.abort();
     soon(doomed.server).await.unwrap_err();
     let mut waiting = Client(TcpStream::connect(old.addr).await.unwrap());
@@ -235,7 +235,7 @@ async fn an_old_one_that_dies_leaves_the_queue_to_the_new_one() {
 }
 
 #[tokio::test]
-async fn a_socket_that_nobody_takes_is_not_lost() {
+async fn an_inherited_socket_that_is_not_taken_is_not_lost() {
     let place = Place::new();
     let old = start("old", place.handoff().inherit().await.unwrap()).await;
     open(&place.path()).await;
@@ -324,7 +324,7 @@ async fn without_a_successor_a_drain_closes_the_socket() {
 }
 
 #[tokio::test]
-async fn who_speaks_another_language_gets_nothing() {
+async fn a_peer_with_another_protocol_gets_no_sockets() {
     use rustix::net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send, socket_with,
     };
@@ -380,8 +380,8 @@ fn long(place: &Place) -> Handoff {
 }
 
 #[tokio::test]
-async fn one_that_begins_to_leave_in_its_probation_gives_the_queue_back() {
-    // A release that is rolled back at once: without this both would leave, and nobody would be there.
+async fn one_that_begins_to_drain_in_its_probation_gives_the_queue_back() {
+    // A release that is rolled back at once: without this both processes would drain.
     let place = Place::new();
     let old = start("old", long(&place).inherit().await.unwrap()).await;
     open(&place.path()).await;
@@ -402,7 +402,7 @@ async fn one_that_begins_to_leave_in_its_probation_gives_the_queue_back() {
 }
 
 #[tokio::test]
-async fn an_old_one_that_dies_before_the_new_one_is_ready_loses_nobody() {
+async fn an_old_one_that_dies_before_the_new_one_is_ready_loses_no_connection() {
     let place = Place::new();
     let old = start("old", place.handoff().inherit().await.unwrap()).await;
     open(&place.path()).await;
@@ -429,7 +429,7 @@ async fn an_old_one_that_dies_before_the_new_one_is_ready_loses_nobody() {
 }
 
 #[tokio::test]
-async fn a_third_one_is_told_that_it_is_too_early() {
+async fn a_third_process_gets_an_error_until_the_handoff_is_over() {
     let place = Place::new();
     let old = start("old", long(&place).inherit().await.unwrap()).await;
     open(&place.path()).await;
@@ -451,7 +451,7 @@ async fn a_third_one_is_told_that_it_is_too_early() {
 }
 
 #[tokio::test]
-async fn nobody_is_let_in_before_it_is_ready() {
+async fn no_connection_is_accepted_before_it_is_ready() {
     let place = Place::new();
     let (drain, mut inheritance) = (quick(), place.handoff().inherit().await.unwrap());
     let listener = inheritance
@@ -471,7 +471,7 @@ async fn nobody_is_let_in_before_it_is_ready() {
 }
 
 #[tokio::test]
-async fn one_that_is_never_ready_says_so_instead_of_waiting_for_ever() {
+async fn a_process_that_is_never_ready_gets_an_error_instead_of_waiting_for_ever() {
     let place = Place::new();
     let (drain, mut inheritance) = (quick(), place.handoff().inherit().await.unwrap());
     let listener = inheritance
@@ -484,7 +484,7 @@ async fn one_that_is_never_ready_says_so_instead_of_waiting_for_ever() {
 }
 
 #[tokio::test]
-async fn an_old_one_that_must_leave_in_the_others_probation_makes_it_the_heir_at_once() {
+async fn an_old_one_that_drains_in_the_probation_of_its_successor_ends_the_probation_at_once() {
     let place = Place::new();
     let old = start("old", long(&place).inherit().await.unwrap()).await;
     open(&place.path()).await;
@@ -501,7 +501,7 @@ async fn an_old_one_that_must_leave_in_the_others_probation_makes_it_the_heir_at
 }
 
 #[tokio::test]
-async fn an_old_one_that_must_leave_before_the_other_is_ready_loses_nobody() {
+async fn an_old_one_that_drains_before_its_successor_is_ready_loses_no_connection() {
     let place = Place::new();
     let old = start("old", long(&place).inherit().await.unwrap()).await;
     open(&place.path()).await;
@@ -513,8 +513,8 @@ async fn an_old_one_that_must_leave_before_the_other_is_ready_loses_nobody() {
     assert_eq!((new.addr, who(old.addr).await.as_str()), (old.addr, "new"));
 }
 
-/// Opens the path's door and says nothing.
-fn silent_guest(path: &Path) -> std::os::fd::OwnedFd {
+/// Connects to the path and sends nothing.
+fn silent_peer(path: &Path) -> std::os::fd::OwnedFd {
     use rustix::net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
     };
@@ -530,11 +530,11 @@ fn silent_guest(path: &Path) -> std::os::fd::OwnedFd {
 }
 
 #[tokio::test]
-async fn a_silent_guest_does_not_keep_the_socket_open_beyond_the_drain() {
+async fn a_silent_peer_does_not_keep_the_socket_open_beyond_the_drain() {
     let place = Place::new();
     let alone = start("alone", place.handoff().inherit().await.unwrap()).await;
     open(&place.path()).await;
-    let _silent = silent_guest(&place.path());
+    let _silent = silent_peer(&place.path());
     sleep(ms(50)).await;
     alone.drain.shutdown();
     tokio::time::timeout(Duration::from_secs(3), alone.incumbent)
@@ -552,8 +552,8 @@ async fn a_link_at_the_path_is_replaced_and_not_followed() {
     let victim = place.0.join("victim");
     fs::write(&victim, "precious").unwrap();
     fs::set_permissions(&victim, fs::Permissions::from_mode(0o644)).unwrap();
-    // Nobody is there, as far as one can tell.
-    symlink(place.0.join("nobody"), place.path()).unwrap();
+    // A dangling link, which looks like a path without a process.
+    symlink(place.0.join("missing"), place.path()).unwrap();
     let inheritance = place.handoff().inherit().await.unwrap();
     fs::remove_file(place.path()).unwrap();
     symlink(&victim, place.path()).unwrap();
@@ -591,7 +591,7 @@ async fn a_unix_socket_that_is_listened_to_or_a_file_is_never_replaced() {
     drop(
         inheritance
             .unix("app", &path)
-            .expect("nobody is there any more"),
+            .expect("no process listens any more"),
     );
 
     let file = place.0.join("file");

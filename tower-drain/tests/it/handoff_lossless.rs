@@ -1,5 +1,5 @@
-//! What a change of processes costs the clients, with real processes and the kernel's own count of resets, each test in a
-//! network of its own. Every test of the good way has one of the bad way, which must fail, or the harness proves nothing.
+//! Which connections and requests are lost when a process is replaced, with real processes and the kernel's counter of
+//! resets, each test in a separate network. Every test has a negative control that loses some, or it would prove nothing.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -40,7 +40,7 @@ use crate::support::{Client, GET, defer_accept, ms, soon};
 const ADDR: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 18080);
 
-/// Runs `test` again in a network of its own, or tells that this is one.
+/// Runs `test` again in a separate network; `true` if this is one already.
 fn in_network(test: &str) -> bool {
     if std::env::var_os("TD_NETWORK").is_some() {
         return true;
@@ -113,7 +113,7 @@ fn dropped() -> u64 {
 
 // === the program ===
 
-/// Not a test: what the tests start, once they have told it what to be.
+/// Not a test: the program that the tests start, with its role in the environment.
 #[test]
 #[ignore = "the program of the other tests"]
 fn program() {
@@ -152,7 +152,7 @@ async fn serve(mode: &str) {
             orders.next_line().await.unwrap();
         }
         let listener = inheritance.tcp("http", ADDR, &config).unwrap();
-        // Accepting before saying so.
+        // It accepts before it reports that.
         let server = tokio::spawn(Server::new(&drain, listener).serve(app(&name)));
         let incumbent = inheritance.ready().await.unwrap();
         tokio::spawn(incumbent.serve(drain.clone()));
@@ -181,7 +181,7 @@ async fn serve(mode: &str) {
     });
     let report = server.await.unwrap().unwrap();
     say(&format!("done {report}"));
-    // Not `exit`: the process leaves as one does.
+    // Not `exit`: the process ends normally.
 }
 
 fn say(line: &str) {
@@ -326,13 +326,13 @@ impl Process {
         process
     }
 
-    /// Reads until it says so.
+    /// Reads its output until this word.
     fn hears(&mut self, word: &str) -> String {
         loop {
             let mut line = String::new();
             assert!(
                 self.out.read_line(&mut line).unwrap() > 0,
-                "it ended before it said {word}"
+                "it ended before it printed {word}"
             );
             // libtest writes the test's name before our first line, and no newline.
             if let Some(at) = line.find(&format!("TD {word}")) {
@@ -425,44 +425,44 @@ async fn ask(mut client: Client) -> bool {
 
 #[test]
 #[ignore = "needs a network namespace"]
-fn who_waits_in_the_queue_is_answered_by_the_new_one() {
-    run(
-        "who_waits_in_the_queue_is_answered_by_the_new_one",
-        || async {
-            let place = Place::new("queue");
-            let old = Process::started(&mut place.handoff("old", 200));
-            let mut new = Process::start(place.handoff("new", 200).env("TD_WAIT", "1"));
-            new.hears("pulled");
-            old.signal(Signal::STOP);
-            let before = resets();
-            let clients = connect_all(200).await;
-            new.order("go");
-            new.hears("ready");
-            assert_eq!(ask_all(clients).await, 0);
-            assert_eq!(resets() - before, 0);
-            old.signal(Signal::CONT);
-            assert!(old.ended().await.contains("0 forced"));
-        },
-    );
+fn queued_connections_are_served_by_the_new_one() {
+    run("queued_connections_are_served_by_the_new_one", || async {
+        let place = Place::new("queue");
+        let old = Process::started(&mut place.handoff("old", 200));
+        let mut new = Process::start(place.handoff("new", 200).env("TD_WAIT", "1"));
+        new.hears("pulled");
+        old.signal(Signal::STOP);
+        let before = resets();
+        let clients = connect_all(200).await;
+        new.order("go");
+        new.hears("ready");
+        assert_eq!(ask_all(clients).await, 0);
+        assert_eq!(resets() - before, 0);
+        old.signal(Signal::CONT);
+        assert!(old.ended().await.contains("0 forced"));
+    });
 }
 
 #[test]
 #[ignore = "needs a network namespace"]
-fn the_control_of_the_queue_loses_those_who_wait() {
-    run("the_control_of_the_queue_loses_those_who_wait", || async {
-        let old = Process::started(&mut Process::command("reuse", "old"));
-        old.signal(Signal::STOP);
-        let _new = Process::started(&mut Process::command("reuse", "new"));
-        let before = resets();
-        let clients = connect_all(200).await;
-        old.kill();
-        let lost = ask_all(clients).await;
-        assert!(
-            (50..150).contains(&lost),
-            "{lost} of 200 lost; about half were in the queue that is gone"
-        );
-        assert!(resets() - before >= lost as u64);
-    });
+fn the_control_of_the_queue_loses_queued_connections() {
+    run(
+        "the_control_of_the_queue_loses_queued_connections",
+        || async {
+            let old = Process::started(&mut Process::command("reuse", "old"));
+            old.signal(Signal::STOP);
+            let _new = Process::started(&mut Process::command("reuse", "new"));
+            let before = resets();
+            let clients = connect_all(200).await;
+            old.kill();
+            let lost = ask_all(clients).await;
+            assert!(
+                (50..150).contains(&lost),
+                "{lost} of 200 lost; about half were in the queue that is gone"
+            );
+            assert!(resets() - before >= lost as u64);
+        },
+    );
 }
 
 #[test]
@@ -484,7 +484,7 @@ fn half_open_connections_outlive_a_handoff() {
     });
 }
 
-/// A socket that the environment gives, at a port of its own, and the port at which there is an answer.
+/// Passes a socket in the environment, at a separate port, and returns the port that responds.
 async fn activated(words: &str) -> u16 {
     let place = Place::new("environment");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -497,7 +497,7 @@ async fn activated(words: &str) -> u16 {
             return addr.port();
         }
     }
-    panic!("nobody answers");
+    panic!("no response");
 }
 
 #[test]
@@ -564,9 +564,9 @@ fn the_control_of_half_open_connections_loses_them_all() {
 
 #[test]
 #[ignore = "needs a network namespace"]
-fn a_new_one_that_is_killed_before_it_is_ready_loses_nobody() {
+fn a_new_one_that_is_killed_before_it_is_ready_loses_no_connection() {
     run(
-        "a_new_one_that_is_killed_before_it_is_ready_loses_nobody",
+        "a_new_one_that_is_killed_before_it_is_ready_loses_no_connection",
         || async {
             let place = Place::new("stillborn");
             let _old = Process::started(&mut place.handoff("old", 60_000));
@@ -584,15 +584,15 @@ fn a_new_one_that_is_killed_before_it_is_ready_loses_nobody() {
 
 #[test]
 #[ignore = "needs a network namespace"]
-fn a_new_one_that_is_killed_in_its_probation_loses_nobody_who_waits() {
+fn a_new_one_that_is_killed_in_its_probation_loses_no_queued_connection() {
     run(
-        "a_new_one_that_is_killed_in_its_probation_loses_nobody_who_waits",
+        "a_new_one_that_is_killed_in_its_probation_loses_no_queued_connection",
         || async {
             let place = Place::new("crash");
             let _old = Process::started(&mut place.handoff("old", 60_000));
             let new = Process::started(&mut place.handoff("new", 60_000));
             sleep(ms(100)).await;
-            // It hangs, so nobody accepts; then it dies.
+            // It hangs, so no process accepts; then it dies.
             new.signal(Signal::STOP);
             let before = resets();
             let clients = connect_all(100).await;
@@ -605,9 +605,9 @@ fn a_new_one_that_is_killed_in_its_probation_loses_nobody_who_waits() {
 
 #[test]
 #[ignore = "needs a network namespace"]
-fn an_old_one_that_is_killed_after_the_new_one_is_ready_loses_nobody_who_waits() {
+fn an_old_one_that_is_killed_after_the_new_one_is_ready_loses_no_queued_connection() {
     run(
-        "an_old_one_that_is_killed_after_the_new_one_is_ready_loses_nobody_who_waits",
+        "an_old_one_that_is_killed_after_the_new_one_is_ready_loses_no_queued_connection",
         || async {
             let place = Place::new("widow");
             let old = Process::started(&mut place.handoff("old", 60_000));
@@ -626,14 +626,14 @@ fn an_old_one_that_is_killed_after_the_new_one_is_ready_loses_nobody_who_waits()
 
 // === under load ===
 
-/// What became of the load.
+/// The results of the load.
 #[derive(Debug, Default)]
 struct Tally {
     fresh: AtomicUsize,
     kept: AtomicUsize,
     told: AtomicUsize,
     http2: AtomicUsize,
-    /// Not begun, and the client was told so: it asks again.
+    /// Not processed, which the client knows: it repeats them.
     refused: AtomicUsize,
     tunnels: AtomicUsize,
     uploads: AtomicUsize,
@@ -658,7 +658,7 @@ impl Tally {
     }
 }
 
-/// A new connection every 5 ms, whatever becomes of the others.
+/// A new connection every 5 ms, independent of earlier ones.
 async fn fresh(tally: Arc<Tally>) {
     let mut asking = Vec::new();
     let mut next = Instant::now();
@@ -682,7 +682,7 @@ async fn fresh(tally: Arc<Tally>) {
     }
 }
 
-/// A kept connection, with a pause between two requests. It may end only as an answer has said.
+/// A kept connection, with a pause between two requests. It may end only after a response with `close`.
 async fn kept(tally: Arc<Tally>) {
     while tally.goes_on() {
         let mut client = Client(TcpStream::connect(ADDR).await.unwrap());
@@ -700,7 +700,7 @@ async fn kept(tally: Arc<Tally>) {
     }
 }
 
-/// Tells whether the answer says `close`.
+/// Returns whether the response has `Connection: close`.
 async fn one_kept(client: &mut Client) -> Result<bool, String> {
     client
         .0
@@ -741,7 +741,7 @@ async fn http2(tally: Arc<Tally>) {
                 .uri("http://test/")
                 .body(Empty::<Bytes>::new())
                 .unwrap();
-            // One that was not sent was not lost: the client is told so, and asks elsewhere.
+            // A request that was not sent is not lost: hyper returns it, and the client repeats it.
             match requests.try_send_request(request).await {
                 Ok(answer) => {
                     let body = answer.into_body().collect().await;
@@ -888,7 +888,7 @@ async fn one_stream() -> std::io::Result<()> {
     whole(stream, "0\r\n\r\n").await
 }
 
-/// Reads an answer, which must be one and end so.
+/// Reads a response, which must be complete and end like this.
 async fn whole(mut stream: TcpStream, end: &str) -> std::io::Result<()> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
@@ -964,9 +964,9 @@ fn handoffs_under_load_lose_nothing() {
 
 #[test]
 #[ignore = "needs a network namespace"]
-fn the_control_of_the_load_loses_those_who_come_between_two_processes() {
+fn the_control_of_the_load_loses_connections_between_two_processes() {
     run(
-        "the_control_of_the_load_loses_those_who_come_between_two_processes",
+        "the_control_of_the_load_loses_connections_between_two_processes",
         || async {
             let mut old = Process::started(&mut Process::command("reuse", "old"));
             let tally = Arc::new(Tally::default());
@@ -981,7 +981,7 @@ fn the_control_of_the_load_loses_those_who_come_between_two_processes() {
             soon(load).await.unwrap();
             assert!(
                 tally.lost.load(SeqCst) >= 10,
-                "a fifth of a second without anybody: {tally:?}"
+                "a fifth of a second without a listener: {tally:?}"
             );
         },
     );

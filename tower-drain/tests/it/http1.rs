@@ -1,4 +1,4 @@
-//! HTTP/1 connections on loopback, and how they leave.
+//! HTTP/1 connections on loopback, and how they end.
 
 use std::{
     future::IntoFuture,
@@ -38,7 +38,7 @@ fn stream() -> (mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>, Body) {
     (sender, Body::new(StreamBody::new(frames)))
 }
 
-/// Answers when the test says so, and tells when a request has come.
+/// Responds when the test notifies it, and notifies the test of each request.
 fn gated() -> (Router, Arc<Notify>, Arc<Notify>) {
     let (came, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (tell, wait) = (came.clone(), go.clone());
@@ -73,7 +73,7 @@ async fn a_virgin_connection_gets_its_answer_though_closing_has_begun() {
 
 #[tokio::test]
 async fn without_a_last_chance_a_virgin_connection_is_cut() {
-    // The negative control of the test above: what plain hyper does.
+    // The negative control of the test above: the behaviour of plain hyper.
     let drain = quick();
     let server = serve_with(&drain, app(), |http| http.last_chance(Duration::ZERO)).await;
     let mut client = server.client().await;
@@ -99,7 +99,7 @@ async fn an_idle_connection_gets_its_answer_though_closing_has_begun() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_that_says_nothing_ends_with_its_last_chance() {
+async fn an_idle_connection_that_sends_nothing_ends_with_its_last_chance() {
     let drain = quick();
     let server = serve_with(&drain, app(), |http| http.last_chance(ms(100))).await;
     let (mut idle, mut virgin) = (server.client().await, server.client().await);
@@ -120,7 +120,8 @@ async fn a_virgin_connection_that_speaks_after_its_last_chance_meets_an_end_and_
     guests(&drain, 1).await;
     drain.shutdown();
     sleep(ms(200)).await;
-    // Our end and its request have crossed. What it sends is taken and thrown away; a reset would break the second piece.
+    // The server's FIN and the request have crossed. The request is read and discarded; a reset would break the second
+    // piece.
     for piece in [GET, GET] {
         client.send(piece).await;
         sleep(ms(50)).await;
@@ -152,7 +153,7 @@ async fn half_a_head_is_waited_for_beyond_the_last_chance() {
 }
 
 #[tokio::test]
-async fn while_announcing_everybody_is_served_and_told_to_close() {
+async fn while_announcing_all_requests_are_served_with_connection_close() {
     let drain = Drain::builder().announce(ms(500)).close(ms(5000)).build();
     let server = serve(&drain, app()).await;
     let mut kept = server.client().await;
@@ -172,7 +173,7 @@ async fn while_announcing_everybody_is_served_and_told_to_close() {
 }
 
 #[tokio::test]
-async fn with_the_layer_too_nothing_is_said_twice() {
+async fn with_the_layer_too_there_is_one_close_header() {
     let drain = quick();
     let server = serve(&drain, app().layer(DrainLayer::new(&drain))).await;
     let mut client = server.client().await;
@@ -342,7 +343,7 @@ async fn a_silent_connection_is_closed_without_a_drain() {
 }
 
 #[tokio::test]
-async fn one_connection_too_many_is_told_so() {
+async fn a_connection_beyond_the_limit_gets_a_503() {
     let drain = quick();
     let limit = ConnectionLimit::new(NonZeroUsize::MIN);
     let (listener, addr) = listen().await;
@@ -503,7 +504,7 @@ async fn the_peers_address_is_in_the_extensions() {
 }
 
 #[tokio::test]
-async fn who_is_in_the_queue_when_closing_begins_is_served() {
+async fn queued_connections_are_served_when_closing_begins() {
     let drain = quick();
     let (listener, addr) = listen().await;
     let server = drain.serve(listener, app());
@@ -699,7 +700,7 @@ async fn a_connect_tunnel_is_waited_for_too() {
 
 #[tokio::test]
 async fn both_halves_of_an_upgraded_connection_hear_that_it_is_cut() {
-    // Each in a task of its own, as tunnels are written, and both waiting.
+    // Each in a separate task, as tunnels are written, and both waiting.
     let drain = Drain::builder()
         .announce(ms(0))
         .close(ms(100))
@@ -717,7 +718,7 @@ async fn both_halves_of_an_upgraded_connection_hear_that_it_is_cut() {
                 let _ = read.read(&mut [0; 64]).await;
                 other.fetch_add(1, SeqCst);
             });
-            // Nobody reads it.
+            // It is not read.
             while write.write_all(&[0; 64 * 1024]).await.is_ok() {}
             count.fetch_add(1, SeqCst);
         });
@@ -775,7 +776,7 @@ async fn requests_keep_coming_while_it_drains_and_none_fails() {
             let (answered, stop) = (answered.clone(), stop.clone());
             tokio::spawn(async move {
                 while !stop.load(SeqCst) {
-                    // Only a connection that was refused outright says that the server has gone.
+                    // Only a refused connection shows that the server has stopped.
                     let Ok(stream) = TcpStream::connect(addr).await else {
                         return;
                     };

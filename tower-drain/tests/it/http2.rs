@@ -51,7 +51,7 @@ async fn a_stream_under_way_completes_after_goaway_and_no_new_one_is_taken() {
     let slow = tokio::spawn(requests.send_request(request("/slow")));
     soon(came.notified()).await;
     drain.shutdown();
-    // GOAWAY is told to the client's connection, which then takes no more requests.
+    // The client's connection has received the GOAWAY, and takes no more requests.
     soon(async {
         while requests.send_request(request("/")).await.is_ok() {
             sleep(ms(1)).await;
@@ -166,7 +166,7 @@ async fn tonic_routes_are_served_and_drained() {
     assert_eq!(
         answer.headers()["grpc-status"],
         "12",
-        "nobody implements it, and tonic says so"
+        "tonic reports an unimplemented method"
     );
     drain.shutdown();
     soon(connection).await.unwrap().unwrap();

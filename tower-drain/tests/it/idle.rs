@@ -1,5 +1,5 @@
-//! What a connection costs: an idle one beside the same on hyper alone, and one whose client does not read. Each server is a
-//! process of its own.
+//! The memory of a connection: an idle one compared with hyper alone, and one whose client does not read. Each server is a
+//! separate process.
 
 use std::{
     convert::Infallible,
@@ -22,7 +22,7 @@ use crate::support::{Client, GET};
 
 const CONNECTIONS: usize = 10_000;
 
-/// Not a test: the servers, once they are told which to be.
+/// Not a test: the servers, with their role in the environment.
 #[test]
 #[ignore = "the program of the other test"]
 fn program() {
@@ -51,7 +51,7 @@ async fn serve(kind: &str) {
                 .run(Http::new(&drain, service_fn(hello)));
             let server = tokio::spawn(server);
             tell(|| drain.snapshot().guests);
-            // And away with them all: whoever waits is told at once.
+            // All of them end: the waiting connections are woken at once.
             let start = tokio::time::Instant::now();
             drain.shutdown();
             let report = server.await.unwrap().unwrap();
@@ -84,7 +84,7 @@ async fn serve(kind: &str) {
     std::io::stdout().flush().unwrap();
 }
 
-/// Tells its memory whenever it is asked.
+/// Prints its memory on each request.
 fn tell(guests: impl Fn() -> usize) {
     for line in std::io::stdin().lines() {
         match line.unwrap().as_str() {
@@ -102,7 +102,7 @@ async fn hello<B>(_: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
         .unwrap())
 }
 
-/// 30 MB, made as they are asked for.
+/// 30 MB, created as they are read.
 async fn download<B>(_: Request<B>) -> Result<Response<axum::body::Body>, Infallible> {
     let pieces = (0..960).map(|_| Ok::<_, Infallible>(Bytes::from(vec![1; 32 * 1024])));
     let pieces = futures_util::stream::iter(pieces);
@@ -182,7 +182,7 @@ impl Drop for Process {
     }
 }
 
-/// What all sockets of this network hold.
+/// The memory of all sockets of this network.
 fn kernel_memory() -> usize {
     let stat = std::fs::read_to_string("/proc/net/sockstat").unwrap();
     let tcp = stat.lines().find(|line| line.starts_with("TCP:")).unwrap();
@@ -222,7 +222,7 @@ async fn a_thousand_clients_that_read_nothing_cost_a_quarter_of_a_megabyte_each(
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         let socket = TcpSocket::new_v4().unwrap();
-        // What its own kernel takes for it is no cost of the server's.
+        // The client's own kernel memory is not a cost of the server.
         socket.set_recv_buffer_size(4096).unwrap();
         let mut client = Client(socket.connect(addr).await.unwrap());
         client.send(GET).await;
@@ -254,7 +254,7 @@ async fn ten_thousand_idle_connections_cost_what_hyper_costs_and_drain_at_once()
     let (ours, clients) = measure(&mut server).await;
     eprintln!("bytes per idle connection: {ours}, hyper alone {bare}");
     server.order("drain");
-    // All of them are told, and all of them leave.
+    // All of them are woken, and all of them end.
     let closing: Vec<_> = clients
         .into_iter()
         .map(|mut client| tokio::spawn(async move { client.is_closed().await }))

@@ -1,4 +1,4 @@
-//! `DrainLayer`: guards to the body's end, `Connection: close` where it belongs, nothing else changed.
+//! `DrainLayer`: guards to the body's end, `Connection: close` on HTTP/1 responses, nothing else changed.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ fn it_keeps_the_contract_in_every_phase() {
 }
 
 #[tokio::test]
-async fn only_http_1_is_told_to_close_and_only_while_leaving() {
+async fn only_http_1_responses_get_close_and_only_while_draining() {
     let drain = Drain::new();
     let (mut service, _handle) = wrapped(&drain);
     assert_eq!(
@@ -71,7 +71,7 @@ async fn only_http_1_is_told_to_close_and_only_while_leaving() {
 }
 
 #[tokio::test]
-async fn an_answer_that_was_asked_for_before_but_comes_after_is_told_too() {
+async fn a_response_to_an_earlier_request_gets_close_too() {
     let drain = Drain::new();
     let (mut service, _handle) = wrapped(&drain);
     let answer = service

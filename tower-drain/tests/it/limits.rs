@@ -1,4 +1,4 @@
-//! What a connection may not do for ever, in paused time on a network of the test's own.
+//! The timeouts of a connection, in paused time on a simulated network.
 
 use std::{
     num::NonZeroUsize,
@@ -28,7 +28,7 @@ fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// Serves on a wire of its own.
+/// Serves on a separate wire.
 fn serve_wire(
     drain: &Drain,
     app: Router,
@@ -44,7 +44,7 @@ fn serve(drain: &Drain, app: Router) -> Dial {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_is_kept_for_75_seconds_and_says_70() {
+async fn an_idle_connection_is_kept_for_75_seconds_and_advertises_70() {
     let drain = Drain::new();
     let mut client = serve(&drain, app()).connect();
     let start = Instant::now();
@@ -78,7 +78,7 @@ async fn a_long_handler_is_not_idle() {
 
 #[tokio::test(start_paused = true)]
 async fn a_head_that_comes_byte_by_byte_has_ten_seconds_in_all() {
-    // The recipe's slow_loris_pool_exhaustion: each byte is in time, the head is not, and its place comes back.
+    // A slow-loris attack: each byte is in time, the head is not, and its place is given back.
     let drain = Drain::new();
     let limit = ConnectionLimit::new(NonZeroUsize::new(4).unwrap());
     let (dial, listener) = wire();
@@ -154,7 +154,7 @@ async fn a_head_that_comes_byte_by_byte_does_not_hold_the_drain_up() {
         sleep(ms(10)).await;
         drain.shutdown();
         let report = drain.done().await;
-        // Without the limit, which is what hyper has without a timer, only the drain's own deadline ends it.
+        // Without the limit, as in hyper without a timer, only the deadline of the drain ends it.
         assert!(
             (ends..ends + 3).contains(&report.took.as_secs()),
             "{report}"
@@ -165,7 +165,7 @@ async fn a_head_that_comes_byte_by_byte_does_not_hold_the_drain_up() {
     }
 }
 
-/// Tells how many bytes an upload had, or why it failed.
+/// Responds with the number of bytes of an upload, or its error.
 fn uploads() -> Router {
     async fn upload(body: axum::body::Body) -> String {
         match body.collect().await {
@@ -267,7 +267,7 @@ async fn an_app_that_reads_slowly_costs_its_client_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_conversation_may_be_silent() {
-    // The response has begun: then the client owes no byte.
+    // The response has begun: from then on the body may be silent.
     async fn echo(body: axum::body::Body) -> axum::body::Body {
         body
     }
@@ -324,7 +324,7 @@ async fn a_late_head_is_not_answered_in_the_middle_of_the_answer_before() {
     );
     assert!(
         client.head().await.starts_with("HTTP/1.1 408 "),
-        "and then it is told"
+        "and then there is a 408"
     );
 }
 
@@ -348,7 +348,7 @@ async fn events_that_do_not_come_are_no_stall() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_old_connection_is_told_to_end_and_not_cut() {
+async fn an_old_connection_is_closed_gracefully_and_not_cut() {
     let drain = Drain::new();
     let dial = serve_wire(&drain, app(), |http| {
         http.max_age(secs(100)).keep_alive(Duration::MAX)
@@ -398,7 +398,7 @@ async fn a_request_beyond_its_connections_age_is_cut_only_after_the_grace() {
     assert_eq!(drain.snapshot().guests, 0);
 }
 
-/// Answers when the test says so, and notes when it is dropped.
+/// Responds when the test notifies it, and records when it is dropped.
 fn gated() -> (Router, Arc<Notify>, Arc<Notify>) {
     let (came, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (tell, wait) = (came.clone(), go.clone());
@@ -461,7 +461,7 @@ async fn every_handler_has_a_cancellation_that_fires_when_forced() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_outlives_the_bytes_that_still_come() {
-    // An upload that nobody reads: closing at once would reset the connection and destroy the answer.
+    // An upload that is not read: closing at once would reset the connection and lose the response.
     let drain = Drain::new();
     let early = Router::new().route("/", post(|| async { "enough" }));
     let mut client = serve(&drain, early).connect();
@@ -477,7 +477,7 @@ async fn an_answer_outlives_the_bytes_that_still_come() {
     assert_eq!(drain.snapshot().guests, 0, "but not for ever");
 }
 
-/// A stream that cannot be closed: a TLS one whose peer takes not another byte, say.
+/// A stream that cannot be closed: for example a TLS stream whose peer takes no more bytes.
 struct Unclosable(tokio::io::DuplexStream);
 
 impl tokio::io::AsyncRead for Unclosable {
@@ -532,7 +532,7 @@ async fn one_whose_end_is_not_taken_has_thirty_seconds_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_refused_hears_what_the_refusing_service_says() {
+async fn a_rejected_connection_gets_the_response_of_the_rejecting_service() {
     async fn hold(accepted: Accepted<tokio::io::DuplexStream>) -> std::io::Result<()> {
         let (mut io, _rest) = accepted.split();
         io.read_to_end(&mut Vec::new()).await.map(|_| ())

@@ -1,4 +1,4 @@
-//! The same for HTTP/2, with peers that speak it by hand.
+//! The same for HTTP/2, with peers that write frames by hand.
 
 use std::{
     sync::{
@@ -45,7 +45,10 @@ async fn a_peer_that_never_answers_the_goaway_is_gone_after_a_second() {
         (last_stream(&first), start.elapsed().as_secs()),
         (0x7fff_ffff, 0)
     );
-    let second = peer.wait_for(GOAWAY).await.expect("the last id is told");
+    let second = peer
+        .wait_for(GOAWAY)
+        .await
+        .expect("a second GOAWAY has the last id");
     assert_eq!((last_stream(&second), start.elapsed().as_secs()), (1, 1));
     assert!(peer.read().await.is_none(), "and it ends");
     drop(peer);
@@ -55,7 +58,7 @@ async fn a_peer_that_never_answers_the_goaway_is_gone_after_a_second() {
 
 #[tokio::test(start_paused = true)]
 async fn without_that_timer_it_stays_until_its_own_keep_alive_ends_it() {
-    // The negative control of the test above: what hyper does.
+    // The negative control of the test above: the behaviour of hyper.
     let drain = Drain::builder().announce(secs(0)).build();
     let dial = serve(&drain, app(), |http| http.goaway_timeout(Duration::MAX));
     let _peer = Peer::open(&dial).await;
@@ -88,12 +91,12 @@ async fn a_hundred_streams_may_be_open_and_the_next_one_is_refused() {
         assert!(peer.get(request * 2 + 1).await);
     }
     let refused = peer.wait_for(RESET).await.unwrap();
-    // `REFUSED_STREAM`: it was not begun, and may be asked for elsewhere.
+    // `REFUSED_STREAM`: it was not processed, and may be repeated elsewhere.
     assert_eq!((refused.stream, refused.payload), (201, vec![0, 0, 0, 7]));
     assert_eq!(drain.snapshot().guests, 1);
 }
 
-/// What a GOAWAY gives as its reason.
+/// The reason of a GOAWAY.
 fn reason(goaway: &Frame) -> u32 {
     u32::from_be_bytes(goaway.payload[4..8].try_into().unwrap())
 }
@@ -190,7 +193,7 @@ async fn a_client_that_sends_a_ping_for_each_response_is_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn acknowledgements_of_our_own_frames_cost_nothing() {
+async fn acknowledgements_of_frames_we_sent_cost_nothing() {
     let drain = Drain::new();
     let dial = serve(&drain, slow(Duration::MAX), |http| {
         http.ping(secs(1), secs(10)).max_control_frames(2)
@@ -201,7 +204,7 @@ async fn acknowledgements_of_our_own_frames_cost_nothing() {
         let ping = peer.wait_for(PING).await.expect("not cut");
         peer.send(PING, ACK, 0, &ping.payload).await;
     }
-    // Those of frames that we have not sent do.
+    // Acknowledgements of frames that were not sent do.
     for _ in 0..3 {
         peer.send(PING, ACK, 0, &[7; 8]).await;
     }
@@ -380,7 +383,7 @@ async fn responses_in_one_piece_that_are_not_taken_are_given_up() {
     }
     let start = Instant::now();
     let peer = tokio::spawn(async move {
-        // It answers what it is asked, and takes nothing.
+        // It acknowledges pings and settings, and takes no data.
         while let Some(frame) = peer.read().await {
             if frame.kind == PING && frame.flags & ACK == 0 {
                 peer.send(PING, ACK, 0, &frame.payload).await;

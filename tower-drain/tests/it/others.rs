@@ -1,4 +1,4 @@
-//! Around servers of somebody else's: our signal, our deadline, our count. And gRPC streams, there and here.
+//! Other servers with the signal, the deadline and the counts of a drain. And gRPC streams, there and here.
 
 use std::{future::IntoFuture, sync::Arc, time::Duration};
 
@@ -135,7 +135,7 @@ async fn a_grpc_stream_that_does_not_end_is_reset_and_never_looks_whole() {
     );
 }
 
-/// tonic's server, which has no deadline of its own.
+/// tonic's server, which has no deadline itself.
 async fn tonic(drain: &Drain, app: Router) -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
     let (listener, addr) = listen().await;
     let routes = tonic::service::Routes::from(app);
@@ -293,7 +293,7 @@ async fn a_stream_under_tonics_server_that_ignores_the_drain_is_reset_at_its_end
     soon(server).await.unwrap();
 }
 
-/// Without `around` the drain would be done with the last request, and what the server has still to write would be cut.
+/// Without `around` the drain would be over with the last request, and unwritten responses would be cut.
 #[tokio::test(start_paused = true)]
 async fn the_drain_waits_until_anothers_server_has_ended_and_not_only_its_requests() {
     let drain = Drain::builder().announce(ms(0)).build();

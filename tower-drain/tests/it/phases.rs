@@ -1,4 +1,4 @@
-//! The handle, in paused time: whoever waits moves the phases on, and nothing else does.
+//! The handle, in paused time: phases advance while the drain is awaited or observed.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ fn secs(secs: u64) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn phases_go_on_in_their_time_while_somebody_waits() {
+async fn phases_advance_in_time_while_the_drain_is_awaited() {
     let drain = Drain::new();
     let guard = drain.guard();
     let start = Instant::now();
@@ -35,7 +35,7 @@ async fn phases_go_on_in_their_time_while_somebody_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_who_waits_for_the_end_alone_moves_all_phases_on() {
+async fn awaiting_only_the_end_advances_all_phases() {
     let drain = Drain::new();
     let _guard = drain.guard();
     let mut phases = drain.subscribe();
@@ -59,7 +59,7 @@ async fn one_who_waits_for_the_end_alone_moves_all_phases_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_at_the_phase_moves_time_on_too() {
+async fn reading_the_phase_advances_it_too() {
     let drain = Drain::new();
     let _guard = drain.guard();
     drain.begin_drain();
@@ -102,7 +102,7 @@ async fn the_announce_time_is_never_cut_short() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guest_who_comes_while_announcing_is_waited_for() {
+async fn a_guard_created_while_announcing_is_waited_for() {
     let drain = Drain::new();
     let start = Instant::now();
     drain.begin_drain();
@@ -149,7 +149,7 @@ async fn a_second_signal_forces() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_waiters_are_told_of_an_early_order() {
+async fn all_waiters_are_woken_by_an_early_request() {
     let drain = Drain::new();
     let _guard = drain.guard();
     let (mut closing, mut forced) = (task::spawn(drain.closing()), task::spawn(drain.forced()));

@@ -1,4 +1,4 @@
-//! The PROXY protocol in front of HTTP, on a network of the test's own.
+//! The PROXY protocol in front of HTTP, on a simulated network.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -15,7 +15,7 @@ use crate::support::*;
 
 fn whoami() -> Router {
     async fn who(peer: Option<Extension<PeerAddr>>) -> String {
-        peer.map_or("nobody".into(), |Extension(PeerAddr(addr))| {
+        peer.map_or("unknown".into(), |Extension(PeerAddr(addr))| {
             addr.to_string()
         })
     }
@@ -33,7 +33,7 @@ fn trusting(drain: &Drain) -> ProxyLayer {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_true_client_is_told_by_both_versions() {
+async fn both_versions_carry_the_address_of_the_client() {
     let drain = Drain::new();
     let dial = serve(&drain, trusting(&drain));
     let mut client = dial.connect();
@@ -67,7 +67,10 @@ async fn the_true_client_is_told_by_both_versions() {
         "though it came byte by byte"
     );
     let unknown = dial.connect().ask(&format!("PROXY UNKNOWN\r\n{GET}")).await;
-    assert_eq!(unknown.body, "nobody", "its own address stays: {unknown:?}");
+    assert_eq!(
+        unknown.body, "unknown",
+        "the connection's address stays: {unknown:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -87,7 +90,7 @@ async fn what_the_inner_service_has_reserved_is_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_is_not_ready_after_the_header_holds_nobody_up_for_long() {
+async fn a_service_that_is_not_ready_after_the_header_delays_no_connection_for_long() {
     let drain = Drain::new();
     let (dial, listener) = wire();
     let (gate, http) = revocable(Http::new(&drain, whoami()));
@@ -125,7 +128,7 @@ async fn a_trusted_source_without_a_header_is_closed() {
 }
 
 #[tokio::test]
-async fn nobody_else_may_say_who_he_is() {
+async fn a_header_from_an_untrusted_source_is_not_read() {
     for (trusted, answered) in [("203.0.113.0", false), ("127.0.0.0", true)] {
         let drain = quick();
         let (listener, addr) = listen().await;

@@ -1,4 +1,4 @@
-//! `Server` by its verbs, and several of them side by side.
+//! The methods of `Server`, and several servers side by side.
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ fn bind(config: ListenerConfig) -> (Server<BoundListener>, std::net::SocketAddr)
     (server, addr)
 }
 
-/// Says when it was called, and waits for its cancellation.
+/// Notifies the test of its call, and waits for its cancellation.
 fn patient() -> (Router, Arc<Notify>) {
     let came = Arc::new(Notify::new());
     let tell = came.clone();
@@ -51,19 +51,19 @@ async fn a_bound_server_serves_drains_and_reports() {
 }
 
 #[tokio::test]
-async fn its_two_verbs_are_the_two_phases() {
+async fn begin_drain_and_shutdown_begin_the_two_phases() {
     let announcing = Drain::builder().announce(Duration::from_secs(60)).build();
     let (server, _) = bind(ListenerConfig::new().drain(&announcing));
     server.begin_drain();
     assert_eq!(announcing.phase(), Phase::Announcing);
     server.shutdown();
-    // Not `Done`, since the server may still let somebody in; but it was never told to serve, so nobody is here.
+    // Not `Done`, since the server may still accept a connection; but it was never run, so there are none.
     assert!(announcing.phase() >= Phase::Closing);
 }
 
 #[tokio::test]
 async fn a_graceful_shutdown_answers_what_is_under_way_and_cancels_what_does_not_end() {
-    // The recipe's graceful_shutdown, both phases.
+    // Both phases of a graceful shutdown.
     let drain = Drain::builder()
         .announce(ms(0))
         .close(ms(300))
@@ -133,7 +133,7 @@ async fn a_port_may_be_bound_twice_only_if_that_is_wanted() {
 }
 
 #[tokio::test]
-async fn an_admin_listener_with_a_drain_of_its_own_outlives_the_others() {
+async fn an_admin_listener_with_a_separate_drain_outlives_the_data_listener() {
     let (data, admin) = (quick(), quick());
     let probe = data.clone();
     let probes = Router::new()
@@ -166,7 +166,7 @@ async fn an_admin_listener_with_a_drain_of_its_own_outlives_the_others() {
     let mut probe = admin_server.client().await;
     assert!(
         probe.ask(GET).await.head.starts_with("HTTP/1.1 503 "),
-        "not ready, and it says so"
+        "readiness is withdrawn"
     );
     assert_eq!(
         probe
@@ -218,7 +218,7 @@ fn a_runtime_that_ends_takes_its_connections_with_it_and_the_drain_knows() {
     assert_eq!(
         drain.phase(),
         Phase::Done,
-        "whoever leaves last says so, in a runtime or not"
+        "dropping the last guard ends the drain, in a runtime or not"
     );
     assert!(runtime().block_on(drain.done()).is_clean());
 }
@@ -237,7 +237,7 @@ async fn a_server_needs_no_handle_of_its_drain_but_its_own() {
 }
 
 #[tokio::test]
-async fn without_the_right_to_serve_clients_are_refused_and_do_not_hang() {
+async fn while_the_condition_does_not_hold_clients_are_rejected_and_do_not_hang() {
     let (lease, held) = tokio::sync::watch::channel(false);
     let drain = quick();
     let (listener, addr) = listen().await;

@@ -1,4 +1,4 @@
-//! Signals, in a process of their own.
+//! Signals, in a separate process.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Clients that read slowly, on sockets: what a kernel holds for them is part of it.
+//! Clients that read slowly, on sockets with their kernel buffers.
 
 use std::{convert::Infallible, io, time::Duration};
 
@@ -21,7 +21,7 @@ async fn download() -> Body {
     Body::from_stream(futures_util::stream::iter(pieces))
 }
 
-/// A listener of a user's own, who sets no options: the kernel takes megabytes at once, and then nothing for minutes.
+/// A custom listener that sets no options: the kernel takes megabytes at once, and then nothing for minutes.
 struct Raw(TcpListener);
 
 impl Listen for Raw {

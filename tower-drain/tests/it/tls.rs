@@ -1,4 +1,4 @@
-//! TLS on loopback: ALPN, certificates that change, peers that never say a word.
+//! TLS on loopback: ALPN, certificates that are replaced, silent peers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -179,7 +179,7 @@ async fn certificates_change_while_connections_live_and_a_wrong_pair_changes_not
             .await
             .ok()
     );
-    assert!(kept.ask(GET).await.ok(), "who is here stays");
+    assert!(kept.ask(GET).await.ok(), "open connections stay open");
 }
 
 #[tokio::test(start_paused = true)]
@@ -261,7 +261,7 @@ async fn a_handshake_that_is_under_way_when_closing_begins_is_served() {
 }
 
 #[tokio::test]
-async fn one_connection_too_many_is_closed_without_a_word() {
+async fn a_connection_beyond_the_limit_is_closed_without_a_response() {
     let (drain, identity) = (quick(), Identity::new());
     let limit = ConnectionLimit::new(std::num::NonZeroUsize::MIN);
     let server = serve_tls(&drain, &identity.tls(), &limit, Duration::from_secs(10)).await;

@@ -1,4 +1,4 @@
-//! Request bodies that outlive their response, and those that never come to an end.
+//! Request bodies that outlive their response, and those that never end.
 
 use std::{
     num::NonZeroUsize,
@@ -23,7 +23,7 @@ fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// What became of an upload: how many bytes, or nothing.
+/// The result of an upload: how many bytes, or nothing.
 type Uploads = mpsc::UnboundedReceiver<Option<usize>>;
 
 /// Answers at once, and reads the upload in a task.
@@ -253,7 +253,7 @@ async fn how_long_an_upload_may_linger_can_be_set() {
     assert_eq!(start.elapsed().as_secs(), 40);
 }
 
-/// Tells how many bytes there were, once they are all there.
+/// Responds with the number of bytes once all have arrived.
 fn counting() -> Router {
     Router::new().route("/", post(async |body: Bytes| body.len().to_string()))
 }

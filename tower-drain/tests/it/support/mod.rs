@@ -1,4 +1,4 @@
-//! What the tests on sockets share: a server to drain, and a client that sees every byte.
+//! Shared by the tests on sockets: a server to drain, and a client that reads every byte.
 
 #[cfg(feature = "http2")]
 pub(crate) mod peer;
@@ -28,7 +28,7 @@ use tower_drain::{Addr, Drain, Http, Listen, Report, Server};
 
 pub(crate) const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
-/// A network of two: what the test sends is what is accepted.
+/// A simulated network: the listener accepts the streams that the test sends.
 pub(crate) struct Wire(mpsc::UnboundedReceiver<io::Result<DuplexStream>>);
 
 #[derive(Clone)]
@@ -66,7 +66,7 @@ impl Listen for Wire {
     }
 }
 
-/// A service that is ready until that is taken back, as a gate's is.
+/// A service whose readiness can be withdrawn, as that of a gate.
 #[derive(Clone)]
 pub(crate) struct Revocable<S>(S, Gate);
 
@@ -115,7 +115,7 @@ pub(crate) struct Answered {
     pub(crate) body: String,
 }
 
-/// A client that speaks HTTP/1 by hand.
+/// A client that writes HTTP/1 by hand.
 pub(crate) struct Client<Io = TcpStream>(pub(crate) Io);
 
 pub(crate) fn ms(millis: u64) -> Duration {
@@ -156,7 +156,7 @@ pub(crate) async fn serve(drain: &Drain, app: Router) -> Running {
     }
 }
 
-/// As [`serve`], with the runner's knobs.
+/// As [`serve`], with settings of the runner.
 pub(crate) async fn serve_with(
     drain: &Drain,
     app: Router,
@@ -170,7 +170,7 @@ pub(crate) async fn serve_with(
     }
 }
 
-/// Until so many guests are here: accepting is another task's work.
+/// Waits for this number of connections and tasks, since another task accepts.
 pub(crate) async fn guests(drain: &Drain, count: usize) {
     soon(async {
         while drain.snapshot().guests != count {
@@ -249,7 +249,7 @@ impl Answered {
 #[allow(unsafe_code, reason = "`TCP_DEFER_ACCEPT` has no safe setter")]
 pub(crate) fn defer_accept(socket: &impl std::os::fd::AsRawFd) {
     let seconds: libc::c_int = 30;
-    // SAFETY: the kernel reads an integer of the length that is told.
+    // SAFETY: the kernel reads an integer of the given length.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

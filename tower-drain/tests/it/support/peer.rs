@@ -16,7 +16,7 @@ pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const ACK: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
 
-/// A peer that sends the frames it is told to, and answers nothing by itself.
+/// A peer that sends only the frames of the test, and acknowledges nothing by itself.
 pub(crate) struct Peer<Io = DuplexStream>(pub(crate) Io);
 
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Peer {
         Self::open_with(dial, &[]).await
     }
 
-    /// With settings of its own: a number and a value each.
+    /// With these settings: an identifier and a value each.
     pub(crate) async fn open_with(dial: &Dial, settings: &[(u16, u32)]) -> Self {
         Self::begin(dial.connect().0, settings).await
     }
