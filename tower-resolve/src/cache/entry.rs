@@ -8,21 +8,22 @@ use crate::{
     error::{OLDER_IN_A_ROW, WentBack},
 };
 
-/// What is known of one name, and when to ask again: the heart of the cache. Instants come in, instants go out.
+/// The state machine of one cached name: what is known, and when to query the source again. Sans-IO: instants come in,
+/// instants go out.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
-    /// What is told.
+    /// The set that followers see.
     fold: Fold,
-    /// What would be told if a great loss right after trouble were believed.
+    /// The set after a large loss right after trouble, until it is confirmed.
     doubted: Option<Doubted>,
     asked: Option<Asked>,
-    /// When the source last confirmed what is told.
+    /// When the source last confirmed the set.
     fresh_at: Option<Instant>,
-    /// When it last answered at all, with an older generation too.
+    /// When the source last answered at all, including with an older generation.
     heard_at: Option<Instant>,
     floor: Option<Floor>,
     patience: Patience,
-    /// While all that it answers is older than what is told.
+    /// Set while all answers of the source are older than the known set.
     behind: Option<Behind>,
     restarted: Option<Restarted>,
 }
@@ -32,26 +33,26 @@ pub(super) struct Limits {
     pub(super) ttl: Duration,
     pub(super) negative: Duration,
     pub(super) max_stale: Option<Duration>,
-    /// The percentage of a set that may go at once, right after trouble.
+    /// The percentage of a set that may be removed at once, right after trouble.
     pub(super) max_loss: u8,
 }
 
-/// A random factor about 1, so that many who ask the same source do not ask in step.
+/// A random factor about 1, so that many clients of one source do not query it in step.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Jitter(pub(super) f64);
 
-/// What is told to those who follow a name.
+/// The state that followers see.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Told {
     pub(super) topology: Option<Topology>,
     pub(super) degraded: Option<Cause>,
 }
 
-/// The source did not say anything in this time, not even that it is in trouble.
+/// The source sent nothing in this time, not even that it is degraded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NoAnswer(Duration);
 
-/// How long a question may stay open before it is asked anew.
+/// How long a query may be unanswered before the next one starts.
 #[derive(Clone, Copy, Debug)]
 struct Patience(Duration);
 
@@ -62,7 +63,7 @@ struct Behind {
     answers: u32,
 }
 
-/// A source that counts from one again goes on under another id, because generations of one id never go back.
+/// A source that counts from one again continues under another id, because generations of one id never go back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Restarted {
     from: SourceId,
@@ -76,29 +77,29 @@ struct Asked {
     answer: Answer,
 }
 
-/// The source's last word. Believed at the next good one, if there is no trouble in between.
+/// The last answer of the source. Applied with the next good one, if there is no trouble in between.
 #[derive(Debug)]
 struct Doubted {
     topology: Topology,
     is_calm: bool,
 }
 
-/// Somebody saw this generation, so what is older is not fresh.
+/// A peer has shown this generation, so an older set is not fresh.
 #[derive(Clone, Copy, Debug)]
 struct Floor {
     generation: Generation,
-    /// Questions since then that did not reach it.
+    /// The queries since then that did not reach it.
     misses: u32,
 }
 
-/// A generation that somebody saw, beside what is known.
+/// How a generation from a peer compares with the known one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
-    /// As old, older, or of another source.
+    /// Equal, older, or of another source.
     Known,
-    /// What is known is out of date, and that is news.
+    /// The known set is out of date, reported for the first time.
     Newer,
-    /// It is, but that was said before: everybody who asks a fenced replica says so.
+    /// The known set is out of date, but that was reported before: every caller of a fenced replica reports it.
     NewerAgain,
 }
 
@@ -106,11 +107,11 @@ pub(super) enum Seen {
 enum Answer {
     /// None yet.
     Awaited,
-    /// The set, or a sign that it still holds.
+    /// The set, or a sign that it is still current.
     Good,
-    /// "Does not exist", trouble, or what needs to be confirmed.
+    /// "Does not exist", trouble, or a set that needs to be confirmed.
     Bad(Instant),
-    /// One that cannot be used without asking anew.
+    /// One that cannot be used without a new query.
     Useless,
 }
 
@@ -121,7 +122,7 @@ impl Entry {
         self.fold.topology()
     }
 
-    /// The source is being asked.
+    /// The source is being queried.
     pub(super) fn asked(&mut self, now: Instant, jitter: Jitter) {
         if self.is_awaited() {
             let _ = self.degrade(Update::degraded(NoAnswer(self.patience.0)));
@@ -137,7 +138,7 @@ impl Entry {
         });
     }
 
-    /// Takes an update in: the answer to the latest question, or what an earlier subscription still delivers.
+    /// Applies an update: the answer to the latest query, or an update of an earlier subscription.
     pub(super) fn apply(
         &mut self,
         update: Update,
@@ -168,7 +169,7 @@ impl Entry {
             Applied::Changed(_) | Applied::Unchanged | Applied::Held | Applied::Degraded => {
                 Answer::Bad(now)
             }
-            // An answer, but no news: a source that lags behind is asked again like one in trouble.
+            // The source answers, but without news: if it lags behind it is queried again like a degraded one.
             Applied::Stale => Answer::Bad(now),
             Applied::Gap => Answer::Useless,
         };
@@ -185,24 +186,24 @@ impl Entry {
         applied
     }
 
-    /// So long the source took to answer. It is given twice that the next time.
+    /// The time that the source took to answer. The next query waits for twice that.
     pub(super) fn took(&mut self, time: Duration) {
         self.patience = Patience::of(time);
     }
 
-    /// Whoever asked went away before the answer.
+    /// The query was dropped before the answer.
     pub(super) fn abandoned(&mut self) {
         self.asked = self
             .asked
             .filter(|asked| !matches!(asked.answer, Answer::Awaited));
     }
 
-    /// The source ended its stream, which it must not.
+    /// The source ended its stream, which violates its contract.
     pub(super) fn broke_off(&mut self, now: Instant) {
         self.answered(Answer::Bad(now));
     }
 
-    /// Somebody saw this generation.
+    /// A peer has shown this generation.
     pub(super) fn invalidate(&mut self, generation: Generation) -> Seen {
         let generation = self.rename(generation);
         if !self
@@ -230,14 +231,14 @@ impl Entry {
         Seen::NewerAgain
     }
 
-    /// When the source is to be asked (again).
+    /// When the source is to be queried (again).
     pub(super) fn ask_at(&self, limits: &Limits, now: Instant) -> Instant {
         let Some(Asked { at, jitter, answer }) = self.asked else {
             return now;
         };
         let refresh = jitter.of(limits.ttl.mul_f64(AHEAD));
         let due = match answer {
-            // What an earlier subscription delivers meanwhile is a sign of life too.
+            // An update of an earlier subscription is a sign of life too.
             Answer::Awaited => {
                 return self.fresh_at.map_or(at, |fresh| fresh.max(at)) + self.patience.0;
             }
@@ -262,7 +263,7 @@ impl Entry {
         }
     }
 
-    /// When the set is too old to be used, if ever. Not while the source answers, be it with an older one.
+    /// When the set is too old to be used, if ever. Not while the source answers, even with an older generation.
     pub(super) fn expires_at(&self, limits: &Limits) -> Option<Instant> {
         Some(self.heard_at? + limits.max_stale?)
     }
@@ -276,13 +277,13 @@ impl Entry {
         self.fold.degraded()
     }
 
-    /// Whether all that the source answers is older than what is told, and that is trouble.
+    /// Whether the source counts as degraded because all of its answers are older than the known set.
     pub(super) fn is_behind(&self) -> bool {
         self.behind
             .is_some_and(|behind| behind.answers >= OLDER_IN_A_ROW)
     }
 
-    /// The id that stands for that of a source which counts from one again.
+    /// The id that replaces the one of a source which counts from one again.
     pub(super) fn restarted(&self) -> Option<Restarted> {
         self.restarted
     }
@@ -301,7 +302,7 @@ impl Entry {
         }
     }
 
-    /// Trouble: what is doubted needs a second good word after this one.
+    /// Trouble: an unconfirmed set needs a second good answer after this.
     fn degrade(&mut self, trouble: Update) -> Applied {
         if let Some(doubted) = &mut self.doubted {
             doubted.is_calm = false;
@@ -309,8 +310,8 @@ impl Entry {
         self.fold.apply(trouble)
     }
 
-    /// The answer to another question is older than what is told. A replica that lags behind catches up in seconds; a
-    /// source that was restored, or lost its counter, never does. So some of these are trouble, and many are a new source.
+    /// The answer to another query is older than the known set. A replica that lags behind catches up in seconds; a source
+    /// that was restored, or lost its counter, never does. So some of these answers are trouble, and many are a new source.
     fn went_back(&mut self, all: Topology, limits: &Limits, now: Instant) -> Applied {
         let behind = self.behind.get_or_insert(Behind {
             since: now,
@@ -321,7 +322,7 @@ impl Entry {
         if behind.answers >= RESTARTED_AFTER && now.duration_since(behind.since) >= LAGS_AT_MOST {
             let generation = self.restart(all.generation());
             let all = all.at(generation);
-            // Another source's first word right after trouble.
+            // The first answer of another source right after trouble.
             return self.weigh(snapshot_of(all), limits);
         }
         if behind.answers == OLDER_IN_A_ROW
@@ -332,7 +333,7 @@ impl Entry {
         Applied::Stale
     }
 
-    /// From now on the source counts under another id. Returns this generation under that.
+    /// From now on the source counts under another id. Returns this generation under that id.
     fn restart(&mut self, generation: Generation) -> Generation {
         let from = match self.restarted {
             Some(known) if known.to == generation.source => known.from,
@@ -381,13 +382,13 @@ impl Entry {
         }
     }
 
-    /// The first words after trouble: a great loss is believed when it is confirmed.
+    /// The first answers after trouble: a large loss is applied when it is confirmed.
     fn weigh(&mut self, update: Update, limits: &Limits) -> Applied {
         let said = self.doubted.as_ref().map(|doubted| &doubted.topology);
         let Some(told) = self.topology() else {
             return self.fold.apply(update);
         };
-        // Without the trouble: it is weighed here.
+        // In a new `Fold`, which is not degraded: the loss is checked here.
         let mut next = Fold::new();
         let _ = next.apply(Update::Snapshot(said.unwrap_or(told).clone()));
         let applied = next.apply(update);
@@ -397,7 +398,7 @@ impl Entry {
             return applied;
         };
         if topology.generation() < told.generation() {
-            // What is doubted is of another source, but what was told is not taken back.
+            // The unconfirmed set is of another source, but the known set does not go back.
             return Applied::Stale;
         }
         let is_confirmed = self.doubted.as_ref().is_some_and(|doubted| doubted.is_calm);
@@ -416,8 +417,8 @@ impl Entry {
         self.fold.degraded().is_some() || self.doubted.is_some()
     }
 
-    /// Between two questions for what somebody saw elsewhere: soon, and less and less often, because whoever said so may
-    /// be wrong.
+    /// The interval between queries for a generation that a peer has shown: short at first, and longer with each query,
+    /// because the peer may be wrong.
     fn insist(&self, refresh: Duration) -> Duration {
         let misses = self.floor.map_or(0, |floor| floor.misses).min(16);
         ASK_EVERY
@@ -451,7 +452,7 @@ impl Entry {
 // === impl Limits ===
 
 impl Limits {
-    /// Whether more of a set would go at once than is believed right after trouble.
+    /// Whether more of a set would be removed at once than is allowed right after trouble.
     fn is_loss(&self, known: &Topology, next: &Topology) -> bool {
         let is_emptied = next.is_empty() && !known.is_empty();
         let gone = known.len().saturating_sub(next.len());
@@ -487,7 +488,7 @@ impl PartialEq for Told {
     }
 }
 
-/// Causes are compared as they read: a source that says the same each time it is asked says nothing new.
+/// Causes are compared by their text: a source that repeats a cause in each answer reports nothing new.
 pub(super) fn is_same_trouble(one: Option<&Cause>, other: Option<&Cause>) -> bool {
     match (one, other) {
         (Some(one), Some(other)) => Arc::ptr_eq(one, other) || one.to_string() == other.to_string(),
@@ -509,7 +510,7 @@ impl std::error::Error for NoAnswer {}
 // === impl Patience ===
 
 impl Patience {
-    /// With a source that took so long to answer.
+    /// With a source that took this time to answer.
     fn of(took: Duration) -> Self {
         Self(took.saturating_mul(2).clamp(SHORTEST, LONGEST))
     }
@@ -525,7 +526,7 @@ impl Default for Patience {
     }
 }
 
-/// All that the source knows of the name, if the update says so.
+/// The complete set, if the update contains it.
 fn complete(update: &Update) -> Option<Topology> {
     match update {
         Update::Snapshot(topology) => Some(topology.clone()),
@@ -542,26 +543,26 @@ fn snapshot_of(topology: Topology) -> Update {
     }
 }
 
-/// A refresh begins at this part of the time that the last answer counts, give or take the jitter, so that the answer is
-/// there before that time is over.
+/// A refresh begins at this part of the validity of the last answer, plus or minus the jitter, so that the new answer
+/// arrives before it ends.
 const AHEAD: f64 = 0.8;
 
-/// How long a question may stay open at least before it is asked anew. A slow source is not asked twice before.
+/// The minimum time before an unanswered query is repeated. A slow source is not queried twice before.
 const SHORTEST: Duration = Duration::from_secs(10);
 
-/// And at most: what hung is noticed within a minute when the source comes back, while the oldest open question still
-/// waits for an answer that takes longer.
+/// The maximum time: a recovered source is noticed within a minute, while the oldest open query still waits for an answer
+/// that takes longer.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// A replica lags behind its registry by seconds. One that is behind for this long, with nothing better to be had, is what
-/// there is.
+/// A replica lags behind its registry by seconds. An older set that is the best answer for this long is accepted.
 const LAGS_AT_MOST: Duration = Duration::from_secs(30);
 
-/// How many subscriptions in a row must be answered with an older generation before the source is taken for one that
-/// counts from one again: more than the replicas that one registry has, so that all were asked.
+/// The number of consecutive subscriptions with an older generation before the source is treated as one that counts from one
+/// again: more than the number of replicas of one registry, so that all were queried.
 const RESTARTED_AFTER: u32 = 20;
 
-/// What is known to be out of date is asked for at most this often, and then half as often with each vain question.
+/// The minimum interval between queries for a set that is known to be out of date; it doubles with each query without a
+/// newer answer.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
@@ -590,7 +591,7 @@ mod tests {
         Update::Snapshot(Topology::new(generation(value), [endpoint]))
     }
 
-    /// Asked at `start`, in milliseconds from there on.
+    /// Queried at `start`, in milliseconds from there on.
     fn asked() -> (Entry, Instant, impl Fn(u64) -> Instant) {
         let start = Instant::now();
         let mut entry = Entry::default();
@@ -606,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_answer_counts_for_the_ttl_from_the_last_sign_of_life() {
+    fn a_good_answer_is_valid_for_the_ttl_from_the_last_sign_of_life() {
         let (mut entry, start, at) = asked();
         assert_eq!(entry.ask_at(&LIMITS, start), start + SHORTEST);
         let _ = entry.apply(snapshot(1), true, &LIMITS, at(200));
@@ -620,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_answer_counts_for_a_second() {
+    fn a_bad_answer_is_valid_for_a_second() {
         let (mut entry, start, at) = asked();
         let _ = entry.apply(Update::degraded("down"), true, &LIMITS, at(10));
         assert_eq!(entry.ask_at(&LIMITS, start), at(1_010));
@@ -630,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn trouble_does_not_shorten_what_a_good_answer_was_worth() {
+    fn trouble_does_not_shorten_the_validity_of_a_good_answer() {
         let (mut entry, start, at) = asked();
         let _ = entry.apply(snapshot(1), true, &LIMITS, at(0));
         let _ = entry.apply(Update::degraded("down"), true, &LIMITS, at(100));
@@ -683,7 +684,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_past_its_bound_is_told_as_none() {
+    fn a_set_past_max_stale_is_reported_as_missing() {
         let (mut entry, _, at) = asked();
         let _ = entry.apply(snapshot(5), true, &LIMITS, at(0));
         let _ = entry.apply(Update::degraded("down"), true, &LIMITS, at(1));
@@ -711,7 +712,7 @@ mod tests {
     }
 
     #[test]
-    fn half_may_go_right_after_trouble_and_more_needs_a_second_word() {
+    fn right_after_trouble_a_loss_of_more_than_half_needs_a_second_answer() {
         let (mut entry, at) = trouble_after(10);
         assert!(matches!(
             entry.apply(sized(2, 5), true, &LIMITS, at(2)),
@@ -757,7 +758,7 @@ mod tests {
     }
 
     #[test]
-    fn an_emptied_set_is_held_back_whatever_loss_is_allowed() {
+    fn an_emptied_set_is_held_back_for_any_allowed_loss() {
         let limits = Limits {
             max_loss: 100,
             ..LIMITS
@@ -778,7 +779,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_is_well_is_believed_at_once() {
+    fn the_answer_of_a_healthy_source_is_applied_at_once() {
         let (mut entry, _, at) = asked();
         let _ = entry.apply(sized(1, 10), true, &LIMITS, at(0));
         let _ = entry.apply(sized(2, 1), true, &LIMITS, at(1));
@@ -794,7 +795,7 @@ mod tests {
         for answer in 1..=4 {
             entry.asked(at(answer * 1_000), EVEN);
             let _ = entry.apply(snapshot(answer), true, &LIMITS, at(answer * 1_000));
-            // Further words of the same subscription are no further answers.
+            // Further updates of the same subscription are no further answers.
             let _ = entry.apply(snapshot(answer), true, &LIMITS, at(answer * 1_000));
             assert_eq!(entry.is_behind(), answer >= 3, "{answer}");
             assert_eq!(entry.degraded().is_some(), answer >= 3);
@@ -815,7 +816,7 @@ mod tests {
         let (mut entry, _, at) = asked();
         let _ = entry.apply(sized(100, 4), true, &LIMITS, at(0));
         let mut answers = 0;
-        // Twenty questions are not enough when they come too fast, nor half a minute with too few.
+        // Twenty queries are not enough if they come too fast, nor half a minute with too few.
         while entry.restarted().is_none() {
             answers += 1;
             entry.asked(at(answers * 1_000), EVEN);
@@ -830,7 +831,7 @@ mod tests {
             "the order is reset"
         );
         assert!(entry.degraded().is_none());
-        // It counts on, and what peers see of it means the same.
+        // It continues to count, and the generations that peers show are translated.
         assert_eq!(entry.invalidate(generation(31)), Seen::Known);
         assert_eq!(entry.invalidate(generation(33)), Seen::Newer);
         entry.asked(at(32_000), EVEN);
@@ -850,7 +851,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_counts_from_one_again_with_much_less_needs_a_second_word() {
+    fn a_source_that_counts_from_one_again_with_a_large_loss_needs_a_second_answer() {
         let (mut entry, _, at) = asked();
         let _ = entry.apply(sized(100, 4), true, &LIMITS, at(0));
         for answer in 1..=31 {
@@ -924,7 +925,7 @@ mod tests {
     }
 
     #[test]
-    fn who_says_that_there_is_more_is_believed_less_and_less() {
+    fn repeated_reports_of_a_newer_generation_cause_fewer_and_fewer_queries() {
         let (mut entry, start, at) = asked();
         let _ = entry.apply(snapshot(5), true, &LIMITS, at(0));
         let mut now = start;
@@ -944,7 +945,7 @@ mod tests {
         );
     }
 
-    /// What is known, as the naive model writes it.
+    /// The known set in the naive model.
     #[derive(Clone, Debug, PartialEq)]
     struct Set {
         generation: Generation,
@@ -961,21 +962,21 @@ mod tests {
         Trouble,
     }
 
-    /// The rules, written down as plainly as they can be.
+    /// The rules, in their simplest form.
     #[derive(Default)]
     struct Model {
         told: Option<Set>,
-        /// A great loss, and whether there was no trouble since.
+        /// A large loss, and whether there was no trouble since.
         doubted: Option<(Set, bool)>,
         is_in_trouble: bool,
         fresh_at: Option<Instant>,
         heard_at: Option<Instant>,
-        /// Answers to questions that were older, in a row.
+        /// Consecutive answers to queries that were older.
         older: u32,
     }
 
     impl Model {
-        /// `is_answer` tells whether it is the first word after a question.
+        /// `is_answer`: whether it is the first update after a query.
         fn hear(&mut self, word: &Word, is_answer: bool, now: Instant) {
             let last = self
                 .doubted
@@ -1021,7 +1022,7 @@ mod tests {
             }
         }
 
-        /// Whether the source says what is older than its last word.
+        /// Whether the update is older than the last one of the source.
         fn is_older(last: Option<&Set>, word: &Word) -> bool {
             let Some(last) = last else { return false };
             match word {
@@ -1034,7 +1035,7 @@ mod tests {
             }
         }
 
-        /// What the source's word makes of its last one; nothing if it does not fit.
+        /// Applies the update to the last set of the source; `None` if it does not fit.
         fn next(last: Option<&Set>, word: &Word) -> Option<Set> {
             let is_old = |generation| last.is_some_and(|last| generation < last.generation);
             let set = |generation, exists, ids| {
@@ -1130,8 +1131,8 @@ mod tests {
     }
 
     proptest! {
-        /// I5 and what goes with it: what is told is what the model says, it never goes back inside a source, it is as
-        /// old as the source's last good word, and the source is asked again in bounded time.
+        /// I5 and related rules: the reported set is that of the model, it never goes back inside a source, it is as old as
+        /// the last good answer of the source, and the source is queried again in bounded time.
         #[test]
         fn an_entry_is_the_naive_model(words in words()) {
             let (mut entry, mut now, _) = asked();

@@ -19,10 +19,10 @@ use super::{
 };
 use crate::{Generation, Resolve, Update, diff::Applied};
 
-/// One remembered name.
+/// One cached name.
 pub(super) struct Name {
     pub(super) text: Arc<str>,
-    /// When it was asked for last, in questions.
+    /// The value of the counter of uses at its last use, for eviction.
     pub(super) used: AtomicU64,
     state: Mutex<State>,
     told: watch::Sender<Told>,
@@ -35,7 +35,7 @@ struct State {
     is_flying: bool,
 }
 
-/// Tells, however the task ends, that nobody asks for the name any more.
+/// Records, however the task ends, that the name is not queried any more.
 struct Landing(Option<Arc<Name>>);
 
 // === impl Name ===
@@ -51,7 +51,7 @@ impl Name {
         }
     }
 
-    /// Nobody follows it. (The task may have ended before those who do.)
+    /// It has no followers. (The task may have ended before them.)
     pub(super) fn is_idle(&self) -> bool {
         !self.state().is_flying && self.told.receiver_count() == 0
     }
@@ -71,7 +71,7 @@ impl Name {
 
     pub(super) fn invalidate(&self, generation: Generation) -> bool {
         let seen = self.state().entry.invalidate(generation);
-        // Once, however many say so at the same time.
+        // Once, for any number of concurrent reports.
         if seen == Seen::Newer {
             tracing::info!(name = %self.text, ?generation, "a newer generation was seen; asking again");
             self.invalidated.notify_one();
@@ -79,7 +79,7 @@ impl Name {
         seen != Seen::Known
     }
 
-    /// Tells followers what is known now, if that is news. Returns when to look again.
+    /// Sends the current state to followers, if it changed. Returns when to call it again.
     fn tell(&self, limits: &Limits, now: Instant) -> Instant {
         let state = self.state();
         let told = state.entry.told(limits, now);
@@ -98,7 +98,7 @@ impl Name {
             .map_or(ask_at, |expires_at| expires_at.min(ask_at))
     }
 
-    /// Whether it is time to ask; if so, it counts as asked.
+    /// Whether a query is due; if so, it counts as started.
     fn is_due(&self, limits: &Limits, now: Instant) -> bool {
         let mut state = self.state();
         let is_due = state.entry.ask_at(limits, now) <= now;
@@ -144,7 +144,7 @@ impl Name {
         }
     }
 
-    /// The source panicked: trouble like any other, but told louder.
+    /// The source panicked: trouble like any other, but logged at a higher level.
     fn broke(&self, limits: &Limits, now: Instant) {
         tracing::error!(name = %self.text, "a source panicked; it is asked again");
         let mut state = self.state();
@@ -153,7 +153,7 @@ impl Name {
             .apply(Update::degraded("the source panicked"), true, limits, now);
     }
 
-    /// Whether nobody follows any more. Decided under the lock under which one begins to.
+    /// Whether there are no followers any more. Decided under the lock that a new follower takes.
     fn land(&self) -> bool {
         let mut state = self.state();
         state.is_flying = self.told.receiver_count() > 0;
@@ -179,15 +179,15 @@ impl Drop for Landing {
     fn drop(&mut self) {
         if let Some(name) = self.0.take() {
             name.state().is_flying = false;
-            // One of those who still follow goes on.
+            // One of the remaining followers continues.
             name.told.send_modify(|_| {});
         }
     }
 }
 
-/// What a follower needs to keep its name followed: [`Following`], whatever the resolver is.
+/// What a follower needs to keep its name up to date: [`Following`], without the type of the resolver.
 pub(super) trait Flight: Send + Sync {
-    /// Starts the task anew if it ended with the runtime that it ran on. Returns whether it runs.
+    /// Starts the task again if it ended with its runtime. Returns whether it runs.
     fn keep(&self) -> bool;
 }
 
@@ -197,7 +197,7 @@ struct Following<R> {
     limits: Limits,
 }
 
-/// Follows a name; the first to do so sends the task on its way.
+/// Follows a name; the first follower starts the task.
 pub(super) fn follow<R: Resolve>(
     name: &Arc<Name>,
     resolver: &Arc<R>,
@@ -219,7 +219,7 @@ pub(super) fn follow<R: Resolve>(
 impl<R: Resolve> Following<R> {
     /// Starts the task, unless it runs already. Returns whether it was started.
     fn take_off(&self) -> bool {
-        // The task needs timers, and its panics would be taken for the source's.
+        // The task needs timers; without them its panics would be attributed to the source.
         drop(sleep(Duration::ZERO));
         let mut state = self.name.state();
         if state.is_flying {
@@ -227,11 +227,11 @@ impl<R: Resolve> Following<R> {
         }
         state.is_flying = true;
         state.entry.abandoned();
-        // What was told last may have expired since.
+        // The last reported set may have expired since.
         let told = state.entry.told(&self.limits, Instant::now());
         drop(state);
         self.name.told.send_replace(told);
-        // A runtime that shuts down drops it here, unpolled: not under the lock, and it lands.
+        // A runtime that shuts down drops it here, unpolled: not under the lock, and the guard resets the flag.
         let landing = Landing(Some(self.name.clone()));
         tokio::spawn(keep_flying(
             landing,
@@ -258,7 +258,7 @@ impl<R: Resolve> Flight for Following<R> {
     }
 }
 
-/// Flies until nobody follows, over the panics of a source too: those who follow cannot see them.
+/// Runs until there are no followers, and survives panics of a source, which followers cannot see.
 async fn keep_flying<R: Resolve>(
     mut landing: Landing,
     name: Arc<Name>,
@@ -272,11 +272,11 @@ async fn keep_flying<R: Resolve>(
     {
         name.broke(&limits, Instant::now());
     }
-    // Told already; somebody else may fly from here on.
+    // Reported already; another task may run from here on.
     landing.0 = None;
 }
 
-/// Asks the source for as long as somebody follows: when it is due, and when what is known turned out to be old.
+/// Queries the source while there are followers: when it is due, and when the known set turned out to be old.
 async fn fly<R: Resolve>(name: &Name, resolver: &R, limits: Limits) {
     let mut questions = Questions::new();
     loop {

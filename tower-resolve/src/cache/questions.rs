@@ -10,11 +10,11 @@ use tokio::time::Instant;
 
 use crate::Update;
 
-/// The subscriptions to a source that are open for one name.
+/// The open subscriptions to a source for one name.
 ///
-/// Usually one. A source that takes longer than it is waited for has more: the one that delivers updates, the oldest one
-/// that has not answered yet, and the newest one. Each runs on until a newer one has answered with content, so that a
-/// source that is slow, but answers, is not asked again and again from the start. Never more than [`MOST`].
+/// Usually one. A source that takes longer than the time limit has more: the one that delivers updates, the oldest one that
+/// has not answered yet, and the newest one. Each stays open until a newer one has answered with content, so that a slow
+/// source is not restarted again and again. Never more than [`MOST`].
 #[derive(Debug)]
 pub(super) struct Questions<U> {
     /// By age, the oldest first.
@@ -34,18 +34,18 @@ enum Said {
     Nothing,
     /// It delivers updates. -> `Trouble`
     Content,
-    /// It is not kept beyond the next question. -> `Content`
+    /// Dropped at the next query. -> `Content`
     Trouble,
 }
 
-/// What a source said, and in which subscription.
+/// An update of the source, and its subscription.
 #[derive(Debug)]
 pub(super) struct Word {
     /// `None`: the stream ended, and is gone.
     pub(super) update: Option<Update>,
-    /// Whether it is the answer to the latest question.
+    /// Whether it is the answer to the latest query.
     pub(super) is_latest: bool,
-    /// With the first content of a subscription: when that was asked for.
+    /// With the first content of a subscription: when that query started.
     pub(super) asked_at: Option<Instant>,
     pub(super) index: usize,
 }
@@ -57,7 +57,7 @@ impl<U> Questions<U> {
         Self { open: Vec::new() }
     }
 
-    /// Adds the subscription that was just begun, and closes those that it replaces.
+    /// Adds the new subscription, and closes those that it replaces.
     pub(super) fn ask(&mut self, updates: U, now: Instant) {
         self.open.retain(|question| question.said != Said::Trouble);
         let mut unanswered = self
@@ -80,24 +80,24 @@ impl<U> Questions<U> {
         debug_assert!(self.open.len() <= MOST);
     }
 
-    /// Closes the subscription that said what cannot be used.
+    /// Closes the subscription of an update that cannot be used.
     pub(super) fn close(&mut self, index: usize) {
         self.open.remove(index);
     }
 }
 
 impl<U: Stream<Item = Update>> Questions<U> {
-    /// What is said next in any of them. Pending while there is none.
+    /// The next update of any of them. Pending if there is none.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost.
+    /// No update is lost.
     pub(super) async fn next(&mut self) -> Word {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Word> {
-        // The latest first: its word counts for more.
+        // The latest first, because its answer has precedence.
         for index in (0..self.open.len()).rev() {
             if let Poll::Ready(update) = self.open[index].updates.as_mut().poll_next(cx) {
                 return Poll::Ready(self.hear(index, update));
@@ -142,8 +142,8 @@ impl<U: Stream<Item = Update>> Questions<U> {
 /// One that delivers updates, the oldest that has not answered, and the latest.
 const MOST: usize = 3;
 
-/// A question that was not answered in this time gives way to a later one. Longer than it takes to list the largest
-/// registry, and the source is asked anew all the while.
+/// A query that was not answered in this time is replaced by a later one. Longer than it takes to list the largest registry,
+/// and the source is queried again during that time.
 const HANGS_AFTER: Duration = Duration::from_secs(600);
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::{Cause, Update};
 
 /// The updates of a name in a [`CachedResolver`](super::CachedResolver).
 ///
-/// What happens faster than it is read is told once, as the latest state.
+/// Changes that come faster than they are read are merged into the latest state.
 #[pin_project]
 pub struct CachedUpdates<U>(#[pin] Kind<U>);
 
@@ -29,7 +29,7 @@ enum Kind<U> {
         #[pin]
         told: WatchStream<Told>,
         flight: Arc<dyn Flight>,
-        /// The task could not be started anew where this is polled.
+        /// The task could not be started again where this is polled.
         is_grounded: bool,
         last: Told,
         queue: VecDeque<Update>,
@@ -78,7 +78,7 @@ impl<U: Stream<Item = Update>> Stream for CachedUpdates<U> {
                         *last = next;
                     }
                     Poll::Ready(None) => return Poll::Ready(None),
-                    // Once: where it cannot be started, a second try ends in the same way.
+                    // Once: if it cannot be started, a second attempt ends in the same way.
                     Poll::Pending if *is_grounded || flight.keep() => return Poll::Pending,
                     Poll::Pending => {
                         *is_grounded = true;
@@ -117,7 +117,7 @@ impl fmt::Display for NoRuntime {
 
 impl std::error::Error for NoRuntime {}
 
-/// What to tell somebody who knows `last`.
+/// The updates for a follower that has `last`.
 fn between(last: &Told, next: &Told) -> impl Iterator<Item = Update> {
     let set = next.topology.as_ref().filter(|next| {
         let is_known = |last: &crate::Topology| {
@@ -125,7 +125,8 @@ fn between(last: &Told, next: &Told) -> impl Iterator<Item = Update> {
         };
         !last.topology.as_ref().is_some_and(is_known)
     });
-    // The cache has weighed an empty set already: said first, this tells the follower not to hold it back again.
+    // The cache has confirmed an empty set already: `Degraded` is cleared first, so that the follower does not hold it back
+    // again.
     let believe = last.degraded.is_some() && (next.degraded.is_none() || set.is_some());
     let progress = last
         .topology

@@ -9,14 +9,14 @@ use std::{
 use super::DnsError;
 use crate::Endpoint;
 
-/// What was found of a name: the heart of the resolver takes it from here. No clock, no socket.
+/// The result of a lookup, applied to the known set. No clock, no socket.
 #[derive(Debug)]
 pub(super) enum Found<T> {
-    /// These, for so long.
+    /// Records, with their time to live.
     These(T, Duration),
-    /// For sure none; and whether there is such a name.
+    /// Certainly none; and whether the name exists.
     None { is_name: bool, ttl: Duration },
-    /// It cannot be said.
+    /// Unknown, because of an error.
     Failed(DnsError),
 }
 
@@ -27,10 +27,10 @@ pub(super) enum Family {
     V6,
 }
 
-/// All that was found of one host.
+/// All results for one host.
 pub(super) type Host = Vec<(Family, Found<BTreeSet<IpAddr>>)>;
 
-/// A place that serves, as SRV tells it. For a plain host there is one, without a priority.
+/// A server, from an SRV record. A plain host has one, without a priority.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Server {
     pub(super) priority: u16,
@@ -39,22 +39,22 @@ pub(super) struct Server {
     pub(super) weight: u16,
 }
 
-/// The servers of a name with what was found of their hosts, or why there is none.
+/// The servers of a name with the results for their hosts, or why there is none.
 pub(super) type Servers = Found<Vec<(Server, Host)>>;
 
-/// What to make of all that.
+/// The resulting set.
 #[derive(Debug)]
 pub(super) struct Answer {
-    /// `None` if there is no such name.
+    /// `None` if the name does not exist.
     pub(super) endpoints: Option<Vec<Arc<Endpoint>>>,
     pub(super) ttl: Duration,
 }
 
-/// The addresses last seen of each host, so that a part that fails takes nothing away.
+/// The last addresses of each host, so that a partial failure removes nothing.
 #[derive(Debug, Default)]
 pub(super) struct Addresses(BTreeMap<(String, Family), BTreeSet<IpAddr>>);
 
-/// Bounds of the time that an answer counts.
+/// The bounds of the time that an answer is valid.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ttl {
     pub(super) min: Duration,
@@ -72,7 +72,7 @@ impl<T> Found<T> {
 // === impl Addresses ===
 
 impl Addresses {
-    /// Takes in what was found.
+    /// Applies the results of a lookup.
     pub(super) fn learn(&mut self, servers: Servers, is_service: bool) -> Result<Answer, DnsError> {
         let (servers, ttl) = match servers {
             Found::These(servers, ttl) => (servers, ttl),
@@ -96,7 +96,7 @@ impl Addresses {
         for (server, host) in servers {
             for addr in seen.host(&self.0, &server.host, host) {
                 let addr = SocketAddr::new(addr, server.port);
-                // In the order of their priorities: of two that share an address the more urgent counts.
+                // In order of priority: of two that share an address the more urgent is used.
                 endpoints
                     .entry(addr)
                     .or_insert_with(|| Arc::new(server.endpoint(addr, is_service)));
@@ -117,7 +117,7 @@ impl Addresses {
     }
 }
 
-/// What is gathered while the hosts are gone through.
+/// Collected over all hosts.
 struct Seen {
     next: BTreeMap<(String, Family), BTreeSet<IpAddr>>,
     ttl: Duration,
@@ -189,7 +189,7 @@ impl Ttl {
     }
 }
 
-/// When a part of an answer failed, the whole is asked for again after this at the latest.
+/// When a part of an answer failed, the whole is queried again after this at the latest.
 const PART_AGAIN: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::{
     target::Target,
 };
 
-/// Asks the servers.
+/// Queries the servers.
 #[derive(Clone)]
 pub(super) struct Asker {
     client: TokioResolver,
@@ -28,11 +28,11 @@ pub(super) struct Asker {
     families: &'static [Family],
 }
 
-/// The domains in which a relative name is looked for.
+/// The search domains for a relative name.
 #[derive(Clone, Debug)]
 struct Search {
     domains: Vec<Name>,
-    /// A name with at least so many dots is looked for as it is first.
+    /// A name with at least this number of dots is queried as it is first.
     dots: usize,
 }
 
@@ -79,7 +79,7 @@ impl Asker {
             dots: options.ndots,
         };
         options.timeout = options.timeout.min(TRY_FOR);
-        // Each name has its memory here.
+        // Answers are cached for each name by `memory`.
         options.cache_size = 0;
         let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         let client = builder
@@ -100,7 +100,7 @@ impl Asker {
         }
     }
 
-    /// Everything there is to know of a target, in bounded time: what has not come by then has failed.
+    /// Resolves a target completely, in bounded time: what is unanswered by then has failed.
     pub(super) async fn ask(&self, target: &Target) -> Servers {
         let until = Instant::now() + ASK_FOR;
         match target {
@@ -147,7 +147,7 @@ impl Asker {
             };
             (server, host)
         });
-        // In order, which is that of their priorities.
+        // In order of their priorities.
         Found::These(hosts.buffered(AT_ONCE).collect().await, ttl)
     }
 
@@ -163,8 +163,8 @@ impl Asker {
         join_all(families).await
     }
 
-    /// Looks for a relative name in one domain after the other. What fails on the way does not hide what is found later,
-    /// and is not taken for "there is none".
+    /// Tries the search domains in order. A failure in one does not hide a result in a later one, and is not taken for "does
+    /// not exist".
     async fn first<T, F: Future<Output = Found<T>>>(
         &self,
         name: &Name,
@@ -285,13 +285,13 @@ impl Family {
     }
 }
 
-/// One try of one server. The client tries again.
+/// One attempt at one server. The client tries again.
 const TRY_FOR: Duration = Duration::from_secs(2);
 
-/// All questions for a target, with all their tries.
+/// All queries for a target, with all their attempts.
 const ASK_FOR: Duration = Duration::from_secs(8);
 
-/// How long "there is none" counts when the server does not say.
+/// How long "does not exist" is valid if the server sends no time.
 const NEGATIVE: Duration = Duration::from_secs(5);
 
 /// How many SRV targets are looked up at a time.

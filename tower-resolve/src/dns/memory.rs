@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{Cause, Endpoint, Generation, SourceId, backoff::Backoff};
 
-/// The last answers, shared by all who follow a name.
+/// The last answers, shared by all followers of a name.
 #[derive(Debug)]
 pub(super) struct Memories {
     source: SourceId,
@@ -23,7 +23,7 @@ pub(super) struct Memories {
     names: Mutex<HashMap<Arc<str>, Named>>,
 }
 
-/// The last answer for one name. Locked while it is asked for.
+/// The last answer for one name. Locked during a query.
 pub(super) type Place = Arc<tokio::sync::Mutex<Memory>>;
 
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub(super) enum Known {
 // === impl Memories ===
 
 impl Memories {
-    /// The place for what is known of `name`. Those longest unused give way, unless somebody follows them.
+    /// The entry of `name`. The least recently used ones without followers are evicted.
     pub(super) fn place(&self, name: &str, now: Instant) -> Place {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(named) = names.get_mut(name) {
@@ -85,7 +85,7 @@ impl Memories {
         place
     }
 
-    /// One count for all names, so that a name that was forgotten does not go back.
+    /// One count for all names, so that a name that was evicted does not go back.
     pub(super) fn next(&self) -> Generation {
         Generation::new(self.source, self.count.fetch_add(1, Relaxed) + 1)
     }
@@ -104,7 +104,7 @@ impl Default for Memories {
 // === impl Memory ===
 
 impl Memory {
-    /// Whether what is known still counts.
+    /// Whether the entry is still valid.
     pub(super) fn counts_at(&self, now: Instant) -> bool {
         self.last.as_ref().is_some_and(|(_, until)| now < *until)
     }
@@ -164,10 +164,10 @@ impl Memory {
     }
 }
 
-/// How many names are remembered. Further ones are asked for by each follower.
+/// The number of cached names. Further ones are queried by each follower.
 const MAX_NAMES: usize = 1024;
 
-/// Between a failed question and the next: 1 s, doubling to 30 s.
+/// The delay after a failed query: 1 s, doubling to 30 s.
 const RETRY: Backoff = Backoff {
     first: Duration::from_secs(1),
     cap: Duration::from_secs(30),

@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{Generation, Resolve, Topology, Update, backoff::FOR_EVER};
 
-/// Names from DNS, asked again when their time to live is over.
+/// Resolves names by DNS, and queries them again when their time to live ends.
 ///
 /// | name | asks for | endpoints |
 /// |---|---|---|
@@ -37,17 +37,17 @@ use crate::{Generation, Resolve, Topology, Update, backoff::FOR_EVER};
 /// | `_echo._tcp.example` | SRV, then A and AAAA of each target | each address of each target, at its port, with its priority and weight (0 counts as 1; each address of a target has the target's) |
 /// | `192.0.2.1:80`, `[2001:db8::1]:80` | nothing | that one |
 ///
-/// An endpoint's id is its address, and one from SRV has its `target` in the metadata. Names without a final dot go
-/// through the system's search list.
+/// The id of an endpoint is its address, and one from SRV has its `target` in the metadata. Names without a final dot use
+/// the search list of the system.
 ///
-/// - **What DNS says for sure is believed**: no such name is [`Update::DoesNotExist`], a name without addresses (or an
-///   SRV target of `.`, RFC 2782) is an empty set.
-/// - **What it cannot say takes nothing away**: a timeout, `SERVFAIL` and the like are [`Update::Degraded`] with a
-///   [`DnsError`], and are tried again after 1 s, doubling to 30 s. Where only a part fails (AAAA but not A, one SRV
-///   target of several) the addresses last seen of that part stay.
-/// - **The time to live is kept**, between [`min_ttl`](Self::min_ttl) and [`max_ttl`](Self::max_ttl), for all who follow
-///   the name; meanwhile followers get the last answer. The generation counts changes of the set, whatever the order of
-///   the records.
+/// - **A definite answer is applied**: a name that does not exist is [`Update::DoesNotExist`], a name without addresses (or
+///   an SRV target of `.`, RFC 2782) is an empty set.
+/// - **An error removes nothing**: a timeout, `SERVFAIL` and the like are [`Update::Degraded`] with a [`DnsError`], and are
+///   tried again after 1 s, doubling to 30 s. If only a part fails (AAAA but not A, one SRV target of several) the last
+///   addresses of that part stay.
+/// - **The time to live is respected**, between [`min_ttl`](Self::min_ttl) and [`max_ttl`](Self::max_ttl), for all followers
+///   of the name; meanwhile followers get the last answer. The generation counts changes of the set, independent of the
+///   order of the records.
 ///
 /// ```no_run
 /// use tower_resolve::{CachedResolver, DnsResolver, Resolve};
@@ -60,9 +60,9 @@ use crate::{Generation, Resolve, Topology, Update, backoff::FOR_EVER};
 /// # }
 /// ```
 ///
-/// It costs two queries for each time to live of a followed name (for SRV: one, and two for each target; 16 at a time),
-/// no task of its own beside the client's, and the memory of the last answer for 1 024 names. `/etc/resolv.conf` and
-/// `/etc/hosts` are read once, when it is made.
+/// It costs two queries for each time to live of a followed name (for SRV: one, and two for each target; 16 at a time), no
+/// task besides that of the client, and the memory of the last answer for 1 024 names. `/etc/resolv.conf` and `/etc/hosts`
+/// are read once, when it is created.
 ///
 /// # Panics
 ///
@@ -77,7 +77,7 @@ pub struct DnsResolver {
 /// The updates of one name in a [`DnsResolver`].
 pub struct DnsUpdates(BoxStream<'static, Update>);
 
-/// What one follower was told.
+/// The state that one follower has seen.
 struct Follower {
     resolver: DnsResolver,
     target: Target,
@@ -90,7 +90,7 @@ struct Follower {
 // === impl DnsResolver ===
 
 impl DnsResolver {
-    /// Asks the servers that the system is configured to ask.
+    /// Queries the servers in the configuration of the system.
     ///
     /// # Errors
     ///
@@ -99,11 +99,11 @@ impl DnsResolver {
         Asker::system().map(Self::new)
     }
 
-    /// Asks these servers, over UDP and TCP, without a search list or `/etc/hosts`.
+    /// Queries these servers, over UDP and TCP, without a search list or `/etc/hosts`.
     ///
     /// # Errors
     ///
-    /// No server is named.
+    /// If the list of servers is empty.
     pub fn servers(servers: impl IntoIterator<Item = SocketAddr>) -> Result<Self, DnsError> {
         Asker::servers(servers.into_iter().collect()).map(Self::new)
     }
@@ -116,24 +116,23 @@ impl DnsResolver {
         }
     }
 
-    /// An answer counts for at least so long, whatever its records say. Default: 1 s, so that records with a time to live
-    /// of 0 are not asked for in a loop.
+    /// The minimum time that an answer is valid, for any time to live. Default: 1 s, so that records with a time to live of
+    /// 0 are not queried in a busy loop.
     #[must_use]
     pub fn min_ttl(mut self, ttl: Duration) -> Self {
         self.ttl.min = ttl.clamp(Duration::from_millis(10), FOR_EVER);
         self
     }
 
-    /// An answer counts for at most so long; not less than the least. Default: 60 s: a change of a record that was
-    /// published with a day by mistake should not take a day to be seen.
+    /// The maximum time that an answer is valid; not less than the minimum. Default: 60 s, so that a change is seen in time
+    /// even if a record was published with a time to live of a day by mistake.
     #[must_use]
     pub fn max_ttl(mut self, ttl: Duration) -> Self {
         self.ttl.max = ttl.min(FOR_EVER);
         self
     }
 
-    /// Does not ask for AAAA. Default: asks for both, because an address that cannot be reached from here costs a pick
-    /// nothing.
+    /// Does not query AAAA. Default: queries both, because an address that cannot be reached from here costs a pick nothing.
     #[must_use]
     pub fn ipv4_only(mut self) -> Self {
         self.asker = Arc::new(self.asker.ipv4_only());
@@ -208,9 +207,9 @@ impl Follower {
         }
     }
 
-    /// Asks, unless what another follower was told still counts. Whoever comes meanwhile waits for the same answer.
+    /// Queries, unless the answer for another follower is still valid. Concurrent followers wait for the same answer.
     ///
-    /// Cancel safety: a dropped question is asked anew by the next one.
+    /// Cancel safety: a dropped query is started again by the next one.
     async fn ask(&mut self) {
         let mut memory = self.place.lock().await;
         if !memory.counts_at(Instant::now()) {

@@ -4,10 +4,10 @@ use hickory_resolver::proto::rr::Name;
 
 use super::DnsError;
 
-/// What a name asks for.
+/// What a name refers to.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Target {
-    /// An address that needs no question.
+    /// An address that needs no query.
     Fixed(SocketAddr),
     /// The addresses of a host.
     Host(Name, u16),
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_says_what_it_asks_for() {
+    fn a_name_is_an_address_a_host_or_a_service() {
         let name = |text| Name::from_utf8(text).unwrap();
         for (text, target) in [
             ("echo:80", Target::Host(name("echo"), 80)),
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_asked_for_is_told_with_what_to_write() {
+    fn an_invalid_name_is_an_error_with_the_valid_form() {
         for text in [
             "",
             "echo",

@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What is wrong with a file of endpoints, where, and what to do.
+/// What is wrong with a file of endpoints, where, and how to correct it.
 ///
 /// The text is one line, such as `echo.toml:7: weight: invalid value: integer 0, expected a nonzero u32; correct it, the
 /// last good set stays in use until then`.
@@ -45,7 +45,7 @@ impl FileError {
         &self.path
     }
 
-    /// The line, counted from 1, where there is one to blame.
+    /// The line, counted from 1, if known.
     #[must_use]
     pub fn line(&self) -> Option<usize> {
         self.line

@@ -14,7 +14,7 @@ use serde::{
 
 use crate::{Endpoint, Phase};
 
-/// What a file says.
+/// The contents of a file.
 #[derive(Debug, PartialEq)]
 pub(super) struct Names(HashMap<String, List>);
 
@@ -107,7 +107,7 @@ impl<'de> Deserialize<'de> for List {
     }
 }
 
-/// Takes nothing that is said twice.
+/// Rejects duplicate keys.
 struct Strict<T>(PhantomData<T>);
 
 impl<'de> Visitor<'de> for Strict<Names> {
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn both_formats_say_the_same() {
+    fn both_formats_have_the_same_result() {
         let json_text = r#"{"empty": [], "echo": [
             {"address": "127.0.0.1:8081", "id": "echo-1", "weight": 2, "priority": 1, "zone": "eu-1", "epoch": 42,
              "phase": "draining", "metadata": {"version": "1.4.0"}},
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_told_with_its_line() {
+    fn an_error_names_its_line() {
         for (text, line, message) in [
             (
                 "[[a]]\naddress = \"localhost:80\"",

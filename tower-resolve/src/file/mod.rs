@@ -1,4 +1,4 @@
-//! Endpoints in a file that people or tools write: TOML or JSON, followed while it changes.
+//! Endpoints in a TOML or JSON file, followed while it changes.
 
 mod error;
 mod format;
@@ -39,30 +39,30 @@ use crate::{Generation, Resolve, Topology, Update, backoff::FOR_EVER};
 /// address = "127.0.0.1:8082"
 /// ```
 ///
-/// JSON has the same shape: `{"echo": [{"address": "127.0.0.1:8081"}]}`. A name with an empty list has no endpoints; one
-/// that is not there does not exist.
+/// JSON has the same shape: `{"echo": [{"address": "127.0.0.1:8081"}]}`. A name with an empty list has no endpoints; a name
+/// that is missing does not exist.
 ///
-/// The file is read once a second ([`every`](Self::every)), by one reader for all who follow its names, and compared by
+/// The file is read once a second ([`every`](Self::every)), by one reader for all followers of its names, and compared by
 /// content. So it works the same for a file that is replaced, written in place, swapped behind a symbolic link, or on a
-/// network file system, where notifications are not to be had. What was read counts once it was the same twice, 50 ms
-/// apart, so a file in the middle of being written is not taken for a shorter one. (Better still: write another file
-/// and rename it.)
+/// network file system, where notifications are not available. A content is used once it was read twice, 50 ms apart, so a
+/// file that is being written is not taken for a shorter one. (It is better to write another file and rename it.)
 ///
-/// A file that is broken, empty, too large, or gone is [`Update::Degraded`] with a [`FileError`], which names the line
-/// and what to do; the last good set stays in use. Its generation counts the changes of content.
+/// A file that is invalid, empty, too large, or missing is [`Update::Degraded`] with a [`FileError`], which names the line
+/// and the correction; the last good set stays in use. The generation counts the changes of content.
 ///
 /// ```no_run
 /// use tower_resolve::{CachedResolver, FileResolver, Resolve};
 ///
 /// # fn main() -> Result<(), tower_resolve::FileError> {
 /// let file = FileResolver::toml("/etc/echo/endpoints.toml");
-/// file.check()?; // A program that starts with a broken file had better say so.
+/// file.check()?; // Fails early if the file is invalid.
 /// let updates = CachedResolver::new(file).resolve("echo");
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// It costs a read of the file per look, in Tokio's blocking pool, while somebody follows, and its text in memory.
+/// It costs a read of the file per interval, in Tokio's blocking pool, while there are followers, and the memory of its
+/// text.
 ///
 /// # Panics
 ///
@@ -75,7 +75,7 @@ pub struct FileResolver {
 /// The updates of one name in a [`FileResolver`].
 pub struct FileUpdates(BoxStream<'static, Update>);
 
-/// What one follower was told.
+/// The state that one follower has seen.
 struct Follower {
     reader: Arc<Reader>,
     name: String,
@@ -102,8 +102,8 @@ impl FileResolver {
         }
     }
 
-    /// How often it is read. Default: 1 s, which is soon for a file and costs little. At least 10 ms. What was read
-    /// before is forgotten, so set it first.
+    /// How often the file is read. Default: 1 s, which is soon for a file and costs little. At least 10 ms. Discards what
+    /// was read before, so set it first.
     #[must_use]
     pub fn every(self, every: Duration) -> Self {
         Self {
@@ -114,8 +114,8 @@ impl FileResolver {
         }
     }
 
-    /// How large it may be. Default: 16 MiB, which is some hundred thousand endpoints. What was read before is
-    /// forgotten, so set it first.
+    /// The maximum size. Default: 16 MiB, which is some hundred thousand endpoints. Discards what was read before, so set it
+    /// first.
     #[must_use]
     pub fn max_bytes(self, bytes: usize) -> Self {
         Self {
@@ -123,12 +123,12 @@ impl FileResolver {
         }
     }
 
-    /// Reads it now and tells whether it could be used: for the start of a program, where a broken file had better be an
-    /// error than an empty set. Blocks on the file.
+    /// Reads the file now and returns whether it is valid: for the start of a program, where an invalid file should be an
+    /// error and not an empty set. Blocks on the file.
     ///
     /// # Errors
     ///
-    /// What is wrong with the file, where, and what to do.
+    /// What is wrong with the file, where, and how to correct it.
     pub fn check(&self) -> Result<(), FileError> {
         self.reader.check()
     }
@@ -192,7 +192,7 @@ impl Follower {
         }
     }
 
-    /// Trouble is told once; a file that is well is a sign of life each time.
+    /// An error is reported once; a valid file is a sign of life each time.
     fn hear(&mut self, view: &View) {
         match (&view.trouble, &view.content) {
             (Some(trouble), _) => {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{Generation, SourceId};
 
-/// Reads the file for all who follow it: one look at a time, and none more often than it should be.
+/// Reads the file for all followers: one read at a time, and not more often than configured.
 pub(super) struct Reader {
     path: Arc<PathBuf>,
     format: Format,
@@ -26,12 +26,12 @@ pub(super) struct Reader {
     known: Mutex<Known>,
 }
 
-/// What the file says, to the best of our knowledge.
+/// The last known contents of the file.
 #[derive(Clone, Default)]
 pub(super) struct View {
-    /// The last that was good.
+    /// The last valid contents.
     pub(super) content: Option<(Generation, Arc<Names>)>,
-    /// Why it is not what the file says now.
+    /// Why they are not the current ones.
     pub(super) trouble: Option<Arc<FileError>>,
 }
 
@@ -42,7 +42,7 @@ struct Known {
     view: View,
 }
 
-/// What a look saw: the text, or why there is none.
+/// The result of a read: the text, or an error.
 type Seen = Result<Vec<u8>, Arc<io::Error>>;
 
 // === impl Reader ===
@@ -89,12 +89,12 @@ impl Reader {
             .map(drop)
     }
 
-    /// What the file says, read now unless somebody just did.
+    /// The contents of the file, read now unless another follower just did.
     ///
-    /// Cancel safety: what a dropped look has read, the next one reads again.
+    /// Cancel safety: what a dropped read has read, the next one reads again.
     pub(super) async fn look(&self) -> View {
         let mut known = self.known.lock().await;
-        // Half of it, so that followers who come round in step share a look and none sees one that is a round old.
+        // Half of it, so that followers in step share a read and none sees one that is an interval old.
         if known
             .looked_at
             .is_none_or(|at| at.elapsed() >= self.every / 2)
@@ -110,7 +110,7 @@ impl Reader {
         known.view.clone()
     }
 
-    /// Reads until it was the same twice, or known before.
+    /// Reads until the result was the same twice, or known before.
     async fn read_still(&self, known: Option<&Seen>) -> Seen {
         let mut seen = self.read().await;
         for _ in 0..STILL_TRIES {
@@ -169,7 +169,7 @@ impl Reader {
 
 /// All of an ordinary file, if it is not too large.
 fn read(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
-    // Asked first, because opening a pipe would wait for its writer.
+    // Checked first, because opening a pipe would wait for its writer.
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -204,7 +204,7 @@ impl Known {
         }
     }
 
-    /// The one door to another content. A generation is used up only by what differs.
+    /// The only place that replaces the contents. Only a difference uses a generation.
     fn learn(&mut self, understood: Result<Names, FileError>) {
         match understood {
             Ok(names) => {
@@ -229,9 +229,9 @@ impl Known {
     }
 }
 
-/// What was read counts when it was the same after this time: longer than the gap between two writes of a file that
-/// somebody writes in place.
+/// What was read is used when it was the same after this time: longer than the gap between two writes of a file that is
+/// written in place.
 const STILL_FOR: Duration = Duration::from_millis(50);
 
-/// A file that never stands still is taken as it is after so many reads.
+/// A file that changes all the time is used as it is after this number of reads.
 const STILL_TRIES: usize = 20;

@@ -17,11 +17,11 @@ use tower_outcome::BoxError;
 use super::{Probe, probe::BoxProbe};
 use crate::{Endpoint, backoff::FOR_EVER};
 
-/// Asks every endpoint now and then whether it is well.
+/// Checks every endpoint periodically.
 ///
-/// An endpoint is used before it was asked the first time; the first answer alone decides, and from then on it takes
-/// [`fall`](Self::fall) failures in a row to be out and [`rise`](Self::rise) successes to be back. Checks are spread at
-/// random over the interval; where more are due than may run at once, they are late.
+/// An endpoint is used before its first check; the first result decides alone, and from then on it takes
+/// [`fall`](Self::fall) consecutive failures to take it out and [`rise`](Self::rise) consecutive successes to bring it back.
+/// Checks are spread at random over the interval; if more are due than may run at once, they are late.
 ///
 /// ```
 /// use std::time::Duration;
@@ -41,7 +41,7 @@ pub struct ActiveCheck {
     max_concurrent: usize,
 }
 
-/// All checks of one balance: those that run, and when the next are due. `T` says whose a check is.
+/// All checks of one balance: those that run, and when the next are due. `T` identifies the endpoint of a check.
 pub(crate) struct Checkups<T> {
     check: ActiveCheck,
     due: BinaryHeap<Reverse<Due<T>>>,
@@ -63,19 +63,19 @@ struct Due<T> {
     trend: Trend,
 }
 
-/// How the checks of one endpoint go: the heart.
+/// The health state of one endpoint. Sans-IO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Trend {
-    /// `None` before the first answer.
+    /// `None` before the first result.
     is_well: Option<bool>,
-    /// Answers in a row that say otherwise.
+    /// Consecutive results that contradict it.
     against: u32,
 }
 
 // === impl ActiveCheck ===
 
 impl ActiveCheck {
-    /// Asks with `probe`: every 5 s, each for at most 1 s, 64 at once.
+    /// Checks with `probe`: every 5 s, each for at most 1 s, at most 64 at once.
     pub fn new(probe: impl Probe) -> Self {
         Self {
             probe: Box::new(move |endpoint| Box::pin(probe.probe(endpoint))),
@@ -87,8 +87,8 @@ impl ActiveCheck {
         }
     }
 
-    /// From the end of one check to the next, a tenth more or less. Default: 5 s: out after 15, which is soon enough
-    /// beside requests that fail over by themselves.
+    /// The time from the end of one check to the next, plus or minus a tenth. Default: 5 s: out after 15 s, which is enough
+    /// because requests fail over in the meantime.
     #[must_use]
     pub fn interval(self, interval: Duration) -> Self {
         Self {
@@ -106,7 +106,7 @@ impl ActiveCheck {
         }
     }
 
-    /// How many successes in a row bring an endpoint back. Default: 2 (as HAProxy).
+    /// How many consecutive successes bring an endpoint back. Default: 2 (as HAProxy).
     #[must_use]
     pub fn rise(self, successes: NonZeroU32) -> Self {
         Self {
@@ -115,7 +115,7 @@ impl ActiveCheck {
         }
     }
 
-    /// How many failures in a row put it out. Default: 3 (as HAProxy).
+    /// How many consecutive failures take it out. Default: 3 (as HAProxy).
     #[must_use]
     pub fn fall(self, failures: NonZeroU32) -> Self {
         Self {
@@ -124,8 +124,8 @@ impl ActiveCheck {
         }
     }
 
-    /// How many checks may run at once. Default: 64, which is enough for 300 endpoints that all hang, and for thousands
-    /// that answer.
+    /// How many checks may run at once. Default: 64, which is enough for 300 endpoints that all hang, and for thousands that
+    /// answer.
     #[must_use]
     pub fn max_concurrent(self, checks: NonZeroUsize) -> Self {
         Self {
@@ -163,7 +163,7 @@ impl<T: Send + 'static> Checkups<T> {
         }
     }
 
-    /// Checks this one from now on; the first time soon, spread over a fifth of the interval.
+    /// Checks this endpoint from now on; the first time soon, spread over a fifth of the interval.
     pub(crate) fn add(&mut self, whose: T, now: Instant) {
         let at = now + self.check.interval.mul_f64(fastrand::f64() / 5.0);
         self.due.push(Reverse(Due {
@@ -176,13 +176,14 @@ impl<T: Send + 'static> Checkups<T> {
         }));
     }
 
-    /// When the next is due, if it could run then.
+    /// When the next check is due, if it could run then.
     pub(crate) fn next(&self) -> Option<Instant> {
         let has_room = self.running.len() < self.check.max_concurrent;
         self.due.peek().filter(|_| has_room).map(|due| due.0.at)
     }
 
-    /// The next verdict that changed. `endpoint` is as it is described now; those without are checked no more.
+    /// The next verdict that changed. `endpoint` returns the current description; endpoints without one are not checked any
+    /// more.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -233,7 +234,8 @@ impl<T: Send + 'static> Checkups<T> {
 // === impl Trend ===
 
 impl Trend {
-    /// Takes one answer. Returns the verdict, if that changes; the first answer decides alone, and being well is no news.
+    /// Records one result. Returns the verdict, if that changes; the first result decides alone, and a first success is no
+    /// change.
     fn tell(&mut self, is_good: bool, rise: u32, fall: u32) -> Option<bool> {
         let Some(is_well) = self.is_well else {
             self.is_well = Some(is_good);

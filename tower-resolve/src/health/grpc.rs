@@ -14,9 +14,9 @@ use tower_outcome::{BoxError, header::GRPC_STATUS};
 use super::{Probe, probe::BoxProbing, probes::Whole};
 use crate::Endpoint;
 
-/// Well is whoever says `SERVING` to `grpc.health.v1.Health/Check`, over HTTP/2 without TLS, on a connection of its own.
+/// Healthy if `grpc.health.v1.Health/Check` answers `SERVING`, over HTTP/2 without TLS, on a separate connection.
 ///
-/// A server without the health service (`UNIMPLEMENTED`) is taken for well, as gRPC's own clients do (gRFC A17).
+/// A server without the health service (`UNIMPLEMENTED`) counts as healthy, as in gRPC's own clients (gRFC A17).
 #[derive(Clone, Debug, Default)]
 pub struct GrpcProbe {
     service: String,
@@ -25,7 +25,7 @@ pub struct GrpcProbe {
 // === impl GrpcProbe ===
 
 impl GrpcProbe {
-    /// Asks for this service; an empty name asks for the server as a whole.
+    /// Checks this service; an empty name is the server as a whole.
     #[must_use]
     pub fn new(service: impl Into<String>) -> Self {
         Self {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn serving_is_told_from_the_rest() {
+    fn only_serving_is_healthy() {
         assert!(is_serving(&[0, 0, 0, 0, 2, 8, 1]));
         assert!(!is_serving(&[0, 0, 0, 0, 2, 8, 2]));
         assert!(

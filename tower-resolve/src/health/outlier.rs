@@ -9,14 +9,14 @@ use tower_outcome::{Ejected, EjectionBudget};
 
 use crate::{EndpointId, backoff::FOR_EVER};
 
-/// Ejects endpoints by what becomes of their requests: after so many failures in a row, and when one is far worse than the
-/// others.
+/// Ejects endpoints by the outcomes of their requests: after a number of consecutive failures, and when the success rate of
+/// one is far below the mean.
 ///
-/// An ejection lasts 30 s the first time, and each time longer, up to 5 minutes; each turn (10 s) without one takes a step
-/// back. Failures are what the balance's [classification](crate::balance::BalanceBuilder::classify) says they are; refused
-/// connections and refusals of our own are not. Requests that were given up before they were answered count neither way, so
-/// a time limit belongs around each endpoint, in `make`, and not only around the balance. The rules and numbers are Envoy's and gRPC's (gRFC A50) unless told
-/// otherwise.
+/// The first ejection lasts 30 s, and each further one longer, up to 5 minutes; each interval (10 s) without one takes a
+/// step back. The [classification](crate::balance::BalanceBuilder::classify) of the balance decides what a failure is;
+/// refused connections and local rejections are not. Requests that were abandoned before their response are not counted, so
+/// put a timeout around each endpoint, in `make`, and not only around the balance. The rules and numbers are Envoy's and
+/// gRPC's (gRFC A50) unless noted otherwise.
 ///
 /// ```
 /// use std::time::Duration;
@@ -36,17 +36,17 @@ pub struct Outlier {
     max_ejected: u8,
 }
 
-/// Which endpoints are out for their health. Time comes in, decisions go out.
+/// The endpoints that are out because of their health. Sans-IO: time comes in, decisions go out.
 #[derive(Debug)]
 pub(crate) struct Ward {
     outlier: Option<Outlier>,
     patients: BTreeMap<EndpointId, Patient>,
     sweep_at: Option<Instant>,
-    /// What each had done by the last sweep.
+    /// The counts of each at the last sweep.
     before: HashMap<EndpointId, (u64, u64)>,
 }
 
-/// What an endpoint has done so far, for a sweep: requests ended, and failed.
+/// The counts of an endpoint, for a sweep: requests ended, and failed.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) id: EndpointId,
@@ -57,9 +57,9 @@ pub(crate) struct Seen {
 #[derive(Debug, Default)]
 struct Patient {
     ejection: Option<Ejection>,
-    /// Failing its checks.
+    /// Failing its health checks.
     is_ill: bool,
-    /// Ejected how often, less the quiet turns since.
+    /// The number of ejections, minus the intervals without one since.
     times: u32,
 }
 
@@ -87,7 +87,7 @@ impl Outlier {
         }
     }
 
-    /// After how many failures in a row; `None` for never. Default: 5.
+    /// The number of consecutive failures; `None` disables it. Default: 5.
     #[must_use]
     pub fn consecutive(self, failures: impl Into<Option<NonZeroU16>>) -> Self {
         Self {
@@ -96,7 +96,7 @@ impl Outlier {
         }
     }
 
-    /// How far below the mean success rate of all, in standard deviations; `None` for never. Looked at once a turn, among
+    /// How far below the mean success rate, in standard deviations; `None` disables it. Evaluated once per interval, among
     /// endpoints with enough requests, of which there must be five. Default: 1.9.
     #[must_use]
     pub fn deviations(self, deviations: impl Into<Option<f64>>) -> Self {
@@ -106,7 +106,7 @@ impl Outlier {
         }
     }
 
-    /// How many requests in a turn are enough to compare endpoints by. Default: 100.
+    /// The number of requests in an interval that are enough to compare endpoints. Default: 100.
     #[must_use]
     pub fn min_requests(self, requests: u64) -> Self {
         Self {
@@ -115,7 +115,7 @@ impl Outlier {
         }
     }
 
-    /// How long a turn is. Default: 10 s.
+    /// The length of an interval. Default: 10 s.
     #[must_use]
     pub fn interval(self, interval: Duration) -> Self {
         Self {
@@ -124,7 +124,7 @@ impl Outlier {
         }
     }
 
-    /// How long the first ejection lasts; the *n*th in short order lasts *n* times that, and a random tenth on top, so that
+    /// The duration of the first ejection; the *n*th in short order lasts *n* times that, plus a random tenth, so that
     /// several do not come back at once. Default: 30 s.
     #[must_use]
     pub fn ejection(self, time: Duration) -> Self {
@@ -134,7 +134,7 @@ impl Outlier {
         }
     }
 
-    /// How long an ejection lasts at most. Default: 5 minutes.
+    /// The maximum duration of an ejection. Default: 5 minutes.
     #[must_use]
     pub fn max_ejection(self, time: Duration) -> Self {
         Self {
@@ -143,12 +143,12 @@ impl Outlier {
         }
     }
 
-    /// How many percent of the endpoints of a priority and zone may be out at once for their answers, those whose circuits
-    /// asked the [budget](crate::balance::BalanceBuilder::build) among them; one of two or more always may, the last never,
-    /// and all while the priorities and zones after it can take the load. When the set shrinks, or its standby fails, those
-    /// that are too many come back, those first whose time is over soonest. Default: 50: where more than half are bad, it
-    /// is more likely the requests than the endpoints. (Envoy and gRPC: 10, which with ten endpoints keeps the second bad
-    /// one in.)
+    /// The percentage of the endpoints of a priority and zone that may be out at once because of their responses, including
+    /// those whose circuits took from the [budget](crate::balance::BalanceBuilder::build); one of two or more always may,
+    /// the last never, and all while the priorities and zones after it can take the load. When the set shrinks, or its
+    /// standby fails, the excess comes back, in the order in which the ejections end. Default: 50: if more than half fail,
+    /// the cause is more likely the requests than the endpoints. (Envoy and gRPC: 10, which with ten endpoints keeps the
+    /// second failing one in.)
     #[must_use]
     pub fn max_ejected(self, percent: u8) -> Self {
         Self {
@@ -161,7 +161,7 @@ impl Outlier {
         self.max_ejected
     }
 
-    /// Failures in a row that matter; 0 for none.
+    /// The number of consecutive failures that is evaluated; 0 for none.
     pub(crate) fn strikes(&self) -> u16 {
         self.consecutive.map_or(0, NonZeroU16::get)
     }
@@ -185,7 +185,7 @@ impl Ward {
         }
     }
 
-    /// It failed so many times in a row, or is far worse than the others. Returns whether it is ejected.
+    /// It reached the number of consecutive failures, or is far below the mean. Returns whether it is ejected.
     pub(crate) fn strike(
         &mut self,
         id: &EndpointId,
@@ -214,7 +214,7 @@ impl Ward {
         true
     }
 
-    /// The look at all, once a turn. Returns those to [strike](Self::strike), the worst first.
+    /// Compares all endpoints, once per interval. Returns those to [strike](Self::strike), the worst first.
     pub(crate) fn sweep(&mut self, all: Vec<Seen>, now: Instant) -> Vec<EndpointId> {
         let Some(outlier) = &self.outlier else {
             return Vec::new();
@@ -247,13 +247,13 @@ impl Ward {
         else {
             return Vec::new();
         };
-        // The worst first, for there may not be room for all.
+        // The worst first, because the budget may not suffice for all.
         rates.sort_by(|(one, _), (other, _)| one.total_cmp(other));
         let below = rates.into_iter().take_while(|(rate, _)| *rate < limit);
         below.map(|(_, id)| id).collect()
     }
 
-    /// Who comes back now.
+    /// The endpoints that come back now.
     pub(crate) fn readmit(&mut self, now: Instant) -> Vec<EndpointId> {
         let mut back = Vec::new();
         for (id, patient) in &mut self.patients {
@@ -265,7 +265,7 @@ impl Ward {
         back
     }
 
-    /// Who is ejected, the one that would come back first first.
+    /// The ejected endpoints, in the order in which they would come back.
     pub(crate) fn ejected(&self) -> Vec<EndpointId> {
         let patients = self.patients.iter();
         let ejected =
@@ -283,7 +283,7 @@ impl Ward {
         patient.ejection.take().is_some() && !patient.is_ill
     }
 
-    /// It has another budget from now on. Returns whether it is in because of that: there was no place left.
+    /// It has another budget from now on. Returns whether it is in because of that: the new budget was exhausted.
     pub(crate) fn transfer(&mut self, id: &EndpointId, budget: &EjectionBudget) -> bool {
         let patient = self.patients.get_mut(id);
         let Some((patient, ejection)) = patient.and_then(|patient| {
@@ -298,7 +298,7 @@ impl Ward {
         !patient.is_out()
     }
 
-    /// A check changed its mind. Returns whether it is in or out now, if that changed.
+    /// The result of the health check changed. Returns whether it is in or out now, if that changed.
     pub(crate) fn checked(&mut self, id: &EndpointId, is_well: bool) -> Option<bool> {
         let patient = self.patients.entry(id.clone()).or_default();
         let was_out = patient.is_out();
@@ -315,7 +315,7 @@ impl Ward {
         self.before.remove(id);
     }
 
-    /// When to look again.
+    /// When to call it again.
     pub(crate) fn next(&self) -> Option<Instant> {
         let back = self
             .patients
@@ -325,12 +325,12 @@ impl Ward {
         back.into_iter().chain(self.sweep_at).min()
     }
 
-    /// No endpoint is left to look at: [`next`](Self::next) must not name a time that nothing happens at.
+    /// No endpoint is left: [`next`](Self::next) must not return a time at which there is nothing to do.
     pub(crate) fn pause_sweeps(&mut self) {
         self.sweep_at = None;
     }
 
-    /// Whether it is time for the look at all. Begins to count with the first endpoint.
+    /// Whether a comparison is due. The first interval begins with the first endpoint.
     pub(crate) fn is_sweep_due(&mut self, now: Instant) -> bool {
         let Some(outlier) = &self.outlier else {
             return false;
@@ -347,7 +347,7 @@ impl Patient {
     }
 }
 
-/// Mean less so many standard deviations. `None` where there are too few to compare.
+/// The mean minus this number of standard deviations. `None` if there are too few to compare.
 fn limit(rates: &[(f64, EndpointId)], deviations: f64) -> Option<f64> {
     if rates.len() < FEW {
         return None;
@@ -362,7 +362,7 @@ fn limit(rates: &[(f64, EndpointId)], deviations: f64) -> Option<f64> {
     Some(mean - deviations * variance.sqrt())
 }
 
-/// With fewer endpoints than these, a mean and a deviation mean nothing.
+/// With fewer endpoints than this, a mean and a deviation are meaningless.
 const FEW: usize = 5;
 
 #[cfg(test)]
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_are_ejected_than_the_budget_has_places_for() {
+    fn at_most_as_many_are_ejected_as_the_budget_allows() {
         let (mut ward, budget, now) = (ward(), budget(11), Instant::now());
         let _circuit = budget.try_eject().unwrap();
         let ejected = (0..11)
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn checks_and_ejections_are_told_apart() {
+    fn checks_and_ejections_are_independent() {
         let (mut ward, budget, now) = (ward(), budget(10), Instant::now());
         assert!(ward.strike(&id(0), &budget, now));
         assert_eq!(ward.checked(&id(0), false), None, "out it is");
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn one_far_below_the_others_is_struck_and_one_a_little_below_is_not() {
+    fn an_endpoint_far_below_the_mean_is_ejected_and_one_a_little_below_is_not() {
         let seen = |turn: u64, bad: u64| {
             let of = move |index: usize| {
                 let failed = if index == 3 { bad } else { turn };
@@ -479,7 +479,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, the share holds, those that are out come back, and no place is lost.
+        /// In any sequence the share holds, ejected endpoints come back, and no place of the budget is lost.
         #[test]
         fn the_share_holds(events in proptest::collection::vec((0_usize..12, 0_u8..6, 0_u32..40), 0..200), known in 1_usize..12) {
             let (mut ward, mut now) = (ward(), Instant::now());

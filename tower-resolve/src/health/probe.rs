@@ -4,16 +4,16 @@ use tower_outcome::BoxError;
 
 use crate::Endpoint;
 
-/// Asks one endpoint whether it is well.
+/// Checks whether one endpoint is healthy.
 pub trait Probe: Send + Sync + 'static {
-    /// The answer. Dropped when it takes too long, which is a failure.
+    /// The result. Dropped when it takes too long, which is a failure.
     type Future: Future<Output = Result<(), BoxError>> + Send + 'static;
 
-    /// Asks.
+    /// Starts a check.
     fn probe(&self, endpoint: &Endpoint) -> Self::Future;
 }
 
-/// A probe of the user's own. Made by [`from_fn`].
+/// A custom probe. Created by [`from_fn`].
 #[derive(Clone)]
 pub struct FromFn<F>(F);
 

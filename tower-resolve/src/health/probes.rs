@@ -15,13 +15,13 @@ use tower_outcome::BoxError;
 use super::{Probe, probe::BoxProbing};
 use crate::Endpoint;
 
-/// Well is whoever accepts a connection.
+/// Healthy if a connection is accepted.
 ///
-/// Says only that somebody listens there: the kernel accepts for a process that hangs.
+/// It only shows that a socket is listening: the kernel accepts for a process that hangs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpProbe;
 
-/// Well is whoever answers a `GET` over HTTP/1 with a status of 200 to 399, on a connection of its own.
+/// Healthy if a `GET` over HTTP/1 is answered with a status of 200 to 399, on a separate connection.
 ///
 /// ```
 /// use tower_resolve::health::{ActiveCheck, HttpProbe};
@@ -55,13 +55,13 @@ impl Probe for TcpProbe {
 // === impl HttpProbe ===
 
 impl HttpProbe {
-    /// Asks for this path and query.
+    /// Requests this path and query.
     #[must_use]
     pub const fn new(target: PathAndQuery) -> Self {
         Self { target, host: None }
     }
 
-    /// What to say in `Host`. Default: the endpoint's address.
+    /// The value of `Host`. Default: the address of the endpoint.
     #[must_use]
     pub fn host(self, host: HeaderValue) -> Self {
         Self {

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 
 use super::{connection::Connection, pool::Pool};
 
-/// A response's body. Gives its connection back to the pool at its end; dropped before that, it closes it.
+/// A response body. Returns its connection to the pool at its end; if dropped before that, it closes it.
 pub struct UpstreamBody<B: Send + 'static> {
     incoming: Incoming,
     lent: Option<Lent<B>>,

@@ -23,7 +23,7 @@ use super::pool::Capacity;
 /// A connection and what is needed to use it. Dropping it closes the connection.
 pub(super) struct Connection<B> {
     sender: http1::SendRequest<B>,
-    /// Where the exchange's future lives. Its box is kept from one request to the next.
+    /// The future of the exchange. Its box is reused for the next request.
     exchange: Option<Exchange<B>>,
     is_reused: bool,
 }
@@ -45,12 +45,12 @@ impl<B> Connection<B> {
         self.sender.is_closed()
     }
 
-    /// Whether the last exchange is over on the wire, too.
+    /// Whether the last exchange has ended on the wire, too.
     pub(super) fn is_ready(&self) -> bool {
         self.sender.is_ready()
     }
 
-    /// Waits for that. `false`: it closed.
+    /// Waits for that. `false`: the connection closed.
     pub(super) async fn ready(&mut self) -> bool {
         self.sender.ready().await.is_ok()
     }
@@ -86,13 +86,13 @@ impl<B: Body + Send + 'static> Connection<B> {
 // === impl Dial ===
 
 impl Dial {
-    /// Connects, and sends the connection's task on its way.
+    /// Connects, and spawns the task of the connection.
     pub(super) async fn connect<B>(self, capacity: Arc<Capacity>) -> Result<Connection<B>, BoxError>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        // Our own limit says nothing about the other side, so it is told as a refusal.
+        // A local limit is no failure of the other side, so it is a rejection.
         let taken = Capacity::take(&capacity)
             .ok_or(Refusal::new(Class::Exhausted, "upstream-connections"))?;
         let stream = timeout(self.timeout, TcpStream::connect(self.addr))
@@ -119,12 +119,12 @@ impl Dial {
     }
 }
 
-/// What hyper may hold of a connection in each direction: 32 KiB instead of its 408. Each slow client of a proxy pays for this
-/// buffer, for one frame in the channel, and for what the server holds: its buffer and one frame. It is also the largest head
-/// of a response.
+/// The buffer of hyper for each direction of a connection: 32 KiB instead of the default 408. Each slow client of a proxy
+/// costs this buffer, one frame in the channel, and what the server holds: its buffer and one frame. It is also the maximum
+/// size of a response head.
 const MAX_BUFFER: usize = 32 * 1024;
 
-/// Tells apart what the other side has done from what this process lacks, which says nothing about the other side.
+/// Distinguishes failures of the other side from a lack of resources in this process, which is no failure of the other side.
 fn told(error: io::Error) -> BoxError {
     use io::ErrorKind::{AddrNotAvailable, OutOfMemory};
     let is_ours = matches!(error.kind(), AddrNotAvailable | OutOfMemory)

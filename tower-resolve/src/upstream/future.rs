@@ -12,7 +12,7 @@ use tower_outcome::{BoxError, Class, Refusal, Unsent};
 
 use super::{UpstreamBody, connection::Connection, pool::Pool};
 
-/// A request on its way through an [`Upstream`](super::Upstream).
+/// The response future of an [`Upstream`](super::Upstream).
 pub struct ResponseFuture<B> {
     pool: Arc<Pool<B>>,
     state: State<B>,
@@ -68,7 +68,7 @@ where
                             ));
                         }
                         Err(mut error) => match error.take_message() {
-                            // Found dead before anything was written: it was the pool's, so the pool finds another.
+                            // Found closed before anything was written: it was from the pool, so the pool provides another.
                             Some(request) if connection.is_reused() => {
                                 this.state = State::begin(&this.pool, request);
                             }
@@ -138,7 +138,7 @@ where
     }
 }
 
-/// A request whose own body broke off was ended by whoever sent it: that says nothing about the other side.
+/// If the body of a request failed, its sender ended the request: that is no failure of the other side.
 fn broken(error: hyper::Error) -> BoxError {
     if error.is_user() {
         Refusal::new(Class::BadRequest, "request-body").into()

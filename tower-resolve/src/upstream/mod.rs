@@ -19,21 +19,23 @@
 //!
 //! # Readiness is connection readiness
 //!
-//! - `poll_ready` is `Ready` while the last thing known of the address is good. After a connection could not be made it
-//!   is `Pending`, and *whoever polls it* connects again, after 50 ms, doubling to 2 s, with jitter; in a balance that is
-//!   the driver. `Ready` again as soon as a connection stands. Also `Pending` while all connections are taken.
-//! - `call` takes an idle connection that is still open, the one used last first, or makes one.
-//! - A request of which nothing was written comes back as [`Unsent`](tower_outcome::Unsent): the address refused, did not
-//!   answer in time, or all connections are taken. A pooled connection that turns out to be dead before anything was
-//!   written to it is replaced by the next, and nobody is told.
-//! - Any other failure is the upstream's, as hyper's error: the request may have been seen, so it is not sent again.
-//! - A connection goes back to the pool at the end of the response's body. A body dropped before that closes it.
+//! - `poll_ready` is `Ready` while the last attempt to connect to the address succeeded. After a failed one it is `Pending`,
+//!   and *the task that polls it* connects again, after 50 ms, doubling to 2 s, with jitter; in a balance that is the
+//!   driver. It is `Ready` again as soon as a connection is established. It is also `Pending` while all connections are in
+//!   use.
+//! - `call` takes an idle connection that is still open, the most recently used first, or opens one.
+//! - A request of which nothing was written is returned as [`Unsent`](tower_outcome::Unsent): the address refused, did not
+//!   answer in time, or all connections are in use. A pooled connection that turns out to be closed before anything was
+//!   written to it is replaced by the next, without an error.
+//! - Any other failure is an error of the upstream, as hyper's error: the request may have been seen, so it is not sent
+//!   again.
+//! - A connection returns to the pool at the end of the response body. A body that is dropped before that closes it.
 //!
-//! # What it costs
+//! # Costs
 //!
-//! On a reused connection: one short lock to take it and one to give it back (a few instructions on a list of idle
-//! connections, never held while waiting), and no allocation of its own. A new connection costs a task, and a box for
-//! the exchange that stays with it. One more task per address closes what was idle for too long.
+//! On a reused connection: one short lock to take it and one to return it (a few instructions on a list of idle connections,
+//! never held while waiting), and no allocation by this crate. A new connection costs a task, and a box for the exchange
+//! that stays with it. One more task per address closes connections that were idle for too long.
 
 mod body;
 mod connection;

@@ -24,7 +24,7 @@ use tower_outcome::{BoxError, Refusal};
 use super::connection::{Connection, Dial};
 use crate::backoff::Backoff;
 
-/// What all clones of an upstream, its requests and its bodies share.
+/// State that all clones of an upstream, its requests and its bodies share.
 pub(super) struct Pool<B> {
     pub(super) dial: Dial,
     pub(super) host: HeaderValue,
@@ -32,7 +32,7 @@ pub(super) struct Pool<B> {
     pub(super) capacity: Arc<Capacity>,
     idle: Mutex<Idle<B>>,
     is_down: AtomicBool,
-    /// Attempts to connect that failed since it went down; the requests' own, of which there may be many at once, count as one.
+    /// Failed attempts to connect since it went down; those of requests, of which there may be many at once, count as one.
     failures: AtomicU32,
 }
 
@@ -42,35 +42,34 @@ pub(super) struct Limits {
     pub(super) max_idle: usize,
 }
 
-/// How many connections may be open. Apart from the pool, so that pooled connections need not hold what holds them.
+/// The limit of open connections. Separate from the pool, so that pooled connections do not have to hold the pool.
 #[derive(Debug)]
 pub(super) struct Capacity {
     open: AtomicUsize,
     max: usize,
-    /// Wakes those who wait for a connection to come free, or for the address to come back.
+    /// Wakes tasks that wait for a free connection, or for the address to come back.
     changed: Notify,
 }
 
-/// One open connection's share, given back by being dropped: with the task of the connection, so it lasts as long as the
-/// socket does.
+/// The slot of one open connection, freed on drop: held by the task of the connection, so it lasts as long as the socket.
 #[derive(Debug)]
 pub(super) struct Taken(Arc<Capacity>);
 
 struct Idle<B> {
-    /// The one used last at the back.
+    /// The most recently used at the back.
     connections: VecDeque<(Instant, Connection<B>)>,
     has_reaper: bool,
 }
 
-/// An [`Upstream`](super::Upstream) at one moment.
+/// The state of an [`Upstream`](super::Upstream) at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UpstreamSnapshot {
-    /// Whether the last connection could be made, or none was tried yet.
+    /// Whether the last attempt to connect succeeded, or none was made yet.
     pub up: bool,
     /// Open connections, idle ones included.
     pub open: usize,
-    /// Connections that wait for a request.
+    /// Idle connections.
     pub idle: usize,
 }
 
@@ -101,7 +100,7 @@ impl<B> Pool<B> {
         }
     }
 
-    /// Whether a request would find a connection, or room for one.
+    /// Whether a request would find a connection, or could open one.
     pub(super) fn is_ready(&self) -> bool {
         !self.is_down.load(Acquire) && (self.capacity.has_room() || self.has_ready())
     }
@@ -115,13 +114,13 @@ impl<B> Pool<B> {
         }
     }
 
-    /// An idle connection that is open and ready, the one used last first.
+    /// An idle connection that is open and ready, the most recently used first.
     pub(super) fn take(&self) -> Option<Connection<B>> {
         // Dropped after the lock is released.
         let mut closed = Vec::new();
         let mut idle = self.idle();
-        // The ones near the back are the likeliest to be alive. What is passed over is closed, or not yet at the end of
-        // its last exchange; closed ones fall out here.
+        // Connections near the back are the likeliest to be open. Skipped ones are closed, or have not finished their last
+        // exchange; closed ones are removed here.
         let mut index = idle.connections.len();
         while let Some(next) = index.checked_sub(1) {
             index = next;
@@ -138,7 +137,7 @@ impl<B> Pool<B> {
         None
     }
 
-    /// The idle connections whose last exchange is not over on the wire.
+    /// The idle connections whose last exchange has not ended on the wire.
     fn take_unready(&self) -> Vec<Connection<B>> {
         let mut idle = self.idle();
         let all = std::mem::take(&mut idle.connections);
@@ -165,7 +164,7 @@ impl<B> Pool<B> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The one door between up and down.
+    /// The only transition between up and down.
     fn enter(&self, is_down: bool) {
         let was_down = self.is_down.swap(is_down, AcqRel);
         if was_down != is_down {
@@ -181,7 +180,7 @@ impl<B: Body<Data = Bytes> + Send + 'static> Pool<B>
 where
     B::Error: Into<BoxError>,
 {
-    /// Makes a connection, and remembers how that went.
+    /// Opens a connection, and records whether that succeeded.
     pub(super) async fn connect(&self) -> Result<Connection<B>, BoxError> {
         let made = self.dial.connect(self.capacity.clone()).await;
         match &made {
@@ -192,15 +191,15 @@ where
         made
     }
 
-    /// Until something changed that may make it ready. Connects again, if that is what is missing.
+    /// Waits until it may be ready. Connects again, if no connection is open.
     pub(super) async fn changed(self: Arc<Self>) {
         let mut changed = pin!(self.capacity.changed.notified());
-        // From here on nothing is missed; so what happened before is looked at after.
+        // No notification is missed from here on, so the current state is checked after.
         changed.as_mut().enable();
         if self.is_ready() {
             return;
         }
-        // One that was put back before its exchange was over tells nobody when it is.
+        // A connection that was returned before its exchange ended sends no notification.
         self.take_unready().into_iter().for_each(|connection| {
             tokio::spawn(finish(
                 Arc::downgrade(&self),
@@ -232,11 +231,11 @@ where
 }
 
 impl<B: Send + 'static> Pool<B> {
-    /// Gives a connection back, at the end of an exchange.
+    /// Returns a connection, at the end of an exchange.
     ///
-    /// The exchange may not be over on the wire: its last byte is read before hyper says so, and an answer may come
-    /// before its request has been sent. Usually the next request finds it ready. Where no other connection can be made,
-    /// somebody may wait for this one, so it is put back when it is ready, and they are told.
+    /// The exchange may not have ended on the wire: its last byte is read before hyper reports it, and a response may come
+    /// before its request has been sent. Usually it is ready for the next request. If no other connection can be opened, a
+    /// task may wait for this one, so it is returned when it is ready, and waiting tasks are notified.
     pub(super) fn put(self: &Arc<Self>, connection: Connection<B>) {
         if connection.is_ready() || self.capacity.has_room() {
             self.shelve(connection);
@@ -267,7 +266,8 @@ impl<B: Send + 'static> Pool<B> {
         self.capacity.came_free();
     }
 
-    /// Closes what was idle for too long. Returns when to look again; `None` when there is nothing left to look at.
+    /// Closes connections that were idle for too long. Returns when to call it again; `None` if there are no connections
+    /// left.
     fn reap(&self, now: Instant) -> Option<Instant> {
         let mut closed = Vec::new();
         let mut idle = self.idle();
@@ -280,7 +280,7 @@ impl<B: Send + 'static> Pool<B> {
             .connections
             .front()
             .map(|(since, _)| *since + self.limits.idle_timeout);
-        // Connections in use will come back; only without any there is nothing to wait for.
+        // Connections in use will be returned; only without any there is nothing to wait for.
         let next = next.or_else(|| {
             (self.capacity.open.load(Relaxed) > closed.len())
                 .then(|| now + self.limits.idle_timeout)
@@ -333,7 +333,7 @@ impl<B> fmt::Debug for Pool<B> {
 
 impl Capacity {
     pub(super) fn take(capacity: &Arc<Self>) -> Option<Taken> {
-        // Never above the limit, not even for a moment: whoever comes back to below it then tells those who wait.
+        // Never above the limit, not even for a moment: the task that falls below it then notifies the waiting ones.
         let more = |open: usize| (open < capacity.max).then(|| open + 1);
         capacity.open.fetch_update(SeqCst, SeqCst, more).ok()?;
         Some(Taken(capacity.clone()))
@@ -343,7 +343,7 @@ impl Capacity {
         self.open.load(SeqCst) < self.max
     }
 
-    /// A connection can be had that could not before, if nobody could make one.
+    /// A connection has become available that was not before.
     fn came_free(&self) {
         if !self.has_room() {
             self.changed.notify_waiters();
@@ -361,7 +361,7 @@ impl Drop for Taken {
     }
 }
 
-/// Between two attempts to connect to an address that refused: 50 ms, doubling to 2 s.
+/// The delay between two attempts to connect to an address that refused: 50 ms, doubling to 2 s.
 const RECONNECT: Backoff = Backoff {
     first: Duration::from_millis(50),
     cap: Duration::from_secs(2),

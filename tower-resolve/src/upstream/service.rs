@@ -23,8 +23,8 @@ use crate::backoff::FOR_EVER;
 
 /// Sends requests to one address, over pooled HTTP/1 connections. See the [module](super).
 ///
-/// Clones share the pool. Requests go out in origin form as HTTP/1.1; `Host` is kept, or else taken from the request's
-/// URI, or else the address. All other fields are left alone: what is hop-by-hop is a proxy's business. Upgrades work
+/// Clones share the pool. Requests are sent in origin form as HTTP/1.1; `Host` is kept, or else taken from the URI of the
+/// request, or else the address. All other fields are left alone: hop-by-hop fields are the task of a proxy. Upgrades work
 /// through [`hyper::upgrade::on`].
 pub struct Upstream<B> {
     pool: Arc<Pool<B>>,
@@ -32,7 +32,7 @@ pub struct Upstream<B> {
     waits: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
 }
 
-/// The knobs of an [`Upstream`].
+/// The settings of an [`Upstream`].
 #[derive(Clone, Debug)]
 pub struct UpstreamBuilder {
     dial: Dial,
@@ -49,7 +49,7 @@ impl<B> Upstream<B> {
         UpstreamBuilder::new(addr).build()
     }
 
-    /// Whether it is up, and its connections, counted.
+    /// Whether it is up, and the number of connections.
     #[must_use]
     pub fn snapshot(&self) -> UpstreamSnapshot {
         self.pool.snapshot()
@@ -91,7 +91,7 @@ where
 }
 
 impl<B> Clone for Upstream<B> {
-    /// A clone shares the pool, and waits for itself.
+    /// A clone shares the pool, and waits separately.
     fn clone(&self) -> Self {
         Self {
             pool: self.pool.clone(),
@@ -125,38 +125,37 @@ impl UpstreamBuilder {
         }
     }
 
-    /// How long a connection may take to be made. Default: 1 s, within which two lost packets are made good in a data
-    /// centre.
+    /// The maximum time to connect. Default: 1 s, which allows for two lost packets in a data centre.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.dial.timeout = timeout;
         self
     }
 
-    /// How long a connection may be idle before it is closed. Default: 4 s, below the shortest of the usual servers
-    /// (Node.js: 5 s), so that we close it and not they, while a request is on its way.
+    /// The time after which an idle connection is closed. Default: 4 s, less than the timeouts of the usual servers
+    /// (Node.js: 5 s), so that the client closes it and not the server, during a request.
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.limits.idle_timeout = timeout.min(FOR_EVER);
         self
     }
 
-    /// How many idle connections are kept; 0 keeps none. Default: 1 024, as many as may be open: with fewer, each wave of
-    /// answers closes connections that the next wave of requests opens again. The idle timeout is what lets them go.
+    /// The maximum number of idle connections; 0 keeps none. Default: 1 024, the same as of open ones: with fewer, each wave
+    /// of responses closes connections that the next wave of requests opens again. The idle timeout closes unused ones.
     #[must_use]
     pub fn max_idle(mut self, connections: usize) -> Self {
         self.limits.max_idle = connections;
         self
     }
 
-    /// How many connections may be open, used or idle. Default: 1 024.
+    /// The maximum number of open connections, in use or idle. Default: 1 024.
     #[must_use]
     pub fn max_connections(mut self, connections: NonZeroUsize) -> Self {
         self.max_connections = connections;
         self
     }
 
-    /// The upstream. Connects when it is used.
+    /// Creates the upstream. It connects on use.
     #[must_use]
     pub fn build<B>(self) -> Upstream<B> {
         let host = HeaderValue::try_from(self.dial.addr.to_string())
