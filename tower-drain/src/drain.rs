@@ -39,7 +39,7 @@ use crate::{
 ///
 /// A drain has no background task. Its phase advances whenever it is observed or awaited: [`phase`](Self::phase) and
 /// [`snapshot`](Self::snapshot) check the clock, and every future of this handle ([`closing`](Self::closing),
-/// [`done`](Self::done) …) has its own timer. An accept loop of this crate awaits the drain all the time; with another
+/// [`done`](Self::done) …) has its own timer. An accept loop of this crate always awaits the drain; with another
 /// server, await [`done`](Self::done) beside it. An application that has only a [`subscribe`](Self::subscribe)d receiver
 /// must await the drain as well; `tokio::spawn(drain.done())` is enough.
 #[derive(Clone)]

@@ -44,7 +44,7 @@ fn set_least_ttl(socket: impl AsFd, least: libc::c_int) -> io::Result<()> {
 pub(crate) fn unacknowledged(connection: impl AsFd) -> Option<u32> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: for a socket, which is open while it is borrowed, the kernel writes one integer, which lives until the call
-    // returns. Another descriptor refuses the request, or writes an integer too.
+    // returns. For another descriptor the call fails, or also writes an integer.
     let result = unsafe {
         libc::ioctl(
             connection.as_fd().as_raw_fd(),

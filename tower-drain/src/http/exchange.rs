@@ -57,7 +57,7 @@ impl Exchange {
         }
     }
 
-    /// Wakes the reader when [`owes`](Self::owes) has changed since the call of it that comes after this one.
+    /// Wakes the reader when [`owes`](Self::owes) changes after the call of it that follows this one.
     pub(super) fn register(&self, reader: &Waker) {
         self.reader.register(reader);
     }

@@ -68,7 +68,7 @@ use crate::{
 ///   `ConnectInfo<SocketAddr>`, and with the feature `tonic` as tonic's `TcpConnectInfo`, which
 ///   `tonic::Request::remote_addr()` reads;
 /// - a [`Cancellation`](crate::Cancellation);
-/// - clones of the connection's own [extensions](Accepted::extensions_mut), to which a layer around this service may add
+/// - clones of the connection's [extensions](Accepted::extensions_mut), to which a layer around this service may add
 ///   values for handlers: the certificates of the peer, its SNI name, the local address.
 ///
 /// ```no_run
@@ -131,8 +131,8 @@ use crate::{
 ///   upgraded stays open until it ends by itself, or until the drain is done
 /// ```
 ///
-/// The last chance is for requests that are on their way when closing begins. hyper by itself closes idle connections at
-/// once, and such a request then gets a reset for an answer.
+/// The last chance is for requests that are in transit when closing begins. hyper alone closes idle connections at once,
+/// and such a request then gets a reset instead of a response.
 ///
 /// A connection whose request is still under way when the drain is done is cut: its future, and with it the handler's,
 /// is dropped at its next `await`.
@@ -193,7 +193,7 @@ impl<App> Http<App> {
 
     /// How long a connection may be idle between two requests. Default: 75 s.
     ///
-    /// HTTP/1.1 answers advertise 5 s less, so that a client that heeds it never sends into a closing connection. Below
+    /// HTTP/1.1 responses advertise 5 s less, so that a client that respects it never sends into a closing connection. Below
     /// 10 s nothing is advertised.
     #[must_use]
     pub fn keep_alive(self, idle: Duration) -> Self {
@@ -203,7 +203,7 @@ impl<App> Http<App> {
         })
     }
 
-    /// How long the head of a request may be, in bytes. Default: 32 KiB. More is answered with `431`.
+    /// The maximum length of a request's head, in bytes. Default: 32 KiB. The response to a longer one is `431`.
     ///
     /// Over HTTP/1 a head that was sent before the response to the request in front of it may be longer by what was read
     /// with that request, up to [`max_buffer_bytes`](Self::max_buffer_bytes) in all.
@@ -219,9 +219,9 @@ impl<App> Http<App> {
     /// read yet: for each HTTP/1 connection, and for each response of HTTP/2, in bytes. Default: 64 KiB. At least 8 KiB,
     /// and for HTTP/1 as much as [`max_header_bytes`](Self::max_header_bytes).
     ///
-    /// A body waits when the buffer is full, but a piece that was begun is kept whole. hyper's own default is 408 KiB, so
-    /// that the 10 000 connections of a default [`ConnectionLimit`](crate::ConnectionLimit) could keep 4 GB for clients
-    /// that read nothing; with 64 KiB throughput is the same.
+    /// A body waits when the buffer is full, but a piece that was begun is buffered whole. hyper's default is 408 KiB, with
+    /// which the 10 000 connections of a default [`ConnectionLimit`](crate::ConnectionLimit) could hold 4 GB for clients
+    /// that read nothing; with 64 KiB the throughput is the same.
     #[must_use]
     pub fn max_buffer_bytes(self, max: u32) -> Self {
         self.set(|settings| {
@@ -236,8 +236,8 @@ impl<App> Http<App> {
         self.set(|settings| settings.pace.idle = bounded(idle))
     }
 
-    /// How fast a request's body must come at least while it is read, in bytes per second. Default: 240, after 5 s.
-    /// `None`: as slowly as it likes.
+    /// The minimum rate of a request's body while it is read, in bytes per second. Default: 240, after 5 s. `None`: no
+    /// minimum.
     #[must_use]
     pub fn body_rate(self, rate: Option<NonZeroU32>) -> Self {
         self.set(|settings| settings.pace.rate = rate.map_or(0, NonZeroU32::get))
@@ -246,9 +246,9 @@ impl<App> Http<App> {
     /// How long a request whose response has ended may make no progress, because its client sends no more of the body or
     /// the app reads no more. Default: 5 s.
     ///
-    /// An app may answer early and still read the upload, for as long as it gets on. One that does not keeps the
-    /// connection from its next request and from its end, so it is closed then; over HTTP/2 the stream is reset, if the
-    /// app waits for the body, or else the connection ends once nothing else is under way.
+    /// An app may respond early and still read the upload, as long as it makes progress. An upload without progress keeps
+    /// the connection from its next request and from its end, so the connection is closed; over HTTP/2 the stream is reset
+    /// if the app waits for the body, else the connection ends once no other stream is open.
     #[must_use]
     pub fn upload_linger(self, linger: Duration) -> Self {
         self.set(|settings| settings.life.upload = bounded(linger))
@@ -256,13 +256,13 @@ impl<App> Http<App> {
 
     /// How long a peer may take none of the bytes that are held for it. Default: 30 s.
     ///
-    /// On Linux, for a TCP or Unix socket, with [`TlsLayer`](crate::TlsLayer) or without, it takes some whenever its
-    /// kernel acknowledges some, so a client that reads slowly gets all of its response. Else it takes some whenever
-    /// some can be written, which a kernel with large buffers allows only now and then.
+    /// On Linux, for a TCP or Unix socket, with [`TlsLayer`](crate::TlsLayer) or without, progress is measured by the bytes
+    /// that the peer's kernel acknowledges, so a client that reads slowly gets its whole response. Elsewhere it is measured
+    /// by writes, which a kernel with large buffers accepts only now and then.
     ///
-    /// For HTTP/1 those are the connection's; it is closed. For HTTP/2 a stream that does not get on is reset, unless it
-    /// waits for its turn on a connection that does. Up to 16 KiB at a response's end are out of a stream's reach; a
-    /// connection that has nothing else left, and of that nothing is taken, is closed.
+    /// An HTTP/1 connection without progress is closed. An HTTP/2 stream without progress is reset, unless it waits for its
+    /// turn on a connection that makes progress. Up to 16 KiB at the end of a response cannot be taken back by a
+    /// reset; a connection that has only such remainders, and makes no progress, is closed.
     ///
     /// A short duration can cut a client that reads slowly but steadily, because its kernel may acknowledge nothing for
     /// seconds while its receive buffer is nearly full. Measured with a response of 8 MB: clients that read 10 and 20 kB/s
@@ -278,8 +278,8 @@ impl<App> Http<App> {
         self.set(|settings| settings.life.age = bounded(age))
     }
 
-    /// How long after its age a connection that still has something under way is cut. Default: [`Duration::MAX`], never:
-    /// a long stream is usually meant.
+    /// How long after its maximum age a connection with a request under way is cut. Default: [`Duration::MAX`], never: a
+    /// long stream is usually intended.
     #[must_use]
     pub fn max_age_grace(self, grace: Duration) -> Self {
         self.set(|settings| settings.life.age_grace = bounded(grace))
@@ -295,19 +295,19 @@ impl<App> Http<App> {
     /// How long a connection is still read from after the server has closed its half, until the peer closes too.
     /// Default: 1 s.
     ///
-    /// The drain waits for it: closing with unread bytes resets the connection, which may destroy the last answer.
+    /// The drain waits for it: closing with unread bytes resets the connection, and the last response may be lost.
     #[must_use]
     pub fn linger(self, linger: Duration) -> Self {
         self.set(|settings| settings.linger = bounded(linger))
     }
 
-    /// Whether a client that has closed its half of an HTTP/1 connection still gets its answer. Default: `false`.
+    /// Whether a client that has closed its half of an HTTP/1 connection still gets its response. Default: `false`.
     ///
-    /// RFC 9112 wants the answer delivered, and `printf .. | nc -N` needs it. But a client that hangs up looks the same
+    /// RFC 9112 requires the response, and `printf .. | nc -N` needs it. But a client that disconnects looks the same
     /// until something is written to it, so with `true` its handler runs to the end for no reader.
     ///
-    /// With `false` a client that closes, and with either one that resets, is seen at once and its handler dropped, though
-    /// it may have sent the next request, or a body that is not read, up to 16 KiB of it.
+    /// With `false` a client that closes, and with either one that resets, is detected at once and its handler dropped, even
+    /// if it has sent the next request, or a body that is not read, up to 16 KiB of it.
     #[must_use]
     pub fn half_close(self, allowed: bool) -> Self {
         self.set(|settings| {
@@ -442,7 +442,7 @@ const FIRST_BYTE: Duration = Duration::from_secs(10);
 const HEADER: Duration = Duration::from_secs(10);
 const HEADER_BYTES: u32 = 32 * 1024;
 const BUFFER_BYTES: u32 = 64 * 1024;
-/// hyper takes no less.
+/// hyper's minimum.
 const LEAST_BUFFER: u32 = 8 * 1024;
 const IDLE: Duration = Duration::from_secs(75);
 const BODY_IDLE: Duration = Duration::from_secs(30);

@@ -38,7 +38,7 @@ pub(super) struct ConnShared {
     pub(super) born: Instant,
     /// Set only for HTTP/2.
     pub(super) http2: OnceLock<Box<http2::State>>,
-    /// Guards of requests: until their response's end, and for HTTP/2 that of the task that sends it.
+    /// Guards of requests: until the end of their response, and for HTTP/2 until the end of the task that sends it.
     under_way: AtomicU32,
     /// Requests so far; it may wrap.
     requests: AtomicU32,
@@ -46,17 +46,17 @@ pub(super) struct ConnShared {
     uploads: AtomicU32,
     /// Frames of such bodies that were read; it may wrap.
     read: AtomicU32,
-    /// HTTP/1: bytes came while no request was under way, the beginning of a head.
+    /// HTTP/1: bytes arrived while no request was under way: the beginning of a head.
     head_began: AtomicBool,
     /// HTTP/1: how many bytes hyper got while no request was under way, since the last one.
     head_bytes: AtomicU32,
     /// HTTP/1: hyper wants more of a head than it may have.
     head_too_large: AtomicBool,
-    /// HTTP/1: hyper has kept bytes behind the request under way, the beginning of a head too.
+    /// HTTP/1: hyper has buffered bytes after the request under way: also the beginning of a head.
     behind: AtomicBool,
     /// HTTP/1: the app reads the body of the request under way.
     reading: AtomicBool,
-    /// HTTP/1: a body was given up before its end, so what hyper keeps may be some of it.
+    /// HTTP/1: a body was dropped before its end, so hyper's buffer may contain some of it.
     abandoned: AtomicBool,
     upgraded: AtomicBool,
     /// The connection ends though the drain has not begun.
@@ -70,7 +70,7 @@ pub(super) struct ConnShared {
     sample: Sample,
 }
 
-/// `0`: not asked for. `1`: asked for. Else a number of bytes, and two.
+/// `0`: not requested. `1`: requested. Else a number of bytes, plus two.
 #[derive(Debug, Default)]
 struct Sample(AtomicU64);
 
@@ -179,8 +179,8 @@ impl ConnShared {
         self.under_way.load(Relaxed) == 0 && self.uploads.load(Relaxed) == 0
     }
 
-    /// HTTP/1: how many bytes hyper may get now. Without a request it gets no more than a head may have: its own bound is
-    /// that of its buffers.
+    /// HTTP/1: how many bytes hyper may get now. Without a request it gets at most the length of a head, since hyper itself
+    /// bounds only its buffers.
     pub(super) fn head_budget(&self) -> usize {
         let unbounded = !self.awaits_head()
             || self.http2.get().is_some()
@@ -215,7 +215,7 @@ impl ConnShared {
         self.uploads.fetch_sub(1, AcqRel);
     }
 
-    /// The app asks for a request's body.
+    /// The app polls a request's body.
     pub(super) fn note_reading(&self) {
         self.reading.store(true, Relaxed);
     }
@@ -228,7 +228,7 @@ impl ConnShared {
             && !(has_body && self.reading.load(Relaxed))
     }
 
-    /// HTTP/1: hyper has not asked for more since it got bytes that do not end with a line, so it keeps some of them.
+    /// HTTP/1: hyper has not read again since it got bytes that do not end with a line, so it has buffered some of them.
     pub(super) fn note_behind(&self) {
         let body = self.uploads.load(Relaxed) > 0 || self.abandoned.load(Relaxed);
         if !body && !self.settings.half_close {
@@ -262,7 +262,7 @@ impl ConnShared {
         idle
     }
 
-    /// How long it is read from once it is closed.
+    /// How long the connection is read from once it is closed.
     pub(super) fn linger(&self) -> Duration {
         let linger = self.settings.linger;
         if self.evicted.load(Relaxed) {
@@ -272,7 +272,7 @@ impl ConnShared {
         }
     }
 
-    /// How long its peer may take to answer the first GOAWAY.
+    /// How long the peer may take to acknowledge the first GOAWAY.
     pub(super) fn goaway_timeout(&self) -> Duration {
         let goaway = self.settings.life.goaway;
         if self.evicted.load(Relaxed) {
@@ -282,7 +282,7 @@ impl ConnShared {
         }
     }
 
-    /// Bytes wait to be written, or do so no longer.
+    /// Bytes are blocked from being written, or no longer.
     pub(super) fn set_stalled(&self, stalled: bool) {
         match (self.stalled.is_set(), stalled) {
             (false, true) => self.stalled.set(self.born, Instant::now()),
@@ -300,7 +300,7 @@ impl ConnShared {
         self.stalled.get(self.born)
     }
 
-    /// The stream is asked how much the peer has not acknowledged, when it is written to next.
+    /// Requests the unacknowledged bytes, which the stream determines at its next write.
     pub(super) fn ask_unacknowledged(&self) {
         self.sample.0.store(1, Relaxed);
     }
@@ -320,7 +320,7 @@ impl ConnShared {
         u32::try_from(bytes).ok()
     }
 
-    /// For HTTP/1 as if there were none to wait for.
+    /// For HTTP/1 as if there were none.
     pub(super) fn ping(&self) -> Ping {
         self.http2
             .get()

@@ -51,7 +51,8 @@ pub(super) struct Stream<Io> {
 
 /// How far the stream is closed.
 enum Close {
-    /// -> `Ended` when the peer has closed its half, `Lingering` when ours is, or `Closed` if it need not linger.
+    /// -> `Ended` when the peer has closed its half, `Lingering` when the write half is closed, or `Closed` if it need not
+    /// linger.
     Open,
     /// The peer has closed its half. -> `Closed` when the write half is closed too.
     Ended,
@@ -153,7 +154,7 @@ impl<Io> Stream<Io> {
     where
         Io: 'static,
     {
-        // hyper flushes before each time that it asks for the end, and nothing that is flushed is no progress.
+        // hyper flushes before it polls for the shutdown, and a flush of nothing is no progress.
         if polled.is_pending() || !self.ending {
             self.conn.set_stalled(polled.is_pending());
         }
@@ -232,8 +233,8 @@ impl<Io: AsyncRead + Unpin> Stream<Io> {
         read
     }
 
-    /// Sees that the peer of an HTTP/1 request is gone while hyper does not read. hyper reads nothing in the middle of a
-    /// request while it has bytes behind it, be it a line end, and nothing of a body that the app does not ask for.
+    /// Detects that the peer of an HTTP/1 request is gone while hyper does not read. hyper reads nothing during a request
+    /// while it has buffered bytes after it, even a line end, and nothing of a body that the app does not poll.
     fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let asked = std::mem::take(&mut self.asked);
         if self.wire.is_some() {
@@ -263,7 +264,7 @@ impl<Io: AsyncRead + Unpin> Stream<Io> {
                 return Poll::Ready(());
             }
         }
-        // It sends more than an answer's tail is worth.
+        // It sends more than is worth reading for the end of a response.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -276,7 +277,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Stream<Io> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check(READ, cx)?;
-        // Nothing of the peer's comes between two pieces.
+        // No bytes of the peer come between two pieces.
         if self.say(buf) {
             return Poll::Ready(Ok(()));
         }

@@ -26,7 +26,7 @@ use super::{super::response::Held, shared::Taken, state::Slot};
 pub(super) struct Http2Body<B: Body> {
     #[pin]
     body: B,
-    /// What is left of a piece that was too large.
+    /// The rest of a piece that was too large.
     rest: Option<B::Data>,
     held: Held,
 }
@@ -48,7 +48,7 @@ enum Data<D> {
 /// What a body returned when it was last polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Said {
-    /// Nothing so far.
+    /// Nothing yet.
     Waiting,
     /// A piece, which is now being sent, and the counter of its progress.
     Gave(Slot),

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 pub(super) struct Frames {
     received: Scanner,
     sent: Scanner,
-    /// Those that are not closed, by ascending identifier.
+    /// Streams that are not closed, by ascending identifier.
     streams: Vec<OpenStream>,
-    /// A header block that has begun.
+    /// The header block that has begun.
     block: Option<Block>,
     /// The greatest identifier a peer has used.
     newest: u32,
@@ -35,23 +35,23 @@ pub(super) struct Frames {
     unsaid: &'static [u8],
 }
 
-/// What peers may send in ten seconds.
+/// The limits of what peers may send in ten seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// Early resets, less the streams that were answered.
+    /// Early resets, less the streams with a response.
     pub(super) resets: u32,
     /// Control frames without a stream's frame between them.
     pub(super) controls: u32,
 }
 
-/// What a peer has sent too much of.
+/// The kind of frames of which a peer has sent too many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flood {
     Resets,
     Controls,
 }
 
-/// Why a GOAWAY is sent.
+/// The error code of a GOAWAY.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
     NoError,
@@ -61,9 +61,9 @@ pub(super) enum Reason {
 /// Totals of the connection's streams. The first two are the open streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
-    /// Streams whose response has not left to its end.
+    /// Streams whose response has not been sent completely.
     pub(super) responses: u32,
-    /// Streams whose response has, and whose request has not come to its end.
+    /// Streams whose response has, but whose request has not ended.
     pub(super) uploads: u32,
     /// Grows with each frame of a response. It may wrap.
     pub(super) sent: u32,
@@ -71,7 +71,7 @@ pub(super) struct Totals {
     pub(super) received: u32,
 }
 
-/// One direction: where a frame begins.
+/// The frame boundaries in one direction.
 #[derive(Debug)]
 struct Scanner {
     /// Of the preface, then of each frame's payload.
@@ -143,7 +143,7 @@ impl Frames {
         }
     }
 
-    /// Whether the ping of our GOAWAY was answered.
+    /// Whether the ping of the GOAWAY was acknowledged.
     pub(super) const fn is_acknowledged(&self) -> bool {
         self.acknowledged
     }
@@ -193,7 +193,8 @@ impl Frames {
         Some(frame)
     }
 
-    /// Follows what the peer sends. The answer to our GOAWAY's ping is hidden from hyper if it is there in one piece.
+    /// Follows the bytes from the peer. The acknowledgement of the GOAWAY's ping is hidden from hyper if it arrives in one
+    /// piece.
     pub(super) fn receive(
         &mut self,
         bytes: &mut [u8],
@@ -213,7 +214,7 @@ impl Frames {
         Ok(())
     }
 
-    /// Follows what was sent to the peer.
+    /// Follows the bytes to the peer.
     pub(super) fn send(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let passed = self.sent.pass(bytes);
@@ -328,7 +329,7 @@ impl Frames {
             PING_FRAME if !head.has(ACK) => self.pings += 1,
             SETTINGS_FRAME if !head.has(ACK) => self.settings += 1,
             GOAWAY_FRAME => {
-                // Those beyond it are neither answered nor reset any more.
+                // Streams beyond it get neither a response nor a reset any more.
                 self.goaway = head.number() & MAX_STREAM;
                 while let Some(id) = self.streams.last().map(|stream| stream.id)
                     && id > self.goaway
@@ -340,7 +341,7 @@ impl Frames {
         }
     }
 
-    /// A frame of a request came.
+    /// A frame of a request has arrived.
     const fn note_received(&mut self) {
         self.totals.received = self.totals.received.wrapping_add(1);
         self.controls.restart();
@@ -437,7 +438,7 @@ impl Scanner {
         self.skip == 0 && self.filled == 0
     }
 
-    /// Takes what is to be skipped, or a piece of the head, and returns how much that is.
+    /// Takes bytes to skip, or a piece of the head, and returns how many.
     fn pass(&mut self, bytes: &[u8]) -> usize {
         if self.skip > 0 {
             let skipped = self.skip.min(bytes.len());
@@ -450,7 +451,7 @@ impl Scanner {
         taken
     }
 
-    /// The head of a frame, once, when it is there.
+    /// The head of a frame, once, when it is complete.
     fn head(&mut self) -> Option<Head> {
         if self.skip > 0 || self.filled < self.wants() {
             return None;
@@ -470,7 +471,7 @@ impl Scanner {
         })
     }
 
-    /// Some frames are looked into.
+    /// Inspects the payload of some frames.
     fn wants(&self) -> usize {
         let looked_into = self.filled >= HEAD
             && matches!(
@@ -506,8 +507,8 @@ impl Head {
 // === impl OpenStream ===
 
 impl OpenStream {
-    /// Whether its request has cost the peer no more than asking and taking it back. One that waited for a while may
-    /// have had a deadline.
+    /// Whether the request has cost the peer no more than opening and resetting it. The reset of an older one may have
+    /// been due to a deadline.
     fn is_early(&self, now: Instant) -> bool {
         !self.answered && now < self.began + EARLY
     }
@@ -561,24 +562,24 @@ fn hide(read: &mut [u8]) -> bool {
     true
 }
 
-/// What a peer that answers our GOAWAY's ping would send.
+/// The acknowledgement of the GOAWAY's ping.
 const ANSWER: [u8; HEAD + 8] = [
     0, 0, 8, PING_FRAME, ACK, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54,
 ];
 
-/// The payload that the h2 crate gives to the ping of a GOAWAY. The tests with a peer that never answers fail should it
-/// ever change.
+/// The payload of the ping that the h2 crate sends with a GOAWAY. The tests with a peer that never acknowledges it fail if
+/// it changes.
 const GOAWAY_PING: [u8; INSIDE] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 const WINDOW: Duration = Duration::from_secs(10);
-/// How soon after its request a reset is taken for an attack's.
+/// How soon after its request a reset counts as early.
 const EARLY: Duration = Duration::from_secs(1);
-/// What frames cost. A client sends more window updates than anything else, two for each frame it was sent or more.
+/// The cost of frames. A client sends mostly window updates, two or more for each frame that it receives.
 const FREE: u32 = 0;
 const UPDATE: u32 = 1;
 const CONTROL: u32 = 10;
 const PREFACE: usize = 24;
 const HEAD: usize = 9;
-/// How much of a payload is looked at.
+/// How much of a payload is inspected.
 const INSIDE: usize = 8;
 /// Last stream and reason.
 const GOAWAY_LENGTH: usize = 8;
@@ -596,7 +597,7 @@ const PING_FRAME: u8 = 6;
 const GOAWAY_FRAME: u8 = 7;
 const WINDOW_UPDATE_FRAME: u8 = 8;
 const CONTINUATION_FRAME: u8 = 9;
-/// Free for experiments (RFC 9113, 11.2), so in use by none.
+/// Reserved for experiments (RFC 9113, 11.2), so it is not in use.
 const UNKNOWN_FRAME: u8 = 0xfa;
 
 #[cfg(test)]

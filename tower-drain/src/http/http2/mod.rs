@@ -43,7 +43,7 @@ pub(super) struct Settings {
 
 #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
 impl<App> Http<App> {
-    /// Speaks HTTP/2 and nothing else: a connection that does not begin so gets a `505`. Default: both.
+    /// Serves only HTTP/2: a connection that begins otherwise gets a `505`. Default: both.
     #[must_use]
     pub fn http2_only(self) -> Self {
         self.set(|settings| settings.protocols = Protocols::Http2)
@@ -55,12 +55,12 @@ impl<App> Http<App> {
         self.set(|settings| settings.http2.max_streams = max)
     }
 
-    /// How many more streams an HTTP/2 peer may reset early in ten seconds than it lets be answered. Default: 250.
+    /// How many more streams an HTTP/2 peer may reset early in ten seconds than get a response. Default: 250.
     ///
-    /// A reset is early before the response has begun, and within a second of the request: asking and taking it back
-    /// costs the peer nothing, and the server a handler (CVE-2023-44487). Each stream that is answered gives one back, so
-    /// a client that cancels some of its requests is served however many it has, and so is one whose deadlines pass. The
-    /// default leaves room for two pages of 100 requests each that are left before they were answered.
+    /// A reset is early before the response has begun, and within a second of the request: such a request costs the peer
+    /// nothing, and the server a handler (CVE-2023-44487). Each stream with a response offsets one reset, so a client that
+    /// cancels some of its requests is served at any rate, and so is one whose deadlines expire. The default leaves room
+    /// for two web pages of 100 requests each that are cancelled before they get a response.
     ///
     /// The connection of a peer that goes beyond it is closed with a GOAWAY (`ENHANCE_YOUR_CALM`).
     #[must_use]
@@ -68,10 +68,10 @@ impl<App> Http<App> {
         self.set(|settings| settings.http2.frames.resets = max)
     }
 
-    /// How many frames that cost it nothing an HTTP/2 peer may send in ten seconds while no stream moves: pings, settings,
+    /// How many control frames an HTTP/2 peer may send in ten seconds while no stream makes progress: pings, settings,
     /// priorities, empty data, unknown ones. Default: 1 000. Ten window updates count as one of them.
     ///
-    /// The count begins anew with each HEADERS and DATA frame of either side, because clients send such frames in
+    /// The count is reset by each HEADERS and DATA frame of either side, because clients send such frames in
     /// proportion to their traffic (grpc-go pings for each message, to measure its bandwidth). Acknowledgements of the
     /// server's frames do not count.
     ///
@@ -81,7 +81,7 @@ impl<App> Http<App> {
         self.set(|settings| settings.http2.frames.controls = max)
     }
 
-    /// How often an HTTP/2 peer is pinged, and how long it may take to answer. Default: 20 s and 10 s.
+    /// How often an HTTP/2 peer is pinged, and how long it may take to respond. Default: 20 s and 10 s.
     #[must_use]
     pub fn ping(self, every: Duration, within: Duration) -> Self {
         self.set(|settings| {
@@ -90,7 +90,7 @@ impl<App> Http<App> {
         })
     }
 
-    /// How long an HTTP/2 peer may take to answer the first GOAWAY before the second one is sent all the same.
+    /// How long an HTTP/2 peer may take to acknowledge the first GOAWAY before the second one is sent anyway.
     /// Default: 1 s.
     #[must_use]
     pub fn goaway_timeout(self, timeout: Duration) -> Self {

@@ -26,8 +26,8 @@ use super::{
     wire::Wire,
 };
 
-/// hyper's connection, boxed: it is twice as large as one of HTTP/1, and ten thousand idle ones of those should not pay
-/// for it.
+/// hyper's connection, boxed: it is twice as large as one of HTTP/1, and ten thousand idle HTTP/1 connections should not
+/// take that memory.
 pub(in crate::http) struct Session<App, Io, B>
 where
     App: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone,
@@ -84,7 +84,7 @@ where
     Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     B: Body<Error: Into<BoxError>> + 'static,
 {
-    /// What is left to do once hyper has ended it because of a flood.
+    /// Sends the last GOAWAY once hyper has ended the connection because of a flood.
     pub(in crate::http) fn after_flood(self) -> Option<Late<Io>> {
         let stream = self.reclaim()?;
         let wire = stream.wire.as_ref()?;
@@ -94,7 +94,7 @@ where
         Some(Late::new(stream, goaway.into()))
     }
 
-    /// Ends one that hyper would keep.
+    /// Ends a connection that hyper would keep open.
     pub(in crate::http) fn end(self) -> Option<Late<Io>> {
         let stream = self.reclaim()?;
         let goaway = stream.wire.as_ref()?.goaway(Reason::NoError, "")?;
@@ -108,7 +108,7 @@ where
     }
 }
 
-/// From now on the bytes that come are frames.
+/// From now on the bytes that arrive are frames.
 pub(super) fn expect_frames<Io>(stream: &mut Stream<Io>, conn: &ConnShared) {
     conn.speak_http2();
     stream.wire = Some(Box::new(Wire::new()));

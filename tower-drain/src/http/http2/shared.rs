@@ -10,7 +10,7 @@ use super::{
     state::{Slot, State},
 };
 
-/// A piece of a response, of which something may be taken.
+/// A piece of a response, some of which the peer may take.
 #[derive(Debug)]
 pub(super) struct Taken {
     conn: Arc<ConnShared>,
@@ -20,12 +20,12 @@ pub(super) struct Taken {
 // === impl ConnShared ===
 
 impl ConnShared {
-    /// It is known which protocol it is.
+    /// The protocol is known.
     pub(super) fn speak_http2(&self) {
         self.http2.get_or_init(|| Box::new(State::new()));
     }
 
-    /// What is on the streams of HTTP/2 has changed.
+    /// The totals of the HTTP/2 streams have changed.
     pub(super) fn note_frames(&self, totals: Totals, congested: bool) {
         let Some(http2) = self.http2.get() else {
             return;
@@ -36,8 +36,8 @@ impl ConnShared {
         }
     }
 
-    /// Since when a stream of HTTP/2 would have got on, if its peer took what is there for it. That is not so while the
-    /// connection is the one that waits: then its streams have their turn only now and then.
+    /// Since when an HTTP/2 stream would have made progress if its peer took its data. That does not hold while the
+    /// connection's window is exhausted: then its streams get a turn only now and then.
     pub(super) fn uncongested_since(&self) -> Option<Instant> {
         if self.stalled_since().is_some() {
             Some(Instant::now())
@@ -46,14 +46,14 @@ impl ConnShared {
         }
     }
 
-    /// Changes whenever some of a response with this slot is taken.
+    /// Changes whenever the peer takes some of a response with this slot.
     pub(super) fn taken(&self, slot: Slot) -> u32 {
         self.http2
             .get()
             .map_or(0, |http2| http2.taken(slot).load(Relaxed))
     }
 
-    /// One more, for what goes on with a request that is counted.
+    /// Another guard, for the rest of a request that is counted.
     pub(super) fn guard(self: &Arc<Self>) -> RequestGuard {
         self.guard_of(Slot::of(0))
     }

@@ -15,17 +15,17 @@ use super::{
 /// The part of a connection's shared state that only HTTP/2 has.
 #[derive(Debug)]
 pub(in crate::http) struct State {
-    /// When the whole connection last kept its streams waiting, and got on.
+    /// When the connection's window last blocked its streams, and made progress.
     congested: Moment,
-    /// What is on its streams.
+    /// Totals of its streams.
     frames: FrameTotals,
-    /// Count up when a peer takes some of a response. A response has one of them, and may share it: it is thought to get
-    /// on then while the other one does.
+    /// Incremented when a peer takes some of a response. Two responses may share a counter: then the progress of one counts
+    /// for both.
     taken: [AtomicU32; SLOTS],
     ping: AtomicU8,
 }
 
-/// Which of the counters is a response's.
+/// The index of a response's counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::http) struct Slot(u8);
 
@@ -107,7 +107,7 @@ impl State {
 // === impl Slot ===
 
 impl Slot {
-    /// Of a connection's requests, by their number.
+    /// For a request, by its number on the connection.
     pub(in crate::http) const fn of(request: u32) -> Self {
         Self((request % SLOTS as u32) as u8)
     }
@@ -124,5 +124,5 @@ impl FrameTotals {
     }
 }
 
-/// This many responses have a counter each.
+/// The number of counters.
 const SLOTS: usize = 64;

@@ -31,7 +31,7 @@ enum Task<F> {
         #[pin]
         stream: F,
         guard: RequestGuard,
-        /// Some while a piece is on its way.
+        /// `Some` while a piece is being sent.
         piece: Option<OnItsWay>,
         #[pin]
         alarm: Option<Sleep>,
@@ -39,12 +39,12 @@ enum Task<F> {
     Reset,
 }
 
-/// A piece of a response that hyper was given and has not got rid of.
+/// A piece of a response that was passed to hyper and not sent completely.
 struct OnItsWay {
     slot: Slot,
-    /// What the slot's counter was when it was last looked at.
+    /// The value of the slot's counter at the last check.
     taken: u32,
-    /// When some of the piece was taken, or the piece given.
+    /// When some of the piece was last taken, or the piece was passed.
     moved: Instant,
 }
 
@@ -91,7 +91,7 @@ impl<F: Future> Future for Task<F> {
         }
         let conn = guard.conn();
         match said {
-            // hyper asks for the next piece only when it has got rid of the last one.
+            // hyper polls for the next piece only after it has sent the last one.
             Some(Said::Gave(slot)) => {
                 let begun = piece.insert(OnItsWay::new(conn, slot));
                 alarm.set(Some(sleep_until(begun.moved + stall(conn) / LOOKS)));
@@ -128,7 +128,7 @@ impl OnItsWay {
         }
     }
 
-    /// When to look again: not at all, if the peer has taken none of it for too long.
+    /// When to check again: `None` if the peer has taken none of it for too long.
     fn look(&mut self, conn: &ConnShared, now: Instant) -> Option<Instant> {
         let taken = conn.taken(self.slot);
         if taken != self.taken {
@@ -144,7 +144,7 @@ fn stall(conn: &ConnShared) -> Duration {
     conn.settings.life.write_stall
 }
 
-/// How often a piece is looked at before it is given up.
+/// How often a piece is checked before its stream is reset.
 const LOOKS: u32 = 4;
 
 #[cfg(test)]
@@ -173,7 +173,7 @@ mod tests {
         task::spawn(Task::new(stream, conn))
     }
 
-    /// A stream that has given a piece which is not taken.
+    /// A stream with a piece that the peer does not take.
     fn giving() -> impl Future<Output = ()> {
         let piece = Full::new(bytes::Bytes::from("piece"));
         let (mut body, mut given) = (Box::pin(Http2Body::new(piece, held())), false);

@@ -12,7 +12,7 @@ use super::{
 /// The frames of a connection, in both directions.
 pub(in crate::http) struct Wire {
     frames: Frames,
-    /// What the peer has sent too much of.
+    /// The kind of frames of which the peer has sent too many.
     flood: Option<Flood>,
 }
 
@@ -26,7 +26,7 @@ impl Wire {
         }
     }
 
-    /// What the peer has sent too much of, if that is why the connection ended.
+    /// The kind of frames of which the peer has sent too many, if the connection ended for that reason.
     pub(super) const fn flood(&self) -> Option<Flood> {
         self.flood
     }
@@ -60,8 +60,8 @@ impl Wire {
         Ok(())
     }
 
-    /// Gives the answer to our GOAWAY's ping, so that hyper ends the connection in good order: the peer has given none, or
-    /// long enough ago that nothing it had sent without knowing of the GOAWAY is still on its way.
+    /// Makes the acknowledgement of the GOAWAY's ping, so that hyper ends the connection gracefully: the peer has sent none,
+    /// or long enough ago that no stream which it had opened before it received the GOAWAY is still in transit.
     pub(in crate::http) fn answer_ping(
         &mut self,
         buf: &mut ReadBuf<'_>,
@@ -74,7 +74,7 @@ impl Wire {
         self.say(buf)
     }
 
-    /// Gives what is left of it.
+    /// Reads the rest of it.
     pub(in crate::http) fn say(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let piece = self.frames.say(buf.remaining());
         buf.put_slice(piece);
@@ -99,7 +99,7 @@ impl Wire {
         }
         let totals = frames.totals();
         if totals != before {
-            // What this data leaves of the window, the streams that wait may not use.
+            // After this data: if it has used up the window, waiting streams are blocked.
             conn.note_frames(totals, frames.is_window_shut());
         }
     }
