@@ -138,7 +138,7 @@ pub(crate) const GRACE: Duration = Duration::from_millis(50);
 /// How long its peer may take to close its half. Nothing was sent to it for a second, so there is no response to lose.
 #[cfg(feature = "http")]
 pub(crate) const LINGER: Duration = Duration::from_millis(50);
-/// How long an HTTP/2 peer may take to answer the first GOAWAY. The second one names the streams that were processed, so a
+/// How long an HTTP/2 peer may take to acknowledge the first GOAWAY. The second one names the streams that were processed, so a
 /// client can repeat any other.
 #[cfg(feature = "http")]
 pub(crate) const GOAWAY: Duration = Duration::from_millis(200);

@@ -7,15 +7,15 @@
 //! ```text
 //!             begin_drain()            5 s                   20 s                  2 s
 //!   Serving ───────────────► Announcing ───────► Closing ───────────► Forced ───────────► Done(report)
-//!      │                        │  │                │  └─ last one gone ─► Done    │           ▲
+//!      │                        │  │                │  └─ all ended ─────► Done    │           ▲
 //!      │      shutdown()        │  │                │                              └───────────┘
-//!      ├────────────────────────┼──────────────────►│                        last one gone, or time up
+//!      ├────────────────────────┼──────────────────►│                        all ended, or time up
 //!      │      force()           └─────── force() ───┴────────► Forced
 //!      └─────────────────────────────────────────────────────► Forced
 //!
 //!   readiness     yes    │  no          │ no              │ no
 //!   new clients   served │  served      │ the queue only  │ none
-//!   HTTP/1        as is  │  Connection: close on every answer
+//!   HTTP/1        as is  │  Connection: close on each response
 //!   HTTP/2        as is  │  as is       │ GOAWAY          │ streams under way end
 //! ```
 //!

@@ -113,7 +113,7 @@ use crate::{
 /// | response that is not taken | 30 s without progress | only while unsent bytes are held: idle SSE and gRPC streams are not cut |
 /// | HTTP/2 streams | 100 | what RFC 9113 recommends at least |
 /// | HTTP/2 windows | 256 KiB a stream, 1 MiB a connection | bounds the memory that a peer can use |
-/// | HTTP/2 resets | 250 early ones in 10 s, less those answered | rapid reset |
+/// | HTTP/2 resets | 250 early ones in 10 s, less those with a response | rapid reset |
 /// | HTTP/2 pings, settings, priorities, empty data | 1 000 together without a stream's frame between them | floods that cost their sender nothing |
 /// | HTTP/2 keep-alive ping | every 20 s, answered within 10 s | detects peers that are gone |
 /// | age | 1 h, ± 10 % | lets load move to new machines; what is under way is not cut, unless there is a `max_age_grace` |
@@ -123,10 +123,10 @@ use crate::{
 /// # How a connection ends
 ///
 /// ```text
-///   HTTP/1   in a request ─────────────────────────────► answer with Connection: close, linger, end
-///            idle, or silent so far ── last chance ────► end            (a request in time is answered as above)
+///   HTTP/1   in a request ─────────────────────────────► response with Connection: close, linger, end
+///            idle, or silent so far ── last chance ────► end            (a request in time gets a response as above)
 ///            half a head ── until it is whole, or its time is over ──► as above, or 408
-///   HTTP/2   GOAWAY at once; streams under way complete ─► end          (a peer that does not answer it: after 1 s,
+///   HTTP/2   GOAWAY at once; streams under way complete ─► end          (a peer that does not acknowledge it: after 1 s,
 ///            as if it had; a peer in the middle of a frame gets the last GOAWAY, and the end)
 ///   upgraded stays open until it ends by itself, or until the drain is done
 /// ```

@@ -59,8 +59,8 @@ impl<App> Http<App> {
     ///
     /// A reset is early before the response has begun, and within a second of the request: such a request costs the peer
     /// nothing, and the server a handler (CVE-2023-44487). Each stream with a response offsets one reset, so a client that
-    /// cancels some of its requests is served at any rate, and so is one whose deadlines expire. The default leaves room
-    /// for two web pages of 100 requests each that are cancelled before they get a response.
+    /// cancels some of its requests is served at any rate, and so is one whose deadlines expire. The default allows
+    /// two web pages of 100 requests each to be cancelled before they get a response.
     ///
     /// The connection of a peer that goes beyond it is closed with a GOAWAY (`ENHANCE_YOUR_CALM`).
     #[must_use]
