@@ -1,4 +1,4 @@
-//! A request that is let in allocates nothing, however many endpoints there are and whichever policy picks.
+//! An admitted request allocates nothing, for any number of endpoints and every policy.
 
 use std::{
     future::{Ready, ready},
@@ -23,7 +23,8 @@ fn answer(_: Request<String>) -> Ready<Result<Response<String>, BoxError>> {
     ready(Ok(Response::new(String::new())))
 }
 
-/// Of a balance over so many endpoints, half of them of another weight, for 200 requests after the first ones.
+/// The allocations of a balance over this number of endpoints, half of them of another weight, for 200 requests after the
+/// first ones.
 async fn allocations<P: Policy<Request<String>>>(builder: BalanceBuilder<P>, count: usize) -> u64 {
     let (source, updates) = source();
     let make = |_: &Endpoint, _: &EjectionBudget| service_fn(answer);
@@ -46,7 +47,7 @@ async fn allocations<P: Policy<Request<String>>>(builder: BalanceBuilder<P>, cou
         let all = (0..count).map(move |user: u64| request(user).body(String::new()).unwrap());
         all.collect::<Vec<_>>()
     };
-    // A thread's first use of what it shares with others allocates.
+    // The first use of shared state by a thread allocates.
     requests(20).into_iter().for_each(&mut call);
     let mut requests = requests(200);
     allocation_counter::measure(|| requests.drain(..).for_each(call)).count_total

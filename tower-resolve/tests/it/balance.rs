@@ -36,7 +36,7 @@ fn no_endpoints(error: &BoxError) -> &NoEndpoints {
     error.downcast_ref().expect("no endpoints")
 }
 
-/// Calls in a task of its own, so that it waits where it must.
+/// Calls in a separate task, so that it waits if necessary.
 fn spawn_call<S, P, K>(
     balance: &Balance<S, Request<String>, P, K>,
 ) -> JoinHandle<Result<(), BoxError>>
@@ -54,7 +54,7 @@ where
 
 #[tokio::test(start_paused = true)]
 async fn the_driver_follows_the_topology_without_any_traffic() {
-    // The fault of tower's balance and tonic's channel (grpc-rust 1581): discovery is read only while somebody polls.
+    // The fault of tower's balance and tonic's channel (grpc-rust 1581): discovery is read only while the balance is polled.
     let rig = rig(Balance::builder());
     rig.source.send(snapshot(1, &["a", "b"])).unwrap();
     settle().await;
@@ -70,12 +70,16 @@ async fn the_driver_follows_the_topology_without_any_traffic() {
             .collect::<Vec<_>>(),
         ["b", "c"]
     );
-    assert_eq!(rig.made.of("a").clones(), 0, "what was removed is dropped");
-    assert_eq!(rig.made.count("b"), 1, "what stayed is kept");
+    assert_eq!(
+        rig.made.of("a").clones(),
+        0,
+        "removed endpoints are dropped"
+    );
+    assert_eq!(rig.made.count("b"), 1, "remaining endpoints are kept");
 }
 
 #[tokio::test(start_paused = true)]
-async fn generations_are_told_to_those_who_subscribe() {
+async fn subscribers_see_each_generation() {
     let rig = rig(Balance::builder());
     let mut generations = rig.balance.subscribe();
     assert_eq!(*generations.borrow_and_update(), None);
@@ -98,7 +102,7 @@ async fn an_older_generation_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_goes_on_with_older_generations_is_in_trouble_until_it_has_a_newer_one() {
+async fn a_source_that_repeats_older_generations_is_degraded_until_it_has_a_newer_one() {
     let rig = rig(Balance::builder());
     rig.source.send(snapshot(5, &["new"])).unwrap();
     for (times, is_degraded) in [(1, false), (2, false), (3, true), (4, true)] {
@@ -109,7 +113,7 @@ async fn a_source_that_goes_on_with_older_generations_is_in_trouble_until_it_has
     rig.source.send(snapshot(5, &["new"])).unwrap();
     settle().await;
     assert!(!rig.balance.snapshot().degraded);
-    // A replay of what is known already is no trouble.
+    // A replay of known changes does not degrade it.
     let (put, removed) = (Vec::new(), Vec::new());
     for to in 2..6 {
         let (from, to) = (generation(to - 1), generation(to));
@@ -214,12 +218,12 @@ async fn the_same_id_with_a_new_epoch_is_another_instance() {
     assert_eq!(
         rig.balance.snapshot().endpoints[0].picks,
         1,
-        "with a history of its own"
+        "with a new history"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_described_anew_keeps_its_service_and_its_history() {
+async fn an_instance_with_a_new_description_keeps_its_service_and_its_history() {
     let mut rig = rig(Balance::builder());
     rig.source.send(snapshot(1, &["a"])).unwrap();
     settle().await;
@@ -240,7 +244,7 @@ async fn an_instance_described_anew_keeps_its_service_and_its_history() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_in_trouble_takes_nothing_away() {
+async fn a_degraded_source_removes_nothing() {
     let mut rig = rig(Balance::builder());
     rig.source.send(snapshot(1, &["a"])).unwrap();
     rig.source.send(Update::degraded("down")).unwrap();
@@ -287,7 +291,7 @@ async fn least_request_prefers_the_idle_one() {
     settle().await;
     rig.made.of("a").answer(Answer::Hang);
     rig.made.of("b").answer(Answer::Hang);
-    // One at each, whatever the first pick: the second goes where nothing is yet.
+    // One at each, for any first pick: the second goes to the idle endpoint.
     let held = [spawn_call(&rig.balance), spawn_call(&rig.balance)];
     settle().await;
     assert_eq!((rig.made.calls("a"), rig.made.calls("b")), (1, 1));
@@ -305,7 +309,7 @@ async fn least_request_prefers_the_idle_one() {
     held[1].abort();
 }
 
-/// Always the same index, so that what happens after a bad pick is seen.
+/// Always the same index, to test what follows a bad pick.
 struct Always(usize);
 
 impl<Req> Policy<Req> for Always {
@@ -326,7 +330,7 @@ impl<Req> Policy<Req> for Always {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_found_not_ready_is_passed_over_and_asked_once() {
+async fn an_endpoint_found_not_ready_is_skipped_and_polled_once() {
     let mut rig = rig(Balance::builder().policy(Always(0)));
     rig.source.send(snapshot(1, &["a", "b", "c"])).unwrap();
     settle().await;
@@ -350,7 +354,7 @@ async fn an_endpoint_found_not_ready_is_passed_over_and_asked_once() {
     assert_eq!(
         rig.made.calls("a"),
         1,
-        "and used again, without any request having asked"
+        "and used again, without a poll by a request"
     );
 }
 
@@ -369,7 +373,7 @@ async fn the_one_ready_endpoint_among_many_is_found() {
         rig.made.of(name).be_pending();
     }
     rig.made.of("e123").be_ready();
-    // The driver has not run in between: the request finds out by itself.
+    // The driver has not run in between: the request finds it.
     rig.balance.call(request()).await.unwrap();
     assert_eq!(rig.made.calls("e123"), 1);
     settle().await;
@@ -389,14 +393,14 @@ async fn the_one_ready_endpoint_among_many_is_found() {
 
 #[tokio::test(start_paused = true)]
 async fn a_removal_between_two_picks_does_not_shift_the_next_one() {
-    // tower 856: a ready index survives a removal, and the request goes to an endpoint that nobody chose.
+    // tower 856: a ready index survives a removal, and the request goes to an endpoint that was not picked.
     let mut rig = rig(Balance::builder().policy(Always(1)));
     rig.source.send(snapshot(1, &["a", "b", "c"])).unwrap();
     settle().await;
     assert!(poll_fn(|cx| rig.balance.poll_ready(cx)).await.is_ok());
     rig.source.send(snapshot(2, &["a", "c"])).unwrap();
     settle().await;
-    // "Ready" was said before the removal; the pick is of the set as it is now.
+    // The readiness is from before the removal; the pick is of the current set.
     rig.balance.call(request()).await.unwrap();
     assert_eq!(
         (
@@ -413,7 +417,7 @@ async fn a_removal_between_two_picks_does_not_shift_the_next_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn phases_are_respected_and_draining_ones_serve_when_nobody_else_does() {
+async fn phases_are_respected_and_draining_endpoints_serve_if_no_other_does() {
     let mut rig = rig(Balance::builder());
     let set = |value, phases: [Phase; 3]| {
         let endpoints = ["a", "b", "c"].into_iter().zip(phases);
@@ -459,7 +463,7 @@ async fn phases_are_respected_and_draining_ones_serve_when_nobody_else_does() {
 // === waiting ===
 
 #[tokio::test(start_paused = true)]
-async fn a_set_known_to_be_empty_is_refused_at_once() {
+async fn with_an_empty_set_requests_are_rejected_at_once() {
     let mut rig = rig(Balance::builder());
     rig.source.send(snapshot(7, &[])).unwrap();
     settle().await;
@@ -532,7 +536,7 @@ async fn with_all_endpoints_not_ready_the_wait_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_that_becomes_ready_lets_all_who_wait_go_on() {
+async fn an_endpoint_that_becomes_ready_wakes_all_waiting_requests() {
     let rig = rig(Balance::builder());
     rig.source.send(snapshot(1, &["a"])).unwrap();
     settle().await;
@@ -549,7 +553,7 @@ async fn an_endpoint_that_becomes_ready_lets_all_who_wait_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_may_wait_than_the_limit_and_a_dropped_one_makes_room() {
+async fn at_most_the_limit_may_wait_and_a_dropped_request_makes_room() {
     let mut rig = rig(Balance::builder().max_waiting(2));
     let calls = [spawn_call(&rig.balance), spawn_call(&rig.balance)];
     settle().await;
@@ -567,7 +571,7 @@ async fn no_more_may_wait_than_the_limit_and_a_dropped_one_makes_room() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wake_up_meant_for_one_that_gave_up_goes_to_the_next() {
+async fn the_wake_up_of_a_dropped_request_goes_to_the_next() {
     let rig = rig(Balance::builder());
     let mut first = rig.balance.clone();
     let mut first = Box::pin(first.call(request()));
@@ -582,7 +586,7 @@ async fn a_wake_up_meant_for_one_that_gave_up_goes_to_the_next() {
     assert_eq!(start.elapsed(), Duration::ZERO);
 }
 
-/// Lets the driver publish, while the test holds on to the one that was woken.
+/// Lets the driver publish, while the test holds the woken request.
 async fn settle_without_polling(made: &Made) {
     while made.count("a") == 0 {
         tokio::task::yield_now().await;
@@ -591,8 +595,8 @@ async fn settle_without_polling(made: &Made) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn on_several_threads_no_wake_up_is_lost_and_no_limit_is_passed() {
-    // Two endpoints that take one request each, and 64 clients: nearly every request waits, and each endpoint's
-    // readiness changes with each request.
+    // Two endpoints that take one request each, and 64 clients: nearly every request waits, and the readiness of each
+    // endpoint changes with each request.
     let (source, updates) = source();
     source.send(snapshot(1, &["a", "b"])).unwrap();
     let busiest = Arc::new(AtomicUsize::new(0));
@@ -632,7 +636,7 @@ async fn on_several_threads_no_wake_up_is_lost_and_no_limit_is_passed() {
     };
     tokio::time::timeout(Duration::from_secs(30), all)
         .await
-        .expect("nobody is left waiting");
+        .expect("no request is left waiting");
     let now = balance.snapshot();
     assert_eq!((busiest.load(SeqCst), now.waiting), (1, 0));
     assert_eq!(
@@ -647,7 +651,7 @@ async fn on_several_threads_no_wake_up_is_lost_and_no_limit_is_passed() {
 
 // === failing over ===
 
-/// A balance over endpoints that hand the first `left` requests back.
+/// A balance over endpoints that return the first `left` requests unsent.
 struct Handing<P: Policy<Request<String>>> {
     balance: Balance<Returning, Request<String>, P>,
     made: Made,
@@ -675,7 +679,7 @@ async fn handing<P: Policy<Request<String>>>(policy: P, left: usize, ids: &[&str
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_handed_back_goes_to_another_endpoint_intact() {
+async fn a_request_returned_unsent_goes_to_another_endpoint_intact() {
     let Handing { balance, made, .. } = &mut handing(RoundRobin::new(), 2, &["a", "b", "c"]).await;
     let request = Request::post("/path")
         .header("x-mark", "1")
@@ -708,7 +712,7 @@ async fn a_request_handed_back_goes_to_another_endpoint_intact() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_that_handed_a_request_back_is_looked_at_before_it_gets_another() {
+async fn an_endpoint_that_returned_a_request_is_polled_before_it_gets_another() {
     let Handing { balance, made, .. } = &mut handing(Always(0), 1, &["a", "b"]).await;
     balance.call(request()).await.unwrap();
     let (served, other) = if made.calls("a") == 1 {
@@ -719,7 +723,7 @@ async fn an_endpoint_that_handed_a_request_back_is_looked_at_before_it_gets_anot
     assert_eq!(
         (made.calls(served), made.calls(other)),
         (1, 0),
-        "not the same one again, whatever the policy says"
+        "not the same one again, for any policy"
     );
     settle().await;
     made.of(served).be_pending();
@@ -728,7 +732,7 @@ async fn an_endpoint_that_handed_a_request_back_is_looked_at_before_it_gets_anot
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_three_endpoints_the_request_is_refused_with_the_last_cause() {
+async fn after_three_endpoints_the_request_is_rejected_with_the_last_cause() {
     let Handing { balance, left, .. } =
         &mut handing(RoundRobin::new(), 100, &["a", "b", "c", "d"]).await;
     let (answer, took) = timed(balance.call(request())).await;
@@ -747,7 +751,7 @@ async fn after_three_endpoints_the_request_is_refused_with_the_last_cause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_only_endpoint_is_tried_again_when_it_says_it_is_ready() {
+async fn the_only_endpoint_is_tried_again_when_it_is_ready() {
     let Handing { balance, made, .. } = &mut handing(RoundRobin::new(), 1, &["a"]).await;
     made.of("a").answer(Answer::Status(201));
     balance.call(request()).await.unwrap();
@@ -771,7 +775,7 @@ async fn an_error_after_the_request_was_sent_is_not_tried_elsewhere() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_fails_is_made_anew_and_never_ends_the_balance() {
+async fn a_service_that_fails_is_created_again_and_never_ends_the_balance() {
     // tower's balance drops such an endpoint until discovery inserts it again.
     let mut rig = rig(Balance::builder());
     rig.source.send(snapshot(1, &["a"])).unwrap();
@@ -809,7 +813,7 @@ async fn a_removed_endpoint_is_no_longer_watched() {
 // === ending ===
 
 #[tokio::test(start_paused = true)]
-async fn a_balance_without_its_driver_says_so() {
+async fn a_balance_without_its_driver_is_stopped() {
     let mut rig = rig(Balance::builder());
     let waits = spawn_call(&rig.balance);
     settle().await;
@@ -848,7 +852,7 @@ async fn the_driver_ends_with_the_last_handle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_while_an_endpoint_is_made_stops_the_balance_and_hangs_nobody() {
+async fn a_panic_in_make_stops_the_balance_and_blocks_no_request() {
     let (source, updates) = source();
     let make = |_: &Endpoint, _: &EjectionBudget| -> testkit::Probe { panic!("made by the test") };
     let (mut balance, driver) = Balance::builder().build::<_, Request<String>, _, _>(updates, make);
@@ -859,7 +863,7 @@ async fn a_panic_while_an_endpoint_is_made_stops_the_balance_and_hangs_nobody() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_or_a_dropped_call_gives_its_place_back() {
+async fn a_panic_or_a_dropped_call_frees_its_slot() {
     let mut rig = rig(Balance::builder());
     rig.source.send(snapshot(1, &["a"])).unwrap();
     settle().await;
@@ -925,7 +929,7 @@ async fn an_http_request_is_in_flight_until_the_end_of_its_body() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_endpoints_epoch_goes_along_and_a_clients_own_does_not() {
+async fn the_epoch_of_the_endpoint_replaces_one_that_the_client_set() {
     let mut rig = rig(Balance::builder().http());
     rig.source
         .send(Update::Snapshot(Topology::new(

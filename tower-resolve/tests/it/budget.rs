@@ -25,7 +25,7 @@ use tower_resolve::{
 
 use crate::support::{endpoint, generation, request, settle, source};
 
-/// An endpoint with a circuit of its own, which opens after three failures in a row if the budget lets it.
+/// An endpoint with a separate circuit, which opens after three consecutive failures if the budget allows it.
 #[derive(Clone)]
 struct Circuit {
     id: String,
@@ -43,7 +43,7 @@ struct State {
 #[derive(Clone, Default)]
 struct World {
     bad: Arc<Mutex<BTreeSet<String>>>,
-    /// Those that were made, by the name of the endpoint.
+    /// The created services, by the id of the endpoint.
     made: Arc<Mutex<BTreeMap<String, Vec<Arc<State>>>>>,
 }
 
@@ -109,7 +109,7 @@ impl World {
         *self.bad.lock().unwrap() = ids.iter().map(|id| (*id).to_owned()).collect();
     }
 
-    /// The latest that was made.
+    /// The latest created service.
     fn of(&self, id: &str) -> Arc<State> {
         self.made.lock().unwrap()[id].last().unwrap().clone()
     }
@@ -172,7 +172,7 @@ impl Rig<RoundRobin> {
         settle().await;
     }
 
-    /// Sends so many requests, of which those to the `bad` fail. Returns how many failed.
+    /// Sends this number of requests, of which those to the `bad` fail. Returns how many failed.
     async fn send(&mut self, requests: usize, bad: &[&str]) -> usize {
         self.world.be_bad(bad);
         let mut failed = 0;
@@ -215,7 +215,7 @@ async fn circuits_and_outlier_detection_together_take_out_half() {
         );
         assert_eq!((budget.out(), rig.out().len()), (5, 5));
         assert!(!rig.balance.snapshot().panics);
-        // One that is alone is never out.
+        // A single endpoint is never out.
         rig.set(some(1)).await;
         rig.world.of("e0").close();
         sleep(Duration::from_secs(60)).await;
@@ -227,7 +227,7 @@ async fn circuits_and_outlier_detection_together_take_out_half() {
 #[tokio::test(start_paused = true)]
 async fn a_circuit_and_an_ejection_of_one_endpoint_take_one_place() {
     let mut rig = over(builder().outlier(Outlier::new()), some(4)).await;
-    // Five in a row at once: the circuit opens at the third, the rest began before that.
+    // Five consecutive failures at once: the circuit opens at the third, the rest began before that.
     rig.world.be_bad(&["e0"]);
     let sent: Vec<_> = (0..20).map(|_| rig.balance.call(request())).collect();
     for request in sent {
@@ -251,7 +251,7 @@ async fn a_circuit_and_an_ejection_of_one_endpoint_take_one_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_priority_and_zone_has_a_budget_of_its_own() {
+async fn each_priority_and_zone_has_a_separate_budget() {
     let at = |id: &str, priority, zone: &'static str| {
         endpoint(id).with_priority(priority).with_zone(zone)
     };
@@ -266,7 +266,7 @@ async fn each_priority_and_zone_has_a_budget_of_its_own() {
     )
     .await;
     let members = |id: &str| rig.world.of(id).budget.members();
-    // All zones but the own are one, as they are for the requests.
+    // All zones but the own are one, as they are for requests.
     assert_eq!(
         ["own0", "far0", "farther0", "second0"].map(members),
         [4, 8, 8, 2]
@@ -280,7 +280,7 @@ async fn each_priority_and_zone_has_a_budget_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_that_moves_gets_a_new_service_on_the_budget_of_its_new_place() {
+async fn an_endpoint_that_moves_gets_a_new_service_on_its_new_budget() {
     let mut rig = over(builder().outlier(Outlier::new()), some(6)).await;
     rig.send(60, &["e0"]).await;
     assert_eq!(rig.world.open(), ["e0"]);
@@ -301,12 +301,12 @@ async fn an_endpoint_that_moves_gets_a_new_service_on_the_budget_of_its_new_plac
     );
     assert!(
         new.is_open() && new.budget.try_eject().is_none(),
-        "it has no say any more"
+        "it has no effect any more"
     );
     let state = rig.world.of("e0");
     assert_eq!((state.budget.members(), state.budget.out()), (2, 0));
     assert_eq!(rig.balance.snapshot().ready(), 6);
-    // What else is told of an endpoint changes nothing about its service.
+    // Other changes of the description do not change the service.
     rig.set(moved().map(|endpoint| endpoint.with_metadata("version", "2")))
         .await;
     assert_eq!(rig.world.made("e0"), 2);
@@ -340,7 +340,7 @@ async fn a_request_in_flight_keeps_no_place_of_an_endpoint_that_was_removed() {
     assert_eq!(rig.world.open(), ["e0", "e1"]);
     let budget = rig.world.of("e2").budget.clone();
     assert_eq!((budget.out(), budget.max_out()), (2, 2));
-    // The handles that the world keeps are those of requests that never end.
+    // The handles that the test keeps are those of requests that never end.
     let held = [rig.world.of("e0"), rig.world.of("e1")];
     rig.set(some(8).into_iter().skip(2)).await;
     assert!(held.iter().all(|state| state.is_open()));
@@ -355,7 +355,7 @@ async fn a_request_in_flight_keeps_no_place_of_an_endpoint_that_was_removed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn endpoints_that_are_not_meant_to_serve_have_no_place() {
+async fn endpoints_that_are_not_meant_to_serve_have_no_place_in_the_budget() {
     let mut rig = over(builder().outlier(Outlier::new()), some(6)).await;
     rig.send(100, &["e0", "e1", "e2"]).await;
     let budget = rig.world.of("e3").budget.clone();
@@ -417,7 +417,7 @@ async fn open_circuits_and_failed_checks_count_together_for_a_panic() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_driver_that_is_dropped_gives_all_places_back() {
+async fn a_dropped_driver_returns_all_places() {
     let strikes = Outlier::new().consecutive(NonZeroU16::MIN);
     let mut rig = over(builder().outlier(strikes), some(8)).await;
     rig.send(100, &["e0", "e1"]).await;
@@ -429,7 +429,7 @@ async fn a_driver_that_is_dropped_gives_all_places_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_is_made_anew_after_a_failure_gives_its_place_back() {
+async fn a_service_that_is_created_again_after_a_failure_returns_its_place() {
     #[derive(Clone)]
     struct Fails(Arc<AtomicBool>);
     impl Service<Request<String>> for Fails {
@@ -463,7 +463,7 @@ async fn a_service_that_is_made_anew_after_a_failure_gives_its_place_back() {
     settle().await;
     let first = made.lock().unwrap()[0].0.clone();
     {
-        // The first was the only member when it was made, so the second has the place.
+        // The first was the only member when it was created, so the second has the place.
         let mut made = made.lock().unwrap();
         assert!(made[0].2.is_none() && made[1].2.take().is_some());
     }

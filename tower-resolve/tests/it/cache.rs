@@ -18,7 +18,7 @@ use tower_resolve::{
 
 use crate::support::{Updates, generation, settle, snapshot, source};
 
-/// A source that counts how often it is asked, and how many of its streams are followed.
+/// A source that counts queries, and open streams.
 #[derive(Clone, Default)]
 struct Source {
     asked: Arc<AtomicUsize>,
@@ -27,12 +27,12 @@ struct Source {
 }
 
 impl Source {
-    /// What it says to each question from now on.
+    /// The answer to each query from now on.
     fn answer(&self, updates: impl IntoIterator<Item = Update>) {
         *self.answers.lock().unwrap() = updates.into_iter().collect();
     }
 
-    /// Says one thing more on the latest stream.
+    /// Sends one more update on the latest stream.
     fn say(&self, update: Update) {
         self.streams
             .lock()
@@ -86,7 +86,7 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_who_follow_a_name_ask_once() {
+async fn many_followers_of_a_name_cause_one_query() {
     let (source, cached) = cached([snapshot(1, &["a"])]);
     let mut followers: Vec<_> = (0..10).map(|_| cached.clone().resolve("name")).collect();
     for updates in &mut followers {
@@ -107,7 +107,7 @@ fn cached(updates: impl IntoIterator<Item = Update>) -> (Source, CachedResolver<
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_source_is_asked_again_ahead_of_the_ttl_and_one_that_speaks_is_not() {
+async fn a_silent_source_is_queried_ahead_of_the_ttl_and_one_that_sends_updates_is_not() {
     let (source, cached) = cached([snapshot(1, &["a"])]);
     let mut updates = cached.resolve("name");
     assert_eq!(ids(updates.next().await), ["a"]);
@@ -125,7 +125,7 @@ async fn a_silent_source_is_asked_again_ahead_of_the_ttl_and_one_that_speaks_is_
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_known_outlives_its_followers_and_is_used_again() {
+async fn a_set_outlives_its_followers_and_is_used_again() {
     let (source, cached) = cached([snapshot(1, &["a"])]);
     assert_eq!(ids(cached.resolve("name").next().await), ["a"]);
     settle().await;
@@ -171,7 +171,7 @@ async fn it_never_goes_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_in_trouble_takes_nothing_away_and_is_asked_again() {
+async fn a_degraded_source_removes_nothing_and_is_queried_again() {
     let (source, cached) = cached([snapshot(1, &["a"])]);
     let mut updates = cached.resolve("name");
     assert_eq!(ids(updates.next().await), ["a"]);
@@ -200,7 +200,7 @@ async fn a_source_in_trouble_takes_nothing_away_and_is_asked_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_confirmed_emptiness_reaches_the_follower_who_knows_of_the_trouble() {
+async fn a_confirmed_empty_set_reaches_a_follower_of_a_degraded_source() {
     let (source, cached) = cached([snapshot(1, &["a"])]);
     let mut updates = cached.resolve("name");
     let mut fold = tower_resolve::diff::Fold::new();
@@ -258,7 +258,7 @@ async fn a_bounded_staleness_ends_in_an_empty_set_and_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_that_does_not_exist_is_asked_for_once_a_second() {
+async fn a_name_that_does_not_exist_is_queried_once_a_second() {
     let (source, cached) = cached([Update::DoesNotExist(generation(1))]);
     let mut updates = cached.resolve("name");
     assert!(matches!(
@@ -285,7 +285,7 @@ async fn a_name_that_does_not_exist_is_asked_for_once_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_generation_seen_elsewhere_makes_it_ask_at_once() {
+async fn a_newer_generation_from_a_peer_starts_a_query_at_once() {
     let (source, cached) = cached([snapshot(5, &["a"])]);
     let mut updates = cached.resolve("name");
     updates.next().await;
@@ -304,7 +304,7 @@ async fn a_newer_generation_seen_elsewhere_makes_it_ask_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_said_to_be_old_and_is_not_is_asked_for_less_and_less_often() {
+async fn wrong_reports_of_a_newer_generation_cause_fewer_and_fewer_queries() {
     let (source, cached) = cached([snapshot(5, &["a"])]);
     let mut updates = cached.resolve("name");
     updates.next().await;
@@ -326,7 +326,7 @@ async fn what_is_said_to_be_old_and_is_not_is_asked_for_less_and_less_often() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gap_makes_it_ask_for_a_snapshot() {
+async fn a_gap_starts_a_query_for_a_snapshot() {
     let (source, cached) = cached([snapshot(5, &["a"])]);
     let mut updates = cached.resolve("name");
     updates.next().await;
@@ -344,7 +344,7 @@ async fn a_gap_makes_it_ask_for_a_snapshot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_ends_its_updates_is_asked_again() {
+async fn a_source_that_ends_its_updates_is_queried_again() {
     struct Ends(Arc<AtomicUsize>);
     impl Resolve for Ends {
         type Updates = futures_util::stream::Iter<std::option::IntoIter<Update>>;
@@ -363,9 +363,9 @@ async fn a_source_that_ends_its_updates_is_asked_again() {
     );
 }
 
-/// In real time: a loop that never rests would keep paused time from passing.
+/// In real time: a busy loop would keep paused time from passing.
 #[tokio::test]
-async fn with_a_ttl_of_nothing_a_source_is_not_asked_in_a_loop() {
+async fn with_a_ttl_of_zero_a_source_is_not_queried_in_a_loop() {
     for answer in [snapshot(1, &["a"]), Update::degraded("busy")] {
         let source = Source::default();
         source.answer([answer]);
@@ -381,7 +381,7 @@ async fn with_a_ttl_of_nothing_a_source_is_not_asked_in_a_loop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_great_loss_right_after_trouble_is_asked_for_again_and_then_believed() {
+async fn a_large_loss_right_after_trouble_is_queried_again_and_then_applied() {
     let (source, cached) = cached([snapshot(1, &["a", "b", "c", "d"])]);
     let mut updates = cached.resolve("name");
     assert_eq!(ids(updates.next().await).len(), 4);
@@ -405,7 +405,7 @@ async fn a_great_loss_right_after_trouble_is_asked_for_again_and_then_believed()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_hangs_is_told_to_be_in_trouble_and_asked_again() {
+async fn a_source_that_hangs_is_degraded_and_queried_again() {
     let (source, cached) = cached([]);
     let mut updates = cached.resolve("name");
     let Some(Update::Degraded(cause)) = updates.next().await else {
@@ -430,7 +430,7 @@ async fn a_source_that_hangs_is_told_to_be_in_trouble_and_asked_again() {
     assert_eq!(source.followed(), 1);
 }
 
-/// A source that takes this long to answer each question, and then says no more.
+/// A source that takes this long to answer each query, and then sends no more.
 struct Slow {
     takes: Duration,
     asked: Arc<AtomicUsize>,
@@ -452,7 +452,7 @@ impl Resolve for Slow {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_slower_than_the_patience_answers_all_the_same() {
+async fn the_answer_of_a_source_slower_than_the_time_limit_is_used() {
     for (takes, most_asked) in [(9, 60), (12, 45), (35, 20), (100, 12)] {
         let asked = Arc::new(AtomicUsize::new(0));
         let cached = CachedResolver::new(Slow {
@@ -467,7 +467,7 @@ async fn a_source_slower_than_the_patience_answers_all_the_same() {
         for _ in 0..600 {
             sleep(seconds(1)).await;
             let known = cached.peek("name").unwrap();
-            // Asked ahead of the TTL, known as old as the answer takes at most.
+            // Queried ahead of the TTL, and known for at most the time of an answer.
             assert!(
                 known.age <= seconds(5 + 2 * takes),
                 "{takes} s: {:?}",
@@ -482,14 +482,14 @@ async fn a_source_slower_than_the_patience_answers_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_counts_from_one_again_is_trouble_and_then_a_new_one() {
+async fn a_source_that_counts_from_one_again_is_degraded_and_then_a_new_one() {
     let (source, cached) = cached([snapshot(100, &["old"])]);
     let cached = cached.max_stale(seconds(20));
     let mut updates = cached.resolve("name");
     let mut fold = Fold::new();
     let _ = fold.apply(updates.next().await.unwrap());
     source.answer([snapshot(1, &["new"])]);
-    // Restored from a backup: whoever was connected comes again.
+    // Restored from a backup: all clients reconnect.
     source.say(Update::degraded("disconnected"));
     let mut restarted_after = None;
     for second in 0..60 {
@@ -538,7 +538,7 @@ async fn a_replica_that_lags_for_a_while_is_no_new_source() {
 }
 
 #[test]
-fn a_name_is_followed_from_another_runtime_when_the_first_one_ends() {
+fn a_name_is_followed_from_another_runtime_when_the_first_ends() {
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -558,7 +558,7 @@ fn a_name_is_followed_from_another_runtime_when_the_first_one_ends() {
     let next = second.block_on(async { tokio::time::timeout(seconds(6), other.next()).await });
     assert_eq!(ids(next.expect("it is asked again")), ["b"]);
     second.block_on(async {
-        // The task is this runtime's now: pushed updates arrive, and it ends with the last follower.
+        // The task belongs to this runtime now: pushed updates arrive, and it ends with the last follower.
         source.say(snapshot(3, &["c"]));
         assert_eq!(ids(other.next().await), ["c"]);
         assert_eq!(source.followed(), 1);
@@ -569,7 +569,7 @@ fn a_name_is_followed_from_another_runtime_when_the_first_one_ends() {
 }
 
 #[test]
-fn a_runtime_that_ends_before_the_first_question_takes_nobody_along() {
+fn a_runtime_that_ends_before_the_first_query_ends_no_follower() {
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -592,17 +592,17 @@ fn a_runtime_that_ends_before_the_first_question_takes_nobody_along() {
     assert_eq!(ids(next.expect("it is asked")), ["a"]);
     drop(one);
 
-    // Where there is no runtime to go on, the follower is told so, once.
+    // If there is no runtime to continue on, the follower gets an error once.
     drop(second);
     let Some(Some(Update::Degraded(cause))) = other.next().now_or_never() else {
-        panic!("nobody asks")
+        panic!("no error")
     };
     assert!(cause.to_string().contains("runtime"), "{cause}");
     assert!(other.next().now_or_never().is_none());
 }
 
 #[test]
-fn a_name_with_followers_keeps_its_place_when_its_runtime_ends() {
+fn a_name_with_followers_keeps_its_entry_when_its_runtime_ends() {
     let first = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -625,7 +625,7 @@ fn a_name_with_followers_keeps_its_place_when_its_runtime_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_panics_is_asked_again_and_its_followers_are_not_lost() {
+async fn a_source_that_panics_is_queried_again_and_keeps_its_followers() {
     struct Panics(Arc<AtomicUsize>);
     impl Resolve for Panics {
         type Updates = std::pin::Pin<Box<dyn futures_util::Stream<Item = Update> + Send>>;
@@ -652,7 +652,7 @@ async fn a_source_that_panics_is_asked_again_and_its_followers_are_not_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_name_asked_for_longest_ago_gives_way() {
+async fn the_least_recently_used_name_is_evicted() {
     let source = Source::default();
     source.answer([snapshot(1, &["a"])]);
     let cached = CachedResolver::new(source.clone()).max_names(NonZeroUsize::new(2).unwrap());
@@ -702,7 +702,7 @@ fn topologies_are_cheap_to_clone_and_compare() {
 
 #[test]
 #[should_panic(expected = "timers are disabled")]
-fn a_runtime_without_timers_is_told_from_one_that_follows() {
+fn a_runtime_without_timers_is_recognized() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();

@@ -1,5 +1,5 @@
-//! The caching resolver in a world of random histories: a registry that publishes, lags, hangs, breaks and comes back,
-//! followers that come and go, in paused time.
+//! The caching resolver with random histories: a registry that publishes, lags, hangs, fails and recovers, and followers
+//! that come and go, in paused time.
 
 use std::{
     cmp::Ordering,
@@ -24,7 +24,7 @@ use crate::support::endpoint;
 
 type Ids = BTreeSet<u8>;
 
-/// What happens next.
+/// The next event.
 #[derive(Clone, Debug)]
 enum Step {
     Publish(Ids),
@@ -34,7 +34,7 @@ enum Step {
     Pass(u64),
     Follow,
     Leave(usize),
-    /// A peer shows a generation: the latest one, or one that there never was.
+    /// A peer shows a generation: the latest one, or one that does not exist.
     Peer {
         is_true: bool,
     },
@@ -44,10 +44,10 @@ enum Step {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
     Well,
-    /// Well, and says what changed where it can.
+    /// Correctly, with deltas if possible.
     Deltas,
     Down,
-    /// A replica that is so many generations behind.
+    /// From a replica that is this number of generations behind.
     Behind(usize),
     Silent,
     Ends,
@@ -130,7 +130,7 @@ impl Registry {
             world
                 .history
                 .push((Generation::new(SourceId::unique(), 1), ids));
-            // Whoever was connected has to come again.
+            // All clients have to reconnect.
             world.streams.clear();
         });
     }
@@ -140,7 +140,7 @@ impl Registry {
             if mode == Mode::Down {
                 world.say(&Update::degraded("down"));
             }
-            // Another replica, another connection; one that merely hangs keeps what it has.
+            // Another replica, another connection; one that only hangs keeps its connections.
             if mode != Mode::Silent && mode != Mode::Down && world.mode != mode {
                 world.streams.clear();
             }
@@ -159,8 +159,8 @@ impl World {
             .retain(|stream| stream.send(update.clone()).is_ok());
     }
 
-    /// Whether it is what was published, as the cache tells it: one that was behind for very long was taken for a new
-    /// source, under an id that nobody published.
+    /// Whether the cache returns what was published: a source that was behind for very long was taken for a new one, under
+    /// an id that was not published.
     fn is_same(&self, published: &(Generation, Ids), told: &(Generation, Ids)) -> bool {
         let sources = || self.history.iter().map(|(generation, _)| generation.source);
         let is_own = published.0.source == told.0.source;
@@ -169,7 +169,7 @@ impl World {
             && (is_own || sources().all(|source| source != told.0.source))
     }
 
-    /// How many streams are still read.
+    /// The number of streams that are still read.
     fn followed(&self) -> usize {
         self.streams
             .iter()
@@ -202,7 +202,7 @@ impl Resolve for Registry {
                 }
             };
             world.streams.push(sender);
-            // A stream that breaks off says so and stays open, as the contract has it.
+            // A stream that fails sends an update and stays open, as in the contract.
             let live = UnboundedReceiverStream::new(receiver);
             let broken = stream::iter([Update::degraded("disconnected")]).chain(stream::pending());
             stream::iter(first).chain(live).chain(broken).boxed()
@@ -213,7 +213,7 @@ impl Resolve for Registry {
 // === impl Follower ===
 
 impl Follower {
-    /// Hears what there is. What is known is always a set that was published, at its generation, and never goes back.
+    /// Reads the pending updates. The known set is always one that was published, at its generation, and never goes back.
     fn hear(&mut self, registry: &Registry) {
         while let Some(Some(update)) = self.updates.next().now_or_never() {
             let before = self.fold.topology().map(Topology::generation);
@@ -285,18 +285,18 @@ async fn run(steps: Vec<Step>) {
         assert!(followed <= 3, "single flight: {followed}");
         assert!(
             !followers.is_empty() || followed == 0,
-            "nobody follows, so nobody asks"
+            "without followers there are no queries"
         );
     }
-    // Ten a second at most for what a peer has seen, and once for whoever comes first.
+    // Ten per second at most for generations from peers, and one for the first follower.
     let asked = registry.with(|world| world.asked);
     let most = 50 + usize::try_from(began.elapsed().as_millis()).unwrap() / 90;
     assert!(asked <= most, "{asked} questions in {:?}", began.elapsed());
     converge(&registry, &cached, followers).await;
 }
 
-/// I5: with the source well again, everybody knows the latest within the TTL; a hung question has its own patience, and
-/// a great loss is confirmed once.
+/// I5: with a healthy source, all followers have the latest set within the TTL; a query that hangs has its time limit, and a
+/// large loss is confirmed once.
 async fn converge(
     registry: &Registry,
     cached: &CachedResolver<Registry>,

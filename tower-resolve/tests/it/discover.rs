@@ -10,7 +10,7 @@ use tower_resolve::{DiscoverEndpoints, Endpoint, Phase, Topology, Update};
 
 use crate::support::{endpoint, generation, snapshot, source};
 
-/// What is told of each change: the id, and the epoch of the instance that a service was made for.
+/// The reported changes: the id, and the epoch of the instance that a service was created for.
 fn made(endpoint: &Endpoint) -> (String, u64) {
     (
         endpoint.id().to_string(),
@@ -46,7 +46,7 @@ fn leased(id: &str, epoch: u64) -> Endpoint {
 }
 
 #[tokio::test]
-async fn what_is_new_is_told_first_and_what_did_not_change_not_at_all() {
+async fn insertions_come_first_and_unchanged_endpoints_are_not_reported() {
     let (sender, updates) = source();
     let mut discover = DiscoverEndpoints::new(updates, made);
     sender.send(snapshot(1, &["a", "b"])).unwrap();
@@ -64,7 +64,7 @@ async fn what_is_new_is_told_first_and_what_did_not_change_not_at_all() {
 }
 
 #[tokio::test]
-async fn trouble_and_old_news_take_nothing_away_and_an_emptied_set_is_told() {
+async fn errors_and_old_updates_remove_nothing_and_an_empty_set_is_reported() {
     let (sender, updates) = source();
     let mut discover = DiscoverEndpoints::new(updates, made);
     for update in [
@@ -81,7 +81,7 @@ async fn trouble_and_old_news_take_nothing_away_and_an_emptied_set_is_told() {
 }
 
 #[tokio::test]
-async fn those_that_leave_are_used_while_nobody_else_is_there() {
+async fn draining_endpoints_are_used_while_there_is_no_other() {
     let (sender, updates) = source();
     let mut discover = DiscoverEndpoints::new(updates, made);
     let phases = |a, b| set_of(&[("a", a), ("b", b)]);
@@ -121,7 +121,7 @@ async fn towers_balance_follows_the_set() {
     let mut balance = Balance::new(discover);
     assert!(
         balance.ready().now_or_never().is_none(),
-        "with nobody known it waits"
+        "with an empty set it waits"
     );
     for (value, ids) in [(1, &["a"][..]), (2, &["b"]), (3, &["b", "c"])] {
         sender.send(snapshot(value, ids)).unwrap();

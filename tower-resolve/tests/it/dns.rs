@@ -1,4 +1,4 @@
-//! DNS, against a server in this process that says what the test tells it to, and against dnsmasq.
+//! DNS, against a scripted server in this process, and against dnsmasq.
 
 mod dnsmasq;
 mod server;
@@ -15,7 +15,7 @@ use tower_resolve::{
 
 use self::server::{Answer, Server};
 
-/// Follows a name and keeps what was said, checking that it never goes back.
+/// Follows a name and applies its updates, checking that it never goes back.
 struct Follower {
     updates: DnsUpdates,
     fold: Fold,
@@ -46,7 +46,7 @@ impl Follower {
         assert!(heard.is_ok(), "in bounded time; known is {:?}", self.fold);
     }
 
-    /// Hears until the endpoints are these, in the order of their ids.
+    /// Reads updates until the endpoints are these, in order of their ids.
     async fn hear_ids(&mut self, ids: &[&str]) {
         self.hear(|fold| {
             let known = fold.topology().filter(|known| known.exists());
@@ -77,7 +77,7 @@ fn quick(server: &Server) -> DnsResolver {
 }
 
 #[tokio::test]
-async fn records_that_change_are_followed_and_their_order_is_no_news() {
+async fn changes_of_records_are_followed_and_their_order_is_ignored() {
     let server = Server::start().await;
     server.a("echo.test.", 0, &["192.0.2.1", "192.0.2.2"]);
     let mut follower = Follower::new(&quick(&server), "echo.test.:80");
@@ -99,7 +99,7 @@ async fn records_that_change_are_followed_and_their_order_is_no_news() {
 }
 
 #[tokio::test]
-async fn no_such_name_no_addresses_and_trouble_are_three_things() {
+async fn a_missing_name_no_addresses_and_an_error_are_distinguished() {
     let server = Server::start().await;
     let mut follower = Follower::new(&quick(&server), "echo.test.:80");
     follower.hear_missing().await;
@@ -113,7 +113,7 @@ async fn no_such_name_no_addresses_and_trouble_are_three_things() {
     assert_eq!(
         follower.fold.topology().unwrap().len(),
         1,
-        "trouble takes nothing away"
+        "an error removes nothing"
     );
     server.set("echo.test.", Answer::Code(ResponseCode::Refused));
     follower.hear(|fold| fold.degraded().is_some()).await;
@@ -133,13 +133,13 @@ async fn no_such_name_no_addresses_and_trouble_are_three_things() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_silent_is_trouble_in_bounded_time() {
+async fn a_silent_server_degrades_the_name_in_bounded_time() {
     let server = Server::start().await;
     server.set("echo.test.", Answer::Silence);
     let mut follower = Follower::new(&quick(&server), "echo.test.:80");
     follower.hear(|fold| fold.degraded().is_some()).await;
     assert!(follower.fold.topology().is_none());
-    // A service whose targets nobody knows is no better.
+    // The same for a service with unknown targets.
     server.srv("_echo._tcp.test.", &[(1, 1, 1, "echo.test.")]);
     let mut service = Follower::new(&quick(&server), "_echo._tcp.test.");
     service.hear(|fold| fold.degraded().is_some()).await;
@@ -147,7 +147,7 @@ async fn a_server_that_is_silent_is_trouble_in_bounded_time() {
 }
 
 #[tokio::test]
-async fn a_family_that_fails_takes_nothing_away() {
+async fn a_family_that_fails_removes_nothing() {
     let server = Server::start().await;
     server.a("echo.test.", 0, &["192.0.2.1"]);
     server.aaaa("echo.test.", 0, &["2001:db8::1"]);
@@ -166,12 +166,12 @@ async fn a_family_that_fails_takes_nothing_away() {
 }
 
 #[tokio::test]
-async fn the_time_to_live_is_kept_for_all_who_follow() {
+async fn the_time_to_live_is_respected_for_all_followers() {
     let server = Server::start().await;
     server.a("echo.test.", 3600, &["192.0.2.1"]);
     server.set_aaaa("echo.test.", Answer::Empty);
     let resolver = DnsResolver::servers([server.addr()]).unwrap();
-    // A cache above it asks many times; what DNS said counts all the same.
+    // A cache above it queries many times; the time to live is respected all the same.
     let cached = CachedResolver::new(resolver.clone()).ttl(Duration::from_millis(20));
     let mut updates = cached.resolve("echo.test.:80");
     assert!(matches!(updates.next().await, Some(Update::Snapshot(known)) if known.len() == 1));
@@ -183,13 +183,13 @@ async fn the_time_to_live_is_kept_for_all_who_follow() {
         other.hear_ids(&["192.0.2.1:80"]).await;
     }
     sleep(Duration::from_millis(400)).await;
-    // The empty AAAA answer came without a time of its own and counts for 5 s.
+    // The empty AAAA answer has no time to live and is valid for 5 s.
     assert_eq!(server.asked(), asked);
     assert_eq!(asked, 2, "one for each family");
 }
 
 #[tokio::test]
-async fn a_name_that_fails_is_not_asked_for_in_a_loop() {
+async fn a_name_that_fails_is_not_queried_in_a_loop() {
     let server = Server::start().await;
     server.set("echo.test.", Answer::Code(ResponseCode::Refused));
     let resolver = quick(&server);
@@ -203,12 +203,12 @@ async fn a_name_that_fails_is_not_asked_for_in_a_loop() {
     assert_eq!(
         server.asked(),
         asked,
-        "who asks again within half a second is told what is known"
+        "a query within half a second gets the known answer"
     );
 }
 
 #[tokio::test]
-async fn a_name_that_dns_cannot_know_says_what_to_write_and_stays_open() {
+async fn an_invalid_name_is_degraded_with_the_valid_form_and_stays_open() {
     let server = Server::start().await;
     let mut updates = quick(&server).resolve("echo");
     let Some(Update::Degraded(cause)) = updates.next().await else {
@@ -257,7 +257,7 @@ async fn a_service_is_its_targets_with_port_priority_and_weight() {
         (10, 3, "one.test")
     );
     assert_eq!(known.get("192.0.2.2:8082").unwrap().weight().get(), 1);
-    // One target is in trouble, the other moves: the first stays as it was.
+    // One target fails, the other moves: the addresses of the first stay.
     server.set("one.test.", Answer::Code(ResponseCode::ServFail));
     server.a("two.test.", 0, &["192.0.2.3"]);
     follower

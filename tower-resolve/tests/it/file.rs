@@ -1,4 +1,4 @@
-//! Endpoints from a file, while somebody writes it: well, badly, and often. The files are real; the time is not.
+//! Endpoints from a file that is being written, correctly or not, and often. The files are real; the time is not.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use tower_resolve::{
     diff::Fold,
 };
 
-/// A folder of its own for each test, which goes with it.
+/// A separate folder for each test, removed with it.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -35,7 +35,7 @@ impl Folder {
         self.0.join(name)
     }
 
-    /// As one should: another file, then a rename.
+    /// In the recommended way: another file, then a rename.
     fn replace(&self, name: &str, text: &str) {
         let next = self.path("next");
         fs::write(&next, text).unwrap();
@@ -49,7 +49,7 @@ impl Drop for Folder {
     }
 }
 
-/// Follows a name and keeps what was said, checking that it never goes back.
+/// Follows a name and applies its updates, checking that it never goes back.
 struct Follower {
     updates: FileUpdates,
     fold: Fold,
@@ -63,7 +63,7 @@ impl Follower {
         }
     }
 
-    /// Hears updates until what is known satisfies `until`.
+    /// Reads updates until the known set satisfies `until`.
     async fn hear(&mut self, until: impl Fn(&Fold) -> bool) {
         let hearing = async {
             while !until(&self.fold) {
@@ -157,7 +157,7 @@ async fn a_file_that_is_replaced_is_followed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broken_file_keeps_the_last_good_set_and_says_where_and_what_to_do() {
+async fn an_invalid_file_keeps_the_last_good_set_and_names_the_line_and_the_correction() {
     let folder = Folder::new();
     folder.replace("echo.toml", &text(&[1]));
     let (resolver, mut follower) = followed(&folder);
@@ -186,7 +186,7 @@ async fn a_broken_file_keeps_the_last_good_set_and_says_where_and_what_to_do() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_follower_of_a_broken_file_is_told_of_the_trouble_and_not_of_an_old_set() {
+async fn a_new_follower_of_an_invalid_file_gets_the_error_and_no_old_set() {
     let folder = Folder::new();
     folder.replace("echo.toml", &text(&[1]));
     let (resolver, mut follower) = followed(&folder);
@@ -195,11 +195,14 @@ async fn a_follower_of_a_broken_file_is_told_of_the_trouble_and_not_of_an_old_se
     follower.hear_trouble("expected a list").await;
     let mut late = Follower::new(&resolver, "echo");
     late.hear_trouble("expected a list").await;
-    assert!(late.fold.topology().is_none(), "who remembers is the cache");
+    assert!(
+        late.fold.topology().is_none(),
+        "only the cache keeps old sets"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_truncated_or_deleted_file_takes_nothing_away() {
+async fn a_truncated_or_deleted_file_removes_nothing() {
     let folder = Folder::new();
     let path = folder.path("echo.toml");
     let (_resolver, mut follower) = followed(&folder);
@@ -235,7 +238,7 @@ async fn a_file_in_the_middle_of_being_written_is_not_taken_for_a_shorter_one() 
     let (_resolver, mut follower) = followed(&folder);
     follower.hear_ports(&all).await;
     let writer = tokio::spawn(async move {
-        // In place, a line at a time: every prefix that ends between two endpoints is a good file.
+        // In place, a line at a time: every prefix that ends between two endpoints is a valid file.
         let mut file = fs::File::create(path).unwrap();
         for line in text(&(1..=21).collect::<Vec<_>>()).split_inclusive('\n') {
             file.write_all(line.as_bytes()).unwrap();
@@ -274,7 +277,7 @@ async fn many_quick_changes_end_in_the_last_one() {
 
 #[cfg(unix)]
 #[tokio::test(start_paused = true)]
-async fn a_file_behind_a_link_is_followed_when_the_link_is_turned() {
+async fn a_file_behind_a_link_is_followed_when_the_link_changes() {
     let folder = Folder::new();
     fs::write(folder.path("one"), text(&[1])).unwrap();
     fs::write(folder.path("two"), text(&[2])).unwrap();
@@ -287,7 +290,7 @@ async fn a_file_behind_a_link_is_followed_when_the_link_is_turned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_is_too_large_is_trouble_and_a_comment_is_no_news() {
+async fn a_file_that_is_too_large_is_an_error_and_a_comment_is_no_change() {
     let folder = Folder::new();
     folder.replace("echo.toml", &text(&[1]));
     let resolver = FileResolver::toml(folder.path("echo.toml"))
@@ -309,7 +312,7 @@ async fn a_file_that_is_too_large_is_trouble_and_a_comment_is_no_news() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cache_over_a_broken_file_tells_one_trouble_and_one_recovery() {
+async fn a_cache_over_an_invalid_file_reports_one_error_and_one_recovery() {
     let folder = Folder::new();
     fs::write(
         folder.path("echo.json"),
@@ -317,7 +320,7 @@ async fn a_cache_over_a_broken_file_tells_one_trouble_and_one_recovery() {
     )
     .unwrap();
     let file = FileResolver::json(folder.path("echo.json")).every(Duration::from_millis(10));
-    // It asks a source in trouble again, many times in this test.
+    // It queries a degraded source again, many times in this test.
     let cached = CachedResolver::new(file)
         .ttl(Duration::from_millis(100))
         .negative_ttl(Duration::from_millis(20));

@@ -25,7 +25,7 @@ use tower_resolve::{
 
 use crate::support::{endpoint, generation, request, settle, snapshot, source};
 
-/// Endpoints that fail, or are not ready, as the test says.
+/// Endpoints that fail or are not ready, as the test configures them.
 #[derive(Clone, Default)]
 struct World(Arc<Mutex<Told>>);
 
@@ -73,7 +73,7 @@ async fn over<P: Policy<Request<String>>>(builder: BalanceBuilder<P>, count: usi
     told(builder, snapshot(1, &as_strs(&names(count)))).await
 }
 
-/// Over what the source says first.
+/// Over the first snapshot of the source.
 async fn told<P: Policy<Request<String>>>(builder: BalanceBuilder<P>, update: Update) -> Rig<P> {
     let ((source, updates), world) = (source(), World::default());
     let all = world.clone();
@@ -108,7 +108,7 @@ impl<P: Policy<Request<String>>> Rig<P> {
     }
 }
 
-/// Sends so many requests, of which those to the `bad` fail. Returns how many failed.
+/// Sends this number of requests, of which those to the `bad` fail. Returns how many failed.
 async fn send<P: Policy<Request<String>>>(
     rig: &mut Rig<P>,
     requests: usize,
@@ -135,7 +135,7 @@ fn out<P: Policy<Request<String>>>(rig: &Rig<P>) -> Vec<String> {
 // === outliers ===
 
 #[tokio::test(start_paused = true)]
-async fn five_failures_in_a_row_eject_an_endpoint_for_half_a_minute() {
+async fn five_consecutive_failures_eject_an_endpoint_for_half_a_minute() {
     let mut rig = over(
         Balance::builder()
             .policy(RoundRobin::new())
@@ -154,7 +154,7 @@ async fn five_failures_in_a_row_eject_an_endpoint_for_half_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_success_in_between_forgives() {
+async fn a_success_in_between_resets_the_count() {
     let mut rig = over(
         Balance::builder()
             .policy(RoundRobin::new())
@@ -199,7 +199,7 @@ async fn with_all_of_them_failing_half_of_them_stay() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_far_worse_than_the_others_is_ejected_though_it_never_fails_five_times_in_a_row() {
+async fn an_endpoint_far_below_the_mean_is_ejected_without_five_consecutive_failures() {
     let mut rig = over(
         Balance::builder()
             .policy(RoundRobin::new())
@@ -217,7 +217,7 @@ async fn one_far_worse_than_the_others_is_ejected_though_it_never_fails_five_tim
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_that_were_given_up_count_neither_way() {
+async fn abandoned_requests_are_not_counted() {
     let mut rig = over(
         Balance::builder()
             .policy(RoundRobin::new())
@@ -225,7 +225,7 @@ async fn requests_that_were_given_up_count_neither_way() {
         8,
     )
     .await;
-    // Given up everywhere, most of them; of those that were waited for, e5 fails every other.
+    // Most of them are abandoned, at all endpoints; of those with a response, every other one of e5 fails.
     for _ in 0..150 {
         for _ in 0..80 {
             drop(rig.balance.call(request()));
@@ -281,11 +281,11 @@ async fn a_failure_that_began_before_an_ejection_does_not_count_after_it() {
     }
     settle().await;
     assert_eq!(failed, 9);
-    assert!(out(&rig).is_empty(), "they are of the term before");
+    assert!(out(&rig).is_empty(), "they are of the previous term");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_driver_over_an_empty_set_rests() {
+async fn a_driver_over_an_empty_set_is_not_woken() {
     let checks = Sick::default();
     for missing in [snapshot(2, &[]), Update::DoesNotExist(generation(2))] {
         let (source, updates) = source();
@@ -302,7 +302,7 @@ async fn a_driver_over_an_empty_set_rests() {
         assert!(driver.poll().is_pending());
         source.send(missing).unwrap();
         assert!(driver.poll().is_pending());
-        // Past every sweep and every check that was due when the endpoints went.
+        // Past every sweep and every check that was due when the endpoints were removed.
         for _ in 0..4 {
             sleep(Duration::from_secs(11)).await;
             assert!(driver.poll().is_pending());
@@ -312,7 +312,7 @@ async fn a_driver_over_an_empty_set_rests() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_that_could_not_be_ejected_is_looked_at_again() {
+async fn an_endpoint_that_could_not_be_ejected_is_evaluated_again() {
     let outlier = Outlier::new().max_ejected(10);
     let mut rig = over(
         Balance::builder()
@@ -323,7 +323,7 @@ async fn an_endpoint_that_could_not_be_ejected_is_looked_at_again() {
     .await;
     send(&mut rig, 60, &["e0"]).await;
     assert_eq!(out(&rig), ["e0"]);
-    // One of ten is all there is room for.
+    // The budget allows one of ten.
     send(&mut rig, 100, &["e1"]).await;
     assert_eq!(out(&rig), ["e0"]);
     sleep(Duration::from_secs(40)).await;
@@ -354,7 +354,7 @@ fn as_strs(names: &[String]) -> Vec<&str> {
     names.iter().map(String::as_str).collect()
 }
 
-/// How many requests went to those whose name begins so.
+/// The number of requests to endpoints with this prefix.
 fn calls_to<P: Policy<Request<String>>>(rig: &Rig<P>, prefix: &str) -> usize {
     let told = rig.world.0.lock().unwrap();
     let calls = told.calls.iter();
@@ -398,7 +398,7 @@ async fn a_smaller_standby_takes_all_of_the_load_of_endpoints_that_fail_their_ch
         );
         assert_eq!((calls_to(&rig, "p"), calls_to(&rig, "s")), (0, 1_000));
         assert!(!rig.balance.snapshot().panics);
-        // And back, when they are well.
+        // And back, when they are healthy.
         sick.be(&[]);
         sleep(Duration::from_secs(20)).await;
         forget_calls(&rig);
@@ -424,7 +424,7 @@ async fn a_smaller_standby_takes_all_of_the_load_of_endpoints_that_fail_their_re
         );
         forget_calls(&rig);
         assert_eq!(send(&mut rig, 1_000, &as_strs(&ids)).await, 0);
-        // The standby fails too: half of it stays, and half of the first comes back, as nobody else is there.
+        // The standby fails too: half of it stays, and half of the first comes back, as there is no other.
         let all: Vec<_> = ids.into_iter().chain(named("s", second)).collect();
         send(&mut rig, 30 * (first + second), &as_strs(&all)).await;
         let out = out(&rig);
@@ -438,7 +438,7 @@ async fn a_smaller_standby_takes_all_of_the_load_of_endpoints_that_fail_their_re
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_priority_panics_when_the_others_cannot_take_the_load() {
+async fn a_priority_panics_when_the_next_cannot_take_the_load() {
     let sick = Sick::default();
     let builder = Balance::builder()
         .policy(RoundRobin::new())
@@ -458,7 +458,7 @@ async fn a_priority_panics_when_the_others_cannot_take_the_load() {
         "what 4 of 10 can take: {to_first}"
     );
 
-    // Together they can take less than everything: the first panics, and the second, where half are well, does not.
+    // Together they can take less than the full load: the first panics, and the second, where half are healthy, does not.
     ill = [named("p", 8), named("s", 5)].concat();
     sick.be(&as_strs(&ill));
     sleep(Duration::from_secs(20)).await;
@@ -469,7 +469,7 @@ async fn a_priority_panics_when_the_others_cannot_take_the_load() {
         let ids = ill.iter().filter(|id| id.starts_with(prefix));
         ids.map(|id| rig.calls(id)).sum::<usize>()
     };
-    assert_eq!(of("s"), 0, "health is believed there");
+    assert_eq!(of("s"), 0, "health is used there");
     let to_first = calls_to(&rig, "p");
     assert!(
         (1_000..1_290).contains(&to_first),
@@ -481,7 +481,7 @@ async fn a_priority_panics_when_the_others_cannot_take_the_load() {
         "spread over all ten: {ill_part}"
     );
 
-    // Nobody is well anywhere: it is the checks.
+    // No endpoint is healthy, so the checks are at fault.
     let all = [named("p", 10), named("s", 10)].concat();
     sick.be(&as_strs(&all));
     sleep(Duration::from_secs(20)).await;
@@ -514,7 +514,7 @@ async fn only_endpoints_that_may_serve_count_for_a_panic() {
         assert!(!rig.balance.snapshot().panics, "{phase:?}");
         assert_eq!((rig.calls("e0"), calls_to(&rig, "o")), (0, 0));
 
-        // What was said against one counts as soon as it is meant to serve.
+        // The health of an endpoint counts as soon as it is meant to serve.
         let ready = (0..7).map(|id| endpoint(&format!("e{id}")));
         let others = (0..7).map(|id| endpoint(&format!("o{id}")));
         let topology = Topology::new(generation(2), ready.chain(others));
@@ -542,7 +542,7 @@ async fn a_panic_that_has_begun_lasts_a_second() {
     let rig = told(builder, levels(8, 0, false)).await;
     sleep(Duration::from_secs(20)).await;
     assert!(rig.balance.snapshot().panics);
-    // The standby comes and goes: the tier of eight is not put together anew each time.
+    // The standby comes and goes: the tier of eight is not rebuilt each time.
     let all = |value: u64, standby: usize| {
         let Update::Snapshot(all) = levels(8, standby, false) else {
             unreachable!()
@@ -565,7 +565,7 @@ async fn a_panic_that_has_begun_lasts_a_second() {
 
 // === checks ===
 
-/// A probe whose sick endpoints can be changed, and which counts what runs at once.
+/// A probe whose failing endpoints can be changed, and which counts concurrent checks.
 #[derive(Clone, Default)]
 struct Sick {
     ids: Arc<Mutex<BTreeSet<String>>>,
@@ -629,7 +629,7 @@ async fn an_endpoint_is_out_after_three_failed_checks_and_back_after_two_good_on
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_check_decides_alone_and_a_policy_with_keys_heeds_it_too() {
+async fn the_first_check_decides_alone_also_for_a_policy_with_keys() {
     let sick = Sick::default();
     sick.be(&["e1"]);
     let keyed = Balance::builder().policy(Maglev::new(|_: &Request<String>| None));
@@ -642,7 +642,7 @@ async fn the_first_check_decides_alone_and_a_policy_with_keys_heeds_it_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_most_are_out_nobody_believes_it_but_below_five_everybody_does() {
+async fn health_is_ignored_when_most_are_out_except_below_five_endpoints() {
     let sick = Sick::default();
     sick.be(&["e0", "e1", "e2", "e3"]);
     let mut rig = over(
@@ -673,9 +673,9 @@ async fn when_most_are_out_nobody_believes_it_but_below_five_everybody_does() {
     assert_eq!((error.known(), error.ready(), error.ejected()), (4, 0, 4));
 }
 
-/// Where to ask, or for what, may be in the metadata, which changes while the instance stays.
+/// The address or service to check may be in the metadata, which changes while the instance stays.
 #[tokio::test(start_paused = true)]
-async fn a_check_sees_the_endpoint_as_it_is_described_now() {
+async fn a_check_sees_the_current_description_of_the_endpoint() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let sees = seen.clone();
     let check = ActiveCheck::new(health::from_fn(move |endpoint: &Endpoint| {
@@ -713,7 +713,7 @@ async fn a_check_that_hangs_is_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_checks_run_at_once_than_may() {
+async fn at_most_the_limit_of_checks_runs_at_once() {
     let sick = Sick {
         takes: Duration::from_millis(400),
         ..Sick::default()
@@ -768,7 +768,7 @@ mod probes {
             .unwrap()
     }
 
-    /// Answers each connection with these bytes, whatever it asks.
+    /// Answers each connection with these bytes, for any request.
     async fn answers(bytes: &'static str) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -783,13 +783,13 @@ mod probes {
     }
 
     #[tokio::test]
-    async fn tcp_asks_whether_somebody_accepts() {
+    async fn tcp_checks_that_a_connection_is_accepted() {
         TcpProbe.probe(&at(answers("").await)).await.unwrap();
         TcpProbe.probe(&at(nobody().await)).await.unwrap_err();
     }
 
     #[tokio::test]
-    async fn http_asks_for_a_good_status() {
+    async fn http_checks_for_a_good_status() {
         let probe = HttpProbe::new("/ready?x".parse().unwrap());
         probe
             .probe(&at(answers("HTTP/1.1 204 No Content\r\n\r\n").await))
@@ -813,7 +813,7 @@ mod probes {
 
     #[cfg(feature = "http2")]
     #[tokio::test]
-    async fn grpc_asks_the_health_service_of_a_real_server() {
+    async fn grpc_queries_the_health_service_of_a_real_server() {
         use tonic_health::ServingStatus;
         use tower_resolve::health::GrpcProbe;
 

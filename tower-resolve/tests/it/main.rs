@@ -1,4 +1,4 @@
-//! The crate as its users see it: resolvers, balances and upstreams, over scripted sources, real servers and simulated hosts.
+//! The public API of the crate: resolvers, balances and upstreams, over scripted sources, real servers and simulated hosts.
 
 mod allocation;
 mod balance;

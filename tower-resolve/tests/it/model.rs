@@ -18,15 +18,15 @@ enum Event {
     Put(u8, u8, u64, u32),
     /// A delta without it.
     Remove(u8),
-    /// All at once: those of these ids.
+    /// All at once: the endpoints with these ids.
     Snapshot(Vec<u8>),
-    /// A generation that is older than what is known.
+    /// A generation that is older than the known one.
     Old(Vec<u8>),
-    /// In trouble, and well again.
+    /// Degraded, and recovered.
     Trouble,
-    /// An endpoint's own readiness.
+    /// The readiness of an endpoint.
     Ready(u8, bool),
-    /// An endpoint's service ends, to be made anew.
+    /// The service of an endpoint ends, and is created again.
     Fail(u8),
     /// Requests, one after the other.
     Requests(u8),
@@ -47,7 +47,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     proptest::collection::vec(event, 1..60)
 }
 
-/// What the balance should know.
+/// The expected state of the balance.
 #[derive(Default)]
 struct Model {
     generation: u64,
@@ -273,7 +273,7 @@ async fn one_request<P: Policy<Request<String>>>(
             let [served] = &served[..] else {
                 panic!("one endpoint serves one request: {served:?}")
             };
-            // Those whose service ended may have been made anew while this one waited.
+            // Services that ended may have been created again while this request waited.
             let may = if !ready.is_empty() { &ready } else { &draining };
             assert!(
                 may.contains(served) || failed.contains(served),

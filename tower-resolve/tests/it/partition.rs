@@ -1,8 +1,8 @@
-//! A client, two replicas and the registry that the client learns of them from, cut off from each other in every
+//! A client, two replicas and the registry from which the client gets them, disconnected from each other in every
 //! combination, and then at random. Simulated hosts, time and network; the seed of a failed run is printed.
 //!
-//! Replicas renew their registration; the registry drops who does not for two seconds. The client follows the registry
-//! through a cache and balances over what it knows.
+//! Replicas renew their registration; the registry removes a replica without a renewal for two seconds. The client follows
+//! the registry through a cache and balances over the known endpoints.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,7 +32,7 @@ use turmoil::{
     net::{TcpListener, TcpStream},
 };
 
-/// Between whom a line can be cut.
+/// The links that can be cut.
 const LINES: [(&str, &str); 5] = [
     ("client", "registry"),
     ("client", "one"),
@@ -48,7 +48,7 @@ type Outcome = turmoil::Result;
 
 // === the registry ===
 
-/// Its set and how often that changed. Follower's lines: `GENERATION ID=ADDRESS ...`.
+/// Its set and the number of changes. Lines to a follower: `GENERATION ID=ADDRESS ...`.
 type Set = (u64, BTreeMap<String, IpAddr>);
 
 async fn registry() -> Outcome {
@@ -72,7 +72,7 @@ async fn registry() -> Outcome {
     }
 }
 
-/// Tells a follower every change, and twice a second that there was none.
+/// Sends each change to a follower, and twice a second a line without a change.
 async fn tell(mut stream: BufReader<TcpStream>, mut set: watch::Receiver<Set>) {
     loop {
         let text = {
@@ -161,7 +161,7 @@ async fn connect(host: IpAddr, port: u16) -> io::Result<TcpStream> {
     timeout(Duration::from_millis(500), TcpStream::connect((host, port))).await?
 }
 
-/// One line, in bounded time: a line that was cut does not tell.
+/// One line, in bounded time, because a cut link gives no error.
 async fn line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     let mut text = String::new();
     let read = timeout(Duration::from_millis(1_500), stream.read_line(&mut text)).await??;
@@ -223,7 +223,7 @@ fn snapshot(source: SourceId, text: &str) -> Update {
     Update::Snapshot(Topology::new(generation, words.map(endpoint)))
 }
 
-/// Says one line to a replica. What could not be sent comes back.
+/// Sends one line to a replica. What could not be sent is returned.
 #[derive(Clone)]
 struct Say(IpAddr);
 
@@ -249,7 +249,7 @@ impl Service<String> for Say {
     }
 }
 
-/// The client: a balance, and a watch over what its cache knows.
+/// The client: a balance, and access to its cache.
 struct Client {
     balance: Balance<Say, String, RoundRobin>,
     cached: CachedResolver<FromRegistry>,
@@ -272,7 +272,7 @@ impl Client {
         }
     }
 
-    /// Asks once and says who answered, or that nobody could be asked. Watches I5 and the bound on every call.
+    /// Sends one request and returns the name of the replica, or the error. Checks I5 and the time limit on every call.
     async fn ask(&mut self) -> Result<String, BoxError> {
         let began = Instant::now();
         let answer = self.balance.clone().oneshot("hello".to_owned()).await;
@@ -293,7 +293,7 @@ impl Client {
         answer.map(|text| text.split(' ').next().unwrap().to_owned())
     }
 
-    /// Asks for so long, a few times a second.
+    /// Sends requests for this time, a few per second.
     async fn ask_for(&mut self, time: Duration) -> Answers {
         let (until, mut answers) = (Instant::now() + time, Answers::default());
         while Instant::now() < until {
@@ -316,9 +316,9 @@ impl Client {
             .collect()
     }
 
-    /// I5: with every line mended, both replicas are known and answer.
+    /// I5: with every link restored, both replicas are known and respond.
     async fn converges(&mut self) {
-        // Registrations (1.5 s until the old line is given up, 0.5 s) and then the cache's TTL.
+        // Registrations (1.5 s until the old connection is abandoned, 0.5 s) and then the TTL of the cache.
         let _ = self.ask_for(Duration::from_secs(8)).await;
         let answers = self.ask_for(Duration::from_secs(2)).await;
         assert_eq!(
@@ -370,7 +370,7 @@ fn simulate<F: Future<Output = Outcome> + 'static>(
     }
 }
 
-/// What is promised while these lines are cut, and after.
+/// The guarantees while these links are cut, and after.
 async fn cut_and_mend(cut: Vec<(&'static str, &'static str)>) -> Outcome {
     let mut client = Client::new();
     client.ask_for(Duration::from_secs(2)).await;
@@ -383,7 +383,7 @@ async fn cut_and_mend(cut: Vec<(&'static str, &'static str)>) -> Outcome {
     let is_cut = |a, b| cut.contains(&(a, b));
     cut.iter().for_each(|(a, b)| turmoil::partition(*a, *b));
 
-    // At once: never worse than one of the two, and a cut registry changes nothing at all.
+    // At once: at least one of the two responds, and without the registry nothing changes.
     let answers = client.ask_for(Duration::from_secs(1)).await;
     if !is_cut("client", "one") && !is_cut("client", "two") && is_cut("client", "registry") {
         assert_eq!(
@@ -392,7 +392,7 @@ async fn cut_and_mend(cut: Vec<(&'static str, &'static str)>) -> Outcome {
             "{cut:?} {answers:?}"
         );
     }
-    // The registrations run out (2 s after the last), and the registry says so to whom it can.
+    // The registrations expire (2 s after the last), and the registry reports it over the links that remain.
     client.ask_for(Duration::from_secs(4)).await;
     let known: BTreeSet<_> = REPLICAS
         .into_iter()
@@ -438,7 +438,7 @@ fn every_combination_of_cut_lines() {
     }
 }
 
-/// Lines that come and go at random, in one direction too, and at last are mended.
+/// Links that fail at random, in one direction too, and are restored at the end.
 async fn cut_at_random(seed: u64) -> Outcome {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut client = Client::new();

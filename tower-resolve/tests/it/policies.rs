@@ -1,4 +1,4 @@
-//! What the policies, tiers and limits do to the traffic of a whole balance, in paused time.
+//! The effect of policies, tiers and limits on the traffic of a whole balance, in paused time.
 
 use std::{
     num::{NonZeroU32, NonZeroUsize},
@@ -59,7 +59,7 @@ async fn every_policy_keeps_to_its_shares_through_the_whole_balance() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_endpoint_gets_less_where_the_policy_looks() {
+async fn a_slow_endpoint_gets_less_if_the_policy_compares_loads() {
     async fn share<P: Policy<Request<String>>>(policy: P) -> f64 {
         let all = Replicas::new(Balance::builder().policy(policy), endpoints(5)).await;
         (0..5).for_each(|id| {
@@ -79,7 +79,8 @@ async fn a_slow_endpoint_gets_less_where_the_policy_looks() {
 
 #[tokio::test(start_paused = true)]
 async fn a_black_hole_that_fails_fast_does_not_attract_traffic() {
-    // tower measures a failure as a very short round trip, and an endpoint that fails at once is idle: it draws all traffic.
+    // tower measures a failure as a very short round trip, and an endpoint that fails at once is idle, so it attracts all
+    // traffic.
     async fn share<P: Policy<Request<String>>>(policy: P) -> f64 {
         let all = Replicas::new(Balance::builder().policy(policy), endpoints(10)).await;
         (0..10).for_each(|id| all.of(id).millis.store(10, SeqCst));
@@ -103,9 +104,9 @@ async fn a_black_hole_that_fails_fast_does_not_attract_traffic() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_black_hole_that_never_answers_does_not_attract_those_who_give_up() {
-    // A request that is given up has no answer to be measured by. Were it not measured at all, an endpoint that never
-    // answers would stay the best there is: unknown, or as good as it once was and better with each second.
+async fn a_black_hole_that_never_answers_does_not_attract_requests_with_a_timeout() {
+    // An abandoned request has no response time. If it were not measured at all, an endpoint that never answers would remain
+    // the best one: unknown, or as fast as it once was and faster with each second.
     let all = Replicas::new(Balance::builder().policy(PeakEwma), endpoints(10)).await;
     (0..10).for_each(|id| all.of(id).millis.store(50, SeqCst));
     all.load(10, 20).await;
@@ -128,7 +129,7 @@ async fn a_black_hole_that_never_answers_does_not_attract_those_who_give_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hint_that_comes_with_a_success_is_over_in_time_too() {
+async fn a_retry_hint_on_a_success_expires_too() {
     let busy = classify::from_fn(
         |result: Result<&http::Response<Script>, &testkit::Broken>| match result {
             Ok(response) if response.status() == 202 => {
@@ -145,7 +146,7 @@ async fn a_hint_that_comes_with_a_success_is_over_in_time_too() {
     while rig.made.calls("a") == 0 {
         rig.balance.call(request()).await.unwrap();
     }
-    // As dear as thousands of requests, so nobody asks it, and only time can tell that it is well.
+    // Its cost is that of thousands of requests, so it is not picked, and only time makes it eligible again.
     sleep(Duration::from_secs(35)).await;
     for _ in 0..100 {
         rig.balance.call(request()).await.unwrap();
@@ -154,7 +155,7 @@ async fn a_hint_that_comes_with_a_success_is_over_in_time_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_that_is_well_again_is_found_out_in_time() {
+async fn a_recovered_endpoint_is_used_again_in_time() {
     let all = Replicas::new(Balance::builder(), endpoints(10)).await;
     (0..10).for_each(|id| all.of(id).millis.store(10, SeqCst));
     all.of(3).fails.store(true, SeqCst);
@@ -167,7 +168,7 @@ async fn an_endpoint_that_is_well_again_is_found_out_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_few_failures_everywhere_put_nobody_aside() {
+async fn a_few_failures_everywhere_exclude_no_endpoint() {
     let all = Replicas::new(Balance::builder(), endpoints(4)).await;
     for round in 0..400 {
         let bad = round % 4;
@@ -185,7 +186,7 @@ async fn a_few_failures_everywhere_put_nobody_aside() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_says_when_to_come_back_is_left_alone_until_then() {
+async fn an_endpoint_with_a_retry_hint_gets_no_requests_until_then() {
     let busy = classify::from_fn(
         |result: Result<&http::Response<Script>, &testkit::Broken>| match result {
             Ok(response) if response.status() == 429 => {
@@ -221,7 +222,7 @@ async fn who_says_when_to_come_back_is_left_alone_until_then() {
 // === failing over ===
 
 #[tokio::test(start_paused = true)]
-async fn endpoints_die_one_by_one_under_load_and_nobody_sees_an_error() {
+async fn endpoints_that_die_one_by_one_under_load_cause_no_error() {
     async fn check<P: Policy<Request<String>>>(policy: P) {
         let all = Arc::new(Replicas::new(Balance::builder().policy(policy), endpoints(8)).await);
         (0..8).for_each(|id| all.of(id).millis.store(5, SeqCst));
@@ -268,7 +269,7 @@ async fn a_user_stays_at_an_endpoint_and_few_move_when_one_leaves() {
         };
         let before = homes(&all).await;
         assert_eq!(before, homes(&all).await);
-        // One that is not ready keeps its users, who are elsewhere meanwhile.
+        // An endpoint that is not ready keeps its users, which use another one meanwhile.
         all.die(7);
         let meanwhile = homes(&all).await;
         assert!(
@@ -281,7 +282,7 @@ async fn a_user_stays_at_an_endpoint_and_few_move_when_one_leaves() {
         all.revive(7);
         settle().await;
         assert_eq!(before, homes(&all).await);
-        // One that left gives them away.
+        // A removed endpoint loses them.
         all.set(
             endpoints(20)
                 .into_iter()
@@ -303,7 +304,7 @@ async fn a_user_stays_at_an_endpoint_and_few_move_when_one_leaves() {
 
 #[tokio::test(start_paused = true)]
 async fn all_requests_of_a_user_at_once_go_to_one_endpoint() {
-    // A browser opens six connections to a host: what its session or its cache holds is at one endpoint.
+    // A browser opens six connections to a host: the session or the cache is at one endpoint.
     async fn check<P: Policy<Request<String>>>(policy: P) {
         let all = Replicas::new(Balance::builder().policy(policy), endpoints(10)).await;
         (0..10).for_each(|id| all.of(id).millis.store(100, SeqCst));
@@ -381,7 +382,7 @@ async fn the_own_zone_is_preferred_and_spills_over_as_it_shrinks() {
 #[tokio::test(start_paused = true)]
 async fn keys_spill_over_as_requests_without_do_and_stay_where_they_are() {
     let zoned = |id: usize| endpoint(&name(id)).with_zone(if id < 10 { "here" } else { "there" });
-    // Small numbers, as the ids of a table of users are.
+    // Small numbers, such as the ids in a table of users.
     let by_number = |request: &Request<String>| request.body().parse().ok();
     let policy = RingHash::new(by_number).points(NonZeroU32::new(1_000).unwrap());
     let all = Replicas::new(
@@ -427,7 +428,7 @@ async fn a_higher_priority_number_serves_when_the_lower_one_cannot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_a_part_is_used_and_one_that_leaves_is_replaced() {
+async fn only_a_part_is_used_and_a_removed_endpoint_is_replaced() {
     let subset = Subset::new("me").size(NonZeroUsize::new(5).unwrap());
     let mut all = Replicas::new(
         Balance::builder().policy(RoundRobin::new()).subset(subset),
@@ -461,13 +462,13 @@ async fn only_a_part_is_used_and_one_that_leaves_is_replaced() {
     assert_eq!(now.len(), 5);
     assert!(
         used[1..].iter().all(|(id, _)| now.contains(id)),
-        "and the others stay"
+        "and the rest stays"
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_subset_has_endpoints_of_the_preferred_tier_for_every_client() {
-    // Ten primaries of 200 would be in no part of 20 at all for a client in four.
+    // With one subset over all tiers, a client in four would have none of ten primaries among 200 endpoints.
     for client in 0..30 {
         let subset = Subset::new(&client.to_string());
         let ranked = |id: usize| endpoint(&name(id)).with_priority(u16::from(id >= 10));
@@ -509,7 +510,7 @@ async fn a_new_endpoint_comes_up_slowly_and_the_first_ones_do_not() {
     assert_eq!(share(&all).await, 0.2);
 }
 
-/// The part that the fifth of five gets of its full share, from 20 clients.
+/// The share of the fifth of five endpoints relative to its full share, from 20 clients.
 async fn part_of_the_fifth<P: Policy<Request<String>>>(all: &Replicas<P>) -> f64 {
     (0..5).for_each(|id| all.of(id).millis.store(10, SeqCst));
     all.served(5);
@@ -517,7 +518,7 @@ async fn part_of_the_fifth<P: Policy<Request<String>>>(all: &Replicas<P>) -> f64
     all.served(5)[4] as f64 / 400.0
 }
 
-/// What a fifth at a tenth of its weight gets of 2 000 requests, give or take five standard deviations.
+/// The share of a fifth at a tenth of its weight in 2 000 requests, within five standard deviations.
 fn is_cold(part: f64) -> bool {
     let share = 0.1 / 4.1;
     (part - 5.0 * share).abs() < 5.0 * (share / 2_000.0_f64).sqrt() * 5.0
@@ -584,7 +585,7 @@ async fn the_slow_start_of_an_endpoint_begins_when_it_may_be_picked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cold_endpoint_is_not_picked_because_it_is_idle() {
+async fn an_endpoint_in_slow_start_is_not_picked_because_it_is_idle() {
     async fn check<P: Policy<Request<String>>>(policy: impl Fn() -> P) {
         for warm in [1, 2, 4, 9] {
             let window = Duration::from_secs(1_000);
@@ -612,7 +613,7 @@ async fn a_cold_endpoint_is_not_picked_because_it_is_idle() {
 // === limits ===
 
 #[tokio::test(start_paused = true)]
-async fn an_endpoints_limit_holds_to_the_end_of_the_body_and_lets_the_next_one_in() {
+async fn the_limit_of_an_endpoint_holds_to_the_end_of_the_body() {
     let limit = NonZeroU32::new(1).unwrap();
     let mut rig = rig(Balance::builder()
         .http()
@@ -634,7 +635,7 @@ async fn an_endpoints_limit_holds_to_the_end_of_the_body_and_lets_the_next_one_i
     let (answer, took) = timed(rig.balance.call(request())).await;
     assert!(answer.unwrap_err().is::<NoEndpoints>());
     assert_eq!(took, Duration::from_millis(100));
-    // Full is not "not ready": nobody was asked to look, and the place is found at once.
+    // Full is not "not ready": the driver is not involved, and the free slot is found at once.
     assert_eq!(rig.balance.snapshot().ready(), 2);
     let mut balance = rig.balance.clone();
     let waits = tokio::spawn(async move { balance.call(request()).await.map(drop) });
@@ -646,7 +647,7 @@ async fn an_endpoints_limit_holds_to_the_end_of_the_body_and_lets_the_next_one_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn on_several_threads_the_limit_is_never_passed_and_nobody_is_left_waiting() {
+async fn on_several_threads_the_limit_is_never_exceeded_and_no_request_is_left_waiting() {
     #[derive(Clone, Default)]
     struct Counting(Arc<(AtomicUsize, AtomicUsize)>);
     impl Service<u32> for Counting {
@@ -693,7 +694,7 @@ async fn on_several_threads_the_limit_is_never_passed_and_nobody_is_left_waiting
     }
     tokio::time::timeout(Duration::from_secs(50), clients.join_all())
         .await
-        .expect("nobody is left waiting");
+        .expect("no request is left waiting");
     assert!(made.iter().all(|made| made.0.1.load(SeqCst) <= 2));
     assert_eq!(
         balance
@@ -706,7 +707,7 @@ async fn on_several_threads_the_limit_is_never_passed_and_nobody_is_left_waiting
     );
 }
 
-/// A classification of one's own stamps nothing unless it says so.
+/// A custom classification adds no header unless it implements that.
 #[derive(Clone, Copy)]
 struct Mine;
 
@@ -721,7 +722,7 @@ impl<Req> classify::Classify<Req> for Mine {
 impl<Req> Stamp<Req> for Mine {}
 
 #[tokio::test(start_paused = true)]
-async fn a_classification_of_ones_own_is_a_few_lines() {
+async fn a_custom_classification_is_a_few_lines() {
     let mut rig = rig(Balance::builder().classify(Mine));
     rig.source.send(snapshot(1, &["a"])).unwrap();
     settle().await;

@@ -1,4 +1,5 @@
-//! What a balance is left in by requests that are dropped at any moment, and by sets that shrink to nothing and come back.
+//! The state of a balance after requests that are dropped at any moment, and after sets that shrink to nothing and come
+//! back.
 
 use std::{
     num::{NonZeroU16, NonZeroU32},
@@ -31,7 +32,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_storm_of_requests_that_give_up_leaves_nothing_behind() {
+async fn a_storm_of_abandoned_requests_leaves_no_state_behind() {
     async fn check<P: Policy<Request<String>>>(policy: P) {
         let (source, updates) = source();
         let make = |_: &Endpoint, _: &EjectionBudget| {
@@ -146,14 +147,14 @@ async fn ejections_of_all_end_when_their_standby_goes_and_when_it_is_replaced_by
     assert_eq!(out(&all), 4);
     (0..8).for_each(|id| all.of(id).fails.store(false, SeqCst));
     assert_eq!(all.load(1, 50).await, 0);
-    // The standby dies by itself.
+    // The standby fails by itself.
     all.set(set(11)).await;
     (0..8).for_each(|id| all.of(id).fails.store(true, SeqCst));
     all.load(1, 200).await;
     assert_eq!(out(&all), 8);
     (0..8).for_each(|id| all.of(id).fails.store(false, SeqCst));
     (8..11).for_each(|id| all.die(id));
-    // One request finds out about each.
+    // One request fails at each.
     all.load(1, 20).await;
     assert!(out(&all) <= 4, "{}", out(&all));
     assert_eq!(all.load(1, 50).await, 0);
@@ -189,7 +190,7 @@ impl<F: Future> Future for Counted<F> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_driver_rests_whatever_its_source_and_its_endpoints_do() {
+async fn a_driver_does_not_spin_for_any_source_and_any_endpoints() {
     for case in 0..5 {
         let (source, updates) = source();
         let make = |_: &Endpoint, _: &EjectionBudget| {
@@ -229,7 +230,7 @@ async fn a_driver_rests_whatever_its_source_and_its_endpoints_do() {
         polls.store(0, SeqCst);
         sleep(Duration::from_secs(100)).await;
         let polls = polls.load(SeqCst);
-        // A request that waits is looked at every 50 ms.
+        // A waiting request is checked every 50 ms.
         let most = if waits.is_some() { 2_010 } else { 20 };
         assert!(polls <= most, "case {case}: {polls}");
         drop(waits);

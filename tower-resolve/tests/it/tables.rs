@@ -18,7 +18,7 @@ use tower_resolve::{
 
 use crate::support::{Rig, endpoint, generation, request, rig, snapshot};
 
-/// Picks in order, from a table that is not finished before it may be.
+/// Picks in order, from a table whose build is blocked by the test.
 struct Slow(Arc<Builds>);
 
 #[derive(Default)]
@@ -37,7 +37,7 @@ impl Builds {
     }
 }
 
-/// Lets the builds go on when it is dropped, also by a test that fails.
+/// Unblocks the builds when it is dropped, also by a test that fails.
 struct Held(Arc<Builds>);
 
 impl Drop for Held {
@@ -109,7 +109,7 @@ async fn until(mut is_so: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn the_driver_and_requests_go_on_while_a_table_is_built() {
+async fn the_driver_and_requests_continue_while_a_table_is_built() {
     let (builds, mut rig) = slow().await;
     let held = builds.hold();
     let mut generations = rig.balance.subscribe();
@@ -122,7 +122,7 @@ async fn the_driver_and_requests_go_on_while_a_table_is_built() {
         rig.source.send(snapshot(value, ids)).unwrap();
         let is_there = |now: &Option<_>| *now == Some(generation(value));
         let followed = timeout(Duration::from_secs(20), generations.wait_for(is_there));
-        followed.await.expect("the driver is not held up").unwrap();
+        followed.await.expect("the driver is not blocked").unwrap();
         rig.balance.call(request()).await.unwrap();
     }
     let a = rig.made.all_calls("a");
@@ -168,7 +168,7 @@ async fn an_endpoint_that_becomes_fenced_gets_no_request_while_the_table_without
 }
 
 #[tokio::test]
-async fn a_service_that_is_made_anew_while_a_table_is_built_is_the_one_that_serves() {
+async fn a_service_that_is_created_again_while_a_table_is_built_is_used() {
     let (builds, mut rig) = slow().await;
     let _held = builds.hold();
     rig.source.send(snapshot(2, &["a", "b", "c"])).unwrap();
@@ -177,7 +177,7 @@ async fn a_service_that_is_made_anew_while_a_table_is_built_is_the_one_that_serv
     first.be_failed();
     rig.made.of("b").be_pending();
     for made in 2..4 {
-        // It is the only one, so the request waits for the next service of it.
+        // It is the only one, so the request waits for its next service.
         rig.balance.call(request()).await.unwrap();
         assert_eq!(rig.made.count("a"), made);
         rig.made.of("a").be_failed();

@@ -44,7 +44,7 @@ struct Server {
 }
 
 async fn listener(addr: SocketAddr) -> TcpListener {
-    // A port that was just given up may take a moment.
+    // A port that was just closed may take a moment.
     for _ in 0..100 {
         match TcpListener::bind(addr).await {
             Ok(listener) => return listener,
@@ -150,7 +150,7 @@ async fn is_ready(upstream: &mut Upstream<Body>) -> bool {
     }
 }
 
-/// A connection counts until its socket is closed, which is its own task's business.
+/// A connection is counted until its socket is closed, which its task does.
 async fn open_are(upstream: &Upstream<Body>, open: usize) {
     within(async {
         while upstream.snapshot().open != open {
@@ -167,7 +167,7 @@ async fn within<F: Future>(future: F) -> F::Output {
 }
 
 #[tokio::test]
-async fn a_connection_is_used_again_and_the_request_arrives_whole() {
+async fn a_connection_is_reused_and_the_request_arrives_whole() {
     let server = serve(anywhere()).await;
     let mut upstream = Upstream::new(server.addr);
     for turn in 0..20 {
@@ -207,7 +207,7 @@ async fn many_at_once_share_the_pool_on_several_threads() {
         }
     })
     .await;
-    // Not one for each request: a connection that is not yet back in order is passed over now and then.
+    // Not one for each request: a connection that is not ready again yet is skipped now and then.
     assert!(
         server.accepted.load(SeqCst) <= 64,
         "{}",
@@ -216,7 +216,7 @@ async fn many_at_once_share_the_pool_on_several_threads() {
 }
 
 #[tokio::test]
-async fn a_dead_idle_connection_is_replaced_and_nobody_is_told() {
+async fn a_closed_idle_connection_is_replaced_without_an_error() {
     let closes_after_a_while = |mut stream: TcpStream, number: usize| async move {
         read_head(&mut stream).await?;
         stream
@@ -225,7 +225,7 @@ async fn a_dead_idle_connection_is_replaced_and_nobody_is_told() {
         sleep(Duration::from_millis(10)).await;
         Ok(())
     };
-    // With room for one: the dead one must make way for the next.
+    // With a limit of one: the closed one has to be replaced by the next.
     let addr = raw(closes_after_a_while).await;
     let mut upstream = Upstream::<()>::builder(addr)
         .max_connections(NonZeroUsize::MIN)
@@ -235,14 +235,14 @@ async fn a_dead_idle_connection_is_replaced_and_nobody_is_told() {
             text(within(upstream.call(get("/"))).await.unwrap()).await,
             number.to_string()
         );
-        // Until the close has been seen here: before that, a request is written to a connection that looks alive.
+        // Until the close has been seen here: before that, a request is written to a connection that seems open.
         open_are(&upstream, 0).await;
     }
 }
 
 #[tokio::test]
-async fn a_connection_found_dead_at_the_moment_of_use_is_replaced_too() {
-    // On a thread of its own, so that it can close while the client's only thread looks away.
+async fn a_connection_found_closed_at_the_moment_of_use_is_replaced_too() {
+    // On a separate thread, so that it can close while the only thread of the client is busy.
     let listener = std::net::TcpListener::bind(anywhere()).unwrap();
     let mut upstream = Upstream::new(listener.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -259,8 +259,8 @@ async fn a_connection_found_dead_at_the_moment_of_use_is_replaced_too() {
         "0"
     );
     assert_eq!(upstream.snapshot().idle, 1);
-    // The FIN arrives while the only thread looks away. Then the reactor sees it and wakes the connection's task, but
-    // the request is handed over before that task has run: it finds both.
+    // The FIN arrives while the only thread is busy. Then the reactor sees it and wakes the task of the connection, but the
+    // request is passed on before that task has run: it finds both.
     std::thread::sleep(Duration::from_millis(200));
     tokio::task::yield_now().await;
     let call = upstream.call(get("/"));
@@ -269,7 +269,7 @@ async fn a_connection_found_dead_at_the_moment_of_use_is_replaced_too() {
 }
 
 #[tokio::test]
-async fn a_refused_request_comes_back_and_readiness_is_connection_readiness() {
+async fn a_refused_request_is_returned_and_readiness_is_connection_readiness() {
     let addr = listener(anywhere()).await.local_addr().unwrap();
     let mut upstream = Upstream::new(addr);
     assert!(is_ready(&mut upstream).await, "nothing bad is known yet");
@@ -307,7 +307,7 @@ async fn a_refused_request_comes_back_and_readiness_is_connection_readiness() {
 
 #[tokio::test]
 async fn a_connection_that_takes_too_long_counts_as_refused() {
-    // Nobody accepts and the queue is full, so the kernel does not answer.
+    // There is no accept and the queue is full, so the kernel does not answer.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(anywhere()).unwrap();
     let listener = socket.listen(0).unwrap();
@@ -330,7 +330,7 @@ async fn a_connection_that_takes_too_long_counts_as_refused() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_is_an_error_and_not_a_clean_end() {
+async fn a_truncated_response_is_an_error_and_not_a_clean_end() {
     for head in ["content-length: 20", "transfer-encoding: chunked"] {
         let breaks_off = move |mut stream: TcpStream, _| async move {
             read_head(&mut stream).await?;
@@ -340,7 +340,7 @@ async fn an_answer_that_breaks_off_is_an_error_and_not_a_clean_end() {
         };
         let mut upstream = Upstream::new(raw(breaks_off).await);
         let response = within(upstream.call(get("/"))).await.unwrap();
-        // As many bytes as promised, or the last chunk, never come.
+        // The promised bytes, or the last chunk, never arrive.
         within(response.into_body().collect())
             .await
             .map(|body| body.to_bytes())
@@ -366,7 +366,7 @@ async fn a_connection_that_breaks_after_the_request_was_written_is_not_unsent() 
 }
 
 #[tokio::test]
-async fn a_body_dropped_halfway_and_a_call_that_is_given_up_close_their_connections() {
+async fn a_body_dropped_halfway_and_an_abandoned_call_close_their_connections() {
     let hangs = |mut stream: TcpStream, _| async move {
         read_head(&mut stream).await?;
         stream
@@ -393,7 +393,7 @@ async fn a_body_dropped_halfway_and_a_call_that_is_given_up_close_their_connecti
 }
 
 #[tokio::test]
-async fn the_limit_of_connections_hands_back_and_readiness_waits_for_room() {
+async fn at_the_limit_of_connections_requests_are_returned_and_readiness_waits() {
     let server = serve(anywhere()).await;
     let mut upstream = Upstream::<()>::builder(server.addr)
         .max_connections(NonZeroUsize::MIN)
@@ -409,7 +409,7 @@ async fn the_limit_of_connections_hands_back_and_readiness_waits_for_room() {
     assert!(Unsent::<Request<Body>>::recover(error).is_ok());
     assert!(
         upstream.snapshot().up,
-        "our own limit says nothing about the other side"
+        "a local limit is no failure of the other side"
     );
     let mut other = upstream.clone();
     let waits = tokio::spawn(async move { poll_fn(|cx| other.poll_ready(cx)).await });
@@ -417,7 +417,7 @@ async fn the_limit_of_connections_hands_back_and_readiness_waits_for_room() {
     assert!(!waits.is_finished());
     text(held).await;
     within(waits).await.unwrap().unwrap();
-    // Once more, with room made by a connection that is closed.
+    // Once more, with a connection that is closed.
     let held = within(upstream.call(get("/"))).await.unwrap();
     let mut other = upstream.clone();
     let waits = tokio::spawn(async move { poll_fn(|cx| other.poll_ready(cx)).await });
@@ -427,9 +427,9 @@ async fn the_limit_of_connections_hands_back_and_readiness_waits_for_room() {
     within(waits).await.unwrap().unwrap();
 }
 
-/// One connection for two dozen clients: they wait for it, and none of them is told that nobody can be reached.
+/// One connection for two dozen clients: they wait for it, and none gets an error about the address.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_finds_every_connection_taken_waits_for_room() {
+async fn with_every_connection_in_use_a_request_waits_for_one() {
     let server = serve(anywhere()).await;
     let resolver = StaticResolver::new().with("one", [Endpoint::new("only", server.addr)]);
     let (balance, driver) = Balance::builder()
@@ -448,7 +448,7 @@ async fn who_finds_every_connection_taken_waits_for_room() {
             for _ in 0..20 {
                 let response = within(balance.call(get("/")))
                     .await
-                    .expect("room comes free");
+                    .expect("a connection is free");
                 response.into_body().collect().await.unwrap();
             }
         });
@@ -457,9 +457,9 @@ async fn who_finds_every_connection_taken_waits_for_room() {
     assert_eq!(server.accepted.load(SeqCst), 1);
 }
 
-/// An answer may come before its request has been sent: then its connection is free when that is over.
+/// A response may come before its request has been sent: then its connection is free when the upload ends.
 #[tokio::test]
-async fn who_waits_for_room_gets_a_connection_whose_upload_ends_after_its_answer() {
+async fn a_waiting_request_gets_a_connection_whose_upload_ends_after_its_response() {
     let addr = raw(|mut stream, number| async move {
         read_head(&mut stream).await?;
         if number == 0 {
@@ -482,7 +482,7 @@ async fn who_waits_for_room_gets_a_connection_whose_upload_ends_after_its_answer
     };
     let (frames, request) = upload();
     within(upstream.call(request)).await.unwrap();
-    // The other connection is taken, and stays so.
+    // The other connection stays in use.
     let held = tokio::spawn(upstream.call(upload().1));
     within(async {
         while upstream.snapshot().open < 2 {
@@ -498,9 +498,9 @@ async fn who_waits_for_room_gets_a_connection_whose_upload_ends_after_its_answer
     held.abort();
 }
 
-/// What breaks off the upload is on the client's side, and must open nobody's circuit.
+/// A failed upload is on the side of the client, and must not open a circuit.
 #[tokio::test]
-async fn a_request_whose_own_body_breaks_off_says_nothing_about_the_upstream() {
+async fn a_request_body_that_fails_is_no_failure_of_the_upstream() {
     let server = serve(anywhere()).await;
     let mut upstream = Upstream::new(server.addr);
     let frames = [
@@ -566,7 +566,7 @@ async fn an_upgrade_gives_the_connection_away() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_killed_under_load_costs_only_what_was_written_to_it() {
+async fn a_replica_killed_under_load_fails_only_requests_written_to_it() {
     let (mut one, two) = (serve(anywhere()).await, serve(anywhere()).await);
     let endpoints =
         [("one", one.addr), ("two", two.addr)].map(|(id, addr)| Endpoint::new(id, addr));
@@ -619,13 +619,13 @@ async fn a_replica_killed_under_load_costs_only_what_was_written_to_it() {
     assert!((0..2).all(|index| endpoint(index).in_flight == 0));
 }
 
-/// An error of hyper's: the request was written, the answer never came.
+/// An error of hyper: the request was written, the response never came.
 fn broke_in_the_middle(error: &(dyn Error + 'static)) -> bool {
     error.is::<hyper::Error>()
 }
 
 #[tokio::test]
-async fn with_all_replicas_gone_the_answer_is_explicit_and_within_a_second() {
+async fn with_all_replicas_gone_requests_are_rejected_within_a_second() {
     let addr = listener(anywhere()).await.local_addr().unwrap();
     let names = StaticResolver::new().with("echo", [Endpoint::new("one", addr)]);
     let make = |endpoint: &Endpoint, _: &EjectionBudget| Upstream::<Body>::new(endpoint.addr());

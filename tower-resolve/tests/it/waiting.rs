@@ -1,4 +1,4 @@
-//! Requests that wait for an endpoint, in paused time: who is next, and what becomes of those that are not there for it.
+//! Requests that wait for an endpoint, in paused time: their order, and requests that do not take their turn.
 
 use std::{
     future::poll_fn,
@@ -34,8 +34,8 @@ fn limit(requests: u32) -> NonZeroU32 {
     NonZeroU32::new(requests).unwrap()
 }
 
-/// How many requests each of so many clients has answered in this time, each sent when the one before was answered; and
-/// how many were refused.
+/// The number of requests that each of these clients has answered in this time, each sent after the response of the previous
+/// one; and the number of rejections.
 async fn closed_loop<S>(balance: &S, clients: usize, time: Duration) -> (Vec<usize>, usize)
 where
     S: Service<Request<String>, Error = BoxError, Future: Send> + Clone + Send + 'static,
@@ -64,15 +64,15 @@ where
     (answered, refused)
 }
 
-/// Each has its fair part of the places, one more or less.
+/// Each has its fair share of the slots, within one.
 fn are_even(answered: &[usize]) -> bool {
     answered.iter().max().unwrap() - answered.iter().min().unwrap() <= 2
 }
 
-// === who is next ===
+// === order of the queue ===
 
 #[tokio::test(start_paused = true)]
-async fn no_client_starves_where_more_of_them_come_at_once_than_there_are_places() {
+async fn no_client_starves_with_more_clients_than_slots() {
     async fn check<P: Policy<Request<String>>>(policy: impl Fn() -> P) {
         for (clients, endpoints_, places) in [(2, 1, 1), (8, 1, 4), (20, 5, 2), (50, 3, 1)] {
             let builder = Balance::builder()
@@ -99,7 +99,7 @@ async fn no_client_starves_where_more_of_them_come_at_once_than_there_are_places
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_client_starves_where_the_endpoint_itself_says_that_it_is_full() {
+async fn no_client_starves_if_the_endpoint_itself_is_not_ready_when_full() {
     let (source, updates) = source();
     let make = |_: &Endpoint, _: &EjectionBudget| {
         let service = tower::service_fn(async |_: Request<String>| {
@@ -122,7 +122,7 @@ async fn no_client_starves_where_the_endpoint_itself_says_that_it_is_full() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn places_go_to_requests_in_the_order_in_which_they_came() {
+async fn slots_go_to_requests_in_order_of_arrival() {
     let builder = Balance::builder()
         .max_in_flight(limit(1))
         .max_wait(Duration::from_secs(60));
@@ -137,7 +137,7 @@ async fn places_go_to_requests_in_the_order_in_which_they_came() {
             call.await.unwrap();
             order.lock().unwrap().push(number);
         });
-        // Some come while places are given back.
+        // Some arrive while slots are freed.
         if number % 3 == 0 {
             sleep(Duration::from_millis(7)).await;
         }
@@ -151,7 +151,7 @@ async fn places_go_to_requests_in_the_order_in_which_they_came() {
     assert!(late.max() <= Some(1), "two are served at a time: {order:?}");
 }
 
-/// Picks in order, and counts how often it is asked.
+/// Picks in order, and counts its calls.
 struct Counted(Arc<AtomicUsize>);
 
 impl<Req> Policy<Req> for Counted {
@@ -166,7 +166,7 @@ impl<Req> Policy<Req> for Counted {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_comes_while_others_wait_looks_at_no_endpoint() {
+async fn a_request_that_arrives_while_requests_wait_tries_no_endpoint() {
     let picks = Arc::new(AtomicUsize::new(0));
     let builder = Balance::builder()
         .policy(Counted(picks.clone()))
@@ -186,7 +186,7 @@ async fn a_request_that_comes_while_others_wait_looks_at_no_endpoint() {
     assert_eq!(
         picks.load(SeqCst),
         before,
-        "a refusal costs the same for any number of endpoints"
+        "a rejection costs the same for any number of endpoints"
     );
     calls
         .join_all()
@@ -195,7 +195,7 @@ async fn a_request_that_comes_while_others_wait_looks_at_no_endpoint() {
         .for_each(|answer| assert!(answer.is_ok()));
 }
 
-/// How many of 400 requests find the one of so many endpoints that has a place left.
+/// How many of 400 requests find the only endpoint with a free slot.
 async fn found(endpoints: usize, max_waiting: usize) -> usize {
     let (source, updates) = source();
     let builder = Balance::builder()
@@ -232,7 +232,7 @@ async fn found(endpoints: usize, max_waiting: usize) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_none_may_wait_a_rejection_costs_the_same_for_any_number_of_endpoints() {
+async fn if_none_may_wait_a_rejection_costs_the_same_for_any_number_of_endpoints() {
     let part = found(1_000, 0).await;
     assert!((20..120).contains(&part), "128 of 1,000 are tried: {part}");
     assert_eq!(found(100, 0).await, 400, "few are tried all");
@@ -240,7 +240,7 @@ async fn where_none_may_wait_a_rejection_costs_the_same_for_any_number_of_endpoi
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_that_wait_go_on_at_once_when_there_is_room_for_all() {
+async fn all_waiting_requests_continue_at_once_when_there_is_room_for_all() {
     let rig = rig(Balance::builder());
     let waiting: Vec<_> = (0..1_000)
         .map(|_| tokio::spawn(rig.balance.clone().call(request())))
@@ -263,7 +263,7 @@ async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Poll<F::Outp
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// One endpoint with one place, which is taken until it is dropped.
+/// One endpoint with one slot, which is taken until it is dropped.
 struct Full {
     all: Replicas<LeastRequest>,
     place: tokio::task::JoinHandle<()>,
@@ -302,11 +302,11 @@ async fn the_turn_of_a_request_that_is_dropped_goes_to_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_not_polled_does_not_hold_up_those_behind_it() {
+async fn a_request_that_is_not_polled_does_not_block_those_behind_it() {
     let full = Full::new().await;
     let mut first = Box::pin(full.all.balance.clone().call(request()));
     assert!(poll_once(first.as_mut()).await.is_pending());
-    // One that nothing polls or drops any more is the worst of them.
+    // A request that is neither polled nor dropped is the worst case.
     let mut forgotten = Box::pin(full.all.balance.clone().call(request()));
     assert!(poll_once(forgotten.as_mut()).await.is_pending());
     std::mem::forget(forgotten);
@@ -371,7 +371,7 @@ async fn a_policy_that_panics_in_a_turn_gives_it_to_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_that_wait_for_an_endpoint_that_is_removed_get_another_or_the_last_word() {
+async fn requests_that_wait_for_a_removed_endpoint_get_another_or_are_rejected() {
     let mut rig = rig(Balance::builder().max_in_flight(limit(1)));
     rig.source.send(snapshot(1, &["a"])).unwrap();
     settle().await;
@@ -403,7 +403,7 @@ async fn requests_that_wait_for_an_endpoint_that_is_removed_get_another_or_the_l
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_joins_while_the_others_get_the_last_word_gets_it_as_well() {
+async fn a_request_that_joins_while_the_queue_is_rejected_is_rejected_too() {
     let rig = rig(Balance::builder());
     let mut first = Box::pin(rig.balance.clone().call(request()));
     assert!(poll_once(first.as_mut()).await.is_pending());
@@ -421,7 +421,7 @@ async fn a_request_that_joins_while_the_others_get_the_last_word_gets_it_as_well
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_is_not_polled_keeps_the_last_word_from_no_other() {
+async fn a_request_that_is_not_polled_delays_no_rejection_of_another() {
     let rig = rig(Balance::builder().max_wait(Duration::from_secs(60)));
     let mut idle = Box::pin(rig.balance.clone().call(request()));
     assert!(poll_once(idle.as_mut()).await.is_pending());

@@ -113,13 +113,13 @@ async fn addresses_are_followed_while_they_change_and_over_a_restart() {
     server.hosts("192.0.2.1 echo.test\n2001:db8::1 echo.test\n");
     let mut follower = Follower::new(&resolver(&server), "echo.test.:80");
     follower.hear(|fold| fold.degraded().is_some()).await;
-    assert!(follower.fold.topology().is_none(), "nobody is there yet");
+    assert!(follower.fold.topology().is_none(), "no answer yet");
     server.start();
     follower
         .hear_ids(&["192.0.2.1:80", "[2001:db8::1]:80"])
         .await;
     server.hosts("192.0.2.2 echo.test\n192.0.2.3 echo.test\n");
-    // It adds what is new in the folder by itself, and forgets what is gone when it starts.
+    // It adds new entries of the folder by itself, and forgets removed ones when it starts.
     server.stop();
     follower.hear(|fold| fold.degraded().is_some()).await;
     assert_eq!(

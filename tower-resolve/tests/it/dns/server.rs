@@ -1,4 +1,4 @@
-//! A DNS server in this process: a table of answers, and a count of questions.
+//! A DNS server in this process: a table of answers, and a counter of queries.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,7 @@ pub(crate) struct Server {
 #[derive(Clone)]
 pub(crate) enum Answer {
     Records(u32, Vec<RData>),
-    /// The name is there, and has none of that kind.
+    /// The name exists, without records of that kind.
     Empty,
     Code(ResponseCode),
     Silence,
@@ -33,7 +33,7 @@ pub(crate) enum Answer {
 
 type Zone = Arc<Mutex<HashMap<(String, Kind), Answer>>>;
 
-/// AAAA apart from all others.
+/// AAAA, separate from all other kinds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
     V6,
@@ -143,7 +143,7 @@ fn reply(question: &Message, zone: &Zone) -> Option<Message> {
     };
     let zone = zone.lock().unwrap();
     let other = zone.get(&(name.clone(), Kind::Other));
-    // Where nothing is said of AAAA, it fails or is missing as the name is, and is empty otherwise.
+    // Without an entry for AAAA, it fails or is missing as the name is, and is empty otherwise.
     let answer = match (zone.get(&(name, kind)), kind) {
         (None, Kind::V6) => other.map(|answer| match answer {
             Answer::Records(..) => Answer::Empty,

@@ -1,5 +1,5 @@
 //! A simulated fleet in paused time: endpoints that answer after a time, or fail at once, and clients that each send their
-//! next request when the one before was answered.
+//! next request after the response of the previous one.
 
 use std::{
     cell::RefCell,
@@ -34,8 +34,8 @@ use tower_resolve::{
 
 use crate::support::{endpoint, generation, settle, source};
 
-/// Runs a scenario under each policy, one after the other. It is a function of the kind of policy, of how to make one, and
-/// of what is given here.
+/// Runs a scenario under each policy, one after the other. It is a function of the kind of policy, of its constructor, and
+/// of the arguments given here.
 macro_rules! under_every_policy {
     ($scenario:ident($($arg:expr),*)) => {{
         use $crate::scenarios::lab::key;
@@ -62,7 +62,7 @@ pub(super) enum Kind {
 // === impl Kind ===
 
 impl Kind {
-    /// Whether it looks at what endpoints do, and not only at what they are.
+    /// Whether it depends on the load of endpoints, and not only on their description.
     pub(super) const fn looks_at_load(self) -> bool {
         matches!(self, Self::LeastRequest | Self::PeakEwma)
     }
@@ -71,7 +71,7 @@ impl Kind {
         matches!(self, Self::RingHash | Self::Maglev)
     }
 
-    /// How far a share may be off what it should be, as a part of it, besides what chance does.
+    /// The relative tolerance of a share, besides chance.
     const fn slack(self) -> f64 {
         match self {
             // Whole rounds, cut off somewhere.
@@ -91,7 +91,7 @@ pub(super) type Request = u64;
 
 pub(super) const NO_PAUSE: Duration = Duration::ZERO;
 
-/// What a request is tied to an endpoint by: clients draw their requests at random.
+/// The key of a request: clients draw their requests at random.
 #[expect(clippy::unnecessary_wraps, reason = "not every request has one")]
 pub(super) fn key(request: &Request) -> Option<u64> {
     Some(*request)
@@ -129,7 +129,7 @@ impl Service<Request> for Node {
         if !self.0.is_dead.load(Relaxed) {
             return Poll::Ready(Ok(()));
         }
-        // The driver's clone is the last to ask.
+        // The clone of the driver is the last to be polled.
         *self.0.waker.lock().unwrap() = Some(cx.waker().clone());
         Poll::Pending
     }
@@ -145,7 +145,7 @@ impl Service<Request> for Node {
                 tokio::task::yield_now().await;
                 return Err("broken".into());
             }
-            // As much as a third more or less, so that clients do not walk in step.
+            // Up to a third more or less, so that clients are not in step.
             let micros = busy.0.micros.load(Relaxed);
             sleep(Duration::from_micros(micros * fastrand::u64(67..134) / 100)).await;
             Ok(())
@@ -153,14 +153,14 @@ impl Service<Request> for Node {
     }
 }
 
-/// What active checks find: the endpoints that are ill.
+/// The failing endpoints that active checks find.
 #[derive(Clone, Default)]
 pub(super) struct Ill(Arc<Mutex<BTreeSet<usize>>>);
 
 // === impl Ill ===
 
 impl Ill {
-    /// A check once a second, which is believed after three failures and after two successes.
+    /// A check once a second, with a fall of three and a rise of two.
     pub(super) fn check(&self) -> ActiveCheck {
         let ill = self.0.clone();
         let check = ActiveCheck::new(health::from_fn(move |endpoint: &Endpoint| {
@@ -184,13 +184,13 @@ pub(super) struct Lab<P: Policy<Request>> {
     nodes: Rc<RefCell<BTreeMap<String, Node>>>,
     generation: u64,
     clients: JoinSet<()>,
-    /// What each client got.
+    /// The number of responses of each client.
     answered: Vec<Arc<AtomicU64>>,
     failed: Arc<AtomicU64>,
     _seed: Seed,
 }
 
-/// Says how to repeat a scenario that fails.
+/// Prints how to repeat a scenario that fails.
 struct Seed(u64);
 
 // === impl Seed ===
@@ -259,7 +259,7 @@ impl<P: Policy<Request>> Lab<P> {
         settle().await;
     }
 
-    /// So many more clients, each of which waits so long between an answer and its next request.
+    /// Adds this number of clients, each of which waits for this time between a response and its next request.
     pub(super) fn clients(&mut self, clients: usize, pause: Duration) {
         for _ in 0..clients {
             let answered = Arc::new(AtomicU64::new(0));
@@ -272,7 +272,8 @@ impl<P: Policy<Request>> Lab<P> {
                             answered.fetch_add(1, Relaxed);
                             pause
                         }
-                        // An error at once is no reason to come again at once: there would be nothing but errors.
+                        // A client does not retry at once after an immediate error: otherwise there would be nothing but
+                        // errors.
                         Err(_) => {
                             failed.fetch_add(1, Relaxed);
                             pause.max(Duration::from_millis(1))
@@ -315,7 +316,7 @@ impl<P: Policy<Request>> Lab<P> {
         waker.into_iter().for_each(Waker::wake);
     }
 
-    /// What happens in this time, on the first so many endpoints.
+    /// Changes the state of the first endpoints during this time.
     pub(super) async fn watch(&self, endpoints: usize, time: Duration) -> Seen {
         for id in 0..endpoints {
             let node = self.node(id);
@@ -342,7 +343,7 @@ impl<P: Policy<Request>> Lab<P> {
         }
     }
 
-    /// Watches for so many requests, more or less, at the rate at which they come.
+    /// Measures approximately this number of requests, at the rate at which they arrive.
     pub(super) async fn watch_requests(&self, endpoints: usize, requests: u64) -> Seen {
         let start = Instant::now();
         let sample = self.watch(endpoints, Duration::from_millis(200)).await;
@@ -352,7 +353,7 @@ impl<P: Policy<Request>> Lab<P> {
     }
 }
 
-/// What a [`Lab`] did in some time.
+/// The activity of a [`Lab`] in some time.
 pub(super) struct Seen {
     kind: Kind,
     pub(super) served: Vec<u64>,
@@ -373,14 +374,14 @@ impl Seen {
         self.served[id] as f64 / self.total() as f64
     }
 
-    /// Each share is the weight's part of the sum, give or take what is the policy's way, and four standard deviations
-    /// of as many picks at random.
+    /// Each share is that of its weight, within the tolerance of the policy and four standard deviations of the same number
+    /// of random picks.
     #[track_caller]
     pub(super) fn has_shares(&self, weights: &[f64], of: impl fmt::Display) {
         self.has_shares_within(weights, 0.0, of);
     }
 
-    /// With so much more slack, and where the shares of a round are random, too.
+    /// With more tolerance, and for a round whose shares are random, too.
     #[track_caller]
     pub(super) fn has_shares_within(&self, weights: &[f64], more: f64, of: impl fmt::Display) {
         let (sum, total): (f64, _) = (weights.iter().sum(), self.total() as f64);
@@ -391,7 +392,7 @@ impl Seen {
                 Kind::RoundRobin if more == 0.0 => 2.0 / total,
                 _ => 4.0 * (share * (1.0 - share) / total).sqrt(),
             };
-            // The rest of one's slack is the others' as well.
+            // The error of one endpoint is an error of the rest as well.
             let slack = (self.kind.slack() + more) * share.min(1.0 - share).max(share / 10.0);
             let off = (self.share(id) - share).abs();
             assert!(

@@ -1,7 +1,7 @@
-//! What share of the traffic each endpoint gets, under every policy, when the fleet changes, fails or is overloaded.
+//! The share of the traffic of each endpoint, under every policy, when the fleet changes, fails or is overloaded.
 //!
 //! Time is paused and everything runs on one thread, so a scenario is the same each time: by a fixed seed, or the one in
-//! `SCENARIO_SEED`, which a failure names. Each bound says what it is there for.
+//! `SCENARIO_SEED`, which a failure names. A comment at each bound gives its reason.
 
 mod lab;
 
@@ -25,7 +25,7 @@ fn seconds(seconds: f64) -> Duration {
 
 // === weights ===
 
-/// The shares are the weights, however many requests are in flight.
+/// The shares are the weights, for any number of requests in flight.
 async fn shares<P: Policy<Request>>(
     kind: Kind,
     policy: impl Fn() -> P,
@@ -33,7 +33,7 @@ async fn shares<P: Policy<Request>>(
     requests: u64,
 ) {
     let parts: Vec<f64> = weights.iter().copied().map(f64::from).collect();
-    // What does not look at the load has the same shares under any.
+    // Policies that do not compare loads have the same shares under any.
     let loads = if kind.looks_at_load() {
         &[1, 4, 20, 100][..]
     } else {
@@ -66,7 +66,7 @@ async fn a_canary_of_one_percent_has_one_percent() {
     under_every_policy!(shares(&[1, 99], 10_000));
 }
 
-/// One client at a time is what most services have most of the time.
+/// One client at a time is the usual case for most services.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_comes_once_a_second_reaches_all() {
     async fn scenario<P: Policy<Request>>(kind: Kind, policy: impl Fn() -> P) {
@@ -74,8 +74,8 @@ async fn a_client_that_comes_once_a_second_reaches_all() {
         let mut lab = Lab::new(kind, builder, weighted(&[1, 1, 2])).await;
         lab.clients(1, seconds(1.0));
         let seen = lab.watch(3, seconds(1_000.0)).await;
-        // Between its requests, what peak EWMA knows of an endpoint falls by a tenth a second; it then prefers the one
-        // that it asked longest ago.
+        // Between its requests, the latency that peak EWMA knows of an endpoint falls by a tenth per second; it then prefers
+        // the least recently used one.
         let more = if kind == Kind::PeakEwma { 0.1 } else { 0.0 };
         seen.has_shares_within(&[1.0, 1.0, 2.0], more, "idle");
     }
@@ -84,7 +84,7 @@ async fn a_client_that_comes_once_a_second_reaches_all() {
 
 // === changes of the set ===
 
-/// Beside endpoints that answer in a millisecond, a new one was never picked by peak EWMA.
+/// Next to endpoints that answer in a millisecond, peak EWMA never picked a new one.
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_that_joins_has_its_share_within_a_second() {
     async fn scenario<P: Policy<Request>>(kind: Kind, policy: impl Fn() -> P) {
@@ -97,7 +97,7 @@ async fn an_endpoint_that_joins_has_its_share_within_a_second() {
             before.has_shares(&[1.0, 1.0, 1.0, 1.0, 0.0], "before");
             lab.set(endpoints(5)).await;
             let joins = lab.watch(5, seconds(0.1)).await;
-            // It is idle, so it gets more than its share for a moment, but it is not run over.
+            // It is idle, so it gets more than its share for a moment, but it is not overloaded.
             let others = *joins.most[..4].iter().max().unwrap();
             assert!(joins.most[4] <= others + 2, "{joins}: {:?}", joins.most);
             sleep(seconds(0.9)).await;
@@ -109,7 +109,7 @@ async fn an_endpoint_that_joins_has_its_share_within_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_share_of_an_endpoint_that_leaves_is_that_of_the_others() {
+async fn the_share_of_a_removed_endpoint_goes_to_the_rest() {
     async fn scenario<P: Policy<Request>>(kind: Kind, policy: impl Fn() -> P) {
         let builder = Balance::builder().policy(policy());
         let mut lab = Lab::new(kind, builder, endpoints(5)).await;
@@ -123,7 +123,8 @@ async fn the_share_of_an_endpoint_that_leaves_is_that_of_the_others() {
     under_every_policy!(scenario());
 }
 
-/// What an endpoint weighs beside so many others at this warmth. With keys, that is the part of its keys that have come.
+/// The weight of an endpoint relative to this number of equal ones at this warmth. With keys, that is the part of its keys
+/// that have moved.
 fn cold(kind: Kind, others: usize, warmth: f64) -> f64 {
     if kind.looks_at_keys() {
         let share = warmth / (others as f64 + 1.0);
@@ -133,7 +134,7 @@ fn cold(kind: Kind, others: usize, warmth: f64) -> f64 {
     }
 }
 
-/// At a tenth of its weight at first, from the moment at which it may be picked, and all of it when the time is over.
+/// At a tenth of its weight at first, from the moment at which it may be picked, and all of it at the end.
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_restarted_under_its_id_comes_up_slowly() {
     async fn scenario<P: Policy<Request>>(kind: Kind, policy: impl Fn() -> P) {
@@ -156,7 +157,7 @@ async fn an_endpoint_restarted_under_its_id_comes_up_slowly() {
         lab.is_dead(4, false);
         for (at, warmth) in [(1.0, 0.1), (10.0, 0.5), (21.0, 1.0)] {
             let seen = lab.watch(5, seconds(1.0)).await;
-            // The warmth is what it is half a second later or sooner.
+            // The warmth of half a second later or sooner.
             let weights = [1.0, 1.0, 1.0, 1.0, cold(kind, 4, warmth)];
             seen.has_shares_within(&weights, 0.2, format_args!("{at} s after"));
             lab.rest(seconds(if at < 5.0 { 8.5 } else { 10.0 })).await;
@@ -165,7 +166,7 @@ async fn an_endpoint_restarted_under_its_id_comes_up_slowly() {
     under_every_policy!(scenario());
 }
 
-/// Also where half of all picks come upon the cold one.
+/// Also if half of all picks draw the endpoint in slow start.
 #[tokio::test(start_paused = true)]
 async fn a_cold_endpoint_has_a_tenth_of_its_share() {
     async fn scenario<P: Policy<Request>>(kind: Kind, policy: impl Fn() -> P) {
@@ -193,7 +194,7 @@ async fn a_cold_endpoint_has_a_tenth_of_its_share() {
 
 // === failures ===
 
-/// A policy that compares loads must not take an endpoint that fails at once for an idle one.
+/// A policy that compares loads must not treat an endpoint that fails at once as idle.
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_that_fails_at_once_attracts_nothing() {
     async fn scenario<P: Policy<Request>>(kind: Kind, policy: impl Fn() -> P) {
@@ -207,14 +208,11 @@ async fn an_endpoint_that_fails_at_once_attracts_nothing() {
         if kind.looks_at_load() {
             assert!(seen.share(4) < 0.02, "{seen}");
             let others = (1.0 - seen.share(4)) / 4.0;
-            seen.has_shares(
-                &[others, others, others, others, seen.share(4)],
-                "the others",
-            );
+            seen.has_shares(&[others, others, others, others, seen.share(4)], "the rest");
         } else {
             seen.has_shares(&[1.0; 5], "no more than its share");
         }
-        // And it is back, some time after it is well.
+        // It has its share again, some time after it recovered.
         lab.fails(4, false);
         lab.rest(seconds(30.0)).await;
         lab.watch(5, seconds(1.0))
@@ -242,7 +240,7 @@ async fn one_failure_costs_an_endpoint_nothing() {
     under_every_policy!(scenario());
 }
 
-/// Endpoints 0 to 7 are preferred to 8 to 11, and become ill all at once.
+/// Endpoints 0 to 7 are preferred to 8 to 11, and all fail their checks at once.
 async fn loses_the_first_eight<P: Policy<Request>>(
     kind: Kind,
     policy: impl Fn() -> P,
@@ -269,7 +267,7 @@ async fn loses_the_first_eight<P: Policy<Request>>(
     ill.set(0..8);
     (0..8).for_each(|id| lab.fails(id, true));
     lab.rest(seconds(5.0)).await;
-    // A panic would believe none of it, for fewer than half of all are well; but the four can take it all.
+    // With a panic health would be ignored, because fewer than half of all are healthy; but the four can take the full load.
     let seen = lab.watch(12, seconds(1.0)).await;
     seen.has_shares(&second, "the first are ill");
     assert_eq!(
@@ -278,7 +276,7 @@ async fn loses_the_first_eight<P: Policy<Request>>(
         "{seen}"
     );
 
-    // Two of eight take 1.4 times as much as they are, and no request goes to the six, as the others take what is left.
+    // Two of eight take 1.4 times their share, and no request goes to the six, because the standby takes the rest.
     ill.set(0..6);
     (6..8).for_each(|id| lab.fails(id, false));
     lab.rest(seconds(5.0)).await;
@@ -317,7 +315,7 @@ async fn a_standby_that_is_smaller_than_its_primary_takes_over() {
 
 // === overload ===
 
-/// Three times as many clients as there are places: all places are taken, and each client gets as many as the others.
+/// Three times as many clients as slots: all slots are in use, and each client gets the same share.
 #[tokio::test(start_paused = true)]
 async fn under_overload_places_and_clients_have_equal_shares() {
     async fn scenario<P: Policy<Request>>(kind: Kind, policy: impl Fn() -> P) {

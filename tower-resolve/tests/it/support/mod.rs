@@ -1,4 +1,4 @@
-//! What the tests of the balance share: a source that says what the test tells it to, and endpoints that count.
+//! Shared by the tests of the balance: a scripted source, and endpoints that count.
 
 pub(crate) mod replica;
 
@@ -30,7 +30,7 @@ use tower_resolve::{
 pub(crate) type Updates = UnboundedReceiverStream<Update>;
 pub(crate) type Handles = Arc<Mutex<BTreeMap<String, Vec<ProbeHandle>>>>;
 
-/// Counts live services by endpoint, and keeps the handle of each that was made.
+/// Counts live services by endpoint, and keeps the handle of each.
 #[derive(Clone, Default)]
 pub(crate) struct Made(Handles);
 
@@ -46,7 +46,7 @@ impl Made {
         probe
     }
 
-    /// The latest service made for an endpoint.
+    /// The latest service created for an endpoint.
     pub(crate) fn of(&self, id: &str) -> ProbeHandle {
         self.0.lock().unwrap()[id].last().unwrap().clone()
     }
@@ -55,7 +55,7 @@ impl Made {
         self.0.lock().unwrap().get(id).map_or(0, Vec::len)
     }
 
-    /// As [`calls`](Self::calls), and none where none was made.
+    /// As [`calls`](Self::calls), and zero if none was created.
     pub(crate) fn all_calls(&self, id: &str) -> usize {
         self.0
             .lock()
@@ -72,7 +72,7 @@ impl Made {
     }
 }
 
-/// An endpoint that can hand requests back.
+/// An endpoint that can return requests unsent.
 #[derive(Clone)]
 pub(crate) struct Returning {
     probe: Probe,
@@ -162,7 +162,7 @@ pub(crate) fn request() -> Request<String> {
     Request::new(String::new())
 }
 
-/// Lets everything run that can.
+/// Runs all tasks that are ready.
 pub(crate) async fn settle() {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }

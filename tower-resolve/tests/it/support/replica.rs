@@ -24,7 +24,7 @@ use tower_resolve::{
 
 use super::{endpoint, generation, request, settle, source};
 
-/// An endpoint that answers after a time, or fails, or dies; all of that can be changed while it is in use.
+/// An endpoint that answers after a time, or fails, or dies; all of that can be changed during use.
 #[derive(Clone, Default)]
 pub(crate) struct Replica(pub(crate) Arc<Inner>);
 
@@ -43,7 +43,7 @@ impl Service<Request<String>> for Replica {
     type Future = BoxFuture<'static, Result<&'static str, BoxError>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // The driver's clone is the last to ask.
+        // The clone of the driver is the last to be polled.
         *self.0.waker.lock().unwrap() = Some(cx.waker().clone());
         if self.0.is_dead.load(SeqCst) {
             Poll::Pending
@@ -55,7 +55,7 @@ impl Service<Request<String>> for Replica {
     fn call(&mut self, request: Request<String>) -> Self::Future {
         let inner = self.0.clone();
         Box::pin(async move {
-            // A connection is made first; that is when a dead one is found out.
+            // A connection is opened first; that fails for a dead endpoint.
             tokio::task::yield_now().await;
             if inner.is_dead.load(SeqCst) {
                 return Err(Unsent::new(request, "connection refused").into());
@@ -126,7 +126,7 @@ where
         waker.into_iter().for_each(Waker::wake);
     }
 
-    /// How many each of the first so many served since it was last asked.
+    /// The number of requests of each of the first endpoints since the last call.
     pub(crate) fn served(&self, count: usize) -> Vec<u64> {
         (0..count)
             .map(|id| self.of(id).calls.swap(0, SeqCst) as u64)
@@ -139,7 +139,7 @@ where
         }
     }
 
-    /// So many clients, each with so many requests, one after the other. Returns how many failed.
+    /// Runs this number of clients, each with this number of requests in sequence. Returns how many failed.
     pub(crate) async fn load(&self, clients: usize, requests: usize) -> usize {
         let mut all = JoinSet::new();
         for _ in 0..clients {
