@@ -115,7 +115,7 @@ impl<T: Named> Chunks<T> {
         Some(removed)
     }
 
-    /// What differs, besides chunks that both share: the cost of the difference, and a look at each chunk.
+    /// The differences, except in chunks that both share. Costs the size of the difference, and a comparison of each chunk.
     pub(crate) fn differences<'a>(
         &'a self,
         after: &'a Self,

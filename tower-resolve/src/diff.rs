@@ -13,8 +13,8 @@ use crate::{Cause, Endpoint, EndpointId, Generation, Topology, Update, chunks::D
 /// keeps the last good set while the source is degraded:
 ///
 /// ```text
-///   Snapshot, DoesNotExist ── older ──► Stale          Degraded ──► in doubt
-///                          ── empties the set while in doubt ──► Held ── next word of the source ──► applied
+///   Snapshot, DoesNotExist ── older ──► Stale          Degraded ──► degraded
+///                          ── empties the set while degraded ──► Held ── next update of the source ──► applied
 ///   Delta ── from an unknown generation ──► Gap
 ///   Progress ──► the same endpoints, one generation on
 /// ```

@@ -16,9 +16,9 @@ pub struct SourceId(u64);
 ///
 /// | source | the value counts | another id when |
 /// |---|---|---|
-/// | fixed | nothing: it is 1 | another resolver is made |
-/// | file | changes of content, as seen | the resolver is made anew |
-/// | DNS | changes of a name's sorted set, as seen | the resolver is made anew |
+/// | fixed | nothing: it is 1 | another resolver is created |
+/// | file | observed changes of content | another resolver is created |
+/// | DNS | observed changes of the sorted set of a name | another resolver is created |
 /// | etcd, a lease store | revisions | it is another cluster, or was restored |
 ///
 /// So a generation can be passed to another process (see

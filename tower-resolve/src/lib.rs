@@ -63,7 +63,7 @@
 //! use tower_resolve::{Balance, health::Outlier, policy::PeakEwma};
 //!
 //! let builder = Balance::builder()
-//!     .http()                                // in flight to the body's end; the epoch goes along in a header
+//!     .http()                                // in flight to the end of the body; the epoch is sent in a header
 //!     .policy(PeakEwma::new())
 //!     .zone("eu-1")
 //!     .slow_start(Duration::from_secs(30))

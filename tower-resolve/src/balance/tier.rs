@@ -214,8 +214,8 @@ impl<S, T> Tiers<S, T> {
     ///
     /// As in Envoy, a tier panics when fewer than this percentage of it are healthy, but only while all tiers together
     /// cannot take the full load. Only endpoints that are meant to serve count; unhealthy are those with failed health
-    /// checks, and those out of the budget. Refused connections and vacant leases do not count, because they are facts and
-    /// no guess.
+    /// checks, and those out of the budget. Refused connections and vacant leases are not ignored by a panic, so they do
+    /// not count.
     pub(super) fn weigh(&mut self, panic_below: u8, now: Instant) -> Vec<Weighed> {
         let health = self.health();
         let is_enough = health.iter().sum::<f64>() >= ENOUGH;

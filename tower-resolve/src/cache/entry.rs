@@ -1114,7 +1114,7 @@ mod tests {
             1 => (1_u64..25).prop_map(Word::Missing),
             4 => Just(Word::Trouble),
         ];
-        // Too few for a source that is taken for a new one, which has an id that a model cannot know.
+        // Too few for a source to be treated as a new one, whose id the model cannot know.
         proptest::collection::vec((0_u64..20_000, word), 0..RESTARTED_AFTER as usize)
     }
 

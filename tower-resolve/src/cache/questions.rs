@@ -41,7 +41,7 @@ enum Said {
 /// An update of the source, and its subscription.
 #[derive(Debug)]
 pub(super) struct Word {
-    /// `None`: the stream ended, and is gone.
+    /// `None`: the stream ended, and was removed.
     pub(super) update: Option<Update>,
     /// Whether it is the answer to the latest query.
     pub(super) is_latest: bool,

@@ -31,7 +31,7 @@ use crate::{Generation, Resolve, Topology, Update, backoff::FOR_EVER};
 
 /// Resolves names by DNS, and queries them again when their time to live ends.
 ///
-/// | name | asks for | endpoints |
+/// | name | queries | endpoints |
 /// |---|---|---|
 /// | `echo.example:8080` | A and AAAA | each address, at that port |
 /// | `_echo._tcp.example` | SRV, then A and AAAA of each target | each address of each target, at its port, with its priority and weight (0 counts as 1; each address of a target has the target's) |

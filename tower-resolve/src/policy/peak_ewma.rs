@@ -57,7 +57,7 @@ impl<Req> Policy<Req> for PeakEwma {
         let (one, other) = weights.pair(candidates);
         let [first, second] = [one, other].map(|index| Load::of(candidates, index));
         let [known, against] = [one, other].map(|index| candidates.latency(index, context));
-        // One that was asked and has not answered yet is waited for.
+        // A candidate with a request but no response yet gets no second request.
         match (known, against) {
             (Estimate::AtLeast(_), Estimate::Known(_)) if first.in_flight > 0.0 => return other,
             (Estimate::Known(_), Estimate::AtLeast(_)) if second.in_flight > 0.0 => return one,

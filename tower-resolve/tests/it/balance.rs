@@ -446,14 +446,14 @@ async fn phases_are_respected_and_draining_endpoints_serve_if_no_other_does() {
     settle().await;
     let (answer, took) = timed(rig.balance.call(request())).await;
     let error = answer.unwrap_err();
-    let told = no_endpoints(&error);
+    let numbers = no_endpoints(&error);
     assert_eq!(
         (
-            told.known(),
-            told.ready(),
-            told.starting(),
-            told.draining(),
-            told.fenced()
+            numbers.known(),
+            numbers.ready(),
+            numbers.starting(),
+            numbers.draining(),
+            numbers.fenced()
         ),
         (3, 0, 1, 0, 2)
     );

@@ -161,12 +161,12 @@ impl World {
 
     /// Whether the cache returns what was published: a source that was behind for very long was taken for a new one, under
     /// an id that was not published.
-    fn is_same(&self, published: &(Generation, Ids), told: &(Generation, Ids)) -> bool {
+    fn is_same(&self, published: &(Generation, Ids), cached_set: &(Generation, Ids)) -> bool {
         let sources = || self.history.iter().map(|(generation, _)| generation.source);
-        let is_own = published.0.source == told.0.source;
-        published.1 == told.1
-            && published.0.value == told.0.value
-            && (is_own || sources().all(|source| source != told.0.source))
+        let is_own = published.0.source == cached_set.0.source;
+        published.1 == cached_set.1
+            && published.0.value == cached_set.0.value
+            && (is_own || sources().all(|source| source != cached_set.0.source))
     }
 
     /// The number of streams that are still read.
@@ -197,7 +197,7 @@ impl Resolve for Registry {
                     return stream::iter([Update::Snapshot(topology(world.latest()))]).boxed();
                 }
                 Mode::Panics => {
-                    return stream::poll_fn(|_| panic!("the registry panics, as the test told it"))
+                    return stream::poll_fn(|_| panic!("the registry panics, as configured"))
                         .boxed();
                 }
             };
@@ -319,16 +319,16 @@ async fn converge(
     for follower in &mut followers {
         follower.hear(registry);
         let known = follower.fold.topology().expect("something is known");
-        let told = (known.generation(), ids(known));
+        let cached_set = (known.generation(), ids(known));
         assert!(
-            registry.with(|world| world.is_same(&latest, &told)),
-            "{told:?}, not {latest:?}"
+            registry.with(|world| world.is_same(&latest, &cached_set)),
+            "{cached_set:?}, not {latest:?}"
         );
         assert!(follower.fold.degraded().is_none());
     }
     let peeked = cached.peek("name").unwrap();
-    let told = (peeked.topology.generation(), ids(&peeked.topology));
-    assert!(registry.with(|world| world.is_same(&latest, &told)));
+    let cached_set = (peeked.topology.generation(), ids(&peeked.topology));
+    assert!(registry.with(|world| world.is_same(&latest, &cached_set)));
     drop(followers);
     settle().await;
     assert_eq!(registry.with(|world| world.followed()), 0);

@@ -27,14 +27,14 @@ where
             >,
         > + Unpin,
 {
-    let mut told = Vec::new();
+    let mut changes = Vec::new();
     while let Some(Some(Ok(change))) = discover.next().now_or_never() {
-        told.push(match change {
+        changes.push(match change {
             Change::Insert(_, (id, epoch)) => format!("+{id}:{epoch}"),
             Change::Remove(id) => format!("-{id}"),
         });
     }
-    told
+    changes
 }
 
 fn set(value: u64, endpoints: impl IntoIterator<Item = Endpoint>) -> Update {

@@ -49,9 +49,9 @@ impl Service<Request<String>> for Flaky {
     }
 
     fn call(&mut self, _: Request<String>) -> Self::Future {
-        let mut told = self.1.0.lock().unwrap();
-        *told.calls.entry(self.0.clone()).or_default() += 1;
-        ready(if told.bad.contains(&self.0) {
+        let mut world = self.1.0.lock().unwrap();
+        *world.calls.entry(self.0.clone()).or_default() += 1;
+        ready(if world.bad.contains(&self.0) {
             Err("broken".into())
         } else {
             Ok(())
@@ -70,11 +70,14 @@ fn names(count: usize) -> Vec<String> {
 }
 
 async fn over<P: Policy<Request<String>>>(builder: BalanceBuilder<P>, count: usize) -> Rig<P> {
-    told(builder, snapshot(1, &as_strs(&names(count)))).await
+    rig_with(builder, snapshot(1, &as_strs(&names(count)))).await
 }
 
 /// Over the first snapshot of the source.
-async fn told<P: Policy<Request<String>>>(builder: BalanceBuilder<P>, update: Update) -> Rig<P> {
+async fn rig_with<P: Policy<Request<String>>>(
+    builder: BalanceBuilder<P>,
+    update: Update,
+) -> Rig<P> {
     let ((source, updates), world) = (source(), World::default());
     let all = world.clone();
     let make = move |endpoint: &Endpoint, _: &EjectionBudget| {
@@ -356,8 +359,8 @@ fn as_strs(names: &[String]) -> Vec<&str> {
 
 /// The number of requests to endpoints with this prefix.
 fn calls_to<P: Policy<Request<String>>>(rig: &Rig<P>, prefix: &str) -> usize {
-    let told = rig.world.0.lock().unwrap();
-    let calls = told.calls.iter();
+    let world = rig.world.0.lock().unwrap();
+    let calls = world.calls.iter();
     calls
         .filter(|(id, _)| id.starts_with(prefix))
         .map(|(_, calls)| calls)
@@ -387,7 +390,7 @@ async fn a_smaller_standby_takes_all_of_the_load_of_endpoints_that_fail_their_ch
             .policy(RoundRobin::new())
             .zone("own")
             .active_check(sick.check());
-        let mut rig = told(builder, levels(first, second, by_zone)).await;
+        let mut rig = rig_with(builder, levels(first, second, by_zone)).await;
         sleep(Duration::from_secs(10)).await;
         assert_eq!(out(&rig).len(), first);
         forget_calls(&rig);
@@ -415,7 +418,7 @@ async fn a_smaller_standby_takes_all_of_the_load_of_endpoints_that_fail_their_re
             .policy(RoundRobin::new())
             .zone("own")
             .outlier(Outlier::new());
-        let mut rig = told(builder, levels(first, second, by_zone)).await;
+        let mut rig = rig_with(builder, levels(first, second, by_zone)).await;
         let failed = send(&mut rig, 3_000, &as_strs(&ids)).await;
         assert_eq!(
             (out(&rig).len(), failed),
@@ -443,7 +446,7 @@ async fn a_priority_panics_when_the_next_cannot_take_the_load() {
     let builder = Balance::builder()
         .policy(RoundRobin::new())
         .active_check(sick.check());
-    let mut rig = told(builder, levels(10, 10, false)).await;
+    let mut rig = rig_with(builder, levels(10, 10, false)).await;
     let mut ill = [named("p", 6), named("s", 2)].concat();
     sick.be(&as_strs(&ill));
     sleep(Duration::from_secs(20)).await;
@@ -507,7 +510,7 @@ async fn only_endpoints_that_may_serve_count_for_a_panic() {
         let ready = (0..7).map(|id| endpoint(&format!("e{id}")));
         let others = (0..7).map(|id| endpoint(&format!("o{id}")).with_phase(phase));
         let topology = Topology::new(generation(1), ready.chain(others));
-        let mut rig = told(builder, Update::Snapshot(topology)).await;
+        let mut rig = rig_with(builder, Update::Snapshot(topology)).await;
         sleep(Duration::from_secs(20)).await;
         forget_calls(&rig);
         send(&mut rig, 700, &[]).await;
@@ -539,7 +542,7 @@ async fn a_panic_that_has_begun_lasts_a_second() {
     let builder = Balance::builder()
         .policy(RoundRobin::new())
         .active_check(sick.check());
-    let rig = told(builder, levels(8, 0, false)).await;
+    let rig = rig_with(builder, levels(8, 0, false)).await;
     sleep(Duration::from_secs(20)).await;
     assert!(rig.balance.snapshot().panics);
     // The standby comes and goes: the tier of eight is not rebuilt each time.
@@ -687,7 +690,7 @@ async fn a_check_sees_the_current_description_of_the_endpoint() {
         let endpoint = endpoint("a").with_metadata("version", version.to_string());
         Update::Snapshot(Topology::new(generation(version), [endpoint]))
     };
-    let rig = told(Balance::builder().active_check(check), described(1)).await;
+    let rig = rig_with(Balance::builder().active_check(check), described(1)).await;
     sleep(Duration::from_secs(20)).await;
     rig.source.send(described(2)).unwrap();
     settle().await;

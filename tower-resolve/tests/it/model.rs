@@ -229,7 +229,7 @@ async fn run<P: Policy<Request<String>>>(policy: P, events: Vec<Event>) {
         Some(generation(model.generation)),
         "no update is lost"
     );
-    let told: Vec<_> = now
+    let actual: Vec<_> = now
         .endpoints
         .iter()
         .map(|endpoint| (*endpoint.endpoint).clone())
@@ -239,7 +239,7 @@ async fn run<P: Policy<Request<String>>>(policy: P, events: Vec<Event>) {
         .values()
         .map(|(endpoint, _)| endpoint.clone())
         .collect();
-    assert_eq!(told, known, "no update is lost");
+    assert_eq!(actual, known, "no update is lost");
     assert!(now.endpoints.iter().all(|endpoint| endpoint.in_flight == 0));
 }
 
@@ -290,7 +290,7 @@ async fn one_request<P: Policy<Request<String>>>(
             );
             let error: &NoEndpoints = error.downcast_ref().expect("no endpoints");
             assert_eq!(error.generation(), Some(generation(model.generation)));
-            let told = (
+            let actual = (
                 error.known(),
                 error.starting(),
                 error.draining(),
@@ -298,7 +298,7 @@ async fn one_request<P: Policy<Request<String>>>(
             );
             let count = |phase| model.count(phase);
             assert_eq!(
-                told,
+                actual,
                 (
                     model.known.len(),
                     count(Phase::Starting),
