@@ -95,7 +95,7 @@ impl Office {
         }
     }
 
-    /// Ready: no drain has begun, and there is somebody to serve.
+    /// Ready: no drain has begun, and an endpoint can be reached.
     fn ready(&self) -> Answer {
         if !self.gateway.drain.is_ready() {
             return text(

@@ -1,7 +1,7 @@
-//! Bounds the wait for an answer, for each endpoint, inside its circuit: no answer is the endpoint's failure.
+//! The response timeout of each endpoint, inside its circuit: a response that does not come is a failure of the endpoint.
 //!
-//! The wait begins when the request has been sent, or has stopped moving. An upload may take as long as it moves; if it is
-//! the client who stopped, that is told as such, and is nobody else's failure.
+//! The timeout starts when the request has been sent, or when its body makes no progress. An upload may take as long as it makes
+//! progress; if the client stalls, the error is the client's and not the endpoint's.
 
 use std::{
     error::Error,

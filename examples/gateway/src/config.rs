@@ -1,4 +1,4 @@
-//! The configuration file: what it may say, its defaults, and where each mistake is.
+//! The configuration file: its keys, their defaults, and the place of each mistake.
 
 use std::{
     fmt,
@@ -36,7 +36,7 @@ pub(crate) struct Config {
     pub(crate) half_close: bool,
 }
 
-/// What the command line says, instead of the file.
+/// Settings of the command line, which replace those of the file.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Own {
     pub(crate) listen: Option<SocketAddr>,
@@ -344,7 +344,7 @@ impl File {
         if is_same(listen, admin) {
             check.wrong(
                 place,
-                format!("`listen` and `admin` are both {admin}; give each a port of its own"),
+                format!("`listen` and `admin` are both {admin}; use two different ports"),
             );
         }
         Config {
@@ -382,7 +382,7 @@ impl File {
     }
 }
 
-/// Whether who connects to `there` gets to `own`. A port that the system chooses is nobody's yet.
+/// Whether a connection to `there` reaches `own`. A port that the system will choose is reached by none.
 fn is_same(own: SocketAddr, there: SocketAddr) -> bool {
     let is_every =
         own.ip().is_unspecified() && (there.ip().is_loopback() || there.ip().is_unspecified());
@@ -602,7 +602,7 @@ impl Check<'_> {
             if name.get_ref().is_empty() {
                 self.wrong(
                     name.span(),
-                    "`name` is empty; give the backend a name of its own".to_owned(),
+                    "`name` is empty; give the backend a unique name".to_owned(),
                 );
             } else if backends.iter().any(|other| other.name == *name.get_ref()) {
                 let text = format!(
@@ -618,7 +618,7 @@ impl Check<'_> {
                 SocketAddr::from(([0, 0, 0, 0], 0)),
             );
             if self.mistakes.len() > known {
-                // Told already.
+                // Reported already.
             } else if address.port() == 0 {
                 self.wrong(
                     span,
@@ -678,7 +678,7 @@ impl Mistake {
     }
 }
 
-/// What serde calls a type, in the words of who writes a file.
+/// serde's name of a type, in the terms of TOML.
 fn in_words(expected: &str) -> &str {
     match expected {
         "i64" => "a whole number",
@@ -751,7 +751,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_told_with_its_line_and_what_to_do() {
+    fn every_mistake_is_reported_with_its_line_and_a_remedy() {
         let text = "listen = '8080'\nmax_connections = 0\n\n[[backend]]\nname = 'a'\naddress = 'localhost'\n\n[[backend]]\nname = 'a'\naddress = '127.0.0.1:1'\n\n[per_client]\nrate = -1\n\n[drain]\nannounce = '5'\n\n[timeouts]\nconnect = '0s'\n";
         let told = mistakes(text);
         for expected in [
@@ -782,7 +782,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_toml_or_no_key_of_ours_is_told_with_its_line() {
+    fn invalid_toml_and_unknown_keys_are_reported_with_their_line() {
         assert!(mistakes("listen = \n").starts_with("gateway.toml:1:"));
         let told = mistakes("[[backend]]\nname = 'a'\naddress = '127.0.0.1:1'\nweight = 3\n");
         assert!(
@@ -798,7 +798,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_file_says_the_defaults() {
+    fn the_example_file_has_the_defaults() {
         let config = Config::parse(include_str!("../gateway.toml"), Own::default()).unwrap();
         let default = Config::demo();
         assert_eq!(
@@ -832,7 +832,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_is_told_in_plain_words() {
+    fn a_wrong_type_is_reported_in_the_terms_of_toml() {
         for (line, expected) in [
             ("max_connections = '10'", "; write a whole number"),
             ("max_connections = 1.5", "; write a whole number"),
@@ -912,7 +912,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_told_by_name() {
+    fn a_file_that_cannot_be_read_is_reported_by_name() {
         let load = |path: &str| {
             Config::load(Path::new(path), Own::default())
                 .unwrap_err()
@@ -935,7 +935,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_utf_8_is_told_with_its_place() {
+    fn invalid_utf_8_is_reported_with_its_place() {
         let file = std::env::temp_dir().join(format!("gateway-utf8-{}.toml", std::process::id()));
         std::fs::write(&file, b"# fine\n# \xff\n").unwrap();
         let told = Config::load(&file, Own::default()).unwrap_err().to_string();

@@ -87,7 +87,7 @@ impl Demo {
             return Some("it was not running\n");
         };
         running.kill().await;
-        Some("killed: its lease runs out in two seconds, but nobody waits for that\n")
+        Some("killed: its lease expires in two seconds, requests fail over at once\n")
     }
 
     /// Starts a replica again, on another port and with another incarnation. `None`: there is no such replica.
@@ -165,7 +165,7 @@ impl Running {
             .map_err(|error| failed("listen", &error))?;
         let holder = Holder::new(name)
             .with_payload(address.to_string())
-            .map_err(|error| failed("tell its address", &error))?;
+            .map_err(|error| failed("find its address", &error))?;
         let key = LeaseKey::new(&format!("{PREFIX}{name}"))
             .map_err(|error| failed("name its lease", &error))?;
         let (lease, keeper) = Lease::builder(store.clone(), key, holder)
@@ -180,7 +180,7 @@ impl Running {
         // Twice: connections are accepted and closed without the lease, requests are refused without it.
         let http = Http::new(&drain, LeaseLayer::new(&lease).respond().layer(echo));
         let server = Server::new(&drain, listener).run(LeaseLayer::new(&lease).layer(http));
-        // The record can be read before the grant arrives here. Whoever is that quick waits in the queue of the socket,
+        // The record can be read before the grant arrives here. A client that is that quick waits in the queue of the socket,
         // which listens already, and is not refused.
         let held = lease.clone();
         let server = async move {
@@ -198,7 +198,7 @@ impl Running {
     }
 
     async fn kill(self) {
-        // The connections first: the end of the keeper is an answer to whoever is under way, and a crash gives none.
+        // The connections first: the end of the keeper would be a response to requests in flight, and a crash gives none.
         self.server.abort();
         while self.drain.snapshot().guests > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -216,7 +216,7 @@ impl Drop for Running {
 
 type Echo = Response<Either<Full<Bytes>, RequestBody>>;
 
-/// `/delay/MILLIS` answers later; a body comes back as it is; anything else tells who answers, and by which right.
+/// `/delay/MILLIS` answers later; a body comes back as it is; any other path returns the name of the replica and its token.
 async fn echo(
     name: std::sync::Arc<str>,
     request: Request<RequestBody>,

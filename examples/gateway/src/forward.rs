@@ -28,7 +28,7 @@ use crate::{
     head::{self, Stopped},
 };
 
-/// Wraps whatever picks an upstream.
+/// Wraps the service that picks an upstream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ForwardLayer;
 
@@ -143,7 +143,7 @@ fn passed_on<B>(response: Response<B>, protocol: Protocol) -> Response<RespondBo
     }
 }
 
-/// Tells a refusal of our own layers in their words; any other error is the upstream's, and its words are not for clients.
+/// Responds to a rejection of a local layer with its text. Any other error is the upstream's, and its text is not sent to clients.
 fn refused<B>(protocol: Protocol, error: &BoxError) -> Response<RespondBody<B>> {
     match Refusal::find(&**error) {
         Some(refusal) => REFUSE.response(protocol, refusal, error),
@@ -191,7 +191,7 @@ fn stopped<B>(Stopped { status, code, why }: Stopped) -> Response<RespondBody<B>
     response
 }
 
-/// How all refusals are told.
+/// The form of all rejections.
 pub(crate) const REFUSE: refuse::Auto =
     refuse::Auto::new().http(refuse::Http::new().problem_json());
 const TIMED_OUT: Refusal = Refusal::new(Class::TimedOut, "upstream-timeout");

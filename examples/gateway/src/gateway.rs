@@ -131,7 +131,7 @@ async fn serve<P: Policy<Request<RequestBody>>>(
         .service(balance.clone());
     let http = Http::new(&gateway.drain, app).half_close(config.half_close);
 
-    // The admin port has a drain of its own, so that it can tell of the gateway's to the end.
+    // The admin port has a separate drain, so that it can report the gateway's until the end.
     let admin = Admin::start(
         admin,
         gateway.clone(),
@@ -195,7 +195,7 @@ fn circuit(config: &Config, endpoint: &Endpoint, budget: &EjectionBudget) -> Cir
         .probe_deadline(probe_deadline)
         // Clients come and go; an endpoint that hangs is found by its timeout, which is inside.
         .abandoned_is_failure_after(None)
-        // What one client makes every endpoint answer must not shut all of them for the others.
+        // Responses that one client provokes from every endpoint must not open all circuits.
         .ejection_budget(budget)
         .build()
 }

@@ -15,7 +15,7 @@ use http::{
 };
 use tower_outcome::header::{LEASE_EPOCH, LEASE_TOKEN};
 
-/// A request that goes no further, and what its sender is told.
+/// A request that is not forwarded, and the response to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stopped {
     pub(crate) status: StatusCode,
@@ -26,7 +26,7 @@ pub(crate) struct Stopped {
 /// Makes a client's request into one for an upstream that speaks HTTP/1.1.
 ///
 /// Strips what belongs to the client's connection first and adds our own fields after, so that a client that nominates
-/// one of ours in `Connection` strips nothing. `has_body` says whether one comes after the head.
+/// one of this gateway's in `Connection` strips nothing. `has_body`: whether a body follows the head.
 pub(crate) fn request(
     head: &mut request::Parts,
     peer: Option<SocketAddr>,
@@ -72,7 +72,7 @@ pub(crate) fn request(
 }
 
 /// Whether a client may go on in another protocol after this request. If we do not, what follows is not ours to read:
-/// taken for requests, it would be a way to smuggle some past whoever stands before us.
+/// taken for requests, it would be a way to smuggle requests past a proxy in front of this one.
 ///
 /// `h2c` is no such case, as its clients wait for the answer (RFC 7540 section 3.2).
 pub(crate) fn may_leave_http<B>(request: &Request<B>) -> bool {
@@ -154,7 +154,7 @@ fn one_length(headers: &mut HeaderMap) -> Result<(), TwoLengths> {
     Ok(())
 }
 
-/// A path, or `*` for `OPTIONS`, or all of a URI of ours (RFC 9112 section 3.2).
+/// A path, `*` for `OPTIONS`, or a whole URI of this gateway (RFC 9112 section 3.2).
 fn is_target(head: &request::Parts) -> bool {
     match (head.uri.scheme_str(), head.uri.authority()) {
         (None, Some(_)) => false,
@@ -239,7 +239,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .iter()
             .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
             .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            // Nobody may nominate away what the message is read by.
+            // Fields that frame the message cannot be nominated for removal.
             .filter(|name| name != HOST && name != CONTENT_LENGTH)
             .collect();
         for name in named {
@@ -271,7 +271,7 @@ fn is_untrusted(name: &HeaderName) -> bool {
     is_claim(name) && name != X_FORWARDED_FOR
 }
 
-/// Every `X-Forwarded-*` is one, as there are more in use than anybody can list (`-Ssl`, `-Scheme`, `-Server`, `-By` …).
+/// Every `X-Forwarded-*` is one, as there are too many in use to list (`-Ssl`, `-Scheme`, `-Server`, `-By` …).
 fn is_claim(name: &str) -> bool {
     name.starts_with("x-forwarded-") || CLAIMS.iter().any(|claim| name == *claim)
 }
@@ -375,7 +375,7 @@ const CODING: Stopped = Stopped {
     code: "transfer-coding",
     why: "the only transfer coding is chunked, once",
 };
-/// Not for anybody further on, so the answer is ours.
+/// Not for the upstream, so the gateway responds.
 const LAST_HOP: Stopped = Stopped {
     status: StatusCode::OK,
     code: "",
@@ -606,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_framed_whatever_the_method_and_whatever_the_client_nominates() {
+    fn a_body_is_framed_for_every_method_and_any_nominated_field() {
         let head = passed_with(get("/").header("transfer-encoding", "chunked"), true).unwrap();
         assert_eq!(head.headers["transfer-encoding"], "chunked");
         let head = passed_with(
@@ -627,7 +627,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_a_path_or_a_uri_of_ours() {
+    fn a_target_is_a_path_or_a_uri_of_this_gateway() {
         for target in ["example.org:80", "*", "ftp://example.org/"] {
             assert_eq!(passed(get(target)).unwrap_err(), TARGET, "{target}");
         }
@@ -652,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_may_go_on_in_another_protocol_is_cut_off() {
+    fn only_a_client_that_may_switch_protocols_is_disconnected() {
         let may_leave = |builder: request::Builder| may_leave_http(&builder.body(()).unwrap());
         assert!(may_leave(get("/").header("upgrade", "websocket")));
         assert!(may_leave(
@@ -721,7 +721,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_an_application_takes_for_one_of_ours_is_not_passed_on() {
+    fn a_field_that_an_application_reads_as_one_of_the_gateways_is_not_passed_on() {
         let twins = [
             "x_lease_token",
             "x_lease_epoch",

@@ -1,6 +1,6 @@
 //! The gateway: the layers of this workspace, composed before replicas that serve only while they hold a lease.
 //!
-//! Run with `cargo run --release -p gateway`, or with `--config FILE` before backends of your own.
+//! Run with `cargo run --release -p gateway`, or with `--config FILE` in front of your backends.
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -30,7 +30,7 @@ use crate::{
     demo::Demo,
 };
 
-/// An API gateway: per-client limits, circuits, failover and a drain that drops nobody.
+/// An API gateway: per-client limits, circuits, failover and a drain without lost requests.
 ///
 /// Without --config it runs a demo: three replicas on leases, on loopback.
 /// Exit codes: 0 drained; 1 could not run; 2 wrong configuration; 3 ended by force, something was cut.
@@ -40,10 +40,10 @@ struct Arguments {
     /// The configuration: a TOML file that names the backends
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where clients connect, instead of what the configuration says
+    /// Where clients connect, instead of the address in the configuration
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    /// Where operators connect, instead of what the configuration says
+    /// Where operators connect, instead of the address in the configuration
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
     /// Check the configuration and end
@@ -54,7 +54,7 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // A demo has five listeners, and tells their addresses itself.
+    // A demo has five listeners, and prints their addresses.
     let events = if arguments.config.is_some() {
         "info"
     } else {
@@ -114,7 +114,7 @@ async fn run(arguments: Arguments, config: Config) -> Result<ExitCode, String> {
         None
     };
     let drain = gateway::drain(&config);
-    // Before anybody is told where we are, so that from then on a signal drains.
+    // Before the addresses are printed, so that from then on a signal drains.
     let signals = tokio::spawn(drain.on_signals());
     #[cfg(unix)]
     let hangups = tokio::spawn(hangups(drain.clone(), demo.is_some())?);
@@ -177,12 +177,12 @@ fn instead(error: &io::Error) -> &'static str {
     }
 }
 
-/// Prints a line. Who does not read them does not end us.
+/// Prints a line. A closed output is ignored.
 fn say(text: impl Display) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
-/// Tells where everything is, and what to try.
+/// Prints the addresses and what to try.
 fn tell(
     listener: &BoundListener,
     admin: &BoundListener,
@@ -208,7 +208,7 @@ fn tell(
 Try, in another terminal:
   Which replica answers, and with which token:
     curl http://{gateway}/
-  Kill one, then ask again: nobody notices (/revive brings it back):
+  Kill one, then ask again: no request fails (/revive brings it back):
     curl -X POST http://{admin}/replicas/echo-2/kill
   Endpoints, leases, generation, circuits:
     curl http://{admin}/topology

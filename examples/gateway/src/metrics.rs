@@ -1,4 +1,4 @@
-//! Counts what the gateway answered, and tells it all in Prometheus' text format.
+//! Counts the responses of the gateway, and exports all figures in Prometheus' text format.
 
 use std::{
     fmt::{self, Write as _},

@@ -1,4 +1,4 @@
-//! Lease records as a topology: whoever holds a lease under a prefix is an endpoint, until it does not.
+//! Lease records as a topology: the holder of a lease under a prefix is an endpoint.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -16,7 +16,7 @@ pub(crate) struct LeaseRecords<S> {
 /// Lists once, then follows the changes; lists again when it has lost track.
 enum Follow<S: DocumentStore> {
     /// -> `Watch` when the store has answered; after trouble only when it has answered twice, because one answer of a
-    /// store that just came back is not enough to believe that everybody is gone.
+    /// store that just came back is not enough to conclude that all endpoints are gone.
     List {
         reader: Reader<S>,
         pause: Duration,
@@ -116,7 +116,7 @@ impl<S: DocumentStore> Follow<S> {
                         .into_iter()
                         .map(Into::into)
                         .collect();
-                    // A record without an address is no endpoint, whatever was there before.
+                    // A record without an address is no endpoint, even if it was one before.
                     let removed = if put.is_empty() {
                         vec![reader.id(record.key()).into()]
                     } else {
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_takes_a_lease_is_an_endpoint_until_it_does_not_hold_it() {
+    async fn the_holder_of_a_lease_is_an_endpoint_until_it_loses_it() {
         let store = Flaky::new();
         store.hold("a", 1, 1).await;
         let (mut updates, mut fold) = followed(&store);

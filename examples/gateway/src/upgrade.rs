@@ -1,4 +1,4 @@
-//! Ends the connection of whoever asked to go on in another protocol, as this gateway never does.
+//! Closes the connection after a request for another protocol, which this gateway never grants.
 
 use std::{
     future::Future,

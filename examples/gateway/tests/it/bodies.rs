@@ -1,4 +1,4 @@
-//! Bodies stream both ways, and what breaks off is never told as a clean end.
+//! Bodies stream in both directions, and one that breaks off never ends cleanly.
 
 use std::convert::Infallible;
 

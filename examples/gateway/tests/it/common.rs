@@ -77,7 +77,7 @@ impl Gateway {
         gateway
     }
 
-    /// Does not wait until it can serve anybody.
+    /// Does not wait until it can serve.
     pub(crate) async fn unready(arguments: &[&str]) -> Self {
         let mut child = command(arguments)
             .kill_on_drop(true)
@@ -152,14 +152,14 @@ impl Gateway {
             .unwrap_or_else(|_| panic!("waited in vain until {what}"));
     }
 
-    /// A connection from the client with number `client`: each has a loopback address of its own.
+    /// A connection from the client with number `client`: each has its own loopback address.
     pub(crate) async fn connect(&self, client: u8) -> SendRequest<AnyBody> {
         connect(self.address, client)
             .await
             .expect("the gateway accepts")
     }
 
-    /// One request on a connection of its own.
+    /// One request on a new connection.
     pub(crate) async fn get(&self, client: u8, path: &str) -> Answer {
         let mut connection = self.connect(client).await;
         send(&mut connection, get(path)).await.expect("an answer")

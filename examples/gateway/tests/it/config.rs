@@ -17,7 +17,7 @@ async fn refused(config: &str) -> (Option<i32>, String) {
 }
 
 #[tokio::test]
-async fn a_wrong_file_is_told_with_its_line_and_what_to_do_and_exit_code_2() {
+async fn a_wrong_file_is_reported_with_its_line_a_remedy_and_exit_code_2() {
     let (code, told) =
         refused("listen = '127.0.0.1:0'\n[[backend]]\nname = 'a'\naddress = 'localhost'\n").await;
     assert_eq!(code, Some(2));
@@ -29,7 +29,7 @@ async fn a_wrong_file_is_told_with_its_line_and_what_to_do_and_exit_code_2() {
 }
 
 #[tokio::test]
-async fn a_missing_file_is_told_by_name_and_exit_code_2() {
+async fn a_missing_file_is_reported_by_name_and_exit_code_2() {
     let output = command(&["--config", "no-such-file.toml"])
         .stderr(std::process::Stdio::piped())
         .output();
@@ -39,7 +39,7 @@ async fn a_missing_file_is_told_by_name_and_exit_code_2() {
 }
 
 #[tokio::test]
-async fn an_address_in_use_is_told_with_what_to_do_and_exit_code_1() {
+async fn an_address_in_use_is_reported_with_a_remedy_and_exit_code_1() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
     let config =
@@ -54,7 +54,7 @@ async fn an_address_in_use_is_told_with_what_to_do_and_exit_code_1() {
 
 /// As in `gateway | head -1`.
 #[tokio::test]
-async fn who_stops_reading_what_it_prints_does_not_end_it() {
+async fn a_closed_output_does_not_end_it() {
     let mut gateway = command(&[]).kill_on_drop(true).spawn().unwrap();
     drop(gateway.stdout.take());
     let pid = gateway.id().unwrap().to_string();

@@ -1,4 +1,4 @@
-//! SIGTERM under load drops nobody.
+//! SIGTERM under load loses no request.
 
 use std::{
     collections::BTreeMap,
@@ -39,7 +39,7 @@ async fn backend() -> (Backend, Arc<AtomicUsize>) {
     (backend.await, streams)
 }
 
-/// Keeps its connection until an answer says `Connection: close`, then takes a new one; ends when none is to be had.
+/// Keeps its connection until a response with `Connection: close`, then opens a new one; ends when that fails.
 async fn kept(address: SocketAddr, client: u8) -> Seen {
     let mut seen = Seen::new();
     while let Ok(mut connection) = connect(address, client).await {
@@ -83,7 +83,7 @@ async fn fresh(address: SocketAddr, client: u8) -> Seen {
     seen
 }
 
-/// Streams on one HTTP/2 connection until the gateway says GOAWAY. A stream that was not sent for it is no failure: the
+/// Streams on one HTTP/2 connection until the gateway sends GOAWAY. A stream that was not sent for it is no failure: the
 /// client may send it elsewhere (RFC 9113 section 6.8). That it was not sent, the backend's count shows.
 async fn streams(address: SocketAddr, client: u8) -> Seen {
     let mut seen = Seen::new();
@@ -200,7 +200,7 @@ async fn a_connection_that_has_not_spoken_yet_gets_its_last_chance() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_signal_forces_the_end_and_the_report_says_what_was_cut() {
+async fn a_second_signal_forces_the_end_and_the_report_counts_what_was_cut() {
     let backend = Backend::new(|_| std::future::pending()).await;
     let gateway = Gateway::with_backends(&[backend.address], "[drain]\nforce = '0s'\n").await;
     let stuck = Arc::new(AtomicBool::new(true));

@@ -11,7 +11,7 @@ use std::{
 use crate::common::{Backend, Gateway, connect, get, send};
 use tokio::{task::JoinSet, time::Instant};
 
-/// A connection is closed before anybody has seen it: what is written to it in that moment was written to a dead replica.
+/// A connection is closed before that is noticed: what is written to it in that moment was written to a dead replica.
 const NOTICED: Duration = Duration::from_millis(100);
 
 /// One request of the load: when it began, and its answer.
@@ -21,7 +21,7 @@ struct Record {
     text: String,
 }
 
-/// 64 clients with addresses of their own, each with one request at a time on a kept connection.
+/// 64 clients with different addresses, each with one request at a time on a kept connection.
 struct Load {
     stop: Arc<AtomicBool>,
     clients: JoinSet<Vec<Record>>,
@@ -231,7 +231,7 @@ async fn a_backend_that_refuses_connections_costs_no_request() {
             (200, "living")
         );
     }
-    // It comes back under its old address, and is found without anybody's help.
+    // It comes back under its old address, and is found without intervention.
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     let back = Backend::on(listener, |_| async {
         http::Response::new(crate::common::full("back"))
@@ -245,7 +245,7 @@ async fn a_backend_that_refuses_connections_costs_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn backends_that_are_all_dead_are_told_in_bounded_time() {
+async fn with_all_backends_dead_requests_are_rejected_in_bounded_time() {
     let dead = Backend::named("dead").await;
     let address = dead.address;
     dead.kill().await;

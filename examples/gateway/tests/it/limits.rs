@@ -18,7 +18,7 @@ use tokio::{
 use crate::common::{Backend, Gateway, PATIENCE, get, send, status, tcp};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_past_its_limit_is_told_when_to_come_back_and_others_are_not_affected() {
+async fn a_client_past_its_limit_gets_retry_after_and_other_clients_are_not_affected() {
     let backend = Backend::named("backend").await;
     let gateway =
         Gateway::with_backends(&[backend.address], "[per_client]\nrate = 5\nburst = 5\n").await;
@@ -166,7 +166,7 @@ async fn a_probe_whose_client_hangs_up_does_not_wedge_the_circuit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backend_that_does_not_answer_is_told_as_a_timeout() {
+async fn a_backend_that_does_not_respond_is_a_timeout() {
     let backend = moody(&Arc::new(AtomicU16::new(0))).await;
     let gateway =
         Gateway::with_backends(&[backend.address], "[timeouts]\nresponse = '200ms'\n").await;
@@ -219,7 +219,7 @@ async fn an_upload_may_take_longer_than_an_answer_and_one_that_stops_is_the_clie
     const LIMIT: Duration = Duration::from_secs(1);
     let backend = Backend::named("thanks").await;
     let gateway = Gateway::with_backends(&[backend.address], "[timeouts]\nresponse = '1s'\n").await;
-    // Sends for longer than the limit, and tells the longest pause between two bytes.
+    // Sends for longer than the limit, and returns the longest pause between two bytes.
     let upload = async || {
         let mut slow = tcp(gateway.address, 1).await.unwrap();
         slow.write_all(

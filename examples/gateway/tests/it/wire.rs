@@ -149,7 +149,7 @@ async fn a_body_arrives_with_every_method_however_it_was_framed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_outside_can_speak_for_the_holder_of_a_lease() {
+async fn a_client_cannot_send_the_token_of_a_lease() {
     let (gateway, sent, _backend) = recorded().await;
     talk(&gateway, "GET / HTTP/1.1\r\nhost: test\r\nx-lease-token: echo/1;99\r\nx-lease-epoch: 99\r\nx-lease-epoch: 1\r\nconnection: close\r\n\r\n").await;
     let (head, _) = sent.lock().unwrap().pop().unwrap();
@@ -163,7 +163,7 @@ async fn nobody_outside_can_speak_for_the_holder_of_a_lease() {
 
 /// Nor in trailers, which some applications merge with the head.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_trailer_speaks_for_nobody_either() {
+async fn a_request_trailer_cannot_carry_a_token_or_an_address() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let record = seen.clone();
     let backend = Backend::new(move |request| {
@@ -211,7 +211,7 @@ async fn a_response_length_that_is_given_twice_is_passed_on_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_refused_is_told_as_a_problem_and_goes_no_further() {
+async fn a_rejected_request_gets_a_problem_document_and_is_not_forwarded() {
     let (gateway, sent, _backend) = recorded().await;
     let close = "connection: close\r\n\r\n";
     for (request, status, code) in [
@@ -312,7 +312,7 @@ async fn a_client_that_waits_for_100_gets_it_before_its_answer_and_not_before_a_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_closes_its_half_gets_an_answer_if_that_is_configured() {
+async fn a_client_that_closes_its_half_gets_a_response_if_that_is_configured() {
     let half_closed = async |more: &str| {
         let slow = Backend::new(|_| async {
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -412,7 +412,7 @@ async fn trailers_reach_an_http_2_client_without_what_would_break_its_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn operators_ask_with_get_or_head_and_are_told_what_else_is_allowed() {
+async fn the_admin_port_takes_get_and_head_and_lists_the_allowed_methods() {
     let (gateway, _, _backend) = recorded().await;
     for path in ["/live", "/ready", "/metrics", "/topology"] {
         let mut operator = crate::common::connect(gateway.admin, 0).await.unwrap();
