@@ -1,5 +1,6 @@
 //! What the kernel knows about a connection beyond the stream's API.
 
+#[cfg(target_os = "linux")]
 use std::any::Any;
 
 /// How many bytes in the socket's send queue the peer's kernel has not acknowledged yet. It falls while the peer reads,
